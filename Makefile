@@ -1,0 +1,38 @@
+# make demo: set up and run the encoder study.  make test: set up and pass the tests.
+# Both do their own set-up, in any order, again and again.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+STAMP := .venv/.installed
+# Two threads on two cores: without these a step of a small model spends its time spinning.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: demo install test check lint clean
+
+demo: install
+	.venv/bin/chip-ablate run ablations/encoder.yaml
+
+install: $(STAMP)
+
+test: install
+	.venv/bin/python -m pytest
+
+check: lint test
+
+lint: install
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH: install one, or say PYTHON=/path/to/python"; exit 2; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { \
+		echo "make: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)"; rm -rf .venv; exit 2; }
+	@echo "installing into .venv (a few minutes the first time)"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,28 @@
+"""The exceptions a user can meet. Each is one line that says what, where and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one line without a traceback, exit code 2."""
+
+
+class ConfigError(UserError):
+    """One or more problems of a file, all at once.
+
+    Each problem is a line `file: key.path: what, what would do`.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class TrialError(Exception):
+    """A trial cannot go on; the study does. Its message is the trial's reason."""
+
+
+class NonFiniteLossError(TrialError):
+    """The loss or a gradient is not finite; raised before the update is applied."""

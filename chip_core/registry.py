@@ -1,0 +1,49 @@
+"""Names a study file may choose from, and near ones for a name that is not there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def suggestion(name: str, choices: Iterable[str]) -> str:
+    """Return `did you mean 'x'? choices: …` for a name that is not among the choices."""
+    known = sorted(str(choice) for choice in choices)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    listed = f"choices: {', '.join(known)}"
+    return f"did you mean '{near[0]}'? {listed}" if near else listed
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A read-mostly mapping of names; a lookup that fails names the near ones."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that enters its object under `name`."""
+
+        def enter(entry: T) -> T:
+            assert name not in self._entries, f"{self.kind} {name} is registered twice"
+            self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise KeyError(
+                f"unknown {self.kind} '{name}': {suggestion(name, self._entries)}"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
