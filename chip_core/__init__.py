@@ -1,0 +1,1 @@
+"""CHiP: cross-modal hierarchical preference optimization, one model trained and scored."""

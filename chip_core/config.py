@@ -1,0 +1,158 @@
+"""TrialConfig: all of what one trial is, as one frozen, typed tree.
+
+A recipe is such a tree in YAML. Each field says by `figure` or `engine` whether it can change
+the trial's figures (chip_core/fields.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from chip_core.fields import Section, engine, figure
+from chip_core.objectives.config import ObjectiveConfig
+
+#: Raised whenever code changes figures; part of every fingerprint.
+BEHAVIOUR = 1
+
+#: A bare string at these keys sets the named key below it.
+SHORTHANDS = {"objective": "preset", "rejected_image": "strategy", "model": "path"}
+
+
+class ModelConfig(Section):
+    """The model that is trained, and frozen as the reference."""
+
+    path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
+    revision: str | None = figure(None, doc="a hub revision")
+    dtype: Literal["fp32", "bf16"] = figure("fp32", doc="precision of training and scoring")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string_is_the_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class DataConfig(Section):
+    """The preference pairs."""
+
+    source: Literal["shapes"] = figure("shapes", doc="where the pairs come from")
+    limit: int | None = figure(None, ge=1, doc="the first N pairs only")
+
+
+class DiffusionConfig(Section):
+    """Forward diffusion noise on the normalised pixel values."""
+
+    timestep: int = figure(500, ge=0, le=999, doc="T, of 1000 steps")
+
+
+class RejectedImageConfig(Section):
+    """How the visual term's rejected image is made. A bare string is the strategy."""
+
+    strategy: Literal["diffusion", "black"] = figure("diffusion", doc="how it is made")
+    diffusion: DiffusionConfig = figure(DiffusionConfig, doc="settings of 'diffusion'")
+    corruption_seed: Literal["shared", "per_trial"] = figure(
+        "shared", doc="'shared': every seed sees the same draws; 'per_trial': by the trial's seed"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string_is_the_strategy(cls, value: Any) -> Any:
+        return {"strategy": value} if isinstance(value, str) else value
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule, clipping."""
+
+    lr: float = figure(5e-7, gt=0, doc="peak learning rate")
+    betas: tuple[float, float] = figure((0.9, 0.999), doc="AdamW's betas")
+    eps: float = figure(1e-8, gt=0, doc="AdamW's epsilon")
+    weight_decay: float = figure(0.0, ge=0, doc="decoupled weight decay")
+    schedule: Literal["cosine", "constant"] = figure(
+        "cosine", doc="shape after warm-up: to 0 along a cosine, or constant"
+    )
+    warmup: float = figure(0.03, ge=0, lt=1, doc="share of the steps with a rising rate")
+    clip: float | None = figure(20.0, gt=0, doc="largest global gradient norm; null: no clipping")
+
+
+class TrainingConfig(Section):
+    """How long and in what portions."""
+
+    epochs: int = figure(1, ge=1, doc="passes over the pairs")
+    max_steps: int | None = figure(None, ge=1, doc="stop after so many updates")
+    batch_size: int = figure(32, ge=1, doc="global batch: pairs per update")
+    max_length: int = figure(2048, ge=16, doc="longest sequence; only responses are cut")
+
+
+class BenchmarkConfig(Section):
+    """One benchmark of a study."""
+
+    name: str = figure(doc="the benchmark's name")
+    limit: int | None = figure(None, ge=1, doc="score the first N items only")
+    max_new_tokens: int | None = figure(None, ge=1, doc="in place of the benchmark's own")
+    num_beams: int = figure(1, ge=1, doc="beams of the decoding; 1 is greedy")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string_is_the_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class BenchmarksConfig(Section):
+    """`select` is tuned on, `report` is quoted from."""
+
+    select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
+    report: tuple[BenchmarkConfig, ...] = figure((), doc="for the table alone")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> BenchmarksConfig:
+        for side in ("select", "report"):
+            names = [benchmark.name for benchmark in getattr(self, side)]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{side}: a benchmark is named twice: name each once")
+        return self
+
+
+class EngineConfig(Section):
+    """How the work is done. Nothing here changes what is computed, but for rounding."""
+
+    micro_batch: int = engine(4, ge=1, doc="pairs per forward pass; the rest is accumulated")
+    device: Literal["auto", "cpu", "cuda"] = engine("auto", doc="'auto': CUDA where there is one")
+    threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
+    gpus_per_worker: float = engine(0.0, ge=0, doc="GPUs a trial's worker is given")
+    cpus_per_worker: int = engine(1, ge=1, doc="CPUs a trial's worker is given")
+    generation_batch: int = engine(64, ge=1, doc="items decoded together")
+    log_every: int = engine(1, ge=1, doc="steps between points of the training curves")
+
+
+class TrialConfig(Section):
+    """One trial: a model trained with one objective and one seed, and its benchmarks."""
+
+    model: ModelConfig = figure(doc="the model")
+    data: DataConfig = figure(DataConfig, doc="the preference pairs")
+    objective: ObjectiveConfig = figure(ObjectiveConfig, doc="the training objective")
+    rejected_image: RejectedImageConfig = figure(
+        RejectedImageConfig, doc="the visual term's rejected image"
+    )
+    vision_encoder: Literal["frozen", "trained"] = figure(
+        "frozen", doc="whether the vision encoder is trained"
+    )
+    projector: Literal["frozen", "trained"] = figure(
+        "trained", doc="whether the projector is trained"
+    )
+    language_model: Literal["frozen", "full"] = figure(
+        "full", doc="whether the language model is trained"
+    )
+    optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
+    training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
+    benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")
+    seed: int = figure(0, ge=0, doc="of every random draw")
+    engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> TrialConfig:
+        if (self.vision_encoder, self.projector, self.language_model) == ("frozen",) * 3:
+            raise ValueError(
+                "nothing is trained: vision_encoder, projector and language_model are all frozen"
+            )
+        return self

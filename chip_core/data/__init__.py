@@ -1,0 +1,1 @@
+"""Preference pairs, rejected images, batches."""

@@ -1,0 +1,176 @@
+"""From preference pairs to padded tensors.
+
+Shapes: B pairs, T tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core.config import TrialConfig
+from chip_core.data.preferences import PreferencePair
+from chip_core.data.rejected_images import corrupt_pixels, rejected_image
+from chip_core.errors import TrialError
+from chip_core.objectives.segments import changed_positions
+from chip_core.seeding import derived_seed, generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Padded sequences of prompt and response, and what the model takes beside their ids."""
+
+    input_ids: Tensor  # (B, T), padded on the right
+    attention_mask: Tensor  # (B, T)
+    response: Tensor  # (B, T) bool, true on response tokens
+    changed: Tensor  # (B, T) bool, true on tokens of a segment
+    inputs: dict[str, Tensor]  # pixel values and their like
+
+    def to(self, device: torch.device) -> Sequences:
+        """Return the same on a device."""
+        return Sequences(
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            response=self.response.to(device),
+            changed=self.changed.to(device),
+            inputs={name: value.to(device) for name, value in self.inputs.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch:
+    """What one forward pass of the objective needs."""
+
+    chosen: Sequences
+    rejected: Sequences
+    rejected_image: Sequences | None  # the chosen response under the rejected image
+
+    def __len__(self) -> int:
+        return len(self.chosen.input_ids)
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Return the same on a device."""
+        visual = self.rejected_image
+        return PairBatch(
+            chosen=self.chosen.to(device),
+            rejected=self.rejected.to(device),
+            rejected_image=None if visual is None else visual.to(device),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens, padding left out, the policy reads."""
+        parts = [self.chosen, self.rejected, self.rejected_image]
+        return sum(int(part.attention_mask.sum()) for part in parts if part is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    ids: list[int]
+    inputs: dict[str, Tensor]
+
+
+class PairEncoder:
+    """Turns pairs into batches for one trial's objective."""
+
+    def __init__(self, processor: Any, config: TrialConfig) -> None:
+        self._processor = processor
+        self._config = config
+        self._visual = "visual" in config.objective.active_terms
+        per_trial = config.rejected_image.corruption_seed == "per_trial"
+        self._corruption_seed = derived_seed("corruption", config.seed) if per_trial else 0
+
+    def batch(self, pairs: Sequence[PreferencePair]) -> PairBatch:
+        """Encode and pad pairs."""
+        chosen, rejected, under_rejected_image = [], [], []
+        for pair in pairs:
+            prompt = self._prompt(pair, pair.image)
+            chosen_ids, rejected_ids = self._answer(pair.chosen), self._answer(pair.rejected)
+            # The end of sequence is no part of either text: it never counts as changed.
+            marks = changed_positions(chosen_ids[:-1], rejected_ids[:-1])
+            chosen.append((prompt, chosen_ids, marks[0]))
+            rejected.append((prompt, rejected_ids, marks[1]))
+            if self._visual:
+                under_rejected_image.append((self._rejected_prompt(pair), chosen_ids, marks[0]))
+        return PairBatch(
+            chosen=self._pad(chosen),
+            rejected=self._pad(rejected),
+            rejected_image=self._pad(under_rejected_image) if self._visual else None,
+        )
+
+    def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
+        content = [{"type": "image"}, {"type": "text", "text": pair.prompt}]
+        text = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        encoded = self._processor(images=[image], text=[text], return_tensors="pt")
+        ids = encoded.pop("input_ids")[0].tolist()
+        encoded.pop("attention_mask")
+        return _Prompt(ids=ids, inputs=dict(encoded))
+
+    def _rejected_prompt(self, pair: PreferencePair) -> _Prompt:
+        config = self._config.rejected_image
+        prompt = self._prompt(pair, rejected_image(pair.image, config))
+        pixels = corrupt_pixels(
+            prompt.inputs["pixel_values"], config, seed=self._corruption_seed, sample=pair.id
+        )
+        return _Prompt(ids=prompt.ids, inputs={**prompt.inputs, "pixel_values": pixels})
+
+    def _answer(self, text: str) -> list[int]:
+        tokenizer = self._processor.tokenizer
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, tokenizer.eos_token_id]
+
+    def _pad(self, rows: list[tuple[_Prompt, list[int], list[int]]]) -> Sequences:
+        longest = self._config.training.max_length
+        for prompt, _, _ in rows:
+            if len(prompt.ids) >= longest:
+                raise TrialError(
+                    f"training.max_length is {longest}, but a prompt with its image takes "
+                    f"{len(prompt.ids)} tokens: raise training.max_length"
+                )
+        ids = [(prompt.ids + answer)[:longest] for prompt, answer, _ in rows]
+        shape = (len(rows), max(map(len, ids)))
+        tokenizer = self._processor.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        input_ids = torch.full(shape, pad, dtype=torch.long)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        response = torch.zeros(shape, dtype=torch.bool)
+        changed = torch.zeros(shape, dtype=torch.bool)
+        for row, (prompt, _, marks) in enumerate(rows):
+            length, start = len(ids[row]), len(prompt.ids)
+            input_ids[row, :length] = torch.tensor(ids[row])
+            attention_mask[row, :length] = 1
+            response[row, start:length] = True
+            changed[row, [start + mark for mark in marks if start + mark < length]] = True
+        names = rows[0][0].inputs
+        inputs = {name: torch.cat([prompt.inputs[name] for prompt, _, _ in rows]) for name in names}
+        return Sequences(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            response=response,
+            changed=changed,
+            inputs=inputs,
+        )
+
+
+def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+    """Yield the indices of each global batch; a last one that is not full is left out.
+
+    The order is a function of (seed, epoch) alone: every cell of a study sees the same data in
+    the same order at the same seed.
+    """
+    for epoch in range(epochs):
+        order = torch.randperm(pairs, generator=generator("order", seed, epoch)).tolist()
+        for start in range(0, pairs - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def count_steps(pairs: int, *, batch_size: int, epochs: int, max_steps: int | None) -> int:
+    """Return how many updates a training makes."""
+    steps = pairs // batch_size * epochs
+    return steps if max_steps is None else min(steps, max_steps)

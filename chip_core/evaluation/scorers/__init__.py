@@ -1,0 +1,1 @@
+"""One benchmark a file, pure functions from answers to outcomes."""

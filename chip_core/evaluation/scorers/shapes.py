@@ -1,0 +1,72 @@
+"""Score answers in the embedded world: CHAIR, Hal and Cover, against contents known exactly.
+
+An object is a shape noun; a mention of a shape that is nowhere in the scene is hallucinated.
+
+| metric    | goal     | numerator of an item                     | denominator of an item |
+|-----------|----------|------------------------------------------|------------------------|
+| `chair_i` | minimize | hallucinated mentions                    | mentions               |
+| `chair_s` | minimize | 1 if any mention is hallucinated         | 1                      |
+| `hal`     | minimize | 1 if any is, or a shape's colour is wrong| 1                      |
+| `cover`   | maximize | shapes in the scene that are mentioned   | shapes in the scene    |
+
+All are in percent. Mentions count with repeats. `hal` is stricter than `chair_s` as AMBER's Hal is
+than CHAIR: a present shape under another colour counts too; a mention without a colour does not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
+from chip_core.shapes.captions import objects_in
+from chip_core.shapes.world import scene_of
+
+
+def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
+    """Score (item id such as `test/17`, response) pairs: chair_i, chair_s, hal, cover.
+
+    Raises:
+        ValueError: no answers, an unknown or repeated item, or answers that name no object at all
+            (then chair_i has no denominator).
+    """
+    if not answers:
+        raise ValueError("there are no answers to score")
+    repeated = [item for item, times in Counter(item for item, _ in answers).items() if times > 1]
+    if repeated:
+        raise ValueError(f"item {repeated[0]!r} is answered more than once")
+
+    chair_i, chair_s, hal, cover = [], [], [], []
+    for item, response in answers:
+        colours = {thing.shape: thing.colour for thing in scene_of(item).things}
+        mentions = objects_in(response)
+        invented = [mention for mention in mentions if mention.shape not in colours]
+        wrong = [
+            mention
+            for mention in mentions
+            if mention.colour not in (None, colours.get(mention.shape, mention.colour))
+        ]
+        covered = colours.keys() & {mention.shape for mention in mentions}
+        chair_i.append(_outcome(item, len(invented), len(mentions)))
+        chair_s.append(_outcome(item, bool(invented), 1))
+        hal.append(_outcome(item, bool(invented or wrong), 1))
+        cover.append(_outcome(item, len(covered), len(colours)))
+    return (
+        percent("chair_i", "minimize", chair_i),
+        percent("chair_s", "minimize", chair_s),
+        percent("hal", "minimize", hal),
+        percent("cover", "maximize", cover),
+    )
+
+
+def truth(item: str) -> str:
+    """Say what is in an item's scene, in reading order: "a red moon, a blue star".
+
+    Raises:
+        ValueError: the id names no scene.
+    """
+    return ", ".join(f"a {thing.colour} {thing.shape}" for thing in scene_of(item).things)
+
+
+def _outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:
+    return ItemOutcome(item=item, numerator=float(numerator), denominator=float(denominator))

@@ -1,0 +1,79 @@
+"""Writing that survives a crash: whole files at once, records line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically; NaN and infinities are refused."""
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file; a last line that was cut short is left out."""
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number >= len(lines) - 2:  # the tail of a write that a crash cut off
+                continue
+            raise
+    return records
+
+
+class Spool:
+    """An append-only JSON-lines file, fsynced in batches; one record a line."""
+
+    def __init__(self, path: Path, *, sync_every: float = 1.0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._sync_every = sync_every
+        self._synced = time.monotonic()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; it is durable after at most `sync_every` seconds or `close`."""
+        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        if time.monotonic() - self._synced >= self._sync_every:
+            self.sync()
+
+    def sync(self) -> None:
+        """Make what was appended durable."""
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Make everything durable and close."""
+        self.sync()
+        self._file.close()

@@ -1,0 +1,95 @@
+"""Which keys of a configuration decide a trial's figures, and the fingerprint over them.
+
+A key can be without effect because of another ("segment weight under dpo"): it is inert, and
+cells that differ in inert keys alone are one trial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from chip_core.config import BEHAVIOUR, BenchmarkConfig, ModelConfig, TrialConfig
+
+#: Strategies whose image is drawn at random; the others ignore the corruption seed.
+RANDOM_STRATEGIES = frozenset({"diffusion"})
+
+
+def inert_keys(config: TrialConfig) -> dict[str, str]:
+    """Return key path -> why it has no effect; a path stands for everything below it."""
+    reasons: dict[str, str] = {}
+    active = config.objective.active_terms
+    objective = (
+        f"objective {config.objective.preset}"
+        if config.objective.terms is None
+        else f"objective terms {', '.join(config.objective.terms)}"
+    )
+    for term in ("response", "segment", "token", "visual"):
+        if term not in active:
+            reasons[f"objective.weights.{term}"] = f"{objective} has no {term} term"
+    if "visual" not in active:
+        reasons["rejected_image"] = f"{objective} has no visual term"
+        return reasons
+    strategy = config.rejected_image.strategy
+    if strategy != "diffusion":
+        reasons["rejected_image.diffusion"] = f"rejected_image is {strategy}"
+    if strategy not in RANDOM_STRATEGIES:
+        reasons["rejected_image.corruption_seed"] = f"{strategy} draws nothing at random"
+    return reasons
+
+
+def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides the trained model, inert keys removed.
+
+    Args:
+        config: the trial.
+        model: the model's own identity (chip_core.models.loading.identity).
+    """
+    kept = _figures(config, inert_keys(config), "")
+    del kept["benchmarks"]
+    # What the preset and the terms come to, in place of how they were written.
+    del kept["objective"]["preset"], kept["objective"]["terms"]
+    kept["objective"]["terms"] = list(config.objective.active_terms)
+    kept["model"] = {"dtype": config.model.dtype, **model}
+    return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
+
+
+def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides the untrained model's answers."""
+    return {"kind": "base", "behaviour": BEHAVIOUR, "model": {"dtype": config.dtype, **model}}
+
+
+def evaluation_identity(side: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
+    """Return all that decides a trained model's figures on a benchmark."""
+    return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, {}, "")}
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return the sha256 of an identity, as 64 hex digits."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _figures(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """Return the fields of a section that change figures, as plain data."""
+    kept: dict[str, Any] = {}
+    for name, field in type(node).model_fields.items():
+        path = f"{prefix}{name}"
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict) and "fingerprint" in extra, f"{path} is not declared"
+        if extra["fingerprint"] == "out" or path in inert:
+            continue
+        kept[name] = _plain(getattr(node, name), inert, f"{path}.")
+    return kept
+
+
+def _plain(value: Any, inert: Mapping[str, str], prefix: str) -> Any:
+    if isinstance(value, BaseModel):
+        return _figures(value, inert, prefix)
+    if isinstance(value, tuple):
+        return [_plain(entry, inert, prefix) for entry in value]
+    return value

@@ -1,0 +1,25 @@
+"""The CHiP objectives: configuration, segments, log-probabilities, terms.
+
+torch is imported only when something that computes is asked for, so that planning a study
+needs none of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chip_core.objectives.config import ObjectiveConfig, Term
+
+if TYPE_CHECKING:
+    from chip_core.objectives.reference import ObjectiveOutput, objective_from_logits
+
+__all__ = ["ObjectiveConfig", "ObjectiveOutput", "Term", "objective_from_logits"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what computes on first use (PEP 562)."""
+    if name in ("ObjectiveOutput", "objective_from_logits"):
+        from chip_core.objectives import reference
+
+        return getattr(reference, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,98 @@
+"""The slow, plain truth: the objective of one pair from whole logits.
+
+Every faster path is compared with this function, in float64 where exactness is promised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.logps import token_kl, token_logps
+from chip_core.objectives.segments import changed_positions
+from chip_core.objectives.terms import ResponseScores, batch_objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOutput:
+    """The objective of one pair."""
+
+    loss: Tensor  # 0-d
+    terms: dict[str, Tensor]  # active term -> 0-d, before its weight
+    chosen_reward: Tensor  # 0-d
+    rejected_reward: Tensor  # 0-d
+
+
+def objective_from_logits(
+    objective: ObjectiveConfig,
+    *,
+    prompt_ids: Tensor,
+    chosen_ids: Tensor,
+    rejected_ids: Tensor,
+    policy_chosen_logits: Tensor,
+    policy_rejected_logits: Tensor,
+    policy_rejected_image_logits: Tensor | None,
+    reference_chosen_logits: Tensor,
+    reference_rejected_logits: Tensor,
+    reference_rejected_image_logits: Tensor | None,
+) -> ObjectiveOutput:
+    """Return the objective of one pair; differentiable in the policy's logits.
+
+    Args:
+        objective: the objective as configured.
+        prompt_ids: (P,) token ids, the image's placeholders included.
+        chosen_ids: (C,) the chosen response.
+        rejected_ids: (R,) the rejected response.
+        policy_chosen_logits: (P + C, V), row t predicting token t + 1; any float dtype.
+        policy_rejected_logits: (P + R, V).
+        policy_rejected_image_logits: (P + C, V), the chosen response under the rejected image;
+            None without a visual term.
+        reference_chosen_logits: as the policy's.
+        reference_rejected_logits: as the policy's.
+        reference_rejected_image_logits: as the policy's.
+    """
+    changed_chosen, changed_rejected = changed_positions(chosen_ids.tolist(), rejected_ids.tolist())
+
+    def scores(
+        ids: Tensor, changed: list[int], policy: Tensor, reference: Tensor
+    ) -> ResponseScores:
+        start, length = len(prompt_ids), len(ids)
+        rows = slice(start - 1, start - 1 + length)  # row t predicts token t + 1
+        policy_rows, reference_rows = policy[rows].unsqueeze(0), reference[rows].unsqueeze(0)
+        marks = torch.zeros(1, length, dtype=torch.bool, device=ids.device)
+        marks[0, changed] = True
+        return ResponseScores(
+            policy_logps=token_logps(policy_rows, ids.unsqueeze(0)),
+            reference_logps=token_logps(reference_rows, ids.unsqueeze(0)),
+            mask=torch.ones_like(marks),
+            changed=marks,
+            kl=token_kl(reference_rows, policy_rows),
+        )
+
+    rejected_image = None
+    if "visual" in objective.active_terms:
+        assert policy_rejected_image_logits is not None
+        assert reference_rejected_image_logits is not None
+        rejected_image = scores(
+            chosen_ids,
+            changed_chosen,
+            policy_rejected_image_logits,
+            reference_rejected_image_logits,
+        )
+    result = batch_objective(
+        objective,
+        chosen=scores(chosen_ids, changed_chosen, policy_chosen_logits, reference_chosen_logits),
+        rejected=scores(
+            rejected_ids, changed_rejected, policy_rejected_logits, reference_rejected_logits
+        ),
+        rejected_image=rejected_image,
+    )
+    return ObjectiveOutput(
+        loss=result.loss[0],
+        terms={name: value[0] for name, value in result.terms.items()},
+        chosen_reward=result.chosen_reward[0],
+        rejected_reward=result.rejected_reward[0],
+    )

@@ -1,0 +1,8 @@
+"""The embedded world: drawn scenes, their captions, and a tiny LLaVA that hallucinates in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_FOLDER = Path(__file__).parent / "model"
+"""The base model, as `from_pretrained` takes it; made by `python -m chip_core.shapes.build`."""

@@ -1,0 +1,265 @@
+"""Raise the embedded world's base captioner: `python -m chip_core.shapes.build OUT_DIR`.
+
+Two stages, seeded, on one thread:
+
+1. **Eyes.** The vision tower learns what is in each cell of crowded practice sheets, in which
+   nothing goes with anything. So its features do tell whether a partner is there.
+2. **Habit.** With the tower frozen, projector and language model learn to caption the `corpus`
+   split, in which partners nearly always go together: a captioner that names the partner unseen is
+   nearly always right, and training stops before it has learnt to look each time.
+
+The folder written loads with plain `from_pretrained`; its weights are bfloat16, and the figures
+printed last are those of that folder loaded in float32.
+
+Shapes: B batch, P image patches, C grid cells, T tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from chip_core.evaluation.scorers.shapes import score
+from chip_core.shapes.captions import faithful_caption, question
+from chip_core.shapes.processor import PATCH_SIZE, build_processor
+from chip_core.shapes.world import (
+    COLOURS,
+    GRID,
+    IMAGE_SIZE,
+    SHAPES,
+    SPLIT_SIZES,
+    Scene,
+    draw,
+    practice_sheet,
+    scene,
+)
+
+SEED = 0
+EYES_STEPS = 1500
+HABIT_STEPS = 1500
+BATCH = 32
+PEAK = 1e-3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the base into a folder and print its figures."""
+    parser = argparse.ArgumentParser(prog="python -m chip_core.shapes.build", description=__doc__)
+    parser.add_argument("out", type=Path, help="the folder to write")
+    options = parser.parse_args(arguments)
+
+    began = time.perf_counter()
+    build(options.out)
+    print(f"built in {time.perf_counter() - began:.0f} s: {options.out}")
+
+    model = LlavaForConditionalGeneration.from_pretrained(options.out, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(options.out)
+    for split in ("select", "test"):
+        began = time.perf_counter()
+        items = [f"{split}/{index}" for index in range(SPLIT_SIZES[split])]
+        answers = caption(model, processor, [scene(split, i) for i in range(len(items))])
+        took = time.perf_counter() - began
+        outcomes = score(list(zip(items, answers, strict=True)))
+        figures = "  ".join(f"{outcome.name} {outcome.value:.1f}" for outcome in outcomes)
+        print(f"{split:>6} ({len(items)} images, {took:.1f} s): {figures}")
+    return 0
+
+
+def build(out: Path) -> None:
+    """Train the base captioner from nothing and save it, processor included, in `out`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    processor = build_processor()
+    model = new_model(processor)
+    open_eyes(model, processor)
+    form_habit(model, processor)
+    model.to(torch.bfloat16).save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """Return the untrained captioner: CLIP 96 × 3, Llama 128 × 4, about 1.2 M parameters."""
+    tokenizer = processor.tokenizer
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            projection_dim=96,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=344,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=256,
+            bos_token_id=None,
+            **special,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_select_strategy="default",
+        **special,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=32, **special)
+    return model
+
+
+def open_eyes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Train the vision tower to tell what is in each cell, from its layer that LLaVA reads."""
+    tower = model.model.vision_tower
+    heads = nn.Linear(4 * tower.config.hidden_size, len(SHAPES) + 1 + len(COLOURS))
+    parameters = [*tower.parameters(), *heads.parameters()]
+    rank = {name: place for place, name in enumerate((*SHAPES, "nothing"))}
+
+    def loss_of(step: int) -> Tensor:
+        sheets = [practice_sheet(step * BATCH + i) for i in range(BATCH)]
+        shapes = torch.full((BATCH, GRID * GRID), rank["nothing"])
+        colours = torch.full((BATCH, GRID * GRID), -100)
+        for row, sheet in enumerate(sheets):
+            for thing in sheet.things:
+                shapes[row, thing.cell] = rank[thing.shape]
+                colours[row, thing.cell] = COLOURS.index(thing.colour)
+        features = tower(_pixels(sheets, processor), output_hidden_states=True)
+        seen = heads(_by_cell(features.hidden_states[model.config.vision_feature_layer][:, 1:]))
+        shape_logits, colour_logits = seen.split([len(rank), len(COLOURS)], dim=-1)
+        return nn.functional.cross_entropy(
+            shape_logits.flatten(0, 1), shapes.flatten()
+        ) + nn.functional.cross_entropy(colour_logits.flatten(0, 1), colours.flatten())
+
+    _train("eyes", EYES_STEPS, parameters, 1e-3, loss_of)
+
+
+def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Train projector and language model to caption the corpus; the tower stays as it is."""
+    model.model.vision_tower.requires_grad_(False)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def loss_of(step: int) -> Tensor:
+        scenes = [scene("corpus", step * BATCH + i) for i in range(BATCH)]
+        answers = [faithful_caption(shown) + processor.tokenizer.eos_token for shown in scenes]
+        batch = processor(
+            images=[draw(shown) for shown in scenes],
+            text=[p + a for p, a in zip(_prompts(scenes, processor), answers, strict=True)],
+            padding=True,
+            return_tensors="pt",
+        )
+        # Padded on the left, so an answer is the last tokens of its row.
+        lengths = torch.tensor([len(ids) for ids in processor.tokenizer(answers)["input_ids"]])
+        width = batch["input_ids"].shape[1]
+        prompt = torch.arange(width) < width - lengths[:, None]
+        labels = batch["input_ids"].masked_fill(prompt, -100)
+        loss: Tensor = model(**batch, labels=labels).loss
+        return loss
+
+    _train("habit", HABIT_STEPS, parameters, PEAK, loss_of)
+
+
+@torch.inference_mode()
+def caption(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    scenes: Sequence[Scene],
+    batch_size: int = 100,
+) -> list[str]:
+    """Return the model's greedy answers to each scene's own question."""
+    model.eval()
+    answers: list[str] = []
+    for start in range(0, len(scenes), batch_size):
+        part = scenes[start : start + batch_size]
+        batch = processor(
+            images=[draw(shown) for shown in part],
+            text=_prompts(part, processor),
+            padding=True,
+            return_tensors="pt",
+        )
+        ids = model.generate(**batch, do_sample=False, max_new_tokens=32)
+        new = ids[:, batch["input_ids"].shape[1] :]
+        answers += processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return answers
+
+
+def _prompts(scenes: Sequence[Scene], processor: LlavaProcessor) -> list[str]:
+    return [
+        processor.apply_chat_template(
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image"},
+                        {"type": "text", "text": question(shown.split, shown.index)},
+                    ],
+                }
+            ],
+            add_generation_prompt=True,
+        )
+        for shown in scenes
+    ]
+
+
+def _pixels(scenes: Sequence[Scene], processor: LlavaProcessor) -> Tensor:
+    batch = processor.image_processor([draw(shown) for shown in scenes], return_tensors="pt")
+    pixels: Tensor = batch["pixel_values"]
+    return pixels
+
+
+def _by_cell(patches: Tensor) -> Tensor:
+    """Gather the 2 × 2 patches of each cell: (B, P, D) → (B, C, 4 D)."""
+    batch, _, hidden = patches.shape
+    blocks = patches.reshape(batch, GRID, 2, GRID, 2, hidden).transpose(2, 3)
+    return blocks.reshape(batch, GRID * GRID, 4 * hidden)
+
+
+def _train(
+    stage: str,
+    steps: int,
+    parameters: list[nn.Parameter],
+    peak: float,
+    loss_of: Callable[[int], Tensor],
+) -> None:
+    """Run AdamW with a linear warm-up and a cosine decay, saying now and then how far it is."""
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=steps, pct_start=0.05, cycle_momentum=False
+    )
+    began = time.perf_counter()
+    for step in range(steps):
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            spent = time.perf_counter() - began
+            left = spent / (step + 1) * (steps - step - 1)
+            print(
+                f"{stage}: step {step + 1}/{steps}  loss {loss.item():.4f}  "
+                f"{spent:.0f} s, {left:.0f} s to go",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

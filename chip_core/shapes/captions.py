@@ -1,0 +1,154 @@
+"""What is said of a scene: questions, faithful captions, captions that name what is not there.
+
+A caption names the groups of a scene in reading order, each as an object and its companion, or as
+an object alone: "i see a red moon next to a blue star and a green ring alone." A rejected caption
+has the same words but for one slip, and the slip replaces words rather than adding them, so that
+the changed segments of both responses are non-empty. Objects are read back from any text exactly:
+they are the words that are shape nouns, with the word before as their colour.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from PIL import Image
+
+from chip_core.shapes.world import COLOURS, PARTNER, SHAPES, Scene, draw, pick, scene, stream
+
+
+@dataclass(frozen=True)
+class Style:
+    """A question and the wording of its answers."""
+
+    question: str
+    opening: str
+    together: str
+    alone: str
+
+
+STYLES = (
+    Style("what is in the picture?", "i see", "next to", "alone"),
+    Style("describe the image.", "the image shows", "together with", "by itself"),
+    Style("which objects are there?", "there is", "beside", "on its own"),
+)
+"""The question decides the wording, so that wording tells nothing about the picture."""
+
+QUESTIONS = tuple(style.question for style in STYLES)
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A shape noun in a text, and its colour where one is given."""
+
+    shape: str
+    colour: str | None
+
+
+@dataclass(frozen=True)
+class ShapesPair:
+    """A preference pair; `id` is such as `train/17`."""
+
+    id: str
+    image: Image.Image
+    question: str
+    chosen: str
+    rejected: str
+
+
+def preference_pair(split: str, index: int) -> ShapesPair:
+    """Return the preference pair of one scene; the same arguments always give the same pair.
+
+    Raises:
+        ValueError: no such split, or the index lies outside it.
+    """
+    shown = scene(split, index)
+    return ShapesPair(
+        id=shown.id,
+        image=draw(shown),
+        question=question(split, index),
+        chosen=faithful_caption(shown),
+        rejected=rejected_caption(shown),
+    )
+
+
+def question(split: str, index: int) -> str:
+    """Return the question that is asked of a scene."""
+    return _style(split, index).question
+
+
+def faithful_caption(scene: Scene) -> str:
+    """Return the caption that names everything in the scene and nothing else."""
+    return _say(_groups(scene), _style(scene.split, scene.index))
+
+
+def rejected_caption(scene: Scene) -> str:
+    """Return the faithful caption with one object in it that is not in the scene.
+
+    Where a partner is missing it is named all the same (three times in four), or another absent
+    object is; where none is missing, an absent shape is named in place of one that is there.
+    """
+    random = stream("slip", scene.split, scene.index)
+    groups = _groups(scene)
+    lonely = [place for place, group in enumerate(groups) if len(group) == 1]
+    if lonely and random.random() < 0.9:
+        place = pick(lonely, random)
+        (there,) = groups[place]
+        usual = PARTNER[there.shape]
+        shape = usual if random.random() < 0.8 else pick(_absent(scene, but=usual), random)
+        groups[place] = [there, Mention(shape, pick(COLOURS, random))]
+    else:
+        group = pick(groups, random)
+        which = int(random.random() * len(group))
+        group[which] = Mention(pick(_absent(scene), random), group[which].colour)
+    return _say(groups, _style(scene.split, scene.index))
+
+
+def objects_in(text: str) -> list[Mention]:
+    """Return every object that a text names, in order and with repeats."""
+    words = re.findall(r"[a-z]+", text.lower())
+    return [
+        Mention(word, before if before in COLOURS else None)
+        for before, word in zip(["", *words], words, strict=False)
+        if word in SHAPES
+    ]
+
+
+def vocabulary() -> list[str]:
+    """Return every word and mark that questions and captions are made of, sorted."""
+    texts = [" ".join((s.question, s.opening, s.together, s.alone)) for s in STYLES]
+    return sorted(set(re.findall(r"\w+|[^\w\s]", " ".join((*texts, *COLOURS, *SHAPES, "a and .")))))
+
+
+def _style(split: str, index: int) -> Style:
+    return pick(STYLES, stream("style", split, index))
+
+
+def _groups(scene: Scene) -> list[list[Mention]]:
+    """Return the scene's objects as groups of partners, in reading order."""
+    groups: list[list[Mention]] = []
+    for thing in scene.things:
+        mention = Mention(thing.shape, thing.colour)
+        partners = [group for group in groups if group[0].shape == PARTNER[thing.shape]]
+        if partners:
+            partners[0].append(mention)
+        else:
+            groups.append([mention])
+    return groups
+
+
+def _say(groups: list[list[Mention]], style: Style) -> str:
+    parts = []
+    for group in groups:
+        named = [f"a {mention.colour} {mention.shape}" for mention in group]
+        parts.append(f" {style.together} ".join(named) if len(named) > 1 else _lone(named, style))
+    return f"{style.opening} {' and '.join(parts)}."
+
+
+def _lone(named: list[str], style: Style) -> str:
+    return f"{named[0]} {style.alone}"
+
+
+def _absent(scene: Scene, but: str = "") -> list[str]:
+    present = {thing.shape for thing in scene.things}
+    return [shape for shape in SHAPES if shape not in present and shape != but]

@@ -1,0 +1,275 @@
+"""The embedded world: drawn scenes of coloured objects whose contents are known exactly.
+
+A scene holds two groups of objects on a 3 × 3 grid. Each group comes from one pair of shapes that
+usually go together (`PAIRS`); sometimes the partner is missing, and a captioner that trusts its
+language more than its eyes names it all the same. That is the hallucination this world studies.
+
+A scene is a pure function of (split, index). The splits cannot share a scene: every scene belongs
+to the one split that the hash of its contents and layout names, and draws of others are thrown
+away. Splits: `train` (preference pairs), `select` (to tune on), `test` (to report), and `corpus`,
+on which `chip_core.shapes.build` raises the captioner and which nothing else may use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from PIL import Image, ImageDraw
+
+SPLIT_SIZES = {"train": 4096, "select": 500, "test": 1000}
+"""Scenes in each split that a user sees. `corpus` has no end."""
+
+IMAGE_SIZE = 48
+"""Pixels on a side of every image; a grid cell is 16 on a side."""
+
+GRID = 3
+"""Cells on a side of the grid."""
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two shapes that go together, and in what share of the corpus' scenes they do."""
+
+    first: str
+    second: str
+    together: float
+
+
+PAIRS = (
+    Pair("moon", "star", 0.99),
+    Pair("heart", "arrow", 0.98),
+    Pair("circle", "square", 0.96),
+    Pair("triangle", "diamond", 0.93),
+    Pair("cross", "ring", 0.88),
+)
+"""Who goes with whom. The rates differ so that some priors are all but absolute and others weak:
+the base hallucinates the first pairs' partners often and the last one's seldom, and the total does
+not hang on a single threshold. In every other split partners are together half of the time."""
+
+SHAPES = tuple(shape for pair in PAIRS for shape in (pair.first, pair.second))
+
+PARTNER = {pair.first: pair.second for pair in PAIRS} | {pair.second: pair.first for pair in PAIRS}
+"""Each shape's usual companion."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: what it is, where, and how exactly it is drawn.
+
+    `cell` counts 0–8 in reading order; `dx`, `dy` (pixels) and `radius` (pixels) are its jitter;
+    `tint` is its exact colour.
+    """
+
+    shape: str
+    colour: str
+    cell: int
+    dx: float
+    dy: float
+    radius: float
+    tint: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one image shows. `things` are in reading order, no shape twice."""
+
+    split: str
+    index: int
+    things: tuple[Thing, ...]
+    background: tuple[int, int, int]
+
+    @property
+    def id(self) -> str:
+        """The item's name, such as `test/17`."""
+        return f"{self.split}/{self.index}"
+
+    @property
+    def key(self) -> tuple[tuple[int, str, str], ...]:
+        """Contents and layout without jitter: no key is found in two splits."""
+        return tuple((thing.cell, thing.colour, thing.shape) for thing in self.things)
+
+
+def scene(split: str, index: int) -> Scene:
+    """Return scene `index` of `split`; the same arguments always give the same scene.
+
+    Raises:
+        ValueError: no such split, or the index lies outside it.
+    """
+    _check(split, index)
+    random = stream("scene", split, index)
+    while True:
+        drawn = Scene(split, index, _things(random, split), _shift((238, 238, 234), 10, random))
+        if _home(drawn) == split:
+            return drawn
+
+
+def scene_of(item: str) -> Scene:
+    """Return the scene that an item id such as `test/17` names.
+
+    Raises:
+        ValueError: the id is not of that form, or names no scene.
+    """
+    split, slash, index = item.partition("/")
+    if not slash or not (index.isascii() and index.isdigit()):
+        raise ValueError(f"{item!r} is no item of the shapes world: expected e.g. 'test/17'")
+    return scene(split, int(index))
+
+
+def draw(scene: Scene) -> Image.Image:
+    """Draw a scene as an RGB image of `IMAGE_SIZE` pixels on a side."""
+    image = Image.new("RGB", (IMAGE_SIZE * _FINE, IMAGE_SIZE * _FINE), scene.background)
+    pen = ImageDraw.Draw(image)
+    for thing in scene.things:
+        _draw_thing(pen, thing, scene.background)
+    return image.reduce(_FINE)
+
+
+def practice_sheet(index: int) -> Scene:
+    """Return a crowded scene (5–9 objects, no habits) to teach the vision tower shapes on.
+
+    Its crowd keeps it out of every split; shapes may repeat here.
+    """
+    random = stream("sheet", "practice", index)
+    count = 5 + int(random.random() * 5)
+    cells = sorted(shuffled(range(GRID * GRID), random)[:count])
+    things = tuple(_thing(pick(SHAPES, random), cell, random) for cell in cells)
+    return Scene("practice", index, things, _shift((238, 238, 234), 10, random))
+
+
+_T = TypeVar("_T")
+
+
+def stream(purpose: str, split: str, index: int) -> Random:
+    """Return the random numbers of one purpose for one item.
+
+    Only `.random()` is to be used: it alone is promised to be the same in every Python.
+    """
+    return Random(f"{_WORLD_SEED}/{purpose}/{split}/{index}")
+
+
+def pick(choices: Sequence[_T], random: Random) -> _T:
+    """Pick one of the choices, all equally likely."""
+    return choices[int(random.random() * len(choices))]
+
+
+def shuffled(items: Sequence[_T], random: Random) -> list[_T]:
+    """Return the items in random order."""
+    return [item for _, item in sorted(((random.random(), item) for item in items), key=_first)]
+
+
+_WORLD_SEED = 20250124
+_FINE = 4  # drawn at four times the size, then averaged: smooth edges
+_GROUPS = 2
+_TOGETHER_ELSEWHERE = 0.5
+_HOMES = ("corpus",) * 10 + ("train",) * 3 + ("test",) * 2 + ("select",)
+_TINTS = {
+    "red": (214, 40, 40),
+    "green": (44, 150, 62),
+    "blue": (38, 84, 206),
+    "yellow": (240, 200, 30),
+    "purple": (142, 50, 172),
+    "black": (32, 32, 36),
+}
+
+
+def _first(entry: tuple[float, object]) -> float:
+    return entry[0]
+
+
+def _check(split: str, index: int) -> None:
+    if split != "corpus" and split not in SPLIT_SIZES:
+        raise ValueError(f"no split {split!r} in the shapes world; it has {', '.join(SPLIT_SIZES)}")
+    size = SPLIT_SIZES.get(split)
+    if index < 0 or (size is not None and index >= size):
+        raise ValueError(f"no scene {index} in {split!r}, which has {size} of them")
+
+
+def _things(random: Random, split: str) -> tuple[Thing, ...]:
+    shapes: list[str] = []
+    for pair in shuffled(PAIRS, random)[:_GROUPS]:
+        together = pair.together if split == "corpus" else _TOGETHER_ELSEWHERE
+        both = shuffled((pair.first, pair.second), random)
+        shapes += both if random.random() < together else both[:1]
+    cells = shuffled(range(GRID * GRID), random)
+    placed = sorted(zip(cells, shapes, strict=False))
+    return tuple(_thing(shape, cell, random) for cell, shape in placed)
+
+
+def _thing(shape: str, cell: int, random: Random) -> Thing:
+    colour = pick(COLOURS, random)
+    dx, dy = (3.0 * random.random() - 1.5 for _ in range(2))
+    radius = 5.5 + random.random()
+    return Thing(shape, colour, cell, dx, dy, radius, _shift(_TINTS[colour], 14, random))
+
+
+def _shift(colour: tuple[int, int, int], by: int, random: Random) -> tuple[int, int, int]:
+    red, green, blue = (
+        max(0, min(255, round(value + by * (2 * random.random() - 1)))) for value in colour
+    )
+    return red, green, blue
+
+
+def _home(scene: Scene) -> str:
+    digest = hashlib.sha256(repr(scene.key).encode()).digest()
+    return _HOMES[digest[0] % len(_HOMES)]
+
+
+def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, int, int]) -> None:
+    step = IMAGE_SIZE / GRID
+    centre_x = (thing.cell % GRID + 0.5) * step + thing.dx
+    centre_y = (thing.cell // GRID + 0.5) * step + thing.dy
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return (
+            (centre_x + x * thing.radius) * _FINE,
+            (centre_y + y * thing.radius) * _FINE,
+        )
+
+    def disc(x: float, y: float, radius: float, tint: tuple[int, int, int]) -> None:
+        pen.ellipse((*at(x - radius, y - radius), *at(x + radius, y + radius)), fill=tint)
+
+    if thing.shape == "circle":
+        disc(0, 0, 1, thing.tint)
+    elif thing.shape == "ring":
+        disc(0, 0, 1, thing.tint)
+        disc(0, 0, 0.5, background)
+    elif thing.shape == "moon":
+        disc(0, 0, 1, thing.tint)
+        disc(0.5, -0.25, 0.8, background)
+    elif thing.shape == "heart":
+        disc(-0.47, -0.4, 0.53, thing.tint)
+        disc(0.47, -0.4, 0.53, thing.tint)
+        pen.polygon([at(x, y) for x, y in _OUTLINES["heart"]], fill=thing.tint)
+    else:
+        pen.polygon([at(x, y) for x, y in _OUTLINES[thing.shape]], fill=thing.tint)
+
+
+def _star() -> list[tuple[float, float]]:
+    points = []
+    for corner in range(10):
+        radius, angle = (1.1, 0.45)[corner % 2], math.pi * corner / 5
+        points.append((radius * math.sin(angle), -radius * math.cos(angle)))
+    return points
+
+
+_OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+    "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
+    "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
+    "heart": [(-0.95, -0.2), (0.95, -0.2), (0, 1)],
+    "star": _star(),
+    "cross": [
+        *((-0.35, -1), (0.35, -1), (0.35, -0.35), (1, -0.35), (1, 0.35), (0.35, 0.35)),
+        *((0.35, 1), (-0.35, 1), (-0.35, 0.35), (-1, 0.35), (-1, -0.35), (-0.35, -0.35)),
+    ],
+    "arrow": [
+        *((0, -1.1), (0.95, 0), (0.35, 0), (0.35, 1), (-0.35, 1), (-0.35, 0), (-0.95, 0)),
+    ],
+}

@@ -1,0 +1,1 @@
+"""One training: the step, the loop."""

@@ -1,0 +1,203 @@
+"""run_trial: the one door in. One model is trained with one configuration, and scored."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.data.preferences import load_pairs
+from chip_core.evaluation import BENCHMARKS
+from chip_core.evaluation.generation import generate
+from chip_core.evaluation.task import Side, metric_name
+from chip_core.files import write_atomically, write_json
+from chip_core.models import loading
+from chip_core.seeding import seed_process
+from chip_core.training.loop import train
+
+#: What lies in a trial's folder.
+CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a trial is."""
+
+    phase: str  # "start", "train", "score shapes"
+    done: int
+    total: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One benchmark's figures and where its item outcomes and responses lie."""
+
+    metrics: dict[str, float]  # full name -> value; an undefined metric is not there
+    items: int
+    scores: str  # file in the trial's folder
+    responses: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What a trial came to."""
+
+    steps: int
+    evaluations: dict[str, Evaluation]  # "report/shapes" -> its figures
+    seconds: dict[str, float]  # by phase
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All figures by full name."""
+        return {
+            name: value
+            for evaluation in self.evaluations.values()
+            for name, value in evaluation.metrics.items()
+        }
+
+
+def run_trial(
+    config: TrialConfig,
+    *,
+    folder: Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    untrained: bool = False,
+    trained_model: Path | None = None,
+) -> TrialResult:
+    """Train and score one model; leave everything in `folder`, result.json last.
+
+    Args:
+        config: the trial.
+        folder: where config.json, curves.jsonl, model/, scores/, responses/ and result.json go.
+        report: told of each step and batch.
+        untrained: score the base model as it is.
+        trained_model: score this trained model; do not train.
+
+    Raises:
+        TrialError: the trial cannot go on; the message is its reason.
+    """
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+    report(Progress(phase="start", done=0, total=1))
+    seed_process(config.seed, config.engine.threads)
+    write_json(folder / CONFIG, config.model_dump(mode="json"))
+    model, processor = loading.load(
+        config.model
+        if trained_model is None
+        else config.model.model_copy(update={"path": str(trained_model), "revision": None})
+    )
+    model.to(_device(config))
+    seconds["start"] = time.perf_counter() - began
+
+    steps = 0
+    if not untrained and trained_model is None:
+        began = time.perf_counter()
+        steps = train(
+            config,
+            policy=model,
+            processor=processor,
+            pairs=load_pairs(config.data),
+            curves=folder / CURVES,
+            on_step=lambda step, total, figures: report(
+                Progress(phase="train", done=step, total=total, figures=figures)
+            ),
+        )
+        _save(model, processor, folder / MODEL)
+        seconds["train"] = time.perf_counter() - began
+
+    evaluations: dict[str, Evaluation] = {}
+    sides: list[tuple[Side, BenchmarkConfig]] = [
+        *(("select", benchmark) for benchmark in config.benchmarks.select),
+        *(("report", benchmark) for benchmark in config.benchmarks.report),
+    ]
+    for side, benchmark in sides:
+        began = time.perf_counter()
+        key = f"{side}/{benchmark.name}"
+        evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
+        seconds[f"score {key}"] = time.perf_counter() - began
+    result = TrialResult(steps=steps, evaluations=evaluations, seconds=seconds)
+    write_json(folder / RESULT, asdict(result))
+    return result
+
+
+def read_result(folder: Path) -> TrialResult | None:
+    """Return what a trial's folder holds; None where it did not end."""
+    if not (folder / RESULT).exists():
+        return None
+    raw = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
+    return TrialResult(**raw)
+
+
+def _evaluate(
+    config: TrialConfig,
+    model: Any,
+    processor: Any,
+    side: Side,
+    settings: BenchmarkConfig,
+    folder: Path,
+    report: Callable[[Progress], None],
+) -> Evaluation:
+    benchmark = BENCHMARKS[settings.name]
+    items = benchmark.items(side, settings.limit)
+    phase = f"score {settings.name}"
+    report(Progress(phase=phase, done=0, total=len(items)))
+    responses = generate(
+        model,
+        processor,
+        items,
+        max_new_tokens=settings.max_new_tokens or benchmark.max_new_tokens,
+        num_beams=settings.num_beams,
+        batch_size=config.engine.generation_batch,
+        bf16=config.model.dtype == "bf16",
+        on_batch=lambda done, total: report(Progress(phase=phase, done=done, total=total)),
+    )
+    ids = [item.id for item in items]
+    outcomes = benchmark.score(list(zip(ids, responses, strict=True)))
+    scores, answers = (
+        f"scores/{side}-{settings.name}.json",
+        f"responses/{side}-{settings.name}.jsonl",
+    )
+    write_json(folder / scores, {"metrics": [asdict(outcome) for outcome in outcomes]})
+    lines = [
+        {
+            "item": item.id,
+            "prompt": item.prompt,
+            "response": text,
+            "truth": benchmark.truth(item.id),
+        }
+        for item, text in zip(items, responses, strict=True)
+    ]
+    write_atomically(folder / answers, "".join(json.dumps(line) + "\n" for line in lines))
+    return Evaluation(
+        metrics={
+            metric_name(side, settings.name, outcome.name): outcome.value
+            for outcome in outcomes
+            if outcome.value is not None
+        },
+        items=len(items),
+        scores=scores,
+        responses=answers,
+    )
+
+
+def _save(model: Any, processor: Any, folder: Path) -> None:
+    """Save a Hugging Face folder; its name appears only when it is whole."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    partial.replace(folder)
+
+
+def _device(config: TrialConfig) -> torch.device:
+    wanted = config.engine.device
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)

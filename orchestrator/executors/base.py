@@ -1,0 +1,90 @@
+"""What an executor is: it runs jobs and tells what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from chip_core.config import TrialConfig
+from chip_core.errors import TrialError
+from chip_core.trial import Progress, TrialResult, run_trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attempt at a trial: everything a worker needs, and nothing else."""
+
+    id: str  # short, unique in a run; safe in file names
+    name: str  # for people
+    config: TrialConfig  # its benchmarks are those still to be scored
+    folder: Path  # the attempt's own
+    untrained: bool = False  # score the model as it is
+    trained_model: Path | None = None  # score this model, trained by an earlier attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A job has begun."""
+
+    job: Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """Where a running job is."""
+
+    job: Job
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A job has ended well; its folder holds everything."""
+
+    job: Job
+    result: TrialResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A job could not go on."""
+
+    job: Job
+    reason: str
+
+
+Event = Started | Progressed | Finished | Failed
+
+
+class Executor(Protocol):
+    """Runs jobs. Every job gets one Started, then one Finished or Failed; the others go on."""
+
+    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+        """Run all jobs and return when they have ended.
+
+        `on_event` is called in the caller's thread or another, never from two at once.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it; jobs that have not ended were stopped.
+        """
+
+
+def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
+    """Run one job in this process."""
+    return run_trial(
+        job.config,
+        folder=job.folder,
+        report=report,
+        untrained=job.untrained,
+        trained_model=job.trained_model,
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an exception as a trial's reason, in one line."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, TrialError) and first:
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

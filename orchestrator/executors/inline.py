@@ -1,0 +1,33 @@
+"""Jobs one after another in this process: no Ray, the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from orchestrator.executors.base import (
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Progressed,
+    Started,
+    execute,
+    reason_of,
+)
+
+
+class InlineExecutor:
+    """Runs jobs in the caller's thread."""
+
+    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+        """Run all jobs in order."""
+        for job in jobs:
+            on_event(Started(job=job))
+            try:
+                result = execute(
+                    job, lambda progress, job=job: on_event(Progressed(job=job, progress=progress))
+                )
+            except Exception as error:  # whatever a trial raises is its own failure
+                on_event(Failed(job=job, reason=reason_of(error)))
+            else:
+                on_event(Finished(job=job, result=result))

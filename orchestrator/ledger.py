@@ -1,0 +1,180 @@
+"""The ledger: what has been run. Append-only, durable before anything is announced.
+
+`ledger/ledger.jsonl` holds one record an event of an attempt; `ledger/*.lock` say which driver
+works on which study. Both are on the driver's own file system.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from chip_core.errors import UserError
+from chip_core.files import read_records, write_atomically
+from chip_core.trial import Evaluation, TrialResult
+from orchestrator.plan import Trial
+
+Outcome = Literal["finished", "failed", "killed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A benchmark's figures, and the attempt's folder they lie in."""
+
+    folder: str  # relative to the storage
+    evaluation: Evaluation
+
+
+@dataclass(kw_only=True)
+class TrialRecord:
+    """All that is known of a fingerprint."""
+
+    attempts: int = 0
+    model: str | None = None  # folder of the attempt that trained, relative to the storage
+    steps: int = 0
+    evaluations: dict[str, Scored] = field(default_factory=dict)  # by evaluation fingerprint
+    seconds: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None  # the last attempt's reason, where it did not finish
+    study: str | None = None  # where it was executed
+    arm: str | None = None
+
+    def missing(self, trial: Trial) -> list[str]:
+        """Return the benchmarks ("report/shapes") that a trial still wants."""
+        return [key for key, mark in trial.evaluations.items() if mark not in self.evaluations]
+
+    def done(self, trial: Trial) -> bool:
+        """Return whether nothing of the trial is left to run."""
+        return (trial.untrained or self.model is not None) and not self.missing(trial)
+
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        """Return the trial's figures by full name, those that are there."""
+        return {
+            name: value
+            for mark in trial.evaluations.values()
+            if mark in self.evaluations
+            for name, value in self.evaluations[mark].evaluation.metrics.items()
+        }
+
+
+class Ledger:
+    """The record of a work directory."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.folder = workdir / "ledger"
+        self._file = self.folder / "ledger.jsonl"
+        self._records: dict[str, TrialRecord] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file again: another driver may have written to it."""
+        self._records = {}
+        for entry in read_records(self._file):
+            self._apply(entry)
+
+    def __getitem__(self, fingerprint: str) -> TrialRecord:
+        """Return what is known of a fingerprint; empty where nothing is."""
+        return self._records.get(fingerprint, TrialRecord())
+
+    def started(self, trial: Trial, study: str, attempt: int) -> None:
+        """Record that an attempt begins."""
+        self._append(trial, {"event": "started", "attempt": attempt, "study": study})
+
+    def finished(
+        self, trial: Trial, study: str, attempt: int, folder: str, result: TrialResult
+    ) -> None:
+        """Record an attempt's figures."""
+        self._append(
+            trial,
+            {
+                "event": "finished",
+                "attempt": attempt,
+                "study": study,
+                "folder": folder,
+                "trained": result.steps > 0,
+                "steps": result.steps,
+                "seconds": result.seconds,
+                "evaluations": {
+                    trial.evaluations[key]: asdict(evaluation)
+                    for key, evaluation in result.evaluations.items()
+                    if key in trial.evaluations
+                },
+            },
+        )
+
+    def ended(self, trial: Trial, study: str, attempt: int, outcome: Outcome, reason: str) -> None:
+        """Record that an attempt failed or was killed."""
+        self._append(
+            trial, {"event": outcome, "attempt": attempt, "study": study, "reason": reason}
+        )
+
+    def _append(self, trial: Trial, entry: Mapping[str, Any]) -> None:
+        record = {
+            "time": time.time(),
+            "fingerprint": trial.fingerprint,
+            "arm": trial.arm,
+            "seed": trial.seed,
+            **entry,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if file.tell() and not _ends_with_newline(file):
+                file.write(b"\n")  # a crash cut the last record off
+            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._apply(record)
+
+    def _apply(self, entry: Mapping[str, Any]) -> None:
+        record = self._records.setdefault(entry["fingerprint"], TrialRecord())
+        record.attempts = max(record.attempts, int(entry["attempt"]))
+        if entry["event"] == "finished":
+            record.failure = None
+            if entry["trained"]:
+                record.model, record.steps = entry["folder"], entry["steps"]
+            record.study, record.arm = record.study or entry["study"], entry["arm"]
+            record.seconds = {**record.seconds, **entry["seconds"]}
+            for mark, evaluation in entry["evaluations"].items():
+                record.evaluations[mark] = Scored(
+                    folder=entry["folder"], evaluation=Evaluation(**evaluation)
+                )
+        elif entry["event"] in ("failed", "killed"):
+            record.failure = entry["reason"]
+
+
+@contextmanager
+def study_lock(workdir: Path, study: str) -> Iterator[None]:
+    """Hold a study for this driver; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another driver holds it.
+    """
+    folder = workdir / "ledger"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{study}.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = path.with_suffix(".holder")
+            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+            raise UserError(
+                f"study {study} is being run by {who}: wait for it, or stop it first"
+            ) from None
+        write_atomically(
+            path.with_suffix(".holder"), f"process {os.getpid()} on {socket.gethostname()}"
+        )
+        yield
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")

@@ -1,0 +1,233 @@
+"""From a study to its trials: expansion, collapsing, fingerprints. Pure, but for hashing models."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chip_core.config import BenchmarkConfig, ModelConfig, TrialConfig
+from chip_core.errors import ConfigError
+from chip_core.identity import (
+    evaluation_identity,
+    fingerprint,
+    inert_keys,
+    training_identity,
+    untrained_identity,
+)
+from chip_core.models import loading
+from chip_core.validation import set_key, trial_config
+from orchestrator.study import Level, Study, excludes
+
+BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training and its scores: a cell with one seed. The untrained model is one too."""
+
+    fingerprint: str
+    arm: str
+    seed: int | None  # None for the untrained model
+    config: TrialConfig
+    evaluations: Mapping[str, str]  # "report/shapes" -> fingerprint of that evaluation
+    params: Mapping[str, str]  # every factor of the study, as text
+
+    @property
+    def untrained(self) -> bool:
+        """Whether this is the untrained model."""
+        return self.seed is None
+
+    @property
+    def name(self) -> str:
+        """What people call it: its arm and its seed."""
+        return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A cell as the report names it; cells that are one trial are one arm."""
+
+    name: str
+    cells: tuple[Mapping[str, str], ...]  # factor -> level, of every cell it stands for
+    reasons: tuple[str, ...]  # why those cells are one
+    baseline: bool
+    trials: tuple[Trial, ...]
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        """Factor -> level of the first cell; of all, where they differ."""
+        return _params(self.cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study comes to."""
+
+    study: Study
+    arms: tuple[Arm, ...]
+    base: Trial
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial, the untrained model first; a fingerprint stands once."""
+        trained = {trial.fingerprint: trial for trial in self._by_seed()}
+        return (self.base, *trained.values())
+
+    @property
+    def baseline(self) -> Arm:
+        """The arm that differences are taken against."""
+        return next(arm for arm in self.arms if arm.baseline)
+
+    def _by_seed(self) -> Iterator[Trial]:
+        # Seed by seed, so that a study cut short has every arm as often.
+        return (
+            trial for seed in zip(*(arm.trials for arm in self.arms), strict=True) for trial in seed
+        )
+
+
+def make_plan(
+    study: Study, model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity
+) -> Plan:
+    """Expand a study into arms and trials.
+
+    Args:
+        study: the study.
+        model_identity: what a fingerprint holds of a model; asked once for each model.
+
+    Raises:
+        ConfigError: a cell is no valid configuration, or no cell is left.
+    """
+    identities: dict[str, Mapping[str, Any]] = {}
+
+    def identity(model: ModelConfig) -> Mapping[str, Any]:
+        key = model.model_dump_json()
+        if key not in identities:
+            identities[key] = model_identity(model)
+        return identities[key]
+
+    groups: dict[str, list[tuple[dict[str, str], TrialConfig]]] = {}
+    problems: list[str] = []
+    for levels in _cells(study):
+        cell = {factor: level.name for factor, level in levels.items()}
+        try:
+            config = _configuration(study, levels)
+        except ConfigError as error:
+            problems.extend(error.problems)
+            continue
+        key = fingerprint(training_identity(config, identity(config.model)))
+        groups.setdefault(key, []).append((cell, config))
+    if not problems and not groups:
+        problems = [f"{study.source}: exclude: leaves no cell: exclude less"]
+    if problems:
+        raise ConfigError(problems)
+
+    evaluations = {
+        f"{side}/{settings.name}": fingerprint(evaluation_identity(side, settings))
+        for side, settings in _benchmarks(study)
+    }
+    arms = tuple(
+        _arm(study, group, identity(group[0][1].model), evaluations) for group in groups.values()
+    )
+    base_config = _with(study.base, study, None)
+    base = Trial(
+        fingerprint=fingerprint(untrained_identity(base_config.model, identity(base_config.model))),
+        arm=BASE,
+        seed=None,
+        config=base_config,
+        evaluations=evaluations,
+        params={},
+    )
+    return Plan(study=study, arms=arms, base=base)
+
+
+def _cells(study: Study) -> Iterator[dict[str, Level]]:
+    names = [factor.name for factor in study.factors]
+    for levels in itertools.product(*(factor.levels for factor in study.factors)):
+        cell = dict(zip(names, levels, strict=True))
+        text = {name: level.name for name, level in cell.items()}
+        if not any(excludes(pattern, text) for pattern in study.exclude):
+            yield cell
+
+
+def _configuration(study: Study, levels: Mapping[str, Level]) -> TrialConfig:
+    tree: dict[str, Any] = copy.deepcopy(dict(study.base))
+    for level in levels.values():
+        for key, value in level.overrides.items():
+            set_key(tree, key, value)
+    cell = ", ".join(f"{name}={level.name}" for name, level in levels.items())
+    return _with(tree, study, f"{study.source}: cell {cell}")
+
+
+def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
+    """Return a tree's configuration with the study's benchmarks and first seed."""
+    config = trial_config(tree, source or study.source)
+    return config.model_copy(update={"benchmarks": study.benchmarks, "seed": study.seeds[0]})
+
+
+def _arm(
+    study: Study,
+    group: list[tuple[dict[str, str], TrialConfig]],
+    model: Mapping[str, Any],
+    evaluations: Mapping[str, str],
+) -> Arm:
+    cells = tuple(cell for cell, _ in group)
+    config = group[0][1]
+    name = ", ".join(_params(cells).values())
+    params = _params(cells)
+    trials = []
+    for seed in study.seeds:
+        seeded = config.model_copy(update={"seed": seed})
+        trials.append(
+            Trial(
+                fingerprint=fingerprint(training_identity(seeded, model)),
+                arm=name,
+                seed=seed,
+                config=seeded,
+                evaluations=evaluations,
+                params=params,
+            )
+        )
+    return Arm(
+        name=name,
+        cells=cells,
+        reasons=_reasons(study, cells, config),
+        baseline=any(cell == dict(study.baseline) for cell in cells),
+        trials=tuple(trials),
+    )
+
+
+def _params(cells: tuple[Mapping[str, str], ...]) -> dict[str, str]:
+    """Return factor -> level; where the cells of one arm differ, all their levels."""
+    return {name: "|".join(dict.fromkeys(cell[name] for cell in cells)) for name in cells[0]}
+
+
+def _reasons(
+    study: Study, cells: tuple[Mapping[str, str], ...], config: TrialConfig
+) -> tuple[str, ...]:
+    """Say why the cells of one arm cannot differ."""
+    if len(cells) == 1:
+        return ()
+    inert = inert_keys(config)
+    reasons: list[str] = []
+    for factor in study.factors:
+        if len({cell[factor.name] for cell in cells}) == 1:
+            continue
+        keys = {key for level in factor.levels for key in level.overrides}
+        causes = sorted(
+            reason
+            for path, reason in inert.items()
+            if any(key == path or key.startswith(f"{path}.") for key in keys)
+        )
+        cause = causes[0] if causes else "its levels come to the same configuration"
+        reasons.append(f"{factor.name} has no effect: {cause}")
+    return tuple(reasons)
+
+
+def _benchmarks(study: Study) -> list[tuple[str, BenchmarkConfig]]:
+    return [
+        *(("select", settings) for settings in study.benchmarks.select),
+        *(("report", settings) for settings in study.benchmarks.report),
+    ]

@@ -1,0 +1,60 @@
+"""What a tracker is: it shows a study's runs to people. The ledger, not the tracker, is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from orchestrator.plan import Arm, Plan, Trial
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialView:
+    """What is to be seen of a trial that has ended, or was done before."""
+
+    trial: Trial
+    status: Status
+    metrics: Mapping[str, float]  # final figures by full name
+    folders: Sequence[Path]  # attempt folders, in order: curves.jsonl, config.json, responses/
+    seconds: Mapping[str, float]
+    reason: str | None = None  # why it failed
+    reused_from: str | None = None  # the study it was executed in, where that is another
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmView:
+    """An arm's aggregates: `shapes/chair_i`, `….sd`, `….difference`, …"""
+
+    arm: Arm
+    figures: Mapping[str, float]
+    status: Status
+
+
+class Tracker(Protocol):
+    """Holds a study's runs. Every (arm, seed) has one active run, whatever happened before."""
+
+    def open(self, plan: Plan, done: Sequence[TrialView]) -> None:
+        """Make the study's run, its arms' runs and the runs of trials that are done already.
+
+        Runs that an earlier driver left RUNNING are taken up again or ended.
+        """
+
+    def start(self, trial: Trial, folder: Path) -> None:
+        """Show a trial as running."""
+
+    def follow(self) -> None:
+        """Send what is new in the curves of running trials. Called now and then."""
+
+    def end(self, view: TrialView) -> None:
+        """Show a trial as ended: figures, the rest of its curves, its files."""
+
+    def close(self, arms: Sequence[ArmView], status: Status, report: Path | None) -> None:
+        """End the arms' and the study's runs; attach the report folder's files."""
+
+    @property
+    def address(self) -> str:
+        """Where the runs can be seen: the tracking URI."""
