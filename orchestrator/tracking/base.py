@@ -1,4 +1,4 @@
-"""What a tracker is: it shows a study's runs to people. The ledger, not the tracker, is the truth."""
+"""What a tracker is: it shows a study's runs to people. The truth is in the ledger."""
 
 from __future__ import annotations
 
