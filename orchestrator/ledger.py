@@ -38,6 +38,7 @@ class TrialRecord:
     """All that is known of a fingerprint."""
 
     attempts: int = 0
+    finished: set[int] = field(default_factory=set)  # the attempts that ended well
     model: str | None = None  # folder of the attempt that trained, relative to the storage
     steps: int = 0
     evaluations: dict[str, Scored] = field(default_factory=dict)  # by evaluation fingerprint
@@ -138,6 +139,7 @@ class Ledger:
         record.attempts = max(record.attempts, int(entry["attempt"]))
         if entry["event"] == "finished":
             record.failure = None
+            record.finished.add(entry["attempt"])
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
             record.study, record.arm = record.study or entry["study"], entry["arm"]

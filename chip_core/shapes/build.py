@@ -129,7 +129,7 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 def open_eyes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Train the vision tower to tell what is in each cell, from its layer that LLaVA reads."""
     tower = model.model.vision_tower
-    heads = nn.Linear(4 * tower.config.hidden_size, len(SHAPES) + 1 + len(COLOURS))
+    heads = nn.Linear(tower.config.hidden_size, len(SHAPES) + 1 + len(COLOURS))
     parameters = [*tower.parameters(), *heads.parameters()]
     rank = {name: place for place, name in enumerate((*SHAPES, "nothing"))}
 
@@ -142,11 +142,11 @@ def open_eyes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -
                 shapes[row, thing.cell] = rank[thing.shape]
                 colours[row, thing.cell] = COLOURS.index(thing.colour)
         features = tower(_pixels(sheets, processor), output_hidden_states=True)
-        seen = heads(_by_cell(features.hidden_states[model.config.vision_feature_layer][:, 1:]))
+        seen = heads(features.hidden_states[model.config.vision_feature_layer][:, 1:])
         shape_logits, colour_logits = seen.split([len(rank), len(COLOURS)], dim=-1)
         return nn.functional.cross_entropy(
-            shape_logits.flatten(0, 1), shapes.flatten()
-        ) + nn.functional.cross_entropy(colour_logits.flatten(0, 1), colours.flatten())
+            shape_logits.flatten(0, 1), _by_patch(shapes).flatten()
+        ) + nn.functional.cross_entropy(colour_logits.flatten(0, 1), _by_patch(colours).flatten())
 
     _train("eyes", EYES_STEPS, parameters, 1e-3, loss_of)
 
@@ -224,11 +224,11 @@ def _pixels(scenes: Sequence[Scene], processor: LlavaProcessor) -> Tensor:
     return pixels
 
 
-def _by_cell(patches: Tensor) -> Tensor:
-    """Gather the 2 × 2 patches of each cell: (B, P, D) → (B, C, 4 D)."""
-    batch, _, hidden = patches.shape
-    blocks = patches.reshape(batch, GRID, 2, GRID, 2, hidden).transpose(2, 3)
-    return blocks.reshape(batch, GRID * GRID, 4 * hidden)
+def _by_patch(labels: Tensor) -> Tensor:
+    """Give each image patch the label of the grid cell it lies in: (B, C) → (B, P)."""
+    side = IMAGE_SIZE // PATCH_SIZE // GRID
+    grid = labels.reshape(-1, GRID, GRID)
+    return grid.repeat_interleave(side, 1).repeat_interleave(side, 2).flatten(1)
 
 
 def _train(

@@ -90,7 +90,11 @@ def rejected_caption(scene: Scene) -> str:
     """
     random = stream("slip", scene.split, scene.index)
     groups = _groups(scene)
-    lonely = [place for place, group in enumerate(groups) if len(group) == 1]
+    lonely = [
+        place
+        for place, group in enumerate(groups)
+        if len(group) == 1 and group[0].shape in PARTNER
+    ]
     if lonely and random.random() < 0.9:
         place = pick(lonely, random)
         (there,) = groups[place]
@@ -129,7 +133,7 @@ def _groups(scene: Scene) -> list[list[Mention]]:
     groups: list[list[Mention]] = []
     for thing in scene.things:
         mention = Mention(thing.shape, thing.colour)
-        partners = [group for group in groups if group[0].shape == PARTNER[thing.shape]]
+        partners = [group for group in groups if group[0].shape == PARTNER.get(thing.shape)]
         if partners:
             partners[0].append(mention)
         else:

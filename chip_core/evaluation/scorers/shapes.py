@@ -19,8 +19,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
-from chip_core.shapes.captions import objects_in
-from chip_core.shapes.world import scene_of
+from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.shapes.captions import objects_in, question
+from chip_core.shapes.world import SPLIT_SIZES, draw, scene, scene_of
+
+SPLITS: dict[Side, str] = {"select": "select", "report": "test"}
 
 
 def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
@@ -66,6 +69,42 @@ def truth(item: str) -> str:
         ValueError: the id names no scene.
     """
     return ", ".join(f"a {thing.colour} {thing.shape}" for thing in scene_of(item).things)
+
+
+class ShapesBenchmark:
+    """The embedded world as a benchmark: `select` is tuned on, `test` is reported."""
+
+    metrics = {
+        "chair_i": MetricInfo(unit="percent", goal="minimize"),
+        "chair_s": MetricInfo(unit="percent", goal="minimize"),
+        "hal": MetricInfo(unit="percent", goal="minimize"),
+        "cover": MetricInfo(unit="percent", goal="maximize"),
+    }
+    max_new_tokens = 32
+
+    def items(self, side: Side, limit: int | None) -> Sequence[Item]:
+        """Return the split's images with their questions, drawn here."""
+        split = SPLITS[side]
+        size = SPLIT_SIZES[split] if limit is None else min(limit, SPLIT_SIZES[split])
+        return [
+            Item(
+                id=f"{split}/{index}",
+                image=draw(scene(split, index)),
+                prompt=question(split, index),
+            )
+            for index in range(size)
+        ]
+
+    def score(self, answers: Sequence[tuple[str, str]]) -> Sequence[MetricOutcome]:
+        """Score (item id, response) pairs."""
+        return score(answers)
+
+    def truth(self, item: str) -> str:
+        """Say what is in an item's scene."""
+        return truth(item)
+
+
+BENCHMARKS.register("shapes")(ShapesBenchmark())
 
 
 def _outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:

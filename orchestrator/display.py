@@ -1,0 +1,224 @@
+"""What a user sees while a study runs: one live table, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from chip_core.trial import Progress
+from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.plan import Trial
+
+ROWS = 24  # of the live table; the rest is counted
+PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
+_STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "waiting": "dim"}
+
+
+@dataclass(kw_only=True)
+class _Line:
+    job: Job
+    trial: Trial
+    state: Literal["waiting", "running", "done", "failed"] = "waiting"
+    progress: Progress | None = None
+    loss: float | None = None
+    began: float = 0.0
+    ended: float = 0.0
+    reason: str = ""
+    told: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def share(self) -> float:
+        """Return how much of the trial is done, 0 to 1, by its phases' steps and items."""
+        config = self.job.config.benchmarks
+        names = ["score"] * (len(config.select) + len(config.report))
+        if not self.job.untrained and self.job.trained_model is None:
+            names = ["train"] * 4 + names  # training takes most of the time
+        return min(sum(self.phases.values()) / max(len(names), 1), 1.0)
+
+    def take(self, progress: Progress) -> None:
+        """Note where the trial is."""
+        self.progress = progress
+        weight = 4.0 if progress.phase == "train" else 1.0
+        if progress.phase != "start":
+            self.phases[progress.phase] = weight * progress.done / max(progress.total, 1)
+        self.loss = progress.figures.get("loss", self.loss)
+
+
+class Board:
+    """The state of every trial of a run, and the time that is left."""
+
+    def __init__(self, jobs: Sequence[tuple[Job, Trial, int]]) -> None:
+        self.lines = {job.id: _Line(job=job, trial=trial) for job, trial, _ in jobs}
+        self._began = time.monotonic()
+
+    def take(self, event: Event) -> _Line:
+        """Note an event; return its line."""
+        line = self.lines[event.job.id]
+        match event:
+            case Started():
+                line.state, line.began = "running", time.monotonic()
+            case Progressed(progress=progress):
+                line.take(progress)
+            case Finished():
+                line.state, line.ended = "done", time.monotonic()
+            case Failed(reason=reason):
+                line.state, line.ended, line.reason = "failed", time.monotonic(), reason
+        return line
+
+    def count(self, state: str) -> int:
+        """Return how many trials are in a state."""
+        return sum(line.state == state for line in self.lines.values())
+
+    def eta(self, line: _Line) -> float | None:
+        """Return the seconds a running trial has left; None where nothing tells yet."""
+        took = time.monotonic() - line.began
+        whole = [other.ended - other.began for other in self._ended() if not other.job.untrained]
+        if whole and not line.job.untrained:
+            return max(sum(whole) / len(whole) - took, 0.0)
+        share = line.share()
+        return took * (1 - share) / share if share > 0.05 else None
+
+    def overall_eta(self) -> float | None:
+        """Return the seconds the run has left, from the share done so far."""
+        weights = {line.job.id: 0.25 if line.job.untrained else 1.0 for line in self.lines.values()}
+        done = sum(
+            weights[line.job.id] * (1.0 if line.state in ("done", "failed") else line.share())
+            for line in self.lines.values()
+            if line.state != "waiting"
+        )
+        whole = sum(weights.values())
+        if done / whole < 0.01:
+            return None
+        return (time.monotonic() - self._began) * (whole - done) / done
+
+    def _ended(self) -> list[_Line]:
+        return [line for line in self.lines.values() if line.state == "done"]
+
+
+class Display(Protocol):
+    """Shows a run; a context manager around it."""
+
+    def __enter__(self) -> Display:
+        """Begin to show."""
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the last state on the screen."""
+
+    def take(self, event: Event) -> None:
+        """Show an event."""
+
+
+class LiveDisplay:
+    """One table that is drawn again and again."""
+
+    def __init__(self, console: Console, jobs: Sequence[tuple[Job, Trial, int]]) -> None:
+        self._board = Board(jobs)
+        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=2)
+
+    def __enter__(self) -> LiveDisplay:
+        """Begin to draw."""
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Draw once more and stop."""
+        self._live.__exit__(None, None, None)
+
+    def take(self, event: Event) -> None:
+        """Note an event; it shows at the next refresh."""
+        self._board.take(event)
+
+    def _draw(self) -> Group:
+        board = self._board
+        table = Table(box=None, pad_edge=False)
+        for title in ("trial", "arm", "seed", "state", "step", "loss", "left"):
+            table.add_column(
+                title, justify="right" if title in ("step", "loss", "left") else "left"
+            )
+        order = {"running": 0, "failed": 1, "done": 2, "waiting": 3}
+        lines = sorted(board.lines.values(), key=lambda line: (order[line.state], -line.ended))
+        for line in lines[:ROWS]:
+            table.add_row(*self._cells(line))
+        hidden = len(lines) - ROWS
+        head = f"{board.count('done')} of {len(lines)} trials done"
+        if board.count("failed"):
+            head += f", {board.count('failed')} failed"
+        head += f" · {_left(board.overall_eta())} left"
+        more = [Text(f"… and {hidden} more", style="dim")] if hidden > 0 else []
+        return Group(Text(head, style="bold"), table, *more)
+
+    def _cells(self, line: _Line) -> list[Text | str]:
+        state = Text(line.state, style=_STYLES[line.state])
+        where, left = "", ""
+        if line.state == "running":
+            left = _left(self._board.eta(line))
+            if line.progress is not None:
+                where = f"{line.progress.phase} {line.progress.done}/{line.progress.total}"
+        elif line.state == "failed":
+            state = Text(f"failed: {line.reason}", style=_STYLES["failed"])
+        seed = "—" if line.trial.seed is None else str(line.trial.seed)
+        loss = "" if line.loss is None else f"{line.loss:.4f}"
+        return [line.trial.fingerprint[:8], line.trial.arm, seed, state, where, loss, left]
+
+
+class PlainDisplay:
+    """A line when something happens, and now and then where a trial is."""
+
+    def __init__(self, console: Console, jobs: Sequence[tuple[Job, Trial, int]]) -> None:
+        self._board = Board(jobs)
+        self._console = console
+
+    def __enter__(self) -> PlainDisplay:
+        """Begin."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is left to say."""
+
+    def take(self, event: Event) -> None:
+        """Say an event, progress at most every ten seconds a trial."""
+        board = self._board
+        line = board.take(event)
+        ended = board.count("done") + board.count("failed")
+        tally = f"[{ended}/{len(board.lines)}, {_left(board.overall_eta())} left]"
+        match event:
+            case Started():
+                self._say(f"{line.trial.name}: started")
+            case Finished():
+                self._say(f"{line.trial.name}: done in {line.ended - line.began:.0f} s {tally}")
+            case Failed(reason=reason):
+                self._say(f"{line.trial.name}: FAILED: {reason} {tally}")
+            case Progressed(progress=progress) if progress.phase != "start":
+                now = time.monotonic()
+                if now - line.told >= PLAIN_EVERY:
+                    line.told = now
+                    loss = "" if line.loss is None else f", loss {line.loss:.4f}"
+                    where = f"{progress.phase} {progress.done}/{progress.total}"
+                    left = _left(board.eta(line))
+                    self._say(f"{line.trial.name}: {where}{loss}, {left} left {tally}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def display_for(console: Console, jobs: Sequence[tuple[Job, Trial, int]]) -> Display:
+    """Return the live table on a terminal, plain lines elsewhere."""
+    return (LiveDisplay if console.is_terminal else PlainDisplay)(console, jobs)
+
+
+def _left(seconds: float | None) -> str:
+    """Return a duration as people read it; `?` where it is not known yet."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,196 @@
+"""The one way through: study → plan → trials → figures → report."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from chip_core.errors import UserError
+from orchestrator.display import display_for
+from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started
+from orchestrator.ledger import Ledger, study_lock
+from orchestrator.plan import Plan, Trial
+from orchestrator.report.files import write_report
+from orchestrator.report.summary import Summary, summarise
+from orchestrator.tracking.base import ArmView, Status, Tracker
+from orchestrator.work import adopt, jobs_for, view
+
+FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run of a study ended."""
+
+    summary: Summary
+    executed: int  # attempts made now
+    failed: dict[str, str]  # trial -> reason
+    interrupted: bool
+    report: list[Path] = field(default_factory=list)
+
+
+def run_study(
+    plan: Plan,
+    *,
+    workdir: Path,
+    executor: Callable[[], Executor],
+    tracker: Tracker,
+    console: Console,
+) -> Outcome:
+    """Run what is missing of a study and report the whole.
+
+    Args:
+        plan: the study's plan.
+        workdir: where ledger, trials and reports lie.
+        executor: makes the executor; asked only if something is to be run.
+        tracker: shows the runs.
+        console: where progress goes.
+
+    Raises:
+        UserError: another driver runs this study, or the work directory cannot be written.
+    """
+    study = plan.study.name
+    _check_writable(workdir)
+    with study_lock(workdir, study):
+        ledger, storage = Ledger(workdir), workdir
+        adopt(plan, ledger, storage)
+        jobs = jobs_for(plan, ledger, storage)
+        waiting = {trial.fingerprint for _, trial, _ in jobs}
+        done = [trial for trial in _all_trials(plan) if trial.fingerprint not in waiting]
+        tracker.open(plan, [view(trial, ledger, storage, study, "FINISHED") for trial in done])
+        recorder = _Recorder(plan, ledger, storage, tracker, jobs)
+        interrupted = False
+        if jobs:
+            with display_for(console, jobs) as display:
+
+                def on_event(event: Event) -> None:
+                    recorder.take(event)
+                    display.take(event)
+
+                try:
+                    executor().run([job for job, _, _ in jobs], on_event)
+                except KeyboardInterrupt:
+                    interrupted = True
+                finally:
+                    recorder.stop("stopped by the user" if interrupted else "the driver stopped")
+        summary = summarise(plan, ledger)
+        report = write_report(summary, report_folder(workdir, study))
+        status: Status = "FINISHED"
+        if recorder.failed or interrupted:
+            status = "KILLED" if interrupted else "FAILED"
+        tracker.close(_arm_views(summary), status, report_folder(workdir, study))
+        return Outcome(
+            summary=summary,
+            executed=recorder.executed,
+            failed=recorder.failed,
+            interrupted=interrupted,
+            report=report,
+        )
+
+
+def report_folder(workdir: Path, study: str) -> Path:
+    """Return where a study's report lies."""
+    return workdir / "studies" / study / "report"
+
+
+class _Recorder:
+    """Writes each event to the ledger first, then shows it in the tracker."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        storage: Path,
+        tracker: Tracker,
+        jobs: list[tuple[Job, Trial, int]],
+    ) -> None:
+        self._study = plan.study.name
+        self._ledger, self._storage, self._tracker = ledger, storage, tracker
+        self._jobs = {job.id: (trial, attempt) for job, trial, attempt in jobs}
+        self._same: dict[str, list[Trial]] = {}
+        for trial in _all_trials(plan):
+            self._same.setdefault(trial.fingerprint, []).append(trial)
+        self._running: set[str] = set()
+        self._followed = 0.0
+        self._lock = threading.Lock()
+        self.executed = 0
+        self.failed: dict[str, str] = {}
+
+    def take(self, event: Event) -> None:
+        """Record an event."""
+        with self._lock:
+            trial, attempt = self._jobs[event.job.id]
+            match event:
+                case Started():
+                    self.executed += 1
+                    self._running.add(event.job.id)
+                    self._ledger.started(trial, self._study, attempt)
+                    self._tracker.start(trial, event.job.folder)
+                case Finished(result=result):
+                    self._running.discard(event.job.id)
+                    folder = str(event.job.folder.relative_to(self._storage))
+                    self._ledger.finished(trial, self._study, attempt, folder, result)
+                    self._show(trial, "FINISHED")
+                case Failed(reason=reason):
+                    self._running.discard(event.job.id)
+                    self.failed[trial.name] = reason
+                    self._ledger.ended(trial, self._study, attempt, "failed", reason)
+                    self._show(trial, "FAILED")
+            if time.monotonic() - self._followed >= FOLLOW_EVERY:
+                self._tracker.follow()
+                self._followed = time.monotonic()
+
+    def stop(self, reason: str) -> None:
+        """Record that what still ran was killed."""
+        with self._lock:
+            for job_id in sorted(self._running):
+                trial, attempt = self._jobs[job_id]
+                self._ledger.ended(trial, self._study, attempt, "killed", reason)
+                self._show(trial, "KILLED")
+            self._running.clear()
+
+    def _show(self, trial: Trial, status: Status) -> None:
+        for same in self._same[trial.fingerprint]:
+            self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
+
+
+def _all_trials(plan: Plan) -> list[Trial]:
+    return [plan.base, *(trial for arm in plan.arms for trial in arm.trials)]
+
+
+def _arm_views(summary: Summary) -> list[ArmView]:
+    views = []
+    for row in summary.rows:
+        if row.arm is None:
+            continue
+        figures: dict[str, float] = {}
+        for name, figure in row.figures.items():
+            figures[name] = figure.mean
+            if figure.sd is not None:
+                figures[f"{name}.sd"] = figure.sd
+            if figure.difference is not None:
+                figures[f"{name}.difference"] = figure.difference
+        states = set(row.states.values())
+        status: Status = (
+            "FAILED" if "failed" in states else "KILLED" if "missing" in states else "FINISHED"
+        )
+        views.append(ArmView(arm=row.arm, figures=figures, status=status))
+    return views
+
+
+def _check_writable(workdir: Path) -> None:
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--workdir: {workdir}: {existing} cannot be written: "
+            "choose another folder, or mend its permissions"
+        )
+    with suppress(FileExistsError):
+        workdir.mkdir(parents=True)

@@ -1,0 +1,97 @@
+"""From a plan and the ledger to jobs, and from what workers left back to the ledger."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.trial import MODEL, read_result
+from orchestrator.executors.base import Job
+from orchestrator.ledger import Ledger, TrialRecord
+from orchestrator.plan import Plan, Trial
+from orchestrator.tracking.base import Status, TrialView
+
+
+def trial_folder(storage: Path, trial: Trial) -> Path:
+    """Return where a trial's attempts lie."""
+    return storage / "trials" / trial.fingerprint[:16]
+
+
+def adopt(plan: Plan, ledger: Ledger, storage: Path) -> None:
+    """Record what workers finished after their driver was gone: nothing finished is run again."""
+    for trial in plan.trials:
+        for attempt, folder in _attempts(storage, trial).items():
+            if attempt in ledger[trial.fingerprint].finished:
+                continue
+            result = read_result(folder)
+            if result is not None:
+                ledger.finished(
+                    trial, plan.study.name, attempt, str(folder.relative_to(storage)), result
+                )
+
+
+def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
+    """Return what is still to run: (job, trial, number of its attempt), the untrained model first.
+
+    A trial that is trained but lacks a benchmark's figures is scored, not trained again.
+    """
+    jobs = []
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        if record.done(trial):
+            continue
+        attempt = max([record.attempts, *_attempts(storage, trial)], default=0) + 1
+        model = None if record.model is None else storage / record.model / MODEL
+        if model is not None and not model.is_dir():
+            model = None  # its weights were removed: train again
+        job = Job(
+            id=f"{trial.fingerprint[:16]}-{attempt}",
+            name=trial.name,
+            config=_wanting(trial, record, model),
+            folder=trial_folder(storage, trial) / f"attempt-{attempt}",
+            untrained=trial.untrained,
+            trained_model=model,
+        )
+        jobs.append((job, trial, attempt))
+    return jobs
+
+
+def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status) -> TrialView:
+    """Return what a tracker shows of a trial."""
+    record = ledger[trial.fingerprint]
+    return TrialView(
+        trial=trial,
+        status=status,
+        metrics=record.metrics(trial),
+        folders=[*_attempts(storage, trial).values()],
+        seconds=record.seconds,
+        reason=record.failure,
+        reused_from=record.study if record.study not in (None, study) else None,
+    )
+
+
+def _wanting(trial: Trial, record: TrialRecord, model: Path | None) -> TrialConfig:
+    """Return the trial's configuration with the benchmarks that are still to be scored."""
+    if not trial.untrained and model is None:
+        return trial.config  # trained anew: everything is scored
+    missing = set(record.missing(trial))
+
+    def kept(side: str) -> tuple[BenchmarkConfig, ...]:
+        chosen = getattr(trial.config.benchmarks, side)
+        return tuple(settings for settings in chosen if f"{side}/{settings.name}" in missing)
+
+    benchmarks = trial.config.benchmarks.model_copy(
+        update={"select": kept("select"), "report": kept("report")}
+    )
+    return trial.config.model_copy(update={"benchmarks": benchmarks})
+
+
+def _attempts(storage: Path, trial: Trial) -> dict[int, Path]:
+    """Return the attempts' folders by number, in order."""
+    found = {}
+    for folder in trial_folder(storage, trial).glob("attempt-*"):
+        number = re.fullmatch(r"attempt-(\d+)", folder.name)
+        if number:
+            found[int(number[1])] = folder
+    return dict(sorted(found.items()))
