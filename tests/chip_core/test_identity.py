@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from chip_core.config import TrialConfig
+from chip_core.identity import fingerprint, inert_keys, training_identity
+
+MODEL = {"content": "abc"}
+
+
+def config(**changes: Any) -> TrialConfig:
+    return TrialConfig.model_validate({"model": "shapes", **changes})
+
+
+def mark(**changes: Any) -> str:
+    return fingerprint(training_identity(config(**changes), MODEL))
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}", field
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from fields(kind, f"{prefix}{name}.")
+
+
+def test_every_field_is_declared_in_or_out() -> None:
+    undeclared = [
+        path
+        for path, field in fields(TrialConfig)
+        if not isinstance(field.json_schema_extra, dict)
+        or field.json_schema_extra.get("fingerprint") not in ("in", "out")
+    ]
+    assert not undeclared
+
+
+def test_every_field_says_what_it_is() -> None:
+    assert not [path for path, field in fields(TrialConfig) if not field.description]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"vision_encoder": "trained"},
+        {"objective": "dpo"},
+        {"objective": {"weights": {"segment": 2}}},
+        {"objective": {"beta": 0.2}},
+        {"rejected_image": "black"},
+        {"rejected_image": {"diffusion": {"timestep": 400}}},
+        {"rejected_image": {"corruption_seed": "per_trial"}},
+        {"optimizer": {"lr": 1e-6}},
+        {"training": {"batch_size": 8}},
+        {"model": {"path": "shapes", "dtype": "bf16"}},
+        {"data": {"limit": 10}},
+    ],
+)
+def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert mark(**change) != mark()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": {"micro_batch": 1}},
+        {"engine": {"threads": 2, "device": "cpu", "log_every": 5}},
+        {"model": {"path": "/elsewhere/shapes"}},  # the content counts, not the place
+        {"benchmarks": {"report": ["shapes"]}},  # scored under the training, not part of it
+        {"objective": {"preset": "hdpo", "terms": ["response", "segment", "token", "visual"]}},
+    ],
+)
+def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
+    assert mark(**change) == mark()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "inert"),
+    [
+        (
+            {"objective": {"preset": "dpo", "weights": {"segment": 1}}},
+            {"objective": {"preset": "dpo", "weights": {"segment": 3}}},
+            "objective.weights.segment",
+        ),
+        (
+            {"objective": "hdpo", "rejected_image": "black"},
+            {"objective": "hdpo", "rejected_image": "diffusion"},
+            "rejected_image",
+        ),
+        (
+            {"rejected_image": {"strategy": "black", "diffusion": {"timestep": 1}}},
+            {"rejected_image": {"strategy": "black", "diffusion": {"timestep": 2}}},
+            "rejected_image.diffusion",
+        ),
+        (
+            {"rejected_image": {"strategy": "black", "corruption_seed": "per_trial"}},
+            {"rejected_image": {"strategy": "black"}},
+            "rejected_image.corruption_seed",
+        ),
+    ],
+)
+def test_inert_keys_are_named_and_left_out(
+    one: dict[str, Any], other: dict[str, Any], inert: str
+) -> None:
+    assert inert in inert_keys(config(**one))
+    assert mark(**one) == mark(**other)

@@ -1,0 +1,26 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let nothing of the user's environment in, and nothing be written beside the tests."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """The conformance cases with official figures, where they are present."""
+    folder = SHARED / "oracles"
+    if not folder.is_dir():
+        pytest.skip("the conformance cases (../shared/oracles) are not here")
+    return folder
