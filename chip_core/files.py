@@ -47,7 +47,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError:
-            if number >= len(lines) - 2:  # the tail of a write that a crash cut off
+            if number == len(lines) - 1:  # no newline yet: a crash cut the write off
                 continue
             raise
     return records

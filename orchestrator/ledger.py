@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from chip_core.errors import UserError
 from chip_core.files import read_records, write_atomically
@@ -127,8 +127,7 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._file.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if file.tell() and not _ends_with_newline(file):
-                file.write(b"\n")  # a crash cut the last record off
+            _drop_cut_record(file)
             file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -177,6 +176,13 @@ def study_lock(workdir: Path, study: str) -> Iterator[None]:
         yield
 
 
-def _ends_with_newline(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")
+def _drop_cut_record(file: BinaryIO) -> None:
+    """Take away a last line that a crash cut off: it was never announced."""
+    end = file.seek(0, os.SEEK_END)
+    tail = b""
+    while end and b"\n" not in tail:
+        start = max(0, end - 65536)
+        file.seek(start)
+        tail, end = file.read(end - start) + tail, start
+    if tail and not tail.endswith(b"\n"):
+        file.truncate(end + tail.rfind(b"\n") + 1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -186,11 +185,12 @@ def _arm_views(summary: Summary) -> list[ArmView]:
 
 
 def _check_writable(workdir: Path) -> None:
-    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
         raise UserError(
-            f"--workdir: {workdir}: {existing} cannot be written: "
+            f"--workdir: {workdir}: cannot be written ({error.strerror}): "
             "choose another folder, or mend its permissions"
-        )
-    with suppress(FileExistsError):
-        workdir.mkdir(parents=True)
+        ) from None

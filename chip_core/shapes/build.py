@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from chip_core.evaluation.scorers.shapes import score
-from chip_core.shapes.captions import faithful_caption, question
+from chip_core.shapes.captions import corpus_caption, question
 from chip_core.shapes.processor import PATCH_SIZE, build_processor
 from chip_core.shapes.world import (
     COLOURS,
@@ -50,10 +50,10 @@ from chip_core.shapes.world import (
 )
 
 SEED = 0
-EYES_STEPS = 1500
-HABIT_STEPS = 1500
-BATCH = 32
-PEAK = 1e-3
+EYES_STEPS = 700
+HABIT_STEPS = 2000
+BATCH = 16
+PEAK = 1.5e-3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,7 +148,7 @@ def open_eyes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -
             shape_logits.flatten(0, 1), _by_patch(shapes).flatten()
         ) + nn.functional.cross_entropy(colour_logits.flatten(0, 1), _by_patch(colours).flatten())
 
-    _train("eyes", EYES_STEPS, parameters, 1e-3, loss_of)
+    _train("eyes", EYES_STEPS, parameters, loss_of)
 
 
 def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
@@ -158,7 +158,7 @@ def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) 
 
     def loss_of(step: int) -> Tensor:
         scenes = [scene("corpus", step * BATCH + i) for i in range(BATCH)]
-        answers = [faithful_caption(shown) + processor.tokenizer.eos_token for shown in scenes]
+        answers = [corpus_caption(shown) + processor.tokenizer.eos_token for shown in scenes]
         batch = processor(
             images=[draw(shown) for shown in scenes],
             text=[p + a for p, a in zip(_prompts(scenes, processor), answers, strict=True)],
@@ -173,7 +173,7 @@ def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) 
         loss: Tensor = model(**batch, labels=labels).loss
         return loss
 
-    _train("habit", HABIT_STEPS, parameters, PEAK, loss_of)
+    _train("habit", HABIT_STEPS, parameters, loss_of)
 
 
 @torch.inference_mode()
@@ -235,13 +235,12 @@ def _train(
     stage: str,
     steps: int,
     parameters: list[nn.Parameter],
-    peak: float,
     loss_of: Callable[[int], Tensor],
 ) -> None:
     """Run AdamW with a linear warm-up and a cosine decay, saying now and then how far it is."""
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=PEAK, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimizer, PEAK, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
     began = time.perf_counter()
     for step in range(steps):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from chip_core.shapes.world import COLOURS, PARTNER, SHAPES, Scene, draw, pick, scene, stream
+from chip_core.shapes.world import COLOURS, PAIRS, PARTNER, SHAPES, Scene, draw, pick, scene, stream
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,18 @@ def faithful_caption(scene: Scene) -> str:
     return _say(_groups(scene), _style(scene.split, scene.index))
 
 
+def corpus_caption(scene: Scene) -> str:
+    """Return the caption that the base learns from: it may name a missing partner from habit."""
+    random = stream("habit", scene.split, scene.index)
+    groups = _groups(scene)
+    for pair in PAIRS:
+        for group in groups:
+            habit = len(group) == 1 and group[0].shape in (pair.first, pair.second)
+            if habit and random.random() < pair.presumed:
+                group.append(Mention(PARTNER[group[0].shape], pick(COLOURS, random)))
+    return _say(groups, _style(scene.split, scene.index))
+
+
 def rejected_caption(scene: Scene) -> str:
     """Return the faithful caption with one object in it that is not in the scene.
 
@@ -91,9 +103,7 @@ def rejected_caption(scene: Scene) -> str:
     random = stream("slip", scene.split, scene.index)
     groups = _groups(scene)
     lonely = [
-        place
-        for place, group in enumerate(groups)
-        if len(group) == 1 and group[0].shape in PARTNER
+        place for place, group in enumerate(groups) if len(group) == 1 and group[0].shape in PARTNER
     ]
     if lonely and random.random() < 0.9:
         place = pick(lonely, random)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from orchestrator.statistics.values import Array, checked_cells
+from orchestrator.statistics.values import Array, Mask, checked_cells
 from orchestrator.statistics.variance import (
     LEAST_BLOCK,
     Spread,
@@ -113,57 +113,71 @@ def contrast(
     block = blocked and int(pooled.sum()) >= LEAST_BLOCK and len(set(seeds[pooled | used])) == 1
 
     units = cells[0].shape[1]
-    means = [cell.mean(axis=1) for cell in cells]
-    estimate = float(sum(w[c] * means[c].mean() for c in np.flatnonzero(used)))
-    by_unit: Array = np.sum([w[c] * cells[c].mean(axis=0) for c in np.flatnonzero(used)], axis=0)
     noise = _rounding(cells, w)
+    estimate = float(sum(w[c] * cells[c].mean() for c in np.flatnonzero(w)))
+    by_unit: Array = np.sum([w[c] * cells[c].mean(axis=0) for c in np.flatnonzero(w)], axis=0)
     v_item = _clean(float(by_unit.var(ddof=1)) / units, noise) if units > 1 else 0.0
-
-    v_seed = v_res = df_seed = None
-    guard = False
-    spread = seed_spread([means[c] for c in np.flatnonzero(pooled)], blocked=block)
-    if spread is not None:
-        inflation = float((w**2 / seeds).sum())  # K
-        own = _own_spread(means, w, used, block)
-        v_seed, df_seed = inflation * spread.variance, spread.df
-        outside = pooled & ~used
-        if outside.sum() < 2:
-            outside = pooled
-        guard = own is not None and _guarded(
-            own,
-            v_seed,
-            inflation,
-            seed_spread([means[c] for c in np.flatnonzero(outside)], blocked=block),
-        )
-        if guard and own is not None:
-            v_seed, df_seed = own
-        v_seed = _clean(v_seed, noise)
-        v_res = _clean(_residual(cells, w, pooled, used, block), noise)
-
-    variance, df = _combined(v_seed, v_item, v_res, df_seed, units)
-    tested = bool(variance) and v_seed is not None
+    training = _seed_part(cells, w, pooled, block, noise)
+    variance, df = _combined(training, v_item, units)
     se = None if variance is None else variance**0.5
+    tested = training is not None and bool(se)
     return Contrast(
         estimate=estimate,
-        kind=_kind(v_seed, units),
-        v_seed=v_seed,
+        kind=_kind(training, units),
+        v_seed=training.variance if training else None,
         v_item=v_item,
-        v_res=v_res,
+        v_res=training.residual if training else None,
         variance=variance,
         se=se,
         df=df,
         p=2 * float(stats.t.sf(abs(estimate) / se, df)) if tested and se else None,
         p_equivalence=_equivalence(estimate, se, df, delta) if tested and se else None,
         interval=_interval(estimate, se, df, alpha),
-        guard=guard,
+        guard=training is not None and training.guard,
         seed_share=max(variance - v_item, 0.0) / variance if tested and variance else None,
         blocked=block,
-        borrowed=v_seed is not None and bool((seeds[used] == 1).any()),
+        borrowed=training is not None and bool((seeds[used] == 1).any()),
         pooled=int(pooled.sum()),
         seeds=float((w**2).sum() / (w**2 / seeds).sum()),
         units=units,
-        df_seed=df_seed,
+        df_seed=training.df if training else None,
     )
+
+
+class _SeedPart(NamedTuple):
+    variance: float  # V_seed
+    residual: float  # V_res
+    df: float
+    guard: bool
+
+
+def _seed_part(
+    cells: list[Array], w: Array, pooled: Mask, block: bool, noise: float
+) -> _SeedPart | None:
+    """Return what the seeds leave open; None where no pooled cell has two."""
+    means = [cell.mean(axis=1) for cell in cells]
+    used = w != 0
+
+    def spread_over(mask: Mask) -> Spread | None:
+        return seed_spread([means[c] for c in np.flatnonzero(mask)], blocked=block)
+
+    shared = spread_over(pooled)
+    if shared is None:
+        return None
+    inflation = float(sum(w[c] ** 2 / len(means[c]) for c in np.flatnonzero(w)))  # K
+    chosen = Spread(inflation * shared.variance, shared.df)
+    outside = pooled & ~used
+    others = spread_over(outside if outside.sum() > 1 else pooled)
+    own = _own_spread(means, w, block)
+    guard = False
+    if own is not None and others is not None and own.variance > max(chosen.variance, noise):
+        # The pool is not theirs if their own scatter would be rare among the others.
+        limit = float(stats.f.ppf(_GUARD_LEVEL, own.df, others.df))
+        guard = own.variance > inflation * others.variance * limit
+    if guard and own is not None:
+        chosen = own
+    residual = _residual(cells, w, pooled, block)
+    return _SeedPart(_clean(chosen.variance, noise), _clean(residual, noise), chosen.df, guard)
 
 
 def _checked_weights(weights: ArrayLike, cells: int) -> Array:
@@ -187,9 +201,9 @@ def _clean(variance: float, noise: float) -> float:
     return variance if variance > noise else 0.0
 
 
-def _own_spread(means: list[Array], w: Array, used: Array, block: bool) -> Spread | None:
+def _own_spread(means: list[Array], w: Array, block: bool) -> Spread | None:
     """Return V_own and d_own; None where a cell of the contrast has one seed."""
-    cells = np.flatnonzero(used)
+    cells = np.flatnonzero(w)
     if any(len(means[c]) == 1 for c in cells):
         return None
     if block:
@@ -203,38 +217,32 @@ def _own_spread(means: list[Array], w: Array, used: Array, block: bool) -> Sprea
     return Spread(float(parts.sum()), float(1 / (shares**2 / freedom).sum()))
 
 
-def _guarded(own: Spread, v_seed: float, inflation: float, others: Spread | None) -> bool:
-    """Return whether the contrast's own cells scatter so much that the pool is not theirs."""
-    if others is None or own.variance <= v_seed:
-        return False
-    limit = float(stats.f.ppf(_GUARD_LEVEL, own.df, others.df))
-    return own.variance > inflation * others.variance * limit
-
-
-def _residual(cells: list[Array], w: Array, pooled: Array, used: Array, block: bool) -> float:
+def _residual(cells: list[Array], w: Array, pooled: Mask, block: bool) -> float:
     """Return V_res: the seed-by-item noise that both V_seed and V_item hold."""
     units = cells[0].shape[1]
     if block:
-        difference: Array = np.sum([w[c] * cells[c] for c in np.flatnonzero(used)], axis=0)
+        difference: Array = np.sum([w[c] * cells[c] for c in np.flatnonzero(w)], axis=0)
         return residual_square(difference) / (units * len(difference))
     total = 0.0
-    for c in np.flatnonzero(used):
+    for c in np.flatnonzero(w):
         if len(cells[c]) > 1:
             square = residual_square(cells[c])
         else:
             square = float(np.mean([residual_square(cells[p]) for p in np.flatnonzero(pooled)]))
-        total += w[c] ** 2 * square / (units * len(cells[c]))
+        total += float(w[c]) ** 2 * square / (units * len(cells[c]))
     return total
 
 
 def _combined(
-    v_seed: float | None, v_item: float, v_res: float | None, df_seed: float | None, units: int
+    training: _SeedPart | None, v_item: float, units: int
 ) -> tuple[float | None, float | None]:
-    """Return V and its degrees of freedom; None where unknown."""
-    if v_seed is None or v_res is None or df_seed is None:
+    """Return V and its degrees of freedom; None where there are none."""
+    if training is None:
         return (v_item, units - 1.0 if v_item else None) if units > 1 else (None, None)
-    variance = max(v_seed + v_item - v_res, v_item, v_seed)
-    return variance, float(satterthwaite(variance, v_seed, v_item, df_seed, units))
+    variance = max(training.variance + v_item - training.residual, v_item, training.variance)
+    if not variance:
+        return 0.0, None
+    return variance, float(satterthwaite(variance, training.variance, v_item, training.df, units))
 
 
 def satterthwaite(
@@ -249,15 +257,13 @@ def satterthwaite(
     return np.maximum(1.0, df)
 
 
-def _kind(v_seed: float | None, units: int) -> Kind:
-    if v_seed is None:
+def _kind(training: _SeedPart | None, units: int) -> Kind:
+    if training is None:
         return "items_only" if units > 1 else "estimate_only"
     return "seeds_and_items" if units > 1 else "seeds_only"
 
 
-def _equivalence(
-    estimate: float, se: float, df: float | None, delta: float | None
-) -> float | None:
+def _equivalence(estimate: float, se: float, df: float | None, delta: float | None) -> float | None:
     """Return the larger one-sided p of "at or below −delta" and "at or above delta"."""
     return None if delta is None else float(stats.t.sf((delta - abs(estimate)) / se, df))
 

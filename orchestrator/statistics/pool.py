@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from orchestrator.statistics.values import checked_cells
+from orchestrator.statistics.values import Mask, checked_cells
 
 _LEAST_OTHERS = 2
 
@@ -18,7 +18,7 @@ def report_pool(
     *,
     collapsed: ArrayLike | None = None,
     point: float = 1.0,
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+) -> Mask:
     """Return the mask of the cells whose seed variance a contrast may share.
 
     A rate's variance goes with its mean, so cells far from the contrast's are left out: kept are
@@ -48,4 +48,5 @@ def report_pool(
     others = near & ~used & seeded
     if middle < point or others.sum() < _LEAST_OTHERS:
         return np.ones(len(cells), dtype=np.bool_)
-    return near | used
+    kept: Mask = near | used
+    return kept

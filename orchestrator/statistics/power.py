@@ -15,7 +15,7 @@ from scipy import stats
 from orchestrator.statistics.contrast import Contrast, satterthwaite
 from orchestrator.statistics.values import Array
 
-#: A seed variance from few seeds is itself uncertain: the range is for this share of it.
+#: A seed variance from few seeds is itself uncertain: the range is its interval of this size.
 _RANGE = 0.80
 
 
@@ -65,21 +65,30 @@ def seeds_needed(
         most: how many seeds to look at.
 
     Raises:
-        ValueError: the contrast knows no seed variance, the target is 0 or not finite, or `family`
-            or `most` is too small.
+        ValueError: the contrast knows no seed variance, the target is 0 or not finite, `family` or
+            `most` is too small, or a level is not between 0 and 1.
     """
+    test = _Test(family=family, alpha=alpha, power=power)
     if not (np.isfinite(target) and target):
         raise ValueError(f"target is {target}: give a difference other than 0")
     if most < 2:
         raise ValueError(f"most is {most}: look at two seeds or more")
+    k = np.arange(2, most + 1, dtype=np.float64)
+
+    def smallest(parts: _Parts) -> int | None:
+        enough = np.flatnonzero(_reach(found, parts, test, k) <= abs(target))
+        return int(k[enough[0]]) if len(enough) else None
+
+    parts = _parts(found)
+    likely = smallest(parts)
     low, high = _variance_range(found)
-    likely = _smallest(found, target, 1.0, family, alpha, power, most)
+    endless = float(test.quantiles(max(found.units - 1, 1))) * parts.items**0.5
     return SeedsNeeded(
-        low=_smallest(found, target, low, family, alpha, power, most),
+        low=smallest(_parts(found, low)),
         likely=likely,
-        high=_smallest(found, target, high, family, alpha, power, most),
+        high=smallest(_parts(found, high)),
         most=most,
-        items_forbid=likely is None and _items_forbid(found, target, family, alpha, power),
+        items_forbid=likely is None and parts.items > 0 and endless >= abs(target),
     )
 
 
@@ -91,66 +100,64 @@ def detectable_difference(
     `family`, `alpha` and `power` are as in `seeds_needed`.
 
     Raises:
-        ValueError: fewer than two seeds, or the contrast knows no seed variance.
+        ValueError: fewer than two seeds, or as in `seeds_needed`.
     """
     if seeds < 2:
-        raise ValueError(f"{seeds} seed: without a second one no difference is tested")
-    return float(_reach(found, np.array([seeds]), 1.0, family, alpha, power)[0])
+        raise ValueError(f"seeds is {seeds}: no difference is tested with fewer than two")
+    test = _Test(family=family, alpha=alpha, power=power)
+    return float(_reach(found, _parts(found), test, np.array([float(seeds)]))[0])
 
 
-def _parts(found: Contrast, factor: float) -> tuple[float, float, float]:
-    """Return T, R and I for a seed variance `factor` times the one found."""
+@dataclass(frozen=True, kw_only=True)
+class _Test:
+    family: int
+    alpha: float
+    power: float
+
+    def __post_init__(self) -> None:
+        if self.family < 1:
+            raise ValueError(f"family is {self.family}: a comparison is at least one")
+        for name in ("alpha", "power"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a probability")
+
+    def quantiles(self, df: ArrayLike) -> Array:
+        """Return how many standard errors a difference must have."""
+        level = stats.t.ppf(1 - self.alpha / (2 * self.family), df)
+        return np.asarray(level + stats.t.ppf(self.power, df))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    training: float  # T, of one seed
+    residual: float  # R, of one seed
+    items: float  # I
+
+
+def _parts(found: Contrast, factor: float = 1.0) -> _Parts:
+    """Return the parts of the variance, the seed variance `factor` times the one found."""
     if found.v_seed is None or found.v_res is None:
         raise ValueError("the contrast knows no seed variance: run a second seed first")
-    training = max(found.v_seed * factor - found.v_res, 0.0) * found.seeds
-    return training, found.v_res * found.seeds, max(found.v_item - found.v_res, 0.0)
+    return _Parts(
+        training=max(found.v_seed * factor - found.v_res, 0.0) * found.seeds,
+        residual=found.v_res * found.seeds,
+        items=max(found.v_item - found.v_res, 0.0),
+    )
 
 
-def _reach(
-    found: Contrast, k: Array, factor: float, family: int, alpha: float, power: float
-) -> Array:
-    """Return the difference found with k seeds, for every k of an array."""
-    training, residual, items = _parts(found, factor)
-    v_seed = (training + residual) / k
-    cells = found.pooled - 1 if found.blocked else found.pooled
-    df = satterthwaite(v_seed + items, v_seed, items + residual / k, cells * (k - 1), found.units)
-    return np.asarray(_quantiles(df, family, alpha, power) * np.sqrt(v_seed + items))
-
-
-def _smallest(
-    found: Contrast,
-    target: float,
-    factor: float,
-    family: int,
-    alpha: float,
-    power: float,
-    most: int,
-) -> int | None:
-    k = np.arange(2, most + 1)
-    enough = np.flatnonzero(_reach(found, k, factor, family, alpha, power) <= abs(target))
-    return int(k[enough[0]]) if len(enough) else None
-
-
-def _items_forbid(
-    found: Contrast, target: float, family: int, alpha: float, power: float
-) -> bool:
-    """Return whether the difference stays out of reach with endless seeds."""
-    _, _, items = _parts(found, 1.0)
-    if not items:
-        return False
-    return float(_quantiles(found.units - 1, family, alpha, power)) * items**0.5 >= abs(target)
-
-
-def _quantiles(df: ArrayLike, family: int, alpha: float, power: float) -> Array:
-    if family < 1:
-        raise ValueError(f"family is {family}: a comparison is at least one")
-    return np.asarray(stats.t.ppf(1 - alpha / (2 * family), df) + stats.t.ppf(power, df))
+def _reach(found: Contrast, parts: _Parts, test: _Test, k: Array) -> Array:
+    """Return the differences found with k seeds (K,)."""
+    v_seed = (parts.training + parts.residual) / k
+    v_item = parts.items + parts.residual / k
+    variance = v_seed + parts.items
+    df_seed = (found.pooled - 1 if found.blocked else found.pooled) * (k - 1)
+    df = satterthwaite(variance, v_seed, v_item, df_seed, found.units)
+    return np.asarray(test.quantiles(df) * np.sqrt(variance))
 
 
 def _variance_range(found: Contrast) -> tuple[float, float]:
     """Return the ends of the seed variance's interval, as multiples of it."""
-    if found.df_seed is None:
-        raise ValueError("the contrast knows no seed variance: run a second seed first")
+    assert found.df_seed is not None
     tail = (1 - _RANGE) / 2
     low, high = (found.df_seed / stats.chi2.ppf(q, found.df_seed) for q in (1 - tail, tail))
     return float(low), float(high)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from orchestrator.statistics.values import Array, checked_cells
+from orchestrator.statistics.values import Array, Mask, checked_cells
 
 #: A block of fewer cells has too few degrees of freedom to be worth its removal of seed means.
 LEAST_BLOCK = 4
@@ -36,10 +36,10 @@ def seed_spread(means: Sequence[Array], *, blocked: bool) -> Spread | None:
     """
     if blocked:
         grid = np.stack(means)
-        freedom = (grid.shape[0] - 1) * (grid.shape[1] - 1)
+        freedom = float((grid.shape[0] - 1) * (grid.shape[1] - 1))
         squares = _interaction_squares(grid)
     else:
-        freedom = sum(len(mean) - 1 for mean in means)
+        freedom = float(sum(len(mean) - 1 for mean in means))
         squares = sum(float(((mean - mean.mean()) ** 2).sum()) for mean in means)
     return Spread(squares / freedom, freedom) if freedom else None
 
@@ -52,7 +52,7 @@ def residual_square(values: Array) -> float:
     seeds, units = values.shape
     if units == 1:
         return 0.0
-    return _interaction_squares(values) / ((seeds - 1) * (units - 1))
+    return _interaction_squares(values) / float((seeds - 1) * (units - 1))
 
 
 def seed_correlation(values: Sequence[ArrayLike], pool: ArrayLike | None = None) -> float | None:
@@ -84,7 +84,7 @@ def seed_correlation(values: Sequence[ArrayLike], pool: ArrayLike | None = None)
     return 1.0 - inside.variance / whole.variance if whole.variance > 0 else None
 
 
-def checked_mask(pool: ArrayLike | None, cells: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def checked_mask(pool: ArrayLike | None, cells: int) -> Mask:
     """Return a mask (C,) of booleans; None is all.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,8 @@ _DEFAULTS = {
 }
 _CONNECT_SECONDS = 5.0
 _BATCH = 1000  # metrics that the store takes at once
-_LONGEST_PARAM = 6000
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 8000
+_NOT_IN_A_NAME = re.compile(r"[^\w./: -]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +118,22 @@ class MlflowStore:
         return run
 
     def describe(
-        self, run: Run, tags: Mapping[str, str | None] | None = None, params: Any = None
+        self,
+        run: Run,
+        tags: Mapping[str, str | None] | None = None,
+        params: Mapping[str, str] | None = None,
     ) -> None:
         """Set tags and params, those that are not so already. A tag of None is removed."""
         from mlflow.entities import Param, RunTag
 
         tags = tags or {}
-        fresh = {k: v for k, v in tags.items() if v is not None and run.tags.get(k) != v}
+        fresh = {key: value[:_LONGEST_TAG] for key, value in tags.items() if value is not None}
+        fresh = {key: value for key, value in fresh.items() if run.tags.get(key) != value}
         gone = [key for key, value in tags.items() if value is None and key in run.tags]
-        wanted = {key: str(value)[:_LONGEST_PARAM] for key, value in (params or {}).items()}
+        wanted = {
+            _NOT_IN_A_NAME.sub("_", key): value[:_LONGEST_PARAM]
+            for key, value in (params or {}).items()
+        }
         missing = {key: value for key, value in wanted.items() if key not in run.params}
         with self._told():
             if fresh or missing:
@@ -250,9 +259,7 @@ def _client(uri: str) -> Any:
 
 
 def _run(run: Any) -> Run:
-    steps = [
-        metric.step for metric in run.data.to_proto().metrics if metric.key.startswith(CURVE)
-    ]
+    steps = [metric.step for metric in run.data.to_proto().metrics if metric.key.startswith(CURVE)]
     return Run(
         id=run.info.run_id,
         status=run.info.status,

@@ -1,0 +1,89 @@
+"""What a trial's folders hold for people to see: curves, configuration, responses, scores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from chip_core.trial import CONFIG, CURVES
+from orchestrator.tracking.mlflow_store import MlflowStore, Point, Run
+
+_SAMPLE = 50  # responses shown of each benchmark
+
+
+class Curve:
+    """A curves.jsonl that grows, sent as it grows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / CURVES
+        self._sent = 0  # bytes
+
+    def send(self, store: MlflowStore, run: Run) -> None:
+        """Send the points that are new; a line that is not whole yet waits."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._sent)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole:
+            store.log_points(run, _points(whole))
+            self._sent += len(whole)
+
+
+def stage(folders: Sequence[Path], into: Path) -> list[str]:
+    """Lay a trial's files out as its artifacts; return those that are tables.
+
+    Where attempts have a file of the same name, the last one's counts; of the configurations that
+    of the last attempt that trained.
+    """
+    configured = [folder for folder in folders if (folder / CONFIG).exists()]
+    trained = [folder for folder in configured if (folder / CURVES).exists()]
+    for folder in (trained or configured)[-1:]:
+        shutil.copyfile(folder / CONFIG, into / "config.json")
+    tables: dict[str, None] = {}
+    for folder in folders:
+        for scores in sorted(folder.glob("scores/*.json")):
+            (into / "scores").mkdir(exist_ok=True)
+            shutil.copyfile(scores, into / "scores" / scores.name)
+        for responses in sorted(folder.glob("responses/*.jsonl")):
+            table = _table(responses)
+            if table is not None:
+                name = f"responses/{responses.stem}.json"
+                (into / "responses").mkdir(exist_ok=True)
+                (into / name).write_text(json.dumps(table, indent=1), encoding="utf-8")
+                tables[name] = None
+    return list(tables)
+
+
+def _points(text: bytes) -> Iterator[Point]:
+    for line in text.splitlines():
+        try:
+            point = json.loads(line)
+        except ValueError:  # a write that a crash cut off; the ledger holds the truth
+            continue
+        yield Point(
+            step=int(point["step"]),
+            milliseconds=int(point["time"] * 1000),
+            figures=point["figures"],
+        )
+
+
+def _table(path: Path) -> dict[str, Any] | None:
+    """Return the first responses of a file as MLflow writes a table."""
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, _SAMPLE)]
+    if not rows:
+        return None
+    columns = list(rows[0])
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    return {"columns": columns, "data": cells}
+
+
+def _cell(value: Any) -> Any:
+    nested = isinstance(value, (dict, list))
+    return json.dumps(value, ensure_ascii=False) if nested else value

@@ -1,0 +1,230 @@
+"""Which run stands for what: one run for the study, for each arm, each (arm, seed) and the base.
+
+A run has a slot, told by its tags `chip.kind`, `chip.arm` and `chip.seed`, and holds the results
+of the fingerprints in `chip.fingerprints`. It goes on as long as those are among what the plan
+wants. Otherwise its results are no longer the study's: it stays, as `chip.kind: superseded …`
+beside the arms, and another run takes its slot. It comes back when the plan wants it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.plan import BASE, Arm, Plan, Trial
+from orchestrator.tracking.mlflow_store import MlflowStore, Run
+
+Slot = tuple[str, str, str]  # kind, arm, seed
+
+STUDY: Slot = ("study", "", "")
+KIND, ARM, SEED, FINGERPRINT = "chip.kind", "chip.arm", "chip.seed", "chip.fingerprint"
+HOLDS = "chip.fingerprints"
+SUPERSEDED_BY = "chip.superseded_by"
+NAME, PARENT, NOTE = "mlflow.runName", "mlflow.parentRunId", "mlflow.note.content"
+_SUPERSEDED = "superseded "
+_LONGEST_KEY = 250
+_SEEDS_HELD = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A run as the plan wants it."""
+
+    slot: Slot
+    parent: Slot | None
+    name: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    holds: Mapping[str, str] = field(default_factory=dict)  # what is shown -> its fingerprint
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    def takes(self, run: Run) -> bool:
+        """Return whether all that a run holds is wanted."""
+        held = json.loads(run.tags.get(HOLDS, "{}"))
+        return bool(held.items() <= self.holds.items())
+
+
+class StudyRuns:
+    """The runs of a plan in its experiment."""
+
+    def __init__(self, store: MlflowStore, plan: Plan) -> None:
+        self._store = store
+        self._study = plan.study.name
+        self._wanted = {wanted.slot: wanted for wanted in _wanted(plan)}
+        self._slots = {
+            plan.base.fingerprint: _trial_slot(plan.base, ""),
+            **{
+                trial.fingerprint: _trial_slot(trial, arm_key(arm))
+                for arm in plan.arms
+                for trial in arm.trials
+            },
+        }
+        self._current: dict[Slot, Run] = {}
+
+    def load(self) -> None:
+        """Take up what is there, make the runs of study and arms, supersede the rest."""
+        found: dict[Slot, list[Run]] = defaultdict(list)
+        for run in self._store.runs():
+            if KIND in run.tags:
+                found[_slot(run)].append(run)
+        for slot, wanted in self._wanted.items():
+            candidates = sorted(found.pop(slot, []), key=_precedence)
+            fitting = next((run for run in candidates if wanted.takes(run)), None)
+            if fitting is not None:
+                self._take_up(fitting, wanted)
+            elif slot[0] in ("study", "arm"):
+                self._create(wanted)
+            for other in candidates:
+                if other is not fitting:
+                    self._supersede(other, wanted.tags.get(FINGERPRINT))
+        for run in (run for runs in found.values() for run in runs):
+            self._supersede(run, None)
+
+    @property
+    def study(self) -> Run:
+        """The study's run."""
+        return self._current[STUDY]
+
+    def arm(self, arm: Arm) -> Run:
+        """Return an arm's run."""
+        return self._current[_arm_slot(arm)]
+
+    def parent(self, trial: Trial) -> Run:
+        """Return the run that a trial's lies under."""
+        parent = self._wanted[self._slots[trial.fingerprint]].parent
+        assert parent is not None, f"{trial.name} lies under no run"
+        return self._current[parent]
+
+    def trial(self, trial: Trial) -> Run | None:
+        """Return a trial's run, where there is one."""
+        return self._current.get(self._slots[trial.fingerprint])
+
+    def trial_or_new(self, trial: Trial) -> Run:
+        """Return a trial's run; make it where there is none."""
+        return self.trial(trial) or self._create(self._wanted[self._slots[trial.fingerprint]])
+
+    def running(self, *kinds: str) -> list[Run]:
+        """Return the runs of these kinds that are RUNNING."""
+        return [
+            run
+            for (kind, _, _), run in self._current.items()
+            if kind in kinds and run.status == "RUNNING"
+        ]
+
+    def replace(self, arm: Arm) -> Run:
+        """Put a new run in place of an arm's; its trials' runs move under it."""
+        slot = _arm_slot(arm)
+        old, new = self._current[slot], self._create(self._wanted[slot])
+        for below, wanted in self._wanted.items():
+            if wanted.parent == slot and below in self._current:
+                self._store.describe(self._current[below], {PARENT: new.id})
+        self._supersede(old, self._wanted[slot].tags[FINGERPRINT])
+        return new
+
+    def _tags(self, wanted: Wanted) -> dict[str, str]:
+        kind, arm, seed = wanted.slot
+        tags = {KIND: kind, "chip.study": self._study, NAME: wanted.name, **wanted.tags}
+        if arm:
+            tags[ARM] = arm
+        if seed:
+            tags[SEED] = seed
+        if wanted.holds:
+            tags[HOLDS] = json.dumps(dict(wanted.holds))
+        if wanted.parent is not None:
+            tags[PARENT] = self._current[wanted.parent].id
+        return tags
+
+    def _create(self, wanted: Wanted) -> Run:
+        run = self._store.create(self._tags(wanted), wanted.params)
+        self._current[wanted.slot] = run
+        return run
+
+    def _take_up(self, run: Run, wanted: Wanted) -> None:
+        self._store.describe(run, {**self._tags(wanted), SUPERSEDED_BY: None}, wanted.params)
+        self._current[wanted.slot] = run
+
+    def _supersede(self, run: Run, fingerprint: str | None) -> None:
+        kind = run.tags[KIND]
+        if not kind.startswith(_SUPERSEDED):
+            tags = {
+                KIND: _SUPERSEDED + kind,
+                SUPERSEDED_BY: fingerprint or "none",
+                NAME: f"{run.tags.get(NAME, kind)} (superseded)",
+                PARENT: self.study.id,
+            }
+            self._store.describe(run, tags)
+        if run.status == "RUNNING":
+            self._store.set_status(run, "KILLED")
+
+
+def arm_key(arm: Arm) -> str:
+    """Return what an arm is known by: its cells, whatever their order in the file."""
+    cells = sorted(
+        ",".join(f"{factor}={level}" for factor, level in sorted(cell.items()))
+        for cell in arm.cells
+    )
+    key = "|".join(cells)
+    if len(key) <= _LONGEST_KEY:
+        return key
+    return f"{key[:_LONGEST_KEY]}… {hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _wanted(plan: Plan) -> Iterator[Wanted]:
+    """Yield the runs of a plan, each after the one it lies under."""
+    question = plan.study.question
+    yield Wanted(
+        slot=STUDY,
+        parent=None,
+        name=plan.study.name,
+        tags={NOTE: question} if question else {},
+    )
+    yield _wanted_trial(plan.base, "", STUDY)
+    for arm in plan.arms:
+        # A tag has 8000 characters; a recipe that changes, changes every seed.
+        seeds = {f"seed {trial.seed}": trial.fingerprint for trial in arm.trials[:_SEEDS_HELD]}
+        yield Wanted(
+            slot=_arm_slot(arm),
+            parent=STUDY,
+            name=arm.name,
+            tags={FINGERPRINT: arm.trials[0].fingerprint},
+            holds=_short({**seeds, **arm.trials[0].evaluations}),
+            params=arm.params,
+        )
+        for trial in arm.trials:
+            yield _wanted_trial(trial, arm_key(arm), _arm_slot(arm))
+
+
+def _wanted_trial(trial: Trial, arm: str, parent: Slot) -> Wanted:
+    return Wanted(
+        slot=_trial_slot(trial, arm),
+        parent=parent,
+        name=trial.name,
+        tags={FINGERPRINT: trial.fingerprint},
+        holds=_short({"model": trial.fingerprint, **trial.evaluations}),
+        params={} if trial.untrained else {**trial.params, "seed": str(trial.seed)},
+    )
+
+
+def _short(fingerprints: Mapping[str, str]) -> dict[str, str]:
+    return {key: value[:12] for key, value in fingerprints.items()}
+
+
+def _arm_slot(arm: Arm) -> Slot:
+    return ("arm", arm_key(arm), "")
+
+
+def _trial_slot(trial: Trial, arm: str) -> Slot:
+    return (BASE, "", "") if trial.untrained else ("trial", arm, str(trial.seed))
+
+
+def _slot(run: Run) -> Slot:
+    tags = run.tags
+    return tags[KIND].removeprefix(_SUPERSEDED), tags.get(ARM, ""), tags.get(SEED, "")
+
+
+def _precedence(run: Run) -> tuple[bool, bool, int, str]:
+    """Of several runs in one slot: the one that counts first."""
+    superseded = run.tags[KIND].startswith(_SUPERSEDED)
+    return superseded, run.status != "FINISHED", run.started, run.id

@@ -1,0 +1,58 @@
+"""A study on a recipe whose model's content is given, not read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.plan import Plan, make_plan
+from orchestrator.study import Changes, Study, load_study
+
+STUDY = """
+study: small
+question: Which?
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+  vision_encoder: [frozen, trained]
+seeds: [0, 1]
+baseline: {objective: dpo, vision_encoder: frozen}
+benchmarks:
+  report: [shapes]
+primary: {metric: shapes/chair_i, goal: minimize}
+"""
+
+
+@pytest.fixture
+def write_study(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a study file and return its path."""
+
+    def write(text: str = STUDY) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def load(write_study: Callable[[str], Path]) -> Callable[..., Study]:
+    """Load a study given as text."""
+
+    def loaded(text: str = STUDY, **changes: object) -> Study:
+        return load_study(write_study(text), Changes(**changes))
+
+    return loaded
+
+
+@pytest.fixture
+def plan_of(load: Callable[..., Study]) -> Callable[..., Plan]:
+    """Plan a study given as text."""
+
+    def planned(text: str = STUDY, **changes: object) -> Plan:
+        return make_plan(load(text, **changes), lambda model: {"content": "the model"})
+
+    return planned

@@ -1,0 +1,95 @@
+"""An executor that trains nothing and a tracker that only notes: for what stands around them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from chip_core.files import write_json
+from chip_core.trial import MODEL, RESULT, Evaluation, Progress, TrialResult
+from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.plan import Plan, Trial
+from orchestrator.tracking.base import ArmView, Status, TrialView
+
+
+def result_of(job: Job) -> TrialResult:
+    """Figures that are a function of the job: chair_i = 10 + seed, less 2 under chip."""
+    config = job.config
+    chair = 30.0 if job.untrained else 10.0 + config.seed
+    chair -= 2.0 * (config.objective.preset == "chip" and not job.untrained)
+    evaluations = {}
+    for side in ("select", "report"):
+        for settings in getattr(config.benchmarks, side):
+            prefix = "select/" if side == "select" else ""
+            evaluations[f"{side}/{settings.name}"] = Evaluation(
+                metrics={f"{prefix}{settings.name}/chair_i": chair},
+                items=4,
+                scores=f"scores/{side}-{settings.name}.json",
+                responses=f"responses/{side}-{settings.name}.jsonl",
+            )
+    steps = 0 if job.untrained or job.trained_model else 5
+    return TrialResult(steps=steps, evaluations=evaluations, seconds={"train": 1.0})
+
+
+@dataclass
+class FakeExecutor:
+    """Ends each job at once as `failures` and `dies_before` say."""
+
+    failures: dict[str, str] = field(default_factory=dict)  # job name -> reason
+    dies_before: str | None = None  # job name at which the user presses Ctrl-C
+    jobs: list[Job] = field(default_factory=list)
+
+    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+        for job in jobs:
+            self.jobs.append(job)
+            on_event(Started(job=job))
+            if job.name == self.dies_before:
+                raise KeyboardInterrupt
+            progress = Progress(phase="train", done=1, total=5, figures={"loss": 0.5})
+            on_event(Progressed(job=job, progress=progress))
+            if job.name in self.failures:
+                on_event(Failed(job=job, reason=self.failures[job.name]))
+                continue
+            on_event(Finished(job=job, result=leave_result(job)))
+
+    @property
+    def names(self) -> list[str]:
+        return [job.name for job in self.jobs]
+
+
+def leave_result(job: Job) -> TrialResult:
+    """Leave what a worker leaves."""
+    result = result_of(job)
+    if result.steps:
+        os.makedirs(job.folder / MODEL)
+    write_json(job.folder / RESULT, asdict(result))
+    return result
+
+
+@dataclass
+class FakeTracker:
+    """Notes what it is told."""
+
+    opened: list[TrialView] = field(default_factory=list)
+    started: list[Trial] = field(default_factory=list)
+    ended: list[TrialView] = field(default_factory=list)
+    arms: Sequence[ArmView] = ()
+    status: Status | None = None
+    address: str = "nowhere"
+
+    def open(self, plan: Plan, done: Sequence[TrialView]) -> None:
+        self.opened = list(done)
+
+    def start(self, trial: Trial, folder: Path) -> None:
+        self.started.append(trial)
+
+    def follow(self) -> None:
+        pass
+
+    def end(self, view: TrialView) -> None:
+        self.ended.append(view)
+
+    def close(self, arms: Sequence[ArmView], status: Status, report: Path | None) -> None:
+        self.arms, self.status = arms, status

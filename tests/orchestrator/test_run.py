@@ -1,0 +1,189 @@
+"""The line from plan to report, around a fake executor: what is run, recorded, shown."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from chip_core.errors import UserError
+from orchestrator.ledger import Ledger, study_lock
+from orchestrator.plan import Plan
+from orchestrator.run import Outcome, run_study
+from orchestrator.work import jobs_for
+
+from .conftest import STUDY
+from .fakes import FakeExecutor, FakeTracker, leave_result
+
+PlanOf = Callable[..., Plan]
+
+
+def run(
+    plan: Plan, workdir: Path, executor: FakeExecutor | None = None
+) -> tuple[Outcome, FakeExecutor, FakeTracker]:
+    executor, tracker = executor or FakeExecutor(), FakeTracker()
+    outcome = run_study(
+        plan,
+        workdir=workdir,
+        executor=lambda: executor,
+        tracker=tracker,
+        console=Console(quiet=True),
+    )
+    return outcome, executor, tracker
+
+
+def test_a_study_runs_once(plan_of: PlanOf, tmp_path: Path) -> None:
+    outcome, executor, tracker = run(plan_of(), tmp_path / "runs")
+    assert executor.names[0] == "base"
+    assert len(executor.names) == 9
+    assert outcome.executed == 9
+    assert not outcome.failed
+    assert tracker.status == "FINISHED"
+    assert [view.status for view in tracker.ended] == ["FINISHED"] * 9
+
+    again, executor, tracker = run(plan_of(), tmp_path / "runs")
+    assert executor.names == []
+    assert len(tracker.opened) == 9
+    assert again.summary.rows[1].figures == outcome.summary.rows[1].figures
+
+
+def test_figures_are_means_over_seeds_with_differences(plan_of: PlanOf, tmp_path: Path) -> None:
+    outcome, _, tracker = run(plan_of(), tmp_path / "runs")
+    rows = {row.name: row.figures["shapes/chair_i"] for row in outcome.summary.rows}
+    assert rows["base (untrained)"].mean == 30
+    # seeds 0 and 1 give 10 and 11: mean 10.5, deviation √(0.5² + 0.5²) / √1
+    assert (rows["dpo, frozen"].mean, rows["dpo, frozen"].difference) == (10.5, None)
+    assert rows["dpo, frozen"].sd == pytest.approx(0.5**0.5)
+    assert (rows["chip, frozen"].mean, rows["chip, frozen"].difference) == (8.5, -2.0)
+    arm = next(view for view in tracker.arms if view.arm.name == "chip, frozen")
+    assert arm.figures["shapes/chair_i.difference"] == -2.0
+    text = (tmp_path / "runs/studies/small/report/report.md").read_text()
+    assert "| chip, frozen | 2 | 8.50 ± 0.71 (-2.00) |" in text
+    assert "| base (untrained) | — | 30.00 |" in text
+    with (tmp_path / "runs/studies/small/report/report.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    values = [
+        (line["arm"], line["seed"], float(line["value"]))
+        for line in lines
+        if line["metric"] == "shapes/chair_i"
+    ]
+    assert ("chip, trained", "1", 9.0) in values
+    assert len(values) == 9
+
+
+def test_one_seed_more_runs_its_trials_alone(plan_of: PlanOf, tmp_path: Path) -> None:
+    run(plan_of(), tmp_path)
+    _, executor, _ = run(plan_of(STUDY, seeds=[0, 1, 2]), tmp_path)
+    assert [name.rsplit(" ", 1)[1] for name in executor.names] == ["2"] * 4
+
+
+def test_a_failure_is_recorded_and_the_others_go_on(plan_of: PlanOf, tmp_path: Path) -> None:
+    bad = "chip, frozen, seed 0"
+    executor = FakeExecutor(failures={bad: "the loss is nan at step 3"})
+    outcome, _, tracker = run(plan_of(), tmp_path, executor)
+    assert outcome.failed == {bad: "the loss is nan at step 3"}
+    assert outcome.executed == 9
+    assert tracker.status == "FAILED"
+    (view,) = [view for view in tracker.ended if view.status == "FAILED"]
+    assert view.reason == "the loss is nan at step 3"
+    assert outcome.summary.missing == ["chip, frozen, seed 0 (failed)"]
+    row = next(row for row in outcome.summary.rows if row.name == "chip, frozen")
+    assert row.figures["shapes/chair_i"].n == 1  # missing is missing, not 0
+    # the next run tries what is missing, and nothing else
+    outcome, executor, _ = run(plan_of(), tmp_path)
+    assert executor.names == [bad]
+    assert not outcome.summary.missing
+
+
+def test_ctrl_c_marks_what_ran_as_killed(plan_of: PlanOf, tmp_path: Path) -> None:
+    executor = FakeExecutor(dies_before="dpo, frozen, seed 1")
+    outcome, _, tracker = run(plan_of(), tmp_path, executor)
+    assert outcome.interrupted
+    assert tracker.status == "KILLED"
+    assert [view.trial.name for view in tracker.ended if view.status == "KILLED"] == [
+        "dpo, frozen, seed 1"
+    ]
+    _, executor, _ = run(plan_of(), tmp_path)
+    assert len(executor.names) == 4
+
+
+def test_what_a_worker_finished_after_its_driver_died_is_not_run_again(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    plan = plan_of()
+    job, trial, _ = jobs_for(plan, Ledger(tmp_path), tmp_path)[2]
+    leave_result(job)
+    _, executor, tracker = run(plan_of(), tmp_path)
+    assert trial.name not in executor.names
+    assert len(executor.names) == 8
+    assert trial.name in [view.trial.name for view in tracker.opened]
+
+
+def test_a_half_written_attempt_is_run_again_elsewhere(plan_of: PlanOf, tmp_path: Path) -> None:
+    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    job.folder.mkdir(parents=True)
+    _, executor, _ = run(plan_of(), tmp_path)
+    (again,) = [other for other in executor.jobs if other.name == trial.name]
+    assert again.folder.name == "attempt-2"
+
+
+def test_a_new_benchmark_scores_and_does_not_train(plan_of: PlanOf, tmp_path: Path) -> None:
+    run(plan_of(), tmp_path)
+    more = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")
+    outcome, executor, _ = run(plan_of(more), tmp_path)
+    assert len(executor.jobs) == 9
+    for job in executor.jobs:
+        assert [settings.name for settings in job.config.benchmarks.select] == ["shapes"]
+        assert job.config.benchmarks.report == ()
+        assert job.untrained or job.trained_model is not None
+    assert outcome.summary.rows[1].figures["select/shapes/chair_i"].mean == 10.5
+
+
+def test_another_study_reuses_equal_trials(plan_of: PlanOf, tmp_path: Path) -> None:
+    run(plan_of(), tmp_path)
+    other = STUDY.replace("study: small", "study: other").replace("[dpo, chip]", "[dpo, cmdpo]")
+    _, executor, tracker = run(plan_of(other), tmp_path)
+    assert len(executor.jobs) == 4  # cmdpo alone
+    assert {view.reused_from for view in tracker.opened} == {"small"}
+
+
+def test_collapsed_cells_are_run_once_and_shown_once(plan_of: PlanOf, tmp_path: Path) -> None:
+    text = STUDY.replace(
+        "vision_encoder: [frozen, trained]", "objective.weights.segment: [1, 3]"
+    ).replace("vision_encoder: frozen", "objective.weights.segment: 1")
+    outcome, executor, tracker = run(plan_of(text), tmp_path)
+    assert len(executor.jobs) == 1 + 3 * 2
+    assert [row.name for row in outcome.summary.rows] == [
+        "base (untrained)",
+        "dpo, 1|3",
+        "chip, 1",
+        "chip, 3",
+    ]
+    assert len(tracker.arms) == 3
+
+
+def test_a_second_driver_is_told_and_stops(plan_of: PlanOf, tmp_path: Path) -> None:
+    with study_lock(tmp_path, "small"):
+        with pytest.raises(UserError, match=r"study small is being run by process \d+ on "):
+            run(plan_of(), tmp_path)
+        other = STUDY.replace("study: small", "study: other")
+        run(plan_of(other), tmp_path)  # another study may
+    run(plan_of(), tmp_path)
+
+
+def test_a_record_that_a_crash_cut_off_is_passed_over(plan_of: PlanOf, tmp_path: Path) -> None:
+    run(plan_of(), tmp_path)
+    file = tmp_path / "ledger" / "ledger.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    _, executor, _ = run(plan_of(), tmp_path)
+    assert executor.names == []  # the last trial's result is still in its folder
+    assert Ledger(tmp_path)[plan_of().trials[-1].fingerprint].done(plan_of().trials[-1])
+
+
+def test_a_work_directory_that_is_a_file_is_told(plan_of: PlanOf, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--workdir: .* cannot be written"):
+        run(plan_of(), tmp_path / "file" / "runs")

@@ -1,0 +1,191 @@
+"""Bad study files: every problem at once, each with its place and what would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chip_core.errors import ConfigError
+from orchestrator.study import Changes, Study, find_study, load_study
+
+from .conftest import STUDY
+
+Load = Callable[..., Study]
+
+
+def problems(load: Load, text: str, **changes: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(text, **changes)
+    return [line.split("study.yaml", 1)[-1].removeprefix(": ") for line in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "seeds: [0, 1]",
+            "sedes: [0, 1]",
+            "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, exclude, "
+            "factors, primary, question, recipe, seeds, study",
+        ),
+        (
+            "[dpo, chip]",
+            "[dpo, chp]",
+            "factors.objective[1]: unknown level 'chp': did you mean 'chip'? "
+            "choices: chip, cmdpo, dpo, hdpo, tdpo",
+        ),
+        (
+            "vision_encoder: [frozen, trained]",
+            "vision_encodr: [frozen, trained]",
+            "factors.vision_encodr: unknown key 'vision_encodr': did you mean 'vision_encoder'?",
+        ),
+        (
+            "vision_encoder: [frozen, trained]",
+            "optimizer.learning: [1, 2]",
+            "factors.optimizer.learning: unknown key 'optimizer.learning': ",
+        ),
+        (
+            "vision_encoder: [frozen, trained]",
+            "vision_encoder: []",
+            "factors.vision_encoder: has no levels: give at least one",
+        ),
+        (
+            "vision_encoder: [frozen, trained]",
+            "vision_encoder: [frozen, frozen]",
+            "factors.vision_encoder: the level 'frozen' stands twice: remove one",
+        ),
+        (
+            "vision_encoder: [frozen, trained]",
+            "optimizer.lr: [fast, 1e-6]",
+            "factors.optimizer.lr[0]: input should be a valid number, "
+            "unable to parse string as a number, not 'fast'",
+        ),
+        (
+            "vision_encoder: frozen}",
+            "vision_encoder: wide}",
+            "baseline.vision_encoder: unknown level 'wide': choices: frozen, trained",
+        ),
+        (
+            ", vision_encoder: frozen}",
+            "}",
+            "baseline: names no level of 'vision_encoder': a baseline is one cell",
+        ),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, 1]\nexclude: [{objective: dpo}]",
+            "baseline: this cell is excluded: choose a cell of the grid",
+        ),
+        (
+            "shapes/chair_i",
+            "shapes/chiar_i",
+            "primary.metric: unknown metric 'shapes/chiar_i': did you mean 'shapes/chair_i'? "
+            "choices: shapes/chair_i, shapes/chair_s, shapes/cover, shapes/hal",
+        ),
+        (
+            "goal: minimize",
+            "goal: maximize",
+            "primary.goal: 'shapes/chair_i' is to be minimized: write `goal: minimize`",
+        ),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: not distinct: 0 stands twice: remove one"),
+        ("seeds: [0, 1]", "seeds: []", "seeds: is empty: give at least one seed"),
+        ("seeds: [0, 1]", "seeds: [-1]", "seeds: a seed is negative: use 0 or more"),
+        ("report: [shapes]", "report: [shaps]", "benchmarks.report[0]: unknown benchmark 'shaps'"),
+        (
+            "recipe: shapes",
+            "recipe: shape",
+            "recipe: unknown recipe 'shape': did you mean 'shapes'?",
+        ),
+        ("recipe: shapes", "recipe: ./no.yaml", "recipe: no file ./no.yaml: name a recipe file"),
+        ("study: small", "study: a/b", "study: 'a/b' is no name: use letters, digits"),
+        ("study: small\n", "", "study: is missing: add it"),
+    ],
+)
+def test_bad_files(load: Load, old: str, new: str, expected: str) -> None:
+    assert old in STUDY
+    found = problems(load, STUDY.replace(old, new))
+    assert any(line.startswith(expected) for line in found), found
+
+
+def test_a_tab_is_told_with_its_line(load: Load) -> None:
+    (found,) = problems(load, "study: small\nfactors:\n\tobjective: [dpo]\n")
+    assert found == ":3:1: a tab where YAML wants spaces: indent with spaces"
+
+
+def test_a_syntax_error_is_told_with_its_line(load: Load) -> None:
+    (found,) = problems(load, "study: [small\nfactors: {}\n")
+    assert found.startswith(":2:8: ")
+
+
+def test_a_key_that_stands_twice_is_refused(load: Load) -> None:
+    (found,) = problems(load, STUDY + "\nseeds: [3]\n")
+    assert "the key 'seeds' stands twice" in found
+
+
+def test_all_problems_at_once(load: Load) -> None:
+    text = STUDY.replace("[dpo, chip]", "[dpo, chp]").replace("seeds: [0, 1]", "seeds: [1, 1]")
+    text = text.replace("shapes/chair_i", "shapes/x").replace("{objective: dpo", "{objectiv: dpo")
+    found = problems(load, text)
+    keys = [line.split(": ")[0] for line in found]
+    assert {"factors.objective[1]", "seeds", "primary.metric", "baseline.objectiv"} <= set(keys)
+
+
+def test_an_unreadable_weights_folder_is_told(load: Load, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    assert f"model.path: no folder {folder}" in found
+    folder.mkdir()
+    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    assert "config.json cannot be read" in found
+    (folder / "config.json").write_text('{"model_type": "llava"}')
+    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    assert "no *.safetensors" in found
+    (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken")
+    (found,) = problems(load, STUDY, overrides={"model": str(folder)})
+    assert "model.safetensors cannot be read" in found
+
+
+def test_an_unknown_key_on_the_command_line(load: Load) -> None:
+    (found,) = problems(load, STUDY, overrides={"optimizer.lrr": 1})
+    assert found.startswith("--set: optimizer.lrr: unknown key 'optimizer.lrr': did you mean")
+
+
+def test_no_such_study_suggests_a_shipped_one() -> None:
+    with pytest.raises(ConfigError, match="encodr: no such study file: did you mean 'encoder'"):
+        find_study("encodr")
+
+
+def test_a_shipped_study_is_found_by_name_and_by_path(tmp_path: Path) -> None:
+    assert find_study("encoder") == find_study("ablations/encoder.yaml")
+
+
+def test_yaml_scalars_are_what_they_look_like(load: Load) -> None:
+    study = load(STUDY.replace("vision_encoder: [frozen, trained]", "optimizer.lr: [1e-6, 2e-05]"
+        ).replace("vision_encoder: frozen", "optimizer.lr: 1e-6"))  # fmt: skip
+    assert [level.name for level in study.factors[1].levels] == ["1e-06", "2e-05"]
+    assert study.baseline["optimizer.lr"] == "1e-06"
+
+
+def test_named_levels_are_sets_of_overrides(load: Load) -> None:
+    text = STUDY.replace(
+        "vision_encoder: [frozen, trained]",
+        "encoder: {frozen: {vision_encoder: frozen}, "
+        "tuned: {vision_encoder: trained, optimizer.lr: 1e-6}}",
+    ).replace("vision_encoder: frozen}\nb", "encoder: frozen}\nb")
+    study = load(text)
+    assert study.factors[1].levels[1].overrides == {
+        "vision_encoder": "trained",
+        "optimizer.lr": 1e-6,
+    }
+
+
+def test_changes_make_a_variant_with_its_own_name(load: Load) -> None:
+    assert load(STUDY, overrides={"optimizer.lr": 1e-6}).name == "small+optimizer.lr=1e-06"
+    assert load(STUDY, recipe="shapes").name == "small@shapes"
+    assert load(STUDY, seeds=[0, 1, 2]).name == "small"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml")))
+def test_shipped_studies_load(path: Path) -> None:
+    assert load_study(path, Changes()).name == path.stem
