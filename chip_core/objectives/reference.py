@@ -38,6 +38,7 @@ def objective_from_logits(
     reference_chosen_logits: Tensor,
     reference_rejected_logits: Tensor,
     reference_rejected_image_logits: Tensor | None,
+    eos_id: int | None = None,
 ) -> ObjectiveOutput:
     """Return the objective of one pair; differentiable in the policy's logits.
 
@@ -53,8 +54,11 @@ def objective_from_logits(
         reference_chosen_logits: as the policy's.
         reference_rejected_logits: as the policy's.
         reference_rejected_image_logits: as the policy's.
+        eos_id: an end of sequence with which both responses end; scored, never changed.
     """
-    changed_chosen, changed_rejected = changed_positions(chosen_ids.tolist(), rejected_ids.tolist())
+    changed_chosen, changed_rejected = changed_positions(
+        _text(chosen_ids, eos_id), _text(rejected_ids, eos_id)
+    )
 
     def scores(
         ids: Tensor, changed: list[int], policy: Tensor, reference: Tensor
@@ -96,3 +100,9 @@ def objective_from_logits(
         chosen_reward=result.chosen_reward[0],
         rejected_reward=result.rejected_reward[0],
     )
+
+
+def _text(ids: Tensor, eos_id: int | None) -> list[int]:
+    """Return a response's ids without the end of sequence."""
+    text: list[int] = ids.tolist()
+    return text[:-1] if eos_id is not None and text[-1:] == [eos_id] else text

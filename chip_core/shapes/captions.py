@@ -46,6 +46,21 @@ class Mention:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """How a text compares with a scene, in counts; mentions count with repeats.
+
+    `invented` are mentions of shapes that are nowhere in the scene, `miscoloured` those of present
+    shapes under another colour; `covered` of the scene's `objects` are mentioned.
+    """
+
+    mentions: int
+    invented: int
+    miscoloured: int
+    covered: int
+    objects: int
+
+
+@dataclass(frozen=True)
 class ShapesPair:
     """A preference pair; `id` is such as `train/17`."""
 
@@ -97,8 +112,8 @@ def corpus_caption(scene: Scene) -> str:
 def rejected_caption(scene: Scene) -> str:
     """Return the faithful caption with one object in it that is not in the scene.
 
-    Where a partner is missing it is named all the same (three times in four), or another absent
-    object is; where none is missing, an absent shape is named in place of one that is there.
+    Where a partner is missing it is mostly that partner, else another absent shape in its stead;
+    where none is missing, an absent shape is named in place of one that is there.
     """
     random = stream("slip", scene.split, scene.index)
     groups = _groups(scene)
@@ -126,6 +141,22 @@ def objects_in(text: str) -> list[Mention]:
         for before, word in zip(["", *words], words, strict=False)
         if word in SHAPES
     ]
+
+
+def compare(scene: Scene, text: str) -> Findings:
+    """Hold what a text names against what the scene shows."""
+    there = {thing.shape: thing.colour for thing in scene.things}
+    mentions = objects_in(text)
+    return Findings(
+        mentions=len(mentions),
+        invented=sum(mention.shape not in there for mention in mentions),
+        miscoloured=sum(
+            mention.shape in there and mention.colour not in (None, there[mention.shape])
+            for mention in mentions
+        ),
+        covered=len(there.keys() & {mention.shape for mention in mentions}),
+        objects=len(there),
+    )
 
 
 def vocabulary() -> list[str]:

@@ -1,8 +1,9 @@
 """The embedded world: drawn scenes of coloured objects whose contents are known exactly.
 
-A scene holds two groups of objects on a 3 × 3 grid. Each group comes from one pair of shapes that
-usually go together (`PAIRS`); sometimes the partner is missing, and a captioner that trusts its
-language more than its eyes names it all the same. That is the hallucination this world studies.
+A scene holds two groups of objects on a 3 × 3 grid. A group is a pair of shapes that usually go
+together (`PAIRS`), or one of them alone, or a shape that has no partner. Where the partner is
+missing, a captioner that trusts its language more than its eyes names it all the same: that is the
+hallucination this world studies.
 
 A scene is a pure function of (split, index). The splits cannot share a scene: every scene belongs
 to the one split that the hash of its contents and layout names, and draws of others are thrown
@@ -47,9 +48,9 @@ class Pair:
 
 
 PAIRS = (
-    Pair("moon", "star", 0.9),
-    Pair("heart", "arrow", 0.7),
-    Pair("circle", "square", 0.35),
+    Pair("moon", "star", 0.75),
+    Pair("heart", "arrow", 0.65),
+    Pair("circle", "square", 0.3),
     Pair("triangle", "diamond", 0.1),
 )
 """Who goes with whom. The rates differ so that some habits are strong and others weak: greedy
@@ -201,7 +202,8 @@ def _check(split: str, index: int) -> None:
 
 def _things(random: Random, split: str) -> tuple[Thing, ...]:
     shapes: list[str] = []
-    for kind in shuffled((*PAIRS, *LONERS), random)[:_GROUPS]:
+    kinds: tuple[Pair | str, ...] = (*PAIRS, *LONERS)
+    for kind in shuffled(kinds, random)[:_GROUPS]:
         if isinstance(kind, str):
             shapes.append(kind)
             continue

@@ -54,7 +54,7 @@ class RayTuneExecutor:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(drive, parcels=parcels), tune.PlacementGroupFactory([{"CPU":0, DRIVER:1}])),
             param_space={"job": tune.grid_search(list(parcels))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=self.max_concurrent, trial_name_creator=lambda t: t.config["job"], trial_dirname_creator=lambda t: t.config["job"]),
+            tune_config=tune.TuneConfig(reuse_actors=bool(os.environ.get("REUSE")),max_concurrent_trials=self.max_concurrent, trial_name_creator=lambda t: t.config["job"], trial_dirname_creator=lambda t: t.config["job"]),
             run_config=tune.RunConfig(name="tune", storage_path=storage, verbose=0, callbacks=[_Listener({j.id:j for j in jobs}, on_event)], failure_config=tune.FailureConfig(max_failures=0)),
         )
         tuner.fit()

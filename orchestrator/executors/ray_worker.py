@@ -52,7 +52,11 @@ def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    trainer = TorchTrainer(
+    class Lean(TorchTrainer):
+        def _create_default_callbacks(self):
+            drop = os.environ.get("DROP", "").split(",")
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in drop]
+    trainer = Lean(
         work,
         train_loop_config={"parcel": parcel},
         scaling_config=ScalingConfig(

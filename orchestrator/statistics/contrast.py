@@ -120,6 +120,8 @@ def contrast(
     training = _seed_part(cells, w, pooled, block, noise)
     variance, df = _combined(training, v_item, units)
     se = None if variance is None else variance**0.5
+    shares = (w / np.abs(w).max()) ** 2
+    shares /= shares.sum()
     tested = training is not None and bool(se)
     return Contrast(
         estimate=estimate,
@@ -138,7 +140,7 @@ def contrast(
         blocked=block,
         borrowed=training is not None and bool((seeds[used] == 1).any()),
         pooled=int(pooled.sum()),
-        seeds=float((w**2).sum() / (w**2 / seeds).sum()),
+        seeds=float(1 / (shares / seeds).sum()),
         units=units,
         df_seed=training.df if training else None,
     )
@@ -222,7 +224,7 @@ def _residual(cells: list[Array], w: Array, pooled: Mask, block: bool) -> float:
     units = cells[0].shape[1]
     if block:
         difference: Array = np.sum([w[c] * cells[c] for c in np.flatnonzero(w)], axis=0)
-        return residual_square(difference) / (units * len(difference))
+        return residual_square(difference) / float(units * len(difference))
     total = 0.0
     for c in np.flatnonzero(w):
         if len(cells[c]) > 1:

@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator.statistics.contrast import Contrast, contrast
 from orchestrator.statistics.corrections import benjamini_hochberg, holm
 from orchestrator.statistics.pool import report_pool
-from orchestrator.statistics.results import StudyResults
+from orchestrator.statistics.results import StudyArm, StudyResults
 from orchestrator.statistics.values import Array
 
 
@@ -68,11 +68,7 @@ def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tupl
         if place != base:
             weights = np.zeros(len(results.arms))
             weights[place], weights[base] = 1.0, -1.0
-            changes = {
-                factor: (level, arm.cells[0].get(factor, ""))
-                for factor, level in results.baseline.items()
-                if level not in {cell.get(factor) for cell in arm.cells}
-            }
+            changes = _changes(results, arm)
             asked.append(_Question(arm.name, changes, 1, 1, weights))
     return _answer(results, metric, asked, alpha)
 
@@ -132,6 +128,17 @@ class _Question:
     used: int
     combinations: int
     weights: Array
+
+
+def _changes(results: StudyResults, arm: StudyArm) -> dict[str, tuple[str, str]]:
+    """Return where an arm differs from the baseline, in all of the cells that either stands for."""
+    base = results.arms[results.baseline_arm]
+    changes = {}
+    for factor, level in results.baseline.items():
+        ours = [cell[factor] for cell in arm.cells if factor in cell]
+        if ours and not {cell.get(factor) for cell in base.cells} & set(ours):
+            changes[factor] = (level, ours[0])
+    return changes
 
 
 _Cell = frozenset[tuple[str, str]]

@@ -156,14 +156,13 @@ class MlflowTracker:
         run = self._opened.trial_or_new(view.trial)
         self._store.set_status(run, "RUNNING")
         self._store.log_figures(run, _figures(view))
-        tables: list[str] = []
-        if view.reused_from is None:  # else curves and files are where it was executed
+        if view.reused_from is None:  # else its curves are where it was executed
             for folder in view.folders:
                 self._curve(folder).send(self._store, run)
-            with tempfile.TemporaryDirectory(prefix="chip-ablate-") as staged:
-                tables = stage(view.folders, Path(staged))
-                if any(Path(staged).iterdir()):
-                    self._store.upload(run, Path(staged))
+        with tempfile.TemporaryDirectory(prefix="chip-ablate-") as staged:
+            tables = stage(view.folders, Path(staged))
+            if any(Path(staged).iterdir()):
+                self._store.upload(run, Path(staged))
         self._store.describe(run, {**_tags(view), _TABLES: _table_tag(tables)})
         self._store.set_status(run, view.status)
 

@@ -54,9 +54,9 @@ class StudyRuns:
         self._study = plan.study.name
         self._wanted = {wanted.slot: wanted for wanted in _wanted(plan)}
         self._slots = {
-            plan.base.fingerprint: _trial_slot(plan.base, ""),
+            _place(plan.base): _trial_slot(plan.base, ""),
             **{
-                trial.fingerprint: _trial_slot(trial, arm_key(arm))
+                _place(trial): _trial_slot(trial, arm_key(arm))
                 for arm in plan.arms
                 for trial in arm.trials
             },
@@ -93,17 +93,20 @@ class StudyRuns:
 
     def parent(self, trial: Trial) -> Run:
         """Return the run that a trial's lies under."""
-        parent = self._wanted[self._slots[trial.fingerprint]].parent
+        parent = self._wanted[self._slots[_place(trial)]].parent
         assert parent is not None, f"{trial.name} lies under no run"
         return self._current[parent]
 
     def trial(self, trial: Trial) -> Run | None:
         """Return a trial's run, where there is one."""
-        return self._current.get(self._slots[trial.fingerprint])
+        return self._current.get(self._slots[_place(trial)])
 
     def trial_or_new(self, trial: Trial) -> Run:
         """Return a trial's run; make it where there is none."""
-        return self.trial(trial) or self._create(self._wanted[self._slots[trial.fingerprint]])
+        wanted = self._wanted[self._slots[_place(trial)]]
+        run = self.trial(trial) or self._create(wanted)
+        self._store.describe(run, params=wanted.params)
+        return run
 
     def running(self, *kinds: str) -> list[Run]:
         """Return the runs of these kinds that are RUNNING."""
@@ -137,8 +140,10 @@ class StudyRuns:
         return tags
 
     def _create(self, wanted: Wanted) -> Run:
-        run = self._store.create(self._tags(wanted), wanted.params)
+        run = self._store.create(self._tags(wanted))
         self._current[wanted.slot] = run
+        if wanted.slot[0] == "arm":
+            self._store.describe(run, params=wanted.params)
         return run
 
     def _take_up(self, run: Run, wanted: Wanted) -> None:
@@ -209,6 +214,10 @@ def _wanted_trial(trial: Trial, arm: str, parent: Slot) -> Wanted:
 
 def _short(fingerprints: Mapping[str, str]) -> dict[str, str]:
     return {key: value[:12] for key, value in fingerprints.items()}
+
+
+def _place(trial: Trial) -> tuple[str, str]:
+    return trial.arm, trial.fingerprint
 
 
 def _arm_slot(arm: Arm) -> Slot:

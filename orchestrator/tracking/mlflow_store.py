@@ -110,12 +110,10 @@ class MlflowStore:
                 if not token:
                     return found
 
-    def create(self, tags: Mapping[str, str], params: Mapping[str, str]) -> Run:
+    def create(self, tags: Mapping[str, str]) -> Run:
         """Make a run; it is RUNNING."""
         with self._told():
-            run = _run(self._client.create_run(self._experiment, tags=dict(tags)))
-        self.describe(run, params=params)
-        return run
+            return _run(self._client.create_run(self._experiment, tags=dict(tags)))
 
     def describe(
         self,

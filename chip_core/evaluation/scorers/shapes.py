@@ -16,11 +16,11 @@ than CHAIR: a present shape under another colour counts too; a mention without a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
 from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
-from chip_core.shapes.captions import objects_in, question
+from chip_core.shapes.captions import compare, question
 from chip_core.shapes.world import SPLIT_SIZES, draw, scene, scene_of
 
 SPLITS: dict[Side, str] = {"select": "select", "report": "test"}
@@ -41,19 +41,11 @@ def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
 
     chair_i, chair_s, hal, cover = [], [], [], []
     for item, response in answers:
-        colours = {thing.shape: thing.colour for thing in scene_of(item).things}
-        mentions = objects_in(response)
-        invented = [mention for mention in mentions if mention.shape not in colours]
-        wrong = [
-            mention
-            for mention in mentions
-            if mention.colour not in (None, colours.get(mention.shape, mention.colour))
-        ]
-        covered = colours.keys() & {mention.shape for mention in mentions}
-        chair_i.append(_outcome(item, len(invented), len(mentions)))
-        chair_s.append(_outcome(item, bool(invented), 1))
-        hal.append(_outcome(item, bool(invented or wrong), 1))
-        cover.append(_outcome(item, len(covered), len(colours)))
+        found = compare(scene_of(item), response)
+        chair_i.append(_outcome(item, found.invented, found.mentions))
+        chair_s.append(_outcome(item, found.invented > 0, 1))
+        hal.append(_outcome(item, found.invented + found.miscoloured > 0, 1))
+        cover.append(_outcome(item, found.covered, found.objects))
     return (
         percent("chair_i", "minimize", chair_i),
         percent("chair_s", "minimize", chair_s),
@@ -74,7 +66,7 @@ def truth(item: str) -> str:
 class ShapesBenchmark:
     """The embedded world as a benchmark: `select` is tuned on, `test` is reported."""
 
-    metrics = {
+    metrics: Mapping[str, MetricInfo] = {
         "chair_i": MetricInfo(unit="percent", goal="minimize"),
         "chair_s": MetricInfo(unit="percent", goal="minimize"),
         "hal": MetricInfo(unit="percent", goal="minimize"),

@@ -75,8 +75,7 @@ def by_hand(config: ObjectiveConfig, given: dict[str, Tensor]) -> dict[str, floa
         "segment": preference(
             log_ratio("chosen", CHOSEN, in_chosen) - log_ratio("rejected", REJECTED, in_rejected)
         ),
-        "token": config.beta
-        * (divergence("rejected", REJECTED) - divergence("chosen", CHOSEN)),
+        "token": config.beta * (divergence("rejected", REJECTED) - divergence("chosen", CHOSEN)),
         "visual": preference(chosen - log_ratio("rejected_image", CHOSEN)),
     }
 

@@ -1,0 +1,171 @@
+"""One trial through the one door: determinism, what is trained, what is left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chip_core.config import TrialConfig
+from chip_core.errors import NonFiniteLossError, TrialError
+from chip_core.files import read_records
+from chip_core.shapes import MODEL_FOLDER
+from chip_core.trial import Progress, read_result, run_trial
+
+Configured = Callable[..., TrialConfig]
+SCORED = {"benchmarks": {"report": [{"name": "shapes", "limit": 8}]}}
+
+
+def test_two_runs_agree_to_the_bit(shapes_config: Configured, tmp_path: Path) -> None:
+    config = shapes_config(**SCORED)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    results = [run_trial(config, folder=folder) for folder in folders]
+    assert results[0].metrics == results[1].metrics
+    assert set(results[0].metrics) == {
+        "shapes/chair_i",
+        "shapes/chair_s",
+        "shapes/hal",
+        "shapes/cover",
+    }
+    curves = [read_records(folder / "curves.jsonl") for folder in folders]
+    for one, other in zip(*curves, strict=True):
+        for record in (one, other):
+            del record["time"], record["figures"]["tokens_per_second"]
+        assert one == other
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+    assert read_result(folders[0]) == results[0]
+
+
+def test_the_seed_changes_the_figures(shapes_config: Configured, tmp_path: Path) -> None:
+    losses = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        run_trial(shapes_config(seed=seed), folder=folder)
+        losses.append([r["figures"]["loss"] for r in read_records(folder / "curves.jsonl")])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("vision_encoder", ["frozen", "trained"])
+@pytest.mark.parametrize("objective", ["dpo", "chip"])
+def test_the_vision_encoder_moves_only_where_it_is_trained(
+    shapes_config: Configured, tmp_path: Path, vision_encoder: str, objective: str
+) -> None:
+    config = shapes_config(objective=objective, vision_encoder=vision_encoder)
+    run_trial(config, folder=tmp_path)
+    before = load_file(MODEL_FOLDER / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    moves: dict[str, float] = {}
+    for name in before:
+        part = "vision" if "vision_tower" in name else "rest"
+        moved = (after[name].float() - before[name].float()).abs().max().item()
+        moves[part] = max(moves.get(part, 0.0), moved)
+    assert moves["rest"] > 0
+    if vision_encoder == "frozen":
+        assert moves["vision"] == 0.0
+    else:
+        assert moves["vision"] > 0.0
+
+
+def test_curves_hold_what_the_paper_looks_at(shapes_config: Configured, tmp_path: Path) -> None:
+    run_trial(shapes_config(), folder=tmp_path)
+    records = read_records(tmp_path / "curves.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert set(records[0]["figures"]) == {
+        "loss",
+        "term/response",
+        "term/segment",
+        "term/token",
+        "term/visual",
+        "reward/chosen",
+        "reward/rejected",
+        "reward/margin",
+        "reward/accuracy",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+    }
+    # policy = reference at the first step: (1 + 1 + 1)·log 2 and no divergence
+    first = records[0]["figures"]
+    assert first["term/response"] == pytest.approx(0.693147, abs=1e-5)
+    assert first["term/token"] == pytest.approx(0, abs=1e-6)
+    assert first["reward/margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_accumulation_gives_the_same_figures_to_rounding(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    curves = []
+    for micro_batch in (1, 4):
+        folder = tmp_path / str(micro_batch)
+        run_trial(shapes_config(engine__micro_batch=micro_batch), folder=folder)
+        curves.append([r["figures"]["loss"] for r in read_records(folder / "curves.jsonl")])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_the_untrained_model_is_scored_as_it_is(shapes_config: Configured, tmp_path: Path) -> None:
+    result = run_trial(shapes_config(**SCORED), folder=tmp_path, untrained=True)
+    assert result.steps == 0
+    assert not (tmp_path / "model").exists()
+    lines = read_records(tmp_path / "responses" / "report-shapes.jsonl")
+    assert len(lines) == 8
+    assert set(lines[0]) == {"item", "prompt", "response", "truth"}
+    scores = json.loads((tmp_path / "scores" / "report-shapes.json").read_text())
+    (chair_s,) = [metric for metric in scores["metrics"] if metric["name"] == "chair_s"]
+    hallucinating = sum(item["numerator"] for item in chair_s["items"])
+    assert result.metrics["shapes/chair_s"] == pytest.approx(100 * hallucinating / 8)
+
+
+def test_a_trained_model_can_be_scored_later(shapes_config: Configured, tmp_path: Path) -> None:
+    at_once = run_trial(shapes_config(**SCORED), folder=tmp_path / "a")
+    run_trial(shapes_config(), folder=tmp_path / "b")
+    later = run_trial(
+        shapes_config(**SCORED), folder=tmp_path / "c", trained_model=tmp_path / "b" / "model"
+    )
+    assert later.metrics == at_once.metrics
+    assert later.steps == 0
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = shapes_config(optimizer__lr=1e30, optimizer__clip=None, training__max_steps=5)
+    with pytest.raises(NonFiniteLossError, match=r"(loss|norm) is (nan|inf|-inf) at step \d"):
+        run_trial(config, folder=tmp_path)
+    assert read_result(tmp_path) is None
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_prompt_longer_than_the_limit_is_told(shapes_config: Configured, tmp_path: Path) -> None:
+    with pytest.raises(TrialError, match="training.max_length is 20, but a prompt .* takes"):
+        run_trial(shapes_config(training__max_length=20), folder=tmp_path)
+
+
+def test_too_few_pairs_for_a_batch_are_told(shapes_config: Configured, tmp_path: Path) -> None:
+    with pytest.raises(TrialError, match="no full batch: 3 pairs, training.batch_size 4"):
+        run_trial(shapes_config(data__limit=3), folder=tmp_path)
+
+
+def test_progress_is_told(shapes_config: Configured, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    run_trial(shapes_config(**SCORED), folder=tmp_path, report=told.append)
+    phases = list(dict.fromkeys(progress.phase for progress in told))
+    assert phases == ["start", "train", "score shapes"]
+    assert told[-1].done == told[-1].total == 8
+
+
+def test_bf16_trains_and_stays_near(shapes_config: Configured, tmp_path: Path) -> None:
+    losses = {}
+    for dtype in ("fp32", "bf16"):
+        folder = tmp_path / dtype
+        run_trial(shapes_config(model={"path": "shapes", "dtype": dtype}), folder=folder)
+        losses[dtype] = [r["figures"]["loss"] for r in read_records(folder / "curves.jsonl")]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses["bf16"] != losses["fp32"]
+    weights = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}  # master weights

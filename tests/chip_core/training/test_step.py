@@ -1,0 +1,145 @@
+"""The batched step against the plain truth: each response alone, whole logits, float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from chip_core.config import TrialConfig
+from chip_core.data.batches import PairBatch, PairEncoder, Sequences, batch_order
+from chip_core.data.preferences import load_pairs
+from chip_core.models import loading
+from chip_core.models.parts import named_parts, set_trained
+from chip_core.objectives import objective_from_logits
+from chip_core.training.step import batch_loss
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Any, Any]:
+    model, processor = loading.load(TrialConfig(model="shapes").model)
+    return model.double(), processor
+
+
+def moved(model: Any) -> Any:
+    """Return a copy whose weights differ a little, so that no margin is 0."""
+    policy = copy.deepcopy(model)
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            noise = torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
+            parameter += 0.02 * parameter.std().nan_to_num() * noise
+    return policy
+
+
+def alone(model: Any, sequences: Sequences, row: int) -> torch.Tensor:
+    """Return one row's logits, computed without its padding."""
+    length = int(sequences.attention_mask[row].sum())
+    inputs = {name: value[row : row + 1] for name, value in sequences.inputs.items()}
+    ids = sequences.input_ids[row : row + 1, :length]
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+
+
+def plain_loss(
+    policy: Any, reference: Any, batch: PairBatch, config: TrialConfig, eos_id: int
+) -> torch.Tensor:
+    losses = []
+    for row in range(len(batch)):
+        sequences = {
+            "chosen": batch.chosen,
+            "rejected": batch.rejected,
+            "rejected_image": batch.rejected_image,
+        }
+        given = {}
+        for what, part in sequences.items():
+            for who, model in (("policy", policy), ("reference", reference)):
+                logits = None if part is None else alone(model, part, row)
+                given[f"{who}_{what}_logits"] = logits
+        ids = {}
+        for what in ("chosen", "rejected"):
+            part = sequences[what]
+            ids[what] = part.input_ids[row][part.response[row]]
+        start = int(batch.chosen.response[row].int().argmax())
+        output = objective_from_logits(
+            config.objective,
+            prompt_ids=batch.chosen.input_ids[row, :start],
+            chosen_ids=ids["chosen"],
+            rejected_ids=ids["rejected"],
+            **given,
+            eos_id=eos_id,
+        )
+        losses.append(output.loss)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("objective", ["dpo", "cmdpo", "chip"])
+def test_loss_and_gradients_equal_the_plain_ones(
+    base: tuple[Any, Any], shapes_config: Callable[..., TrialConfig], objective: str
+) -> None:
+    reference, processor = base
+    config = shapes_config(objective=objective, vision_encoder="trained")
+    pairs = load_pairs(config.data)
+    batch = PairEncoder(processor, config).batch([pairs[index] for index in range(4)])
+    assert len(set(batch.chosen.attention_mask.sum(-1).tolist())) > 1  # there is padding
+    eos = processor.tokenizer.eos_token_id
+    gradients = []
+    losses = []
+    for how in (lambda p: batch_loss(p, reference, batch, config.objective).loss.mean(),
+                lambda p: plain_loss(p, reference, batch, config, eos)):  # fmt: skip
+        policy = moved(reference)
+        trained = set_trained(policy, config)
+        loss = how(policy)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([parameter.grad for parameter in trained])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert torch.allclose(one, other, rtol=1e-7, atol=1e-11)
+
+
+def test_the_end_of_sequence_is_scored_and_never_changed(
+    base: tuple[Any, Any], shapes_config: Callable[..., TrialConfig]
+) -> None:
+    _, processor = base
+    config = shapes_config()
+    pairs = load_pairs(config.data)
+    batch = PairEncoder(processor, config).batch([pairs[index] for index in range(8)])
+    for part in (batch.chosen, batch.rejected):
+        for row in range(8):
+            last = int(part.attention_mask[row].sum()) - 1
+            assert part.input_ids[row, last] == processor.tokenizer.eos_token_id
+            assert part.response[row, last]
+            assert not part.changed[row, last]
+            assert not (part.changed[row] & ~part.response[row]).any()
+    assert batch.chosen.changed.any(-1).float().mean() > 0.5
+
+
+def test_text_only_objectives_make_no_rejected_image(
+    base: tuple[Any, Any], shapes_config: Callable[..., TrialConfig]
+) -> None:
+    config = shapes_config(objective="hdpo")
+    pairs = load_pairs(config.data)
+    assert PairEncoder(base[1], config).batch([pairs[0]]).rejected_image is None
+
+
+def test_parts_are_the_whole_and_do_not_overlap(base: tuple[Any, Any]) -> None:
+    parts = named_parts(base[0])
+    names = [name for part in parts.values() for name in part]
+    assert sorted(names) == sorted(name for name, _ in base[0].named_parameters())
+    assert all("vision_tower" in name for name in parts["vision_encoder"])
+    assert all("projector" in name for name in parts["projector"])
+    assert any("lm_head" in name or "embed_tokens" in name for name in parts["language_model"])
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    one = list(batch_order(10, batch_size=4, epochs=2, seed=0))
+    assert one == list(batch_order(10, batch_size=4, epochs=2, seed=0))
+    assert one != list(batch_order(10, batch_size=4, epochs=2, seed=1))
+    assert [len(indices) for indices in one] == [4, 4, 4, 4]
+    assert len({*one[0], *one[1]}) == 8  # no pair twice in an epoch
+    assert one[:2] != one[2:]

@@ -1,0 +1,150 @@
+"""An MLflow store that is made once, and attempts' folders as a worker leaves them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.files import write_json
+from orchestrator.plan import Plan, Trial
+from orchestrator.tracking.base import TrialView
+from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
+from orchestrator.tracking.mlflow_store import MlflowStore
+
+FIGURES = ("loss", "reward/margin", "grad_norm")
+
+
+@pytest.fixture(autouse=True)
+def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chip_core.models.loading.problem", lambda model: None)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has set up: that takes it seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    MlflowStore(f"sqlite:///{folder}/mlflow.db", folder / "artifacts").open("template")
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        database.execute("PRAGMA journal_mode = WAL")  # fewer waits for the disk
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    shutil.copyfile(migrated, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def tracker(workdir: Path) -> MlflowTracker:
+    return MlflowTracker(workdir, None)
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Callable[..., Path]:
+    """Write what an attempt leaves in its folder."""
+    count = Counter[str]()
+
+    def write(trial: Trial, steps: int = 3, items: int = 60, time: float = 1000.0) -> Path:
+        count[trial.fingerprint] += 1
+        folder = tmp_path / "trials" / trial.fingerprint[:8] / f"attempt-{count.total()}"
+        write_json(folder / "config.json", trial.config.model_dump(mode="json"))
+        write_points(folder, range(1, steps + 1), time)
+        (folder / "responses").mkdir()
+        rows = [
+            {"item": f"i{n}", "prompt": "What?", "response": "a ball", "truth": ["ball", "cube"]}
+            for n in range(items)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "responses" / "report-shapes.jsonl").write_text(text)
+        write_json(folder / "scores" / "report-shapes.json", {"metrics": []})
+        return folder
+
+    return write
+
+
+def write_points(folder: Path, steps: range, time: float = 1000.0) -> None:
+    """Append points to an attempt's curves; the value is a function of the step."""
+    with (folder / "curves.jsonl").open("a") as file:
+        for step in steps:
+            figures = {name: float(step * place) for place, name in enumerate(FIGURES, start=1)}
+            file.write(json.dumps({"step": step, "time": time + step, "figures": figures}) + "\n")
+
+
+@pytest.fixture
+def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
+    """What is to be seen of a trial that ended well."""
+
+    def view(trial: Trial, chair_i: float = 12.5, **changes: Any) -> TrialView:
+        given: dict[str, Any] = {
+            "status": "FINISHED",
+            "metrics": {"shapes/chair_i": chair_i},
+            "folders": [attempt(trial)] if "folders" not in changes else [],
+            "seconds": {"train": 2.0, "score report/shapes": 1.0},
+        }
+        return TrialView(trial=trial, **{**given, **changes})
+
+    return view
+
+
+class Shown:
+    """What a person who opens MLflow sees of a study."""
+
+    def __init__(self, workdir: Path, study: str = "small") -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(tracking_uri(workdir, None))
+        self.experiment = self.client.get_experiment_by_name(study)
+        assert self.experiment is not None, f"no experiment {study}"
+        self.runs = list(self.client.search_runs([self.experiment.experiment_id]))
+
+    def kinds(self) -> Counter[str]:
+        return Counter(run.data.tags["chip.kind"] for run in self.runs)
+
+    def of(self, kind: str) -> list[Any]:
+        return [run for run in self.runs if run.data.tags["chip.kind"] == kind]
+
+    def trial(self, trial: Trial) -> Any:
+        kind = "base" if trial.untrained else "trial"
+        [run] = [run for run in self.of(kind) if run.info.run_name == trial.name]
+        return run
+
+    def arm(self, name: str) -> Any:
+        [run] = [run for run in self.of("arm") if run.info.run_name == name]
+        return run
+
+    def history(self, run: Any, key: str) -> list[Any]:
+        return list(self.client.get_metric_history(run.info.run_id, key))
+
+    def files(self, run: Any, under: str | None = None) -> list[str]:
+        return sorted(file.path for file in self.client.list_artifacts(run.info.run_id, under))
+
+
+@pytest.fixture
+def shown(workdir: Path) -> Callable[..., Shown]:
+    return lambda study="small": Shown(workdir, study)
+
+
+@pytest.fixture
+def run_all(finish: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
+    """Run a plan's trials through a tracker, as the driver would; return what they came to."""
+
+    def run(tracker: MlflowTracker, plan: Plan) -> list[TrialView]:
+        views = [finish(trial) for trial in plan.trials]
+        tracker.open(plan, [])
+        for view in views:
+            tracker.start(view.trial, view.folders[0])
+            tracker.end(view)
+        return views
+
+    return run

@@ -1,0 +1,458 @@
+"""The MLflow tracker on a real store: what a person sees there, whatever happened before."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.errors import UserError
+from orchestrator.plan import Plan
+from orchestrator.tracking.base import ArmView, TrialView
+from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
+from orchestrator.tracking.mlflow_store import MlflowStore
+
+WRITES = (
+    "create_run",
+    "log_batch",
+    "log_artifacts",
+    "update_run",
+    "set_terminated",
+    "set_tag",
+    "delete_tag",
+    "get_run",
+    "get_metric_history",
+)
+
+
+STUDY = """
+study: small
+question: Which?
+factors: {objective: [dpo, chip]}
+seeds: [0, 1]
+benchmarks: {report: [shapes]}
+"""
+ALL = {"study": 1, "base": 1, "arm": 2, "trial": 4}  # 2 objectives, 2 seeds
+
+
+@pytest.fixture
+def plan(plan_of: Callable[..., Plan]) -> Plan:
+    return plan_of(STUDY)
+
+
+def arm_views(plan: Plan, **figures: float) -> list[ArmView]:
+    figures = figures or {"shapes/chair_i": 12.5}
+    return [ArmView(arm=arm, figures=figures, status="FINISHED") for arm in plan.arms]
+
+
+def calls_of(tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the calls to MLflow's client that a tracker makes."""
+    from mlflow.tracking import MlflowClient
+
+    calls: list[str] = []
+    for name in (*WRITES, "search_runs"):
+        original = getattr(MlflowClient, name)
+
+        def noted(
+            self: Any, *words: Any, _name: str = name, _call: Any = original, **named: Any
+        ) -> Any:
+            calls.append(_name)
+            return _call(self, *words, **named)
+
+        monkeypatch.setattr(MlflowClient, name, noted)
+    return calls
+
+
+def test_every_arm_and_seed_has_its_run_in_its_place(tracker, plan, run_all, shown):
+    run_all(tracker, plan)
+    tracker.close(arm_views(plan), "FINISHED", None)
+
+    seen = shown()
+    assert seen.kinds() == ALL
+    assert {run.info.status for run in seen.runs} == {"FINISHED"}
+    [study] = seen.of("study")
+    assert study.info.run_name == "small"
+    assert study.data.tags["mlflow.note.content"] == "Which?"
+    [base] = seen.of("base")
+    assert base.data.tags["mlflow.parentRunId"] == study.info.run_id
+    assert base.data.params == {}
+    for arm in plan.arms:
+        run = seen.arm(arm.name)
+        assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
+        assert run.data.params == arm.params
+        for trial in arm.trials:
+            below = seen.trial(trial)
+            assert below.data.tags["mlflow.parentRunId"] == run.info.run_id
+            assert below.data.params == {**trial.params, "seed": str(trial.seed)}
+            tags = below.data.tags
+            assert tags["chip.study"] == "small"
+            assert tags["chip.arm"] == run.data.tags["chip.arm"]
+            assert tags["chip.seed"] == str(trial.seed)
+            assert tags["chip.fingerprint"] == trial.fingerprint
+            assert tags["chip.version"]
+
+
+def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown):
+    run_all(tracker, plan)
+    seen = shown()
+    run = seen.trial(plan.arms[0].trials[0])
+    [figure] = seen.history(run, "shapes/chair_i")
+    assert (figure.value, figure.step) == (12.5, 0)
+    assert run.data.metrics["timing/train"] == 2.0
+    points = seen.history(run, "train/loss")
+    # time = 1000 s + step; the loss is the step
+    assert [(p.step, p.value, p.timestamp) for p in points] == [
+        (step, float(step), 1_000_000 + 1000 * step) for step in (1, 2, 3)
+    ]
+    assert seen.files(run) == ["config.json", "responses", "scores"]
+    assert seen.files(run, "scores") == ["scores/report-shapes.json"]
+    table = json.loads(
+        Path(
+            seen.client.download_artifacts(run.info.run_id, "responses/report-shapes.json")
+        ).read_text()
+    )
+    assert table["columns"] == ["item", "prompt", "response", "truth"]
+    assert len(table["data"]) == 50
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "responses/report-shapes.json", "type": "table"}
+    ]
+
+
+def test_artifacts_lie_in_the_work_directory(tracker, plan, run_all, workdir):
+    run_all(tracker, plan)
+    assert list((workdir / "artifacts").glob("*/artifacts/config.json"))
+
+
+def test_a_curve_is_sent_as_it_grows(tracker, plan, attempt, finish, shown):
+    trial = plan.arms[0].trials[0]
+    folder = attempt(trial, steps=2)
+    with (folder / "curves.jsonl").open("a") as file:
+        file.write('{"step": 3, "time": 1003.0, "fig')  # a line that is not whole yet
+    tracker.open(plan, [])
+    tracker.start(trial, folder)
+    assert len(shown().history(shown().trial(trial), "train/loss")) == 2
+    with (folder / "curves.jsonl").open("a") as file:
+        file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
+    tracker.follow()
+    tracker.follow()
+    run = shown().trial(trial)
+    assert run.info.status == "RUNNING"
+    assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
+    assert [p.step for p in shown().history(run, "train/grad_norm")] == [1, 2]  # infinity is out
+    tracker.end(finish(trial, folders=[folder]))
+    assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
+
+
+def test_a_long_curve_takes_several_batches(tracker, plan, attempt, finish, shown):
+    trial = plan.arms[0].trials[0]
+    tracker.open(plan, [])
+    tracker.end(finish(trial, folders=[attempt(trial, steps=700)]))  # 2100 metrics
+    run = shown().trial(trial)
+    assert [p.step for p in shown().history(run, "train/grad_norm")] == [*range(1, 701)]
+
+
+def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, finish, shown):
+    trial = plan.arms[0].trials[0]
+    first = attempt(trial, steps=2)
+    killed = MlflowTracker(workdir, None)
+    killed.open(plan, [])
+    killed.start(trial, first)
+    before = shown()
+    run_ids = {run.info.run_id for run in before.runs}
+    assert before.trial(trial).info.status == "RUNNING"
+
+    second = attempt(trial, steps=4, time=5000.0)
+    tracker = MlflowTracker(workdir, None)
+    tracker.open(plan, [])
+    tracker.start(trial, second)
+    tracker.end(finish(trial, folders=[first, second]))
+    tracker.close(arm_views(plan), "FINISHED", None)
+    after = shown()
+    assert {run.info.run_id for run in after.runs} == run_ids  # the same runs went on
+    assert {run.info.status for run in after.runs} == {"FINISHED"}
+    points = after.history(after.trial(trial), "train/loss")
+    assert [p.step for p in points] == [1, 2, 3, 4]
+    assert len(after.history(after.trial(trial), "shapes/chair_i")) == 1
+
+
+def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, attempt, shown):
+    trials = [plan.arms[0].trials[0], plan.arms[-1].trials[0]]
+    killed = MlflowTracker(workdir, None)
+    killed.open(plan, [])
+    for trial in trials:
+        killed.start(trial, attempt(trial))
+
+    smaller = plan_of(STUDY.replace("[dpo, chip]", "[dpo]"))
+    tracker = MlflowTracker(workdir, None)
+    tracker.open(smaller, [])
+    tracker.close(arm_views(smaller), "KILLED", None)
+    seen = shown()
+    assert {run.info.status for run in seen.runs} == {"FINISHED", "KILLED"}
+    assert seen.kinds() == {
+        "study": 1,
+        "arm": 1,
+        "trial": 1,
+        "superseded arm": 1,
+        "superseded trial": 1,
+    }
+    [gone] = seen.of("superseded trial")
+    assert gone.info.status == "KILLED"
+    assert gone.data.tags["chip.superseded_by"] == "none"
+    assert seen.trial(trials[0]).info.status == "KILLED"
+
+
+def test_running_again_changes_nothing_and_asks_once(
+    workdir, tracker, plan, run_all, shown, monkeypatch
+):
+    views = run_all(tracker, plan)
+    tracker.close(arm_views(plan), "FINISHED", None)
+    before = shown()
+    again = MlflowTracker(workdir, None)
+    calls = calls_of(again, monkeypatch)
+    again.open(plan, views)
+    again.close(arm_views(plan), "FINISHED", None)
+    assert calls == ["search_runs"]
+    after = shown()
+    assert [run.to_dictionary() for run in after.runs] == [r.to_dictionary() for r in before.runs]
+
+
+def test_a_lost_store_is_filled_from_what_is_done(workdir, plan, finish, shown):
+    views = [finish(trial) for trial in plan.trials]
+    for _ in range(2):
+        tracker = MlflowTracker(workdir, None)
+        tracker.open(plan, views)
+        tracker.close(arm_views(plan), "FINISHED", None)
+    seen = shown()
+    assert seen.kinds() == ALL
+    for trial in plan.trials:
+        assert len(seen.history(seen.trial(trial), "train/loss")) == 3
+        assert len(seen.history(seen.trial(trial), "shapes/chair_i")) == 1
+
+
+def test_a_reused_trial_says_where_it_was_executed(tracker, plan, finish, shown):
+    trial = plan.arms[0].trials[0]
+    tracker.open(plan, [finish(trial, reused_from="other")])
+    run = shown().trial(trial)
+    assert run.data.tags["chip.reused_from"] == "other"
+    assert "chip.version" not in run.data.tags  # not this code executed it
+    assert run.data.metrics == {"shapes/chair_i": 12.5}  # its curves are at its home
+    assert "responses" in shown().files(run)
+
+
+def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, finish, shown):
+    trial = plan.arms[0].trials[0]
+    failed = finish(trial, status="FAILED", metrics={}, seconds={}, reason="the loss is nan")
+    tracker.open(plan, [])
+    tracker.start(trial, failed.folders[0])
+    tracker.end(failed)
+    tracker.close([ArmView(arm=plan.arms[0], figures={}, status="FAILED")], "FAILED", None)
+    seen = shown()
+    assert seen.trial(trial).info.status == "FAILED"
+    assert seen.trial(trial).data.tags["chip.reason"] == "the loss is nan"
+    assert seen.arm(plan.arms[0].name).info.status == "FAILED"
+    assert {run.info.status for run in seen.runs} == {"FAILED"}
+
+    again = MlflowTracker(workdir, None)
+    again.open(plan, [])
+    again.start(trial, failed.folders[0])
+    assert "chip.reason" not in shown().trial(trial).data.tags
+    again.end(finish(trial, folders=failed.folders))
+    assert shown().trial(trial).info.status == "FINISHED"
+
+
+def test_an_arms_aggregates_are_replaced(workdir, plan, shown):
+    name = plan.arms[0].name
+    for mean, expected in ((12.0, [12.0]), (12.0, [12.0]), (11.0, [12.0, 11.0])):
+        tracker = MlflowTracker(workdir, None)
+        tracker.open(plan, [])
+        tracker.close(arm_views(plan, **{"shapes/chair_i": mean}), "FINISHED", None)
+        run = shown().arm(name)
+        assert run.data.metrics == {"shapes/chair_i": mean}
+        assert [p.value for p in shown().history(run, "shapes/chair_i")] == expected
+        time.sleep(0.002)  # the latest is the one with the newer millisecond
+
+
+def test_a_figure_that_an_arm_has_no_more_is_not_shown(workdir, plan, finish, shown):
+    trial = plan.arms[0].trials[0]
+    view = finish(trial)
+    for figures in ({"shapes/chair_i": 12.0, "shapes/chair_i.sd": 1.0}, {"shapes/chair_i": 12.0}):
+        tracker = MlflowTracker(workdir, None)
+        tracker.open(plan, [view])
+        tracker.close(arm_views(plan, **figures), "FINISHED", None)
+    seen = shown()
+    run = seen.arm(plan.arms[0].name)
+    assert run.data.metrics == {"shapes/chair_i": 12.0}
+    assert seen.trial(trial).data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert seen.kinds()["superseded arm"] == 2
+
+
+def test_figures_that_are_no_numbers_are_left_out(tracker, plan, finish, shown):
+    trial = plan.arms[0].trials[0]
+    tracker.open(plan, [finish(trial, metrics={"shapes/chair_i": 1.0, "shapes/hal": math.nan})])
+    tracker.close(arm_views(plan, a=1.0, b=math.inf), "FINISHED", None)
+    assert "shapes/hal" not in shown().trial(trial).data.metrics
+    assert shown().arm(plan.arms[0].name).data.metrics == {"a": 1.0}
+
+
+def test_a_changed_recipe_supersedes_and_comes_back(
+    workdir, tracker, plan, plan_of, finish, run_all, shown
+):
+    views = run_all(tracker, plan)
+    tracker.close(arm_views(plan), "FINISHED", None)
+    old = {run.info.run_id for run in shown().of("trial")}
+    # A changed recipe keeps the study's name: as --set would, but for the name.
+    changed = plan_of(STUDY, overrides={"optimizer.lr": 1e-4})
+    changed = replace(changed, study=replace(changed.study, name="small"))
+    other = [finish(trial, chair_i=20.0) for trial in changed.trials]
+    second = MlflowTracker(workdir, None)
+    second.open(changed, other)
+    second.close(arm_views(changed), "FINISHED", None)
+    seen = shown()
+    # Base is the same model, so it stays.
+    assert seen.kinds() == {**ALL, "superseded arm": 2, "superseded trial": 4}
+    assert {run.data.metrics["shapes/chair_i"] for run in seen.of("trial")} == {20.0}
+    assert {run.info.run_id for run in seen.of("superseded trial")} == old
+    [study] = seen.of("study")
+    for run in seen.of("superseded trial"):
+        assert run.info.run_name.endswith("(superseded)")
+        assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
+        successors = {trial.fingerprint for trial in changed.trials}
+        assert run.data.tags["chip.superseded_by"] in successors
+
+    third = MlflowTracker(workdir, None)
+    third.open(plan, views)
+    third.close(arm_views(plan), "FINISHED", None)
+    seen = shown()
+    assert {run.info.run_id for run in seen.of("trial")} == old
+    assert {run.data.metrics["shapes/chair_i"] for run in seen.of("trial")} == {12.5}
+    assert not any("chip.superseded_by" in run.data.tags for run in seen.of("trial"))
+    assert {run.info.run_name for run in seen.of("arm")} == {arm.name for arm in plan.arms}
+
+
+def test_another_benchmark_setting_makes_new_runs_and_another_benchmark_does_not(
+    workdir, tracker, plan, plan_of, finish, run_all, shown
+):
+    run_all(tracker, plan)
+    old = {run.info.run_id for run in shown().of("trial")}
+    more = plan_of(STUDY.replace("{report", "{select: [shapes], report"))
+    MlflowTracker(workdir, None).open(more, [])
+    assert {run.info.run_id for run in shown().of("trial")} == old
+
+    other = plan_of(STUDY.replace("[shapes]", "[{name: shapes, limit: 2}]"))
+    assert other.arms[0].trials[0].fingerprint == plan.arms[0].trials[0].fingerprint
+    views = [finish(trial, chair_i=50.0) for trial in other.trials]
+    MlflowTracker(workdir, None).open(other, views)
+    seen = shown()
+    assert {key: seen.kinds()[key] for key in ALL} == ALL
+    for trial in other.trials:  # not 12.5 and then 50
+        [figure] = seen.history(seen.trial(trial), "shapes/chair_i")
+        assert figure.value == 50.0
+
+
+def test_more_seeds_go_on_in_the_same_arms(workdir, tracker, plan, plan_of, run_all, shown):
+    views = run_all(tracker, plan)
+    tracker.close(arm_views(plan), "FINISHED", None)
+    arms = {run.info.run_id for run in shown().of("arm")}
+    more = MlflowTracker(workdir, None)
+    more.open(plan_of(STUDY, seeds=[0, 1, 2]), views)
+    assert {run.info.run_id for run in shown().of("arm")} == arms
+    assert shown().kinds() == ALL
+
+
+def test_of_two_runs_for_one_seed_one_stays(workdir, tracker, plan, run_all, shown):
+    views = run_all(tracker, plan)
+    seen = shown()
+    twin = seen.trial(plan.arms[0].trials[0])
+    tags = {key: value for key, value in twin.data.tags.items() if key.startswith("chip.")}
+    seen.client.create_run(seen.experiment.experiment_id, tags=tags)
+    MlflowTracker(workdir, None).open(plan, views)
+    seen = shown()
+    assert seen.trial(plan.arms[0].trials[0]).info.run_id == twin.info.run_id
+    assert [run.info.status for run in seen.of("superseded trial")] == ["KILLED"]
+
+
+def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, shown):
+    report = tmp_path / "report"
+    (report / "figures").mkdir(parents=True)
+    (report / "report.html").write_text("<p>")
+    (report / "figures" / "one.svg").write_text("<svg/>")
+    tracker.open(plan, [])
+    tracker.close(arm_views(plan), "FINISHED", report)
+    [study] = shown().of("study")
+    assert shown().files(study, "report") == ["report/figures", "report/report.html"]
+
+
+def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all, shown):
+    views = run_all(tracker, plan)
+    seen = shown()
+    seen.client.delete_experiment(seen.experiment.experiment_id)
+    MlflowTracker(workdir, None).open(plan, views)
+    assert shown().kinds() == ALL
+
+
+def test_a_store_that_goes_away_does_not_stop_the_study(
+    tracker, plan, finish, shown, monkeypatch, caplog
+):
+    trial = plan.arms[0].trials[0]
+    tracker.open(plan, [])
+    with monkeypatch.context() as away:
+
+        def refuse(*words: Any, **named: Any) -> None:
+            raise ConnectionError("nobody there")
+
+        away.setattr(tracker._store._client, "log_batch", refuse)
+        view: TrialView = finish(trial)
+        tracker.start(trial, view.folders[0])
+        tracker.end(view)
+        assert "nobody there" in caplog.text
+        with pytest.raises(UserError, match="nobody there"):
+            tracker.close(arm_views(plan), "FINISHED", None)
+    tracker.close(arm_views(plan), "FINISHED", None)
+    run = shown().trial(trial)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"objective": "dpo", "seed": "0"}
+    assert len(shown().history(run, "train/loss")) == 3
+
+
+def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkeypatch):
+    def complaint(uri: str) -> str:
+        with pytest.raises(UserError) as told:
+            MlflowTracker(workdir, uri).open(plan, [])
+        assert "\n" not in str(told.value)
+        return str(told.value)
+
+    began = time.monotonic()
+    assert "start the server" in complaint("http://127.0.0.1:9")
+    assert time.monotonic() - began < 5
+    assert "sqlite:///FILE" in complaint(f"file://{tmp_path}/mlruns")
+    (tmp_path / "notes.txt").write_text("no database at all, but long enough for a header" * 9)
+    assert "mend it" in complaint(f"sqlite:///{tmp_path}/notes.txt")
+    assert "secret" not in complaint("http://me:secret@127.0.0.1:9")
+
+
+def test_an_old_schema_says_how_to_mend_it(workdir, plan):
+    import sqlite3
+
+    with sqlite3.connect(workdir / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'long ago'")
+    with pytest.raises(UserError, match="mlflow db upgrade sqlite:///"):
+        MlflowTracker(workdir, None).open(plan, [])
+
+
+def test_where_runs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path, None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
+    assert tracking_uri(tmp_path, None) == "http://there"
+    assert tracking_uri(tmp_path, "http://here") == "http://here"
+
+
+def test_a_password_is_not_shown():
+    address = MlflowStore("postgresql://me:secret@host/db", None).address
+    assert address == "postgresql://me:***@host/db"
