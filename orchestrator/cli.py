@@ -71,7 +71,7 @@ def _join_seeds(arguments: list[str]) -> list[str]:
     return joined
 
 
-class _Seeds(click.ParamType):
+class _Seeds(click.ParamType[Any]):
     name = "seeds"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
@@ -81,7 +81,7 @@ class _Seeds(click.ParamType):
             self.fail(f"'{value}' is no list of whole numbers: write --seeds 0 1 2", param, ctx)
 
 
-class _Override(click.ParamType):
+class _Override(click.ParamType[Any]):
     name = "key=value"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
@@ -252,7 +252,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 
     made = _plan(study, **changes)
     _require_results(made, workdir)
-    summary = summarise(made, Ledger(workdir))
+    summary = summarise(made, Ledger(workdir), workdir)
     files = write_report(summary, report_folder(workdir, made.study.name))
     if as_json:
         written = [str(path) for path in files]

@@ -6,7 +6,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -17,22 +16,11 @@ from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, 
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.files import write_report
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.summary import Outcome, Summary, summarise
 from orchestrator.tracking.base import ArmView, Status, Tracker
 from orchestrator.work import adopt, jobs_for, view
 
 FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run of a study ended."""
-
-    summary: Summary
-    executed: int  # attempts made now
-    failed: dict[str, str]  # trial -> reason
-    interrupted: bool
-    report: list[Path] = field(default_factory=list)
 
 
 def run_study(
@@ -79,7 +67,7 @@ def run_study(
                     interrupted = True
                 finally:
                     recorder.stop("stopped by the user" if interrupted else "the driver stopped")
-        summary = summarise(plan, ledger)
+        summary = summarise(plan, ledger, storage)
         report = write_report(summary, report_folder(workdir, study))
         status: Status = "FINISHED"
         if recorder.failed or interrupted:
@@ -176,6 +164,8 @@ def _arm_views(summary: Summary) -> list[ArmView]:
                 figures[f"{name}.sd"] = figure.sd
             if figure.difference is not None:
                 figures[f"{name}.difference"] = figure.difference
+            if figure.interval is not None:
+                figures[f"{name}.low"], figures[f"{name}.high"] = figure.interval
         states = set(row.states.values())
         status: Status = (
             "FAILED" if "failed" in states else "KILLED" if "missing" in states else "FINISHED"

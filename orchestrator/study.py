@@ -361,7 +361,7 @@ def _metrics(benchmarks: BenchmarksConfig, wrong: Any) -> dict[str, str]:
                 )
                 continue
             for metric, info in BENCHMARKS[settings.name].metrics.items():
-                goals[metric_name(side, settings.name, metric)] = info.goal  # type: ignore[arg-type]
+                goals[metric_name(side, settings.name, metric)] = info.goal
     return goals
 
 

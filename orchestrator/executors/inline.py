@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from chip_core.trial import Progress
 from orchestrator.executors.base import (
     Event,
     Failed,
@@ -24,10 +25,12 @@ class InlineExecutor:
         for job in jobs:
             on_event(Started(job=job))
             try:
-                result = execute(
-                    job, lambda progress, job=job: on_event(Progressed(job=job, progress=progress))
-                )
+                result = execute(job, _reporter(job, on_event))
             except Exception as error:  # whatever a trial raises is its own failure
                 on_event(Failed(job=job, reason=reason_of(error)))
             else:
                 on_event(Finished(job=job, result=result))
+
+
+def _reporter(job: Job, on_event: Callable[[Event], None]) -> Callable[[Progress], None]:
+    return lambda progress: on_event(Progressed(job=job, progress=progress))

@@ -1,7 +1,7 @@
 """One job on Ray: its driver, a Tune trainable, and its worker, a Train loop.
 
-A trial is three Python processes, one after another: `drive` runs in the first, Train's controller
-is the second, `work` runs in the third. Each imports this module, so it imports next to nothing.
+A trial is a chain of processes: `drive` runs in the first, Train's controller in the second,
+`work` in the third. Each of them imports this module, so it imports next to nothing itself.
 """
 
 from __future__ import annotations
@@ -13,50 +13,54 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.executors.base import Job
     from chip_core.trial import Progress
+    from orchestrator.executors.base import Job
 
-#: Keys of what travels from a worker to the caller through Train and Tune.
-PROGRESS, REASON = "progress", "reason"
+#: Keys of what travels from a worker to the executor, through Train and Tune: the placement group
+#: that the worker holds, where the job is, and why it failed.
+PLACE, PROGRESS, REASON = "place", "progress", "reason"
 
-#: Seconds between two reports of one phase: each one passes four processes.
+#: Seconds between two reports of one phase: each passes four processes.
 REPORT_EVERY = 1.0
 
-#: Where a failed job's traceback is, in its folder.
+#: A failed job's traceback, in its folder.
 TRACEBACK = "traceback.txt"
+
+#: What Train would start for a trial, at 1.5 s of a CPU each, and a trial does not need: Ray Data
+#: is not used, and the executor itself frees the place of a trial that ended badly.
+_NOT_NEEDED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """One job as it travels. Only the worker opens `job`, which takes torch and more to read."""
+    """One job as it travels. Only the worker opens it: reading a Job imports torch and more."""
 
     id: str
     job: bytes
     entry: str  # "module:function", called with the job and a report function
-    resources: dict[str, float]  # of the worker
-    storage: str
-    environment: dict[str, str]  # for Train's controller and the worker
+    resources: dict[str, float]  # the worker's
+    place_within: float  # seconds that its worker may wait for a place
+    storage: str  # Train's own files
 
 
-def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> None:
-    """Run one job as a `TorchTrainer` run of one worker; be its driver."""
+def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any]:
+    """Run one job as a `TorchTrainer` of one worker. This is Tune's trainable."""
     parcel = parcels[settings["job"]]
-    os.environ.update(parcel.environment)  # this process is the trial's own; Train hands them on
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(parcel.place_within)
 
-    from ray import tune
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    class Lean(TorchTrainer):
-        def _create_default_callbacks(self):
-            drop = os.environ.get("DROP", "").split(",")
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in drop]
-    trainer = Lean(
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ not in _NOT_NEEDED]
+
+    trainer = Trainer(
         work,
         train_loop_config={"parcel": parcel},
         scaling_config=ScalingConfig(
@@ -72,32 +76,33 @@ def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> None:
         ),
     )
     try:
-        reason = trainer.fit().return_value
+        return {REASON: trainer.fit().return_value}
     except TrainingFailedError as error:
-        reason = reason_of_death(error)
-    if reason is not None:
-        tune.report({REASON: reason})
-        raise RuntimeError(reason)  # for Tune's own records
+        return {REASON: _without_a_word(error, parcel)}
 
 
 def work(settings: dict[str, Any]) -> str | None:
-    """Run one job in this worker; return the reason if it failed.
+    """Run one job in this worker; return the reason where it failed.
 
-    A reason is returned, not raised: so it arrives in the job's words, not in Ray's.
+    The reason is returned, not raised: so it comes through in the job's words, not in Ray's.
     """
-    from orchestrator.executors.base import reason_of
+    from ray import train
+    from ray.util import get_current_placement_group
 
     parcel: Parcel = settings["parcel"]
-    folder: Path | None = None
+    train.report({PLACE: get_current_placement_group().id.hex()})
+
+    from orchestrator.executors.base import reason_of
+
+    job: Job | None = None
     try:
-        job: Job = pickle.loads(parcel.job)
-        folder = job.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        job = pickle.loads(parcel.job)
         module, _, function = parcel.entry.partition(":")
-        getattr(importlib.import_module(module), function)(job, throttled(_send))
-    except BaseException as error:  # a SystemExit is this job's failure too
-        if folder is not None and folder.is_dir():
-            (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+        execute = getattr(importlib.import_module(module), function)
+        execute(job, throttled(lambda progress: train.report({PROGRESS: asdict(progress)})))
+    except BaseException as error:  # whatever a trial raises, SystemExit too, is its own failure
+        if job is not None:
+            _keep_traceback(job)
         return reason_of(error)
     return None
 
@@ -105,7 +110,7 @@ def work(settings: dict[str, Any]) -> str | None:
 def throttled(
     send: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Progress], None]:
-    """Return `send` for the first progress of each phase, and then once in a while."""
+    """Return `send` for the first of each phase, and from then on every `REPORT_EVERY` seconds."""
     phase, due = None, 0.0
 
     def report(progress: Progress) -> None:
@@ -117,13 +122,33 @@ def throttled(
     return report
 
 
-def reason_of_death(error: Exception) -> str:
-    """Return why a Train run ended without a word from its worker, in one line."""
-    print(repr(error), flush=True)
-    return repr(error)
+def _without_a_word(error: Exception, parcel: Parcel) -> str:
+    """Return why a run of Train ended without its worker having said so, in one line."""
+    failures = getattr(error, "worker_failures", {})
+    cause = failures.get(0) or getattr(error, "controller_failure", error)
+    died = "the worker process died"
+    match type(cause).__name__:
+        case "WorkerGroupStartupTimeoutError" | "InsufficientClusterResourcesError":
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in parcel.resources.items())
+            return f"no place for its worker ({wanted}) within {parcel.place_within:.0f} s"
+        case "WorkerGroupStartupFailedError":
+            return f"{died} (while it started)"
+        case "WorkerHealthCheckTimeoutError":
+            return f"{died} (it no longer answers)"
+        case "WorkerHealthCheckFailedError":
+            text = str(cause)
+            if "OutOfMemory" in text or "low on memory" in text:
+                return f"{died} (its machine ran out of memory)"
+            if "node has died" in text or "node died" in text:
+                return f"{died} (its machine is gone)"
+            return f"{died} (killed, out of memory, or crashed)"
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"
 
 
-def _send(progress: Progress) -> None:
-    from ray import train
-
-    train.report({PROGRESS: asdict(progress)})
+def _keep_traceback(job: Job) -> None:
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        return  # the disk may be what failed; the reason says so

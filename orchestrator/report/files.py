@@ -91,14 +91,18 @@ def column_title(summary: Summary, metric: str) -> str:
 
 
 def cell_text(figure: Figure | None) -> str:
-    """Return `mean ± sd (difference)`; a dash where nothing is there."""
+    """Return `mean ± sd (difference [interval])`; a dash where nothing is there."""
     if figure is None:
         return "—"
     text = f"{figure.mean:.2f}"
     if figure.sd is not None:
         text += f" ± {figure.sd:.2f}"
     if figure.difference is not None:
-        text += f" ({figure.difference:+.2f})"
+        text += f" ({figure.difference:+.2f}"
+        if figure.interval is not None:
+            low, high = figure.interval
+            text += f" [{low:+.2f}, {high:+.2f}]"
+        text += ")"
     return text
 
 
@@ -114,8 +118,16 @@ def notes(summary: Summary) -> list[str]:
     """Return what a reader of the table has to know."""
     lines = [
         "Mean ± standard deviation over seeds; in brackets the difference from the baseline, "
-        f"{summary.plan.baseline.name}.",
+        f"{summary.plan.baseline.name}, with its 95 % interval over seeds and items. The intervals "
+        "are marginal: they are not corrected for how many there are.",
     ]
+    said = {
+        note: f"{row.name}, {metric}"
+        for row in summary.rows
+        for metric, figure in row.figures.items()
+        for note in figure.notes
+    }
+    lines += [f"{where}: {note}." for note, where in said.items()]
     lines += [
         f"{arm.name}: stands for {len(arm.cells)} cells. {'; '.join(arm.reasons)}."
         for arm in summary.plan.arms
@@ -132,6 +144,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "sd": figure.sd,
         "n": figure.n,
         "difference": figure.difference,
+        "interval": None if figure.interval is None else list(figure.interval),
         "values": {_seed(seed): value for seed, value in figure.values.items()},
     }
 

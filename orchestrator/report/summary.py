@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from chip_core.evaluation.task import BENCHMARKS, MetricInfo, metric_name
+from chip_core.config import BenchmarkConfig
+from chip_core.evaluation.task import BENCHMARKS, MetricInfo, Side, metric_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
+from orchestrator.report.outcomes import study_results
+from orchestrator.statistics import Contrast, verdicts
 
 State = Literal["done", "failed", "missing"]
 
@@ -19,7 +23,9 @@ class Figure:
     """One metric of one arm over its seeds."""
 
     values: Mapping[int | None, float]  # seed -> value; None is the untrained model
-    difference: float | None  # of the mean, from the baseline's over the seeds both have
+    difference: float | None  # of the mean from the baseline's
+    interval: tuple[float, float] | None = None  # of the difference, 95 %
+    notes: tuple[str, ...] = ()  # what has to be said beside the interval
 
     @property
     def n(self) -> int:
@@ -66,26 +72,43 @@ class Summary:
         ]
 
 
-def summarise(plan: Plan, ledger: Ledger) -> Summary:
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run of a study ended."""
+
+    summary: Summary
+    executed: int  # attempts made now
+    failed: Mapping[str, str]  # trial -> reason
+    interrupted: bool
+    report: Sequence[Path]
+
+
+def summarise(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
     """Return a study's table as the ledger has it."""
     metrics = study_metrics(plan)
-    baseline = _values(plan.baseline.trials, ledger)
-    rows = [_row("base (untrained)", None, [plan.base], ledger, metrics, {})]
+    contrasts = _contrasts(plan, ledger, storage, metrics)
+    baseline = {
+        metric: statistics.fmean(values.values())
+        for metric, values in _values(plan.baseline.trials, ledger).items()
+    }
+    rows = [_row("base (untrained)", None, [plan.base], ledger, metrics, {}, {})]
     for arm in plan.arms:
         compared = {} if arm.baseline else baseline
-        rows.append(_row(arm.name, arm, arm.trials, ledger, metrics, compared))
+        found = contrasts.get(arm.name, {})
+        rows.append(_row(arm.name, arm, arm.trials, ledger, metrics, compared, found))
     return Summary(plan=plan, metrics=metrics, rows=rows)
 
 
 def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     """Return the metrics of a study's benchmarks by full name, the primary first."""
     study = plan.study
+    sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
+        ("report", study.benchmarks.report),
+        ("select", study.benchmarks.select),
+    ]
     found = {
         metric_name(side, settings.name, metric): info
-        for side, chosen in (
-            ("report", study.benchmarks.report),
-            ("select", study.benchmarks.select),
-        )
+        for side, chosen in sides
         for settings in chosen
         for metric, info in BENCHMARKS[settings.name].metrics.items()
     }
@@ -100,21 +123,24 @@ def _row(
     trials: Sequence[Trial],
     ledger: Ledger,
     metrics: Mapping[str, MetricInfo],
-    baseline: Mapping[int | None, Mapping[str, float]],
+    baseline: Mapping[str, float],
+    contrasts: Mapping[str, Contrast],
 ) -> Row:
     values = _values(trials, ledger)
     figures: dict[str, Figure] = {}
     for metric in metrics:
-        mine = {seed: found[metric] for seed, found in values.items() if metric in found}
-        if not mine:
+        if metric not in values:
             continue
-        shared = [seed for seed in mine if metric in baseline.get(seed, {})]
-        difference = (
-            statistics.fmean(mine[seed] - baseline[seed][metric] for seed in shared)
-            if shared
-            else None
+        mine, found = values[metric], contrasts.get(metric)
+        difference = None
+        if metric in baseline:
+            difference = statistics.fmean(mine.values()) - baseline[metric]
+        figures[metric] = Figure(
+            values=mine,
+            difference=difference,
+            interval=None if found is None else found.interval,
+            notes=() if found is None else found.notes,
         )
-        figures[metric] = Figure(values=mine, difference=difference)
     return Row(
         name=name,
         arm=arm,
@@ -123,8 +149,27 @@ def _row(
     )
 
 
-def _values(trials: Sequence[Trial], ledger: Ledger) -> dict[int | None, Mapping[str, float]]:
-    return {trial.seed: ledger[trial.fingerprint].metrics(trial) for trial in trials}
+def _contrasts(
+    plan: Plan, ledger: Ledger, storage: Path, metrics: Mapping[str, MetricInfo]
+) -> dict[str, dict[str, Contrast]]:
+    """Return arm -> metric -> its difference from the baseline."""
+    results = study_results(plan, ledger, storage, metrics)
+    found: dict[str, dict[str, Contrast]] = {}
+    if results is not None:
+        for metric in results.metrics:
+            for comparison in verdicts(results, metric):
+                if comparison.contrast is not None:
+                    found.setdefault(comparison.name, {})[metric] = comparison.contrast
+    return found
+
+
+def _values(trials: Sequence[Trial], ledger: Ledger) -> dict[str, dict[int | None, float]]:
+    """Return metric -> seed -> value, of what is there."""
+    values: dict[str, dict[int | None, float]] = {}
+    for trial in trials:
+        for metric, value in ledger[trial.fingerprint].metrics(trial).items():
+            values.setdefault(metric, {})[trial.seed] = value
+    return values
 
 
 def _state(trial: Trial, ledger: Ledger) -> State:

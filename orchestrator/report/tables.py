@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,10 +13,7 @@ from rich.text import Text
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.files import cell_text, column_title, notes, seeds_text
-from orchestrator.report.summary import Summary
-
-if TYPE_CHECKING:
-    from orchestrator.run import Outcome
+from orchestrator.report.summary import Outcome, Summary
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:

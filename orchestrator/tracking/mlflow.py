@@ -55,7 +55,7 @@ class MlflowTracker:
         self._running: dict[str, tuple[Trial, Path]] = {}  # by fingerprint
         self._shown: set[str] = set()  # those of them that the store shows as running
         self._ended: list[TrialView] = []  # not yet in the store
-        self._curves: dict[Path, Curve] = {}
+        self._curves: dict[tuple[str, Path], Curve] = {}  # by run and folder
         self._away_until = 0.0
         self._version: dict[str, str | None] = {}
 
@@ -91,6 +91,7 @@ class MlflowTracker:
 
     def end(self, view: TrialView) -> None:
         """Show a trial as ended."""
+        self._running.pop(view.trial.fingerprint, None)
         self._ended.append(view)
         self._catch_up()
 
@@ -140,7 +141,6 @@ class MlflowTracker:
                 self._store.describe(self._opened.trial_or_new(view.trial), self._code())
             self._show(view)
             self._ended.pop(0)
-            self._running.pop(view.trial.fingerprint, None)
         for mark, (trial, folder) in self._running.items():
             run = self._opened.trial_or_new(trial)
             if mark not in self._shown:
@@ -149,7 +149,7 @@ class MlflowTracker:
                 for shown in (run, self._opened.parent(trial), self._opened.study):
                     self._store.set_status(shown, "RUNNING")
                 self._shown.add(mark)
-            self._curve(folder).send(self._store, run)
+            self._send_curve(run, folder)
 
     def _show(self, view: TrialView) -> None:
         """Show an ended trial; its status comes last, so that a run that has it is whole."""
@@ -158,7 +158,7 @@ class MlflowTracker:
         self._store.log_figures(run, _figures(view))
         if view.reused_from is None:  # else its curves are where it was executed
             for folder in view.folders:
-                self._curve(folder).send(self._store, run)
+                self._send_curve(run, folder)
         with tempfile.TemporaryDirectory(prefix="chip-ablate-") as staged:
             tables = stage(view.folders, Path(staged))
             if any(Path(staged).iterdir()):
@@ -166,8 +166,8 @@ class MlflowTracker:
         self._store.describe(run, {**_tags(view), _TABLES: _table_tag(tables)})
         self._store.set_status(run, view.status)
 
-    def _curve(self, folder: Path) -> Curve:
-        return self._curves.setdefault(folder, Curve(folder))
+    def _send_curve(self, run: Run, folder: Path) -> None:
+        self._curves.setdefault((run.id, folder), Curve(folder)).send(self._store, run)
 
     def _code(self) -> dict[str, str | None]:
         """Tags that say which code is executed."""

@@ -64,6 +64,11 @@ def leave_result(job: Job) -> TrialResult:
     result = result_of(job)
     if result.steps:
         os.makedirs(job.folder / MODEL)
+    for evaluation in result.evaluations.values():
+        (value,) = evaluation.metrics.values()
+        items = [{"item": str(i), "numerator": value, "denominator": 100.0} for i in range(4)]
+        metric = {"name": "chair_i", "value": value, "items": items}
+        write_json(job.folder / evaluation.scores, {"metrics": [metric]})
     write_json(job.folder / RESULT, asdict(result))
     return result
 
