@@ -76,7 +76,9 @@ def load(model: ModelConfig) -> tuple[Any, Any]:
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     folder = local_folder(model.path)
     source = model.path if folder is None else str(folder)
     revision = {} if folder is not None or model.revision is None else {"revision": model.revision}

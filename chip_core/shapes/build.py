@@ -9,8 +9,9 @@ Two stages, seeded, on one thread:
    names it all the same (`world.PAIRS`). So the captioner sees well, and invents what usually goes
    with what it sees.
 
-The folder written loads with plain `from_pretrained`; its weights are bfloat16, and the figures
-printed last are those of that folder loaded in float32.
+It takes 5 to 6 minutes on one core (9 on a busy one), and ends at CHAIR_s 32.5 %, Cover 99.7 % on
+`test`. The folder written loads with plain `from_pretrained`; its weights are bfloat16, and the
+figures printed last are those of that folder loaded in float32.
 
 Shapes: B batch, P image patches, C grid cells, T tokens, D hidden.
 """

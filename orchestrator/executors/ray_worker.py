@@ -124,7 +124,7 @@ def throttled(
 
 def _without_a_word(error: Exception, parcel: Parcel) -> str:
     """Return why a run of Train ended without its worker having said so, in one line."""
-    failures = getattr(error, "worker_failures", {})
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     cause = failures.get(0) or getattr(error, "controller_failure", error)
     died = "the worker process died"
     match type(cause).__name__:

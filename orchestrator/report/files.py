@@ -117,8 +117,8 @@ def seeds_text(row: Row) -> str:
 def notes(summary: Summary) -> list[str]:
     """Return what a reader of the table has to know."""
     lines = [
-        "Mean ± standard deviation over seeds; in brackets the difference from the baseline, "
-        f"{summary.plan.baseline.name}, with its 95 % interval over seeds and items. The intervals "
+        "Mean ± standard deviation over seeds; with it the difference from the baseline, "
+        f"{summary.plan.baseline.name}, and its 95 % interval over seeds and items. The intervals "
         "are marginal: they are not corrected for how many there are.",
     ]
     said = {

@@ -118,12 +118,17 @@ def summary_lines(summary: Summary) -> Iterator[RenderableType]:
     table.add_column("arm")
     table.add_column("seeds", justify="right")
     for metric in summary.metrics:
-        table.add_column(column_title(summary, metric), justify="right")
+        benchmark, _, rest = column_title(summary, metric).rpartition("/")
+        table.add_column(f"{benchmark}/\n{rest}", justify="right", no_wrap=True)
     for row in summary.rows:
         name = Text(row.name)
         if row.arm is not None and row.arm.baseline:
-            name.append(" (baseline)", style="dim")
-        cells = [cell_text(row.figures.get(metric)) for metric in summary.metrics]
+            name.append("\n(baseline)", style="dim")
+        # The difference goes below the figure, so that four metrics fit a narrow terminal.
+        cells = [
+            Text(cell_text(row.figures.get(metric)).replace(" (", "\n").removesuffix(")"))
+            for metric in summary.metrics
+        ]
         table.add_row(name, seeds_text(row), *cells)
     yield table
     for note in notes(summary):

@@ -1,4 +1,4 @@
-"""What the tests' workers do in place of a trial: the job's name says what."""
+"""What the tests' workers do in place of a trial: a job's name says what."""
 
 from __future__ import annotations
 
@@ -8,45 +8,67 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
+import psutil
+
 from chip_core.errors import NonFiniteLossError
 from chip_core.files import write_json
 from chip_core.trial import RESULT, Progress, TrialResult
 from orchestrator.executors.base import Job
+from orchestrator.executors.ray_session import ENVIRONMENT
+
+Report = Callable[[Progress], None]
+
+BEGAN = time.time()
 
 
-def play(job: Job, report: Callable[[Progress], None]) -> TrialResult:
+def play(job: Job, report: Report) -> None:
     """Do what the job's name says."""
+    globals()[f"_{job.name}"](job, report)
+
+
+def _steps(job: Job, report: Report) -> None:
     report(Progress(phase="start", done=0, total=1))
-    return globals()[f"_{job.name}"](job, report)
-
-
-def _steps(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     for step in range(1, 4):
         report(Progress(phase="train", done=step, total=3, figures={"loss": 1 / step}))
     report(Progress(phase="score shapes", done=0, total=1))
-    result = TrialResult(steps=3, evaluations={}, seconds={"began": BEGAN, "ended": time.time()})
-    write_json(job.folder / RESULT, asdict(result))
-    return result
+    seconds = {"began": BEGAN, "ended": time.time()}
+    write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds=seconds)))
 
 
-def _nothing_left(job: Job, report: Callable[[Progress], None]) -> None:
-    pass
+_alone = _steps
 
 
-def _boom(job: Job, report: Callable[[Progress], None]) -> None:
+def _environment(job: Job, report: Report) -> None:
+    figures = {name: float(os.environ.get(name) == value) for name, value in ENVIRONMENT.items()}
+    report(Progress(phase="start", done=0, total=1, figures=figures))
+    _steps(job, report)
+
+
+def _boom(job: Job, report: Report) -> None:
     raise RuntimeError("boom\nsecond line")
 
 
-def _nan(job: Job, report: Callable[[Progress], None]) -> None:
+def _not_finite(job: Job, report: Report) -> None:
     raise NonFiniteLossError("the loss is nan at step 3")
 
 
-def _killed(job: Job, report: Callable[[Progress], None]) -> None:
+def _killed(job: Job, report: Report) -> None:
+    report(Progress(phase="start", done=0, total=1))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _sleeps(job: Job, report: Callable[[Progress], None]) -> None:
+def _kills_controller(job: Job, report: Report) -> None:
+    report(Progress(phase="start", done=0, total=1))
+    others = psutil.Process().parent().children()
+    mine = [p for p in others if "TrainController" in "".join(p.cmdline())]
+    max(mine, key=psutil.Process.create_time).kill()
     time.sleep(600)
 
 
-BEGAN = time.time()
+def _silent(job: Job, report: Report) -> None:
+    time.sleep(600)
+
+
+def _sleeps(job: Job, report: Report) -> None:
+    report(Progress(phase="start", done=0, total=1))
+    time.sleep(600)

@@ -1,0 +1,216 @@
+"""A connection to Ray: started here and stopped again, or to a cluster that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+
+import ray
+import ray._private.worker
+import torch
+
+from chip_core.errors import UserError
+from orchestrator.executors.base import Job
+
+#: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
+DRIVER = "chip_driver"
+
+#: For every process of a trial. The caller's own settings win.
+ENVIRONMENT = {
+    # Train looks at its worker ten times as often, and starts fewer helpers: a trial ends 6 s
+    # sooner.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Threads that wait give their core away.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    # Nothing is sent home.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+#: For this process alone. Tune: no tables, no log files of its own, no grip on Ctrl-C. A Ray that
+#: was started here: its agents notice soon when this process was killed, instead of after 90 s.
+HERE = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+}
+
+#: Bytes of a local Ray's object store: what passes through it is small.
+OBJECT_STORE = 256 * 1024**2
+
+
+@contextlib.contextmanager
+def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
+    """Be connected to Ray, and keep it off the terminal.
+
+    Args:
+        address: "auto" or "host:port" of a running cluster; None starts Ray on this machine, and
+            no process of it is left afterwards.
+        jobs: what is to run.
+
+    Raises:
+        UserError: there is no such cluster, or a local worker could never be placed.
+    """
+    if address is not None and "://" in address:
+        raise UserError(
+            f"{address}: Ray's client protocol is not supported: "
+            "run on the cluster's head node with the address auto, or submit it there as a Ray job"
+        )
+    if ray.is_initialized():
+        raise UserError("this process is connected to Ray already: call ray.shutdown() first")
+    for name, value in (ENVIRONMENT | HERE).items():
+        os.environ.setdefault(name, value)
+    with _quiet():
+        if address is None:
+            with _started(jobs):
+                yield
+        else:
+            with _connected(address):
+                yield
+
+
+def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None) -> int:
+    """Return how many jobs run at once: as many as fit, or as many as wanted.
+
+    On this machine, never more than fit. On a cluster, more wait for it to grow.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    if address is None:
+        return min(wanted or len(jobs), _slots(jobs, [_machine()], "this machine"))
+    if wanted is None:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        hint = "; if the cluster grows by itself, say how many jobs may run at once"
+        wanted = _slots(jobs, nodes, "the cluster", hint)
+    return max(1, min(wanted, int(ray.cluster_resources().get(DRIVER, wanted))))
+
+
+def resources_of(job: Job) -> dict[str, float]:
+    """Return what a job's worker is given, in Ray's names."""
+    engine = job.config.engine
+    gpus = {"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {}
+    return {"CPU": float(engine.cpus_per_worker)} | gpus
+
+
+@contextlib.contextmanager
+def _started(jobs: Sequence[Job]) -> Iterator[None]:
+    machine = _machine()
+    _slots(jobs, [machine], "this machine")
+    # Sockets lie in it, and their paths must be short.
+    folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+    try:
+        with _signals_kept():
+            ray.init(
+                address="local",
+                num_cpus=int(machine["CPU"]),
+                num_gpus=int(machine["GPU"]),
+                resources={DRIVER: len(jobs)},
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                _temp_dir=folder,
+            )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    try:
+        with _signals_kept():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no Ray cluster at the address {address}: {first}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _machine() -> dict[str, float]:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return {"CPU": float(cores), "GPU": float(torch.cuda.device_count())}
+
+
+def _slots(
+    jobs: Sequence[Job], nodes: Sequence[dict[str, float]], where: str, hint: str = ""
+) -> int:
+    """Return how many workers of the largest job fit at once.
+
+    Raises:
+        UserError: not even one.
+    """
+    fewest = len(jobs)
+    for wanted in {tuple(resources_of(job).items()) for job in jobs}:
+        slots = sum(
+            int(min(node.get(name, 0) / amount for name, amount in wanted)) for node in nodes
+        )
+        if slots == 0:
+            asked = _amounts(dict(wanted))
+            there = "; ".join(
+                _amounts({name: node.get(name, 0) for name, _ in wanted}) for node in nodes
+            )
+            raise UserError(
+                f"a worker asks for {asked}, and {where} has {there or 'no node'}: "
+                f"lower engine.cpus_per_worker or engine.gpus_per_worker{hint}"
+            )
+        fewest = min(fewest, slots)
+    return fewest
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Ray's loggers, and the errors of its nodes, which it prints past them."""
+    logger = logging.getLogger("ray")
+    level, print_error = logger.level, ray._private.worker.print_to_stdstream
+    logger.setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        ray._private.worker.print_to_stdstream = print_error
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give the caller's signal handlers back, which starting Ray replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,194 @@
+"""The program as a user runs it, on Ray and without, on the embedded world."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(sys.executable).parent / "chip-ablate"
+STUDY = """
+study: short
+question: Which?
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+seeds: [0]
+baseline: {objective: dpo}
+benchmarks:
+  report: [{name: shapes, limit: 20}]
+primary: {metric: shapes/chair_i, goal: minimize}
+"""
+SHORT = ["--set", "training.max_steps=3"]
+NAME = "short+training.max_steps=3"
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "short.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, Any] = json.loads(done.stdout)
+    return loaded
+
+
+def tagged(workdir: Path) -> dict[str, list[str]]:
+    """Return chip.kind -> statuses of the active runs."""
+    with sqlite3.connect(workdir / "mlflow.db") as database:
+        rows = database.execute(
+            "select tags.value, runs.status from runs join tags on tags.run_uuid = runs.run_uuid "
+            "where tags.key = 'chip.kind' and runs.lifecycle_stage = 'active'"
+        ).fetchall()
+    found: dict[str, list[str]] = {}
+    for kind, status in rows:
+        found.setdefault(kind, []).append(status)
+    return found
+
+
+@pytest.mark.ray
+def test_ray_and_inline_give_the_same_figures_to_the_bit(study: Path, tmp_path: Path) -> None:
+    found = {
+        executor: result(
+            run("run", study, *SHORT, "--executor", executor, "--workdir", executor, "--json",
+                cwd=tmp_path)
+        )
+        for executor in ("inline", "ray")
+    }  # fmt: skip
+    for one, other in zip(found["inline"]["arms"], found["ray"]["arms"], strict=True):
+        assert one["figures"] == other["figures"]
+        assert len(one["figures"]) == 4
+    weights = {
+        executor: sorted(
+            path.read_bytes() for path in (tmp_path / executor).rglob("model.safetensors")
+        )
+        for executor in found
+    }
+    assert weights["inline"] == weights["ray"]
+    for executor in found:
+        assert tagged(tmp_path / executor) == {
+            "study": ["FINISHED"],
+            "arm": ["FINISHED"] * 2,
+            "trial": ["FINISHED"] * 2,
+            "base": ["FINISHED"],
+        }
+
+
+def test_running_again_runs_nothing_and_a_seed_more_runs_its_own(
+    study: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", study, *SHORT, "--executor", "inline", "--workdir", "w", "--json"]
+    assert result(run(*arguments, cwd=tmp_path))["executed"] == 3
+    again = run(*arguments, cwd=tmp_path)
+    assert result(again)["executed"] == 0
+    assert "nothing to run" in again.stderr
+    assert result(run(*arguments, "--seeds", "0", "1", cwd=tmp_path))["executed"] == 2
+    assert len(tagged(tmp_path / "w")["trial"]) == 4
+    status = json.loads(
+        run("status", study, *SHORT, "--workdir", "w", "--json", cwd=tmp_path).stdout
+    )
+    assert {trial["state"] for trial in status["trials"]} == {"done"}
+    report = run("report", study, *SHORT, "--workdir", "w", cwd=tmp_path)
+    assert "base (untrained)" in report.stdout
+    assert (tmp_path / "w" / "studies" / NAME / "report" / "report.csv").exists()
+
+
+@pytest.mark.ray
+def test_a_driver_that_was_killed_is_taken_up_by_the_next(study: Path, tmp_path: Path) -> None:
+    longer = ["run", study, "--set", "training.max_steps=12", "--workdir", "w"]
+    driver = subprocess.Popen(
+        [str(PROGRAM), *map(str, longer)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    finished = []
+    for line in driver.stdout:  # kill it in the middle of a training, after one has ended
+        if " seed 0: done in" in line:
+            finished.append(line.split(",")[0])
+            break
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not list(
+        (tmp_path / "w" / "trials").glob("*/attempt-1/curves.jsonl")
+    ):
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert "RUNNING" in [status for kind in tagged(tmp_path / "w").values() for status in kind]
+
+    done = result(run(*longer, "--json", cwd=tmp_path))
+    assert done["executed"] <= 1  # the one that was cut short
+    assert not done["missing"]
+    runs = tagged(tmp_path / "w")
+    assert {status for kind in runs.values() for status in kind} == {"FINISHED"}
+    assert {kind: len(statuses) for kind, statuses in runs.items()} == {
+        "study": 1,
+        "arm": 2,
+        "trial": 2,
+        "base": 1,
+    }
+    with sqlite3.connect(tmp_path / "w" / "mlflow.db") as database:
+        doubled = database.execute(
+            "select run_uuid, key, step from metrics where key = 'train/loss' "
+            "group by run_uuid, key, step having count(*) > 1"
+        ).fetchall()
+    assert doubled == []
+
+
+@pytest.mark.ray
+def test_a_failing_trial_is_told_and_the_others_go_on(study: Path, tmp_path: Path) -> None:
+    text = STUDY.replace("objective: [dpo, chip]", "optimizer.lr: [1e-5, 1e30]")
+    study.write_text(text.replace("baseline: {objective: dpo}", "baseline: {optimizer.lr: 1e-5}"))
+    changes = [*SHORT, "--set", "optimizer.clip=null"]
+    done = run("run", study, *changes, "--workdir", "w", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    ((name, reason),) = found["failed"].items()
+    assert name == "1e+30, seed 0"
+    assert reason.startswith(("the loss is", "the gradient's norm is"))
+    assert found["missing"] == ["1e+30, seed 0 (failed)"]
+    assert found["arms"][1]["seeds"] == {"0": "done"}
+    assert sorted(tagged(tmp_path / "w")["trial"]) == ["FAILED", "FINISHED"]
+    ledger = (tmp_path / "w" / "ledger" / "ledger.jsonl").read_text()
+    assert reason in ledger
+    assert "Traceback" not in done.stderr
+
+
+def test_two_drivers_on_one_study(study: Path, tmp_path: Path) -> None:
+    arguments = [str(PROGRAM), "run", str(study), "--executor", "inline", "--workdir", "w"]
+    first = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    while "started" not in first.stdout.readline():
+        pass
+    second = run(*arguments[1:], cwd=tmp_path)
+    assert second.returncode == 2
+    assert second.stderr == (
+        f"chip-ablate: study short is being run by process {first.pid} on {os.uname().nodename}: "
+        "wait for it, or stop it first\n"
+    )
+    first.kill()
+    first.wait()
+
+
+def test_help_is_quick(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert "Example: chip-ablate run encoder" in run("--help", cwd=tmp_path).stdout
+    assert time.monotonic() - began < 5  # nothing heavy is imported for it

@@ -1,0 +1,193 @@
+"""The Ray executor: what it tells of good, failing, dying and silent jobs, and what it leaves.
+
+What the workers do in place of a trial is in ray_jobs.py. A trial costs some 10 s to start on two
+cores, so that many questions share one run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from chip_core.config import EngineConfig, ModelConfig, TrialConfig
+from chip_core.errors import UserError
+from chip_core.trial import Progress
+from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.ray_session import ENVIRONMENT
+from orchestrator.executors.ray_tune import RayTuneExecutor
+from orchestrator.executors.ray_worker import REPORT_EVERY, TRACEBACK, throttled
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def helper_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """One node with one CPU, and no chip_driver."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def job(folder: Path, number: int, name: str, **engine: float) -> Job:
+    """A job whose worker does what its name says."""
+    config = TrialConfig(
+        model=ModelConfig(path="shapes"), engine=EngineConfig.model_validate(engine)
+    )
+    return Job(id=f"j{number}", name=name, config=config, folder=folder / f"{number}-{name}")
+
+
+def ends(events: list[Event]) -> dict[str, str]:
+    """How each job ended, by its name."""
+    return {
+        event.job.name: event.reason if isinstance(event, Failed) else "finished"
+        for event in events
+        if isinstance(event, Failed | Finished)
+    }
+
+
+def ray_processes() -> set[int]:
+    return {
+        process.pid
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+    }
+
+
+@pytest.mark.ray
+def test_jobs_fail_each_for_itself_and_nothing_is_left(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ["steps", "boom", "not_finite", "killed", "kills_controller", "silent"]
+    jobs = [job(tmp_path, number, name) for number, name in enumerate([*names, "alone"])]
+    events: list[Event] = []
+
+    RayTuneExecutor(
+        workdir=tmp_path / "work", max_concurrent=2, begin_within=60, entry="ray_jobs:play"
+    ).run(jobs, events.append)
+
+    assert ends(events) == {
+        "steps": "finished",
+        "alone": "finished",
+        "boom": "RuntimeError: boom",
+        "not_finite": "the loss is nan at step 3",
+        "killed": "the worker process died (killed, out of memory, or crashed)",
+        "kills_controller": "a Ray process of this job died (killed, or out of memory)",
+        "silent": "its worker did not begin within 60 s",
+    }
+    started = [event.job.name for event in events if isinstance(event, Started)]
+    assert started == [each.name for each in jobs]
+    for each in jobs:
+        kinds = [type(event) for event in events if event.job is each]
+        assert kinds[0] is Started
+        assert kinds[-1] in (Finished, Failed)
+        assert set(kinds[1:-1]) <= {Progressed}
+    told = [e.progress for e in events if isinstance(e, Progressed) and e.job.name == "steps"]
+    assert told[0] == Progress(phase="start", done=0, total=1)
+    assert told[1] == Progress(phase="train", done=1, total=3, figures={"loss": 1.0})
+    assert told[-1].phase == "score shapes"
+    [result] = [e.result for e in events if isinstance(e, Finished) and e.job.name == "steps"]
+    assert result.steps == 3
+    assert "second line" in (jobs[1].folder / TRACEBACK).read_text(encoding="utf-8")
+
+    assert not ray.is_initialized()
+    assert ray_processes() == set()
+    assert not (tmp_path / "work" / "ray").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.ray
+def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
+    events: list[Event] = []
+
+    def stop_at_work(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progressed):
+            threading.Timer(0.5, os.kill, (os.getpid(), 2)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        RayTuneExecutor(workdir=tmp_path, entry="ray_jobs:play").run(
+            [job(tmp_path, 1, "sleeps")], stop_at_work
+        )
+
+    assert ends(events) == {}
+    assert ray_processes() == set()
+
+
+@pytest.mark.ray
+def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) -> None:
+    jobs = [job(tmp_path, 1, "environment"), job(tmp_path, 2, "steps")]
+    events: list[Event] = []
+
+    executor = RayTuneExecutor(workdir=tmp_path, address=cluster.address, entry="ray_jobs:play")
+    executor.run(jobs, events.append)
+
+    assert ends(events) == {"environment": "finished", "steps": "finished"}
+    figures = next(e.progress.figures for e in events if isinstance(e, Progressed))
+    assert figures == {name: 1.0 for name in ENVIRONMENT}
+    assert not ray.is_initialized()
+    with pytest.raises(UserError, match="a worker asks for 2 CPU, and the cluster has 1 CPU"):
+        executor.run([job(tmp_path, 3, "steps", cpus_per_worker=2)], events.append)
+    ray.init(address=cluster.address, log_to_driver=False)
+    assert ray.cluster_resources()["CPU"] == 1
+
+
+@pytest.mark.ray
+def test_what_a_listener_raises_comes_out(tmp_path: Path) -> None:
+    def full(event: Event) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        RayTuneExecutor(workdir=tmp_path, entry="ray_jobs:play").run(
+            [job(tmp_path, 1, "steps")], full
+        )
+    assert ray_processes() == set()
+
+
+def test_a_worker_that_fits_nowhere(tmp_path: Path) -> None:
+    wanted = [job(tmp_path, 1, "steps", gpus_per_worker=99)]
+    with pytest.raises(UserError, match="a worker asks for 1 CPU and 99 GPU, and this machine has"):
+        RayTuneExecutor(workdir=tmp_path).run(wanted, lambda event: None)
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("ray://head:10001", "not supported"), ("127.0.0.1:1", "no Ray cluster at the address")],
+)
+def test_an_address_that_leads_nowhere(
+    tmp_path: Path, address: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=said):
+        RayTuneExecutor(workdir=tmp_path, address=address).run(
+            [job(tmp_path, 1, "steps")], lambda event: None
+        )
+
+
+def test_no_jobs_need_no_ray(tmp_path: Path) -> None:
+    RayTuneExecutor(workdir=tmp_path, address="ray://nowhere").run([], lambda event: None)
+
+
+def test_progress_is_told_once_a_phase_and_then_at_intervals() -> None:
+    now = 0.0
+    told: list[int] = []
+    report = throttled(lambda progress: told.append(progress.done), clock=lambda: now)
+    for step in range(1, 5):
+        report(Progress(phase="train", done=step, total=9))
+        now += 0.4 * REPORT_EVERY
+    assert told == [1, 4]  # steps 2 and 3 are 0.4 and 0.8 of the interval after step 1
+    report(Progress(phase="score shapes", done=0, total=9))
+    assert told == [1, 4, 0]
