@@ -20,14 +20,14 @@ class ItemOutcome:
 class MetricOutcome:
     """One metric over a set of items.
 
-    `value` is in `unit`; `goal` says which direction is better; `items` has one entry an item, in
+    `value` is in `unit`, or None where it is undefined; `goal` says which direction is better; `items` has one entry an item, in
     the order they were scored.
     """
 
     name: str
     unit: str
     goal: Literal["minimize", "maximize"]
-    value: float
+    value: float | None
     items: tuple[ItemOutcome, ...]
 
 
@@ -36,12 +36,14 @@ def percent(
 ) -> MetricOutcome:
     """Return the metric 100 × Σ numerators / Σ denominators.
 
+    Undefined where there is nothing to divide by: a rate over nothing is not 0.
+
     Raises:
-        ValueError: there is nothing to divide by; a rate over nothing is not 0.
+        ValueError: there are no items at all.
     """
     kept = tuple(items)
+    if not kept:
+        raise ValueError(f"{name}: there are no items to score")
     whole = sum(outcome.denominator for outcome in kept)
-    if not whole:
-        raise ValueError(f"{name} is undefined: its denominator over {len(kept)} items is empty")
-    value = 100.0 * sum(outcome.numerator for outcome in kept) / whole
+    value = 100.0 * sum(outcome.numerator for outcome in kept) / whole if whole else None
     return MetricOutcome(name=name, unit="percent", goal=goal, value=value, items=kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +122,24 @@ def notes(summary: Summary) -> list[str]:
         f"{summary.plan.baseline.name}, and its 95 % interval over seeds and items. The intervals "
         "are marginal: they are not corrected for how many there are.",
     ]
-    said = {
-        note: f"{row.name}, {metric}"
-        for row in summary.rows
-        for metric, figure in row.figures.items()
-        for note in figure.notes
-    }
-    lines += [f"{where}: {note}." for note, where in said.items()]
+    said = Counter(
+        note for row in summary.rows for figure in row.figures.values() for note in figure.notes
+    )
+    lines += [f"{note} ({count} differences)." for note, count in said.items()]
     lines += [
         f"{arm.name}: stands for {len(arm.cells)} cells. {'; '.join(arm.reasons)}."
         for arm in summary.plan.arms
         if len(arm.cells) > 1
     ]
+    undefined = [
+        f"{metric} of {row.name}{'' if seed is None else f', seed {seed}'}"
+        for row in summary.rows
+        for seed, state in row.states.items()
+        for metric in summary.metrics
+        if state == "done" and (metric not in row.figures or seed not in row.figures[metric].values)
+    ]
+    if undefined:
+        lines.append(f"Undefined (nothing to divide by): {'; '.join(undefined)}.")
     if summary.missing:
         lines.append(f"Not there: {'; '.join(summary.missing)}.")
     return lines

@@ -29,9 +29,10 @@ SPLITS: dict[Side, str] = {"select": "select", "report": "test"}
 def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
     """Score (item id such as `test/17`, response) pairs: chair_i, chair_s, hal, cover.
 
+    Where no answer names any object chair_i is undefined.
+
     Raises:
-        ValueError: no answers, an unknown or repeated item, or answers that name no object at all
-            (then chair_i has no denominator).
+        ValueError: no answers, or an unknown or repeated item.
     """
     if not answers:
         raise ValueError("there are no answers to score")

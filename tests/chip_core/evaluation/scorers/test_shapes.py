@@ -64,8 +64,12 @@ def test_faithful_captions_are_perfect_and_rejected_ones_all_hallucinate():
 def test_an_empty_set_raises():
     with pytest.raises(ValueError, match="no answers"):
         score([])
-    with pytest.raises(ValueError, match="chair_i is undefined.*2 items"):
-        score([("test/0", "nothing"), ("test/1", "")])
+
+
+def test_a_rate_over_nothing_is_undefined_and_not_0():
+    chair_i, chair_s, hal, cover = score([("test/0", "nothing"), ("test/1", "")])
+    assert chair_i.value is None
+    assert (chair_s.value, hal.value, cover.value) == (0.0, 0.0, 0.0)
 
 
 def test_unknown_and_repeated_items_raise():
