@@ -29,6 +29,7 @@ class _Line:
     progress: Progress | None = None
     loss: float | None = None
     began: float = 0.0
+    worked_from: float = 0.0  # when the model was loaded and work began
     ended: float = 0.0
     reason: str = ""
     told: float = 0.0
@@ -47,6 +48,7 @@ class _Line:
         self.progress = progress
         weight = 4.0 if progress.phase == "train" else 1.0
         if progress.phase != "start":
+            self.worked_from = self.worked_from or time.monotonic()
             self.phases[progress.phase] = weight * progress.done / max(progress.total, 1)
         self.loss = progress.figures.get("loss", self.loss)
 
@@ -78,12 +80,10 @@ class Board:
 
     def eta(self, line: _Line) -> float | None:
         """Return the seconds a running trial has left; None where nothing tells yet."""
-        took = time.monotonic() - line.began
-        whole = [other.ended - other.began for other in self._ended() if not other.job.untrained]
-        if whole and not line.job.untrained:
-            return max(sum(whole) / len(whole) - took, 0.0)
         share = line.share()
-        return took * (1 - share) / share if share > 0.05 else None
+        if share < 0.02:
+            return None
+        return (time.monotonic() - line.worked_from) * (1 - share) / share
 
     def overall_eta(self) -> float | None:
         """Return the seconds the run has left, from the share done so far."""
@@ -97,9 +97,6 @@ class Board:
         if done / whole < 0.01:
             return None
         return (time.monotonic() - self._began) * (whole - done) / done
-
-    def _ended(self) -> list[_Line]:
-        return [line for line in self.lines.values() if line.state == "done"]
 
 
 class Display(Protocol):

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from chip_core.errors import UserError
 from orchestrator.display import display_for
-from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started
+from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.files import write_report
@@ -20,6 +20,7 @@ from orchestrator.report.summary import Outcome, Summary, summarise
 from orchestrator.tracking.base import ArmView, Status, Tracker
 from orchestrator.work import adopt, jobs_for, view
 
+OnEvent = Callable[[Event], None]
 FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
 
 
@@ -54,19 +55,18 @@ def run_study(
         tracker.open(plan, [view(trial, ledger, storage, study, "FINISHED") for trial in done])
         recorder = _Recorder(plan, ledger, storage, tracker, jobs)
         interrupted = False
-        if jobs:
-            with display_for(console, jobs) as display:
-
-                def on_event(event: Event) -> None:
-                    recorder.take(event)
-                    display.take(event)
-
-                try:
-                    executor().run([job for job, _, _ in jobs], on_event)
-                except KeyboardInterrupt:
-                    interrupted = True
-                finally:
-                    recorder.stop("stopped by the user" if interrupted else "the driver stopped")
+        try:
+            if jobs:
+                with display_for(console, jobs) as display:
+                    listener = _both(recorder.take, display.take)
+                    executor().run([job for job, _, _ in jobs], listener)
+        except KeyboardInterrupt:
+            interrupted = True
+            recorder.stop("stopped by the user")
+        except BaseException as error:
+            recorder.stop(reason_of(error))
+            tracker.close([], "FAILED", None)
+            raise
         summary = summarise(plan, ledger, storage)
         report = write_report(summary, report_folder(workdir, study))
         status: Status = "FINISHED"
@@ -85,6 +85,14 @@ def run_study(
 def report_folder(workdir: Path, study: str) -> Path:
     """Return where a study's report lies."""
     return workdir / "studies" / study / "report"
+
+
+def _both(one: OnEvent, other: OnEvent) -> OnEvent:
+    def listener(event: Event) -> None:
+        one(event)
+        other(event)
+
+    return listener
 
 
 class _Recorder:

@@ -139,6 +139,10 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
         self._places: dict[str, str] = {}  # placement groups, by job
         self._reasons: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Be empty in the file that Tune writes for a restore: the ledger does that here."""
+        return {}
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
         for trial in trials:

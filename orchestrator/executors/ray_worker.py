@@ -111,7 +111,8 @@ def throttled(
     send: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Progress], None]:
     """Return `send` for the first of each phase, and from then on every `REPORT_EVERY` seconds."""
-    phase, due = None, 0.0
+    phase: str | None = None
+    due = 0.0
 
     def report(progress: Progress) -> None:
         nonlocal phase, due

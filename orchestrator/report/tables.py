@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,9 @@ from rich.text import Text
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.files import cell_text, column_title, notes, seeds_text
-from orchestrator.report.summary import Outcome, Summary
+from orchestrator.report.summary import Figure, Outcome, Summary
+
+METRICS_ABREAST = 4  # columns of figures that fit a terminal of 80
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -114,25 +117,44 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
 
 def summary_lines(summary: Summary) -> Iterator[RenderableType]:
     """Return the study's table and what has to be known of it."""
-    table = Table(title=summary.plan.study.name, title_justify="left", pad_edge=False)
-    table.add_column("arm")
-    table.add_column("seeds", justify="right")
-    for metric in summary.metrics:
+    metrics = list(summary.metrics)
+    for start in range(0, len(metrics), METRICS_ABREAST):
+        yield _summary_table(summary, metrics[start : start + METRICS_ABREAST])
+    for note in notes(summary):
+        yield Text(note, style="dim")
+
+
+def _summary_table(summary: Summary, metrics: list[str]) -> Table:
+    """Return arms × metrics; below each figure its difference and the interval of that."""
+    title = Text(summary.plan.study.name, style="bold")
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("\narm", min_width=16)
+    for metric in metrics:
         benchmark, _, rest = column_title(summary, metric).rpartition("/")
         table.add_column(f"{benchmark}/\n{rest}", justify="right", no_wrap=True)
     for row in summary.rows:
         name = Text(row.name)
-        if row.arm is not None and row.arm.baseline:
-            name.append("\n(baseline)", style="dim")
-        # The difference goes below the figure, so that four metrics fit a narrow terminal.
-        cells = [
-            Text(cell_text(row.figures.get(metric)).replace(" (", "\n").removesuffix(")"))
-            for metric in summary.metrics
-        ]
-        table.add_row(name, seeds_text(row), *cells)
-    yield table
-    for note in notes(summary):
-        yield Text(note, style="dim")
+        if row.arm is not None:
+            seeds = f"\n{'baseline, ' if row.arm.baseline else ''}{seeds_text(row)} seeds"
+            name.append(seeds, style="dim")
+        cells = [_stacked(row.figures.get(metric)) for metric in metrics]
+        table.add_row(name, *cells)
+        table.add_row()
+    return table
+
+
+def _stacked(figure: Figure | None) -> Text:
+    """Return a figure over its difference over the interval."""
+    if figure is None:
+        return Text("—")
+    main, _, rest = cell_text(figure).partition(" (")
+    difference, _, interval = rest.removesuffix(")").partition(" ")
+    text = Text(main)
+    if difference:
+        text.append(f"\n{difference}\n{interval}", style="dim")
+    return text
 
 
 def result_lines(outcome: Outcome, workdir: Path, tracking: str) -> Iterator[RenderableType]:
