@@ -23,6 +23,9 @@ from orchestrator.executors.base import Job
 #: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
 DRIVER = "chip_driver"
 
+#: What every cluster's head node has one unit of; Tune does not place a driver that takes nothing.
+HEAD_NODE = "node:__internal_head__"
+
 #: For every process of a trial. The caller's own settings win.
 ENVIRONMENT = {
     # Train looks at its worker ten times as often, and starts fewer helpers: a trial ends 6 s

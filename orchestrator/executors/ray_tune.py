@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from chip_core.trial import Progress, read_result
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
-from orchestrator.executors.ray_session import DRIVER, at_once, resources_of, session
+from orchestrator.executors.ray_session import DRIVER, HEAD_NODE, at_once, resources_of, session
 from orchestrator.executors.ray_worker import PLACE, PROGRESS, REASON, Parcel, drive
 
 
@@ -101,7 +101,8 @@ class RayTuneExecutor:
             for job in jobs
         }
         assert len(parcels) == len(jobs), "two jobs have one id"
-        driver = {"CPU": 0, DRIVER: 1} if DRIVER in ray.cluster_resources() else {"CPU": 0}
+        there = DRIVER in ray.cluster_resources()
+        driver = {DRIVER: 1} if there else {HEAD_NODE: 0.001}
         return tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(drive, parcels=parcels),

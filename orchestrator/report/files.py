@@ -102,7 +102,7 @@ def cell_text(figure: Figure | None) -> str:
         text += f" ({figure.difference:+.2f}"
         if figure.interval is not None:
             low, high = figure.interval
-            text += f" [{low:+.2f}, {high:+.2f}]"
+            text += f" [{low:.2f}, {high:.2f}]"
         text += ")"
     return text
 

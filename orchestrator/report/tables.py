@@ -128,9 +128,14 @@ def _summary_table(summary: Summary, metrics: list[str]) -> Table:
     """Return arms × metrics; below each figure its difference and the interval of that."""
     title = Text(summary.plan.study.name, style="bold")
     table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-    table.add_column("\narm", min_width=16)
+    table.add_column("\narm", min_width=14)
     for metric in metrics:
         benchmark, _, rest = column_title(summary, metric).rpartition("/")
         table.add_column(f"{benchmark}/\n{rest}", justify="right", no_wrap=True)
