@@ -169,11 +169,13 @@ def test_a_worker_that_fits_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("ray://head:10001", "not supported"), ("127.0.0.1:1", "no Ray cluster at the address")],
+    [
+        ("ray://head:10001", "Ray's client protocol is not supported"),
+        ("127.0.0.1:1", "no Ray cluster at the address 127.0.0.1:1"),
+        ("nonsense", "no Ray cluster at the address nonsense"),
+    ],
 )
-def test_an_address_that_leads_nowhere(
-    tmp_path: Path, address: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_that_leads_nowhere(tmp_path: Path, address: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         RayTuneExecutor(workdir=tmp_path, address=address).run(
             [job(tmp_path, 1, "steps")], lambda event: None
