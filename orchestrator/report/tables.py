@@ -138,7 +138,7 @@ def _summary_table(summary: Summary, metrics: list[str]) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("\narm", min_width=14)
+    table.add_column("\narm", min_width=17)
     for metric in metrics:
         benchmark, _, rest = column_title(summary, metric).rpartition("/")
         table.add_column(f"{benchmark}/\n{rest}", justify="right", no_wrap=True)
