@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from chip_core import plugins
 from chip_core.config import BEHAVIOUR, BenchmarkConfig, ModelConfig, TrialConfig
+from chip_core.data.rejected_images import strategy_class
 from chip_core.objectives.config import TERMS
-
-#: Strategies whose image is drawn at random; the others ignore the corruption seed.
-RANDOM_STRATEGIES = frozenset({"diffusion"})
+from chip_core.strategies import STRATEGIES, NoParameters
 
 
 def inert_keys(config: TrialConfig) -> dict[str, str]:
@@ -42,10 +42,14 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
         reasons["rejected_image"] = f"{objective} has no visual term"
         return reasons
     strategy = config.rejected_image.strategy
-    if strategy != "diffusion":
-        reasons["rejected_image.diffusion"] = f"rejected_image is {strategy}"
-    if strategy not in RANDOM_STRATEGIES:
+    for name, section in STRATEGIES.items():
+        if name != strategy and section is not NoParameters:
+            reasons[f"rejected_image.{name}"] = f"rejected_image is {strategy}"
+    if not plugins.is_plugin(strategy):
+        reasons["rejected_image.parameters"] = f"rejected_image is {strategy}"
+    if not strategy_class(strategy).traits.random:
         reasons["rejected_image.corruption_seed"] = f"{strategy} draws nothing at random"
+        reasons["rejected_image.redraw"] = f"{strategy} draws nothing at random"
     return reasons
 
 
@@ -62,6 +66,8 @@ def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
     kept["model"] = {"dtype": config.model.dtype, **model}
+    if "rejected_image" in kept:
+        kept["rejected_image"].update(_rejected_image(config))
     return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
 
 
@@ -79,6 +85,16 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return the sha256 of an identity, as 64 hex digits."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rejected_image(config: TrialConfig) -> dict[str, Any]:
+    """Return what the chosen strategy makes of its settings, and a user's own code."""
+    name, settings = config.rejected_image.strategy, config.rejected_image.settings
+    strategy = strategy_class(name)
+    if plugins.is_plugin(name):
+        source = plugins.source_hash(strategy)
+        return {"parameters": strategy.identity(settings), "source": source}
+    return {} if isinstance(settings, NoParameters) else {name: strategy.identity(settings)}
 
 
 def _figures(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str, Any]:

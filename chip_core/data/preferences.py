@@ -20,6 +20,7 @@ class PreferencePair:
     prompt: str
     chosen: str
     rejected: str
+    rejected_image: Image.Image | None = None  # where the data set has one
 
 
 class ShapesPairs(Sequence[PreferencePair]):
