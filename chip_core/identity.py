@@ -33,12 +33,14 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
         if term in active:
             continue
         settings = [f"weights.{term}", f"betas.{term}"]
-        settings += [term] if term in ("segment", "token", "anchor") else []
+        # A term of the user's own may look at what has changed.
+        own = {"segment": not config.objective.active_custom, "token": True, "anchor": True}
+        settings += [term] if own.get(term) else []
         for key in settings:
             reasons[f"objective.{key}"] = f"{objective} has no {term} term"
     if config.objective.form == "released":
         reasons["objective.segment.scope"] = "form released always compares whole sequences"
-    if "visual" not in active:
+    if not config.objective.needs_rejected_image:
         reasons["rejected_image"] = f"{objective} has no visual term"
         return reasons
     strategy = config.rejected_image.strategy
@@ -65,6 +67,10 @@ def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str
     # What the preset and the terms come to, in place of how they were written.
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
+    kept["objective"]["custom"] = {
+        name: [config.objective.custom[name], plugins.source_hash(plugins.load(name))]
+        for name in config.objective.active_custom
+    }
     kept["model"] = {"dtype": config.model.dtype, **model}
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))

@@ -38,7 +38,7 @@ def load(name: str) -> Any:
         raise ValueError(f"'{name}': module {module} has no '{attribute}'") from None
 
 
-def source_hash(loaded: type) -> str:
+def source_hash(loaded: Any) -> str:
     """Return the sha256 of the file that an object is written in: its part of a fingerprint.
 
     Raises:

@@ -92,7 +92,7 @@ class PairEncoder:
         self._processor = processor
         self._config = config
         self._pairs = pairs
-        self._visual = "visual" in config.objective.active_terms
+        self._visual = config.objective.needs_rejected_image
         per_trial = config.rejected_image.corruption_seed == "per_trial"
         image_processor = getattr(processor, "image_processor", None)
         mean = getattr(image_processor, "image_mean", None)
