@@ -312,6 +312,8 @@ def gallery(
     """
     from orchestrator.report import gallery as pictures
 
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
     settings = _rejected_image_settings(overrides)
     shown = pictures.read_images(images) if images else pictures.scenes(3)
     steps = pictures.TIMESTEPS if timesteps is None else timesteps

@@ -13,10 +13,11 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from chip_core.config import RejectedImageConfig
-from chip_core.data.rejected_images import REJECTED_IMAGES, Pictured, RejectedImages, strategy_class
+from chip_core.data.rejected_images import Pictured, RejectedImages, strategy_class
 from chip_core.data.rejected_images.images import as_rgb, bounded
 from chip_core.errors import TrialError, UserError
 from chip_core.shapes import world
+from chip_core.strategies import STRATEGIES
 
 #: T of the series, as far apart as the paper's study of noise steps.
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
@@ -90,7 +91,7 @@ def gallery_cells(
         seed: the corruption seed.
     """
     settings = settings or {}
-    names = list(REJECTED_IMAGES) if strategies is None else list(strategies)
+    names = list(STRATEGIES) if strategies is None else list(strategies)
     # A single image has no other to be exchanged for: the embedded world's stand in.
     others = images if len(images) > 1 else [*images, *scenes(3)]
     cells = []

@@ -43,8 +43,8 @@ def picture(number: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
     return image
 
 
-class _Bench:
-    """A strategy and the samples it is tried on."""
+class Bench:
+    """A strategy, and the samples it is tried on."""
 
     def __init__(self, config: RejectedImageConfig) -> None:
         self.config = config
@@ -57,27 +57,29 @@ class _Bench:
     def make(
         self, sample: _Sample | None = None, *, seed: int = 0, epoch: int = 0, **changes: object
     ) -> RejectedImage:
+        """Return the rejected image of a sample, of the first where none is given."""
         sample = sample or self.samples[0]
         maker = RejectedImages(self.config.model_copy(update=changes), seed=seed)
         return maker.preview(sample, epoch=epoch, others=self.samples, given=sample.rejected_image)
 
     def of(self, image: Image.Image) -> RejectedImage:
+        """Return the rejected image of an image."""
         return self.make(_Sample(id="x", image=image, rejected_image=picture(9)))
 
 
 def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
     """Return check -> what is wrong, None where it is passed."""
-    bench = _Bench(config)
+    bench = Bench(config)
     return {name: check(bench) for name, check in CHECKS.items()}
 
 
-def _same_key_same_draw(bench: _Bench) -> str | None:
+def _same_key_same_draw(bench: Bench) -> str | None:
     if not same(bench.make(seed=3).image, bench.make(seed=3).image):
         return "two draws of one key differ"
     return None
 
 
-def _another_key_another_draw(bench: _Bench) -> str | None:
+def _another_key_another_draw(bench: Bench) -> str | None:
     one = bench.make().image
     first = bench.samples[0]
     twin = _Sample(id="twin", image=first.image, rejected_image=first.rejected_image)
@@ -99,13 +101,13 @@ def _another_key_another_draw(bench: _Bench) -> str | None:
     return None
 
 
-def _epochs_once(bench: _Bench) -> str | None:
+def _epochs_once(bench: Bench) -> str | None:
     if not same(bench.make(redraw="once").image, bench.make(epoch=1, redraw="once").image):
         return "redraw is once, and another epoch gives another image"
     return None
 
 
-def _sizes(bench: _Bench) -> str | None:
+def _sizes(bench: Bench) -> str | None:
     for size in SIZES:
         made = bench.of(picture(1, size)).image
         shown = size if size[0] * size[1] <= MOST_PIXELS else None
@@ -116,7 +118,7 @@ def _sizes(bench: _Bench) -> str | None:
     return None
 
 
-def _modes(bench: _Bench) -> str | None:
+def _modes(bench: Bench) -> str | None:
     plain = picture(2, (96, 64))
     for mode in MODES:
         image = _in_mode(plain, mode)
@@ -126,7 +128,7 @@ def _modes(bench: _Bench) -> str | None:
     return None
 
 
-def _void(bench: _Bench) -> str | None:
+def _void(bench: Bench) -> str | None:
     if bench.make().void:
         return "no effect on an image of 400 × 300 with detail"
     cases = [
@@ -143,7 +145,7 @@ def _void(bench: _Bench) -> str | None:
     return None
 
 
-def _leaves_the_rest_alone(bench: _Bench) -> str | None:
+def _leaves_the_rest_alone(bench: Bench) -> str | None:
     import torch
 
     image = picture(3)
@@ -156,7 +158,7 @@ def _leaves_the_rest_alone(bench: _Bench) -> str | None:
     return None
 
 
-def _pixel_values(bench: _Bench) -> str | None:
+def _pixel_values(bench: Bench) -> str | None:
     import torch
 
     maker = RejectedImages(bench.config)
@@ -172,7 +174,7 @@ def _pixel_values(bench: _Bench) -> str | None:
     return None
 
 
-def _says_what_it_lacks(bench: _Bench) -> str | None:
+def _says_what_it_lacks(bench: Bench) -> str | None:
     maker, sample = RejectedImages(bench.config), bench.samples[0]
     needs = bench.traits.needs_others or bench.traits.needs_given
     try:
@@ -198,7 +200,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 _FLAT = ("black", "white", (122, 117, 104), "red")
 
 #: What every strategy is held to, by name.
-CHECKS: dict[str, Callable[[_Bench], str | None]] = {
+CHECKS: dict[str, Callable[[Bench], str | None]] = {
     "the same key gives the same draw": _same_key_same_draw,
     "another key gives another draw where it is random": _another_key_another_draw,
     "once is once": _epochs_once,

@@ -86,7 +86,8 @@ def content_boxes(
     width, height = image.size
     weights = _edges(image)
     columns, rows = weights.size
-    energy = [value + 1 for value in weights.tobytes()]  # + 1: an image without edges has places
+    # + 1: an image without edges has places, too.
+    energy = [16 * value + 1 for value in weights.tobytes()]
     boxes = []
     for _ in range(count):
         place = _weighted(energy, numbers.random())

@@ -9,7 +9,7 @@ import pytest
 
 from chip_core.config import RejectedImageConfig
 from chip_core.data.rejected_images import REJECTED_IMAGES
-from chip_core.data.rejected_images.conformance import CHECKS, _Bench
+from chip_core.data.rejected_images.conformance import CHECKS, Bench
 from chip_core.strategies import STRATEGIES, NoParameters
 
 
@@ -33,4 +33,4 @@ def test_registry_and_configuration_name_the_same_strategies() -> None:
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_conformance(strategy: str, check: str, pipeline: Path) -> None:
-    assert CHECKS[check](_Bench(config(strategy, pipeline))) is None
+    assert CHECKS[check](Bench(config(strategy, pipeline))) is None
