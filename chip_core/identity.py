@@ -22,6 +22,9 @@ RANDOM_STRATEGIES = frozenset({"diffusion"})
 def inert_keys(config: TrialConfig) -> dict[str, str]:
     """Return key path -> why it has no effect; a path stands for everything below it."""
     reasons: dict[str, str] = {}
+    if config.data.source == "shapes":
+        for key in ("split", "revision", "format", "on_bad_row"):
+            reasons[f"data.{key}"] = "data.source is shapes"
     active = config.objective.active_terms
     objective = (
         f"objective {config.objective.preset}"
@@ -42,12 +45,15 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     return reasons
 
 
-def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+def training_identity(
+    config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return all that decides the trained model, inert keys removed.
 
     Args:
         config: the trial.
         model: the model's own identity (chip_core.models.loading.identity).
+        data: the data's own identity (chip_core.data.identity).
     """
     kept = _figures(config, inert_keys(config), "")
     del kept["benchmarks"]
@@ -55,6 +61,10 @@ def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
     kept["model"] = {"dtype": config.model.dtype, **model}
+    # What is read, in place of where it lies; a revision or a format is in it where it counts.
+    named = {"source", "revision", "format"}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key not in named}
+    kept["data"].update(data)
     return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
 
 

@@ -83,6 +83,15 @@ class PairEncoder:
         self._visual = "visual" in config.objective.active_terms
         per_trial = config.rejected_image.corruption_seed == "per_trial"
         self._corruption_seed = derived_seed("corruption", config.seed) if per_trial else 0
+        self._cut: dict[tuple[str, str], int] = {}  # (sample, side) -> tokens
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """How many responses were cut to `training.max_length`, and by how many tokens in all.
+
+        A response that is seen again counts once.
+        """
+        return {"cut_responses": len(self._cut), "cut_tokens": sum(self._cut.values())}
 
     def batch(self, pairs: Sequence[PreferencePair]) -> PairBatch:
         """Encode and pad pairs."""
@@ -94,6 +103,7 @@ class PairEncoder:
             marks = changed_positions(chosen_ids[:-1], rejected_ids[:-1])
             chosen.append((prompt, chosen_ids, marks[0]))
             rejected.append((prompt, rejected_ids, marks[1]))
+            self._count_cut(pair.id, prompt, {"chosen": chosen_ids, "rejected": rejected_ids})
             if self._visual:
                 under_rejected_image.append((self._rejected_prompt(pair), chosen_ids, marks[0]))
         return PairBatch(
@@ -124,6 +134,12 @@ class PairEncoder:
         tokenizer = self._processor.tokenizer
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, tokenizer.eos_token_id]
+
+    def _count_cut(self, sample: str, prompt: _Prompt, answers: dict[str, list[int]]) -> None:
+        room = self._config.training.max_length - len(prompt.ids)
+        for side, ids in answers.items():
+            if room > 0 and len(ids) > room:
+                self._cut[sample, side] = len(ids) - room
 
     def _pad(self, rows: list[tuple[_Prompt, list[int], list[int]]]) -> Sequences:
         longest = self._config.training.max_length

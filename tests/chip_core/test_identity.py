@@ -10,6 +10,7 @@ from chip_core.config import TrialConfig
 from chip_core.identity import fingerprint, inert_keys, training_identity
 
 MODEL = {"content": "abc"}
+DATA = {"source": "shapes"}
 
 
 def config(**changes: Any) -> TrialConfig:
@@ -17,7 +18,7 @@ def config(**changes: Any) -> TrialConfig:
 
 
 def mark(**changes: Any) -> str:
-    return fingerprint(training_identity(config(**changes), MODEL))
+    return fingerprint(training_identity(config(**changes), MODEL, DATA))
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
