@@ -20,7 +20,7 @@ from chip_core.data.files import cache_folder, digest
 from chip_core.data.rows import Place, RowError
 from chip_core.errors import ConfigError
 
-_ROWS = 16  # rows of an Arrow batch
+_ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
 _KINDS: dict[type, str] = {str: "string", bytes: "binary", dict: "struct", list: "list"}
 
 #: Reads one row; raises RowError where that row cannot be read.
@@ -168,19 +168,23 @@ class LinesTable:
         except UnicodeDecodeError as error:
             raise RowError(f"not UTF-8 at byte {error.start} of the line") from None
         except (ValueError, RecursionError) as error:
-            raise RowError(f"not JSON ({_brief(error)})") from None
+            raise RowError(f"not JSON ({_json_fault(error)})") from None
         if not isinstance(value, dict):
             raise RowError("no JSON object")
         return value
 
     def _first_kinds(self) -> dict[str, str]:
-        for index in range(len(self)):
+        """Return the columns of the first rows: one of them may lack some."""
+        kinds: dict[str, str] = {}
+        for index in range(min(len(self), _ROWS)):
             try:
-                first = self.read(index)
+                row = self.read(index)
             except RowError:
                 continue
-            return {name: _KINDS.get(type(value), "other") for name, value in first.items()}
-        return {}
+            for name, value in row.items():
+                if value is not None:
+                    kinds.setdefault(name, _KINDS.get(type(value), "other"))
+        return kinds
 
 
 class HubTable:
@@ -208,6 +212,12 @@ class HubTable:
     def read(self, index: int) -> Mapping[str, Any]:
         """Return one row."""
         return _arrow_row(self._dataset[index], 0)
+
+
+def _json_fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos}"
+    return _brief(error)
 
 
 def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:

@@ -42,7 +42,7 @@ def text_cell(raw: Raw, *columns: str) -> str:
         if value is None:
             continue
         if not isinstance(value, str):
-            raise RowError(f"{column} is a {type(value).__name__}, not text")
+            raise RowError(f"{column} is of type {type(value).__name__}, not text")
         return value
     raise RowError(f"no {' or '.join(columns)}")
 
@@ -60,7 +60,9 @@ def own_id(raw: Raw) -> str | None:
     for column in ("id", "idx"):
         value = raw.get(column)
         if value is not None and not isinstance(value, (str, int)):
-            raise RowError(f"{column} is a {type(value).__name__}, not text or a whole number")
+            raise RowError(
+                f"{column} is of type {type(value).__name__}, not text or a whole number"
+            )
         if value is not None and str(value):
             return str(value)
     return None
@@ -83,4 +85,6 @@ def image_cell(raw: Raw, column: str) -> ImageRef:
         data, path = value.get("bytes"), value.get("path")
         if (data is None or isinstance(data, bytes)) and (path is None or isinstance(path, str)):
             return ImageRef(data=data, path=path or None)
-    raise RowError(f"{column} is a {type(value).__name__}, not bytes, a path or {{bytes, path}}")
+    raise RowError(
+        f"{column} is of type {type(value).__name__}, not bytes, a path or {{bytes, path}}"
+    )

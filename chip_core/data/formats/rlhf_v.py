@@ -23,10 +23,10 @@ def _fits(kinds: Kinds) -> bool:
 def _texts(raw: Raw) -> Texts:
     try:
         said = json.loads(text_cell(raw, "text"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, RowError):
-            raise
-        raise RowError(f"text is not JSON ({error})") from None
+    except json.JSONDecodeError as error:
+        raise RowError(f"text is not JSON ({error.msg} at character {error.pos})") from None
+    except RecursionError:
+        raise RowError("text is not JSON (too deep)") from None
     if not isinstance(said, dict):
         raise RowError("text is no JSON object of question, chosen, rejected")
     return Texts(

@@ -44,7 +44,7 @@ def _conversation(raw: Raw, column: str) -> list[tuple[str | None, str]]:
     if isinstance(value, str):
         return [(None, value)]
     if not isinstance(value, list):
-        raise RowError(f"{column} is a {type(value).__name__}, not text or messages")
+        raise RowError(f"{column} is of type {type(value).__name__}, not text or messages")
     messages = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):

@@ -172,7 +172,9 @@ def test_a_whole_file_is_never_in_memory(tmp_path: Path) -> None:
     rows = [
         files.rlaif_v(index, image={"bytes": noise[index % 8], "path": "x"}) for index in range(200)
     ]
-    path = files.write_parquet(tmp_path / "a.parquet", rows, use_dictionary=False, write_batch_size=4)
+    path = files.write_parquet(
+        tmp_path / "a.parquet", rows, use_dictionary=False, write_batch_size=4
+    )
     rows.clear()
     source = opened(path)
     before = pa.total_allocated_bytes()
