@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from chip_core.config import BEHAVIOUR, BenchmarkConfig, ModelConfig, TrialConfig
+from chip_core.objectives.config import TERMS
 
 #: Strategies whose image is drawn at random; the others ignore the corruption seed.
 RANDOM_STRATEGIES = frozenset({"diffusion"})
@@ -31,9 +32,15 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
         if config.objective.terms is None
         else f"objective terms {', '.join(config.objective.terms)}"
     )
-    for term in ("response", "segment", "token", "visual"):
-        if term not in active:
-            reasons[f"objective.weights.{term}"] = f"{objective} has no {term} term"
+    for term in TERMS:
+        if term in active:
+            continue
+        settings = [f"weights.{term}", f"betas.{term}"]
+        settings += [term] if term in ("segment", "token", "anchor") else []
+        for key in settings:
+            reasons[f"objective.{key}"] = f"{objective} has no {term} term"
+    if config.objective.form == "released":
+        reasons["objective.segment.scope"] = "form released always compares whole sequences"
     if "visual" not in active:
         reasons["rejected_image"] = f"{objective} has no visual term"
         return reasons

@@ -16,7 +16,7 @@ from chip_core.config import TrialConfig
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.rejected_images import corrupt_pixels, rejected_image
 from chip_core.errors import TrialError
-from chip_core.objectives.segments import changed_positions
+from chip_core.objectives.segments import changed_tokens
 from chip_core.seeding import derived_seed, generator
 
 
@@ -99,8 +99,14 @@ class PairEncoder:
         for pair in pairs:
             prompt = self._prompt(pair, pair.image)
             chosen_ids, rejected_ids = self._answer(pair.chosen), self._answer(pair.rejected)
-            # The end of sequence is no part of either text: it never counts as changed.
-            marks = changed_positions(chosen_ids[:-1], rejected_ids[:-1])
+            marks = changed_tokens(
+                self._config.objective.segment_scope,
+                self._one_placeholder(prompt.ids),
+                chosen_ids,
+                rejected_ids,
+                insertions=self._config.objective.segment.insertions,
+                eos_id=self._processor.tokenizer.eos_token_id,
+            )
             chosen.append((prompt, chosen_ids, marks[0]))
             rejected.append((prompt, rejected_ids, marks[1]))
             self._count_cut(pair.id, prompt, {"chosen": chosen_ids, "rejected": rejected_ids})
@@ -129,6 +135,15 @@ class PairEncoder:
             prompt.inputs["pixel_values"], config, seed=self._corruption_seed, sample=pair.id
         )
         return _Prompt(ids=prompt.ids, inputs={**prompt.inputs, "pixel_values": pixels})
+
+    def _one_placeholder(self, ids: list[int]) -> list[int]:
+        """Return a prompt's ids with one token for the image, as segments compare them."""
+        image = self._processor.image_token_id
+        return [
+            token
+            for place, token in enumerate(ids)
+            if token != image or place == 0 or ids[place - 1] != image
+        ]
 
     def _answer(self, text: str) -> list[int]:
         tokenizer = self._processor.tokenizer

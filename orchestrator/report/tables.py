@@ -38,6 +38,9 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
             yield Text(
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
+    for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
+        if caution is not None:
+            yield Text(f"caution: {caution}", style="yellow")
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
