@@ -59,8 +59,24 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The preference pairs."""
 
-    source: Literal["shapes"] = figure("shapes", doc="where the pairs come from")
-    limit: int | None = figure(None, ge=1, doc="the first N pairs only")
+    source: str = figure(
+        "shapes",
+        min_length=1,
+        doc="'shapes' (the embedded world), a file, folder or glob of parquet or JSON lines, "
+        "or a hub name; by content in the fingerprint",
+    )
+    split: str | None = figure(None, doc="of a folder or a hub name; null: all files, 'train'")
+    revision: str | None = figure(None, doc="a hub revision")
+    format: Literal["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"] = figure(
+        "auto", doc="how rows are laid out; 'auto': found by the columns"
+    )
+    limit: int | None = figure(None, ge=1, doc="the first N rows only")
+    image_root: str | None = engine(
+        None, doc="folder where image paths begin; null: the data file's own"
+    )
+    on_bad_row: Literal["fail", "skip"] = figure(
+        "fail", doc="'fail': before the first step, with the list; 'skip': left out and counted"
+    )
 
 
 def _known_strategy(name: str) -> str:

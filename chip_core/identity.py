@@ -23,6 +23,9 @@ from chip_core.strategies import STRATEGIES, NoParameters
 def inert_keys(config: TrialConfig) -> dict[str, str]:
     """Return key path -> why it has no effect; a path stands for everything below it."""
     reasons: dict[str, str] = {}
+    if config.data.source == "shapes":
+        for key in ("split", "revision", "format", "on_bad_row"):
+            reasons[f"data.{key}"] = "data.source is shapes"
     active = config.objective.active_terms
     objective = (
         f"objective {config.objective.preset}"
@@ -55,12 +58,15 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     return reasons
 
 
-def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+def training_identity(
+    config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return all that decides the trained model, inert keys removed.
 
     Args:
         config: the trial.
         model: the model's own identity (chip_core.models.loading.identity).
+        data: the data's own identity (chip_core.data.identity).
     """
     kept = _figures(config, inert_keys(config), "")
     del kept["benchmarks"]
@@ -74,6 +80,10 @@ def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str
     kept["model"] = {"dtype": config.model.dtype, **model}
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))
+    # What is read, in place of where it lies; a revision or a format is in it where it counts.
+    named = {"source", "revision", "format"}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key not in named}
+    kept["data"].update(data)
     return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from chip_core.config import BenchmarkConfig, TrialConfig
-from chip_core.data.preferences import load_pairs
+from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Side, metric_name
@@ -29,7 +29,7 @@ CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.
 class Progress:
     """Where a trial is."""
 
-    phase: str  # "start", "train", "score shapes"
+    phase: str  # "start", "check data", "train", "score shapes"
     done: int
     total: int
     figures: dict[str, float] = field(default_factory=dict)
@@ -52,6 +52,8 @@ class TrialResult:
     steps: int
     evaluations: dict[str, Evaluation]  # "report/shapes" -> its figures
     seconds: dict[str, float]  # by phase
+    #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
+    data: dict[str, int] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -88,6 +90,12 @@ def run_trial(
     report(Progress(phase="start", done=0, total=1))
     seed_process(config.seed, config.engine.threads)
     write_json(folder / CONFIG, config.model_dump(mode="json"))
+    pairs = None
+    if not untrained and trained_model is None:
+        # Data first: a bad row is told before a large model is loaded.
+        pairs = _pairs(config, report)
+        seconds["check data"] = time.perf_counter() - began
+        began = time.perf_counter()
     model, processor = loading.load(
         config.model
         if trained_model is None
@@ -97,18 +105,21 @@ def run_trial(
     seconds["start"] = time.perf_counter() - began
 
     steps = 0
-    if not untrained and trained_model is None:
+    data: dict[str, int] = {}
+    if pairs is not None:
         began = time.perf_counter()
-        steps = train(
+        trained = train(
             config,
             policy=model,
             processor=processor,
-            pairs=load_pairs(config.data),
+            pairs=pairs,
             curves=folder / CURVES,
             on_step=lambda step, total, figures: report(
                 Progress(phase="train", done=step, total=total, figures=figures)
             ),
         )
+        steps = trained.steps
+        data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
         _save(model, processor, folder / MODEL)
         seconds["train"] = time.perf_counter() - began
 
@@ -122,7 +133,7 @@ def run_trial(
         key = f"{side}/{benchmark.name}"
         evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
         seconds[f"score {key}"] = time.perf_counter() - began
-    result = TrialResult(steps=steps, evaluations=evaluations, seconds=seconds)
+    result = TrialResult(steps=steps, evaluations=evaluations, seconds=seconds, data=data)
     write_json(folder / RESULT, asdict(result))
     return result
 
@@ -134,6 +145,19 @@ def read_result(folder: Path) -> TrialResult | None:
     raw = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
     return TrialResult(**raw)
+
+
+def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
+    """Load the pairs, telling of the rows checked about once a second."""
+    told = time.monotonic()
+
+    def on_row(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 1.0:
+            told = time.monotonic()
+            report(Progress(phase="check data", done=done, total=total))
+
+    return load_pairs(config.data, on_row)
 
 
 def _evaluate(

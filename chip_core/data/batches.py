@@ -101,6 +101,15 @@ class PairEncoder:
             seed=derived_seed("corruption", config.seed) if per_trial else 0,
             **({} if mean is None else {"image_mean": mean}),
         )
+        self._cut: dict[tuple[str, str], int] = {}  # (sample, side) -> tokens
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """How many responses were cut to `training.max_length`, and by how many tokens in all.
+
+        A response that is seen again counts once.
+        """
+        return {"cut_responses": len(self._cut), "cut_tokens": sum(self._cut.values())}
 
     @property
     def may_be_void(self) -> bool:
@@ -124,6 +133,7 @@ class PairEncoder:
             )
             chosen.append((prompt, chosen_ids, marks[0]))
             rejected.append((prompt, rejected_ids, marks[1]))
+            self._count_cut(pair.id, prompt, {"chosen": chosen_ids, "rejected": rejected_ids})
             if self._visual:
                 rejected_prompt, is_void = self._rejected_prompt(pair, prompt, epoch)
                 under_rejected_image.append((rejected_prompt, chosen_ids, marks[0]))
@@ -170,6 +180,12 @@ class PairEncoder:
         tokenizer = self._processor.tokenizer
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, tokenizer.eos_token_id]
+
+    def _count_cut(self, sample: str, prompt: _Prompt, answers: dict[str, list[int]]) -> None:
+        room = self._config.training.max_length - len(prompt.ids)
+        for side, ids in answers.items():
+            if room > 0 and len(ids) > room:
+                self._cut[sample, side] = len(ids) - room
 
     def _pad(self, rows: list[tuple[_Prompt, list[int], list[int]]]) -> Sequences:
         longest = self._config.training.max_length

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from chip_core.training.step import batch_loss
 StepReport = Callable[[int, int, dict[str, float]], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training came to."""
+
+    steps: int  # updates
+    cut: dict[str, int] = field(default_factory=dict)  # PairEncoder.cut
+
+
 def train(
     config: TrialConfig,
     *,
@@ -33,8 +42,8 @@ def train(
     pairs: Sequence[PreferencePair],
     curves: Path,
     on_step: StepReport,
-) -> int:
-    """Train `policy` in place against a frozen copy of itself; return the number of updates.
+) -> Trained:
+    """Train `policy` in place against a frozen copy of itself.
 
     Each step's figures go to `curves`, a JSON-lines file.
 
@@ -98,7 +107,7 @@ def train(
             on_step(step, steps, figures)
     finally:
         spool.close()
-    return steps
+    return Trained(steps=steps, cut=encoder.cut)
 
 
 def _accumulate(

@@ -146,6 +146,17 @@ def test_an_unreadable_weights_folder_is_told(load: Load, tmp_path: Path) -> Non
     assert "model.safetensors cannot be read" in found
 
 
+def test_missing_data_is_told(load: Load, tmp_path: Path) -> None:
+    (found,) = problems(load, STUDY, overrides={"data.source": "none.jsonl"})
+    assert "data.source: no file none.jsonl: name a file, a folder, a glob" in found
+    (tmp_path / "empty").mkdir()
+    text = STUDY.replace("vision_encoder: [frozen, trained]", "data.source: [shapes, empty, x.y]")
+    found = problems(load, text.replace("vision_encoder: frozen", "data.source: shapes"))
+    assert len(found) == 2
+    assert "factors.data.source[1]: no *.parquet or *.jsonl in empty" in found[0]
+    assert "factors.data.source[2]: no file x.y" in found[1]
+
+
 def test_an_unknown_key_on_the_command_line(load: Load) -> None:
     (found,) = problems(load, STUDY, overrides={"optimizer.lrr": 1})
     assert found.startswith("--set: optimizer.lrr: unknown key 'optimizer.lrr': did you mean")

@@ -107,7 +107,7 @@ def test_it_is_added_with_its_weight(module: Path) -> None:
 def mark(write: Callable[[], object] = lambda: None) -> str:
     write()
     config = TrialConfig(model="shapes", objective={"custom": {"own_terms:conditional": 1.0}})
-    return fingerprint(training_identity(config, {"content": "x"}))
+    return fingerprint(training_identity(config, {"content": "x"}, {}))
 
 
 def test_its_source_is_part_of_the_fingerprint(module: Path) -> None:

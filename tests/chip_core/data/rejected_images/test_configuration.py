@@ -74,7 +74,7 @@ def trial(rejected_image: Any) -> TrialConfig:
 
 
 def mark(rejected_image: Any) -> str:
-    return fingerprint(training_identity(trial(rejected_image), {"content": "m"}))
+    return fingerprint(training_identity(trial(rejected_image), {"content": "m"}, {"content": "d"}))
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "inpaint"])
