@@ -31,6 +31,14 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     for term in ("response", "segment", "token", "visual"):
         if term not in active:
             reasons[f"objective.weights.{term}"] = f"{objective} has no {term} term"
+    if config.language_model != "lora":
+        reasons["lora"] = f"language_model is {config.language_model}"
+    if config.vision_encoder != "staged":
+        reasons["staged"] = f"vision_encoder is {config.vision_encoder}"
+    if config.vision_encoder == "frozen":
+        reasons["optimizer.vision_lr"] = "vision_encoder is frozen"
+    if config.projector == "frozen":
+        reasons["optimizer.projector_lr"] = "projector is frozen"
     if "visual" not in active:
         reasons["rejected_image"] = f"{objective} has no visual term"
         return reasons
