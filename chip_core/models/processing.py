@@ -67,7 +67,7 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
         module.num2words = _no_video  # type: ignore[attr-defined]  # asked for, used on video alone
 
     class WithoutVideo(family):  # type: ignore[misc, valid-type]
-        @functools.wraps(family.__init__)  # its signature says what is saved
+        @functools.wraps(family.__init__)  # type: ignore[misc]  # its signature says what is saved
         def __init__(self, image_processor: Any, tokenizer: Any, **settings: Any) -> None:
             super().__init__(image_processor, tokenizer, None, **settings)
 
