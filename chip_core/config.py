@@ -175,6 +175,24 @@ class OptimizerConfig(Section):
     )
     warmup: float = figure(0.03, ge=0, lt=1, doc="share of the steps with a rising rate")
     clip: float | None = figure(20.0, gt=0, doc="largest global gradient norm; null: no clipping")
+    vision_lr: float | None = figure(None, gt=0, doc="the vision encoder's own peak; null: lr")
+    projector_lr: float | None = figure(None, gt=0, doc="the projector's own peak; null: lr")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the language model's linear layers; dropout is 0 as everywhere."""
+
+    rank: int = figure(16, ge=1, doc="rank of each update")
+    alpha: float = figure(32.0, gt=0, doc="an update is scaled by alpha / rank")
+    targets: Literal["all"] | tuple[str, ...] = figure(
+        "all", doc="'all' linear layers of the decoder, or their last names, e.g. [q_proj, v_proj]"
+    )
+
+
+class StagedConfig(Section):
+    """The vision encoder alone first, then everything that is trained."""
+
+    share: float = figure(0.3, gt=0, lt=1, doc="share of the steps that train the encoder alone")
 
 
 class TrainingConfig(Section):
@@ -225,6 +243,15 @@ class EngineConfig(Section):
     cpus_per_worker: int = engine(1, ge=1, doc="CPUs a trial's worker is given")
     generation_batch: int = engine(64, ge=1, doc="items decoded together")
     log_every: int = engine(1, ge=1, doc="steps between points of the training curves")
+    checkpoint_every: int | None = engine(
+        None, ge=1, doc="steps between checkpoints of a training; null: none"
+    )
+    gradient_checkpointing: bool = engine(
+        False, doc="whether layers are computed again in the backward pass, to save memory"
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
+        "auto", doc="kind of attention; 'auto': what transformers takes for the model"
+    )
 
 
 class TrialConfig(Section):
@@ -236,15 +263,17 @@ class TrialConfig(Section):
     rejected_image: RejectedImageConfig = figure(
         RejectedImageConfig, doc="the visual term's rejected image"
     )
-    vision_encoder: Literal["frozen", "trained"] = figure(
-        "frozen", doc="whether the vision encoder is trained"
+    vision_encoder: Literal["frozen", "trained", "staged"] = figure(
+        "frozen", doc="whether the vision encoder is trained; 'staged': alone first, then with all"
     )
+    staged: StagedConfig = figure(StagedConfig, doc="settings of vision_encoder 'staged'")
     projector: Literal["frozen", "trained"] = figure(
         "trained", doc="whether the projector is trained"
     )
-    language_model: Literal["frozen", "full"] = figure(
-        "full", doc="whether the language model is trained"
+    language_model: Literal["frozen", "full", "lora"] = figure(
+        "full", doc="whether the language model is trained, and how"
     )
+    lora: LoraConfig = figure(LoraConfig, doc="settings of language_model 'lora'")
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
     benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")

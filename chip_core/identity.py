@@ -43,6 +43,14 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
             reasons[f"objective.{key}"] = f"{objective} has no {term} term"
     if config.objective.form == "released":
         reasons["objective.segment.scope"] = "form released always compares whole sequences"
+    if config.language_model != "lora":
+        reasons["lora"] = f"language_model is {config.language_model}"
+    if config.vision_encoder != "staged":
+        reasons["staged"] = f"vision_encoder is {config.vision_encoder}"
+    if config.vision_encoder == "frozen":
+        reasons["optimizer.vision_lr"] = "vision_encoder is frozen"
+    if config.projector == "frozen":
+        reasons["optimizer.projector_lr"] = "projector is frozen"
     if not config.objective.needs_rejected_image:
         reasons["rejected_image"] = f"{objective} has no visual term"
         return reasons

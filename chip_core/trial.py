@@ -18,11 +18,15 @@ from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Side, metric_name
 from chip_core.files import write_atomically, write_json
 from chip_core.models import loading
+from chip_core.models.adapters import attach, save_model
+from chip_core.models.memory import bytes_needed, check_room
 from chip_core.seeding import seed_process
+from chip_core.training.checkpoint import remove_all
+from chip_core.training.loop import CURVES as CURVES
 from chip_core.training.loop import train
 
 #: What lies in a trial's folder.
-CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
+CONFIG, MODEL, RESULT = "config.json", "model", "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,7 @@ class TrialResult:
     seconds: dict[str, float]  # by phase
     #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
     data: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -72,6 +77,7 @@ def run_trial(
     report: Callable[[Progress], None] = lambda progress: None,
     untrained: bool = False,
     trained_model: Path | None = None,
+    resume_from: Path | None = None,
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
 
@@ -81,6 +87,7 @@ def run_trial(
         report: told of each step and batch.
         untrained: score the base model as it is.
         trained_model: score this trained model; do not train.
+        resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
 
     Raises:
         TrialError: the trial cannot go on; the message is its reason.
@@ -97,15 +104,20 @@ def run_trial(
         seconds["check data"] = time.perf_counter() - began
         began = time.perf_counter()
     model, processor = loading.load(
-        config.model
-        if trained_model is None
-        else config.model.model_copy(update={"path": str(trained_model), "revision": None})
+        config.model, attention=config.engine.attention, trained=trained_model
     )
-    model.to(_device(config))
+    training = not untrained and trained_model is None
+    if training:
+        model = attach(model, config)
+    device = _device(config)
+    if training and device.type == "cuda":
+        check_room(bytes_needed(model, config), torch.cuda.mem_get_info(device)[0], config)
+    model.to(device)
     seconds["start"] = time.perf_counter() - began
 
     steps = 0
     data: dict[str, int] = {}
+    notes: list[str] = []
     if pairs is not None:
         began = time.perf_counter()
         trained = train(
@@ -113,14 +125,16 @@ def run_trial(
             policy=model,
             processor=processor,
             pairs=pairs,
-            curves=folder / CURVES,
+            folder=folder,
             on_step=lambda step, total, figures: report(
                 Progress(phase="train", done=step, total=total, figures=figures)
             ),
+            resume_from=resume_from,
         )
-        steps = trained.steps
         data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
-        _save(model, processor, folder / MODEL)
+        steps, notes = trained.steps, list(trained.notes)
+        save_model(model, processor, folder / MODEL, config)
+        remove_all(folder)  # of the checkpoints: the model is there
         seconds["train"] = time.perf_counter() - began
 
     evaluations: dict[str, Evaluation] = {}
@@ -133,7 +147,9 @@ def run_trial(
         key = f"{side}/{benchmark.name}"
         evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
         seconds[f"score {key}"] = time.perf_counter() - began
-    result = TrialResult(steps=steps, evaluations=evaluations, seconds=seconds, data=data)
+    result = TrialResult(
+        steps=steps, evaluations=evaluations, seconds=seconds, data=data, notes=notes
+    )
     write_json(folder / RESULT, asdict(result))
     return result
 
@@ -210,14 +226,6 @@ def _evaluate(
         scores=scores,
         responses=answers,
     )
-
-
-def _save(model: Any, processor: Any, folder: Path) -> None:
-    """Save a Hugging Face folder; its name appears only when it is whole."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    partial.replace(folder)
 
 
 def _device(config: TrialConfig) -> torch.device:

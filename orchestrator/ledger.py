@@ -46,6 +46,7 @@ class TrialRecord:
     failure: str | None = None  # the last attempt's reason, where it did not finish
     study: str | None = None  # where it was executed
     arm: str | None = None
+    seed: int | None = None
 
     def missing(self, trial: Trial) -> list[str]:
         """Return the benchmarks ("report/shapes") that a trial still wants."""
@@ -83,6 +84,10 @@ class Ledger:
     def __getitem__(self, fingerprint: str) -> TrialRecord:
         """Return what is known of a fingerprint; empty where nothing is."""
         return self._records.get(fingerprint, TrialRecord())
+
+    def items(self) -> Iterator[tuple[str, TrialRecord]]:
+        """Yield each fingerprint with what is known of it."""
+        yield from self._records.items()
 
     def started(self, trial: Trial, study: str, attempt: int) -> None:
         """Record that an attempt begins."""
@@ -142,6 +147,7 @@ class Ledger:
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
             record.study, record.arm = record.study or entry["study"], entry["arm"]
+            record.seed = entry["seed"]
             record.seconds = {**record.seconds, **entry["seconds"]}
             for mark, evaluation in entry["evaluations"].items():
                 record.evaluations[mark] = Scored(

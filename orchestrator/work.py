@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.training.checkpoint import checkpoints
 from chip_core.trial import MODEL, read_result
 from orchestrator.executors.base import Job
 from orchestrator.ledger import Ledger, TrialRecord
@@ -52,6 +53,9 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
             folder=trial_folder(storage, trial) / f"attempt-{attempt}",
             untrained=trial.untrained,
             trained_model=model,
+            resume_from=None
+            if trial.untrained or model is not None
+            else _to_resume(storage, trial),
         )
         jobs.append((job, trial, attempt))
     return jobs
@@ -85,6 +89,12 @@ def _wanting(trial: Trial, record: TrialRecord, model: Path | None) -> TrialConf
         update={"select": kept("select"), "report": kept("report")}
     )
     return trial.config.model_copy(update={"benchmarks": benchmarks})
+
+
+def _to_resume(storage: Path, trial: Trial) -> Path | None:
+    """Return the newest attempt that left checkpoints; whether they are whole, the worker sees."""
+    left = [folder for folder in _attempts(storage, trial).values() if checkpoints(folder)]
+    return left[-1] if left else None
 
 
 def _attempts(storage: Path, trial: Trial) -> dict[int, Path]:

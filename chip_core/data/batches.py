@@ -209,8 +209,7 @@ class PairEncoder:
             attention_mask[row, :length] = 1
             response[row, start:length] = True
             changed[row, [start + mark for mark in marks if start + mark < length]] = True
-        names = rows[0][0].inputs
-        inputs = {name: torch.cat([prompt.inputs[name] for prompt, _, _ in rows]) for name in names}
+        inputs = stack_inputs([prompt.inputs for prompt, _, _ in rows], tokens=shape[1])
         return Sequences(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -218,6 +217,36 @@ class PairEncoder:
             changed=changed,
             inputs=inputs,
         )
+
+
+def stack_inputs(rows: Sequence[dict[str, Tensor]], *, tokens: int) -> dict[str, Tensor]:
+    """Return what a family's model takes beside token ids, of several sequences as one batch.
+
+    - One entry a token (`mm_token_type_ids` and its like): 0, which is text, for response and
+      padding, to the batch's length.
+    - Everything else goes one after the other along its first dimension: one entry an image, or
+      (Qwen-VL) all patches of all images. Where images differ in their further dimensions (tiles
+      of LLaVA-NeXT, tiles and pixels of Idefics3), the smaller are padded with zeros at the end:
+      `image_sizes` or `pixel_attention_mask` tell the model what is padding.
+    """
+    stacked = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name.endswith("token_type_ids"):
+            sizes: tuple[int, ...] = (tokens,)
+        else:
+            sizes = tuple(map(max, zip(*(value.shape[1:] for value in values), strict=True)))
+        stacked[name] = torch.cat([_grown(value, sizes) for value in values])
+    return stacked
+
+
+def _grown(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Return a tensor padded with zeros, past the first dimension, to these sizes."""
+    if value.shape[1:] == sizes:
+        return value
+    grown = value.new_zeros((value.shape[0], *sizes))
+    grown[tuple(slice(size) for size in value.shape)] = value
+    return grown
 
 
 def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config import ModelConfig
+from chip_core.errors import TrialError
 from chip_core.shapes import MODEL_FOLDER
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -34,11 +37,21 @@ def problem(model: ModelConfig) -> str | None:
         return None
     if not folder.is_dir():
         return f"no folder {folder}: name a folder with a Hugging Face model, or a hub name"
+    if (folder / ADAPTER_CONFIG).exists():
+        return f"{folder} holds an adapter: name its base model, or export it with --merge"
     try:
-        if "model_type" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-            return f"{folder}/config.json names no model_type: not a Hugging Face model"
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
         return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
+    if model_type is None:
+        return f"{folder}/config.json names no model_type: not a Hugging Face model"
+    if not _is_image_text_to_text(model_type):
+        return (
+            f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
+            "transformers knows: name a vision-language model, such as one of llava, llava_next, "
+            "qwen2_5_vl, qwen3_vl, idefics3, smolvlm"
+        )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return f"no *.safetensors in {folder}: convert the weights with save_pretrained"
@@ -69,24 +82,84 @@ def identity(model: ModelConfig) -> dict[str, Any]:
     return {"content": digest.hexdigest()}
 
 
-def load(model: ModelConfig) -> tuple[Any, Any]:
+def load(
+    model: ModelConfig, *, attention: str = "auto", trained: Path | None = None
+) -> tuple[Any, Any]:
     """Return (model, processor) in fp32, on the CPU, in evaluation mode.
 
     Weights come from safetensors alone, and no code of the model's folder is run.
+
+    Args:
+        model: the model.
+        attention: the kind of attention; "auto" leaves it to transformers.
+        trained: a trained model's folder, a Hugging Face or a PEFT one, in the model's place.
+
+    Raises:
+        TrialError: it cannot be loaded, or not wholly.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
+    from chip_core.models.adapters import with_adapter
+    from chip_core.models.processing import load_processor
+
     disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
+    adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
+    if trained is not None and not adapter:
+        model = model.model_copy(update={"path": str(trained), "revision": None})
+    broken = problem(model)
+    if broken is not None:
+        raise TrialError(broken)
     folder = local_folder(model.path)
     source = model.path if folder is None else str(folder)
     revision = {} if folder is not None or model.revision is None else {"revision": model.revision}
-    loaded = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **revision
-    )
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **revision)
+    loaded = _load_whole(source, attention, revision)
+    processor = load_processor(source, **revision)
+    if adapter:
+        assert trained is not None
+        loaded = with_adapter(loaded, trained)
     return loaded.eval(), processor
+
+
+def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
+    """Return a model none of whose weights is missing."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    kind = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        loaded, found = AutoModelForImageTextToText.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **kind,
+            **revision,
+        )
+    except (OSError, ImportError, ValueError) as error:
+        advice = (
+            "choose engine.attention: sdpa"
+            if "attention" in str(error).lower()
+            else "check the name and the network, or name a folder with its files"
+        )
+        raise TrialError(f"{source} cannot be loaded ({_brief(error)}): {advice}") from None
+    lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
+    if lacking:
+        raise TrialError(
+            f"{source} lacks {len(lacking)} of its weights ({lacking[0]}, …), which would be "
+            "random: copy the weights again"
+        )
+    return loaded
+
+
+def _is_image_text_to_text(model_type: str) -> bool:
+    if model_type == "llava":
+        return True  # the embedded one too: planning it reads no transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
+    )
+
+    return model_type in KNOWN
 
 
 def _missing_shards(folder: Path) -> list[str]:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from chip_core.config import TrialConfig
 
+Part = Literal["vision_encoder", "projector", "language_model"]
 
-def named_parts(model: Any) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the parameters of `vision_encoder`, `language_model` and `projector`, by name.
+#: What some families (Qwen-VL) keep within their vision tower though it is the projector.
+_PROJECTORS_WITHIN = ("merger", "deepstack_merger_list")
 
-    The projector is what is neither of the others; the output head is the language model's.
+
+def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
+    """Return the parameters of `vision_encoder`, `projector` and `language_model`, by name.
+
+    The projector is what is neither of the others; the output head is the language model's, and
+    so are the adapters on its layers.
     """
-    vision = {id(parameter) for parameter in model.get_encoder(modality="image").parameters()}
+    tower = model.get_encoder(modality="image")
+    vision = {
+        id(parameter)
+        for name, parameter in tower.named_parameters()
+        if not set(name.split(".")) & set(_PROJECTORS_WITHIN)
+    }
     language = {
         id(parameter)
         for module in (model.get_decoder(), model.get_output_embeddings())
         for parameter in module.parameters()
     }
-    parts: dict[str, dict[str, nn.Parameter]] = {
+    parts: dict[Part, dict[str, nn.Parameter]] = {
         "vision_encoder": {},
         "projector": {},
         "language_model": {},
@@ -35,13 +46,46 @@ def named_parts(model: Any) -> dict[str, dict[str, nn.Parameter]]:
     return parts
 
 
-def set_trained(model: Any, config: TrialConfig) -> list[nn.Parameter]:
-    """Mark which parameters are trained and return them; the others get no gradient."""
-    trained: list[nn.Parameter] = []
+def is_adapter(name: str) -> bool:
+    """Return whether a parameter's name is a low-rank adapter's."""
+    return ".lora_" in name
+
+
+def trained_parts(model: Any, config: TrialConfig) -> dict[Part, dict[str, nn.Parameter]]:
+    """Return the parameters that a configuration trains, by part and name; no part is empty."""
+    trained: dict[Part, dict[str, nn.Parameter]] = {}
     for part, parameters in named_parts(model).items():
-        train = getattr(config, part) != "frozen"
-        for parameter in parameters.values():
-            parameter.requires_grad_(train)
-            if train:
-                trained.append(parameter)
+        how = getattr(config, part)
+        if how == "frozen":
+            continue
+        kept = {
+            name: parameter
+            for name, parameter in parameters.items()
+            if how != "lora" or is_adapter(name)
+        }
+        if kept:
+            trained[part] = kept
+    return trained
+
+
+def set_trained(
+    model: Any, config: TrialConfig, *, encoder_alone: bool = False
+) -> list[nn.Parameter]:
+    """Mark which parameters are trained and return them; the others get no gradient.
+
+    Args:
+        model: the policy.
+        config: says which parts are trained.
+        encoder_alone: whether a staged training is still at its encoder.
+    """
+    trained = [
+        parameter
+        for part, parameters in trained_parts(model, config).items()
+        if part == "vision_encoder" or not encoder_alone
+        for parameter in parameters.values()
+    ]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     return trained

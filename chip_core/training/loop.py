@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,25 +11,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from chip_core.config import TrialConfig
 from chip_core.data.batches import PairEncoder, batch_order, count_steps
 from chip_core.data.preferences import PreferencePair
 from chip_core.errors import NonFiniteLossError, TrialError
-from chip_core.files import Spool
+from chip_core.files import Spool, read_records
+from chip_core.models.adapters import Reference
+from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
+from chip_core.training import checkpoint
+from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
 from chip_core.training.step import batch_loss
 
 #: Called after each update with (step, steps, figures of that step).
 StepReport = Callable[[int, int, dict[str, float]], None]
 
+#: The file of each step's figures, in the trial's folder.
+CURVES = "curves.jsonl"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class Training:
     """What a training came to."""
 
-    steps: int  # updates
+    steps: int
+    notes: tuple[str, ...]  # what is to be said of it: where it was resumed, what was not used
     cut: dict[str, int] = field(default_factory=dict)  # PairEncoder.cut
 
 
@@ -40,16 +46,26 @@ def train(
     policy: Any,
     processor: Any,
     pairs: Sequence[PreferencePair],
-    curves: Path,
+    folder: Path,
     on_step: StepReport,
-) -> Trained:
-    """Train `policy` in place against a frozen copy of itself.
+    resume_from: Path | None = None,
+) -> Training:
+    """Train `policy` in place against itself as it is now, frozen.
 
-    Each step's figures go to `curves`, a JSON-lines file.
+    Each step's figures go to `folder`/curves.jsonl, and checkpoints beside it.
+
+    Args:
+        config: the trial.
+        policy: the model, with its adapters.
+        processor: its processor.
+        pairs: the preference pairs.
+        folder: the trial's.
+        on_step: told of each update.
+        resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
 
     Raises:
         NonFiniteLossError: before an update whose loss or gradient is not finite.
-        TrialError: there is less than one batch of pairs.
+        TrialError: there is less than one batch of pairs, or the device's memory ran out.
     """
     settings = config.training
     steps = count_steps(
@@ -62,30 +78,35 @@ def train(
         raise TrialError(
             f"no full batch: {len(pairs)} pairs, training.batch_size {settings.batch_size}"
         )
-    reference = copy.deepcopy(policy).requires_grad_(False).eval()
     policy.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
-    trained = set_trained(policy, config)
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=config.optimizer.lr,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-    )
-    schedule = get_scheduler(
-        "cosine" if config.optimizer.schedule == "cosine" else "constant_with_warmup",
-        optimizer,
-        num_warmup_steps=math.ceil(config.optimizer.warmup * steps),
-        num_training_steps=steps,
-    )
+    if config.engine.gradient_checkpointing:
+        recompute_layers(policy)
+    reference = Reference(policy, config)
+    optimizer, schedule = make_optimizer(policy, config, steps)
+    resumed = None
+    if resume_from is not None:
+        resumed = checkpoint.restore(
+            resume_from, config=config, policy=policy, optimizer=optimizer, schedule=schedule
+        )
+    done = 0 if resumed is None else resumed.step
     encoder = PairEncoder(processor, config, pairs)
     steps_an_epoch = len(pairs) // settings.batch_size
     order = batch_order(
         len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
     )
-    spool = Spool(curves)
+    alone = encoder_alone_steps(config, steps)
+    trained = set_trained(policy, config, encoder_alone=done < alone)
+    spool = Spool(folder / CURVES)
+    if resume_from is not None and resume_from != folder:
+        for record in read_records(resume_from / CURVES):
+            if record["step"] <= done:
+                spool.append(record)
     try:
         for step, indices in zip(range(1, steps + 1), order, strict=False):
+            if step <= done:
+                continue
+            if step == alone + 1:
+                trained = set_trained(policy, config)
             began = time.perf_counter()
             figures, tokens = _accumulate(
                 config,
@@ -96,7 +117,7 @@ def train(
                 step,
                 epoch=(step - 1) // steps_an_epoch,
             )
-            figures["lr"] = schedule.get_last_lr()[0]
+            figures |= learning_rates(optimizer, schedule, config)
             figures["grad_norm"] = _clip(trained, config.optimizer.clip, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -104,16 +125,34 @@ def train(
             figures["tokens_per_second"] = tokens / (time.perf_counter() - began)
             if step % config.engine.log_every == 0 or step == steps:
                 spool.append({"step": step, "time": time.time(), "figures": figures})
+            every = config.engine.checkpoint_every
+            if every is not None and step % every == 0 and step < steps:
+                spool.sync()
+                checkpoint.save(
+                    folder,
+                    config=config,
+                    policy=policy,
+                    optimizer=optimizer,
+                    schedule=schedule,
+                    step=step,
+                )
             on_step(step, steps, figures)
+    except torch.OutOfMemoryError:
+        raise TrialError(
+            "the GPU's memory ran out in training: lower engine.micro_batch, or set "
+            "engine.gradient_checkpointing: true"
+        ) from None
     finally:
         spool.close()
-    return Trained(steps=steps, cut=encoder.cut)
+    if config.engine.gradient_checkpointing:
+        keep_activations(policy)
+    return Training(steps=steps, notes=() if resumed is None else resumed.notes, cut=encoder.cut)
 
 
 def _accumulate(
     config: TrialConfig,
     policy: Any,
-    reference: Any,
+    reference: Reference,
     encoder: PairEncoder,
     pairs: Sequence[PreferencePair],
     step: int,

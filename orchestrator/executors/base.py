@@ -22,6 +22,7 @@ class Job:
     folder: Path  # the attempt's own
     untrained: bool = False  # score the model as it is
     trained_model: Path | None = None  # score this model, trained by an earlier attempt
+    resume_from: Path | None = None  # an earlier attempt's folder with checkpoints to go on from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         report=report,
         untrained=job.untrained,
         trained_model=job.trained_model,
+        resume_from=job.resume_from,
     )
 
 

@@ -67,6 +67,9 @@ def test_every_field_says_what_it_is() -> None:
         {"training": {"batch_size": 8}},
         {"model": {"path": "shapes", "dtype": "bf16"}},
         {"data": {"limit": 10}},
+        {"language_model": "lora"},
+        {"vision_encoder": "staged"},
+        {"optimizer": {"projector_lr": 1e-6}},
     ],
 )
 def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) -> None:
@@ -78,6 +81,7 @@ def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) ->
     [
         {"engine": {"micro_batch": 1}},
         {"engine": {"threads": 2, "device": "cpu", "log_every": 5}},
+        {"engine": {"checkpoint_every": 5, "gradient_checkpointing": True, "attention": "eager"}},
         {"model": {"path": "/elsewhere/shapes"}},  # the content counts, not the place
         {"benchmarks": {"report": ["shapes"]}},  # scored under the training, not part of it
         {"objective": {"preset": "hdpo", "terms": ["response", "segment", "token", "visual"]}},
@@ -109,6 +113,14 @@ def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
             {"rejected_image": {"strategy": "black", "corruption_seed": "per_trial"}},
             {"rejected_image": {"strategy": "black"}},
             "rejected_image.corruption_seed",
+        ),
+        ({"lora": {"rank": 4}}, {"lora": {"targets": ["q_proj"]}}, "lora"),
+        ({"staged": {"share": 0.1}}, {"vision_encoder": "frozen"}, "staged"),
+        ({"optimizer": {"vision_lr": 1e-6}}, {}, "optimizer.vision_lr"),
+        (
+            {"projector": "frozen", "optimizer": {"projector_lr": 1e-6}},
+            {"projector": "frozen"},
+            "optimizer.projector_lr",
         ),
     ],
 )

@@ -1,0 +1,61 @@
+"""A trained model's folder, made ready to be served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from chip_core.config import TrialConfig
+from chip_core.errors import TrialError, UserError
+from chip_core.models import loading
+from chip_core.models.adapters import TRAINED_PARTS, merged
+from chip_core.trial import CONFIG, MODEL
+
+
+def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
+    """Write a trial's trained model to a new folder; return what is to be said of it.
+
+    Args:
+        trial: the trial's folder.
+        into: the folder to make; it appears when it is whole.
+        merge: add an adapter to its base model's weights: one plain Hugging Face folder.
+
+    Raises:
+        UserError: there is no trained model, `into` is in use, or the base model cannot be had.
+    """
+    model = trial / MODEL
+    if not model.is_dir():
+        raise UserError(
+            f"{trial} holds no trained model: its weights were removed, or it never did"
+        )
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise UserError(f"{into} is not empty: name a new folder")
+    adapter = (model / loading.ADAPTER_CONFIG).exists()
+    partial = into.absolute().with_name(f".{into.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    said = []
+    if adapter and merge:
+        config = TrialConfig.model_validate_json((trial / CONFIG).read_text(encoding="utf-8"))
+        try:
+            whole, processor = loading.load(config.model, trained=model)
+        except TrialError as error:
+            raise UserError(f"the base model is needed to merge: {error}") from None
+        merged(whole).save_pretrained(partial)
+        processor.save_pretrained(partial)
+        said.append("the adapter is merged: a plain Hugging Face folder")
+    else:
+        shutil.copytree(model, partial)
+        if merge:
+            said.append("nothing to merge: the model was trained without an adapter")
+        if adapter:
+            base = json.loads((model / loading.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            said.append(f"a PEFT adapter of {base['base_model_name_or_path']}")
+        if (model / TRAINED_PARTS).exists():
+            said.append(
+                f"what was trained beside it is in {TRAINED_PARTS}: --merge makes one model"
+            )
+    if into.exists():
+        into.rmdir()
+    partial.replace(into)
+    return said

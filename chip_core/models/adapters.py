@@ -1,0 +1,187 @@
+"""Low-rank adapters, and how a trained model is written and read again.
+
+Without adapters a trained model is a Hugging Face folder. With them it is a PEFT folder; what was
+trained beside them (projector, vision encoder) lies in it as `trained_parts.safetensors`, named as
+in the base model's state dict.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chip_core.config import LoraConfig, TrialConfig
+from chip_core.errors import TrialError
+from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.seeding import derived_seed
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINED_PARTS = "trained_parts.safetensors"
+
+
+def attach(model: Any, config: TrialConfig) -> Any:
+    """Return the model that is trained: with adapters where the configuration wants them.
+
+    The adapters' first values are a function of the seed; they change no output.
+
+    Raises:
+        TrialError: a target of `lora.targets` is no linear layer of the decoder.
+    """
+    if config.language_model != "lora":
+        return model
+    import peft
+
+    settings = peft.LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=decoder_linears(model, config.lora),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("lora", config.seed))
+        return peft.get_peft_model(model, settings).eval()
+
+
+def decoder_linears(model: Any, config: LoraConfig) -> list[str]:
+    """Return the whole names of the decoder's linear layers that get an adapter.
+
+    Whole names and not their last parts: those would match layers of the vision encoder too.
+    """
+    within = {id(module) for module in model.get_decoder().modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in within
+    ]
+    if config.targets == "all":
+        return names
+    known = sorted({name.rsplit(".", 1)[-1] for name in names})
+    unknown = sorted(set(config.targets) - set(known))
+    if unknown:
+        raise TrialError(
+            f"lora.targets: the decoder has no linear layer {', '.join(unknown)}: "
+            f"choose from {', '.join(known)}"
+        )
+    return [name for name in names if name.rsplit(".", 1)[-1] in config.targets]
+
+
+def is_adapted(model: Any) -> bool:
+    """Return whether a model carries adapters."""
+    return hasattr(model, "peft_config")
+
+
+class Reference:
+    """The model as it was before training, computed by the policy's own modules.
+
+    Its adapter is switched off, and what is trained beside it stands aside for a copy taken here;
+    all else is shared. So it holds a second copy of what is trained in whole, and of nothing more.
+    """
+
+    def __init__(self, policy: Any, config: TrialConfig) -> None:
+        self._policy = policy
+        self._originals: dict[str, Tensor] = {
+            name: parameter.detach().clone()
+            for parameters in trained_parts(policy, config).values()
+            for name, parameter in parameters.items()
+            if not is_adapter(name)
+        }
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> Any:
+        """Return the reference's output."""
+        with _without_adapter(self._policy):
+            return torch.func.functional_call(self._policy, self._originals, kwargs=inputs)
+
+
+@contextmanager
+def _without_adapter(model: Any) -> Iterator[None]:
+    if not is_adapted(model):
+        yield
+        return
+    # Switching an adapter off and on marks all of it as trained: put back what was.
+    marks = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, trained in marks:
+            parameter.requires_grad_(trained)
+
+
+def save_model(model: Any, processor: Any, folder: Path, config: TrialConfig) -> None:
+    """Write a trained model's folder; its name appears only when it is whole."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_weights(model, partial, config)
+    processor.save_pretrained(partial)
+    partial.replace(folder)
+
+
+def write_weights(model: Any, folder: Path, config: TrialConfig) -> None:
+    """Write a trained model's weights and configuration as they are read by `read_weights`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_adapted(model):
+        model.save_pretrained(folder)
+        return
+    model.save_pretrained(folder, save_embedding_layers=False)
+    beside = {
+        name: parameter.detach().cpu().contiguous()
+        for parameters in trained_parts(model.get_base_model(), config).values()
+        for name, parameter in parameters.items()
+        if not is_adapter(name)
+    }
+    if beside:
+        save_file(beside, folder / TRAINED_PARTS, metadata={"format": "pt"})
+
+
+def read_weights(model: Any, folder: Path) -> None:
+    """Put the weights of a trained model's folder into a model of the same making."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    if not is_adapted(model):
+        stored = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        model.load_state_dict(stored.state_dict())
+        return
+    import peft
+
+    read_beside(model.get_base_model(), folder)
+    peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+
+
+def with_adapter(base: Any, folder: Path) -> Any:
+    """Return a base model with the adapter, and what was trained beside it, of a folder."""
+    import peft
+
+    read_beside(base, folder)
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
+def merged(model: Any) -> Any:
+    """Return a model without adapters that answers as this one does; this one is used up."""
+    return model.merge_and_unload() if is_adapted(model) else model
+
+
+def read_beside(base: Any, folder: Path) -> None:
+    """Put the weights that were trained beside an adapter into its base model."""
+    from safetensors.torch import load_file
+
+    if not (folder / TRAINED_PARTS).exists():
+        return
+    unknown = base.load_state_dict(load_file(folder / TRAINED_PARTS), strict=False).unexpected_keys
+    if unknown:
+        raise TrialError(
+            f"{folder / TRAINED_PARTS} does not fit the base model ({unknown[0]} is not in it): "
+            "name the model it was trained from"
+        )

@@ -1,0 +1,75 @@
+"""What a training takes of a device's memory, told before it starts, and how to take less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chip_core.config import TrialConfig
+from chip_core.errors import TrialError
+from chip_core.models.parts import is_adapter, trained_parts
+
+_FP32 = 4  # bytes
+_GIB = 2**30
+
+
+def bytes_needed(model: Any, config: TrialConfig) -> int:
+    """Return the bytes that weights, gradients, optimizer and reference take; activations aside.
+
+    All weights are held in fp32; each trained one has a gradient and AdamW's two moments, and the
+    reference a copy of it unless it is an adapter's.
+    """
+    total: int = sum(parameter.numel() for parameter in model.parameters())
+    trained = copied = 0
+    for parameters in trained_parts(model, config).values():
+        for name, parameter in parameters.items():
+            trained += parameter.numel()
+            copied += 0 if is_adapter(name) else parameter.numel()
+    return _FP32 * (total + 3 * trained + copied)
+
+
+def check_room(needed: int, free: int, config: TrialConfig) -> None:
+    """Check that a training fits a device.
+
+    Args:
+        needed: bytes, of `bytes_needed`.
+        free: bytes that the device has free.
+        config: says what could be had for less.
+
+    Raises:
+        TrialError: it does not fit; the message says what would.
+    """
+    if needed <= free:
+        return
+    advice = []
+    if config.language_model == "full":
+        advice.append("language_model: lora")
+    if config.vision_encoder != "frozen":
+        advice.append("vision_encoder: frozen")
+    advice.append("a GPU with more memory, or a smaller model")
+    raise TrialError(
+        f"no room on the GPU: weights, gradients, optimizer and reference take "
+        f"{needed / _GIB:.1f} GiB, {free / _GIB:.1f} GiB are free: choose {', or '.join(advice)}"
+    )
+
+
+def recompute_layers(model: Any) -> None:
+    """Let layers compute their activations again in the backward pass instead of keeping them.
+
+    transformers does so in training mode alone, which would turn dropout on as well: so only the
+    layers themselves are told that they train, and nothing within them.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+            for name in ("dropout", "activation_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+
+
+def keep_activations(model: Any) -> None:
+    """Undo `recompute_layers`: generation keeps its keys and values."""
+    model.gradient_checkpointing_disable()
+    model.eval()

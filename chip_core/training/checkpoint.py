@@ -1,0 +1,195 @@
+"""Checkpoints: everything a training needs to go on to the same figures, whole or not at all.
+
+`checkpoints/step-00000012/` holds `model/` (a Hugging Face or PEFT folder's weights), `state.pt`
+(optimizer, schedule, random generators; read without pickle's code) and `manifest.json` (the step,
+the data position, what was being trained, and size and sha256 of every other file). The folder gets
+its name last, when all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from chip_core.config import TrialConfig
+from chip_core.files import sync_folder, write_json
+from chip_core.identity import fingerprint, training_identity
+from chip_core.models.adapters import read_weights, write_weights
+
+FOLDER, MANIFEST, MODEL, STATE = "checkpoints", "manifest.json", "model", "state.pt"
+
+#: How many are kept: the newest, and the one before in case the newest turns out broken.
+KEPT = 2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Where a training goes on, and what is to be said of it."""
+
+    step: int  # updates already made
+    notes: tuple[str, ...]
+
+
+def save(
+    folder: Path, *, config: TrialConfig, policy: Any, optimizer: Any, schedule: Any, step: int
+) -> Path:
+    """Write the checkpoint after an update into a trial's folder; older ones than two are removed.
+
+    Returns:
+        the checkpoint's folder.
+    """
+    whole = folder / FOLDER / f"step-{step:08d}"
+    partial = whole.with_name(f".{whole.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_weights(policy, partial / MODEL, config)
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": _random_state(),
+    }
+    torch.save(state, partial / STATE)
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    manifest = {
+        "format": 1,
+        "step": step,
+        "data_position": {"batches": step, "pairs": step * config.training.batch_size},
+        "training": _training(config),
+        "files": {
+            path.relative_to(partial).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+            }
+            for path in files
+        },
+    }
+    for path in files:
+        _sync_file(path)
+    write_json(partial / MANIFEST, manifest)
+    for inner in {path.parent for path in files}:
+        sync_folder(inner)
+    shutil.rmtree(whole, ignore_errors=True)  # of a run of this folder that went over it before
+    partial.replace(whole)
+    sync_folder(whole.parent)
+    for old in checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return whole
+
+
+def restore(
+    folder: Path, *, config: TrialConfig, policy: Any, optimizer: Any, schedule: Any
+) -> Resumed:
+    """Go on from the newest whole checkpoint of an earlier attempt's folder.
+
+    A checkpoint that is not whole is passed over for the one before, and a note says so; where
+    there is none, the training starts anew.
+    """
+    notes = []
+    for checkpoint in reversed(checkpoints(folder)):
+        problem = broken(checkpoint, config)
+        if problem is not None:
+            notes.append(f"checkpoint {checkpoint.name} is not used: {problem}")
+            continue
+        step = int(_manifest(checkpoint)["step"])
+        read_weights(policy, checkpoint / MODEL)
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        _set_random_state(state["random"])
+        notes.append(f"resumed after step {step} from {checkpoint}")
+        return _said(Resumed(step=step, notes=tuple(notes)))
+    notes.append(f"no whole checkpoint in {folder / FOLDER}: trained from the start")
+    return _said(Resumed(step=0, notes=tuple(notes)))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a trial's folder, oldest first; none is checked."""
+    return sorted((folder / FOLDER).glob("step-*"))
+
+
+def broken(checkpoint: Path, config: TrialConfig) -> str | None:
+    """Return why a checkpoint cannot be used for a training; None if it can."""
+    try:
+        manifest = _manifest(checkpoint)
+        if manifest["format"] != 1:
+            return f"its format is {manifest['format']}, known is 1"
+        if manifest["training"] != _training(config):
+            return "it is of another training (model, data, objective or settings differ)"
+        for name, expected in manifest["files"].items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} is cut off: {size} of {expected['bytes']} bytes"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} is corrupt: its sha256 is not the manifest's"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return None
+
+
+def remove_all(folder: Path) -> None:
+    """Remove a trial's checkpoints: its trained model is there."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _said(resumed: Resumed) -> Resumed:
+    for note in resumed.notes:
+        _log.warning(note)
+    return resumed
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict):
+        raise ValueError("no mapping")
+    return manifest
+
+
+def _training(config: TrialConfig) -> str:
+    """Return what a checkpoint's training is, by all of its settings that change figures."""
+    named = {"path": config.model.path}, {"source": config.data.source}
+    return fingerprint(training_identity(config, *named))
+
+
+def _random_state() -> dict[str, Any]:
+    drawn: Any = numpy.random.get_state()
+    kind, keys, position, has_gauss, gauss = drawn
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

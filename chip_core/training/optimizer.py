@@ -1,0 +1,66 @@
+"""The optimizer with a learning rate for each part, its schedule, and the stages of a training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from chip_core.config import OptimizerConfig, TrialConfig
+from chip_core.models.parts import Part, trained_parts
+
+
+def make_optimizer(policy: Any, config: TrialConfig, steps: int) -> tuple[Any, Any]:
+    """Return (AdamW, schedule) over what is trained, one group of parameters a part.
+
+    A parameter without a gradient (of a later stage) is passed over by AdamW, its weight decay too.
+    """
+    from transformers import get_scheduler
+
+    settings = config.optimizer
+    groups = [
+        {
+            "params": list(parameters.values()),
+            "lr": own_rate(settings, part) or settings.lr,
+            "part": part,
+        }
+        for part, parameters in trained_parts(policy, config).items()
+    ]
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = get_scheduler(
+        "cosine" if settings.schedule == "cosine" else "constant_with_warmup",
+        optimizer,
+        num_warmup_steps=math.ceil(settings.warmup * steps),
+        num_training_steps=steps,
+    )
+    return optimizer, schedule
+
+
+def own_rate(settings: OptimizerConfig, part: Part) -> float | None:
+    """Return a part's own learning rate; None where it has that of all."""
+    return {
+        "vision_encoder": settings.vision_lr,
+        "projector": settings.projector_lr,
+        "language_model": None,
+    }[part]
+
+
+def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[str, float]:
+    """Return the current rate as `lr`, and `lr/PART` of each part that has its own."""
+    rates: dict[str, float] = {}
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        own = own_rate(config.optimizer, group["part"]) is not None
+        rates[f"lr/{group['part']}" if own else "lr"] = rate
+    return rates
+
+
+def encoder_alone_steps(config: TrialConfig, steps: int) -> int:
+    """Return after how many updates a staged training goes on to all parts; 0 if not staged."""
+    return round(config.staged.share * steps) if config.vision_encoder == "staged" else 0

@@ -1,0 +1,256 @@
+"""Tiny random models of the families, built from their configurations, offline.
+
+Each has the family's own image processor, processor and chat layout; only the tokenizer is new: a
+word a token, with the family's special tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    Idefics3Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+    SmolVLMConfig,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from chip_core.data.preferences import PreferencePair
+from chip_core.models.processing import compose
+
+SENTENCE = "user assistant : . ? what is here a the red blue green dog cat car tree and on with"
+WORDS = SENTENCE.split()
+PATCH, SIDE = 8, 32
+
+
+def template(image: str, end: str) -> str:
+    """The layout of a conversation, with the family's image placeholder and end of turn."""
+    return (
+        "{% for message in messages %}{{ message['role'] }} : "
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ ' ' + part['text'] }}{% endif %}"
+        "{% endfor %}" + end + " {% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
+    )
+
+
+def tokenizer(special: Sequence[str], end: str) -> PreTrainedTokenizerFast:
+    """A word a token."""
+    words = ["<pad>", end, "<unk>", *special, *WORDS]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        eos_token=end,
+        unk_token="<unk>",
+        additional_special_tokens=[word for word in special if word.startswith("<")],
+    )
+
+
+def _text(words: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+def _clip() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        image_size=SIDE, patch_size=PATCH, projection_dim=32,
+    )  # fmt: skip
+
+
+def llava() -> tuple[Any, Any]:
+    words = tokenizer(["<image>"], "</s>")
+    image_processor = CLIPImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, do_center_crop=False
+    )
+    processor = compose(
+        "llava", image_processor, words, patch_size=PATCH, num_additional_image_tokens=1,
+        vision_feature_select_strategy="default", chat_template=template("<image>", "</s>"),
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=_clip(), text_config=LlamaConfig(**_text(words)),
+        image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=16,
+    )  # fmt: skip
+    return config, processor
+
+
+def llava_next() -> tuple[Any, Any]:
+    words = tokenizer(["<image>"], "</s>")
+    pinpoints = [[32, 64], [64, 32], [64, 64]]
+    image_processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=pinpoints,
+    )  # fmt: skip
+    processor = compose(
+        "llava_next", image_processor, words, patch_size=PATCH, num_additional_image_tokens=1,
+        vision_feature_select_strategy="default", chat_template=template("<image>", "</s>"),
+    )  # fmt: skip
+    config = LlavaNextConfig(
+        vision_config=_clip(), text_config=LlamaConfig(**_text(words)),
+        image_token_index=words.convert_tokens_to_ids("<image>"), image_grid_pinpoints=pinpoints,
+    )  # fmt: skip
+    return config, processor
+
+
+QWEN = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+_QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def _qwen_ids(words: Any) -> dict[str, int]:
+    ids = dict(zip(QWEN, words.convert_tokens_to_ids(QWEN), strict=True))
+    return {
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+    }
+
+
+def _qwen_images() -> Any:
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=2, temporal_patch_size=2,
+        size={"shortest_edge": 16 * 16, "longest_edge": 48 * 48},
+    )  # fmt: skip
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    words = tokenizer(QWEN, "<|im_end|>")
+    processor = compose(
+        "qwen2_5_vl", _qwen_images(), words, chat_template=template(_QWEN_IMAGE, "<|im_end|>")
+    )
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = Qwen2_5_VLConfig(
+        text_config=_text(words, rope_parameters=rope),
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
+            "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
+            "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32,
+        },
+        tie_word_embeddings=False, **_qwen_ids(words),
+    )  # fmt: skip
+    return config, processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    words = tokenizer(QWEN, "<|im_end|>")
+    processor = compose(
+        "qwen3_vl", _qwen_images(), words, chat_template=template(_QWEN_IMAGE, "<|im_end|>")
+    )
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    config = Qwen3VLConfig(
+        text_config=_text(words, rope_parameters=rope, head_dim=8),
+        vision_config={
+            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
+            "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
+            "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
+        },
+        tie_word_embeddings=False, **_qwen_ids(words),
+    )  # fmt: skip
+    return config, processor
+
+
+def _idefics(kind: str, config_class: Any, image_class: Any) -> tuple[Any, Any]:
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+    special = ["<fake_token_around_image>", "<image>", "<global-img>", *tiles]
+    words = tokenizer([*special, "<row>"], "<end_of_utterance>")
+    image_processor = image_class(
+        size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE},
+        do_image_splitting=True,
+    )  # fmt: skip
+    processor = compose(
+        kind, image_processor, words, image_seq_len=4,
+        chat_template=template("<image>", "<end_of_utterance>"),
+    )  # fmt: skip
+    config = config_class(
+        text_config=LlamaConfig(**_text(words)),
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH,
+        },
+        image_token_id=words.convert_tokens_to_ids("<image>"), scale_factor=2, pad_token_id=0,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return config, processor
+
+
+def idefics3() -> tuple[Any, Any]:
+    return _idefics("idefics3", Idefics3Config, Idefics3ImageProcessorPil)
+
+
+def smolvlm() -> tuple[Any, Any]:
+    return _idefics("smolvlm", SmolVLMConfig, SmolVLMImageProcessorPil)
+
+
+FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+}
+
+
+def build(family: str) -> tuple[Any, Any]:
+    """Return (model, processor) of a family, with seeded random weights."""
+    config, processor = FAMILIES[family]()
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return model.eval(), processor
+
+
+def pairs() -> list[PreferencePair]:
+    """Three pairs whose images and texts differ in size."""
+    made = []
+    for number, (size, chosen, rejected) in enumerate(
+        [
+            ((64, 40), "a red dog and a cat .", "a blue car and a cat ."),
+            ((30, 60), "the tree .", "the green tree with a car on the dog ."),
+            ((50, 50), "a cat is on the car .", "a cat is here ."),
+        ]
+    ):
+        image = Image.new("RGB", size, (200, 180 - 40 * number, 40 * number))
+        ImageDraw.Draw(image).rectangle((5, 5, 20, 25), fill=(20, 90, 220))
+        made.append(
+            PreferencePair(
+                id=str(number),
+                image=image,
+                prompt=" ".join(["what is here"] * (number + 1)) + " ?",
+                chosen=chosen,
+                rejected=rejected,
+            )  # fmt: skip
+        )
+    return made

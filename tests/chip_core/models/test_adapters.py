@@ -1,0 +1,207 @@
+"""Adapters, the reference, stages and rates, on the embedded world's model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from chip_core.config import TrialConfig
+from chip_core.data.batches import PairBatch, PairEncoder
+from chip_core.data.preferences import load_pairs
+from chip_core.errors import TrialError
+from chip_core.files import read_records
+from chip_core.models import loading
+from chip_core.models.adapters import Reference, attach, decoder_linears, merged
+from chip_core.models.parts import named_parts, set_trained
+from chip_core.shapes import MODEL_FOLDER
+from chip_core.training.loop import train
+from chip_core.training.step import batch_loss
+from chip_core.trial import run_trial
+
+Configured = Callable[..., TrialConfig]
+TRAINED = [
+    {"language_model": "full"},
+    {"language_model": "full", "vision_encoder": "trained"},
+    {"language_model": "lora", "projector": "frozen"},  # the adapter alone
+    {"language_model": "lora"},
+    {"language_model": "lora", "vision_encoder": "trained"},
+    {"language_model": "lora", "vision_encoder": "staged"},
+    {"language_model": "frozen", "vision_encoder": "trained"},
+]
+
+
+def ready(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
+    model, processor = loading.load(config.model)
+    pairs = load_pairs(config.data)
+    batch = PairEncoder(processor, config).batch([pairs[index] for index in range(4)])
+    return attach(model, config), processor, batch
+
+
+def logits(model: Any, batch: PairBatch) -> torch.Tensor:
+    part = batch.chosen
+    with torch.no_grad():
+        return model(
+            input_ids=part.input_ids, attention_mask=part.attention_mask, **part.inputs
+        ).logits
+
+
+@pytest.mark.parametrize("changes", TRAINED, ids=lambda c: "-".join(c.values()))
+def test_the_reference_is_the_base_and_does_not_move(
+    shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = shapes_config(optimizer__lr=1e-3, **changes)
+    policy, processor, batch = ready(config)
+    base, _ = loading.load(config.model)
+    before = logits(base, batch)
+    reference = Reference(policy, config)
+    assert torch.equal(logits(policy, batch), before)
+    assert torch.equal(logits(reference, batch), before)
+    train(
+        config, policy=policy, processor=processor, pairs=load_pairs(config.data),
+        folder=tmp_path, on_step=lambda *_: None,
+    )  # fmt: skip
+    assert torch.equal(logits(reference, batch), before)
+    assert not torch.equal(logits(policy, batch), before)
+    # and what is frozen has not moved
+    originals = dict(base.named_parameters())
+    model = policy.get_base_model() if changes["language_model"] == "lora" else policy
+    for part, parameters in named_parts(model).items():
+        if getattr(config, part) in ("frozen", "lora"):
+            for name, parameter in parameters.items():
+                if ".lora_" not in name:
+                    original = originals[name.replace(".base_layer", "")]
+                    assert torch.equal(parameter, original), name
+
+
+@pytest.mark.parametrize("changes", TRAINED[3:6], ids=lambda c: "-".join(c.values()))
+def test_gradients_are_those_of_a_separate_reference(
+    shapes_config: Configured, changes: dict[str, Any]
+) -> None:
+    config = shapes_config(**changes)
+    policy, _, batch = ready(config)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+    base, _ = loading.load(config.model)
+    gradients = []
+    for reference in (Reference(policy, config), base):
+        trained = set_trained(policy, config)
+        policy.zero_grad()
+        batch_loss(policy, reference, batch, config.objective).loss.mean().backward()
+        gradients.append([copy.deepcopy(parameter.grad) for parameter in trained])
+    assert any(gradient is not None for gradient in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+def test_adapters_are_on_the_decoder_alone(shapes_config: Configured) -> None:
+    config = shapes_config(language_model="lora")
+    model, _ = loading.load(config.model)
+    names = decoder_linears(model, config.lora)
+    assert len(names) == 4 * 7  # layers × (q k v o, gate up down)
+    policy = attach(model, config)
+    adapted = {name.split(".lora_")[0] for name, _ in policy.named_parameters() if ".lora_" in name}
+    assert adapted == {f"base_model.model.{name}" for name in names}
+    assert not any("vision" in name for name in adapted)
+
+
+def test_targets_are_chosen_by_their_last_name(shapes_config: Configured) -> None:
+    config = shapes_config(language_model="lora", lora__targets=["q_proj", "v_proj"])
+    model, _ = loading.load(config.model)  # the vision encoder has a q_proj too
+    names = decoder_linears(model, config.lora)
+    assert len(names) == 8
+    assert all("language_model" in name for name in names)
+    wrong = shapes_config(language_model="lora", lora__targets=["q_proj", "query"])
+    with pytest.raises(TrialError, match=r"no linear layer query: choose from down_proj, gate_pr"):
+        attach(model, wrong)
+
+
+def test_the_adapters_first_values_are_the_seeds(shapes_config: Configured) -> None:
+    def first(seed: int) -> torch.Tensor:
+        config = shapes_config(language_model="lora", seed=seed)
+        torch.manual_seed(123)  # whatever was drawn before
+        policy = attach(loading.load(config.model)[0], config)
+        return next(p for n, p in policy.named_parameters() if ".lora_A" in n).detach()
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+
+
+def test_merged_answers_as_the_adapter_does(shapes_config: Configured, tmp_path: Path) -> None:
+    scored = {"report": [{"name": "shapes", "limit": 4}]}
+    config = shapes_config(language_model="lora", optimizer__lr=1e-3, benchmarks=scored)
+    result = run_trial(config, folder=tmp_path)
+    assert (tmp_path / "model" / "adapter_model.safetensors").exists()
+    later = run_trial(config, folder=tmp_path / "later", trained_model=tmp_path / "model")
+    assert later.metrics == result.metrics
+    policy, _ = loading.load(config.model, trained=tmp_path / "model")
+    batch = ready(config)[2]
+    adapted = logits(policy, batch)
+    assert torch.allclose(adapted, logits(merged(policy), batch), atol=1e-4)
+
+
+def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_path: Path) -> None:
+    config = shapes_config(
+        vision_encoder="staged", staged__share=0.5, training__max_steps=4, optimizer__lr=1e-4,
+        optimizer__schedule="constant",
+    )  # fmt: skip
+    moved: list[set[str]] = []
+    policy, processor, _ = ready(config)
+    last = {name: value.clone() for name, value in policy.state_dict().items()}
+
+    def look(step: int, *_: Any) -> None:
+        parts = named_parts(policy)
+        moved.append(
+            {
+                part
+                for part, parameters in parts.items()
+                for name, value in parameters.items()
+                if not torch.equal(last[name], value)
+            }
+        )
+        last.update({name: value.clone() for name, value in policy.state_dict().items()})
+
+    train(
+        config, policy=policy, processor=processor, pairs=load_pairs(config.data),
+        folder=tmp_path, on_step=look,
+    )  # fmt: skip
+    everything = {"vision_encoder", "projector", "language_model"}
+    assert moved == [{"vision_encoder"}] * 2 + [everything] * 2
+
+
+def test_parts_have_their_own_learning_rates(shapes_config: Configured, tmp_path: Path) -> None:
+    config = shapes_config(
+        vision_encoder="trained", optimizer__lr=1e-4, optimizer__vision_lr=1e-6,
+        optimizer__projector_lr=1e-3, optimizer__schedule="constant", training__max_steps=1,
+    )  # fmt: skip
+    run_trial(config, folder=tmp_path)
+    figures = read_records(tmp_path / "curves.jsonl")[0]["figures"]
+    rates = {name: value for name, value in figures.items() if name.startswith("lr")}
+    assert rates == {"lr": 1e-4, "lr/vision_encoder": 1e-6, "lr/projector": 1e-3}
+    before = load_file(MODEL_FOLDER / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    largest: dict[str, float] = {}
+    for name in before:
+        part = next((p for p in ("vision", "projector") if p in name), "language")
+        step = (after[name].float() - before[name].float()).abs().max().item()
+        largest[part] = max(largest.get(part, 0.0), step)
+    # AdamW's first step is lr in size wherever the gradient is well above its epsilon
+    assert largest["vision"] == pytest.approx(1e-6, rel=0.2)
+    assert largest["language"] == pytest.approx(1e-4, rel=0.1)
+    assert largest["projector"] == pytest.approx(1e-3, rel=0.1)
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="nothing is trained"):
+        TrialConfig(
+            model="shapes", vision_encoder="frozen", projector="frozen", language_model="frozen"
+        )

@@ -1,0 +1,121 @@
+"""What is wrong with a model is said before training, with what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from chip_core.config import ModelConfig, TrialConfig
+from chip_core.errors import TrialError
+from chip_core.models import loading
+from chip_core.models.adapters import attach
+from chip_core.models.memory import bytes_needed, check_room
+from chip_core.shapes import MODEL_FOLDER
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(MODEL_FOLDER, tmp_path / "model")
+
+
+def no_folder(folder: Path) -> str:
+    shutil.rmtree(folder)
+    return "no folder .*: name a folder with a Hugging Face model, or a hub name"
+
+
+def no_weights(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    return r"no \*.safetensors in .*: convert the weights with save_pretrained"
+
+
+def cut_weights(folder: Path) -> str:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    return "model.safetensors cannot be read .*: copy the weights again"
+
+
+def a_shard_is_missing(folder: Path) -> str:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "lacks model-2.safetensors: copy the folder again"
+
+
+def no_vision_model(folder: Path) -> str:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return "model_type llama is no image-text-to-text model .*: name a vision-language model"
+
+
+def an_adapter(folder: Path) -> str:
+    (folder / "adapter_config.json").write_text("{}")
+    return "holds an adapter: name its base model, or export it with --merge"
+
+
+@pytest.mark.parametrize(
+    "harm", [no_folder, no_weights, cut_weights, a_shard_is_missing, no_vision_model, an_adapter]
+)
+def test_a_broken_folder_is_told_when_planned_and_when_loaded(
+    folder: Path, harm: Callable[[Path], str]
+) -> None:
+    assert loading.problem(ModelConfig(path=str(folder))) is None
+    expected = harm(folder)
+    model = ModelConfig(path=str(folder))
+    with pytest.raises(TrialError, match=expected) as raised:
+        loading.load(model)
+    assert loading.problem(model) == str(raised.value)
+
+
+def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[next(name for name in weights if "multi_modal_projector" in name)]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrialError, match="lacks 1 of its weights .*projector.*: copy the weights"):
+        loading.load(ModelConfig(path=str(folder)))
+
+
+def test_a_hub_name_without_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = ModelConfig(path="nobody/nothing-at-all")
+    assert loading.problem(model) is None  # planning needs nothing
+    with pytest.raises(TrialError, match="nobody/nothing-at-all cannot be loaded .*: check the na"):
+        loading.load(model)
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_the_kind_of_attention_is_chosen(kind: str) -> None:
+    model, _ = loading.load(ModelConfig(path="shapes"), attention=kind)
+    assert model.config.text_config._attn_implementation == kind
+
+
+def test_attention_that_is_not_installed_is_told() -> None:
+    with pytest.raises(TrialError, match="cannot be loaded .*: choose engine.attention: sdpa"):
+        loading.load(ModelConfig(path="shapes"), attention="flash_attention_2")
+
+
+def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
+    def needed(**changes: Any) -> int:
+        config = shapes_config(**changes)
+        return bytes_needed(attach(loading.load(config.model)[0], config), config)
+
+    model, _ = loading.load(ModelConfig(path="shapes"))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    # weights, gradients, two moments and the reference's copy: 5 × 4 bytes
+    assert needed(vision_encoder="trained") == 20 * total
+    assert needed() < needed(vision_encoder="trained")
+    assert needed(language_model="lora", lora__rank=1) < 8 * total
+
+
+def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialConfig]) -> None:
+    check_room(100, 100, shapes_config())
+    with pytest.raises(TrialError) as raised:
+        check_room(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
+    assert str(raised.value) == (
+        "no room on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, 1.0 GiB are "
+        "free: choose language_model: lora, or vision_encoder: frozen, or a GPU with more memory, "
+        "or a smaller model"
+    )

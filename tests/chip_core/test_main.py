@@ -1,0 +1,64 @@
+"""`python -m chip_core train`: no Ray, no MLflow, one trial."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chip_core.__main__ import configuration, main
+from chip_core.trial import read_result
+
+SHORT = ["training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
+
+
+def test_it_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored = "benchmarks.report=[{name: shapes, limit: 2}]"
+    out = tmp_path / "out"
+    assert main(["train", "shapes", "--set", *SHORT, scored, "--out", str(out)]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = read_result(out)
+    assert result is not None
+    assert last == {"folder": str(out), "steps": 2, "metrics": result.metrics}
+    assert (out / "model" / "model.safetensors").exists()
+    assert main(["train", "shapes", "--out", str(out)]) == 2  # nothing is written over
+    assert "holds a finished trial" in capsys.readouterr().err
+
+
+def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "shapes", "--set", "optimizer.rate=1", "training"]) == 2
+    told = capsys.readouterr().err
+    assert "unknown key 'optimizer.rate'" in told
+    assert "--set training: is no key=value" in told
+    assert main(["train", "shaps"]) == 2
+    assert "did you mean 'shapes'" in capsys.readouterr().err
+    assert main(["train", "shapes", "--set", "model=./nowhere"]) == 2
+    assert "model.path: no folder nowhere" in capsys.readouterr().err
+
+
+def test_a_trial_that_fails_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "shapes", "--set", *SHORT, "data.limit=1", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == "chip_core: no full batch: 1 pairs, training.batch_size 2\n"
+
+
+def test_the_configuration_is_read_without_torch() -> None:
+    code = (
+        "import sys; from chip_core.__main__ import configuration; "
+        "configuration('qwen2.5-vl-3b'); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_it_imports_neither_ray_nor_mlflow() -> None:
+    code = "import sys, chip_core.trial; sys.exit(any(m in sys.modules for m in ('ray', 'mlflow')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_notebooks_five_lines(tmp_path: Path) -> None:
+    config = configuration("shapes", ["objective=dpo", *SHORT])
+    assert config.objective.preset == "dpo"
+    assert config.training.max_steps == 2

@@ -1,0 +1,165 @@
+"""Resuming: to the bit as if nothing had happened, and never from a broken checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.config import TrialConfig
+from chip_core.files import read_records
+from chip_core.trial import Progress, read_result, run_trial
+
+Configured = Callable[..., TrialConfig]
+STEPS = 8
+INTERRUPTED = sorted(random.Random(7).sample(range(1, STEPS), 5))
+LORA = {"language_model": "lora", "lora": {"rank": 2, "alpha": 4}, "vision_encoder": "staged"}
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+def at(step: int) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if progress.phase == "train" and progress.done == step:
+            raise Cut
+
+    return report
+
+
+def curves(folder: Path) -> list[Any]:
+    records = read_records(folder / "curves.jsonl")
+    for record in records:
+        del record["time"], record["figures"]["tokens_per_second"]
+    return records
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "model").glob("*.safetensors")}
+
+
+def cut(config: TrialConfig, folder: Path, step: int) -> Path:
+    with pytest.raises(Cut):
+        run_trial(config, folder=folder, report=at(step))
+    assert not (folder / "model").exists()
+    return folder
+
+
+def several(configured: Configured, **changes: Any) -> TrialConfig:
+    return configured(
+        training__max_steps=STEPS, training__batch_size=2, engine__checkpoint_every=2, **changes
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora-staged"])
+def test_an_interrupted_training_comes_to_the_same_bits(
+    shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = several(
+        shapes_config, benchmarks={"report": [{"name": "shapes", "limit": 4}]}, **changes
+    )
+    whole = run_trial(config, folder=tmp_path / "whole")
+    assert not (tmp_path / "whole" / "checkpoints").exists()  # the model is there
+    for step in INTERRUPTED:
+        first = cut(config, tmp_path / f"{step}-first", step)
+        second = tmp_path / f"{step}-second"
+        result = run_trial(config, folder=second, resume_from=first)
+        assert result.metrics == whole.metrics
+        assert curves(second) == curves(tmp_path / "whole")
+        assert weights(second) == weights(tmp_path / "whole")
+        resumed = step - step % 2
+        said = f"resumed after step {resumed}" if resumed else "no whole checkpoint"
+        assert said in result.notes[-1]
+        assert read_result(second) == result
+
+
+def test_a_training_can_be_cut_short_again_and_again(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = several(shapes_config)
+    run_trial(config, folder=tmp_path / "whole")
+    folder = cut(config, tmp_path / "one", 3)
+    with pytest.raises(Cut):
+        run_trial(config, folder=tmp_path / "two", report=at(5), resume_from=folder)
+    run_trial(config, folder=tmp_path / "three", resume_from=tmp_path / "two")
+    assert curves(tmp_path / "three") == curves(tmp_path / "whole")
+    assert weights(tmp_path / "three") == weights(tmp_path / "whole")
+
+
+def cut_off(checkpoint: Path) -> str:
+    file = checkpoint / "state.pt"
+    file.write_bytes(file.read_bytes()[:-10])
+    return "state.pt is cut off"
+
+
+def corrupt(checkpoint: Path) -> str:
+    file = checkpoint / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    return "model/model.safetensors is corrupt"
+
+
+def lose(checkpoint: Path) -> str:
+    (checkpoint / "state.pt").unlink()
+    return "state.pt is missing"
+
+
+def spoil(checkpoint: Path) -> str:
+    (checkpoint / "manifest.json").write_text("{")
+    return "manifest.json cannot be read"
+
+
+@pytest.mark.parametrize("harm", [cut_off, corrupt, lose, spoil])
+def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
+    shapes_config: Configured, tmp_path: Path, harm: Callable[[Path], str]
+) -> None:
+    config = several(shapes_config)
+    first = cut(config, tmp_path / "first", 6)
+    found = sorted(path.name for path in (first / "checkpoints").iterdir())
+    assert found == ["step-00000004", "step-00000006"]  # older ones are gone
+    why = harm(first / "checkpoints" / found[-1])
+    told: list[int] = []
+    with pytest.raises(Cut):
+        run_trial(
+            config,
+            folder=tmp_path / "second",
+            resume_from=first,
+            report=lambda p: (told.append(p.done), at(8)(p)) if p.phase == "train" else None,
+        )
+    assert told[0] == 5  # the first update made again
+    result = run_trial(config, folder=tmp_path / "third", resume_from=first)
+    assert why in result.notes[0]
+    assert "resumed after step 4" in result.notes[1]
+
+
+def test_a_checkpoint_of_another_training_is_not_used(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    first = cut(several(shapes_config), tmp_path / "first", 4)
+    other = several(shapes_config, optimizer__lr=1e-6)
+    result = run_trial(other, folder=tmp_path / "second", resume_from=first)
+    assert "of another training" in result.notes[0]
+    assert "trained from the start" in result.notes[-1]
+    run_trial(other, folder=tmp_path / "alone")
+    assert curves(tmp_path / "second") == curves(tmp_path / "alone")
+
+
+def test_a_write_that_was_cut_off_leaves_no_checkpoint(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = several(shapes_config)
+    monkeypatch.setattr("chip_core.training.checkpoint._sync_file", at_once)
+    with pytest.raises(Cut):
+        run_trial(config, folder=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+        ".step-00000002.partial"
+    ]
+
+
+def at_once(path: Path) -> None:
+    raise Cut
