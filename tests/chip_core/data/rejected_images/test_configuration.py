@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +16,11 @@ from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImages
 from chip_core.data.rejected_images.conformance import conformance, picture
 from chip_core.errors import ConfigError
 from chip_core.identity import fingerprint, inert_keys, training_identity
+from chip_core.recipes import parse_yaml
 from chip_core.strategies import STRATEGIES, NoParameters
 from chip_core.validation import key_problem, trial_config
+
+ROOT = Path(__file__).parents[4]
 
 OWN = '''
 from PIL import ImageOps
@@ -155,6 +159,15 @@ def test_a_strategy_of_ones_own(own: Path) -> None:
     assert set(conformance(config).values()) == {None}
     made = RejectedImages(config).preview(_sample(picture(0)))
     assert set(made.image.convert("RGB").getchannel("R").tobytes()) <= {0, 128}
+
+
+def test_the_example_of_the_documentation(own: Path) -> None:
+    text = (ROOT / "docs" / "rejected-images.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    own.write_text(example)
+    (written,) = re.findall(r"```yaml\n(rejected_image: .*?)```", text, re.DOTALL)
+    config = trial(parse_yaml(written, "docs")["rejected_image"]).rejected_image
+    assert set(conformance(config).values()) == {None}
 
 
 def test_its_settings_and_its_source_are_in_the_fingerprint(own: Path) -> None:
