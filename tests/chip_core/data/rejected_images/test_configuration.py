@@ -52,6 +52,10 @@ class Liar(Posterize):
     traits = Traits(random=True, keeps_size=True, void_where="an image of few colours")
 
 
+class Loose(Posterize):
+    parameters = dict
+
+
 class Stranger:
     parameters = Parameters
     traits = None
@@ -125,7 +129,8 @@ def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> Non
         ("broken_images:X", "No module named 'nowhere_to_be_found'"),
         (":X", "':X' names no code: write module:attr"),
         ("my_images:Absent", "'my_images:Absent': module my_images has no 'Absent'"),
-        ("my_images:NUMBER", "'my_images:NUMBER' is no rejected-image strategy"),
+        ("my_images:NUMBER", "strategy: 'my_images:NUMBER' is no rejected-image strategy"),
+        ("my_images:Loose", "`parameters` is no subclass of chip_core.fields.Section"),
         ({"strategy": "my_images:Posterize", "parameters": {"bits": 9}}, "bits: Input should be"),
         ({"strategy": "my_images:Posterize", "parameters": {"bit": 1}}, "bit: Extra inputs are"),
     ],
