@@ -79,8 +79,21 @@ class DataConfig(Section):
     )
 
 
+def _plugin_section(name: str) -> type[Section]:
+    """Return the settings' section of a user's own strategy."""
+    strategy = plugins.load(name)
+    section = getattr(strategy, "parameters", None)
+    if not hasattr(strategy, "traits"):
+        raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        raise ValueError(f"'{name}': `parameters` is no subclass of chip_core.fields.Section")
+    return section
+
+
 def _known_strategy(name: str) -> str:
-    if name not in STRATEGIES and not plugins.is_plugin(name):
+    if plugins.is_plugin(name):
+        _plugin_section(name)
+    elif name not in STRATEGIES:
         raise ValueError(
             f"unknown level '{name}': {suggestion(name, [*STRATEGIES, 'module:attr'])}"
         )
@@ -123,16 +136,11 @@ class RejectedImageConfig(Section):
     @classmethod
     def _of_the_plugin(cls, value: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
         """Check a user's own settings by the strategy's own section; defaults are filled in."""
-        name = info.data.get("strategy", "")
+        name = info.data.get("strategy", "")  # not there where it is wrong itself
         if not plugins.is_plugin(name):
             return value
-        strategy = plugins.load(name)
-        section = getattr(strategy, "parameters", None)
-        if not hasattr(strategy, "traits") or not isinstance(section, type):
-            raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
-        assert issubclass(section, Section), f"{name}.parameters is no Section"
         try:
-            return section.model_validate(dict(value)).model_dump(mode="json")
+            return _plugin_section(name).model_validate(dict(value)).model_dump(mode="json")
         except ValidationError as error:
             raise ValueError(_one_line(error)) from None
 
@@ -151,8 +159,7 @@ class RejectedImageConfig(Section):
     def settings(self) -> Section:
         """What is set of the strategy chosen."""
         if plugins.is_plugin(self.strategy):
-            section: type[Section] = plugins.load(self.strategy).parameters
-            return section.model_validate(dict(self.parameters))
+            return _plugin_section(self.strategy).model_validate(dict(self.parameters))
         chosen: Section = getattr(self, self.strategy, NoParameters())
         return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +16,11 @@ from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImages
 from chip_core.data.rejected_images.conformance import conformance, picture
 from chip_core.errors import ConfigError
 from chip_core.identity import fingerprint, inert_keys, training_identity
+from chip_core.recipes import parse_yaml
 from chip_core.strategies import STRATEGIES, NoParameters
 from chip_core.validation import key_problem, trial_config
+
+ROOT = Path(__file__).parents[4]
 
 OWN = '''
 from PIL import ImageOps
@@ -46,6 +50,10 @@ class Unfinished(ImageStrategy[Parameters]):
 
 class Liar(Posterize):
     traits = Traits(random=True, keeps_size=True, void_where="an image of few colours")
+
+
+class Loose(Posterize):
+    parameters = dict
 
 
 class Stranger:
@@ -121,7 +129,8 @@ def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> Non
         ("broken_images:X", "No module named 'nowhere_to_be_found'"),
         (":X", "':X' names no code: write module:attr"),
         ("my_images:Absent", "'my_images:Absent': module my_images has no 'Absent'"),
-        ("my_images:NUMBER", "'my_images:NUMBER' is no rejected-image strategy"),
+        ("my_images:NUMBER", "strategy: 'my_images:NUMBER' is no rejected-image strategy"),
+        ("my_images:Loose", "`parameters` is no subclass of chip_core.fields.Section"),
         ({"strategy": "my_images:Posterize", "parameters": {"bits": 9}}, "bits: Input should be"),
         ({"strategy": "my_images:Posterize", "parameters": {"bit": 1}}, "bit: Extra inputs are"),
     ],
@@ -155,6 +164,15 @@ def test_a_strategy_of_ones_own(own: Path) -> None:
     assert set(conformance(config).values()) == {None}
     made = RejectedImages(config).preview(_sample(picture(0)))
     assert set(made.image.convert("RGB").getchannel("R").tobytes()) <= {0, 128}
+
+
+def test_the_example_of_the_documentation(own: Path) -> None:
+    text = (ROOT / "docs" / "rejected-images.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    own.write_text(example)
+    (written,) = re.findall(r"```yaml\n(rejected_image: .*?)```", text, re.DOTALL)
+    config = trial(parse_yaml(written, "docs")["rejected_image"]).rejected_image
+    assert set(conformance(config).values()) == {None}
 
 
 def test_its_settings_and_its_source_are_in_the_fingerprint(own: Path) -> None:
