@@ -8,7 +8,7 @@ parquet row cannot be reached without unpacking its whole group.
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,7 +100,7 @@ class ParquetTable:
 
         copy = cache_folder() / "data" / f"{digest(self._file)}.arrow"
         if not copy.exists():
-            partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+            partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.partial")
             try:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 with pa.ipc.new_file(str(partial), self._parquet.schema_arrow) as out:
@@ -234,6 +234,8 @@ def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
 def _arrow_kind(kind: Any) -> str:
     from pyarrow import types
 
+    if types.is_dictionary(kind):
+        return _arrow_kind(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind):
         return "string"
     if types.is_binary(kind) or types.is_large_binary(kind):
