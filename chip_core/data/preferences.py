@@ -27,7 +27,7 @@ class PreferencePair:
     prompt: str
     chosen: str
     rejected: str
-    rejected_image: Image.Image | None = None  # where the data gives one
+    rejected_image: Image.Image | None = None  # where the data set has one
 
 
 class Pairs(Sequence[PreferencePair]):

@@ -92,6 +92,9 @@ class ObjectiveConfig(Section):
     segment: SegmentConfig = figure(SegmentConfig, doc="the segment term's settings")
     token: TokenConfig = figure(TokenConfig, doc="the token term's settings")
     anchor: AnchorConfig = figure(AnchorConfig, doc="the anchor term's settings")
+    custom: dict[str, float] = figure(
+        dict, doc="terms of your own, `module:attr` -> weight, added to form 'paper'"
+    )
     average_logps: bool = figure(
         False, doc="divide each sum of log-probabilities by its (weighted) token count"
     )
@@ -105,7 +108,11 @@ class ObjectiveConfig(Section):
     def _can_be_computed(self) -> ObjectiveConfig:
         if self.terms is not None and len(set(self.terms)) != len(self.terms):
             raise ValueError("a term is named twice: name each once")
-        if not self.active_terms:
+        for name, weight in self.custom.items():
+            if weight < 0:
+                raise ValueError(f"custom: the weight of '{name}' is negative: use 0 or more")
+            self._custom_needs(name)
+        if not self.active_terms and not self.active_custom:
             raise ValueError("no term is active: name a term, or give one a weight above 0")
         refused = self._refused()
         if refused:
@@ -117,6 +124,21 @@ class ObjectiveConfig(Section):
         """The terms that take part: named by `terms` or the preset, with a weight above 0."""
         named = self.terms if self.terms is not None else PRESET_TERMS[self.preset]
         return tuple(term for term in TERMS if term in named and self._weight(term) > 0)
+
+    @property
+    def active_custom(self) -> tuple[str, ...]:
+        """The user's own terms with a weight above 0."""
+        return tuple(sorted(name for name, weight in self.custom.items() if weight > 0))
+
+    @property
+    def needs_rejected_image(self) -> bool:
+        """Whether a term looks at the chosen response under the rejected image."""
+        return "visual" in self.active_terms or self._custom_need("rejected_image")
+
+    @property
+    def needs_divergence(self) -> bool:
+        """Whether a term looks at KL(reference || policy)."""
+        return "token" in self.active_terms or self._custom_need("divergence")
 
     @property
     def caution(self) -> str | None:
@@ -143,6 +165,15 @@ class ObjectiveConfig(Section):
         own: float | None = getattr(self.betas, term)
         return self.beta if own is None else own
 
+    def _custom_need(self, what: str) -> bool:
+        return any(what in self._custom_needs(name) for name in self.active_custom)
+
+    @staticmethod
+    def _custom_needs(name: str) -> frozenset[str]:
+        from chip_core.objectives import custom  # takes torch, which planning goes without
+
+        return custom.needs(custom.load_term(name))
+
     def _weight(self, term: Term) -> float:
         value: float = self.anchor.weight if term == "anchor" else getattr(self.weights, term)
         return value
@@ -155,6 +186,7 @@ class ObjectiveConfig(Section):
         own_betas = any(getattr(self.betas, term) is not None for term in active)
         refused = {
             "the anchor term": "anchor" in active,
+            "custom terms": bool(self.active_custom),
             "token.form sigmoid": "token" in active and self.token.form == "sigmoid",
             "betas of single terms with average_logps": own_betas and self.average_logps,
             "segment.normalize": "segment" in active and self.segment.normalize != "none",

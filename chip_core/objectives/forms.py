@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.custom import load_term, needs
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
@@ -30,7 +31,7 @@ def batch_objective(
         rejected: the rejected response under the image.
         rejected_image: the chosen response under the rejected image; None without a visual term.
     """
-    assert ("visual" in config.active_terms) <= (rejected_image is not None)
+    assert rejected_image is not None or not config.needs_rejected_image
     if config.form == "paper":
         return _paper(config, chosen, rejected, rejected_image)
     if config.form == "one_sigmoid":
@@ -75,6 +76,10 @@ def _paper(
             reward = beta * win.log_ratio(average=mean)
             terms[term] = -F.logsigmoid(reward - config.anchor.delta)
     weighted = [config.weight(term) * terms[term] for term in config.active_terms]
+    for name in config.active_custom:
+        under_rejected_image = other if "rejected_image" in needs(load_term(name)) else None
+        terms[name] = load_term(name)(win, lose, under_rejected_image, config.beta)
+        weighted.append(config.custom[name] * terms[name])
     chosen_reward, rejected_reward = _rewards(config, win, lose)
     return BatchObjective(
         loss=torch.stack(weighted).sum(0),

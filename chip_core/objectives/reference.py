@@ -85,7 +85,7 @@ def objective_from_logits(
         )
 
     rejected_image = None
-    if "visual" in objective.active_terms:
+    if objective.needs_rejected_image:
         assert policy_rejected_image_logits is not None
         assert reference_rejected_image_logits is not None
         rejected_image = scores(

@@ -78,7 +78,8 @@ def train(
         num_warmup_steps=math.ceil(config.optimizer.warmup * steps),
         num_training_steps=steps,
     )
-    encoder = PairEncoder(processor, config)
+    encoder = PairEncoder(processor, config, pairs)
+    steps_an_epoch = len(pairs) // settings.batch_size
     order = batch_order(
         len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
     )
@@ -87,7 +88,13 @@ def train(
         for step, indices in zip(range(1, steps + 1), order, strict=False):
             began = time.perf_counter()
             figures, tokens = _accumulate(
-                config, policy, reference, encoder, [pairs[index] for index in indices], step
+                config,
+                policy,
+                reference,
+                encoder,
+                [pairs[index] for index in indices],
+                step,
+                epoch=(step - 1) // steps_an_epoch,
             )
             figures["lr"] = schedule.get_last_lr()[0]
             figures["grad_norm"] = _clip(trained, config.optimizer.clip, step)
@@ -110,13 +117,15 @@ def _accumulate(
     encoder: PairEncoder,
     pairs: Sequence[PreferencePair],
     step: int,
+    *,
+    epoch: int,
 ) -> tuple[dict[str, float], int]:
     """Add up the gradient of a global batch; return its figures and how many tokens it read."""
     device = next(policy.parameters()).device
     sums: dict[str, float] = {}
-    tokens = 0
+    tokens = void = 0
     for start in range(0, len(pairs), config.engine.micro_batch):
-        batch = encoder.batch(pairs[start : start + config.engine.micro_batch])
+        batch = encoder.batch(pairs[start : start + config.engine.micro_batch], epoch)
         batch = batch.to(device)
         result = batch_loss(
             policy, reference, batch, config.objective, bf16=config.model.dtype == "bf16"
@@ -126,6 +135,7 @@ def _accumulate(
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}")
         loss.backward()  # type: ignore[no-untyped-call]
         tokens += batch.tokens
+        void += batch.void
         margin = result.chosen_reward - result.rejected_reward
         parts: dict[str, Tensor] = {
             "loss": result.loss,
@@ -137,7 +147,10 @@ def _accumulate(
         }
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double().sum().item()
-    return {name: value / len(pairs) for name, value in sums.items()}, tokens
+    figures = {name: value / len(pairs) for name, value in sums.items()}
+    if encoder.may_be_void:
+        figures["rejected_image/void"] = void / len(pairs)
+    return figures, tokens
 
 
 def _clip(parameters: list[nn.Parameter], limit: float | None, step: int) -> float:

@@ -25,7 +25,7 @@ def batch_loss(
 
     Every response goes through policy and reference by itself, with whole logits: the plain way.
     """
-    with_kl = "token" in objective.active_terms
+    with_kl = objective.needs_divergence
 
     def scores(sequences: Sequences, *, kl: bool) -> ResponseScores:
         with torch.no_grad():

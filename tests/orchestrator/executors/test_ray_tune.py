@@ -76,7 +76,7 @@ def test_jobs_fail_each_for_itself_and_nothing_is_left(
     events: list[Event] = []
 
     RayTuneExecutor(
-        workdir=tmp_path / "work", max_concurrent=2, begin_within=90, entry="ray_jobs:play"
+        workdir=tmp_path / "work", max_concurrent=2, begin_within=75, entry="ray_jobs:play"
     ).run(jobs, events.append)
 
     assert ends(events) == {
@@ -85,7 +85,7 @@ def test_jobs_fail_each_for_itself_and_nothing_is_left(
         "boom": "RuntimeError: boom",
         "not_finite": "the loss is nan at step 3",
         "killed": "the worker process died (killed, out of memory, or crashed)",
-        "silent": "its worker did not begin within 90 s",
+        "silent": "its worker did not begin within 75 s",
     }
     for each in jobs:
         kinds = [type(event) for event in events if event.job is each]
