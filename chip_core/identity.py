@@ -86,20 +86,12 @@ def training_identity(
         for name in config.objective.active_custom
     }
     kept["model"] = {"dtype": config.model.dtype, **model}
-<<<<<<< HEAD
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))
-=======
->>>>>>> core-data
     # What is read, in place of where it lies; a revision or a format is in it where it counts.
     named = {"source", "revision", "format"}
     kept["data"] = {key: value for key, value in kept["data"].items() if key not in named}
     kept["data"].update(data)
-<<<<<<< HEAD
-=======
-    if "rejected_image" in kept:
-        kept["rejected_image"].update(_rejected_image(config))
->>>>>>> core-data
     return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
 
 

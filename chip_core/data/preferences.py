@@ -27,11 +27,7 @@ class PreferencePair:
     prompt: str
     chosen: str
     rejected: str
-<<<<<<< HEAD
     rejected_image: Image.Image | None = None  # where the data gives one
-=======
-    rejected_image: Image.Image | None = None  # where the data set has one
->>>>>>> core-data
 
 
 class Pairs(Sequence[PreferencePair]):

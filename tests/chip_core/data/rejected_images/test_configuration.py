@@ -82,13 +82,7 @@ def trial(rejected_image: Any) -> TrialConfig:
 
 
 def mark(rejected_image: Any) -> str:
-<<<<<<< HEAD
     return fingerprint(training_identity(trial(rejected_image), {"content": "m"}, {"content": "d"}))
-=======
-    return fingerprint(
-        training_identity(trial(rejected_image), {"content": "m"}, {"source": "shapes"})
-    )
->>>>>>> core-data
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "inpaint"])
