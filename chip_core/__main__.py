@@ -66,7 +66,8 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
 
 def _train(config: TrialConfig, out: Path, resume: Path | None) -> int:
     from chip_core.models import loading
-    from chip_core.trial import RESULT, Progress, run_trial
+    from chip_core.results import RESULT, Progress
+    from chip_core.trial import run_trial
 
     broken = loading.problem(config.model)
     if broken is not None:

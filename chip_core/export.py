@@ -10,7 +10,7 @@ from chip_core.config import TrialConfig
 from chip_core.errors import TrialError, UserError
 from chip_core.models import loading
 from chip_core.models.adapters import TRAINED_PARTS, merged
-from chip_core.trial import CONFIG, MODEL
+from chip_core.results import CONFIG, MODEL
 
 
 def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:

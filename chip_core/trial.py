@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +21,10 @@ from chip_core.files import write_atomically, write_json
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room
+from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, TrialResult
 from chip_core.seeding import seed_process
 from chip_core.training.checkpoint import remove_all
-from chip_core.training.loop import CURVES as CURVES
 from chip_core.training.loop import train
-
-#: What lies in a trial's folder.
-CONFIG, MODEL, RESULT = "config.json", "model", "result.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a trial is."""
-
-    phase: str  # "start", "check data", "train", "score shapes"
-    done: int
-    total: int
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One benchmark's figures and where its item outcomes and responses lie."""
-
-    metrics: dict[str, float]  # full name -> value; an undefined metric is not there
-    items: int
-    scores: str  # file in the trial's folder
-    responses: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialResult:
-    """What a trial came to."""
-
-    steps: int
-    evaluations: dict[str, Evaluation]  # "report/shapes" -> its figures
-    seconds: dict[str, float]  # by phase
-    #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
-    data: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """All figures by full name."""
-        return {
-            name: value
-            for evaluation in self.evaluations.values()
-            for name, value in evaluation.metrics.items()
-        }
 
 
 def run_trial(
@@ -153,15 +109,6 @@ def run_trial(
     )
     write_json(folder / RESULT, asdict(result))
     return result
-
-
-def read_result(folder: Path) -> TrialResult | None:
-    """Return what a trial's folder holds; None where it did not end."""
-    if not (folder / RESULT).exists():
-        return None
-    raw = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
-    return TrialResult(**raw)
 
 
 def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:

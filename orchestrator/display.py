@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.trial import Progress
+from chip_core.results import Progress
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.plan import Trial
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 
 from chip_core.errors import UserError
 from chip_core.files import read_records, write_atomically
-from chip_core.trial import Evaluation, TrialResult
+from chip_core.results import Evaluation, TrialResult
 from orchestrator.plan import Trial
 
 Outcome = Literal["finished", "failed", "killed"]

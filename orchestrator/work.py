@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.results import MODEL, read_result
 from chip_core.training.checkpoint import checkpoints
-from chip_core.trial import MODEL, read_result
 from orchestrator.executors.base import Job
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial

@@ -20,15 +20,13 @@ from chip_core.files import Spool, read_records
 from chip_core.models.adapters import Reference
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
+from chip_core.results import CURVES
 from chip_core.training import checkpoint
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
 from chip_core.training.step import batch_loss
 
 #: Called after each update with (step, steps, figures of that step).
 StepReport = Callable[[int, int, dict[str, float]], None]
-
-#: The file of each step's figures, in the trial's folder.
-CURVES = "curves.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

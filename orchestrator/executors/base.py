@@ -9,7 +9,7 @@ from typing import Protocol
 
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
-from chip_core.trial import Progress, TrialResult, run_trial
+from chip_core.results import Progress, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,8 @@ class Executor(Protocol):
 
 def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     """Run one job in this process."""
+    from chip_core.trial import run_trial  # takes torch and more, which only a worker needs
+
     return run_trial(
         job.config,
         folder=job.folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from chip_core.trial import Progress
+from chip_core.results import Progress
 from orchestrator.executors.base import (
     Event,
     Failed,

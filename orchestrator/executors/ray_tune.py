@@ -20,7 +20,7 @@ from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from chip_core.trial import Progress, read_result
+from chip_core.results import Progress, read_result
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.ray_session import DRIVER, HEAD_NODE, at_once, resources_of, session
 from orchestrator.executors.ray_worker import PLACE, PROGRESS, REASON, Parcel, drive

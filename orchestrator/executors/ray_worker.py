@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chip_core.trial import Progress
+    from chip_core.results import Progress
     from orchestrator.executors.base import Job
 
 #: Keys of what travels from a worker to the executor, through Train and Tune: the placement group

@@ -1,121 +1,19 @@
-"""A study on the terminal: what would run, how far it is, what it came to."""
+"""A study's figures on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.ledger import Ledger, TrialRecord
-from orchestrator.plan import Plan, Trial
 from orchestrator.report.files import cell_text, column_title, notes, seeds_text
 from orchestrator.report.summary import Figure, Outcome, Summary
 
 METRICS_ABREAST = 4  # columns of figures that fit a terminal of 80
-
-
-def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
-    """Say what a run would do."""
-    study, ledger = plan.study, Ledger(workdir)
-    yield Text(f"study {study.name}", style="bold")
-    if study.question:
-        yield Text(study.question)
-    cells = sum(len(arm.cells) for arm in plan.arms)
-    trained = [trial for trial in plan.trials if not trial.untrained]
-    done = sum(ledger[trial.fingerprint].done(trial) for trial in trained)
-    line = f"{cells} cells, {len(plan.arms)} arms, seeds {' '.join(map(str, study.seeds))}: "
-    line += f"{len(trained)} trials, {done} done, {len(trained) - done} to run"
-    if not ledger[plan.base.fingerprint].done(plan.base):
-        line += ", and the untrained model to score"
-    yield Text(line)
-    for arm in plan.arms:
-        if len(arm.cells) > 1:
-            yield Text(
-                f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
-            )
-    for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
-        if caution is not None:
-            yield Text(f"caution: {caution}", style="yellow")
-
-
-def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
-    """Say how far a study is."""
-    ledger = Ledger(workdir)
-    states = [state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
-    counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
-    yield Text(f"study {plan.study.name}: {counts}", style="bold")
-
-
-def trial_table(plan: Plan, workdir: Path) -> Table:
-    """Return every trial with its state and main figure."""
-    ledger = Ledger(workdir)
-    primary = plan.study.primary
-    table = Table(box=None, pad_edge=False)
-    for title in ("trial", "arm", "seed", "state", "attempts"):
-        table.add_column(title)
-    if primary is not None:
-        table.add_column(primary.metric, justify="right")
-    for trial in plan.trials:
-        record = ledger[trial.fingerprint]
-        cells = [
-            trial.fingerprint[:8],
-            trial.arm,
-            "—" if trial.seed is None else str(trial.seed),
-            state(trial, record),
-            str(record.attempts or ""),
-        ]
-        if primary is not None:
-            value = record.metrics(trial).get(primary.metric)
-            cells.append("—" if value is None else f"{value:.2f}")
-        table.add_row(*map(Text, cells))
-    return table
-
-
-def state(trial: Trial, record: TrialRecord) -> str:
-    """Return a trial's state in words."""
-    if record.done(trial):
-        return "done"
-    if record.failure is not None:
-        return f"failed: {record.failure}"
-    if record.model is not None or (trial.untrained and record.evaluations):
-        return f"to score: {', '.join(record.missing(trial))}"
-    return "to run"
-
-
-def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
-    """Return plan and state as plain data."""
-    ledger = Ledger(workdir)
-    return {
-        "study": plan.study.name,
-        "question": plan.study.question,
-        "recipe": plan.study.recipe,
-        "seeds": list(plan.study.seeds),
-        "arms": [
-            {
-                "arm": arm.name,
-                "cells": [dict(cell) for cell in arm.cells],
-                "reasons": list(arm.reasons),
-                "baseline": arm.baseline,
-            }
-            for arm in plan.arms
-        ],
-        "trials": [
-            {
-                "fingerprint": trial.fingerprint,
-                "arm": trial.arm,
-                "seed": trial.seed,
-                "state": state(trial, ledger[trial.fingerprint]),
-                "attempts": ledger[trial.fingerprint].attempts,
-                "metrics": ledger[trial.fingerprint].metrics(trial),
-            }
-            for trial in plan.trials
-        ],
-    }
 
 
 def summary_lines(summary: Summary) -> Iterator[RenderableType]:

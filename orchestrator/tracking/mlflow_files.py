@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.trial import CONFIG, CURVES
+from chip_core.results import CONFIG, CURVES
 from orchestrator.tracking.mlflow_store import MlflowStore, Point, Run
 
 _SAMPLE = 50  # responses shown of each benchmark

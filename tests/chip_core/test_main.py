@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.__main__ import configuration, main
-from chip_core.trial import read_result
+from chip_core.results import read_result
 
 SHORT = ["training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
 

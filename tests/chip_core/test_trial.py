@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from chip_core.config import TrialConfig
 from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import read_records
+from chip_core.results import Progress, read_result
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.trial import Progress, read_result, run_trial
+from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
 SCORED = {"benchmarks": {"report": [{"name": "shapes", "limit": 8}]}}

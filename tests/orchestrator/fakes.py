@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from chip_core.files import write_json
-from chip_core.trial import MODEL, RESULT, Evaluation, Progress, TrialResult
+from chip_core.results import MODEL, RESULT, Evaluation, Progress, TrialResult
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.plan import Plan, Trial
 from orchestrator.tracking.base import ArmView, Status, TrialView

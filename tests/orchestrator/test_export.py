@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from chip_core.files import write_json
-from chip_core.trial import TrialResult, run_trial
+from chip_core.results import TrialResult
+from chip_core.trial import run_trial
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan

@@ -14,8 +14,9 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair, load_pairs
 from chip_core.errors import TrialError
 from chip_core.models import loading
+from chip_core.results import Progress, read_result
 from chip_core.shapes import captions
-from chip_core.trial import Progress, read_result, run_trial
+from chip_core.trial import run_trial
 
 from . import files
 

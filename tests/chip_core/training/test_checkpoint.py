@@ -11,7 +11,8 @@ import pytest
 
 from chip_core.config import TrialConfig
 from chip_core.files import read_records
-from chip_core.trial import Progress, read_result, run_trial
+from chip_core.results import Progress, read_result
+from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
 STEPS = 8

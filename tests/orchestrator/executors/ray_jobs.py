@@ -12,7 +12,7 @@ import psutil
 
 from chip_core.errors import NonFiniteLossError
 from chip_core.files import write_json
-from chip_core.trial import RESULT, Progress, TrialResult
+from chip_core.results import RESULT, Progress, TrialResult
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray_session import ENVIRONMENT
 

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.errors import UserError
-from chip_core.trial import Progress
+from chip_core.results import Progress
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.ray_session import ENVIRONMENT
 from orchestrator.executors.ray_tune import RayTuneExecutor

@@ -1,0 +1,98 @@
+"""gallery: what the rejected-image strategies make of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands.options import Override
+
+
+class _Timesteps(click.ParamType[Any]):
+    name = "timesteps"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            steps = [int(step) for step in str(value).replace(",", " ").split()]
+        except ValueError:
+            steps = [-1]
+        if not all(0 <= step <= 999 for step in steps):
+            self.fail(f"'{value}' is no list of steps from 0 to 999: write 0,250,500", param, ctx)
+        return steps
+
+
+@click.command(epilog="Example: chip-ablate gallery photo.jpg --out gallery.png")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("gallery.png"),
+    show_default=True,
+    help="Where the figure goes: .png, .pdf or .svg.",
+)
+@click.option("--timesteps", type=_Timesteps(), help="T of the noise series: 0,250,500")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    type=Override(),
+    metavar="KEY=VALUE",
+    help="A key below rejected_image: crop.share=0.2, inpaint.path=FOLDER.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what is shown as JSON.")
+def gallery(
+    images: tuple[Path, ...],
+    out: Path,
+    timesteps: list[int] | None,
+    seed: int,
+    overrides: Sequence[tuple[str, Any]],
+    as_json: bool,
+) -> None:
+    """Draw what every rejected-image strategy makes of IMAGEs, as one figure.
+
+    Without IMAGEs, scenes of the embedded world are shown.
+    """
+    from orchestrator.report import gallery as pictures
+
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
+    settings = _rejected_image_settings(overrides)
+    shown = pictures.read_images(images) if images else pictures.scenes(3)
+    steps = pictures.TIMESTEPS if timesteps is None else timesteps
+    cells = pictures.gallery_cells(shown, timesteps=steps, settings=settings, seed=seed)
+    pictures.draw_gallery(cells, out)
+    if as_json:
+        listed = [{"image": cell.row, "shown": cell.title, "note": cell.note} for cell in cells]
+        click.echo(json.dumps({"out": str(out), "cells": listed}))
+        return
+    notes = [f"{cell.row}, {cell.title}: {cell.note}" for cell in cells if cell.note]
+    click.echo("\n".join([*notes, f"written: {out}"]))
+
+
+def _rejected_image_settings(overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the keys given below `rejected_image`, checked."""
+    from pydantic import ValidationError
+
+    from chip_core.config import RejectedImageConfig
+    from chip_core.errors import ConfigError
+    from chip_core.validation import explain, key_problem, set_key
+
+    tree: dict[str, Any] = {}
+    for key, value in overrides:
+        whole = f"rejected_image.{key.removeprefix('rejected_image.')}"
+        complaint = key_problem(whole)
+        if complaint is not None:
+            raise ConfigError([f"--set: {key}: {complaint}"])
+        set_key(tree, whole, value)
+    settings: dict[str, Any] = tree.get("rejected_image", {})
+    painted = {"strategy": "inpaint"} if "inpaint" in settings else {}
+    try:
+        RejectedImageConfig.model_validate({**settings, **painted})
+    except ValidationError as error:
+        raise ConfigError(explain(error, RejectedImageConfig, "--set")) from None
+    return settings

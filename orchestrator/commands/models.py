@@ -1,0 +1,32 @@
+"""export: a trained model as a folder to serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(epilog="Example: chip-ablate export 'chip, frozen, seed 0' my-model --merge")
+@click.argument("trial")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--merge", is_flag=True, help="Add an adapter to its base model's weights.")
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path),
+    default=Path("chip-runs"),
+    show_default=True,
+    help="Whose trial.",
+)
+def export(trial: str, folder: Path, merge: bool, workdir: Path) -> None:
+    """Write a trained model to DIR, ready to be served.
+
+    TRIAL is a fingerprint's first characters, or a name as in the plan: 'ARM, seed N'.
+    """
+    from chip_core.export import export_model
+    from orchestrator.export import find_trained
+
+    said = export_model(find_trained(workdir, trial), folder, merge=merge)
+    click.echo(f"written: {folder}")
+    for line in said:
+        click.echo(line)

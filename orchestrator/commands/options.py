@@ -1,0 +1,82 @@
+"""Options and arguments that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+
+
+def study_options(command: Any) -> Any:
+    """Give a command STUDY and the options that change or place one."""
+    for option in (
+        click.argument("study"),
+        click.option("--recipe", help="In place of the study's recipe: a variant of its own."),
+        click.option("--seeds", type=Seeds(), help="In place of the study's: --seeds 0 1 2 3"),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            type=Override(),
+            metavar="KEY=VALUE",
+            help="Change a key of the recipe: a variant of its own.",
+        ),
+        click.option(
+            "--workdir",
+            type=click.Path(path_type=Path),
+            default=Path("chip-runs"),
+            show_default=True,
+            help="Where runs, results and reports lie.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print results as JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+def planned(
+    study: str,
+    *,
+    recipe: str | None,
+    seeds: list[int] | None,
+    overrides: Sequence[tuple[str, Any]],
+) -> Plan:
+    """Return the plan of a study given by path or name, with the command line's changes."""
+    from orchestrator.plan import make_plan
+    from orchestrator.study import Changes, find_study, load_study
+
+    changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
+    return make_plan(load_study(find_study(study), changes))
+
+
+class Seeds(click.ParamType[Any]):
+    """Whole numbers: `0 1 2` or `0,1,2`."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a list of seeds."""
+        try:
+            return [int(seed) for seed in str(value).replace(",", " ").split()]
+        except ValueError:
+            self.fail(f"'{value}' is no list of whole numbers: write --seeds 0 1 2", param, ctx)
+
+
+class Override(click.ParamType[Any]):
+    """A dotted key and its value, read as YAML."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return (key, value)."""
+        from chip_core.recipes import parse_yaml
+
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.strip():
+            self.fail(f"'{value}' is no key=value: write --set optimizer.lr=1e-6", param, ctx)
+        return key.strip(), parse_yaml(text, f"--set {key}")

@@ -1,0 +1,168 @@
+"""run, plan, status, report: a study from its file to its table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.commands.options import planned, study_options
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+
+
+@click.command(epilog="Example: chip-ablate run ablations/encoder.yaml --seeds 0 1 2 3")
+@study_options
+@click.option(
+    "--executor",
+    type=click.Choice(["ray", "inline"]),
+    default="ray",
+    show_default=True,
+    help="ray: Tune schedules, Train executes. inline: one after another in this process.",
+)
+@click.option("--address", help="A running Ray cluster; without it Ray starts and stops here.")
+@click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time.")
+@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+def run(
+    study: str,
+    workdir: Path,
+    executor: str,
+    address: str | None,
+    max_concurrent: int | None,
+    tracking_uri: str | None,
+    as_json: bool,
+    **changes: Any,
+) -> int:
+    """Run what is missing of a study, and report the whole."""
+    from rich.console import Console
+
+    from orchestrator.executors.base import Executor
+    from orchestrator.report.files import as_json as summary_json
+    from orchestrator.report.plan_tables import plan_lines
+    from orchestrator.report.tables import result_lines
+    from orchestrator.run import run_study
+
+    plan = planned(study, **changes)
+    _single_threaded_waits()
+    console = Console(stderr=as_json)
+    for line in plan_lines(plan, workdir):
+        console.print(line)
+
+    def make_executor() -> Executor:
+        if executor == "inline":
+            from orchestrator.executors.inline import InlineExecutor
+
+            return InlineExecutor()
+        from orchestrator.executors.ray_tune import RayTuneExecutor
+
+        return RayTuneExecutor(workdir=workdir, address=address, max_concurrent=max_concurrent)
+
+    from orchestrator.tracking.mlflow import MlflowTracker
+
+    tracker = MlflowTracker(workdir, tracking_uri)
+    outcome = run_study(
+        plan, workdir=workdir, executor=make_executor, tracker=tracker, console=console
+    )
+    for line in result_lines(outcome, workdir, tracker.address):
+        console.print(line)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    **summary_json(outcome.summary),
+                    "executed": outcome.executed,
+                    "failed": outcome.failed,
+                    "report": [str(path) for path in outcome.report],
+                    "tracking": tracker.address,
+                }
+            )
+        )
+    if outcome.interrupted:
+        return 130
+    return 1 if outcome.failed else 0
+
+
+@click.command(epilog="Example: chip-ablate plan encoder --set optimizer.lr=2e-5")
+@study_options
+def plan(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
+    """Show what would run, what is done already, and which cells are one trial."""
+    from rich.console import Console
+
+    from orchestrator.report.plan_tables import plan_json, plan_lines, trial_table
+
+    made = planned(study, **changes)
+    if as_json:
+        click.echo(json.dumps(plan_json(made, workdir)))
+        return
+    console = Console()
+    for line in plan_lines(made, workdir):
+        console.print(line)
+    console.print(trial_table(made, workdir))
+
+
+@click.command(epilog="Example: chip-ablate status encoder")
+@study_options
+def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
+    """Show how far a study is: each trial's state, attempts and figures."""
+    from rich.console import Console
+
+    from orchestrator.report.plan_tables import plan_json, status_lines, trial_table
+
+    made = planned(study, **changes)
+    if as_json:
+        click.echo(json.dumps(plan_json(made, workdir)))
+        return
+    console = Console()
+    for line in status_lines(made, workdir):
+        console.print(line)
+    console.print(trial_table(made, workdir))
+
+
+@click.command(epilog="Example: chip-ablate report encoder")
+@study_options
+def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
+    """Write a study's report (Markdown, CSV) from what is done, and print the table."""
+    from rich.console import Console
+
+    from orchestrator.ledger import Ledger
+    from orchestrator.report.files import as_json as summary_json
+    from orchestrator.report.files import write_report
+    from orchestrator.report.summary import summarise
+    from orchestrator.report.tables import summary_lines
+    from orchestrator.run import report_folder
+
+    made = planned(study, **changes)
+    _require_results(made, workdir)
+    summary = summarise(made, Ledger(workdir), workdir)
+    files = write_report(summary, report_folder(workdir, made.study.name))
+    if as_json:
+        written = [str(path) for path in files]
+        click.echo(json.dumps({**summary_json(summary), "report": written}))
+        return
+    console = Console()
+    for line in summary_lines(summary):
+        console.print(line)
+    for path in files:
+        console.print(f"written: {path}", soft_wrap=True)
+
+
+def _require_results(made: Plan, workdir: Path) -> None:
+    from chip_core.errors import UserError
+    from orchestrator.ledger import Ledger
+
+    ledger = Ledger(workdir)
+    if not any(ledger[trial.fingerprint].evaluations for trial in made.trials):
+        raise UserError(
+            f"study {made.study.name} has no figures in {workdir}: run it first, "
+            "or name its --workdir"
+        )
+
+
+def _single_threaded_waits() -> None:
+    """Let waiting OpenMP threads sleep: spinning ones make a small model's steps slow."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
