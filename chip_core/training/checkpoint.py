@@ -140,6 +140,13 @@ def broken(checkpoint: Path, config: TrialConfig) -> str | None:
     return None
 
 
+def remove_after(folder: Path, step: int) -> None:
+    """Remove a folder's checkpoints of later steps: the training goes over them again."""
+    for checkpoint in checkpoints(folder):
+        if checkpoint.name > f"step-{step:08d}":
+            shutil.rmtree(checkpoint)
+
+
 def remove_all(folder: Path) -> None:
     """Remove a trial's checkpoints: its trained model is there."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
