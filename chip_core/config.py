@@ -6,12 +6,35 @@ the trial's figures (chip_core/fields.py).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import (
+    AfterValidator,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
+from chip_core import plugins
 from chip_core.fields import Section, engine, figure
 from chip_core.objectives.config import ObjectiveConfig
+from chip_core.registry import suggestion
+from chip_core.strategies import (
+    STRATEGIES,
+    BlurParameters,
+    CropParameters,
+    DiffusionParameters,
+    InpaintParameters,
+    LightingParameters,
+    MixupParameters,
+    NoParameters,
+    OcclusionParameters,
+    RotateParameters,
+)
 
 #: Raised whenever code changes figures; part of every fingerprint.
 BEHAVIOUR = 1
@@ -36,21 +59,70 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The preference pairs."""
 
-    source: Literal["shapes"] = figure("shapes", doc="where the pairs come from")
-    limit: int | None = figure(None, ge=1, doc="the first N pairs only")
+    source: str = figure(
+        "shapes",
+        min_length=1,
+        doc="'shapes' (the embedded world), a file, folder or glob of parquet or JSON lines, "
+        "or a hub name; by content in the fingerprint",
+    )
+    split: str | None = figure(None, doc="of a folder or a hub name; null: all files, 'train'")
+    revision: str | None = figure(None, doc="a hub revision")
+    format: Literal["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"] = figure(
+        "auto", doc="how rows are laid out; 'auto': found by the columns"
+    )
+    limit: int | None = figure(None, ge=1, doc="the first N rows only")
+    image_root: str | None = engine(
+        None, doc="folder where image paths begin; null: the data file's own"
+    )
+    on_bad_row: Literal["fail", "skip"] = figure(
+        "fail", doc="'fail': before the first step, with the list; 'skip': left out and counted"
+    )
 
 
-class DiffusionConfig(Section):
-    """Forward diffusion noise on the normalised pixel values."""
+def _plugin_section(name: str) -> type[Section]:
+    """Return the settings' section of a user's own strategy."""
+    strategy = plugins.load(name)
+    section = getattr(strategy, "parameters", None)
+    if not hasattr(strategy, "traits"):
+        raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        raise ValueError(f"'{name}': `parameters` is no subclass of chip_core.fields.Section")
+    return section
 
-    timestep: int = figure(500, ge=0, le=999, doc="T, of 1000 steps")
+
+def _known_strategy(name: str) -> str:
+    if plugins.is_plugin(name):
+        _plugin_section(name)
+    elif name not in STRATEGIES:
+        raise ValueError(
+            f"unknown level '{name}': {suggestion(name, [*STRATEGIES, 'module:attr'])}"
+        )
+    return name
+
+
+Strategy = Annotated[
+    str,
+    AfterValidator(_known_strategy),
+    WithJsonSchema({"anyOf": [{"enum": list(STRATEGIES)}, {"type": "string", "pattern": ":"}]}),
+]
 
 
 class RejectedImageConfig(Section):
     """How the visual term's rejected image is made. A bare string is the strategy."""
 
-    strategy: Literal["diffusion", "black"] = figure("diffusion", doc="how it is made")
-    diffusion: DiffusionConfig = figure(DiffusionConfig, doc="settings of 'diffusion'")
+    strategy: Strategy = figure("diffusion", doc="a strategy's name, or module:attr of your own")
+    diffusion: DiffusionParameters = figure(DiffusionParameters, doc="settings of 'diffusion'")
+    crop: CropParameters = figure(CropParameters, doc="settings of 'crop'")
+    rotate: RotateParameters = figure(RotateParameters, doc="settings of 'rotate'")
+    lighting: LightingParameters = figure(LightingParameters, doc="settings of 'lighting'")
+    occlusion: OcclusionParameters = figure(OcclusionParameters, doc="settings of 'occlusion'")
+    blur: BlurParameters = figure(BlurParameters, doc="settings of 'blur'")
+    mixup: MixupParameters = figure(MixupParameters, doc="settings of 'mixup'")
+    inpaint: InpaintParameters = figure(InpaintParameters, doc="settings of 'inpaint'")
+    parameters: Mapping[str, Any] = figure({}, doc="settings of a strategy of your own")
+    redraw: Literal["once", "each_epoch"] = figure(
+        "once", doc="'once': every epoch sees the same draw; 'each_epoch': a new one each time"
+    )
     corruption_seed: Literal["shared", "per_trial"] = figure(
         "shared", doc="'shared': every seed sees the same draws; 'per_trial': by the trial's seed"
     )
@@ -59,6 +131,43 @@ class RejectedImageConfig(Section):
     @classmethod
     def _bare_string_is_the_strategy(cls, value: Any) -> Any:
         return {"strategy": value} if isinstance(value, str) else value
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_the_plugin(cls, value: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
+        """Check a user's own settings by the strategy's own section; defaults are filled in."""
+        name = info.data.get("strategy", "")  # not there where it is wrong itself
+        if not plugins.is_plugin(name):
+            return value
+        try:
+            return _plugin_section(name).model_validate(dict(value)).model_dump(mode="json")
+        except ValidationError as error:
+            raise ValueError(_one_line(error)) from None
+
+    @model_validator(mode="after")
+    def _a_pipeline_to_paint_with(self) -> RejectedImageConfig:
+        path = self.inpaint.path
+        if self.strategy != "inpaint":
+            return self
+        if path is None:
+            raise ValueError("'inpaint' needs rejected_image.inpaint.path: a pipeline's folder")
+        if not (Path(path).expanduser() / "model_index.json").is_file():
+            raise ValueError(f"inpaint.path: no diffusers pipeline in {path}: name its folder")
+        return self
+
+    @property
+    def settings(self) -> Section:
+        """What is set of the strategy chosen."""
+        if plugins.is_plugin(self.strategy):
+            return _plugin_section(self.strategy).model_validate(dict(self.parameters))
+        chosen: Section = getattr(self, self.strategy, NoParameters())
+        return chosen
+
+
+def _one_line(error: ValidationError) -> str:
+    return "; ".join(
+        ": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()
+    )
 
 
 class OptimizerConfig(Section):

@@ -13,24 +13,36 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from chip_core import plugins
 from chip_core.config import BEHAVIOUR, BenchmarkConfig, ModelConfig, TrialConfig
-
-#: Strategies whose image is drawn at random; the others ignore the corruption seed.
-RANDOM_STRATEGIES = frozenset({"diffusion"})
+from chip_core.data.rejected_images import strategy_class
+from chip_core.objectives.config import TERMS
+from chip_core.strategies import STRATEGIES, NoParameters
 
 
 def inert_keys(config: TrialConfig) -> dict[str, str]:
     """Return key path -> why it has no effect; a path stands for everything below it."""
     reasons: dict[str, str] = {}
+    if config.data.source == "shapes":
+        for key in ("split", "revision", "format", "on_bad_row"):
+            reasons[f"data.{key}"] = "data.source is shapes"
     active = config.objective.active_terms
     objective = (
         f"objective {config.objective.preset}"
         if config.objective.terms is None
         else f"objective terms {', '.join(config.objective.terms)}"
     )
-    for term in ("response", "segment", "token", "visual"):
-        if term not in active:
-            reasons[f"objective.weights.{term}"] = f"{objective} has no {term} term"
+    for term in TERMS:
+        if term in active:
+            continue
+        settings = [f"weights.{term}", f"betas.{term}"]
+        # A term of the user's own may look at what has changed.
+        own = {"segment": not config.objective.active_custom, "token": True, "anchor": True}
+        settings += [term] if own.get(term) else []
+        for key in settings:
+            reasons[f"objective.{key}"] = f"{objective} has no {term} term"
+    if config.objective.form == "released":
+        reasons["objective.segment.scope"] = "form released always compares whole sequences"
     if config.language_model != "lora":
         reasons["lora"] = f"language_model is {config.language_model}"
     if config.vision_encoder != "staged":
@@ -39,30 +51,47 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
         reasons["optimizer.vision_lr"] = "vision_encoder is frozen"
     if config.projector == "frozen":
         reasons["optimizer.projector_lr"] = "projector is frozen"
-    if "visual" not in active:
+    if not config.objective.needs_rejected_image:
         reasons["rejected_image"] = f"{objective} has no visual term"
         return reasons
     strategy = config.rejected_image.strategy
-    if strategy != "diffusion":
-        reasons["rejected_image.diffusion"] = f"rejected_image is {strategy}"
-    if strategy not in RANDOM_STRATEGIES:
+    for name, section in STRATEGIES.items():
+        if name != strategy and section is not NoParameters:
+            reasons[f"rejected_image.{name}"] = f"rejected_image is {strategy}"
+    if not plugins.is_plugin(strategy):
+        reasons["rejected_image.parameters"] = f"rejected_image is {strategy}"
+    if not strategy_class(strategy).traits.random:
         reasons["rejected_image.corruption_seed"] = f"{strategy} draws nothing at random"
+        reasons["rejected_image.redraw"] = f"{strategy} draws nothing at random"
     return reasons
 
 
-def training_identity(config: TrialConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+def training_identity(
+    config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return all that decides the trained model, inert keys removed.
 
     Args:
         config: the trial.
         model: the model's own identity (chip_core.models.loading.identity).
+        data: the data's own identity (chip_core.data.identity).
     """
     kept = _figures(config, inert_keys(config), "")
     del kept["benchmarks"]
     # What the preset and the terms come to, in place of how they were written.
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
+    kept["objective"]["custom"] = {
+        name: [config.objective.custom[name], plugins.source_hash(plugins.load(name))]
+        for name in config.objective.active_custom
+    }
     kept["model"] = {"dtype": config.model.dtype, **model}
+    if "rejected_image" in kept:
+        kept["rejected_image"].update(_rejected_image(config))
+    # What is read, in place of where it lies; a revision or a format is in it where it counts.
+    named = {"source", "revision", "format"}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key not in named}
+    kept["data"].update(data)
     return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
 
 
@@ -80,6 +109,16 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return the sha256 of an identity, as 64 hex digits."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rejected_image(config: TrialConfig) -> dict[str, Any]:
+    """Return what the chosen strategy makes of its settings, and a user's own code."""
+    name, settings = config.rejected_image.strategy, config.rejected_image.settings
+    strategy = strategy_class(name)
+    if plugins.is_plugin(name):
+        source = plugins.source_hash(strategy)
+        return {"parameters": strategy.identity(settings), "source": source}
+    return {} if isinstance(settings, NoParameters) else {name: strategy.identity(settings)}
 
 
 def _figures(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from chip_core.config import BenchmarkConfig, TrialConfig
-from chip_core.data.preferences import load_pairs
+from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Side, metric_name
@@ -33,7 +33,7 @@ CONFIG, MODEL, RESULT = "config.json", "model", "result.json"
 class Progress:
     """Where a trial is."""
 
-    phase: str  # "start", "train", "score shapes"
+    phase: str  # "start", "check data", "train", "score shapes"
     done: int
     total: int
     figures: dict[str, float] = field(default_factory=dict)
@@ -56,6 +56,8 @@ class TrialResult:
     steps: int
     evaluations: dict[str, Evaluation]  # "report/shapes" -> its figures
     seconds: dict[str, float]  # by phase
+    #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
+    data: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
 
     @property
@@ -95,6 +97,12 @@ def run_trial(
     report(Progress(phase="start", done=0, total=1))
     seed_process(config.seed, config.engine.threads)
     write_json(folder / CONFIG, config.model_dump(mode="json"))
+    pairs = None
+    if not untrained and trained_model is None:
+        # Data first: a bad row is told before a large model is loaded.
+        pairs = _pairs(config, report)
+        seconds["check data"] = time.perf_counter() - began
+        began = time.perf_counter()
     model, processor = loading.load(
         config.model, attention=config.engine.attention, trained=trained_model
     )
@@ -107,20 +115,23 @@ def run_trial(
     model.to(device)
     seconds["start"] = time.perf_counter() - began
 
-    steps, notes = 0, []
-    if training:
+    steps = 0
+    data: dict[str, int] = {}
+    notes: list[str] = []
+    if pairs is not None:
         began = time.perf_counter()
         trained = train(
             config,
             policy=model,
             processor=processor,
-            pairs=load_pairs(config.data),
+            pairs=pairs,
             folder=folder,
             on_step=lambda step, total, figures: report(
                 Progress(phase="train", done=step, total=total, figures=figures)
             ),
             resume_from=resume_from,
         )
+        data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
         steps, notes = trained.steps, list(trained.notes)
         save_model(model, processor, folder / MODEL, config)
         remove_all(folder)  # of the checkpoints: the model is there
@@ -136,7 +147,9 @@ def run_trial(
         key = f"{side}/{benchmark.name}"
         evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
         seconds[f"score {key}"] = time.perf_counter() - began
-    result = TrialResult(steps=steps, evaluations=evaluations, seconds=seconds, notes=notes)
+    result = TrialResult(
+        steps=steps, evaluations=evaluations, seconds=seconds, data=data, notes=notes
+    )
     write_json(folder / RESULT, asdict(result))
     return result
 
@@ -148,6 +161,19 @@ def read_result(folder: Path) -> TrialResult | None:
     raw = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
     return TrialResult(**raw)
+
+
+def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
+    """Load the pairs, telling of the rows checked about once a second."""
+    told = time.monotonic()
+
+    def on_row(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 1.0:
+            told = time.monotonic()
+            report(Progress(phase="check data", done=done, total=total))
+
+    return load_pairs(config.data, on_row)
 
 
 def _evaluate(

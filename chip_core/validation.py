@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -70,7 +70,10 @@ def key_problem(path: str) -> str | None:
             choices = [".".join([*walked, field]) for field in model.model_fields]
             return f"unknown key '{path}': {suggestion('.'.join([*walked, name]), choices)}"
         walked.append(name)
-        model = _section(model.model_fields[name].annotation)
+        annotation = model.model_fields[name].annotation
+        if get_origin(annotation) is Mapping:
+            return None  # its keys are checked by what they are for
+        model = _section(annotation)
     return None
 
 

@@ -81,6 +81,19 @@ class _Seeds(click.ParamType[Any]):
             self.fail(f"'{value}' is no list of whole numbers: write --seeds 0 1 2", param, ctx)
 
 
+class _Timesteps(click.ParamType[Any]):
+    name = "timesteps"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            steps = [int(step) for step in str(value).replace(",", " ").split()]
+        except ValueError:
+            steps = [-1]
+        if not all(0 <= step <= 999 for step in steps):
+            self.fail(f"'{value}' is no list of steps from 0 to 999: write 0,250,500", param, ctx)
+        return steps
+
+
 class _Override(click.ParamType[Any]):
     name = "key=value"
 
@@ -265,6 +278,55 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
         console.print(f"written: {path}", soft_wrap=True)
 
 
+@cli.command(epilog=f"Example: {PROGRAM} gallery photo.jpg --out gallery.png")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("gallery.png"),
+    show_default=True,
+    help="Where the figure goes: .png, .pdf or .svg.",
+)
+@click.option("--timesteps", type=_Timesteps(), help="T of the noise series: 0,250,500")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    type=_Override(),
+    metavar="KEY=VALUE",
+    help="A key below rejected_image: crop.share=0.2, inpaint.path=FOLDER.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what is shown as JSON.")
+def gallery(
+    images: tuple[Path, ...],
+    out: Path,
+    timesteps: list[int] | None,
+    seed: int,
+    overrides: Sequence[tuple[str, Any]],
+    as_json: bool,
+) -> None:
+    """Draw what every rejected-image strategy makes of IMAGEs, as one figure.
+
+    Without IMAGEs, scenes of the embedded world are shown.
+    """
+    from orchestrator.report import gallery as pictures
+
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
+    settings = _rejected_image_settings(overrides)
+    shown = pictures.read_images(images) if images else pictures.scenes(3)
+    steps = pictures.TIMESTEPS if timesteps is None else timesteps
+    cells = pictures.gallery_cells(shown, timesteps=steps, settings=settings, seed=seed)
+    pictures.draw_gallery(cells, out)
+    if as_json:
+        listed = [{"image": cell.row, "shown": cell.title, "note": cell.note} for cell in cells]
+        click.echo(json.dumps({"out": str(out), "cells": listed}))
+        return
+    notes = [f"{cell.row}, {cell.title}: {cell.note}" for cell in cells if cell.note]
+    click.echo("\n".join([*notes, f"written: {out}"]))
+
+
 @cli.command(epilog=f"Example: {PROGRAM} export 'chip, frozen, seed 0' my-model --merge")
 @click.argument("trial")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -323,6 +385,56 @@ def ui(workdir: Path, port: int, host: str) -> int:
         return 0
 
 
+@cli.group(epilog=f"Example: {PROGRAM} data check pairs.jsonl")
+def data() -> None:
+    """Look at preference data."""
+
+
+@data.command(epilog=f"Example: {PROGRAM} data check 'data/train-*.parquet' --model shapes")
+@click.argument("path")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"]),
+    default="auto",
+    show_default=True,
+    help="How rows are laid out; auto: found by the columns.",
+)
+@click.option("--split", help="Of a folder or a hub name.")
+@click.option("--limit", type=click.IntRange(1), help="The first N rows only.")
+@click.option("--image-root", help="Folder where image paths begin; default: the data file's own.")
+@click.option("--model", help="Whose tokenizer counts; without it words are compared.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+def check(
+    path: str,
+    layout: Any,
+    split: str | None,
+    limit: int | None,
+    image_root: str | None,
+    model: str | None,
+    as_json: bool,
+) -> int:
+    """Count, measure, and name every bad row with its place; exit code 1 where there is one.
+
+    PATH is a file, a folder, a glob in quotes, or a data set's name on the hub.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from chip_core.config import DataConfig
+    from orchestrator.data_check import check_data, data_json, data_lines
+
+    source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
+    found = check_data(source, model=model, console=Console(stderr=True))
+    if as_json:
+        click.echo(json.dumps(data_json(found)))
+    else:
+        console = Console()
+        for line in data_lines(found):
+            console.print(line, soft_wrap=isinstance(line, Text))
+    return 1 if found.bad else 0
+
+
 def _plan(
     study: str,
     *,
@@ -336,6 +448,30 @@ def _plan(
 
     changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
     return make_plan(load_study(find_study(study), changes))
+
+
+def _rejected_image_settings(overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the keys given below `rejected_image`, checked."""
+    from pydantic import ValidationError
+
+    from chip_core.config import RejectedImageConfig
+    from chip_core.errors import ConfigError
+    from chip_core.validation import explain, key_problem, set_key
+
+    tree: dict[str, Any] = {}
+    for key, value in overrides:
+        whole = f"rejected_image.{key.removeprefix('rejected_image.')}"
+        complaint = key_problem(whole)
+        if complaint is not None:
+            raise ConfigError([f"--set: {key}: {complaint}"])
+        set_key(tree, whole, value)
+    settings: dict[str, Any] = tree.get("rejected_image", {})
+    painted = {"strategy": "inpaint"} if "inpaint" in settings else {}
+    try:
+        RejectedImageConfig.model_validate({**settings, **painted})
+    except ValidationError as error:
+        raise ConfigError(explain(error, RejectedImageConfig, "--set")) from None
+    return settings
 
 
 def _require_results(made: Plan, workdir: Path) -> None:

@@ -18,6 +18,7 @@ from orchestrator.plan import Trial
 
 ROWS = 24  # of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
+_BEFORE = ("start", "check data")  # phases before the work whose share is told
 _STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "waiting": "dim"}
 
 
@@ -47,7 +48,7 @@ class _Line:
         """Note where the trial is."""
         self.progress = progress
         weight = 4.0 if progress.phase == "train" else 1.0
-        if progress.phase != "start":
+        if progress.phase not in _BEFORE:
             self.worked_from = self.worked_from or time.monotonic()
             self.phases[progress.phase] = weight * progress.done / max(progress.total, 1)
         self.loss = progress.figures.get("loss", self.loss)

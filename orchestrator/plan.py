@@ -1,4 +1,4 @@
-"""From a study to its trials: expansion, collapsing, fingerprints. Pure, but for hashing models."""
+"""From a study to its trials: expansion, collapsing, fingerprints. Pure, but for hashing files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chip_core.config import BenchmarkConfig, ModelConfig, TrialConfig
+from chip_core import data as preference_data
+from chip_core.config import BenchmarkConfig, DataConfig, ModelConfig, TrialConfig
 from chip_core.errors import ConfigError
 from chip_core.identity import (
     evaluation_identity,
@@ -89,13 +90,16 @@ class Plan:
 
 
 def make_plan(
-    study: Study, model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity
+    study: Study,
+    model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity,
+    data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
 ) -> Plan:
     """Expand a study into arms and trials.
 
     Args:
         study: the study.
         model_identity: what a fingerprint holds of a model; asked once for each model.
+        data_identity: the same of the data.
 
     Raises:
         ConfigError: a cell is no valid configuration, or no cell is left.
@@ -108,6 +112,12 @@ def make_plan(
             identities[key] = model_identity(model)
         return identities[key]
 
+    def trained_on(data: DataConfig) -> Mapping[str, Any]:
+        key = data.model_dump_json()
+        if key not in identities:
+            identities[key] = data_identity(data)
+        return identities[key]
+
     groups: dict[str, list[tuple[dict[str, str], TrialConfig]]] = {}
     problems: list[str] = []
     for levels in _cells(study):
@@ -117,7 +127,9 @@ def make_plan(
         except ConfigError as error:
             problems.extend(error.problems)
             continue
-        key = fingerprint(training_identity(config, identity(config.model)))
+        key = fingerprint(
+            training_identity(config, identity(config.model), trained_on(config.data))
+        )
         groups.setdefault(key, []).append((cell, config))
     if not problems and not groups:
         problems = [f"{study.source}: exclude: leaves no cell: exclude less"]
@@ -129,7 +141,14 @@ def make_plan(
         for side, settings in _benchmarks(study)
     }
     arms = tuple(
-        _arm(study, group, identity(group[0][1].model), evaluations) for group in groups.values()
+        _arm(
+            study,
+            group,
+            identity(group[0][1].model),
+            trained_on(group[0][1].data),
+            evaluations,
+        )
+        for group in groups.values()
     )
     base_config = _with(study.base, study, None)
     base = Trial(
@@ -171,6 +190,7 @@ def _arm(
     study: Study,
     group: list[tuple[dict[str, str], TrialConfig]],
     model: Mapping[str, Any],
+    data: Mapping[str, Any],
     evaluations: Mapping[str, str],
 ) -> Arm:
     cells = tuple(cell for cell, _ in group)
@@ -182,7 +202,7 @@ def _arm(
         seeded = config.model_copy(update={"seed": seed})
         trials.append(
             Trial(
-                fingerprint=fingerprint(training_identity(seeded, model)),
+                fingerprint=fingerprint(training_identity(seeded, model, data)),
                 arm=name,
                 seed=seed,
                 config=seeded,

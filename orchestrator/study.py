@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import orchestrator
-from chip_core import recipes
+from chip_core import data, recipes
 from chip_core.config import BenchmarksConfig, TrialConfig
 from chip_core.errors import ConfigError
 from chip_core.evaluation.task import BENCHMARKS, metric_name
@@ -217,6 +217,9 @@ def _base(written: _StudyFile, changes: Changes, path: Path, problems: list[str]
     broken = loading.problem(config.model)
     if broken is not None:
         problems.append(f"{file}: model.path: {broken}")
+    missing = data.problem(config.data)
+    if missing is not None:
+        problems.append(f"{file}: data.source: {missing}")
     return tree
 
 
@@ -269,9 +272,13 @@ def _check_level(
             path, _, sentence = line.removeprefix(": ").partition(": ")
             problems.append(f"{source}: {key}: {sentence or path}")
         return
-    broken = loading.problem(config.model)
-    if broken is not None and "model" in {dotted.split(".")[0] for dotted in level.overrides}:
-        problems.append(f"{source}: {key}: {broken}")
+    sections = {dotted.split(".")[0] for dotted in level.overrides}
+    for broken in (
+        loading.problem(config.model) if "model" in sections else None,
+        data.problem(config.data) if "data" in sections else None,
+    ):
+        if broken is not None:
+            problems.append(f"{source}: {key}: {broken}")
 
 
 def _check_overrides(changes: Changes, problems: list[str]) -> None:

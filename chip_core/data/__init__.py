@@ -1,1 +1,5 @@
 """Preference pairs, rejected images, batches."""
+
+from chip_core.data.source import identity, problem
+
+__all__ = ["identity", "problem"]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from chip_core.config import TrialConfig
 from chip_core.data.preferences import PreferencePair
-from chip_core.data.rejected_images import corrupt_pixels, rejected_image
+from chip_core.data.rejected_images import RejectedImages
 from chip_core.errors import TrialError
-from chip_core.objectives.segments import changed_positions
+from chip_core.objectives.segments import changed_tokens
 from chip_core.seeding import derived_seed, generator
 
 
@@ -48,6 +48,7 @@ class PairBatch:
     chosen: Sequences
     rejected: Sequences
     rejected_image: Sequences | None  # the chosen response under the rejected image
+    void: int = 0  # rejected images that are the true ones after all
 
     def __len__(self) -> int:
         return len(self.chosen.input_ids)
@@ -59,6 +60,7 @@ class PairBatch:
             chosen=self.chosen.to(device),
             rejected=self.rejected.to(device),
             rejected_image=None if visual is None else visual.to(device),
+            void=self.void,
         )
 
     @property
@@ -77,29 +79,70 @@ class _Prompt:
 class PairEncoder:
     """Turns pairs into batches for one trial's objective."""
 
-    def __init__(self, processor: Any, config: TrialConfig) -> None:
+    def __init__(
+        self, processor: Any, config: TrialConfig, pairs: Sequence[PreferencePair] = ()
+    ) -> None:
+        """Make ready.
+
+        Args:
+            processor: the model's.
+            config: the trial.
+            pairs: all training pairs, for strategies that take another pair's image.
+        """
         self._processor = processor
         self._config = config
-        self._visual = "visual" in config.objective.active_terms
+        self._pairs = pairs
+        self._visual = config.objective.needs_rejected_image
         per_trial = config.rejected_image.corruption_seed == "per_trial"
-        self._corruption_seed = derived_seed("corruption", config.seed) if per_trial else 0
+        image_processor = getattr(processor, "image_processor", None)
+        mean = getattr(image_processor, "image_mean", None)
+        self._rejected_images = RejectedImages(
+            config.rejected_image,
+            seed=derived_seed("corruption", config.seed) if per_trial else 0,
+            **({} if mean is None else {"image_mean": mean}),
+        )
+        self._cut: dict[tuple[str, str], int] = {}  # (sample, side) -> tokens
 
-    def batch(self, pairs: Sequence[PreferencePair]) -> PairBatch:
-        """Encode and pad pairs."""
+    @property
+    def cut(self) -> dict[str, int]:
+        """How many responses were cut to `training.max_length`, and by how many tokens in all.
+
+        A response that is seen again counts once.
+        """
+        return {"cut_responses": len(self._cut), "cut_tokens": sum(self._cut.values())}
+
+    @property
+    def may_be_void(self) -> bool:
+        """Whether there are images on which the rejected-image strategy has no effect."""
+        return self._visual and self._rejected_images.traits.void_where is not None
+
+    def batch(self, pairs: Sequence[PreferencePair], epoch: int = 0) -> PairBatch:
+        """Encode and pad pairs of an epoch, counted from 0."""
         chosen, rejected, under_rejected_image = [], [], []
+        void = 0
         for pair in pairs:
             prompt = self._prompt(pair, pair.image)
             chosen_ids, rejected_ids = self._answer(pair.chosen), self._answer(pair.rejected)
-            # The end of sequence is no part of either text: it never counts as changed.
-            marks = changed_positions(chosen_ids[:-1], rejected_ids[:-1])
+            marks = changed_tokens(
+                self._config.objective.segment_scope,
+                self._one_placeholder(prompt.ids),
+                chosen_ids,
+                rejected_ids,
+                insertions=self._config.objective.segment.insertions,
+                eos_id=self._processor.tokenizer.eos_token_id,
+            )
             chosen.append((prompt, chosen_ids, marks[0]))
             rejected.append((prompt, rejected_ids, marks[1]))
+            self._count_cut(pair.id, prompt, {"chosen": chosen_ids, "rejected": rejected_ids})
             if self._visual:
-                under_rejected_image.append((self._rejected_prompt(pair), chosen_ids, marks[0]))
+                rejected_prompt, is_void = self._rejected_prompt(pair, prompt, epoch)
+                under_rejected_image.append((rejected_prompt, chosen_ids, marks[0]))
+                void += is_void
         return PairBatch(
             chosen=self._pad(chosen),
             rejected=self._pad(rejected),
             rejected_image=self._pad(under_rejected_image) if self._visual else None,
+            void=void,
         )
 
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
@@ -112,18 +155,37 @@ class PairEncoder:
         encoded.pop("attention_mask")
         return _Prompt(ids=ids, inputs=dict(encoded))
 
-    def _rejected_prompt(self, pair: PreferencePair) -> _Prompt:
-        config = self._config.rejected_image
-        prompt = self._prompt(pair, rejected_image(pair.image, config))
-        pixels = corrupt_pixels(
-            prompt.inputs["pixel_values"], config, seed=self._corruption_seed, sample=pair.id
-        )
-        return _Prompt(ids=prompt.ids, inputs={**prompt.inputs, "pixel_values": pixels})
+    def _rejected_prompt(
+        self, pair: PreferencePair, prompt: _Prompt, epoch: int
+    ) -> tuple[_Prompt, bool]:
+        """Return the prompt with the rejected image, and whether that is the true one."""
+        maker = self._rejected_images
+        if maker.acts_on_pixel_values:
+            pixels = maker.corrupt(prompt.inputs["pixel_values"], sample=pair.id, epoch=epoch)
+            return _Prompt(ids=prompt.ids, inputs={**prompt.inputs, "pixel_values": pixels}), False
+        made = maker.image(pair, epoch=epoch, others=self._pairs, given=pair.rejected_image)
+        # An image of another size may take another number of tokens: the prompt is made anew.
+        return self._prompt(pair, made.image), made.void
+
+    def _one_placeholder(self, ids: list[int]) -> list[int]:
+        """Return a prompt's ids with one token for the image, as segments compare them."""
+        image = self._processor.image_token_id
+        return [
+            token
+            for place, token in enumerate(ids)
+            if token != image or place == 0 or ids[place - 1] != image
+        ]
 
     def _answer(self, text: str) -> list[int]:
         tokenizer = self._processor.tokenizer
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, tokenizer.eos_token_id]
+
+    def _count_cut(self, sample: str, prompt: _Prompt, answers: dict[str, list[int]]) -> None:
+        room = self._config.training.max_length - len(prompt.ids)
+        for side, ids in answers.items():
+            if room > 0 and len(ids) > room:
+                self._cut[sample, side] = len(ids) - room
 
     def _pad(self, rows: list[tuple[_Prompt, list[int], list[int]]]) -> Sequences:
         longest = self._config.training.max_length

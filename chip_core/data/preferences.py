@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from chip_core.config import DataConfig
+from chip_core.data.check import check_rows
+from chip_core.data.rows import BadRow, RowError
+from chip_core.data.source import SHAPES, Source, open_source
+from chip_core.errors import ConfigError, TrialError
 from chip_core.shapes import captions, world
+
+SHOWN = 10  # bad rows that a trial's reason lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +27,19 @@ class PreferencePair:
     prompt: str
     chosen: str
     rejected: str
+    rejected_image: Image.Image | None = None  # where the data gives one
 
 
-class ShapesPairs(Sequence[PreferencePair]):
+class Pairs(Sequence[PreferencePair]):
+    """Pairs by number; a pair's images are decoded when it is asked for."""
+
+    skipped: Sequence[BadRow] = ()  # rows left out
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        return (self[index] for index in range(len(self)))
+
+
+class ShapesPairs(Pairs):
     """The embedded world's `train` split, drawn when asked for."""
 
     def __init__(self, limit: int | None) -> None:
@@ -44,10 +61,81 @@ class ShapesPairs(Sequence[PreferencePair]):
             rejected=pair.rejected,
         )
 
-    def __iter__(self) -> Iterator[PreferencePair]:
-        return (self[index] for index in range(len(self)))
+
+class SourcePairs(Pairs):
+    """The good rows of a data source."""
+
+    def __init__(self, source: Source, on_row: Callable[[int, int], None] | None = None) -> None:
+        """Look at every row once; `on_row` is told (done, total)."""
+        self._source = source
+        self._good, self._repeated = array("Q"), set[int]()
+        skipped: list[BadRow] = []
+        seen: set[str] = set()
+        for done, checked in enumerate(check_rows(source), start=1):
+            if isinstance(checked, BadRow):
+                skipped.append(checked)
+            else:
+                index = checked.row.index
+                self._good.append(index)
+                name = checked.row.id or source.fallback_id(index)
+                if name in seen:
+                    self._repeated.add(index)
+                seen.add(name)
+            if on_row is not None:
+                on_row(done, len(source))
+        self.skipped = skipped
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    def __getitem__(self, index: int) -> PreferencePair:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = self._good[index]
+        try:
+            row = self._source.row(number)
+            rejected = row.rejected_image
+            name = row.id or self._source.fallback_id(number)
+            return PreferencePair(
+                # A draw belongs to one sample: an id that was there before gets its number.
+                id=f"{name}@{number}" if number in self._repeated else name,
+                image=row.images.read(row.image),
+                prompt=row.texts.prompt,
+                chosen=row.texts.chosen,
+                rejected=row.texts.rejected,
+                rejected_image=None if rejected is None else row.images.read(rejected),
+            )
+        except RowError as error:
+            place = self._source.place(number)
+            raise TrialError(f"{place}: {error}: it changed since training began") from None
 
 
-def load_pairs(config: DataConfig) -> Sequence[PreferencePair]:
-    """Return the pairs that a configuration names."""
-    return ShapesPairs(config.limit)
+def load_pairs(config: DataConfig, on_row: Callable[[int, int], None] | None = None) -> Pairs:
+    """Return the pairs that a configuration names, every row of them checked.
+
+    Args:
+        config: the data.
+        on_row: told (rows checked, rows).
+
+    Raises:
+        TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
+    """
+    if config.source == SHAPES:
+        return ShapesPairs(config.limit)
+    try:
+        pairs = SourcePairs(open_source(config), on_row)
+    except ConfigError as error:
+        raise TrialError(f"data.source: {error.problems[0]}") from None
+    if pairs.skipped and config.on_bad_row == "fail":
+        raise TrialError(_told(pairs.skipped, len(pairs) + len(pairs.skipped)))
+    return pairs
+
+
+def _told(bad: Sequence[BadRow], rows: int) -> str:
+    """Return bad rows as one line: a trial's reason is one."""
+    listed = "; ".join(str(row) for row in bad[:SHOWN])
+    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return (
+        f"{len(bad)} of {rows} rows are bad: {listed}{more}: mend them, or leave them out by "
+        "data.on_bad_row=skip (`chip-ablate data check` lists all)"
+    )

@@ -20,8 +20,8 @@ class ItemOutcome:
 class MetricOutcome:
     """One metric over a set of items.
 
-    `value` is in `unit`, or None where it is undefined; `goal` says which direction is better; `items` has one entry an item, in
-    the order they were scored.
+    `value` is in `unit`, or None where it is undefined; `goal` says which direction is better;
+    `items` has one entry an item, in the order they were scored.
     """
 
     name: str

@@ -6,14 +6,17 @@ w_r L_response + lambda L_segment + gamma L_token).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
 from chip_core.fields import Section, figure
 
-Term = Literal["response", "segment", "token", "visual"]
-Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo"]
+Term = Literal["response", "segment", "token", "visual", "anchor"]
+Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo"]
+Form = Literal["paper", "one_sigmoid", "released"]
+
+TERMS: tuple[Term, ...] = get_args(Term)
 
 PRESET_TERMS: dict[str, tuple[Term, ...]] = {
     "dpo": ("response",),
@@ -21,6 +24,7 @@ PRESET_TERMS: dict[str, tuple[Term, ...]] = {
     "hdpo": ("response", "segment", "token"),
     "chip": ("response", "segment", "token", "visual"),
     "tdpo": ("response", "token"),
+    "mdpo": ("response", "visual", "anchor"),
 }
 
 
@@ -33,15 +37,67 @@ class Weights(Section):
     visual: float = figure(1.0, ge=0, doc="w_v, of the visual term")
 
 
+class Betas(Section):
+    """A term's own temperature; null: `beta`."""
+
+    response: float | None = figure(None, gt=0, doc="of the response term")
+    segment: float | None = figure(None, gt=0, doc="of the segment term")
+    token: float | None = figure(None, gt=0, doc="of the token term")
+    visual: float | None = figure(None, gt=0, doc="of the visual term")
+    anchor: float | None = figure(None, gt=0, doc="of the anchor term")
+
+
+class SegmentConfig(Section):
+    """What counts as changed, and how a segment's sum is scaled."""
+
+    normalize: Literal["none", "changed_tokens"] = figure(
+        "none", doc="'changed_tokens': each response's sum is divided by its changed tokens"
+    )
+    insertions: bool = figure(False, doc="whether a span that one side alone has counts")
+    scope: Literal["response", "sequence"] = figure(
+        "response", doc="compare the responses, or whole sequences as the released code does"
+    )
+
+
+class TokenConfig(Section):
+    """The token term."""
+
+    form: Literal["linear", "sigmoid"] = figure(
+        "linear", doc="β(D_l − sg D_w), or −log σ(−β(D_l − sg D_w))"
+    )
+
+
+class AnchorConfig(Section):
+    """mDPO's anchor: −log σ(β[lp_π(y_w) − lp_ref(y_w)] − delta)."""
+
+    delta: float = figure(0.0, doc="how far above 0 the chosen response's reward is to be")
+    weight: float = figure(1.0, ge=0, doc="of the anchor term")
+
+
 class ObjectiveConfig(Section):
     """The training objective. A bare string is its preset."""
 
+    form: Form = figure(
+        "paper",
+        doc="'paper': a sum of losses; 'one_sigmoid': all margins in one −log σ; 'released': the "
+        "released code's arithmetic, its mis-scaled visual reference included",
+    )
     preset: Preset = figure("chip", doc="which terms are active, by name")
     terms: tuple[Term, ...] | None = figure(
         None, doc="the active terms outright, in place of the preset's"
     )
     weights: Weights = figure(Weights, doc="what multiplies each term")
     beta: float = figure(0.1, gt=0, doc="the DPO temperature")
+    betas: Betas = figure(Betas, doc="a term's own temperature")
+    segment: SegmentConfig = figure(SegmentConfig, doc="the segment term's settings")
+    token: TokenConfig = figure(TokenConfig, doc="the token term's settings")
+    anchor: AnchorConfig = figure(AnchorConfig, doc="the anchor term's settings")
+    custom: dict[str, float] = figure(
+        dict, doc="terms of your own, `module:attr` -> weight, added to form 'paper'"
+    )
+    average_logps: bool = figure(
+        False, doc="divide each sum of log-probabilities by its (weighted) token count"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -49,20 +105,99 @@ class ObjectiveConfig(Section):
         return {"preset": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _something_is_active(self) -> ObjectiveConfig:
+    def _can_be_computed(self) -> ObjectiveConfig:
         if self.terms is not None and len(set(self.terms)) != len(self.terms):
             raise ValueError("a term is named twice: name each once")
-        if not self.active_terms:
+        for name, weight in self.custom.items():
+            if weight < 0:
+                raise ValueError(f"custom: the weight of '{name}' is negative: use 0 or more")
+            self._custom_needs(name)
+        if not self.active_terms and not self.active_custom:
             raise ValueError("no term is active: name a term, or give one a weight above 0")
+        refused = self._refused()
+        if refused:
+            raise ValueError(f"form {self.form} cannot do {'; '.join(refused)}")
         return self
 
     @property
     def active_terms(self) -> tuple[Term, ...]:
         """The terms that take part: named by `terms` or the preset, with a weight above 0."""
         named = self.terms if self.terms is not None else PRESET_TERMS[self.preset]
-        return tuple(term for term in named if getattr(self.weights, term) > 0)
+        return tuple(term for term in TERMS if term in named and self._weight(term) > 0)
+
+    @property
+    def active_custom(self) -> tuple[str, ...]:
+        """The user's own terms with a weight above 0."""
+        return tuple(sorted(name for name, weight in self.custom.items() if weight > 0))
+
+    @property
+    def needs_rejected_image(self) -> bool:
+        """Whether a term looks at the chosen response under the rejected image."""
+        return "visual" in self.active_terms or self._custom_need("rejected_image")
+
+    @property
+    def needs_divergence(self) -> bool:
+        """Whether a term looks at KL(reference || policy)."""
+        return "token" in self.active_terms or self._custom_need("divergence")
+
+    @property
+    def caution(self) -> str | None:
+        """What a user of this objective has to know; None if nothing."""
+        if self.form != "released":
+            return None
+        return (
+            "form 'released' repeats the released code to the digit, errors included: with a "
+            "segment weight its visual reference is mis-scaled and saturates the sigmoid. It is "
+            "here to reproduce that code; 'one_sigmoid' is the same objective without the error"
+        )
+
+    @property
+    def segment_scope(self) -> Literal["response", "sequence"]:
+        """What is compared to find the changed tokens."""
+        return "sequence" if self.form == "released" else self.segment.scope
 
     def weight(self, term: Term) -> float:
         """The weight of a term; 0 where it is not active."""
-        value: float = getattr(self.weights, term)
-        return value if term in self.active_terms else 0.0
+        return self._weight(term) if term in self.active_terms else 0.0
+
+    def beta_of(self, term: Term) -> float:
+        """The temperature of a term."""
+        own: float | None = getattr(self.betas, term)
+        return self.beta if own is None else own
+
+    def _custom_need(self, what: str) -> bool:
+        return any(what in self._custom_needs(name) for name in self.active_custom)
+
+    @staticmethod
+    def _custom_needs(name: str) -> frozenset[str]:
+        from chip_core.objectives import custom  # takes torch, which planning goes without
+
+        return custom.needs(custom.load_term(name))
+
+    def _weight(self, term: Term) -> float:
+        value: float = self.anchor.weight if term == "anchor" else getattr(self.weights, term)
+        return value
+
+    def _refused(self) -> list[str]:
+        """Return what this form has no way to compute."""
+        if self.form == "paper":
+            return []
+        active = self.active_terms
+        own_betas = any(getattr(self.betas, term) is not None for term in active)
+        refused = {
+            "the anchor term": "anchor" in active,
+            "custom terms": bool(self.active_custom),
+            "token.form sigmoid": "token" in active and self.token.form == "sigmoid",
+            "betas of single terms with average_logps": own_betas and self.average_logps,
+            "segment.normalize": "segment" in active and self.segment.normalize != "none",
+        }
+        if self.form == "released":
+            refused |= {
+                "an objective without the response term": "response" not in active,
+                "weights.response other than 1": self.weight("response") not in (0, 1),
+                "weights.visual other than 0 and 1": self.weight("visual") not in (0, 1),
+                "betas of single terms": own_betas,
+                "segment.insertions": "segment" in active and self.segment.insertions,
+                "average_logps": self.average_logps,
+            }
+        return [what for what, is_so in refused.items() if is_so]

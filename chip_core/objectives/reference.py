@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.forms import batch_objective
 from chip_core.objectives.logps import token_kl, token_logps
-from chip_core.objectives.segments import changed_positions
-from chip_core.objectives.terms import ResponseScores, batch_objective
+from chip_core.objectives.segments import changed_tokens
+from chip_core.objectives.terms import ResponseScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class ObjectiveOutput:
     """The objective of one pair."""
 
     loss: Tensor  # 0-d
-    terms: dict[str, Tensor]  # active term -> 0-d, before its weight
+    terms: dict[str, Tensor]  # active term -> 0-d; see the form for what it is
     chosen_reward: Tensor  # 0-d
     rejected_reward: Tensor  # 0-d
 
@@ -44,7 +45,8 @@ def objective_from_logits(
 
     Args:
         objective: the objective as configured.
-        prompt_ids: (P,) token ids, the image's placeholders included.
+        prompt_ids: (P,) token ids, the image's placeholders included; where `segment.scope` is
+            `sequence` they are compared as given.
         chosen_ids: (C,) the chosen response.
         rejected_ids: (R,) the rejected response.
         policy_chosen_logits: (P + C, V), row t predicting token t + 1; any float dtype.
@@ -54,10 +56,16 @@ def objective_from_logits(
         reference_chosen_logits: as the policy's.
         reference_rejected_logits: as the policy's.
         reference_rejected_image_logits: as the policy's.
-        eos_id: an end of sequence with which both responses end; scored, never changed.
+        eos_id: an end of sequence with which both responses end; scored, and changed in
+            the scope `sequence` only.
     """
-    changed_chosen, changed_rejected = changed_positions(
-        _text(chosen_ids, eos_id), _text(rejected_ids, eos_id)
+    changed_chosen, changed_rejected = changed_tokens(
+        objective.segment_scope,
+        prompt_ids.tolist(),
+        chosen_ids.tolist(),
+        rejected_ids.tolist(),
+        insertions=objective.segment.insertions,
+        eos_id=eos_id,
     )
 
     def scores(
@@ -77,7 +85,7 @@ def objective_from_logits(
         )
 
     rejected_image = None
-    if "visual" in objective.active_terms:
+    if objective.needs_rejected_image:
         assert policy_rejected_image_logits is not None
         assert reference_rejected_image_logits is not None
         rejected_image = scores(
@@ -100,9 +108,3 @@ def objective_from_logits(
         chosen_reward=result.chosen_reward[0],
         rejected_reward=result.rejected_reward[0],
     )
-
-
-def _text(ids: Tensor, eos_id: int | None) -> list[int]:
-    """Return a response's ids without the end of sequence."""
-    text: list[int] = ids.tolist()
-    return text[:-1] if eos_id is not None and text[-1:] == [eos_id] else text

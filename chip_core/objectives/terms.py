@@ -1,7 +1,6 @@
-"""The terms of the objective as pure functions of per-token tensors.
+"""What the terms are made of: sums over a response's tokens, by policy and reference.
 
 Shapes: B pairs, T response tokens (padded).
-Source: CHiP paper, section 3; the token term is TDPO's with a stop-gradient on the chosen side.
 """
 
 from __future__ import annotations
@@ -9,10 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from chip_core.objectives.config import ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +21,48 @@ class ResponseScores:
     changed: Tensor  # (B, T) bool, true on tokens of a segment
     kl: Tensor | None = None  # (B, T) KL(reference || policy); only the token term needs it
 
-    def log_ratio(self) -> Tensor:
-        """Return lp_policy − lp_reference summed over the response, (B,)."""
-        return self._sum(self.policy_logps - self.reference_logps, self.mask)
+    @property
+    def any_changed(self) -> Tensor:
+        """Whether the response has a changed token, (B,)."""
+        return (self.changed & self.mask).any(-1)
 
-    def changed_log_ratio(self) -> Tensor:
-        """Return the same sum over changed tokens alone, (B,)."""
-        return self._sum(self.policy_logps - self.reference_logps, self.changed & self.mask)
+    def token_weights(self, on_all: float, on_changed: float) -> Tensor:
+        """Return `on_all` on response tokens, and `on_changed` more on changed ones, (B, T)."""
+        dtype = self.policy_logps.dtype
+        return on_all * self.mask.to(dtype) + on_changed * (self.changed & self.mask).to(dtype)
+
+    def log_ratio(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
+        """Return Σ w·(log p_policy − log p_reference), (B,).
+
+        Args:
+            weights: (B, T); None: 1 on response tokens.
+            average: whether to divide by Σ w; a sum over nothing is 0 all the same.
+        """
+        return self.policy_sum(weights, average=average) - self.reference_sum(
+            weights, average=average
+        )
+
+    def policy_sum(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
+        """Return Σ w·log p_policy, (B,)."""
+        return self._sum(self.policy_logps, weights, average)
+
+    def reference_sum(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
+        """Return Σ w·log p_reference, (B,)."""
+        return self._sum(self.reference_logps, weights, average)
 
     def divergence(self) -> Tensor:
         """Return D = Σ_t KL(reference || policy), (B,)."""
         assert self.kl is not None, "the token term needs the divergence"
-        return self._sum(self.kl, self.mask)
+        return self._sum(self.kl, None, False)
 
-    @staticmethod
-    def _sum(values: Tensor, where: Tensor) -> Tensor:
-        # where() and not a product: padding may hold anything, infinities included.
-        return torch.where(where, values, torch.zeros_like(values)).sum(-1)
+    def _sum(self, values: Tensor, weights: Tensor | None, average: bool) -> Tensor:
+        # where() and not a product alone: padding may hold anything, infinities included.
+        kept = torch.where(self.mask, values, torch.zeros_like(values))
+        total = (kept if weights is None else kept * weights).sum(-1)
+        if not average:
+            return total
+        count = (self.mask.to(values.dtype) if weights is None else weights).sum(-1)
+        return total / torch.where(count == 0, torch.ones_like(count), count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,52 +70,6 @@ class BatchObjective:
     """The objective of a batch, before the mean over pairs."""
 
     loss: Tensor  # (B,)
-    terms: dict[str, Tensor]  # active term -> (B,), before its weight
-    chosen_reward: Tensor  # (B,) beta (lp_policy − lp_reference) of the chosen response
+    terms: dict[str, Tensor]  # active term -> (B,); see the form for what it is
+    chosen_reward: Tensor  # (B,)
     rejected_reward: Tensor  # (B,)
-
-
-def batch_objective(
-    config: ObjectiveConfig,
-    *,
-    chosen: ResponseScores,
-    rejected: ResponseScores,
-    rejected_image: ResponseScores | None,
-) -> BatchObjective:
-    """Return the objective of each pair (paper form: a weighted sum of separate losses).
-
-    Args:
-        config: the objective.
-        chosen: the chosen response under the image.
-        rejected: the rejected response under the image.
-        rejected_image: the chosen response under the rejected image; None without a visual term.
-    """
-    beta = config.beta
-    terms: dict[str, Tensor] = {}
-    for term in config.active_terms:
-        if term == "response":
-            # −log σ(β Δ_r), DPO
-            terms[term] = -F.logsigmoid(beta * (chosen.log_ratio() - rejected.log_ratio()))
-        elif term == "segment":
-            # −log σ(β Δ_s); 0 and not log 2 where nothing changed
-            margin = chosen.changed_log_ratio() - rejected.changed_log_ratio()
-            any_changed = (chosen.changed & chosen.mask).any(-1) | (
-                rejected.changed & rejected.mask
-            ).any(-1)
-            loss = -F.logsigmoid(beta * margin)
-            terms[term] = torch.where(any_changed, loss, torch.zeros_like(loss))
-        elif term == "token":
-            # β (D_l − sg D_w): only the rejected response gets its gradient
-            terms[term] = beta * (rejected.divergence() - chosen.divergence().detach())
-        else:
-            assert term == "visual" and rejected_image is not None
-            # −log σ(β Δ_v): the chosen response under the image against the rejected image
-            margin = chosen.log_ratio() - rejected_image.log_ratio()
-            terms[term] = -F.logsigmoid(beta * margin)
-    weighted = [config.weight(term) * terms[term] for term in config.active_terms]
-    return BatchObjective(
-        loss=torch.stack(weighted).sum(0),
-        terms=terms,
-        chosen_reward=beta * chosen.log_ratio().detach(),
-        rejected_reward=beta * rejected.log_ratio().detach(),
-    )

@@ -167,7 +167,8 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
 
 def _training(config: TrialConfig) -> str:
     """Return what a checkpoint's training is, by all of its settings that change figures."""
-    return fingerprint(training_identity(config, {"path": config.model.path}))
+    named = {"path": config.model.path}, {"source": config.data.source}
+    return fingerprint(training_identity(config, *named))
 
 
 def _random_state() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Training:
 
     steps: int
     notes: tuple[str, ...]  # what is to be said of it: where it was resumed, what was not used
+    cut: dict[str, int] = field(default_factory=dict)  # PairEncoder.cut
 
 
 def train(
@@ -89,7 +90,8 @@ def train(
             resume_from, config=config, policy=policy, optimizer=optimizer, schedule=schedule
         )
     done = 0 if resumed is None else resumed.step
-    encoder = PairEncoder(processor, config)
+    encoder = PairEncoder(processor, config, pairs)
+    steps_an_epoch = len(pairs) // settings.batch_size
     order = batch_order(
         len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
     )
@@ -108,7 +110,13 @@ def train(
                 trained = set_trained(policy, config)
             began = time.perf_counter()
             figures, tokens = _accumulate(
-                config, policy, reference, encoder, [pairs[index] for index in indices], step
+                config,
+                policy,
+                reference,
+                encoder,
+                [pairs[index] for index in indices],
+                step,
+                epoch=(step - 1) // steps_an_epoch,
             )
             figures |= learning_rates(optimizer, schedule, config)
             figures["grad_norm"] = _clip(trained, config.optimizer.clip, step)
@@ -139,7 +147,7 @@ def train(
         spool.close()
     if config.engine.gradient_checkpointing:
         keep_activations(policy)
-    return Training(steps=steps, notes=() if resumed is None else resumed.notes)
+    return Training(steps=steps, notes=() if resumed is None else resumed.notes, cut=encoder.cut)
 
 
 def _accumulate(
@@ -149,13 +157,15 @@ def _accumulate(
     encoder: PairEncoder,
     pairs: Sequence[PreferencePair],
     step: int,
+    *,
+    epoch: int,
 ) -> tuple[dict[str, float], int]:
     """Add up the gradient of a global batch; return its figures and how many tokens it read."""
     device = next(policy.parameters()).device
     sums: dict[str, float] = {}
-    tokens = 0
+    tokens = void = 0
     for start in range(0, len(pairs), config.engine.micro_batch):
-        batch = encoder.batch(pairs[start : start + config.engine.micro_batch])
+        batch = encoder.batch(pairs[start : start + config.engine.micro_batch], epoch)
         batch = batch.to(device)
         result = batch_loss(
             policy, reference, batch, config.objective, bf16=config.model.dtype == "bf16"
@@ -165,6 +175,7 @@ def _accumulate(
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}")
         loss.backward()  # type: ignore[no-untyped-call]
         tokens += batch.tokens
+        void += batch.void
         margin = result.chosen_reward - result.rejected_reward
         parts: dict[str, Tensor] = {
             "loss": result.loss,
@@ -176,7 +187,10 @@ def _accumulate(
         }
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double().sum().item()
-    return {name: value / len(pairs) for name, value in sums.items()}, tokens
+    figures = {name: value / len(pairs) for name, value in sums.items()}
+    if encoder.may_be_void:
+        figures["rejected_image/void"] = void / len(pairs)
+    return figures, tokens
 
 
 def _clip(parameters: list[nn.Parameter], limit: float | None, step: int) -> float:

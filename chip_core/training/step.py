@@ -13,8 +13,9 @@ from torch import Tensor
 
 from chip_core.data.batches import PairBatch, Sequences
 from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.forms import batch_objective
 from chip_core.objectives.logps import token_kl, token_logps
-from chip_core.objectives.terms import BatchObjective, ResponseScores, batch_objective
+from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
 def batch_loss(
@@ -24,7 +25,7 @@ def batch_loss(
 
     Every response goes through policy and reference by itself, with whole logits: the plain way.
     """
-    with_kl = "token" in objective.active_terms
+    with_kl = objective.needs_divergence
 
     def scores(sequences: Sequences, *, kl: bool) -> ResponseScores:
         with torch.no_grad():

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -159,6 +160,9 @@ def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[byte
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
     try:
+        host, _, port = address.rpartition(":")
+        if host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         with _signals_kept():
             ray.init(
                 address=address,
@@ -166,7 +170,7 @@ def _connected(address: str) -> Iterator[None]:
                 logging_level=logging.CRITICAL,
                 runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"no Ray cluster at the address {address}: {first}") from None
     try:

@@ -57,7 +57,7 @@ class RayTuneExecutor:
         self._entry = entry
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
-        """Run all jobs, begun in their order, and return when they have ended.
+        """Run all jobs, taken in their order, and return when they have ended.
 
         Raises:
             UserError: no such cluster, or a worker can never be placed.

@@ -38,6 +38,9 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
             yield Text(
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
+    for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
+        if caution is not None:
+            yield Text(f"caution: {caution}", style="yellow")
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -135,14 +138,14 @@ def _summary_table(summary: Summary, metrics: list[str]) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("\narm", min_width=14)
+    table.add_column("\narm", min_width=15)
     for metric in metrics:
         benchmark, _, rest = column_title(summary, metric).rpartition("/")
         table.add_column(f"{benchmark}/\n{rest}", justify="right", no_wrap=True)
     for row in summary.rows:
         name = Text(row.name)
         if row.arm is not None:
-            seeds = f"\n{'baseline, ' if row.arm.baseline else ''}{seeds_text(row)} seeds"
+            seeds = f"\n{'baseline, ' if row.arm.baseline else ''}n = {seeds_text(row)}"
             name.append(seeds, style="dim")
         cells = [_stacked(row.figures.get(metric)) for metric in metrics]
         table.add_row(name, *cells)

@@ -10,14 +10,24 @@ from chip_core.config import TrialConfig
 from chip_core.identity import fingerprint, inert_keys, training_identity
 
 MODEL = {"content": "abc"}
+DATA = {"source": "shapes"}
 
 
 def config(**changes: Any) -> TrialConfig:
     return TrialConfig.model_validate({"model": "shapes", **changes})
 
 
+OWN = {"files": [["a.jsonl", "abc"]], "format": "jsonl"}
+
+
+def own(data: dict[str, Any], content: dict[str, Any] | None = None) -> str:
+    """The fingerprint on data of one's own."""
+    changed = config(data={"source": "a.jsonl", **data})
+    return fingerprint(training_identity(changed, MODEL, content or OWN))
+
+
 def mark(**changes: Any) -> str:
-    return fingerprint(training_identity(config(**changes), MODEL))
+    return fingerprint(training_identity(config(**changes), MODEL, DATA))
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -119,3 +129,18 @@ def test_inert_keys_are_named_and_left_out(
 ) -> None:
     assert inert in inert_keys(config(**one))
     assert mark(**one) == mark(**other)
+
+
+def test_data_counts_by_content_not_by_place() -> None:
+    assert own({}) != mark()
+    assert own({"source": "/elsewhere/a.jsonl"}) == own({})
+    assert own({"image_root": "/elsewhere"}) == own({})
+    assert own({"format": "jsonl"}) == own({})  # the format that was found
+    assert own({"limit": 3}) != own({})
+    assert own({"on_bad_row": "skip"}) != own({})
+    assert own({}, {**OWN, "files": [["a.jsonl", "def"]]}) != own({})
+
+
+def test_shapes_ignores_what_is_for_files() -> None:
+    assert "data.split" in inert_keys(config())
+    assert mark(data={"split": "test", "on_bad_row": "skip", "format": "trl"}) == mark()

@@ -34,7 +34,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "[dpo, chip]",
             "[dpo, chp]",
             "factors.objective[1]: unknown level 'chp': did you mean 'chip'? "
-            "choices: chip, cmdpo, dpo, hdpo, tdpo",
+            "choices: chip, cmdpo, dpo, hdpo, mdpo, tdpo",
         ),
         (
             "vision_encoder: [frozen, trained]",
@@ -144,6 +144,17 @@ def test_an_unreadable_weights_folder_is_told(load: Load, tmp_path: Path) -> Non
     (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken")
     (found,) = problems(load, STUDY, overrides={"model": str(folder)})
     assert "model.safetensors cannot be read" in found
+
+
+def test_missing_data_is_told(load: Load, tmp_path: Path) -> None:
+    (found,) = problems(load, STUDY, overrides={"data.source": "none.jsonl"})
+    assert "data.source: no file none.jsonl: name a file, a folder, a glob" in found
+    (tmp_path / "empty").mkdir()
+    text = STUDY.replace("vision_encoder: [frozen, trained]", "data.source: [shapes, empty, x.y]")
+    found = problems(load, text.replace("vision_encoder: frozen", "data.source: shapes"))
+    assert len(found) == 2
+    assert "factors.data.source[1]: no *.parquet or *.jsonl in empty" in found[0]
+    assert "factors.data.source[2]: no file x.y" in found[1]
 
 
 def test_an_unknown_key_on_the_command_line(load: Load) -> None:

@@ -1,7 +1,8 @@
 """The Ray executor: what it tells of good, failing, dying and silent jobs, and what it leaves.
 
-What the workers do in place of a trial is in ray_jobs.py. A trial costs some 10 s to start on two
-cores, so that many questions share one run.
+What the workers do in place of a trial is in ray_jobs.py. A trial takes some 10 s to start on two
+cores, and several times that on busy ones: so many questions share one run, and the silent job's
+deadline is generous; it passes while the others run.
 """
 
 from __future__ import annotations
@@ -70,24 +71,22 @@ def ray_processes() -> set[int]:
 def test_jobs_fail_each_for_itself_and_nothing_is_left(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["steps", "boom", "not_finite", "killed", "silent"]
-    jobs = [job(tmp_path, number, name) for number, name in enumerate([*names, "alone"])]
+    names = ["silent", "steps", "boom", "not_finite", "killed", "again"]
+    jobs = [job(tmp_path, number, name) for number, name in enumerate(names)]
     events: list[Event] = []
 
     RayTuneExecutor(
-        workdir=tmp_path / "work", max_concurrent=2, begin_within=40, entry="ray_jobs:play"
+        workdir=tmp_path / "work", max_concurrent=2, begin_within=75, entry="ray_jobs:play"
     ).run(jobs, events.append)
 
     assert ends(events) == {
         "steps": "finished",
-        "alone": "finished",
+        "again": "finished",
         "boom": "RuntimeError: boom",
         "not_finite": "the loss is nan at step 3",
         "killed": "the worker process died (killed, out of memory, or crashed)",
-        "silent": "its worker did not begin within 40 s",
+        "silent": "its worker did not begin within 75 s",
     }
-    started = [event.job.name for event in events if isinstance(event, Started)]
-    assert started == [each.name for each in jobs]
     for each in jobs:
         kinds = [type(event) for event in events if event.job is each]
         assert kinds[0] is Started
@@ -99,7 +98,7 @@ def test_jobs_fail_each_for_itself_and_nothing_is_left(
     assert told[-1].phase == "score shapes"
     [result] = [e.result for e in events if isinstance(e, Finished) and e.job.name == "steps"]
     assert result.steps == 3
-    assert "second line" in (jobs[1].folder / TRACEBACK).read_text(encoding="utf-8")
+    assert "second line" in (jobs[2].folder / TRACEBACK).read_text(encoding="utf-8")
 
     assert not ray.is_initialized()
     assert ray_processes() == set()
@@ -139,6 +138,7 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
         "kills_controller": "a Ray process of this job died (killed, or out of memory)",
         "steps": "finished",  # the one CPU is free again
     }
+    assert [event.job for event in events if isinstance(event, Started)] == jobs
     figures = next(e.progress.figures for e in events if isinstance(e, Progressed))
     assert figures == {name: 1.0 for name in ENVIRONMENT}
     assert not ray.is_initialized()
@@ -169,11 +169,13 @@ def test_a_worker_that_fits_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("ray://head:10001", "not supported"), ("127.0.0.1:1", "no Ray cluster at the address")],
+    [
+        ("ray://head:10001", "Ray's client protocol is not supported"),
+        ("127.0.0.1:1", "no Ray cluster at the address 127.0.0.1:1"),
+        ("nonsense", "no Ray cluster at the address nonsense"),
+    ],
 )
-def test_an_address_that_leads_nowhere(
-    tmp_path: Path, address: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_that_leads_nowhere(tmp_path: Path, address: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         RayTuneExecutor(workdir=tmp_path, address=address).run(
             [job(tmp_path, 1, "steps")], lambda event: None

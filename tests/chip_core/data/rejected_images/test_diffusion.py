@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from chip_core.config import RejectedImageConfig
-from chip_core.data.rejected_images import corrupt_pixels, diffusion_coefficients, rejected_image
+from chip_core.data.rejected_images import RejectedImages, diffusion_coefficients
+from chip_core.seeding import generator
 
 
 def test_coefficients_equal_the_released_schedule(oracles: Path) -> None:
@@ -31,7 +31,7 @@ def test_noise_is_a_function_of_its_key() -> None:
     pixels = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 
     def noisy(seed: int, sample: str) -> torch.Tensor:
-        return corrupt_pixels(pixels, config, seed=seed, sample=sample)
+        return RejectedImages(config, seed=seed).corrupt(pixels, sample=sample)
 
     assert torch.equal(noisy(0, "a"), noisy(0, "a"))
     assert not torch.equal(noisy(0, "a"), noisy(0, "b"))
@@ -43,7 +43,28 @@ def test_noise_is_a_function_of_its_key() -> None:
     assert abs(noise.var().item() - 1) < 0.41
 
 
-def test_black_is_black_and_keeps_the_size() -> None:
-    black = rejected_image(Image.new("RGB", (5, 7), "red"), RejectedImageConfig(strategy="black"))
-    assert black.size == (5, 7)
-    assert black.getextrema() == ((0, 0), (0, 0), (0, 0))
+def test_the_draw_is_the_one_that_recorded_figures_were_made_with() -> None:
+    # The key is (strategy, timestep, seed, sample); redraw and the released schedule add nothing.
+    config = RejectedImageConfig(strategy="diffusion", diffusion={"timestep": 300})
+    pixels = torch.ones(1, 3, 4, 4)
+    draw = generator("rejected_image", "diffusion", 300, 7, "train/5")
+    signal, spread = diffusion_coefficients(300)
+    expected = signal * pixels + spread * torch.randn(pixels.shape, generator=draw)
+    made = RejectedImages(config, seed=7).corrupt(pixels, sample="train/5", epoch=2)
+    assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [
+        ("linear", 4.0e-5),  # ᾱ_999 of DDPM, Ho et al. 2020, section 4: 4e-5
+        ("scaled_linear", 4.66e-3),  # of Stable Diffusion
+        ("cosine", 2.4e-9),  # beta is cut at 0.999
+        ("sigmoid", 8.15e-2),
+    ],
+)
+def test_every_schedule_falls_from_all_signal_to_its_end(schedule: str, last: float) -> None:
+    shares = [diffusion_coefficients(step, schedule)[0] ** 2 for step in range(0, 1000, 37)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.999
+    assert diffusion_coefficients(999, schedule)[0] ** 2 == pytest.approx(last, rel=0.02)

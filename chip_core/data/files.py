@@ -1,0 +1,93 @@
+"""Which files a data source means, and what they hold, by content."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from chip_core.config import DataConfig
+from chip_core.errors import ConfigError
+
+PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson")
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_GLOB = re.compile(r"[*?\[]")
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def is_hub_name(source: str) -> bool:
+    """Return whether a source is a data set's name on the hub: `owner/name`, and no file here."""
+    return (
+        bool(_HUB_NAME.match(source))
+        and not source.startswith(".")
+        and Path(source).suffix not in (*PARQUET, *LINES)
+        and not Path(source).expanduser().exists()
+    )
+
+
+def shards(data: DataConfig) -> list[Path]:
+    """Return the files of a local source, in order of their paths.
+
+    Raises:
+        ConfigError: there is none, or they are not of one kind.
+    """
+    source = data.source
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = _in_folder(path, data.split)
+        if not found:
+            of_split = f" of the split '{data.split}'" if data.split else ""
+            raise ConfigError([f"no *.parquet or *.jsonl{of_split} in {source}"])
+    else:
+        if data.split is not None:
+            raise ConfigError([f"split '{data.split}': only a folder or a hub name has splits"])
+        if path.is_file():
+            found = [path]
+        else:
+            matches = glob.glob(str(path), recursive=True) if _GLOB.search(source) else []
+            found = sorted(Path(match) for match in matches if Path(match).is_file())
+        if not found:
+            raise ConfigError(
+                [f"no file {source}: name a file, a folder, a glob, or owner/name on the hub"]
+            )
+    strange = [file for file in found if file.suffix.lower() not in (*PARQUET, *LINES)]
+    if strange:
+        raise ConfigError([f"{strange[0]} is neither .parquet nor .jsonl: convert it"])
+    if len({file.suffix.lower() in PARQUET for file in found}) > 1:
+        raise ConfigError([f"{source} holds parquet and JSON lines: name one kind by a glob"])
+    return found
+
+
+def digest(file: Path) -> str:
+    """Return the sha256 of a file; kept as long as its size and time of change stay."""
+    state = os.stat(file)
+    key = (str(file.resolve()), state.st_size, state.st_mtime_ns)
+    if key not in _digests:
+        with file.open("rb") as opened:
+            _digests[key] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return _digests[key]
+
+
+def cache_folder() -> Path:
+    """Return where copies of data lie: $CHIP_ABLATE_CACHE, or the user's cache folder."""
+    own = os.environ.get("CHIP_ABLATE_CACHE")
+    if own:
+        return Path(own).expanduser()
+    above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(above).expanduser() / "chip-ablate"
+
+
+def _in_folder(folder: Path, split: str | None) -> list[Path]:
+    found = []
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if hidden or file.suffix.lower() not in (*PARQUET, *LINES) or not file.is_file():
+            continue
+        # As on the hub: train.parquet, train-00000-of-00002.parquet, or a folder train/.
+        of_split = split in inside.parts[:-1] or re.split(r"[-.]", inside.name)[0] == split
+        if split is None or of_split:
+            found.append(file)
+    return found

@@ -1,0 +1,16 @@
+"""The formats of preference data, one a file; a data set's is found by its columns."""
+
+from __future__ import annotations
+
+from chip_core.data.formats import jsonl, rlaif_v, rlhf_v, trl
+from chip_core.data.formats.base import Format, Kinds, rejected_image
+
+#: Name -> format, in the order in which they are tried.
+FORMATS = {entry.name: entry for entry in (rlhf_v.FORMAT, rlaif_v.FORMAT, jsonl.FORMAT, trl.FORMAT)}
+
+__all__ = ["FORMATS", "Format", "Kinds", "find_format", "rejected_image"]
+
+
+def find_format(kinds: Kinds) -> Format | None:
+    """Return the format that columns fit; None if there is none."""
+    return next((entry for entry in FORMATS.values() if entry.fits(kinds)), None)

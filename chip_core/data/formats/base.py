@@ -1,0 +1,90 @@
+"""What a format is: which columns it wants, and how a row's cells become texts and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chip_core.data.rows import IMAGE_PLACEHOLDER, ImageRef, RowError, Texts
+
+Raw = Mapping[str, Any]
+#: Column -> "string", "binary", "struct", "list" or "other".
+Kinds = Mapping[str, str]
+
+REJECTED_IMAGE_COLUMNS = ("rejected_image", "rejected_images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One way to lay out preference pairs in columns."""
+
+    name: str
+    wants: str  # the columns, as a user is told
+    image_columns: tuple[str, ...]  # all that `image` looks at
+    fits: Callable[[Kinds], bool]
+    texts: Callable[[Raw], Texts]
+    image: Callable[[Raw], ImageRef]
+
+
+def rejected_image(raw: Raw) -> ImageRef | None:
+    """Return the rejected image where a row gives one; every format may."""
+    for column in REJECTED_IMAGE_COLUMNS:
+        if raw.get(column) is not None:
+            return image_cell(raw, column)
+    return None
+
+
+def text_cell(raw: Raw, *columns: str) -> str:
+    """Return the text of the first of the columns that a row has."""
+    for column in columns:
+        value = raw.get(column)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise RowError(f"{column} is of type {type(value).__name__}, not text")
+        return value
+    raise RowError(f"no {' or '.join(columns)}")
+
+
+def prompt_text(text: str) -> str:
+    """Return a prompt without its mark for the image: the chat template puts its own."""
+    marks = text.count(IMAGE_PLACEHOLDER)
+    if marks > 1:
+        raise RowError(f"the prompt names {marks} images: one image a pair is supported")
+    return text.replace(IMAGE_PLACEHOLDER, "").strip() if marks else text
+
+
+def own_id(raw: Raw) -> str | None:
+    """Return the row's own id as text."""
+    for column in ("id", "idx"):
+        value = raw.get(column)
+        if value is not None and not isinstance(value, (str, int)):
+            raise RowError(
+                f"{column} is of type {type(value).__name__}, not text or a whole number"
+            )
+        if value is not None and str(value):
+            return str(value)
+    return None
+
+
+def image_cell(raw: Raw, column: str) -> ImageRef:
+    """Return the image in a column: bytes, a path, {bytes, path}, or a list of one of these."""
+    value = raw.get(column)
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise RowError(f"{column} holds {len(value)} images: one image a pair is supported")
+        value = value[0] if value else None
+    if value is None:
+        return ImageRef()
+    if isinstance(value, bytes):
+        return ImageRef(data=value)
+    if isinstance(value, str):
+        return ImageRef(path=value) if value else ImageRef()
+    if isinstance(value, dict):
+        data, path = value.get("bytes"), value.get("path")
+        if (data is None or isinstance(data, bytes)) and (path is None or isinstance(path, str)):
+            return ImageRef(data=data, path=path or None)
+    raise RowError(
+        f"{column} is of type {type(value).__name__}, not bytes, a path or {{bytes, path}}"
+    )

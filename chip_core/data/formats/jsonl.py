@@ -1,0 +1,44 @@
+"""Rows with image paths: `image` a path, `prompt` or `question`, `chosen`, `rejected`, `id`."""
+
+from __future__ import annotations
+
+from chip_core.data.formats.base import (
+    Format,
+    Kinds,
+    Raw,
+    image_cell,
+    own_id,
+    prompt_text,
+    text_cell,
+)
+from chip_core.data.rows import ImageRef, Texts
+
+
+def _fits(kinds: Kinds) -> bool:
+    asked = kinds.keys() & {"prompt", "question"}
+    texts = {"chosen", "rejected"} <= kinds.keys()
+    plain = all(kinds[name] == "string" for name in [*asked, "chosen", "rejected"] if name in kinds)
+    return bool(asked) and texts and plain and kinds.get("image") == "string"
+
+
+def _texts(raw: Raw) -> Texts:
+    return Texts(
+        id=own_id(raw),
+        prompt=prompt_text(text_cell(raw, "prompt", "question")),
+        chosen=text_cell(raw, "chosen"),
+        rejected=text_cell(raw, "rejected"),
+    )
+
+
+def _image(raw: Raw) -> ImageRef:
+    return image_cell(raw, "image")
+
+
+FORMAT = Format(
+    name="jsonl",
+    wants="image (a path), prompt or question, chosen, rejected",
+    image_columns=("image",),
+    fits=_fits,
+    texts=_texts,
+    image=_image,
+)

@@ -1,0 +1,31 @@
+"""RLAIF-V: `image` {bytes, path}; `question`, `chosen`, `rejected` are columns; `idx` a string."""
+
+from __future__ import annotations
+
+from chip_core.data.formats.base import Format, Kinds, Raw, own_id, prompt_text, text_cell
+from chip_core.data.formats.rlhf_v import image
+from chip_core.data.rows import Texts
+
+
+def _fits(kinds: Kinds) -> bool:
+    wanted = {"image", "question", "chosen", "rejected"}
+    return wanted <= kinds.keys() and kinds["image"] in ("struct", "binary")
+
+
+def _texts(raw: Raw) -> Texts:
+    return Texts(
+        id=own_id(raw),
+        prompt=prompt_text(text_cell(raw, "question")),
+        chosen=text_cell(raw, "chosen"),
+        rejected=text_cell(raw, "rejected"),
+    )
+
+
+FORMAT = Format(
+    name="rlaif-v",
+    wants="image ({bytes, path}), question, chosen, rejected",
+    image_columns=("image", "image_path"),
+    fits=_fits,
+    texts=_texts,
+    image=image,
+)

@@ -1,0 +1,101 @@
+"""From what a row says of an image to an RGB image, without trusting the row."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from chip_core.data.rows import ImageRef, RowError
+
+#: Pillow's own bound; an image's header is looked at before a pixel is decoded.
+MAX_PIXELS = 89_478_485
+_KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+class ImageReader:
+    """Reads the images of one data file; paths are relative to a folder and stay inside it."""
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = None if root is None else root.resolve()
+
+    def size(self, ref: ImageRef) -> tuple[int, int]:
+        """Return (width, height) of an image that decodes whole.
+
+        A JPEG is decoded at an eighth of its size: all its bytes are read, few pixels are made.
+
+        Raises:
+            RowError: there is no image, it is broken, too large, or lies outside the folder.
+        """
+        with self._open(ref) as image:
+            size = image.size
+            image.draft("RGB", (1, 1))
+            _load(image)
+        return size
+
+    def read(self, ref: ImageRef) -> Image.Image:
+        """Return the image as RGB, turned as its EXIF orientation says.
+
+        Raises:
+            RowError: as `size`.
+        """
+        with self._open(ref) as image:
+            _load(image)
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    def file(self, path: str) -> Path:
+        """Return the file of a path that a row names.
+
+        Raises:
+            RowError: it leaves the folder, or there is no such file.
+        """
+        if "://" in path:
+            raise RowError(f"image {path[:80]!r} is a URL: fetch the images, then name paths")
+        if self._root is None:
+            raise RowError(f"image {path!r} is a path: say under which folder by data.image_root")
+        try:
+            file = (self._root / path).resolve()
+            inside = file.is_relative_to(self._root)
+            found = inside and file.is_file()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RowError(f"image path {path[:80]!r} is no path ({error})") from None
+        if not inside:
+            raise RowError(f"image path {path!r} leaves its folder {self._root}")
+        if not found:
+            raise RowError(f"no image {path!r} in {self._root}")
+        return file
+
+    def _open(self, ref: ImageRef) -> Image.Image:
+        if ref.data is None and ref.path is None:
+            raise RowError("no image")
+        if ref.data is not None and not ref.data:
+            raise RowError("the image has no bytes")
+        source = self.file(ref.path or "") if ref.data is None else io.BytesIO(ref.data)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(source, formats=_KINDS)
+        except Image.DecompressionBombError:
+            raise RowError(f"the image has more than {MAX_PIXELS} pixels") from None
+        except UnidentifiedImageError:
+            raise RowError(f"the image is none of {', '.join(_KINDS)}") from None
+        except (OSError, ValueError, SyntaxError, MemoryError) as error:
+            raise RowError(f"the image cannot be read ({_brief(error)})") from None
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            image.close()
+            raise RowError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS}")
+        return image
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        raise RowError(f"the image is broken ({_brief(error)})") from None
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

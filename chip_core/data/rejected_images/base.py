@@ -1,0 +1,103 @@
+"""What a rejected-image strategy is: its traits, its settings, what it is given."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from PIL import Image
+
+from chip_core.fields import Section
+from chip_core.strategies import NoParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Colour = tuple[int, int, int]
+P = TypeVar("P", bound=Section)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a strategy declares of itself; the conformance suite holds it to that."""
+
+    random: bool  # drawn by a seed; otherwise the same for every seed and epoch
+    keeps_size: bool  # the rejected image has the true one's width and height
+    needs_others: bool = False  # it takes other training images
+    needs_given: bool = False  # it takes the data's own rejected image
+    void_where: str | None = None  # on which images it has no effect
+
+
+class Pictured(Protocol):
+    """A training sample, as far as a strategy looks at it."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def image(self) -> Image.Image:
+        """Its image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What one rejected image is made from."""
+
+    id: str
+    image: Image.Image  # RGB, bounded
+    seed: int  # of this draw alone
+    mean: Colour  # the processor's image mean: its normalised values are 0
+    others: Sequence[Pictured] = ()
+    given: Image.Image | None = None  # RGB, bounded
+
+    def numbers(self) -> Random:
+        """Return the draw's random numbers; only `.random()` is the same in every Python."""
+        return Random(self.seed)
+
+
+class Strategy(ABC, Generic[P]):
+    """A way to make the rejected image. Subclass ImageStrategy or PixelStrategy."""
+
+    parameters: ClassVar[type[Section]] = NoParameters
+    traits: ClassVar[Traits]
+
+    def __init__(self, settings: P) -> None:
+        self.settings = settings
+
+    def key(self) -> tuple[object, ...]:
+        """Return the part of the draw's key that the settings are."""
+        return (json.dumps(self.settings.model_dump(mode="json"), sort_keys=True),)
+
+    @classmethod
+    def identity(cls, settings: P) -> dict[str, Any]:
+        """Return what of the settings decides a trial's figures: its part of the fingerprint.
+
+        Raises:
+            ValueError: what the settings name cannot be read.
+        """
+        return settings.model_dump(mode="json")
+
+
+class ImageStrategy(Strategy[P]):
+    """Acts on the RGB image, before the processor."""
+
+    @abstractmethod
+    def reject(self, source: Source) -> Image.Image:
+        """Return the rejected image, in RGB; the true one where there is no effect.
+
+        Raises:
+            TrialError: what it needs is not there.
+        """
+
+
+class PixelStrategy(Strategy[P]):
+    """Acts on the processor's normalised pixel values."""
+
+    @abstractmethod
+    def corrupt(self, pixel_values: Tensor, seed: int) -> Tensor:
+        """Return pixel values of the same shape, in float32."""

@@ -1,0 +1,155 @@
+"""From a configuration to rejected images.
+
+A draw is a function of the strategy with its settings, the corruption seed, the sample's id and,
+under `redraw: each_epoch`, the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from chip_core.config import RejectedImageConfig
+from chip_core.data.rejected_images.base import (
+    ImageStrategy,
+    Pictured,
+    PixelStrategy,
+    Source,
+    Traits,
+)
+from chip_core.data.rejected_images.images import as_rgb, bounded, same
+from chip_core.data.rejected_images.registry import strategy_class
+from chip_core.seeding import derived_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: CLIP's, for pictures made without a processor.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectedImage:
+    """An image for the processor, and whether it is the true one after all."""
+
+    image: Image.Image
+    void: bool
+
+
+class RejectedImages:
+    """Makes the rejected images of one configuration."""
+
+    def __init__(
+        self,
+        config: RejectedImageConfig,
+        *,
+        seed: int = 0,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+    ) -> None:
+        """Make ready.
+
+        Args:
+            config: strategy and settings.
+            seed: the corruption seed.
+            image_mean: what the processor subtracts, of values from 0 to 1.
+        """
+        self._config = config
+        self._seed = seed
+        self._strategy = strategy_class(config.strategy)(config.settings)
+        red, green, blue = (round(255 * value) for value in image_mean)
+        self._mean = (red, green, blue)
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy declares of itself."""
+        return self._strategy.traits
+
+    @property
+    def acts_on_pixel_values(self) -> bool:
+        """Whether the strategy acts after the processor."""
+        return isinstance(self._strategy, PixelStrategy)
+
+    def image(
+        self,
+        sample: Pictured,
+        *,
+        epoch: int = 0,
+        others: Sequence[Pictured] = (),
+        given: Image.Image | None = None,
+    ) -> RejectedImage:
+        """Return the image that goes to the processor in the true one's place.
+
+        Args:
+            sample: the sample, with its true image.
+            epoch: of the training, from 0.
+            others: the training samples; the sample may be among them.
+            given: the sample's own rejected image.
+
+        Raises:
+            TrialError: what the strategy needs is not there.
+        """
+        assert isinstance(self._strategy, ImageStrategy), "acts after the processor: corrupt()"
+        true = as_rgb(sample.image)
+        work = bounded(true)
+        source = Source(
+            id=sample.id,
+            image=work,
+            seed=self._draw(sample.id, epoch),
+            mean=self._mean,
+            others=others,
+            given=None if given is None else bounded(as_rgb(given)),
+        )
+        made = self._strategy.reject(source)
+        if same(made, work):
+            return RejectedImage(image=true, void=True)
+        if self.traits.keeps_size and made.size != true.size:  # it was worked on at a smaller size
+            made = made.resize(true.size)
+        return RejectedImage(image=made, void=False)
+
+    def corrupt(self, pixel_values: Tensor, *, sample: str, epoch: int = 0) -> Tensor:
+        """Return the processor's pixel values as the strategy leaves them.
+
+        Args:
+            pixel_values: any shape, normalised.
+            sample: the sample's id.
+            epoch: of the training, from 0.
+        """
+        assert isinstance(self._strategy, PixelStrategy), "acts before the processor: image()"
+        return self._strategy.corrupt(pixel_values, self._draw(sample, epoch))
+
+    def preview(
+        self,
+        sample: Pictured,
+        *,
+        epoch: int = 0,
+        others: Sequence[Pictured] = (),
+        given: Image.Image | None = None,
+    ) -> RejectedImage:
+        """Return a picture of the rejected image for people, at the true image's own size.
+
+        A strategy that acts after the processor is shown on CLIP-normalised values; what it
+        leaves is brought back to colours and cut at black and white.
+        """
+        if not self.acts_on_pixel_values:
+            return self.image(sample, epoch=epoch, others=others, given=given)
+        import numpy
+        import torch
+
+        true = bounded(as_rgb(sample.image))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        colours = torch.from_numpy(numpy.asarray(true, dtype=numpy.float32) / 255)
+        values = ((colours.permute(2, 0, 1) - mean) / std).unsqueeze(0)
+        left = self.corrupt(values, sample=sample.id, epoch=epoch)[0] * std + mean
+        seen = (left.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        made = Image.fromarray(seen)
+        return RejectedImage(image=made, void=same(made, true))
+
+    def _draw(self, sample: str, epoch: int) -> int:
+        key = ("rejected_image", self._config.strategy, *self._strategy.key(), self._seed, sample)
+        if self._config.redraw == "each_epoch":
+            key = (*key, "epoch", epoch)
+        return derived_seed(*key)

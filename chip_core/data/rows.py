@@ -1,0 +1,76 @@
+"""One row of a data set, between the file it lies in and the preference pair it becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class RowError(ValueError):
+    """A row that cannot become a preference pair. Its message is the reason, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a row lies."""
+
+    file: str
+    row: int  # from 0; in a JSON-lines file the line, from 1
+    unit: str = "row"
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.unit} {self.row}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRow:
+    """A row that is no preference pair, and why."""
+
+    place: Place
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRef:
+    """An image as a row gives it: the file's bytes, or a path. Bytes go first."""
+
+    data: bytes | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What a row says."""
+
+    id: str | None  # the row's own
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def check_texts(texts: Texts) -> None:
+    """Raise where a row's texts are no preference.
+
+    Raises:
+        RowError: the first thing that is wrong.
+    """
+    for name in ("prompt", "chosen", "rejected"):
+        text = getattr(texts, name)
+        if not text.strip():
+            raise RowError(f"{name} is empty")
+        if "\0" in text:
+            raise RowError(f"{name} holds a null byte")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError(f"{name} is not UTF-8: a lone surrogate at {error.start}") from None
+        if name != "prompt" and IMAGE_PLACEHOLDER in text:
+            raise RowError(f"{name} holds {IMAGE_PLACEHOLDER}: a response has no image")
+    if texts.chosen.strip() == texts.rejected.strip():
+        raise RowError("chosen and rejected are equal")
+
+
+IMAGE_PLACEHOLDER = "<image>"
+"""How many data sets mark the image in a prompt; the chat template puts its own."""

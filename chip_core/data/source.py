@@ -1,0 +1,208 @@
+"""A data source opened: its rows as texts and images, its problems, its identity."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.config import DataConfig
+from chip_core.data.files import PARQUET, digest, is_hub_name, shards
+from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
+from chip_core.data.formats.base import REJECTED_IMAGE_COLUMNS
+from chip_core.data.image_files import ImageReader
+from chip_core.data.rows import ImageRef, Place, RowError, Texts, check_texts
+from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
+from chip_core.errors import ConfigError
+
+SHAPES = "shapes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row whose texts are a preference; its images are not decoded yet."""
+
+    index: int
+    texts: Texts
+    image: ImageRef
+    rejected_image: ImageRef | None
+    images: ImageReader
+
+    @property
+    def id(self) -> str | None:
+        """The row's own id."""
+        return self.texts.id
+
+
+class Source:
+    """The rows of all shards, numbered through."""
+
+    def __init__(self, data: DataConfig, tables: list[Table]) -> None:
+        self.tables = tables
+        self.format = _format(data, tables)
+        root = None if data.image_root is None else Path(data.image_root).expanduser()
+        self._images = [ImageReader(root or table.folder) for table in tables]
+        self._starts = [0]
+        for table in tables:
+            self._starts.append(self._starts[-1] + len(table))
+        whole = self._starts[-1]
+        self._length = whole if data.limit is None else min(data.limit, whole)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def place(self, index: int) -> Place:
+        """Return where a row lies."""
+        shard, row = self._find(index)
+        return self.tables[shard].place(row)
+
+    def fallback_id(self, index: int) -> str:
+        """Return the id of a row that has none of its own: its shard's name and its number."""
+        shard, row = self._find(index)
+        return f"{self.tables[shard].name}:{row}"
+
+    def scan(self) -> Iterator[tuple[int, Row | RowError]]:
+        """Yield each row with its number, in order; in place of a bad one the reason."""
+        for index, shard, read in self._readers():
+            try:
+                yield index, self._row(index, shard, read())
+            except RowError as error:
+                yield index, error
+
+    def row(self, index: int) -> Row:
+        """Return one row.
+
+        Raises:
+            RowError: it is bad.
+        """
+        shard, row = self._find(index)
+        return self._row(index, shard, self.tables[shard].read(row))
+
+    def image_files(self) -> Iterator[tuple[str, Path | None]]:
+        """Yield each image that is named by a path, and its file where there is one."""
+        columns = (*self.format.image_columns, *REJECTED_IMAGE_COLUMNS)
+        for _, shard, read in self._readers(columns):
+            try:
+                raw = read()
+                refs = (self.format.image(raw), rejected_image(raw))
+            except RowError:
+                continue  # told when the rows are checked
+            for ref in refs:
+                if ref is None or ref.data is not None or ref.path is None:
+                    continue
+                try:
+                    yield ref.path, self._images[shard].file(ref.path)
+                except RowError:
+                    yield ref.path, None
+
+    def _readers(self, columns: tuple[str, ...] | None = None) -> Iterator[tuple[int, int, Read]]:
+        index = 0
+        for shard, table in enumerate(self.tables):
+            for read in table.scan(columns):
+                if index >= self._length:
+                    return
+                yield index, shard, read
+                index += 1
+
+    def _row(self, index: int, shard: int, raw: Mapping[str, Any]) -> Row:
+        texts = self.format.texts(raw)
+        check_texts(texts)
+        image = self.format.image(raw)
+        if image == ImageRef():
+            raise RowError("no image")
+        return Row(
+            index=index,
+            texts=texts,
+            image=image,
+            rejected_image=rejected_image(raw),
+            images=self._images[shard],
+        )
+
+    def _find(self, index: int) -> tuple[int, int]:
+        shard = bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
+
+
+def open_source(data: DataConfig) -> Source:
+    """Open a source that is not the embedded world's.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or its columns fit no format.
+    """
+    if is_hub_name(data.source):
+        return Source(data, [_hub_table(data)])
+    return Source(data, [_file_table(file) for file in shards(data)])
+
+
+def problem(data: DataConfig) -> str | None:
+    """Return what is wrong with a source, before anything is started; None if nothing.
+
+    Its rows are not looked at, and a hub name is not looked up.
+    """
+    if data.source == SHAPES or is_hub_name(data.source):
+        return None
+    if data.image_root is not None and not Path(data.image_root).expanduser().is_dir():
+        return f"no folder {data.image_root}: data.image_root names where image paths begin"
+    try:
+        source = open_source(data)
+    except ConfigError as error:
+        return error.problems[0]
+    return None if len(source) else f"{data.source} has no rows"
+
+
+def identity(data: DataConfig) -> dict[str, Any]:
+    """Return what a fingerprint holds of a source: its content, not where it lies.
+
+    The files' names are in it: they are part of the ids of rows that have none of their own.
+    Images that rows name by path are in it by content.
+    """
+    if data.source == SHAPES:
+        return {"source": SHAPES}
+    if is_hub_name(data.source):
+        return {"hub": data.source, "revision": data.revision or "main", "format": data.format}
+    source = open_source(data)
+    files = [[file.name, digest(file)] for file in shards(data)]
+    images = hashlib.sha256()
+    seen: set[tuple[str, str]] = set()
+    for path, file in source.image_files():
+        key = (path, "none" if file is None else digest(file))
+        if key not in seen:
+            seen.add(key)
+            images.update("\0".join((*key, "")).encode("utf-8", "surrogatepass"))
+    return {
+        "files": files,
+        "format": source.format.name,
+        **({"images": images.hexdigest()} if seen else {}),
+    }
+
+
+def _file_table(file: Path) -> Table:
+    if file.suffix.lower() in PARQUET:
+        return ParquetTable(file, file.name)
+    return LinesTable(file, file.name)
+
+
+def _hub_table(data: DataConfig) -> Table:
+    from datasets import load_dataset
+
+    split = data.split or "train"
+    try:
+        dataset = load_dataset(data.source, split=split, revision=data.revision)
+    except Exception as error:  # whatever the hub, the network or a loader raises
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError([f"{data.source}, split {split}, cannot be loaded ({what})"]) from None
+    return HubTable(dataset, data.source)
+
+
+def _format(data: DataConfig, tables: list[Table]) -> Format:
+    if data.format != "auto":
+        return FORMATS[data.format]
+    kinds = next((table.kinds for table in tables if len(table)), {})
+    found = find_format(kinds)
+    if found is None and kinds:
+        wanted = "; ".join(f"{entry.name}: {entry.wants}" for entry in FORMATS.values())
+        raise ConfigError([f"the columns {', '.join(kinds)} fit no format ({wanted})"])
+    return found or FORMATS["jsonl"]  # without a row nothing is read by it

@@ -1,0 +1,249 @@
+"""Rows of a file by number, without the file in memory: parquet, JSON lines, a hub's data set.
+
+A table is read in two ways. `scan` goes through it once, in order. `read` takes any row: a parquet
+file is copied once to an Arrow file under its content hash, which is memory-mapped, because a
+parquet row cannot be reached without unpacking its whole group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from chip_core.data.files import cache_folder, digest
+from chip_core.data.rows import Place, RowError
+from chip_core.errors import ConfigError
+
+_ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
+_KINDS: dict[type, str] = {str: "string", bytes: "binary", dict: "struct", list: "list"}
+
+#: Reads one row; raises RowError where that row cannot be read.
+Read = Callable[[], Mapping[str, Any]]
+
+
+class Table(Protocol):
+    """Rows of one file."""
+
+    @property
+    def name(self) -> str:
+        """What ids of its rows begin with."""
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Column -> "string", "binary", "struct", "list" or "other"."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where relative image paths begin."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def place(self, index: int) -> Place:
+        """Return where a row lies, for people."""
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+        """Yield a reader for each row, in order; it holds until the next one is asked for."""
+
+    def read(self, index: int) -> Mapping[str, Any]:
+        """Return one row."""
+
+
+class ParquetTable:
+    """A parquet file."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        self.name, self._file, self.folder = name, file, file.parent
+        try:
+            self._parquet = parquet.ParquetFile(file, memory_map=True)
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError([f"{file} cannot be read as parquet ({_brief(error)})"]) from None
+        self.kinds = {field.name: _arrow_kind(field.type) for field in self._parquet.schema_arrow}
+        self._copy: Any = None
+        self._starts: list[int] = []
+
+    def __len__(self) -> int:
+        return int(self._parquet.metadata.num_rows)
+
+    def place(self, index: int) -> Place:
+        """Return the file and the row, from 0."""
+        return Place(file=str(self._file), row=index)
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+        """Yield a reader for each row; a few rows are in memory at a time."""
+        kept = None if columns is None else [name for name in columns if name in self.kinds]
+        for batch in self._batches(kept):
+            for row in range(batch.num_rows):
+                yield partial(_arrow_row, batch, row)
+
+    def read(self, index: int) -> Mapping[str, Any]:
+        """Return one row from the memory-mapped copy."""
+        if self._copy is None:
+            self._copy = self._open_copy()
+            self._starts = [0]
+            for place in range(self._copy.num_record_batches):
+                self._starts.append(self._starts[-1] + self._copy.get_batch(place).num_rows)
+        place = bisect_right(self._starts, index) - 1
+        return _arrow_row(self._copy.get_batch(place), index - self._starts[place])
+
+    def _open_copy(self) -> Any:
+        import pyarrow as pa
+
+        copy = cache_folder() / "data" / f"{digest(self._file)}.arrow"
+        if not copy.exists():
+            partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+            try:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                with pa.ipc.new_file(str(partial), self._parquet.schema_arrow) as out:
+                    for batch in self._batches(None):
+                        out.write_batch(batch)
+                partial.replace(copy)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise ConfigError(
+                    [f"{copy.parent} cannot be written ({_brief(error)}): set CHIP_ABLATE_CACHE"]
+                ) from None
+        return pa.ipc.open_file(pa.memory_map(str(copy)))
+
+    def _batches(self, columns: Sequence[str] | None) -> Iterator[Any]:
+        import pyarrow as pa
+
+        batches = self._parquet.iter_batches(batch_size=_ROWS, columns=columns)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, pa.ArrowException) as error:
+                raise ConfigError([f"{self._file} is damaged ({_brief(error)})"]) from None
+            if batch is None:
+                return
+            yield batch
+
+
+class LinesTable:
+    """A JSON-lines file; only where its lines begin is held. Blank lines are no rows."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        self.name, self._file, self.folder = name, file, file.parent
+        self._starts, self._lines = array("Q"), array("Q")
+        try:
+            with file.open("rb") as opened:
+                start = 0
+                for number, line in enumerate(opened, start=1):
+                    if line.strip():
+                        self._starts.append(start)
+                        self._lines.append(number)
+                    start += len(line)
+        except OSError as error:
+            raise ConfigError([f"{file} cannot be read ({_brief(error)})"]) from None
+        self.kinds = self._first_kinds()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def place(self, index: int) -> Place:
+        """Return the file and the line, from 1."""
+        return Place(file=str(self._file), row=self._lines[index], unit="line")
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+        """Yield a reader for each line."""
+        for index in range(len(self)):
+            yield partial(self.read, index)
+
+    def read(self, index: int) -> Mapping[str, Any]:
+        """Return one line's object."""
+        with self._file.open("rb") as opened:
+            opened.seek(self._starts[index])
+            line = opened.readline()
+        try:
+            value = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise RowError(f"not UTF-8 at byte {error.start} of the line") from None
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"not JSON ({_json_fault(error)})") from None
+        if not isinstance(value, dict):
+            raise RowError("no JSON object")
+        return value
+
+    def _first_kinds(self) -> dict[str, str]:
+        """Return the columns of the first rows: one of them may lack some."""
+        kinds: dict[str, str] = {}
+        for index in range(min(len(self), _ROWS)):
+            try:
+                row = self.read(index)
+            except RowError:
+                continue
+            for name, value in row.items():
+                if value is not None:
+                    kinds.setdefault(name, _KINDS.get(type(value), "other"))
+        return kinds
+
+
+class HubTable:
+    """A data set of the hub, memory-mapped by `datasets`; images stay as they are stored."""
+
+    folder = None
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.name, self._dataset = name, dataset.with_format("arrow")
+        schema = self._dataset.data.schema
+        self.kinds = {field.name: _arrow_kind(field.type) for field in schema}
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def place(self, index: int) -> Place:
+        """Return the data set's name and the row, from 0."""
+        return Place(file=self.name, row=index)
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+        """Yield a reader for each row."""
+        for index in range(len(self)):
+            yield partial(self.read, index)
+
+    def read(self, index: int) -> Mapping[str, Any]:
+        """Return one row."""
+        return _arrow_row(self._dataset[index], 0)
+
+
+def _json_fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos}"
+    return _brief(error)
+
+
+def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
+    """Return one row of an Arrow batch or table as plain data."""
+    raw: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            raw[name] = column[row].as_py()
+        except UnicodeDecodeError as error:
+            raise RowError(f"{name} is not UTF-8 at byte {error.start}") from None
+    return raw
+
+
+def _arrow_kind(kind: Any) -> str:
+    from pyarrow import types
+
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "string"
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return "binary"
+    if types.is_struct(kind):
+        return "struct"
+    if types.is_list(kind) or types.is_large_list(kind):
+        return "list"
+    return "other"
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,146 @@
+"""A loss term of a user's own, named `module:attr` in a recipe or study.
+
+It is a function like the terms in `forms.py`:
+
+    def my_term(chosen, rejected, rejected_image, beta):
+        return -F.logsigmoid(beta * (chosen.log_ratio() - rejected.log_ratio()))
+
+of three `ResponseScores` (the last is None unless asked for) and the objective's beta, and returns
+one loss a pair, (B,). What it needs beyond log-probabilities it says in an attribute:
+
+    my_term.needs = {"rejected_image", "divergence"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core import plugins
+from chip_core.objectives.terms import ResponseScores
+
+NEEDS = frozenset({"rejected_image", "divergence"})
+
+CustomTerm = Callable[[ResponseScores, ResponseScores, ResponseScores | None, float], Tensor]
+
+
+def load_term(name: str) -> CustomTerm:
+    """Return the term that `module:attr` names.
+
+    Raises:
+        ValueError: it cannot be imported, is no function, or needs what there is not.
+    """
+    term = plugins.load(name)
+    if not callable(term):
+        raise ValueError(f"'{name}' is no function: see docs/plugins.md")
+    unknown = sorted(needs(term) - NEEDS)
+    if unknown:
+        raise ValueError(f"'{name}' needs {', '.join(unknown)}: it may need {sorted(NEEDS)}")
+    return term  # type: ignore[no-any-return]
+
+
+def needs(term: Any) -> frozenset[str]:
+    """Return what a term needs beyond log-probabilities."""
+    return frozenset(getattr(term, "needs", ()))
+
+
+def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
+    """Check a term as the shipped ones are checked; yield (what is checked, what is wrong).
+
+    The batch is made up: three pairs with responses of different lengths, in float64.
+    """
+    scores = _made_up()
+
+    def loss(rows: slice = slice(None), pad: int = 0, **changed: Tensor) -> Tensor:
+        given = {name: _cut(part, rows, pad) for name, part in scores.items()}
+        if changed:
+            given["chosen"] = _with_policy(given["chosen"], changed["policy"])
+        other = given["rejected_image"] if "rejected_image" in needs(term) else None
+        return term(given["chosen"], given["rejected"], other, 0.1)
+
+    try:
+        value = loss()
+    except Exception as error:  # whatever a user's term does
+        yield "it can be computed", f"{type(error).__name__}: {error}"
+        return
+    yield "it can be computed", None
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    wrong = None if shape == (3,) else f"it returned {shape}, not one loss a pair, (3,)"
+    yield "one loss a pair", wrong
+    if wrong:
+        return
+    finite = bool(torch.isfinite(value).all())
+    yield "finite", None if finite else f"it returned {value.tolist()}"
+    alone = torch.cat([loss(slice(row, row + 1)) for row in range(3)])
+    same = torch.allclose(value, alone, rtol=1e-9)
+    yield "a pair's loss is its own", None if same else "a batch of 3 differs from 3 batches of 1"
+    same = torch.allclose(value, loss(pad=2), rtol=1e-9)
+    yield "padding changes nothing", None if same else "two padded tokens changed the loss"
+    policy = scores["chosen"].policy_logps.clone().requires_grad_()
+    moved = loss(policy=policy)
+    if not moved.requires_grad:
+        yield "a gradient", "the loss does not depend on the policy's chosen log-probabilities"
+        return
+    moved.sum().backward()  # type: ignore[no-untyped-call]
+    good = policy.grad is not None and bool(torch.isfinite(policy.grad).all())
+    yield "a gradient", None if good else "its gradient is not finite"
+
+
+def _made_up() -> dict[str, ResponseScores]:
+    draw = torch.Generator().manual_seed(0)
+
+    def scores(lengths: tuple[int, ...], kl: bool) -> ResponseScores:
+        shape = (len(lengths), max(lengths))
+        mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+
+        def logps() -> Tensor:
+            return -torch.rand(shape, generator=draw, dtype=torch.float64) * 3
+
+        return ResponseScores(
+            policy_logps=logps(),
+            reference_logps=logps(),
+            mask=mask,
+            changed=mask & (torch.rand(shape, generator=draw) < 0.5),
+            kl=-logps() if kl else None,
+        )
+
+    return {
+        "chosen": scores((5, 3, 4), True),
+        "rejected": scores((2, 6, 4), True),
+        "rejected_image": scores((5, 3, 4), False),
+    }
+
+
+def _cut(scores: ResponseScores, rows: slice, pad: int) -> ResponseScores:
+    """Return some rows, with tokens of padding that hold anything."""
+
+    def part(values: Tensor | None, fill: float) -> Tensor | None:
+        if values is None:
+            return None
+        kept = values[rows]
+        return torch.cat([kept, torch.full((len(kept), pad), fill).to(kept)], -1)
+
+    policy, reference = part(scores.policy_logps, -50.0), part(scores.reference_logps, -40.0)
+    mask, changed = part(scores.mask, 0), part(scores.changed, 0)
+    assert policy is not None and reference is not None
+    assert mask is not None and changed is not None
+    return ResponseScores(
+        policy_logps=policy,
+        reference_logps=reference,
+        mask=mask,
+        changed=changed,
+        kl=part(scores.kl, 7.0),
+    )
+
+
+def _with_policy(scores: ResponseScores, policy: Tensor) -> ResponseScores:
+    return ResponseScores(
+        policy_logps=policy,
+        reference_logps=scores.reference_logps,
+        mask=scores.mask,
+        changed=scores.changed,
+        kl=scores.kl,
+    )

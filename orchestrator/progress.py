@@ -1,0 +1,50 @@
+"""How far a command is, shown once it has taken two seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN_AFTER = 2.0  # seconds
+PLAIN_EVERY = 10.0  # seconds between lines where nobody watches
+
+
+@contextmanager
+def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield what is to be called with the number done: a bar on a terminal, lines elsewhere."""
+    began = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    task = bar.add_task(what, total=total)
+    told, started = began, False
+
+    def step(done: int) -> None:
+        nonlocal told, started
+        now = time.monotonic()
+        if now - began < SHOWN_AFTER or done >= total:
+            return
+        if console.is_terminal:
+            if not started:
+                bar.start()
+                started = True
+            bar.update(task, completed=done)
+        elif now - told >= (PLAIN_EVERY if told > began else SHOWN_AFTER):
+            told = now
+            left = (now - began) / max(done, 1) * (total - done)
+            console.print(f"{what}: {done} of {total}, {left:.0f} s left", highlight=False)
+
+    try:
+        yield step
+    finally:
+        if started:
+            bar.stop()

@@ -1,0 +1,172 @@
+"""One figure of what the strategies make of images: every strategy, and a series of timesteps.
+
+The paper shows its rejected images so; a study on them can log the same picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from chip_core.config import RejectedImageConfig
+from chip_core.data.rejected_images import Pictured, RejectedImages, strategy_class
+from chip_core.data.rejected_images.images import as_rgb, bounded
+from chip_core.errors import TrialError, UserError
+from chip_core.shapes import world
+from chip_core.strategies import STRATEGIES
+
+#: T of the series, as far apart as the paper's study of noise steps.
+TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
+SIDE = 192  # pixels of the longest side of a picture in the figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An image of the gallery."""
+
+    id: str
+    image: Image.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One picture of the figure, or why it is not there."""
+
+    row: str  # the true image's name
+    title: str  # the strategy, or T
+    image: Image.Image | None
+    note: str | None  # "void", or what is missing
+
+
+def scenes(count: int) -> list[Shown]:
+    """Return images of the embedded world's training split."""
+    drawn = [world.scene("train", index) for index in range(count)]
+    return [Shown(id=scene.id, image=world.draw(scene)) for scene in drawn]
+
+
+def read_images(paths: Iterable[Path]) -> list[Shown]:
+    """Return images from files, named by their stems.
+
+    Raises:
+        UserError: a file cannot be read as an image.
+    """
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as opened:
+                images.append(
+                    Shown(id=path.stem, image=bounded(as_rgb(ImageOps.exif_transpose(opened))))
+                )
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            TrialError,
+            Image.DecompressionBombError,
+        ) as error:
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
+            raise UserError(f"{path}: cannot be read as an image: {reason}") from None
+    return images
+
+
+def gallery_cells(
+    images: Sequence[Pictured],
+    *,
+    timesteps: Sequence[int] = TIMESTEPS,
+    settings: Mapping[str, Any] | None = None,
+    strategies: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Cell]:
+    """Return the pictures of the figure, image by image: strategies first, then the T series.
+
+    Args:
+        images: the true images.
+        timesteps: T of the series.
+        settings: of `rejected_image`, e.g. `{"crop": {"share": 0.2}}`.
+        strategies: which; all of them where it is left out.
+        seed: the corruption seed.
+    """
+    settings = settings or {}
+    names = list(STRATEGIES) if strategies is None else list(strategies)
+    # A single image has no other to be exchanged for: the embedded world's stand in.
+    others = images if len(images) > 1 else [*images, *scenes(3)]
+    cells = []
+    for image in images:
+        cells.append(Cell(row=image.id, title="image", image=as_rgb(image.image), note=None))
+        for name in names:
+            cells.append(_cell(image, name, {**settings, "strategy": name}, name, others, seed))
+        for timestep in timesteps:
+            noisy = {
+                "strategy": "diffusion",
+                "diffusion": {**settings.get("diffusion", {}), "timestep": timestep},
+            }
+            cells.append(_cell(image, f"T = {timestep}", noisy, "diffusion", others, seed))
+    return cells
+
+
+def _cell(
+    image: Pictured,
+    title: str,
+    settings: Mapping[str, Any],
+    strategy: str,
+    others: Sequence[Pictured],
+    seed: int,
+) -> Cell:
+    if strategy_class(strategy).traits.needs_given:
+        return Cell(row=image.id, title=title, image=None, note="from the data")
+    if strategy == "inpaint" and not settings.get("inpaint", {}).get("path"):
+        return Cell(row=image.id, title=title, image=None, note="needs a pipeline")
+    config = RejectedImageConfig.model_validate(settings)
+    try:
+        made = RejectedImages(config, seed=seed).preview(image, others=others)
+    except TrialError as error:
+        return Cell(row=image.id, title=title, image=None, note=str(error))
+    return Cell(row=image.id, title=title, image=made.image, note="void" if made.void else None)
+
+
+def draw_gallery(cells: Sequence[Cell], out: Path) -> None:
+    """Draw the figure: two rows of pictures an image, strategies above, the T series below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows: list[list[Cell]] = []
+    for name in dict.fromkeys(cell.row for cell in cells):
+        of_image = [cell for cell in cells if cell.row == name]
+        series = [cell for cell in of_image if cell.title.startswith("T = ")]
+        rows.append([cell for cell in of_image if cell not in series])
+        if series:
+            rows.append(series)
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(1.15 * columns, 1.35 * len(rows)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, row in zip(grid, rows, strict=True):
+        for axes, cell in zip(line, row, strict=False):
+            _draw_cell(axes, cell)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def _draw_cell(axes: Any, cell: Cell) -> None:
+    axes.set_title(cell.title, fontsize=8, pad=2)
+    axes.set_axis_on()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_linewidth(0.4)
+    if cell.image is not None:
+        picture = cell.image.copy()
+        picture.thumbnail((SIDE, SIDE))
+        axes.imshow(picture, interpolation="nearest")
+    else:
+        axes.set_aspect("equal")
+    if cell.note is not None:
+        words = "\n".join(cell.note.split()[:8])
+        place = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 8}
+        axes.text(0.5, 0.5, words, **place, bbox={"facecolor": "white", "edgecolor": "none"})

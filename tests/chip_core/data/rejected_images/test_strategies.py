@@ -1,0 +1,182 @@
+"""What each strategy does, beyond what all are held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageChops, ImageStat
+
+from chip_core.config import RejectedImageConfig
+from chip_core.data.rejected_images import RejectedImage, RejectedImages
+from chip_core.data.rejected_images.conformance import picture
+from chip_core.data.rejected_images.images import as_rgb, bounded, content_boxes, same
+from chip_core.errors import TrialError
+from chip_core.shapes.processor import build_processor
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    image: Image.Image
+
+
+def make(image: Image.Image, settings: Any, **given: Any) -> RejectedImage:
+    config = RejectedImageConfig.model_validate(settings)
+    seed = given.pop("seed", 0)
+    return RejectedImages(config, seed=seed).image(Sample("x", image), **given)
+
+
+def test_black_is_black() -> None:
+    assert make(picture(0), "black").image.getextrema() == ((0, 0),) * 3
+
+
+def test_the_mean_is_0_once_it_is_normalised() -> None:
+    # 8 bits: a value is within 0.5/255 of the mean, over the smallest deviation, 0.261
+    processor = build_processor().image_processor
+    maker = RejectedImages(RejectedImageConfig(strategy="mean"), image_mean=processor.image_mean)
+    made = maker.image(Sample("x", picture(0)))
+    values = processor(made.image, return_tensors="pt")["pixel_values"]
+    assert values.abs().max() <= 0.5 / 255 / 0.2613 + 1e-6
+
+
+def test_released_crop_leaves_small_images_and_says_so() -> None:
+    assert make(picture(0, (320, 240)), "crop").void
+    assert not make(picture(0, (321, 240)), "crop").void
+    small = picture(0, (48, 48))
+    assert make(small, "crop").image is small
+    assert not make(small, {"strategy": "crop", "crop": {"share": 0.25}}).void
+
+
+def test_a_crop_is_a_part_of_the_image() -> None:
+    # Columns of one value each: a window of a quarter of the area has half the columns.
+    image = Image.linear_gradient("L").rotate(90).convert("RGB")
+    made = make(image, {"strategy": "crop", "crop": {"share": 0.25}}).image
+    low, high = made.convert("L").getextrema()
+    assert high - low == pytest.approx(127, abs=4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rotation_lies_between_its_angles(seed: int) -> None:
+    # A bar from the centre to the right points up and to the right after 10–80 degrees.
+    image = Image.new("RGB", (201, 201))
+    image.paste("white", (101, 98, 200, 103))
+    made = make(image, "rotate", seed=seed).image.convert("L")
+    left, top, right, bottom = made.point(lambda value: 255 if value > 128 else 0).getbbox()
+    across, up = right - 100, 100 - top
+    assert bottom <= 106
+    assert left >= 94
+    # within 3 degrees for the bar's width
+    assert 7 <= torch.rad2deg(torch.atan2(torch.tensor(up), torch.tensor(across))) <= 83
+
+
+def test_random_is_never_the_image_itself() -> None:
+    image = picture(0)
+    others = [Sample("x", image), Sample("same picture", image), Sample("y", picture(1))]
+    for seed in range(20):
+        assert same(make(image, "random", others=others, seed=seed).image, picture(1))
+    with pytest.raises(TrialError, match="no training image differs from that of x"):
+        make(image, "random", others=others[:2])
+
+
+def test_random_reaches_every_other() -> None:
+    others = [Sample(str(number), picture(number, (40, 30))) for number in range(5)]
+    drawn = {
+        make(picture(9), "random", others=others, seed=seed).image.tobytes() for seed in range(60)
+    }
+    assert len(drawn) == 5
+
+
+def test_mixup_is_the_weighted_sum() -> None:
+    image, other = Image.new("RGB", (8, 6), (200, 0, 0)), Image.new("RGB", (3, 3), (0, 100, 0))
+    settings = {"strategy": "mixup", "mixup": {"weight": 0.25}}
+    made = make(image, settings, others=[Sample("y", other)]).image
+    assert made.getpixel((4, 3)) == (150, 25, 0)  # 0.75 · 200, 0.25 · 100
+
+
+def test_lighting_darkens_and_brightens() -> None:
+    grey = Image.new("RGB", (4, 4), (60, 60, 60))
+    values = [make(grey, "lighting", seed=seed).image.getpixel((0, 0))[0] for seed in range(40)]
+    dark = [value for value in values if value < 60]
+    assert 10 <= len(dark) <= 30
+    assert min(dark) >= 9  # 60 · 0.15
+    assert max(dark) <= 24  # 60 · 0.4
+    assert min(value for value in values if value > 60) >= 150  # 60 / 0.4
+
+
+def test_boxes_lie_on_content_and_within_their_share() -> None:
+    image = Image.new("RGB", (200, 200), "white")
+    image.paste(picture(2, (60, 60)), (130, 10))
+    hits = 0
+    for seed in range(20):
+        made = make(image, {"strategy": "occlusion", "occlusion": {"boxes": 1, "share": 0.1}},
+                    seed=seed)  # fmt: skip
+        changed = ImageChops.difference(made.image, image).convert("L")
+        left, top, right, bottom = changed.getbbox()
+        assert (right - left) * (bottom - top) <= 0.105 * 200 * 200  # rounding of the sides
+        hits += left < 190 and right > 130 and top < 70
+    assert hits >= 17  # by chance a box of a tenth would touch that corner in about half
+
+
+def test_boxes_fit_images_of_any_size() -> None:
+    numbers = Random(0)
+    for size in ((1, 1), (1, 50), (300, 2), (17, 31)):
+        for left, top, right, bottom in content_boxes(picture(0, size), numbers, count=5, share=1):
+            assert 0 <= left < right <= size[0]
+            assert 0 <= top < bottom <= size[1]
+
+
+def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
+    image = picture(3)
+    made = make(image, "blur").image
+    before, after = ImageStat.Stat(image.convert("L")), ImageStat.Stat(made.convert("L"))
+    assert after.mean[0] == pytest.approx(before.mean[0], abs=2)
+    assert after.stddev[0] < before.stddev[0]
+
+
+def test_given_is_the_samples_own() -> None:
+    own = picture(7, (30, 20))
+    assert same(make(picture(0), "given", given=own.convert("RGBA")).image, own)
+    with pytest.raises(TrialError, match="sample x has no rejected image of its own"):
+        make(picture(0), "given")
+
+
+def test_inpaint_changes_its_boxes_alone(pipeline: Path) -> None:
+    settings = {
+        "strategy": "inpaint",
+        "inpaint": {"path": str(pipeline), "steps": 2, "side": 64, "boxes": 1, "share": 0.1},
+    }
+    image = picture(0)
+    changed = ImageChops.difference(make(image, settings).image, image)
+    left, top, right, bottom = changed.getbbox()
+    assert (right - left) * (bottom - top) <= 0.105 * 400 * 300
+
+
+def test_a_broken_pipeline_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "None"}')
+    settings = {"strategy": "inpaint", "inpaint": {"path": str(tmp_path)}}
+    with pytest.raises(TrialError, match=r"inpaint.path: \S+: .+") as raised:
+        make(picture(0), settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_wide_grey_is_scaled_not_cut() -> None:
+    wide = Image.new("I;16", (2, 2), 32896)  # half of 65535
+    assert as_rgb(wide).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_mode_without_a_way_to_rgb_is_told() -> None:
+    with pytest.raises(TrialError, match="an image of mode La cannot be read as RGB"):
+        as_rgb(Image.new("La", (2, 2)))
+
+
+def test_huge_images_are_worked_on_smaller_and_come_back_whole() -> None:
+    huge = Image.new("RGB", (60_000, 400), "red")
+    work = bounded(huge)
+    assert work.width * work.height <= 2**24
+    assert work.width / work.height == pytest.approx(150, rel=0.02)
+    assert make(huge, "mean").image.size == (60_000, 400)

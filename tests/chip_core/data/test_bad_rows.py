@@ -1,0 +1,217 @@
+"""Every kind of bad row is told with its place, and left out where that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from chip_core.config import DataConfig
+from chip_core.data import image_files
+from chip_core.data.check import check_rows
+from chip_core.data.preferences import load_pairs
+from chip_core.data.rows import BadRow
+from chip_core.data.source import open_source
+from chip_core.errors import TrialError
+
+from . import files
+
+
+def bad_rows(path: Path, **changes: Any) -> list[str]:
+    source = open_source(DataConfig(source=str(path), **changes))
+    return [str(row) for row in check_rows(source) if isinstance(row, BadRow)]
+
+
+def image(data: bytes | None, path: str | None = "0.jpg") -> dict[str, Any]:
+    return {"image": {"bytes": data, "path": path}, "image_path": None}
+
+
+IN_PARQUET = {
+    "no image": (image(None, None), "no image"),
+    "bytes are null, no file": (image(None), "no image '0.jpg' in "),
+    "no bytes": (image(b""), "the image has no bytes"),
+    "not an image": (image(b"what?"), "the image is none of JPEG, PNG"),
+    "broken JPEG": (image(files.picture(size=(64, 64))[:-40]), "the image is broken (image file"),
+    "broken PNG": (image(files.picture("PNG", (64, 64))[:-40]), "the image is broken ("),
+    "huge": (image(files.huge_header()), "the image has more than 89478485 pixels"),
+    "empty": ({"chosen": " \n"}, "chosen is empty"),
+    "empty prompt": ({"question": ""}, "prompt is empty"),
+    "equal": ({"chosen": "A dog. ", "rejected": "A dog."}, "chosen and rejected are equal"),
+    "null byte": ({"rejected": "A\0dog."}, "rejected holds a null byte"),
+    "surrogate": ({"chosen": "A \ud800."}, "chosen is not UTF-8: a lone surrogate at 2"),
+    "image in a response": ({"chosen": "<image> A dog."}, "chosen holds <image>"),
+    "two images": ({"question": "<image><image>?"}, "the prompt names 2 images"),
+    "not text": ({"chosen": 5}, "chosen is of type int, not text"),
+    "missing": ({"rejected": None}, "no rejected"),
+    "not JSON": ({"text": "{"}, "text is not JSON ("),
+    "no object": ({"text": "[1]"}, "text is no JSON object"),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), IN_PARQUET.values(), ids=IN_PARQUET.keys())
+def test_a_bad_row_of_parquet(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    rows = [files.rlhf_v(0), files.rlhf_v(1, **changes), files.rlhf_v(2)]
+    path = files.write_parquet(tmp_path / "a.parquet", rows)
+    (told,) = bad_rows(path)
+    assert told.startswith(f"{path} row 1: ")
+    assert expected in told
+
+
+IN_LINES: dict[str, tuple[Any, str]] = {
+    "not UTF-8": (b'{"image": "\xff"}', "not UTF-8 at byte 11 of the line"),
+    "not JSON": (b"{", "not JSON ("),
+    "deep": (b"[" * 100_000, "not JSON ("),
+    "no object": (b"[1]", "no JSON object"),
+    "missing": ({"rejected": None}, "no rejected"),
+    "a type": ({"chosen": ["A dog."]}, "chosen is of type list, not text"),
+    "an id's type": ({"id": [1]}, "id is of type list, not text or a whole number"),
+    "an image's type": ({"image": 5}, "image is of type int, not bytes, a path or"),
+    "two images": ({"image": ["images/0.jpg", "images/1.jpg"]}, "image holds 2 images"),
+    "no image": ({"image": ""}, "no image"),
+    "no such image": ({"image": "images/9.jpg"}, "no image 'images/9.jpg' in "),
+    "a folder": ({"image": "images"}, "no image 'images' in "),
+    "upwards": ({"image": "../secret.jpg"}, "image path '../secret.jpg' leaves its folder"),
+    "upwards inside": ({"image": "images/../../secret.jpg"}, "leaves its folder"),
+    "absolute": ({"image": "/etc/hostname"}, "image path '/etc/hostname' leaves its folder"),
+    "symlink": ({"image": "images/link.jpg"}, "image path 'images/link.jpg' leaves its folder"),
+    "null byte": ({"image": "images/\0.jpg"}, "is no path ("),
+    "long": ({"image": "x" * 10_000}, "is no path ("),
+    "URL": ({"image": "https://example.org/a.jpg"}, "is a URL: fetch the images"),
+    "rejected image": ({"rejected_image": "images/9.jpg"}, "rejected image: no image 'images/9"),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), IN_LINES.values(), ids=IN_LINES.keys())
+def test_a_bad_line(tmp_path: Path, changes: Any, expected: str) -> None:
+    folder = tmp_path / "d"
+    files.write_images(folder, 3)
+    (tmp_path / "secret.jpg").write_bytes(files.picture())
+    (folder / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    bad = changes if isinstance(changes, bytes) else files.line(1, **changes)
+    path = files.write_lines(folder / "a.jsonl", [b"", files.line(0), bad, files.line(2)])
+    (told,) = bad_rows(path)
+    assert told.startswith(f"{path} line 3: ")
+    assert expected in told
+
+
+IN_TRL: dict[str, tuple[dict[str, Any], str]] = {
+    "no image": ({"images": []}, "no image"),
+    "two images": ({"images": ["a.jpg", "b.jpg"]}, "images holds 2 images"),
+    "system": (
+        {"prompt": [files.message("system", "Be brief."), files.message("user", "What?")]},
+        "prompt has messages of system, user: one of user is supported",
+    ),
+    "turns": (
+        {"chosen": [files.message("assistant", "A."), files.message("user", "B?")]},
+        "chosen has messages of assistant, user",
+    ),
+    "none": ({"chosen": []}, "chosen has messages of none"),
+    "role": ({"chosen": [{"content": "A."}]}, "chosen holds a message without a role"),
+    "content": ({"chosen": [{"role": "assistant"}]}, "chosen holds a message without content"),
+    "video": (
+        {"prompt": [{"role": "user", "content": [{"type": "video"}]}]},
+        "prompt holds a part of type 'video'",
+    ),
+    "prompts differ": (
+        {
+            "prompt": None,
+            "chosen": [files.message("user", "A?"), files.message("assistant", "B.")],
+            "rejected": [files.message("user", "C?"), files.message("assistant", "D.")],
+        },
+        "no prompt, and chosen and rejected do not begin alike",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), IN_TRL.values(), ids=IN_TRL.keys())
+def test_a_bad_row_of_messages(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    files.write_images(tmp_path, 1)
+    row = {**files.trl(0), "images": ["images/0.jpg"], **changes}
+    path = files.write_lines(tmp_path / "a.jsonl", [row])
+    (told,) = bad_rows(path, format="trl")
+    assert expected in told
+
+
+def test_text_of_parquet_that_is_not_utf8(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([files.rlaif_v(0), files.rlaif_v(1)])
+    broken = pa.array([b"A dog.", b"A \xff dog."]).view(pa.string())
+    table = table.set_column(table.schema.get_field_index("rejected"), "rejected", broken)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (told,) = bad_rows(tmp_path / "a.parquet")
+    assert told.endswith("a.parquet row 1: rejected is not UTF-8 at byte 2")
+    pairs = load_pairs(DataConfig(source=str(tmp_path / "a.parquet"), on_bad_row="skip"))
+    assert [pair.id for pair in pairs] == ["r0"]
+
+
+def test_a_shard_without_a_column_is_bad_row_by_row(tmp_path: Path) -> None:
+    files.write_parquet(tmp_path / "a.parquet", [files.rlaif_v(0)])
+    short = files.rlaif_v(1)
+    del short["rejected"]
+    files.write_parquet(tmp_path / "b.parquet", [short])
+    assert bad_rows(tmp_path) == [f"{tmp_path}/b.parquet row 0: no rejected"]
+
+
+def test_images_with_null_bytes_come_from_the_folder(tmp_path: Path) -> None:
+    files.write_images(tmp_path, 2)
+    rows = [
+        files.rlhf_v(0, image={"bytes": None, "path": "0.jpg"}),
+        files.rlhf_v(1, image=None, image_path="1.jpg"),
+    ]
+    path = files.write_parquet(tmp_path / "a.parquet", rows)
+    assert len(bad_rows(path)) == 2
+    root = str(tmp_path / "images")
+    assert bad_rows(path, image_root=root) == []
+    pairs = load_pairs(DataConfig(source=str(path), image_root=root))
+    assert [pair.image.size for pair in pairs] == [files.SIZE] * 2
+
+
+def test_an_image_over_the_bound_is_never_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 8 * 12 - 1)
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0)])
+    assert bad_rows(path) == [f"{path} row 0: the image has 12 x 8 pixels, more than 95"]
+
+
+def test_parquet_cut_short_is_told(tmp_path: Path) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0)])
+    whole = path.read_bytes()
+    at = whole.index(b"JFIF")
+    path.write_bytes(whole[: at - 60] + b"\0" * 40 + whole[at - 20 :])
+    with pytest.raises(TrialError, match="data.source: .*a.parquet (is damaged|cannot be read)"):
+        load_pairs(DataConfig(source=str(path)))
+
+
+def test_bad_rows_fail_with_the_first_ten_and_the_count(tmp_path: Path) -> None:
+    rows = [files.rlhf_v(index, chosen="") for index in range(12)]
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(99), *rows])
+    with pytest.raises(TrialError) as failed:
+        load_pairs(DataConfig(source=str(path)))
+    (reason,) = str(failed.value).splitlines()
+    assert reason.startswith(f"12 of 13 rows are bad: {path} row 1: chosen is empty; {path} row 2")
+    assert f"{path} row 10: chosen is empty; and 2 more: mend them, or" in reason
+    assert "row 11" not in reason
+
+
+def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
+    rows = [files.rlhf_v(0), files.rlhf_v(1, chosen=""), files.rlhf_v(2)]
+    path = files.write_parquet(tmp_path / "a.parquet", rows)
+    told: list[tuple[int, int]] = []
+    pairs = load_pairs(
+        DataConfig(source=str(path), on_bad_row="skip"), lambda *done: told.append(done)
+    )
+    assert [pair.id for pair in pairs] == ["0", "2"]
+    assert [str(row) for row in pairs.skipped] == [f"{path} row 1: chosen is empty"]
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_row_that_changed_under_way_is_told(tmp_path: Path) -> None:
+    files.write_images(tmp_path, 1)
+    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0)])
+    pairs = load_pairs(DataConfig(source=str(path)))
+    (tmp_path / "images" / "0.jpg").unlink()
+    with pytest.raises(TrialError, match="line 1: no image .*: it changed since training began"):
+        pairs[0]

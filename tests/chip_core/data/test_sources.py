@@ -1,0 +1,296 @@
+"""Formats, shards, ids, laziness, identity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from chip_core import data
+from chip_core.config import DataConfig
+from chip_core.data.image_files import ImageReader
+from chip_core.data.preferences import load_pairs
+from chip_core.data.source import Source, open_source
+from chip_core.data.tables import HubTable
+from chip_core.errors import ConfigError, TrialError
+
+from . import files
+
+
+def config(source: Path | str, **changes: Any) -> DataConfig:
+    return DataConfig(source=str(source), **changes)
+
+
+def opened(source: Path | str, **changes: Any) -> Source:
+    return open_source(config(source, **changes))
+
+
+def test_rlhf_v(tmp_path: Path) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(index) for index in range(3)])
+    assert opened(path).format.name == "rlhf-v"
+    pairs = load_pairs(config(path))
+    assert [pair.id for pair in pairs] == ["0", "1", "2"]
+    pair = pairs[1]
+    assert pair.prompt == "What is in picture 1?"
+    assert (pair.chosen, pair.rejected) == (
+        "A red ball number 1.",
+        "A red ball number 1 and a dog.",
+    )
+    assert (pair.image.mode, pair.image.size) == ("RGB", files.SIZE)
+    assert pair.rejected_image is None
+
+
+def test_rlaif_v(tmp_path: Path) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlaif_v(index) for index in range(2)])
+    assert opened(path).format.name == "rlaif-v"
+    assert [pair.id for pair in load_pairs(config(path))] == ["r0", "r1"]
+
+
+def test_trl_as_messages_in_parquet(tmp_path: Path) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.trl(0), files.trl(1)])
+    assert opened(path).format.name == "trl"
+    pairs = load_pairs(config(path))
+    assert pairs[1].id == "a.parquet:1"
+    assert pairs[1].prompt == "What is in picture 1?"
+    assert pairs[1].rejected == "A red ball and a dog."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"prompt": "What is in picture 0?"},
+        {"prompt": "<image>What is in picture 0?"},
+        {"prompt": [{"role": "user", "content": "What is in picture 0?"}]},
+        {"chosen": "A red ball.", "rejected": "A red ball and a dog."},
+        {"images": None, "image": "images/0.jpg"},
+        {
+            "prompt": None,
+            "chosen": [
+                files.message("user", "What is in picture 0?", 1),
+                files.message("assistant", "A red ball."),
+            ],
+            "rejected": [
+                files.message("user", "What is in picture 0?", 1),
+                files.message("assistant", "A red ball and a dog."),
+            ],
+        },
+    ],
+)
+def test_trl_as_json_lines(tmp_path: Path, change: dict[str, Any]) -> None:
+    files.write_images(tmp_path, 1)
+    row = {**files.trl(0), "images": ["images/0.jpg"], **change}
+    row = {name: value for name, value in row.items() if value is not None}
+    path = files.write_lines(tmp_path / "a.jsonl", [row])
+    (pair,) = load_pairs(config(path, format="trl"))
+    assert (pair.prompt, pair.chosen) == ("What is in picture 0?", "A red ball.")
+
+
+def test_json_lines_with_a_rejected_image(tmp_path: Path) -> None:
+    files.write_images(tmp_path, 3)
+    rows = [
+        files.line(0, rejected_image="images/2.jpg"),
+        files.line(1, rejected_images=["images/2.jpg"]),
+        files.line(2),
+    ]
+    path = files.write_lines(tmp_path / "a.jsonl", rows)
+    assert opened(path).format.name == "jsonl"
+    pairs = load_pairs(config(path))
+    assert [pair.id for pair in pairs] == ["pair-0", "pair-1", "pair-2"]
+    assert pairs[0].prompt == "What is it?"  # the mark of the image is the template's to put
+    assert [pair.rejected_image is None for pair in pairs] == [False, False, True]
+
+
+def test_the_format_can_be_said(tmp_path: Path) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlaif_v(0)])
+    assert opened(path, format="jsonl").format.name == "jsonl"
+    assert load_pairs(config(path, format="jsonl"))[0].prompt == "What is in picture 0?"
+
+
+def test_columns_that_fit_nothing_are_told(tmp_path: Path) -> None:
+    path = files.write_lines(tmp_path / "a.jsonl", [{"picture": "x", "best": "y"}])
+    with pytest.raises(
+        ConfigError, match="the columns picture, best fit no format .*rlhf-v: image"
+    ):
+        opened(path)
+    with pytest.raises(TrialError, match="data.source: the columns picture, best fit"):
+        load_pairs(config(path))
+
+
+def test_shards_a_folder_a_glob_and_a_limit(tmp_path: Path) -> None:
+    for shard in range(2):
+        rows = [files.rlhf_v(10 * shard + index, idx=None) for index in range(20)]
+        files.write_parquet(tmp_path / "d" / f"train-{shard}.parquet", rows, row_group_size=7)
+    files.write_parquet(tmp_path / "d" / "test.parquet", [files.rlhf_v(99)])
+    assert len(load_pairs(config(tmp_path / "d"))) == 41
+    trained = load_pairs(config(tmp_path / "d", split="train"))
+    assert [pair.id for pair in trained][18:22] == [
+        "train-0.parquet:18",
+        "train-0.parquet:19",
+        "train-1.parquet:0",
+        "train-1.parquet:1",
+    ]
+    assert trained[39].prompt == "What is in picture 29?"  # row 19 of the second shard
+    assert len(load_pairs(config(tmp_path / "d" / "train-*.parquet"))) == 40
+    assert len(load_pairs(config(tmp_path / "d", split="train", limit=23))) == 23
+
+
+def test_an_id_that_stands_twice_is_made_another(tmp_path: Path) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(5), files.rlhf_v(5)])
+    assert [pair.id for pair in load_pairs(config(path))] == ["5", "5@1"]
+
+
+def test_rows_are_read_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(index) for index in range(50)])
+    pairs = load_pairs(config(path))
+    read: list[object] = []
+    decode = ImageReader.read
+
+    def noted(self: ImageReader, ref: Any) -> Image.Image:
+        read.append(ref)
+        return decode(self, ref)
+
+    monkeypatch.setattr(ImageReader, "read", noted)
+    assert len(pairs) == 50
+    assert pairs[41].id == "41"
+    assert pairs[3].id == "3"
+    assert len(read) == 2
+    (copy,) = (tmp_path / "cache" / "data").iterdir()
+    assert copy.suffix == ".arrow"  # and the next process takes it as it is
+
+
+def test_a_whole_file_is_never_in_memory(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    # 200 rows of 100 kB in one row group, 20 MB unpacked; Arrow never holds a fourth of it.
+    noise = [bytes((index + place) % 251 for place in range(1000)) * 100 for index in range(8)]
+    rows = [
+        files.rlaif_v(index, image={"bytes": noise[index % 8], "path": "x"}) for index in range(200)
+    ]
+    path = files.write_parquet(
+        tmp_path / "a.parquet", rows, use_dictionary=False, write_batch_size=4
+    )
+    rows.clear()
+    source = opened(path)
+    before = pa.total_allocated_bytes()
+    most = 0
+    for index, row in source.scan():
+        assert not isinstance(row, Exception)
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert row.index == index
+    assert source.row(150).texts.id == "r150"
+    most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 5_000_000
+
+
+def test_an_orientation_is_followed(tmp_path: Path) -> None:
+    files.write_images(tmp_path, 1)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", files.SIZE).save(tmp_path / "images" / "0.jpg", exif=exif)
+    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0)])
+    assert load_pairs(config(path))[0].image.size == (files.SIZE[1], files.SIZE[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "expected"),
+    [
+        ("none.jsonl", {}, "no file none.jsonl: name a file, a folder, a glob"),
+        ("none-*.parquet", {}, "no file none-*.parquet"),
+        ("/none/at/all", {}, "no file /none/at/all"),
+        ("d", {}, "no *.parquet or *.jsonl in d"),
+        ("a.jsonl", {"split": "train"}, "split 'train': only a folder or a hub name has splits"),
+        ("e", {"split": "train"}, "no *.parquet or *.jsonl of the split 'train' in e"),
+        ("a.csv", {}, "a.csv is neither .parquet nor .jsonl: convert it"),
+        ("mixed", {}, "mixed holds parquet and JSON lines"),
+        ("bad.parquet", {}, "bad.parquet cannot be read as parquet"),
+        ("empty.jsonl", {}, "empty.jsonl has no rows"),
+        ("a.jsonl", {"image_root": "nowhere"}, "no folder nowhere"),
+        ("a.jsonl", {}, None),
+        ("owner/name", {}, None),  # looked up when it is loaded
+        ("shapes", {}, None),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(
+    tmp_path: Path, source: str, changes: dict[str, Any], expected: str | None
+) -> None:
+    files.write_lines(tmp_path / "a.jsonl", [files.line(0)])
+    files.write_lines(tmp_path / "e" / "test.jsonl", [files.line(0)])
+    files.write_lines(tmp_path / "mixed" / "a.jsonl", [files.line(0)])
+    files.write_parquet(tmp_path / "mixed" / "a.parquet", [files.rlhf_v(0)])
+    (tmp_path / "d").mkdir()
+    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    found = data.problem(config(source, **changes))
+    assert found is None if expected is None else expected in (found or "")
+
+
+def test_the_identity_is_the_content(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        files.write_images(tmp_path / place, 2)
+        files.write_lines(tmp_path / place / "a.jsonl", [files.line(0), files.line(1)])
+    one = data.identity(config(tmp_path / "one"))
+    assert one == data.identity(config(tmp_path / "two" / "a.jsonl", format="jsonl"))
+    assert str(tmp_path) not in json.dumps(one)
+    # An image that a row names by path counts with its content,
+    (tmp_path / "two" / "images" / "1.jpg").write_bytes(files.picture(colour=77))
+    changed = data.identity(config(tmp_path / "two"))
+    assert changed["files"] == one["files"]
+    assert changed["images"] != one["images"]
+    # but not one beyond the limit.
+    limited = [data.identity(config(tmp_path / place, limit=1)) for place in ("one", "two")]
+    assert limited[0] == limited[1]
+    files.write_lines(tmp_path / "two" / "a.jsonl", [files.line(0), files.line(1, chosen="A dog.")])
+    assert data.identity(config(tmp_path / "two"))["files"] != one["files"]
+
+
+def test_the_identity_of_shapes_and_of_a_hub_name() -> None:
+    assert data.identity(DataConfig()) == {"source": "shapes"}
+    hub = data.identity(config("owner/name", revision="abc"))
+    assert hub == {"hub": "owner/name", "revision": "abc", "format": "auto"}
+
+
+def test_a_hub_data_set_is_read_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            **{name: datasets.Value("string") for name in ("question", "chosen", "rejected")},
+        }
+    )
+    rows = [{name: files.rlaif_v(index)[name] for name in features} for index in range(3)]
+    made = datasets.Dataset.from_list(rows, features=features)
+    asked: dict[str, Any] = {}
+
+    def load_dataset(name: str, **options: Any) -> datasets.Dataset:
+        asked.update(name=name, **options)
+        return made
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    pairs = load_pairs(config("owner/name"))
+    assert asked == {"name": "owner/name", "split": "train", "revision": None}
+    assert pairs[2].id == "owner/name:2"
+    assert pairs[2].image.size == files.SIZE
+    assert HubTable(made, "x").kinds["image"] == "struct"
+
+
+def test_a_hub_name_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(name: str, **options: Any) -> None:
+        raise ConnectionError("no network\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        TrialError, match=r"owner/name, split train, cannot be loaded \(no network\)$"
+    ):
+        load_pairs(config("owner/name"))

@@ -1,0 +1,122 @@
+"""A trial on one's own data: bad rows, cut responses, what is recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.config import TrialConfig
+from chip_core.data.batches import PairEncoder
+from chip_core.data.preferences import PreferencePair, load_pairs
+from chip_core.errors import TrialError
+from chip_core.models import loading
+from chip_core.shapes import captions
+from chip_core.trial import Progress, read_result, run_trial
+
+from . import files
+
+Configured = Callable[..., TrialConfig]
+
+
+def shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
+    """The embedded world's first pairs, as a user's own JSON lines."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(count):
+        pair = captions.preference_pair("train", index)
+        pair.image.save(folder / "images" / f"{index}.png")
+        rows.append(
+            {
+                "id": pair.id,
+                "image": f"images/{index}.png",
+                "question": pair.question,
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+            }
+        )
+    return rows
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "curves.jsonl").read_text().splitlines()
+    return [json.loads(line)["figures"]["loss"] for line in lines]
+
+
+def test_the_same_pairs_train_the_same_from_a_file(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    path = files.write_lines(tmp_path / "d" / "a.jsonl", shapes_rows(tmp_path / "d", 12))
+    run_trial(shapes_config(data__limit=12), folder=tmp_path / "shapes")
+    told: list[Progress] = []
+    result = run_trial(
+        shapes_config(data__source=str(path)), folder=tmp_path / "own", report=told.append
+    )
+    assert losses(tmp_path / "own") == losses(tmp_path / "shapes")
+    assert result.data == {"pairs": 12, "skipped": 0, "cut_responses": 0, "cut_tokens": 0}
+    assert read_result(tmp_path / "own") == result
+
+
+def test_a_result_of_before_is_read(shapes_config: Configured, tmp_path: Path) -> None:
+    old = {"steps": 3, "evaluations": {}, "seconds": {"train": 1.0}}
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    result = read_result(tmp_path)
+    assert result is not None
+    assert result.data == {}
+
+
+def test_a_bad_row_fails_before_the_first_step(shapes_config: Configured, tmp_path: Path) -> None:
+    rows = shapes_rows(tmp_path / "d", 6)
+    rows[3]["chosen"] = rows[3]["rejected"]
+    path = files.write_lines(tmp_path / "d" / "a.jsonl", rows)
+    folder = tmp_path / "trial"
+    with pytest.raises(TrialError, match="^1 of 6 rows are bad: .*a.jsonl line 4: chosen and reje"):
+        run_trial(shapes_config(data__source=str(path)), folder=folder)
+    assert not (folder / "curves.jsonl").exists()
+    config = shapes_config(data__source=str(path), data__on_bad_row="skip")
+    result = run_trial(config, folder=folder)
+    assert (result.data["pairs"], result.data["skipped"]) == (5, 1)
+    assert json.loads((folder / "result.json").read_text())["data"]["skipped"] == 1
+
+
+def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured) -> None:
+    _, processor = loading.load(TrialConfig(model="shapes").model)
+    pairs = list(load_pairs(shapes_config(data__limit=3).data))
+    whole = PairEncoder(processor, shapes_config())
+    batch = whole.batch(pairs)
+    assert whole.cut == {"cut_responses": 0, "cut_tokens": 0}
+    longest = batch.chosen.attention_mask.shape[1]
+    lengths = [
+        int(length)
+        for part in (batch.chosen, batch.rejected)
+        for length in part.attention_mask.sum(dim=1)
+    ]
+    limit = max(16, longest - 4)
+    short = PairEncoder(processor, shapes_config(training__max_length=limit))
+    for _ in range(2):  # a second epoch counts nothing twice
+        cut = short.batch(pairs)
+    assert short.cut == {
+        "cut_responses": sum(length > limit for length in lengths),
+        "cut_tokens": sum(max(length - limit, 0) for length in lengths),
+    }
+    assert short.cut["cut_responses"] > 0
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    for one, other in ((batch.chosen, cut.chosen), (batch.rejected, cut.rejected)):
+        assert (one.input_ids == image).sum() == (other.input_ids == image).sum()
+        assert other.input_ids.shape[1] <= limit
+
+
+def test_a_prompt_that_does_not_fit_fails(shapes_config: Configured, tmp_path: Path) -> None:
+    path = files.write_lines(tmp_path / "d" / "a.jsonl", shapes_rows(tmp_path / "d", 4))
+    config = shapes_config(data__source=str(path), training__max_length=20)
+    with pytest.raises(TrialError, match="training.max_length is 20, but a prompt with its image"):
+        run_trial(config, folder=tmp_path / "trial")
+
+
+def test_pairs_are_pairs_of_either_kind(shapes_config: Configured) -> None:
+    for pair in load_pairs(shapes_config(data__limit=2).data):
+        assert isinstance(pair, PreferencePair)
+        assert pair.rejected_image is None

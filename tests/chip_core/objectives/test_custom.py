@@ -1,0 +1,116 @@
+"""A loss term of a user's own: checked as the shipped ones, part of the fingerprint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from chip_core.config import TrialConfig
+from chip_core.identity import fingerprint, training_identity
+from chip_core.objectives import ObjectiveConfig
+from chip_core.objectives.custom import check_term, load_term
+from chip_core.objectives.forms import batch_objective
+
+SOURCE = """
+import torch.nn.functional as F
+
+def conditional(chosen, rejected, rejected_image, beta):
+    return -F.logsigmoid(beta * (chosen.log_ratio() - rejected_image.log_ratio()))
+
+conditional.needs = {"rejected_image"}
+
+def whole_batch(chosen, rejected, rejected_image, beta):
+    return chosen.log_ratio() - chosen.log_ratio().mean()
+
+def sees_padding(chosen, rejected, rejected_image, beta):
+    return chosen.policy_logps.sum(-1)
+
+def scalar(chosen, rejected, rejected_image, beta):
+    return chosen.log_ratio().mean()
+
+def raises(chosen, rejected, rejected_image, beta):
+    raise KeyError("no")
+
+def constant(chosen, rejected, rejected_image, beta):
+    return chosen.reference_sum()
+
+def greedy(chosen, rejected, rejected_image, beta):
+    return chosen.log_ratio()
+
+greedy.needs = {"gold"}
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    file = tmp_path / "own_terms.py"
+    file.write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield file
+    sys.modules.pop("own_terms", None)
+
+
+def faults(name: str) -> list[str]:
+    return [wrong for _, wrong in check_term(load_term(f"own_terms:{name}")) if wrong]
+
+
+def test_a_good_term_passes_every_check(module: Path) -> None:
+    checks = list(check_term(load_term("own_terms:conditional")))
+    assert len(checks) == 6
+    assert faults("conditional") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("whole_batch", "a batch of 3 differs from 3 batches of 1"),
+        ("sees_padding", "two padded tokens changed the loss"),
+        ("scalar", "it returned (), not one loss a pair, (3,)"),
+        ("raises", "KeyError: 'no'"),
+        ("constant", "the loss does not depend on the policy's chosen log-probabilities"),
+    ],
+)
+def test_a_bad_term_is_told(module: Path, name: str, wrong: str) -> None:
+    assert wrong in faults(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("own_terms:nothing", "has no 'nothing'"),
+        ("no_such_module:term", "cannot be imported"),
+        ("own_terms:greedy", "needs gold: it may need"),
+        ("own_terms", "names no code: write module:attr"),
+    ],
+)
+def test_a_term_that_is_not_there_is_told(module: Path, name: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        ObjectiveConfig(custom={name: 1.0})
+
+
+def test_it_is_added_with_its_weight(module: Path) -> None:
+    from .test_forms import L, V, W
+
+    config = ObjectiveConfig(preset="dpo", custom={"own_terms:conditional": 0.5})
+    assert config.needs_rejected_image
+    found = batch_objective(config, chosen=W, rejected=L, rejected_image=V)
+    expected = -F.logsigmoid(torch.tensor(0.1 * 0.5)) - 0.5 * F.logsigmoid(torch.tensor(0.1))
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert set(found.terms) == {"response", "own_terms:conditional"}
+
+
+def mark(write: Callable[[], object] = lambda: None) -> str:
+    write()
+    config = TrialConfig(model="shapes", objective={"custom": {"own_terms:conditional": 1.0}})
+    return fingerprint(training_identity(config, {"content": "x"}, {}))
+
+
+def test_its_source_is_part_of_the_fingerprint(module: Path) -> None:
+    before = mark()
+    assert mark() == before
+    assert mark(lambda: module.write_text(SOURCE + "\n# changed\n")) != before
