@@ -84,13 +84,12 @@ def train(
         recompute_layers(policy)
     reference = Reference(policy, config)
     optimizer, schedule = make_optimizer(policy, config, steps)
+    encoder = PairEncoder(processor, config, pairs)
+    stateful = {"optimizer": optimizer, "schedule": schedule, "encoder": encoder}
     resumed = None
     if resume_from is not None:
-        resumed = checkpoint.restore(
-            resume_from, config=config, policy=policy, optimizer=optimizer, schedule=schedule
-        )
+        resumed = checkpoint.restore(resume_from, config=config, policy=policy, stateful=stateful)
     done = 0 if resumed is None else resumed.step
-    encoder = PairEncoder(processor, config, pairs)
     steps_an_epoch = len(pairs) // settings.batch_size
     order = batch_order(
         len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
@@ -129,14 +128,7 @@ def train(
             every = config.engine.checkpoint_every
             if every is not None and step % every == 0 and step < steps:
                 spool.sync()
-                checkpoint.save(
-                    folder,
-                    config=config,
-                    policy=policy,
-                    optimizer=optimizer,
-                    schedule=schedule,
-                    step=step,
-                )
+                checkpoint.save(folder, config=config, policy=policy, stateful=stateful, step=step)
             on_step(step, steps, figures)
     except torch.OutOfMemoryError:
         raise TrialError(
