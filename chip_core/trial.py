@@ -13,6 +13,7 @@ import torch
 
 from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.data.preferences import Pairs, load_pairs
+from chip_core.data.rejected_images import strategy_class
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Side, metric_name
@@ -173,7 +174,10 @@ def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
             told = time.monotonic()
             report(Progress(phase="check data", done=done, total=total))
 
-    return load_pairs(config.data, on_row)
+    given = strategy_class(config.rejected_image.strategy).traits.needs_given
+    return load_pairs(
+        config.data, on_row, rejected_images=given and config.objective.needs_rejected_image
+    )
 
 
 def _evaluate(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from orchestrator import __version__
+from orchestrator.data_commands import data
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
@@ -385,54 +386,7 @@ def ui(workdir: Path, port: int, host: str) -> int:
         return 0
 
 
-@cli.group(epilog=f"Example: {PROGRAM} data check pairs.jsonl")
-def data() -> None:
-    """Look at preference data."""
-
-
-@data.command(epilog=f"Example: {PROGRAM} data check 'data/train-*.parquet' --model shapes")
-@click.argument("path")
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"]),
-    default="auto",
-    show_default=True,
-    help="How rows are laid out; auto: found by the columns.",
-)
-@click.option("--split", help="Of a folder or a hub name.")
-@click.option("--limit", type=click.IntRange(1), help="The first N rows only.")
-@click.option("--image-root", help="Folder where image paths begin; default: the data file's own.")
-@click.option("--model", help="Whose tokenizer counts; without it words are compared.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
-def check(
-    path: str,
-    layout: Any,
-    split: str | None,
-    limit: int | None,
-    image_root: str | None,
-    model: str | None,
-    as_json: bool,
-) -> int:
-    """Count, measure, and name every bad row with its place; exit code 1 where there is one.
-
-    PATH is a file, a folder, a glob in quotes, or a data set's name on the hub.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    from chip_core.config import DataConfig
-    from orchestrator.data_check import check_data, data_json, data_lines
-
-    source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
-    found = check_data(source, model=model, console=Console(stderr=True))
-    if as_json:
-        click.echo(json.dumps(data_json(found)))
-    else:
-        console = Console()
-        for line in data_lines(found):
-            console.print(line, soft_wrap=isinstance(line, Text))
-    return 1 if found.bad else 0
+cli.add_command(data)
 
 
 def _plan(

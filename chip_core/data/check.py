@@ -17,8 +17,13 @@ class GoodRow:
     size: tuple[int, int]  # of the image: width, height
 
 
-def check_rows(source: Source) -> Iterator[GoodRow | BadRow]:
-    """Yield what every row is, in order; images are decoded one at a time and let go."""
+def check_rows(source: Source, *, rejected_images: bool = False) -> Iterator[GoodRow | BadRow]:
+    """Yield what every row is, in order; images are decoded one at a time and let go.
+
+    Args:
+        source: the rows.
+        rejected_images: whether a row needs a rejected image of its own.
+    """
     for index, row in source.scan():
         if isinstance(row, RowError):
             yield BadRow(place=source.place(index), reason=str(row))
@@ -31,6 +36,8 @@ def check_rows(source: Source) -> Iterator[GoodRow | BadRow]:
         try:
             if row.rejected_image is not None:
                 row.images.size(row.rejected_image)
+            elif rejected_images:
+                raise RowError("the row has none, and rejected_image is given")
         except RowError as error:
             yield BadRow(place=source.place(index), reason=f"rejected image: {error}")
             continue

@@ -32,7 +32,7 @@ class ImageReader:
         with self._open(ref) as image:
             size = image.size
             image.draft("RGB", (1, 1))
-            _load(image)
+            _rgb(image)
         return size
 
     def read(self, ref: ImageRef) -> Image.Image:
@@ -42,8 +42,7 @@ class ImageReader:
             RowError: as `size`.
         """
         with self._open(ref) as image:
-            _load(image)
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _rgb(image)
 
     def file(self, path: str) -> Path:
         """Return the file of a path that a row names.
@@ -75,13 +74,13 @@ class ImageReader:
         source = self.file(ref.path or "") if ref.data is None else io.BytesIO(ref.data)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                warnings.simplefilter("ignore")  # a bad image is told as a bad row
                 image = Image.open(source, formats=_KINDS)
         except Image.DecompressionBombError:
             raise RowError(f"the image has more than {MAX_PIXELS} pixels") from None
         except UnidentifiedImageError:
             raise RowError(f"the image is none of {', '.join(_KINDS)}") from None
-        except (OSError, ValueError, SyntaxError, MemoryError) as error:
+        except Exception as error:  # a decoder may raise anything on broken bytes
             raise RowError(f"the image cannot be read ({_brief(error)})") from None
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -90,11 +89,24 @@ class ImageReader:
         return image
 
 
-def _load(image: Image.Image) -> None:
+def _rgb(image: Image.Image) -> Image.Image:
     try:
-        image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            image = _upright(image)
+            if image.mode.startswith("I;16"):  # conversion would cut at 255
+                image = image.point(lambda value: value * (1 / 257)).convert("L")
+            return image.convert("RGB")
+    except Exception as error:  # a decoder may raise anything on broken bytes
         raise RowError(f"the image is broken ({_brief(error)})") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF says nothing of the picture
+        return image
 
 
 def _brief(error: Exception) -> str:

@@ -65,13 +65,20 @@ class ShapesPairs(Pairs):
 class SourcePairs(Pairs):
     """The good rows of a data source."""
 
-    def __init__(self, source: Source, on_row: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        on_row: Callable[[int, int], None] | None = None,
+        *,
+        rejected_images: bool = False,
+    ) -> None:
         """Look at every row once; `on_row` is told (done, total)."""
         self._source = source
         self._good, self._repeated = array("Q"), set[int]()
         skipped: list[BadRow] = []
         seen: set[str] = set()
-        for done, checked in enumerate(check_rows(source), start=1):
+        checks = check_rows(source, rejected_images=rejected_images)
+        for done, checked in enumerate(checks, start=1):
             if isinstance(checked, BadRow):
                 skipped.append(checked)
             else:
@@ -110,12 +117,18 @@ class SourcePairs(Pairs):
             raise TrialError(f"{place}: {error}: it changed since training began") from None
 
 
-def load_pairs(config: DataConfig, on_row: Callable[[int, int], None] | None = None) -> Pairs:
+def load_pairs(
+    config: DataConfig,
+    on_row: Callable[[int, int], None] | None = None,
+    *,
+    rejected_images: bool = False,
+) -> Pairs:
     """Return the pairs that a configuration names, every row of them checked.
 
     Args:
         config: the data.
         on_row: told (rows checked, rows).
+        rejected_images: whether a row without a rejected image of its own is bad.
 
     Raises:
         TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
@@ -123,7 +136,7 @@ def load_pairs(config: DataConfig, on_row: Callable[[int, int], None] | None = N
     if config.source == SHAPES:
         return ShapesPairs(config.limit)
     try:
-        pairs = SourcePairs(open_source(config), on_row)
+        pairs = SourcePairs(open_source(config), on_row, rejected_images=rejected_images)
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None
     if pairs.skipped and config.on_bad_row == "fail":

@@ -84,6 +84,8 @@ class Source:
     def image_files(self) -> Iterator[tuple[str, Path | None]]:
         """Yield each image that is named by a path, and its file where there is one."""
         columns = (*self.format.image_columns, *REJECTED_IMAGE_COLUMNS)
+        if all(table.names_no_image(columns) for table in self.tables):
+            return
         for _, shard, read in self._readers(columns):
             try:
                 raw = read()

@@ -8,7 +8,7 @@ parquet row cannot be reached without unpacking its whole group.
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +42,9 @@ class Table(Protocol):
     def folder(self) -> Path | None:
         """Where relative image paths begin."""
 
+    def names_no_image(self, columns: Sequence[str]) -> bool:
+        """Return whether it is plain, rows unread, that no image in these columns is a path."""
+
     def __len__(self) -> int:
         """Return the number of rows."""
 
@@ -70,6 +73,21 @@ class ParquetTable:
         self.kinds = {field.name: _arrow_kind(field.type) for field in self._parquet.schema_arrow}
         self._copy: Any = None
         self._starts: list[int] = []
+
+    def names_no_image(self, columns: Sequence[str]) -> bool:
+        """Return whether the file's statistics count no image without bytes."""
+        if [name for name in columns if name in self.kinds and name != "image_path"] != ["image"]:
+            return False
+        metadata = self._parquet.metadata
+        for group in range(metadata.num_row_groups):
+            row_group = metadata.row_group(group)
+            chunks = [row_group.column(place) for place in range(row_group.num_columns)]
+            counted = [
+                chunk.statistics for chunk in chunks if chunk.path_in_schema == "image.bytes"
+            ]
+            if not counted or counted[0] is None or counted[0].null_count != 0:
+                return False
+        return True
 
     def __len__(self) -> int:
         return int(self._parquet.metadata.num_rows)
@@ -100,7 +118,7 @@ class ParquetTable:
 
         copy = cache_folder() / "data" / f"{digest(self._file)}.arrow"
         if not copy.exists():
-            partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+            partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.partial")
             try:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 with pa.ipc.new_file(str(partial), self._parquet.schema_arrow) as out:
@@ -145,6 +163,10 @@ class LinesTable:
         except OSError as error:
             raise ConfigError([f"{file} cannot be read ({_brief(error)})"]) from None
         self.kinds = self._first_kinds()
+
+    def names_no_image(self, columns: Sequence[str]) -> bool:
+        """Return False: JSON lines name images by path."""
+        return False
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -197,6 +219,10 @@ class HubTable:
         schema = self._dataset.data.schema
         self.kinds = {field.name: _arrow_kind(field.type) for field in schema}
 
+    def names_no_image(self, columns: Sequence[str]) -> bool:
+        """Return False: it is not known."""
+        return False
+
     def __len__(self) -> int:
         return len(self._dataset)
 
@@ -234,6 +260,8 @@ def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
 def _arrow_kind(kind: Any) -> str:
     from pyarrow import types
 
+    if types.is_dictionary(kind):
+        return _arrow_kind(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind):
         return "string"
     if types.is_binary(kind) or types.is_large_binary(kind):

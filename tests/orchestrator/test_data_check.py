@@ -87,6 +87,7 @@ def test_bad_rows_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["pairs.jsonl", "--split", "train"], "split 'train': only a folder or a hub name"),
         (["pairs.jsonl", "--image-root", "none"], "no folder none"),
         (["pairs.jsonl", "--model", "none"], "--model: no folder none"),
+        ([""], "PATH is empty"),
         (["shapes"], "shapes: the embedded world's pairs are drawn"),
         (["a.png"], "a.png is neither .parquet nor .jsonl"),
     ],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import random
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from chip_core.config import DataConfig
@@ -79,6 +82,7 @@ IN_LINES: dict[str, tuple[Any, str]] = {
     "symlink": ({"image": "images/link.jpg"}, "image path 'images/link.jpg' leaves its folder"),
     "null byte": ({"image": "images/\0.jpg"}, "is no path ("),
     "long": ({"image": "x" * 10_000}, "is no path ("),
+    "no text of a path": ({"image": "\ud800.jpg"}, "is no path ("),
     "URL": ({"image": "https://example.org/a.jpg"}, "is a URL: fetch the images"),
     "rejected image": ({"rejected_image": "images/9.jpg"}, "rejected image: no image 'images/9"),
 }
@@ -166,6 +170,49 @@ def test_images_with_null_bytes_come_from_the_folder(tmp_path: Path) -> None:
     assert bad_rows(path, image_root=root) == []
     pairs = load_pairs(DataConfig(source=str(path), image_root=root))
     assert [pair.image.size for pair in pairs] == [files.SIZE] * 2
+
+
+def test_a_reason_is_one_printable_line(tmp_path: Path) -> None:
+    rows = [files.trl(0, chosen=[files.message("\x1b[31m\nred" + 500 * "d", "A.")])]
+    path = files.write_lines(tmp_path / "a.jsonl", [{**rows[0], "images": ["a.jpg"]}])
+    (told,) = bad_rows(path, format="trl")
+    assert told.isprintable()
+    assert len(told) < len(str(path)) + 400
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    out = io.BytesIO()
+    kind = "TIFF" if mode in ("CMYK", "YCbCr", "F", "PA") else "PNG"
+    Image.new(mode, (3, 2)).save(out, kind)
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
+    assert bad_rows(path) == []
+    (pair,) = load_pairs(DataConfig(source=str(path)))
+    assert (pair.image.mode, pair.image.size) == ("RGB", (3, 2))
+
+
+def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.new("I;16", (3, 2), 128 * 257).save(out, "PNG")
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
+    assert load_pairs(DataConfig(source=str(path)))[0].image.getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_broken_bytes_never_crash(tmp_path: Path, kind: str) -> None:
+    whole = files.picture(kind, (40, 30))
+    draw = random.Random(0)
+    rows = []
+    for index in range(60):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 20)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        rows.append(files.rlhf_v(index, **image(bytes(data[: draw.randint(1, len(data))]))))
+    path = files.write_parquet(tmp_path / "a.parquet", rows)
+    pairs = load_pairs(DataConfig(source=str(path), on_bad_row="skip"))
+    assert len(pairs) + len(pairs.skipped) == 60
+    for pair in pairs:  # what was checked can be read
+        assert pair.image.mode == "RGB"
 
 
 def test_an_image_over_the_bound_is_never_decoded(

@@ -250,6 +250,21 @@ def test_the_identity_is_the_content(tmp_path: Path) -> None:
     assert data.identity(config(tmp_path / "two"))["files"] != one["files"]
 
 
+@pytest.mark.parametrize(("data_of_second", "counted"), [(b"x", False), (None, True)])
+def test_only_images_named_by_path_are_looked_for(
+    tmp_path: Path, data_of_second: bytes | None, counted: bool
+) -> None:
+    files.write_images(tmp_path, 1)
+    rows = [
+        files.rlhf_v(0),
+        files.rlhf_v(1, image={"bytes": data_of_second, "path": "images/0.jpg"}),
+    ]
+    path = files.write_parquet(tmp_path / "a.parquet", rows, row_group_size=1)
+    columns = ("image", "image_path", "rejected_image")
+    assert opened(path).tables[0].names_no_image(columns) is not counted
+    assert ("images" in data.identity(config(path))) is counted
+
+
 def test_the_identity_of_shapes_and_of_a_hub_name() -> None:
     assert data.identity(DataConfig()) == {"source": "shapes"}
     hub = data.identity(config("owner/name", revision="abc"))

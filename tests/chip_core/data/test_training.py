@@ -82,6 +82,23 @@ def test_a_bad_row_fails_before_the_first_step(shapes_config: Configured, tmp_pa
     assert json.loads((folder / "result.json").read_text())["data"]["skipped"] == 1
 
 
+def test_given_rejected_images_are_asked_of_every_row(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    rows = shapes_rows(tmp_path / "d", 6)
+    for row in rows[1:]:
+        row["rejected_image"] = "images/0.png"
+    path = files.write_lines(tmp_path / "d" / "a.jsonl", rows)
+    given = {"data__source": str(path), "rejected_image": "given"}
+    with pytest.raises(TrialError, match="line 1: rejected image: the row has none"):
+        run_trial(shapes_config(**given), folder=tmp_path / "one")
+    result = run_trial(shapes_config(**given, data__on_bad_row="skip"), folder=tmp_path / "two")
+    assert result.data["skipped"] == 1
+    # Without a visual term no row needs one.
+    result = run_trial(shapes_config(**given, objective="dpo"), folder=tmp_path / "three")
+    assert result.data["skipped"] == 0
+
+
 def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured) -> None:
     _, processor = loading.load(TrialConfig(model="shapes").model)
     pairs = list(load_pairs(shapes_config(data__limit=3).data))
