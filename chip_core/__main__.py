@@ -74,6 +74,10 @@ def _train(config: TrialConfig, out: Path, resume: Path | None) -> int:
         raise ConfigError([f"model.path: {broken}"])
     if (out / RESULT).exists():
         raise UserError(f"{out} holds a finished trial: name another --out")
+    if resume is None and out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
+    if resume is not None and not resume.is_dir():
+        raise UserError(f"--resume: no folder {resume}: name an earlier --out")
 
     def told(progress: Progress) -> None:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())

@@ -111,6 +111,14 @@ class PairEncoder:
         """
         return {"cut_responses": len(self._cut), "cut_tokens": sum(self._cut.values())}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has counted, as plain data for a checkpoint."""
+        return {"cut": [[*key, tokens] for key, tokens in self._cut.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        self._cut = {(sample, side): tokens for sample, side, tokens in state["cut"]}
+
     @property
     def may_be_void(self) -> bool:
         """Whether there are images on which the rejected-image strategy has no effect."""

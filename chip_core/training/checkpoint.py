@@ -1,9 +1,9 @@
 """Checkpoints: everything a training needs to go on to the same figures, whole or not at all.
 
 `checkpoints/step-00000012/` holds `model/` (a Hugging Face or PEFT folder's weights), `state.pt`
-(optimizer, schedule, random generators; read without pickle's code) and `manifest.json` (the step,
-the data position, what was being trained, and size and sha256 of every other file). The folder gets
-its name last, when all of it is on the disk.
+(optimizer, schedule, counts, random generators; read without pickle's code) and `manifest.json`
+(the step, the data position, what was being trained, and size and sha256 of every other file). The
+folder gets its name last, when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 import torch
@@ -34,6 +35,16 @@ KEPT = 2
 _log = logging.getLogger(__name__)
 
 
+class Stateful(Protocol):
+    """What a checkpoint keeps beside the model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state: tensors and plain data."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Go on from a state."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
     """Where a training goes on, and what is to be said of it."""
@@ -43,9 +54,21 @@ class Resumed:
 
 
 def save(
-    folder: Path, *, config: TrialConfig, policy: Any, optimizer: Any, schedule: Any, step: int
+    folder: Path,
+    *,
+    config: TrialConfig,
+    policy: Any,
+    stateful: Mapping[str, Stateful],
+    step: int,
 ) -> Path:
     """Write the checkpoint after an update into a trial's folder; older ones than two are removed.
+
+    Args:
+        folder: the trial's.
+        config: the trial.
+        policy: the model that is trained.
+        stateful: what else has a state: optimizer, schedule, encoder.
+        step: how many updates were made.
 
     Returns:
         the checkpoint's folder.
@@ -55,8 +78,7 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     write_weights(policy, partial / MODEL, config)
     state = {
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
+        **{name: part.state_dict() for name, part in stateful.items()},
         "random": _random_state(),
     }
     torch.save(state, partial / STATE)
@@ -88,7 +110,7 @@ def save(
 
 
 def restore(
-    folder: Path, *, config: TrialConfig, policy: Any, optimizer: Any, schedule: Any
+    folder: Path, *, config: TrialConfig, policy: Any, stateful: Mapping[str, Stateful]
 ) -> Resumed:
     """Go on from the newest whole checkpoint of an earlier attempt's folder.
 
@@ -104,8 +126,8 @@ def restore(
         step = int(_manifest(checkpoint)["step"])
         read_weights(policy, checkpoint / MODEL)
         state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
         _set_random_state(state["random"])
         notes.append(f"resumed after step {step} from {checkpoint}")
         return _said(Resumed(step=step, notes=tuple(notes)))
@@ -138,6 +160,13 @@ def broken(checkpoint: Path, config: TrialConfig) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Remove a folder's checkpoints of later steps: the training goes over them again."""
+    for checkpoint in checkpoints(folder):
+        if checkpoint.name > f"step-{step:08d}":
+            shutil.rmtree(checkpoint)
 
 
 def remove_all(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from chip_core.config import TrialConfig
 from chip_core.data.batches import PairEncoder, batch_order, count_steps
 from chip_core.data.preferences import PreferencePair
 from chip_core.errors import NonFiniteLossError, TrialError
-from chip_core.files import Spool, read_records
+from chip_core.files import Spool, read_records, write_atomically
 from chip_core.models.adapters import Reference
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
@@ -81,24 +82,23 @@ def train(
         recompute_layers(policy)
     reference = Reference(policy, config)
     optimizer, schedule = make_optimizer(policy, config, steps)
+    encoder = PairEncoder(processor, config, pairs)
+    stateful = {"optimizer": optimizer, "schedule": schedule, "encoder": encoder}
     resumed = None
     if resume_from is not None:
-        resumed = checkpoint.restore(
-            resume_from, config=config, policy=policy, optimizer=optimizer, schedule=schedule
-        )
+        resumed = checkpoint.restore(resume_from, config=config, policy=policy, stateful=stateful)
     done = 0 if resumed is None else resumed.step
-    encoder = PairEncoder(processor, config, pairs)
     steps_an_epoch = len(pairs) // settings.batch_size
     order = batch_order(
         len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
     )
     alone = encoder_alone_steps(config, steps)
     trained = set_trained(policy, config, encoder_alone=done < alone)
+    checkpoint.remove_after(folder, done)
+    earlier = [] if resume_from is None else read_records(resume_from / CURVES)
+    kept = [json.dumps(record) + "\n" for record in earlier if record["step"] <= done]
+    write_atomically(folder / CURVES, "".join(kept))
     spool = Spool(folder / CURVES)
-    if resume_from is not None and resume_from != folder:
-        for record in read_records(resume_from / CURVES):
-            if record["step"] <= done:
-                spool.append(record)
     try:
         for step, indices in zip(range(1, steps + 1), order, strict=False):
             if step <= done:
@@ -126,14 +126,7 @@ def train(
             every = config.engine.checkpoint_every
             if every is not None and step % every == 0 and step < steps:
                 spool.sync()
-                checkpoint.save(
-                    folder,
-                    config=config,
-                    policy=policy,
-                    optimizer=optimizer,
-                    schedule=schedule,
-                    step=step,
-                )
+                checkpoint.save(folder, config=config, policy=policy, stateful=stateful, step=step)
             on_step(step, steps, figures)
     except torch.OutOfMemoryError:
         raise TrialError(

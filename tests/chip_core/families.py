@@ -145,19 +145,20 @@ def _qwen_images() -> Any:
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
+    """Its output head is tied to the embeddings, as the released 3B's is."""
     words = tokenizer(QWEN, "<|im_end|>")
     processor = compose(
         "qwen2_5_vl", _qwen_images(), words, chat_template=template(_QWEN_IMAGE, "<|im_end|>")
     )
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
-        text_config=_text(words, rope_parameters=rope),
+        text_config=_text(words, rope_parameters=rope, tie_word_embeddings=True),
         vision_config={
             "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
             "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
             "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32,
         },
-        tie_word_embeddings=False, **_qwen_ids(words),
+        tie_word_embeddings=True, **_qwen_ids(words),
     )  # fmt: skip
     return config, processor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,25 @@ def test_it_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (out / "model" / "model.safetensors").exists()
     assert main(["train", "shapes", "--out", str(out)]) == 2  # nothing is written over
     assert "holds a finished trial" in capsys.readouterr().err
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    changes = ["training.max_steps=16", *SHORT[1:], "engine.checkpoint_every=1"]
+    command = ["train", "shapes", "--set", *changes, "--out"]
+    process = subprocess.Popen([sys.executable, "-m", "chip_core", *command, str(tmp_path / "cut")])
+    while not list((tmp_path / "cut" / "checkpoints").glob("step-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert main([*command, str(tmp_path / "cut")]) == 2  # not by accident
+    assert main([*command, str(tmp_path / "cut"), "--resume", str(tmp_path / "cut")]) == 0
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("cut", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+    result = read_result(tmp_path / "cut")
+    assert result is not None
+    assert "resumed after step" in result.notes[-1]
 
 
 def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

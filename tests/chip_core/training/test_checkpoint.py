@@ -91,6 +91,26 @@ def test_a_training_can_be_cut_short_again_and_again(
     assert weights(tmp_path / "three") == weights(tmp_path / "whole")
 
 
+def test_what_was_cut_is_counted_over_both_attempts(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = several(shapes_config, training__max_length=60)
+    whole = run_trial(config, folder=tmp_path / "whole")
+    assert whole.data["cut_responses"] > 2
+    first = cut(config, tmp_path / "first", 5)
+    assert run_trial(config, folder=tmp_path / "second", resume_from=first).data == whole.data
+
+
+def test_a_training_goes_on_in_its_own_folder(shapes_config: Configured, tmp_path: Path) -> None:
+    config = several(shapes_config)
+    run_trial(config, folder=tmp_path / "whole")
+    folder = cut(config, tmp_path / "one", 5)
+    assert len(curves(folder)) == 5  # one more than the checkpoint's
+    run_trial(config, folder=folder, resume_from=folder)
+    assert curves(folder) == curves(tmp_path / "whole")
+    assert weights(folder) == weights(tmp_path / "whole")
+
+
 def cut_off(checkpoint: Path) -> str:
     file = checkpoint / "state.pt"
     file.write_bytes(file.read_bytes()[:-10])
