@@ -43,6 +43,8 @@ class TrialRecord:
     steps: int = 0
     evaluations: dict[str, Scored] = field(default_factory=dict)  # by evaluation fingerprint
     seconds: dict[str, float] = field(default_factory=dict)
+    data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
+    notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
     failure: str | None = None  # the last attempt's reason, where it did not finish
     study: str | None = None  # where it was executed
     arm: str | None = None
@@ -107,6 +109,8 @@ class Ledger:
                 "trained": result.steps > 0,
                 "steps": result.steps,
                 "seconds": result.seconds,
+                "data": result.data,
+                "notes": result.notes,
                 "evaluations": {
                     trial.evaluations[key]: asdict(evaluation)
                     for key, evaluation in result.evaluations.items()
@@ -146,6 +150,7 @@ class Ledger:
             record.finished.add(entry["attempt"])
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
+                record.data, record.notes = entry["data"], entry["notes"]
             record.study, record.arm = record.study or entry["study"], entry["arm"]
             record.seed = entry["seed"]
             record.seconds = {**record.seconds, **entry["seconds"]}

@@ -70,6 +70,7 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
         metrics=record.metrics(trial),
         folders=[*_attempts(storage, trial).values()],
         seconds=record.seconds,
+        data=record.data,
         reason=record.failure,
         reused_from=record.study if record.study not in (None, study) else None,
     )

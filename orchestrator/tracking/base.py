@@ -21,6 +21,7 @@ class TrialView:
     metrics: Mapping[str, float]  # final figures by full name
     folders: Sequence[Path]  # attempt folders, in order: curves.jsonl, config.json, responses/
     seconds: Mapping[str, float]
+    data: Mapping[str, int]  # pairs, rows skipped, responses and tokens cut
     reason: str | None = None  # why it failed
     reused_from: str | None = None  # the study it was executed in, where that is another
 

@@ -178,7 +178,9 @@ class MlflowTracker:
 
 def _figures(view: TrialView) -> dict[str, float]:
     timing = {f"timing/{phase}": value for phase, value in view.seconds.items()}
-    return finite({**view.metrics, **(timing if view.reused_from is None else {})})
+    data = {f"data/{name}": float(count) for name, count in view.data.items()}
+    own = {} if view.reused_from is not None else {**timing, **data}
+    return finite({**view.metrics, **own})
 
 
 def _tags(view: TrialView) -> dict[str, str | None]:

@@ -91,6 +91,7 @@ def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
             "metrics": {"shapes/chair_i": chair_i},
             "folders": [attempt(trial)] if "folders" not in changes else [],
             "seconds": {"train": 2.0, "score report/shapes": 1.0},
+            "data": {},
         }
         return TrialView(trial=trial, **{**given, **changes})
 

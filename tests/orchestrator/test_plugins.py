@@ -1,0 +1,72 @@
+"""plugin check, on the example of docs/plugins.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.plan import Plan
+
+from .conftest import STUDY
+
+DOCS = Path(__file__).parents[2] / "docs" / "plugins.md"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (source,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.S)
+    file = tmp_path / "my_terms.py"
+    file.write_text(
+        f"{source}\n\ndef wrong(chosen, rejected, rejected_image, beta):\n    return 0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield file
+    sys.modules.pop("my_terms", None)
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("name", ["margin_floor", "grounded"])
+def test_the_docs_examples_pass(
+    module: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plugin", "check", f"my_terms:{name}") == 0
+    assert "a loss term: 6 of 6 checks passed" in capsys.readouterr().out
+
+
+def test_a_wrong_one_is_told(module: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("plugin", "check", "my_terms:wrong", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["checks"]["one loss a pair"] == "it returned int, not one loss a pair, (3,)"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("my_terms", "write module:attr"), ("my_terms:no", "has no 'no'"), ("no:no", "imported")],
+)
+def test_one_that_is_not_there_is_told(
+    module: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plugin", "check", name) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_study_may_vary_it(module: Path, plan_of: Callable[..., Plan]) -> None:
+    text = STUDY.replace(
+        "vision_encoder: [frozen, trained]",
+        "objective.custom: [{}, {my_terms:grounded: 0.5}]",
+    ).replace(", vision_encoder: frozen}", ", objective.custom: '{}'}")
+    plan = plan_of(text)
+    assert len(plan.arms) == 4
+    assert plan.arms[0].baseline
