@@ -48,7 +48,7 @@ def planned(
 ) -> Plan:
     """Return the plan of a study given by path or name, with the command line's changes."""
     from orchestrator.plan import make_plan
-    from orchestrator.study import Changes, find_study, load_study
+    from orchestrator.study_file import Changes, find_study, load_study
 
     changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
     return make_plan(load_study(find_study(study), changes))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan import Plan, make_plan
-from orchestrator.study import Changes, Study, load_study
+from orchestrator.study import Study
+from orchestrator.study_file import Changes, load_study
 
 STUDY = """
 study: small

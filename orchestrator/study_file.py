@@ -1,0 +1,333 @@
+"""The study file: read, and checked whole before anything runs.
+
+Everything is checked before anything runs; all problems of a file are told at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import orchestrator
+from chip_core import data, recipes
+from chip_core.config import BenchmarksConfig, TrialConfig
+from chip_core.errors import ConfigError
+from chip_core.evaluation.task import BENCHMARKS, metric_name
+from chip_core.models import loading
+from chip_core.registry import suggestion
+from chip_core.validation import explain, key_problem, set_key, trial_config
+from orchestrator.study import Factor, Level, Primary, Study, excludes, level_text
+
+STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What the command line changes of a study file."""
+
+    recipe: str | None = None
+    seeds: Sequence[int] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_study(name: str) -> Path:
+    """Return a study's file, given its path or a shipped study's name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if path.parent == Path("ablations") and path.stem in shipped:
+        return shipped[path.stem]  # the README's path, from anywhere
+    raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
+
+
+def load_study(path: Path, changes: Changes | None = None) -> Study:
+    """Return a study, checked whole.
+
+    Raises:
+        ConfigError: every problem at once, each `file: key.path: what, what would do`.
+    """
+    changes = changes or Changes()
+    source = str(path)
+    raw = recipes.read_yaml(path)
+    try:
+        written = _StudyFile.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(explain(error, _StudyFile, source)) from None
+    problems: list[str] = []
+
+    def wrong(key: str, what: str) -> None:
+        problems.append(f"{source}: {key}: {what}")
+
+    if not _NAME.match(written.study):
+        wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
+    base = _base(written, changes, path, problems)
+    factors = _factors(written, base, source, problems)
+    _check_overrides(changes, problems)
+    seeds = _seeds(written, changes, wrong)
+    exclude = _exclude(written, factors, wrong)
+    baseline = _baseline(written, factors, exclude, wrong)
+    benchmarks = written.benchmarks or BenchmarksConfig()
+    metrics = _metrics(benchmarks, wrong)
+    primary = _primary(written, metrics, wrong)
+    if problems:
+        raise ConfigError(problems)
+    return Study(
+        name=_variant_name(written.study, changes),
+        question=written.question,
+        recipe=changes.recipe or written.recipe,
+        source=source,
+        base=base,
+        factors=factors,
+        exclude=exclude,
+        seeds=seeds,
+        baseline=baseline,
+        benchmarks=benchmarks,
+        primary=primary,
+    )
+
+
+class _StudyFile(BaseModel):
+    """The file as it is written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: str
+    question: str = ""
+    recipe: str = "shapes"
+    factors: dict[str, list[Any] | dict[str, dict[str, Any]]]
+    exclude: list[dict[str, Any]] = []
+    seeds: int | list[int] = [0]
+    baseline: dict[str, Any] | None = None
+    benchmarks: BenchmarksConfig | None = None
+    primary: _PrimaryFile | None = None
+
+
+class _PrimaryFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metric: str
+    goal: Literal["minimize", "maximize"] | None = None
+
+
+_StudyFile.model_rebuild()
+
+
+def _variant_name(study: str, changes: Changes) -> str:
+    name = study
+    if changes.recipe is not None:
+        name += f"@{Path(changes.recipe).stem if '/' in changes.recipe else changes.recipe}"
+    for key, value in sorted(changes.overrides.items()):
+        name += f"+{key}={re.sub(r'[^A-Za-z0-9_.,-]', '-', level_text(value))}"
+    return name
+
+
+def _base(written: _StudyFile, changes: Changes, path: Path, problems: list[str]) -> dict[str, Any]:
+    """Return the recipe's tree with the command line's overrides, checked."""
+    name = changes.recipe or written.recipe
+    try:
+        file = recipes.find(name, None if changes.recipe else path.parent)
+        tree = recipes.read_yaml(file)
+    except ConfigError as error:
+        where = "--recipe" if changes.recipe else f"{path}: recipe"
+        problems.extend(
+            line
+            if line.startswith(str(name)) and ":" in line[: len(str(name)) + 1]
+            else f"{where}: {line}"
+            for line in error.problems
+        )
+        return {}
+    try:
+        config = trial_config(tree, str(file))
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return {}
+    for key, value in changes.overrides.items():
+        if key_problem(key) is None:
+            set_key(tree, key, value)
+    try:
+        config = trial_config(tree, "--set")
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return {}
+    broken = loading.problem(config.model)
+    if broken is not None:
+        problems.append(f"{file}: model.path: {broken}")
+    missing = data.problem(config.data)
+    if missing is not None:
+        problems.append(f"{file}: data.source: {missing}")
+    return tree
+
+
+def _factors(
+    written: _StudyFile, base: dict[str, Any], source: str, problems: list[str]
+) -> tuple[Factor, ...]:
+    """Return the factors, each level checked by itself on the recipe."""
+    factors: list[Factor] = []
+    if not written.factors:
+        problems.append(f"{source}: factors: is empty: name a key of the recipe and its levels")
+    for name, given in written.factors.items():
+        key = f"factors.{name}"
+        if not given:
+            problems.append(f"{source}: {key}: has no levels: give at least one")
+            continue
+        if isinstance(given, dict):
+            levels = [Level(name=label, overrides=sets) for label, sets in given.items()]
+            keys = sorted({dotted for level in levels for dotted in level.overrides})
+        else:
+            levels = [Level(name=level_text(value), overrides={name: value}) for value in given]
+            keys = [name]
+        unknown = [complaint for dotted in keys if (complaint := key_problem(dotted))]
+        problems.extend(f"{source}: {key}: {complaint}" for complaint in unknown)
+        forbidden = [dotted for dotted in keys if dotted.split(".")[0] in ("seed", "benchmarks")]
+        problems.extend(
+            f"{source}: {key}: '{dotted}' is no factor: use the study's own `{dotted.split('.')[0]}"
+            f"{'s' if dotted == 'seed' else ''}:`"
+            for dotted in forbidden
+        )
+        names = [level.name for level in levels]
+        for repeated in sorted({label for label in names if names.count(label) > 1}):
+            problems.append(f"{source}: {key}: the level '{repeated}' stands twice: remove one")
+        if base and not unknown and not forbidden:
+            for place, level in enumerate(levels):
+                _check_level(level, f"{key}[{place}]", base, source, problems)
+        factors.append(Factor(name=name, levels=tuple(levels)))
+    return tuple(factors)
+
+
+def _check_level(
+    level: Level, key: str, base: dict[str, Any], source: str, problems: list[str]
+) -> None:
+    tree = copy.deepcopy(base)
+    for dotted, value in level.overrides.items():
+        set_key(tree, dotted, value)
+    try:
+        config = TrialConfig.model_validate(tree)
+    except ValidationError as error:
+        for line in explain(error, TrialConfig, ""):
+            path, _, sentence = line.removeprefix(": ").partition(": ")
+            problems.append(f"{source}: {key}: {sentence or path}")
+        return
+    sections = {dotted.split(".")[0] for dotted in level.overrides}
+    for broken in (
+        loading.problem(config.model) if "model" in sections else None,
+        data.problem(config.data) if "data" in sections else None,
+    ):
+        if broken is not None:
+            problems.append(f"{source}: {key}: {broken}")
+
+
+def _check_overrides(changes: Changes, problems: list[str]) -> None:
+    for key in changes.overrides:
+        complaint = key_problem(key)
+        if complaint is not None:
+            problems.append(f"--set: {key}: {complaint}")
+
+
+def _seeds(written: _StudyFile, changes: Changes, wrong: Any) -> tuple[int, ...]:
+    given = written.seeds if changes.seeds is None else list(changes.seeds)
+    where = "seeds" if changes.seeds is None else "seeds (from --seeds)"
+    seeds = list(range(given)) if isinstance(given, int) else given
+    if not seeds:
+        wrong(where, "is empty: give at least one seed")
+    repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if repeated:
+        wrong(where, f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one")
+    if any(seed < 0 for seed in seeds):
+        wrong(where, "a seed is negative: use 0 or more")
+    return tuple(seeds)
+
+
+def _patterns(
+    given: Mapping[str, Any], factors: Sequence[Factor], where: str, wrong: Any
+) -> dict[str, frozenset[str]]:
+    """Return factor -> names of levels for a mapping as written, complaining of unknown ones."""
+    known = {factor.name: [level.name for level in factor.levels] for factor in factors}
+    pattern: dict[str, frozenset[str]] = {}
+    for name, value in given.items():
+        if name not in known:
+            wrong(f"{where}.{name}", f"unknown factor: {suggestion(name, known)}")
+            continue
+        labels = [level_text(entry) for entry in (value if isinstance(value, list) else [value])]
+        for label in labels:
+            if label not in known[name]:
+                wrong(
+                    f"{where}.{name}", f"unknown level '{label}': {suggestion(label, known[name])}"
+                )
+        pattern[name] = frozenset(labels)
+    return pattern
+
+
+def _exclude(
+    written: _StudyFile, factors: Sequence[Factor], wrong: Any
+) -> tuple[Mapping[str, frozenset[str]], ...]:
+    return tuple(
+        _patterns(entry, factors, f"exclude[{place}]", wrong)
+        for place, entry in enumerate(written.exclude)
+        if entry
+    )
+
+
+def _baseline(
+    written: _StudyFile,
+    factors: Sequence[Factor],
+    exclude: Sequence[Mapping[str, frozenset[str]]],
+    wrong: Any,
+) -> dict[str, str]:
+    first = {factor.name: factor.levels[0].name for factor in factors if factor.levels}
+    if written.baseline is None:
+        return first
+    pattern = _patterns(written.baseline, factors, "baseline", wrong)
+    for name in first:
+        if name not in written.baseline:
+            wrong("baseline", f"names no level of '{name}': a baseline is one cell")
+    baseline = {name: min(labels) for name, labels in pattern.items()}
+    if any(excludes(entry, baseline) for entry in exclude):
+        wrong("baseline", "this cell is excluded: choose a cell of the grid")
+    return {**first, **baseline}
+
+
+def _metrics(benchmarks: BenchmarksConfig, wrong: Any) -> dict[str, str]:
+    """Return metric -> goal of every figure that the study will have."""
+    goals: dict[str, str] = {}
+    for side in ("select", "report"):
+        for place, settings in enumerate(getattr(benchmarks, side)):
+            if settings.name not in BENCHMARKS:
+                wrong(
+                    f"benchmarks.{side}[{place}]",
+                    f"unknown benchmark '{settings.name}': {suggestion(settings.name, BENCHMARKS)}",
+                )
+                continue
+            for metric, info in BENCHMARKS[settings.name].metrics.items():
+                goals[metric_name(side, settings.name, metric)] = info.goal
+    return goals
+
+
+def _primary(written: _StudyFile, goals: Mapping[str, str], wrong: Any) -> Primary | None:
+    if written.primary is None:
+        return None
+    metric = written.primary.metric
+    if metric not in goals:
+        reported = [name for name in goals if not name.startswith("select/")]
+        listed = suggestion(metric, reported) if reported else "add a benchmark under `benchmarks:`"
+        wrong("primary.metric", f"unknown metric '{metric}': {listed}")
+        return None
+    if metric.startswith("select/"):
+        wrong("primary.metric", f"'{metric}' is tuned on: name a metric under `report`")
+    declared = goals[metric]
+    if written.primary.goal not in (None, declared):
+        wrong("primary.goal", f"'{metric}' is to be {declared}d: write `goal: {declared}`")
+    return Primary(metric=metric, goal=declared)  # type: ignore[arg-type]
