@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Protocol
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
 from chip_core.results import Progress, TrialResult
+
+#: Where a failed job's traceback is, in its folder.
+TRACEBACK = "traceback.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +96,12 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, TrialError) and first:
         return first
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def keep_traceback(job: Job) -> None:
+    """Write the exception that is being handled, whole, to the job's folder."""
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        return  # the disk may be what failed; the reason says so

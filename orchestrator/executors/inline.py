@@ -13,6 +13,7 @@ from orchestrator.executors.base import (
     Progressed,
     Started,
     execute,
+    keep_traceback,
     reason_of,
 )
 
@@ -27,6 +28,7 @@ class InlineExecutor:
             try:
                 result = execute(job, _reporter(job, on_event))
             except Exception as error:  # whatever a trial raises is its own failure
+                keep_traceback(job)
                 on_event(Failed(job=job, reason=reason_of(error)))
             else:
                 on_event(Finished(job=job, result=result))

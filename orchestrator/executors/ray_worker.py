@@ -10,7 +10,6 @@ import importlib
 import os
 import pickle
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,6 @@ PLACE, PROGRESS, REASON = "place", "progress", "reason"
 #: Seconds between two reports of one phase: each passes four processes.
 REPORT_EVERY = 1.0
 
-#: A failed job's traceback, in its folder.
-TRACEBACK = "traceback.txt"
 
 #: What Train would start for a trial, at 1.5 s of a CPU each, and a trial does not need: Ray Data
 #: is not used, and the executor itself frees the place of a trial that ended badly.
@@ -92,7 +89,7 @@ def work(settings: dict[str, Any]) -> str | None:
     parcel: Parcel = settings["parcel"]
     train.report({PLACE: get_current_placement_group().id.hex()})
 
-    from orchestrator.executors.base import reason_of
+    from orchestrator.executors.base import keep_traceback, reason_of
 
     job: Job | None = None
     try:
@@ -102,7 +99,7 @@ def work(settings: dict[str, Any]) -> str | None:
         execute(job, throttled(lambda progress: train.report({PROGRESS: asdict(progress)})))
     except BaseException as error:  # whatever a trial raises, SystemExit too, is its own failure
         if job is not None:
-            _keep_traceback(job)
+            keep_traceback(job)
         return reason_of(error)
     return None
 
@@ -145,11 +142,3 @@ def _without_a_word(error: Exception, parcel: Parcel) -> str:
             return f"{died} (killed, out of memory, or crashed)"
     lines = str(cause).strip().splitlines() or [""]
     return f"{type(cause).__name__}: {lines[0]}"
-
-
-def _keep_traceback(job: Job) -> None:
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-    except OSError:
-        return  # the disk may be what failed; the reason says so

@@ -20,10 +20,10 @@ from ray.cluster_utils import Cluster
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.errors import UserError
 from chip_core.results import Progress
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.ray_session import ENVIRONMENT
 from orchestrator.executors.ray_tune import RayTuneExecutor
-from orchestrator.executors.ray_worker import REPORT_EVERY, TRACEBACK, throttled
+from orchestrator.executors.ray_worker import REPORT_EVERY, throttled
 
 HERE = Path(__file__).parent
 

@@ -1,0 +1,38 @@
+"""The in-process executor: one end a job, the others go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chip_core.config import TrialConfig
+from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Started
+from orchestrator.executors.inline import InlineExecutor
+
+SHORT = {
+    "model": "shapes",
+    "training": {"max_steps": 1, "batch_size": 2},
+    "engine": {"threads": 1},
+}
+
+
+def test_a_failure_is_that_jobs_alone(tmp_path: Path) -> None:
+    configs = {
+        "bad": TrialConfig.model_validate({**SHORT, "data": {"limit": 1}}),
+        "good": TrialConfig.model_validate(SHORT),
+    }
+    jobs = [
+        Job(id=name, name=name, config=config, folder=tmp_path / name)
+        for name, config in configs.items()
+    ]
+    events: list[Event] = []
+    InlineExecutor().run(jobs, events.append)
+    ends = [event for event in events if isinstance(event, Started | Failed | Finished)]
+    assert [(type(event), event.job.id) for event in ends] == [
+        (Started, "bad"),
+        (Failed, "bad"),
+        (Started, "good"),
+        (Finished, "good"),
+    ]
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.reason == "no full batch: 1 pairs, training.batch_size 2"
+    assert "TrialError" in (tmp_path / "bad" / TRACEBACK).read_text()
