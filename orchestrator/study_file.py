@@ -62,12 +62,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     """
     changes = changes or Changes()
     source = str(path)
-    raw = recipes.read_yaml(path)
-    try:
-        written = _StudyFile.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(explain(error, _StudyFile, source)) from None
-    problems: list[str] = []
+    written, problems, broken = _read(path)
 
     def wrong(key: str, what: str) -> None:
         problems.append(f"{source}: {key}: {what}")
@@ -84,7 +79,9 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     metrics = _metrics(benchmarks, wrong)
     primary = _primary(written, metrics, wrong)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(
+            line for line in dict.fromkeys(problems) if not _follows(line, source, broken)
+        )
     return Study(
         name=_variant_name(written.study, changes),
         question=written.question,
@@ -108,9 +105,9 @@ class _StudyFile(BaseModel):
     study: str
     question: str = ""
     recipe: str = "shapes"
-    factors: dict[str, list[Any] | dict[str, dict[str, Any]]]
+    factors: dict[str, Any]  # a list of levels, or levels by name: checked with the recipe
     exclude: list[dict[str, Any]] = []
-    seeds: int | list[int] = [0]
+    seeds: Any = [0]  # a count, or a list
     baseline: dict[str, Any] | None = None
     benchmarks: BenchmarksConfig | None = None
     primary: _PrimaryFile | None = None
@@ -124,6 +121,34 @@ class _PrimaryFile(BaseModel):
 
 
 _StudyFile.model_rebuild()
+
+
+def _read(path: Path) -> tuple[_StudyFile, list[str], frozenset[str]]:
+    """Return a file as it is written, what is wrong with its shape, and which keys are.
+
+    Keys that are wrong are left out of what is returned, so that the others are checked all the
+    same and every problem is told at once.
+    """
+    raw = recipes.read_yaml(path)
+    try:
+        return _StudyFile.model_validate(raw), [], frozenset()
+    except ValidationError as error:
+        problems = explain(error, _StudyFile, str(path))
+        broken = frozenset(str(problem["loc"][0]) for problem in error.errors())
+    kept = {key: value for key, value in raw.items() if key not in broken}
+    needed = {"study": "unnamed", "factors": {}}
+    return _StudyFile.model_validate({**needed, **kept}), problems, broken
+
+
+def _follows(line: str, source: str, broken: frozenset[str]) -> bool:
+    """Return whether a problem is only there because a key was left out as broken."""
+    causes = {
+        "factors": ("factors: is empty", "baseline", "exclude"),
+        "benchmarks": ("primary.metric: unknown",),
+    }
+    return any(
+        line.startswith(f"{source}: {start}") for key in broken for start in causes.get(key, ())
+    )
 
 
 def _variant_name(study: str, changes: Changes) -> str:
@@ -181,6 +206,13 @@ def _factors(
         problems.append(f"{source}: factors: is empty: name a key of the recipe and its levels")
     for name, given in written.factors.items():
         key = f"factors.{name}"
+        named = isinstance(given, dict) and all(isinstance(sets, dict) for sets in given.values())
+        if not (isinstance(given, list) or named):
+            problems.append(
+                f"{source}: {key}: give a list of levels, or levels by name, each a set of "
+                f"overrides, not {given!r}"
+            )
+            continue
         if not given:
             problems.append(f"{source}: {key}: has no levels: give at least one")
             continue
@@ -240,7 +272,10 @@ def _check_overrides(changes: Changes, problems: list[str]) -> None:
 def _seeds(written: _StudyFile, changes: Changes, wrong: Any) -> tuple[int, ...]:
     given = written.seeds if changes.seeds is None else list(changes.seeds)
     where = "seeds" if changes.seeds is None else "seeds (from --seeds)"
-    seeds = list(range(given)) if isinstance(given, int) else given
+    seeds = list(range(given)) if type(given) is int else given
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        wrong(where, f"give a count or a list of whole numbers, not {given!r}")
+        return ()
     if not seeds:
         wrong(where, "is empty: give at least one seed")
     repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})

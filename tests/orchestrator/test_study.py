@@ -91,6 +91,16 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         ),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: not distinct: 0 stands twice: remove one"),
         ("seeds: [0, 1]", "seeds: []", "seeds: is empty: give at least one seed"),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, one]",
+            "seeds: give a count or a list of whole numbers, not [0, 'one']",
+        ),
+        (
+            "vision_encoder: [frozen, trained]",
+            "vision_encoder: trained",
+            "factors.vision_encoder: give a list of levels, or levels by name",
+        ),
         ("seeds: [0, 1]", "seeds: [-1]", "seeds: a seed is negative: use 0 or more"),
         ("report: [shapes]", "report: [shaps]", "benchmarks.report[0]: unknown benchmark 'shaps'"),
         (
@@ -130,6 +140,20 @@ def test_all_problems_at_once(load: Load) -> None:
     found = problems(load, text)
     keys = [line.split(": ")[0] for line in found]
     assert {"factors.objective[1]", "seeds", "primary.metric", "baseline.objectiv"} <= set(keys)
+
+
+def test_a_wrong_shape_does_not_hide_the_other_problems(load: Load) -> None:
+    text = STUDY.replace("goal: minimize", "goal: least").replace("study: small", "study: [a]")
+    text = text.replace("[dpo, chip]", "[dpo, chp]").replace("seeds: [0, 1]", "sedes: [0, 1]")
+    found = problems(load, text)
+    keys = {line.split(": ")[0] for line in found}
+    assert keys == {"study", "sedes", "primary.goal", "factors.objective[1]"}
+
+
+def test_what_a_broken_key_entails_is_not_told_beside_it(load: Load) -> None:
+    (found,) = problems(load, STUDY.replace("  objective: [dpo", "  - objective: [dpo").replace(
+        "  vision_encoder: [", "    vision_encoder: ["))  # fmt: skip
+    assert found.startswith("factors: input should be a valid dictionary")
 
 
 def test_an_unreadable_weights_folder_is_told(load: Load, tmp_path: Path) -> None:
