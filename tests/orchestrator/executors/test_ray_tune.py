@@ -8,6 +8,7 @@ deadline is generous; it passes while the others run.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,17 +109,22 @@ def test_jobs_fail_each_for_itself_and_nothing_is_left(
 
 @pytest.mark.ray
 def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
+    # A shell starts what it puts in the background with Ctrl-C switched off: on again for this.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     events: list[Event] = []
 
     def stop_at_work(event: Event) -> None:
         events.append(event)
         if isinstance(event, Progressed):
-            threading.Timer(0.5, os.kill, (os.getpid(), 2)).start()
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        RayTuneExecutor(workdir=tmp_path, entry="ray_jobs:play").run(
-            [job(tmp_path, 1, "sleeps")], stop_at_work
-        )
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            RayTuneExecutor(workdir=tmp_path, entry="ray_jobs:play").run(
+                [job(tmp_path, 1, "sleeps")], stop_at_work
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     assert ends(events) == {}
     assert ray_processes() == set()
