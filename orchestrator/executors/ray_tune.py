@@ -97,6 +97,7 @@ class RayTuneExecutor:
                 resources=resources_of(job),
                 place_within=0.8 * self._begin_within,
                 storage=storage,
+                folder=str(job.folder.absolute()),
             )
             for job in jobs
         }
@@ -137,7 +138,6 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
         self._on_event = on_event
         self._begin_within = begin_within
         self._waiting: dict[str, float] = {}  # since when for a first progress, by job
-        self._places: dict[str, str] = {}  # placement groups, by job
         self._reasons: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,8 +164,6 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         job = self._job(trial)
-        if PLACE in result:
-            self._places[job.id] = result[PLACE]
         if result.get(REASON) is not None:
             self._reasons[job.id] = result[REASON]
         if PROGRESS in result:
@@ -181,8 +179,11 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
     def _end(self, job: Job, otherwise: str) -> None:
         """Emit how a job ended; free its worker's place, which outlives a killed controller."""
         self._waiting.pop(job.id, None)
-        if place := self._places.pop(job.id, None):
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(place)))
+        place = job.folder / PLACE
+        if place.exists():
+            group = ray.PlacementGroupID.from_hex(place.read_text(encoding="ascii"))
+            remove_placement_group(PlacementGroup(group))
+            place.unlink()
         reason = self._reasons.get(job.id)
         result = None if reason else read_result(job.folder)
         if result is None:

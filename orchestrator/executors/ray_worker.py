@@ -12,15 +12,21 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chip_core.results import Progress
     from orchestrator.executors.base import Job
 
-#: Keys of what travels from a worker to the executor, through Train and Tune: the placement group
-#: that the worker holds, where the job is, and why it failed.
-PLACE, PROGRESS, REASON = "place", "progress", "reason"
+#: Keys of what travels from a worker to the executor, through Train and Tune: where the job is, and
+#: why it failed.
+PROGRESS, REASON = "progress", "reason"
+
+#: The placement group that a job's worker holds, in its folder. A file and no report: a report is
+#: lost with the controller that it passes, and the place of a worker whose controller died is
+#: freed by nobody but the executor.
+PLACE = "placement_group"
 
 #: Seconds between two reports of one phase: each passes four processes.
 REPORT_EVERY = 1.0
@@ -41,6 +47,7 @@ class Parcel:
     resources: dict[str, float]  # the worker's
     place_within: float  # seconds that its worker may wait for a place
     storage: str  # Train's own files
+    folder: str  # the job's own
 
 
 def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any]:
@@ -87,7 +94,9 @@ def work(settings: dict[str, Any]) -> str | None:
     from ray.util import get_current_placement_group
 
     parcel: Parcel = settings["parcel"]
-    train.report({PLACE: get_current_placement_group().id.hex()})
+    folder = Path(parcel.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
 
     from orchestrator.executors.base import keep_traceback, reason_of
 
