@@ -25,14 +25,28 @@ class InlineExecutor:
         """Run all jobs in order."""
         for job in jobs:
             on_event(Started(job=job))
+            listener = _Listener(job, on_event)
             try:
-                result = execute(job, _reporter(job, on_event))
+                result = execute(job, listener)
             except Exception as error:  # whatever a trial raises is its own failure
+                if error is listener.error:
+                    raise  # what the listener raised is not
                 keep_traceback(job)
                 on_event(Failed(job=job, reason=reason_of(error)))
             else:
                 on_event(Finished(job=job, result=result))
 
 
-def _reporter(job: Job, on_event: Callable[[Event], None]) -> Callable[[Progress], None]:
-    return lambda progress: on_event(Progressed(job=job, progress=progress))
+class _Listener:
+    """Passes on a job's progress, and remembers what `on_event` raised."""
+
+    def __init__(self, job: Job, on_event: Callable[[Event], None]) -> None:
+        self.error: Exception | None = None
+        self._job, self._on_event = job, on_event
+
+    def __call__(self, progress: Progress) -> None:
+        try:
+            self._on_event(Progressed(job=self._job, progress=progress))
+        except Exception as error:
+            self.error = error
+            raise

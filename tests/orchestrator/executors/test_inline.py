@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from chip_core.config import TrialConfig
-from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Started
+from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 
 SHORT = {
@@ -36,3 +38,17 @@ def test_a_failure_is_that_jobs_alone(tmp_path: Path) -> None:
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert failed.reason == "no full batch: 1 pairs, training.batch_size 2"
     assert "TrialError" in (tmp_path / "bad" / TRACEBACK).read_text()
+
+
+def test_what_a_listener_raises_is_no_trials_failure(tmp_path: Path) -> None:
+    job = Job(id="a", name="a", config=TrialConfig.model_validate(SHORT), folder=tmp_path / "a")
+    events: list[Event] = []
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progressed):
+            raise OSError("no room for the ledger")
+
+    with pytest.raises(OSError, match="no room for the ledger"):
+        InlineExecutor().run([job], listener)
+    assert not any(isinstance(event, Failed) for event in events)
