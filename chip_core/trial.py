@@ -75,11 +75,12 @@ def run_trial(
     steps = 0
     data: dict[str, int] = {}
     notes: list[str] = []
+    engine: dict[str, str] = {}
     if pairs is not None:
         began = time.perf_counter()
         trained = train(
             config,
-            policy=model,
+            model=model,
             processor=processor,
             pairs=pairs,
             folder=folder,
@@ -89,7 +90,7 @@ def run_trial(
             resume_from=resume_from,
         )
         data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
-        steps, notes = trained.steps, list(trained.notes)
+        steps, notes, engine = trained.steps, list(trained.notes), trained.engine
         save_model(model, processor, folder / MODEL, config)
         remove_all(folder)  # of the checkpoints: the model is there
         seconds["train"] = time.perf_counter() - began
@@ -105,7 +106,12 @@ def run_trial(
         evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
         seconds[f"score {key}"] = time.perf_counter() - began
     result = TrialResult(
-        steps=steps, evaluations=evaluations, seconds=seconds, data=data, notes=notes
+        steps=steps,
+        evaluations=evaluations,
+        seconds=seconds,
+        data=data,
+        notes=notes,
+        engine=engine,
     )
     write_json(folder / RESULT, asdict(result))
     return result

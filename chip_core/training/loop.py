@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from chip_core.config import TrialConfig
 from chip_core.data.batches import PairEncoder, batch_order, count_steps
 from chip_core.data.preferences import PreferencePair
+from chip_core.data.tensors import PairBatch
 from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import Spool, read_records, write_atomically
-from chip_core.models.adapters import Reference
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.results import CURVES
 from chip_core.training import checkpoint
+from chip_core.training.exactness import shared_prefixes
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
-from chip_core.training.step import batch_loss
+from chip_core.training.policy import Policy
+from chip_core.training.reference import LiveReference, ReferenceSource
 
 #: Called after each update with (step, steps, figures of that step).
 StepReport = Callable[[int, int, dict[str, float]], None]
@@ -37,25 +40,26 @@ class Training:
     steps: int
     notes: tuple[str, ...]  # what is to be said of it: where it was resumed, what was not used
     cut: dict[str, int] = field(default_factory=dict)  # PairEncoder.cut
+    engine: dict[str, str] = field(default_factory=dict)  # how it was done: TrialResult.engine
 
 
 def train(
     config: TrialConfig,
     *,
-    policy: Any,
+    model: Any,
     processor: Any,
     pairs: Sequence[PreferencePair],
     folder: Path,
     on_step: StepReport,
     resume_from: Path | None = None,
 ) -> Training:
-    """Train `policy` in place against itself as it is now, frozen.
+    """Train `model` in place against itself as it is now, frozen.
 
     Each step's figures go to `folder`/curves.jsonl, and checkpoints beside it.
 
     Args:
         config: the trial.
-        policy: the model, with its adapters.
+        model: the policy, with its adapters.
         processor: its processor.
         pairs: the preference pairs.
         folder: the trial's.
@@ -77,41 +81,53 @@ def train(
         raise TrialError(
             f"no full batch: {len(pairs)} pairs, training.batch_size {settings.batch_size}"
         )
-    policy.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
+    device = next(model.parameters()).device
+    model.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
     if config.engine.gradient_checkpointing:
-        recompute_layers(policy)
-    reference = Reference(policy, config)
-    optimizer, schedule = make_optimizer(policy, config, steps)
+        recompute_layers(model)
+    policy = Policy(
+        model,
+        config.objective,
+        bf16=config.model.dtype == "bf16",
+        logits_chunk=config.engine.logits_chunk,
+    )
+    reference = LiveReference(policy, config)
+    optimizer, schedule = make_optimizer(model, config, steps)
     encoder = PairEncoder(processor, config, pairs)
     stateful = {"optimizer": optimizer, "schedule": schedule, "encoder": encoder}
     resumed = None
     if resume_from is not None:
-        resumed = checkpoint.restore(resume_from, config=config, policy=policy, stateful=stateful)
+        resumed = checkpoint.restore(resume_from, config=config, policy=model, stateful=stateful)
     done = 0 if resumed is None else resumed.step
     steps_an_epoch = len(pairs) // settings.batch_size
-    order = batch_order(
-        len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
-    )
+    order = _order(pairs, config)
     alone = encoder_alone_steps(config, steps)
-    trained = set_trained(policy, config, encoder_alone=done < alone)
+    trained = set_trained(model, config, encoder_alone=done < alone)
     checkpoint.remove_after(folder, done)
     earlier = [] if resume_from is None else read_records(resume_from / CURVES)
     kept = [json.dumps(record) + "\n" for record in earlier if record["step"] <= done]
     write_atomically(folder / CURVES, "".join(kept))
     spool = Spool(folder / CURVES)
+    sharing = ExitStack()
+    engine = {}
     try:
+        engine["prefix_sharing"] = sharing.enter_context(
+            shared_prefixes(
+                policy, _small_pair(encoder, pairs, config, device), config.engine.prefix_sharing
+            )
+        )
         for step, indices in zip(range(1, steps + 1), order, strict=False):
             if step <= done:
                 continue
             if step == alone + 1:
-                trained = set_trained(policy, config)
+                trained = set_trained(model, config)
             began = time.perf_counter()
             figures, tokens = _accumulate(
                 config,
                 policy,
                 reference,
                 encoder,
-                [pairs[index] for index in indices],
+                indices,
                 step,
                 epoch=(step - 1) // steps_an_epoch,
             )
@@ -126,7 +142,7 @@ def train(
             every = config.engine.checkpoint_every
             if every is not None and step % every == 0 and step < steps:
                 spool.sync()
-                checkpoint.save(folder, config=config, policy=policy, stateful=stateful, step=step)
+                checkpoint.save(folder, config=config, policy=model, stateful=stateful, step=step)
             on_step(step, steps, figures)
     except torch.OutOfMemoryError:
         raise TrialError(
@@ -134,18 +150,40 @@ def train(
             "engine.gradient_checkpointing: true"
         ) from None
     finally:
+        sharing.close()
         spool.close()
     if config.engine.gradient_checkpointing:
-        keep_activations(policy)
-    return Training(steps=steps, notes=() if resumed is None else resumed.notes, cut=encoder.cut)
+        keep_activations(model)
+    return Training(
+        steps=steps,
+        notes=() if resumed is None else resumed.notes,
+        cut=encoder.cut,
+        engine=engine,
+    )
+
+
+def _small_pair(
+    encoder: PairEncoder, pairs: Sequence[PreferencePair], config: TrialConfig, device: torch.device
+) -> PairBatch:
+    """Return that pair of the first global batch whose responses are shortest."""
+    first = next(_order(pairs, config))
+    place = min(first, key=lambda place: len(pairs[place].chosen) + len(pairs[place].rejected))
+    return encoder.batch([place]).to(device)
+
+
+def _order(pairs: Sequence[PreferencePair], config: TrialConfig) -> Iterator[list[int]]:
+    settings = config.training
+    return batch_order(
+        len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
+    )
 
 
 def _accumulate(
     config: TrialConfig,
-    policy: Any,
-    reference: Reference,
+    policy: Policy,
+    reference: ReferenceSource,
     encoder: PairEncoder,
-    pairs: Sequence[PreferencePair],
+    places: Sequence[int],
     step: int,
     *,
     epoch: int,
@@ -154,16 +192,13 @@ def _accumulate(
     device = next(policy.parameters()).device
     sums: dict[str, float] = {}
     tokens = void = 0
-    for start in range(0, len(pairs), config.engine.micro_batch):
-        batch = encoder.batch(pairs[start : start + config.engine.micro_batch], epoch)
-        batch = batch.to(device)
-        result = batch_loss(
-            policy, reference, batch, config.objective, bf16=config.model.dtype == "bf16"
-        )
-        loss = result.loss.sum() / len(pairs)
+    for start in range(0, len(places), config.engine.micro_batch):
+        batch = encoder.batch(places[start : start + config.engine.micro_batch], epoch).to(device)
+        result = policy(batch, reference.scores(batch), reference.head)
+        loss = result.loss.sum() / len(places)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         tokens += batch.tokens
         void += batch.void
         margin = result.chosen_reward - result.rejected_reward
@@ -177,9 +212,9 @@ def _accumulate(
         }
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double().sum().item()
-    figures = {name: value / len(pairs) for name, value in sums.items()}
+    figures = {name: value / len(places) for name, value in sums.items()}
     if encoder.may_be_void:
-        figures["rejected_image/void"] = void / len(pairs)
+        figures["rejected_image/void"] = void / len(places)
     return figures, tokens
 
 
