@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from chip_core.training.checkpoint import Stateful
 
 
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+
+
 class Sharded(Alone):
     """Every layer's weights are spread over the workers, and whole while it is computed."""
 
@@ -176,19 +179,21 @@ def _shard(policy: Policy, device: torch.device, *, bf16: bool) -> Any:
 
     In bf16 a layer's weights are brought together in bf16, as autocast would compute with them;
     embeddings and output head stay in fp32, and with them what passes from layer to layer: so it
-    rounds as one worker does. Gradients are added up in fp32.
+    rounds as one worker does, but for the weights of the norms. Gradients are added up in fp32.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    precision = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None,
-        reduce_dtype=torch.float32 if bf16 else None,
-        cast_forward_inputs=False,
+    low = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     root: Any = _Root(policy)
     for module in reversed(list(policy.modules())):  # what is within a layer comes before it
         if isinstance(module, GradientCheckpointingLayer):
+            # torch's own norms take weights in what passes through them alone: vision encoders
+            # with those, the smaller part, come together in fp32.
+            fp32 = not bf16 or any(isinstance(within, _NORMS) for within in module.modules())
+            precision = MixedPrecisionPolicy() if fp32 else low
             fully_shard(module, mesh=mesh, mp_policy=precision)
     fully_shard(root, mesh=mesh)
     register_fsdp_forward_method(root, "reference_scores")

@@ -40,6 +40,7 @@ class Case:
     changes: str = "full"  # which of CHANGES
     dtype: str = "float64"
     checkpoint_every: int = 0
+    micro_batch: int = 1
     resume: str = ""  # another case's folder
 
     @property
@@ -73,7 +74,7 @@ class ListPairs(Pairs):
 
 
 def configured(case: Case) -> TrialConfig:
-    """Three pairs a step, one a pass: two workers make two passes each, one of which is empty."""
+    """Three pairs a step. One a pass, two workers make two passes each, one of which is empty."""
     changes = CHANGES[case.changes]
     return TrialConfig.model_validate(
         {
@@ -83,7 +84,7 @@ def configured(case: Case) -> TrialConfig:
             "training": {"batch_size": 3, "epochs": STEPS},
             **changes,
             "engine": {
-                "micro_batch": 1,
+                "micro_batch": case.micro_batch,
                 "parallel": "auto" if case.kind == "alone" else case.kind,
                 "checkpoint_every": case.checkpoint_every or None,
                 **changes.get("engine", {}),
@@ -122,7 +123,7 @@ def curve(out: Path, case: Case) -> list[dict[str, float]]:
     ]
 
 
-def launch(out: Path, cases: Sequence[Case], workers: int = 2) -> None:
+def launch(out: Path, cases: Sequence[Case], workers: int = 2, within: float = 1200.0) -> None:
     """Run trainings by several processes, and wait for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -145,7 +146,7 @@ def launch(out: Path, cases: Sequence[Case], workers: int = 2) -> None:
         for rank in range(workers)
     ]
     try:
-        said = [process.communicate(timeout=300)[1] for process in started]
+        said = [process.communicate(timeout=within)[1] for process in started]
     finally:
         for process in started:
             process.kill()
