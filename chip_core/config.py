@@ -246,8 +246,22 @@ class EngineConfig(Section):
     micro_batch: int = engine(4, ge=1, doc="pairs per forward pass; the rest is accumulated")
     device: Literal["auto", "cpu", "cuda"] = engine("auto", doc="'auto': CUDA where there is one")
     threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
-    gpus_per_worker: float = engine(0.0, ge=0, doc="GPUs a trial's worker is given")
-    cpus_per_worker: int = engine(1, ge=1, doc="CPUs a trial's worker is given")
+    workers_per_trial: int = engine(1, ge=1, doc="processes that share a training")
+    gpus_per_worker: float = engine(
+        0.0, ge=0, doc="GPUs each of them is given; a share of one, too"
+    )
+    cpus_per_worker: int = engine(1, ge=1, doc="CPUs each of them is given")
+    parallel: Literal["auto", "ddp", "fsdp"] = engine(
+        "auto",
+        doc="how several workers share a model: 'ddp': each has it whole; 'fsdp': each has a "
+        "part; 'auto': 'fsdp' where it does not fit one GPU whole",
+    )
+    bucket: bool = engine(
+        True, doc="whether the pairs of a batch are computed with those of like length"
+    )
+    loader_workers: int | None = engine(
+        None, ge=0, doc="processes that read and encode pairs ahead; null: 2 with a GPU, else none"
+    )
     generation_batch: int = engine(64, ge=1, doc="items decoded together")
     log_every: int = engine(1, ge=1, doc="steps between points of the training curves")
     checkpoint_every: int | None = engine(

@@ -14,6 +14,7 @@ import torch
 from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
+from chip_core.errors import TrialError
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Side, metric_name
@@ -25,6 +26,8 @@ from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, Trial
 from chip_core.seeding import seed_process
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.loop import train
+from chip_core.training.parallel import Kind, kind_of
+from chip_core.workers import Workers, current
 
 
 def run_trial(
@@ -35,8 +38,12 @@ def run_trial(
     untrained: bool = False,
     trained_model: Path | None = None,
     resume_from: Path | None = None,
+    began: float | None = None,
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
+
+    Several processes that torch.distributed has joined (chip_core/workers.py) come here together
+    and share the training; the first of them writes, and scores.
 
     Args:
         config: the trial.
@@ -45,39 +52,46 @@ def run_trial(
         untrained: score the base model as it is.
         trained_model: score this trained model; do not train.
         resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
+        began: `time.perf_counter` when this process turned to the trial, before it imported this.
 
     Raises:
         TrialError: the trial cannot go on; the message is its reason.
     """
-    seconds: dict[str, float] = {}
-    began = time.perf_counter()
+    spans = _Spans(began)
     report(Progress(phase="start", done=0, total=1))
+    workers = current()
+    _check_workers(config, workers)
+    loading.import_libraries(adapters=config.language_model == "lora")
+    spans.end("imports")
     seed_process(config.seed, config.engine.threads)
-    write_json(folder / CONFIG, config.model_dump(mode="json"))
+    if workers.first:
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
     pairs = None
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = _pairs(config, report)
-        seconds["check data"] = time.perf_counter() - began
-        began = time.perf_counter()
+        spans.end("check data")
     model, processor = loading.load(
         config.model, attention=config.engine.attention, trained=trained_model
     )
-    training = not untrained and trained_model is None
-    if training:
-        model = attach(model, config)
     device = _device(config)
-    if training and device.type == "cuda":
-        check_room(bytes_needed(model, config), torch.cuda.mem_get_info(device)[0], config)
-    model.to(device)
-    seconds["start"] = time.perf_counter() - began
+    kind: Kind = "alone"
+    if pairs is not None:
+        model = attach(model, config)
+        kind = kind_of(config, model, device, workers)
+        if device.type == "cuda":
+            parts = workers.size if kind == "fsdp" else 1
+            free = torch.cuda.mem_get_info(device)[0]
+            check_room(bytes_needed(model, config) // parts, free, config)
+    if kind != "fsdp":
+        model.to(device)
+    spans.end("model")
 
     steps = 0
     data: dict[str, int] = {}
     notes: list[str] = []
     engine: dict[str, str] = {}
     if pairs is not None:
-        began = time.perf_counter()
         trained = train(
             config,
             model=model,
@@ -88,33 +102,69 @@ def run_trial(
                 Progress(phase="train", done=step, total=total, figures=figures)
             ),
             resume_from=resume_from,
+            device=device,
+            workers=workers,
+            kind=kind,
         )
         data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
         steps, notes, engine = trained.steps, list(trained.notes), trained.engine
-        save_model(model, processor, folder / MODEL, config)
-        remove_all(folder)  # of the checkpoints: the model is there
-        seconds["train"] = time.perf_counter() - began
+        save_model(model, processor, folder / MODEL, config, write=workers.first)
+        spans.end("train")
+        spans.seconds["first_step"] = trained.first_step
 
+    if not workers.first:  # what is left is one worker's
+        return TrialResult(
+            steps=steps, evaluations={}, seconds=spans.seconds, data=data, notes=notes
+        )
+    remove_all(folder)  # of the checkpoints: the model is there
+    if kind == "fsdp":  # spread over workers that are gone
+        model, _ = loading.load(
+            config.model, attention=config.engine.attention, trained=folder / MODEL
+        )
+        model.to(device)
+        spans.end("model for scoring")
     evaluations: dict[str, Evaluation] = {}
     sides: list[tuple[Side, BenchmarkConfig]] = [
         *(("select", benchmark) for benchmark in config.benchmarks.select),
         *(("report", benchmark) for benchmark in config.benchmarks.report),
     ]
     for side, benchmark in sides:
-        began = time.perf_counter()
         key = f"{side}/{benchmark.name}"
         evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
-        seconds[f"score {key}"] = time.perf_counter() - began
+        spans.end(f"score {key}")
     result = TrialResult(
         steps=steps,
         evaluations=evaluations,
-        seconds=seconds,
+        seconds=spans.seconds,
         data=data,
         notes=notes,
         engine=engine,
     )
     write_json(folder / RESULT, asdict(result))
     return result
+
+
+class _Spans:
+    """Where a trial's time goes, one phase after the other."""
+
+    def __init__(self, began: float | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter() if began is None else began
+
+    def end(self, phase: str) -> None:
+        """End a phase; the next begins."""
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._began
+        self._began = now
+
+
+def _check_workers(config: TrialConfig, workers: Workers) -> None:
+    asked = config.engine.workers_per_trial
+    if asked not in (1, workers.size):
+        raise TrialError(
+            f"engine.workers_per_trial is {asked}, and this trial has {workers.size}: run the "
+            f"study on Ray, or `torchrun --nproc-per-node {asked} -m chip_core train`"
+        )
 
 
 def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
@@ -188,5 +238,10 @@ def _evaluate(
 def _device(config: TrialConfig) -> torch.device:
     wanted = config.engine.device
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    # Of several, the one that was set for this process.
+    return (
+        torch.device(wanted, torch.cuda.current_device())
+        if wanted == "cuda"
+        else torch.device(wanted)
+    )

@@ -19,6 +19,7 @@ from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_
 from chip_core.errors import TrialError
 from chip_core.objectives.segments import changed_tokens
 from chip_core.seeding import derived_seed, generator
+from chip_core.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +53,6 @@ class PairEncoder:
             seed=derived_seed("corruption", config.seed) if per_trial else 0,
             **({} if mean is None else {"image_mean": mean}),
         )
-        self._cut: dict[tuple[str, str], int] = {}  # (sample, side) -> tokens
-
-    @property
-    def cut(self) -> dict[str, int]:
-        """How many responses were cut to `training.max_length`, and by how many tokens in all.
-
-        A response that is seen again counts once.
-        """
-        return {"cut_responses": len(self._cut), "cut_tokens": sum(self._cut.values())}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what it has counted, as plain data for a checkpoint."""
-        return {"cut": [[*key, tokens] for key, tokens in self._cut.items()]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
-        self._cut = {(sample, side): tokens for sample, side, tokens in state["cut"]}
 
     @property
     def may_be_void(self) -> bool:
@@ -81,6 +65,7 @@ class PairEncoder:
         chosen: list[tuple[list[int], list[int]]] = []
         rejected: list[tuple[list[int], list[int]]] = []
         void = 0
+        cut: list[tuple[str, str, int]] = []
         for place in places:
             pair = self._pairs[place]
             prompt = self._prompt(pair, pair.image)
@@ -96,7 +81,10 @@ class PairEncoder:
             prompts.append(prompt)
             chosen.append((chosen_ids, marks[0]))
             rejected.append((rejected_ids, marks[1]))
-            self._count_cut(pair.id, prompt, {"chosen": chosen_ids, "rejected": rejected_ids})
+            room = self._config.training.max_length - len(prompt.ids)
+            for side, ids in (("chosen", chosen_ids), ("rejected", rejected_ids)):
+                if 0 < room < len(ids):
+                    cut.append((pair.id, side, len(ids) - room))
             if self._visual:
                 rejected_prompt, is_void = self._rejected_prompt(pair, prompt, epoch)
                 rejected_prompts.append(rejected_prompt)
@@ -110,6 +98,7 @@ class PairEncoder:
             rejected_image_prompts=self._stacked(rejected_prompts) if self._visual else None,
             rejected_image=self._responses(rejected_prompts, chosen) if self._visual else None,
             void=void,
+            cut=tuple(cut),
         )
 
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
@@ -148,12 +137,6 @@ class PairEncoder:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, tokenizer.eos_token_id]
 
-    def _count_cut(self, sample: str, prompt: _Prompt, answers: dict[str, list[int]]) -> None:
-        room = self._config.training.max_length - len(prompt.ids)
-        for side, ids in answers.items():
-            if room > 0 and len(ids) > room:
-                self._cut[sample, side] = len(ids) - room
-
     def _stacked(self, prompts: list[_Prompt]) -> Prompts:
         ids, mask = padded([prompt.ids for prompt in prompts], self._padding)
         inputs = stack_inputs([prompt.inputs for prompt in prompts], tokens=ids.shape[1])
@@ -183,6 +166,34 @@ class PairEncoder:
     def _padding(self) -> int:
         token: int | None = self._processor.tokenizer.pad_token_id
         return 0 if token is None else token
+
+
+class CutCount:
+    """How many responses a training cut; one that is seen again counts once."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._tokens: dict[tuple[str, str], int] = {}  # (sample, side) -> tokens cut
+
+    def add(self, batch: PairBatch) -> None:
+        """Count a batch."""
+        self._tokens.update({(sample, side): tokens for sample, side, tokens in batch.cut})
+
+    def totals(self) -> dict[str, int]:
+        """Return responses and tokens cut, by all workers, who all come here."""
+        tokens = [entry[-1] for entry in self.state_dict()["cut"]]
+        return {"cut_responses": len(tokens), "cut_tokens": sum(tokens)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what all workers have counted, as plain data for a checkpoint."""
+        everyone = {
+            key: cut for own in self._workers.gathered(self._tokens) for key, cut in own.items()
+        }
+        return {"cut": [[*key, tokens] for key, tokens in everyone.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        self._tokens = {(sample, side): tokens for sample, side, tokens in state["cut"]}
 
 
 def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:

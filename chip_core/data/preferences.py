@@ -34,6 +34,8 @@ class Pairs(Sequence[PreferencePair]):
     """Pairs by number; a pair's images are decoded when it is asked for."""
 
     skipped: Sequence[BadRow] = ()  # rows left out
+    #: Characters of each pair's texts, for passes over pairs of like length; None: all are alike.
+    lengths: Sequence[int] | None = None
 
     def __iter__(self) -> Iterator[PreferencePair]:
         return (self[index] for index in range(len(self)))
@@ -76,6 +78,7 @@ class SourcePairs(Pairs):
         self._source = source
         self._good, self._repeated = array("Q"), set[int]()
         skipped: list[BadRow] = []
+        lengths = array("Q")
         seen: set[str] = set()
         checks = check_rows(source, rejected_images=rejected_images)
         for done, checked in enumerate(checks, start=1):
@@ -84,13 +87,15 @@ class SourcePairs(Pairs):
             else:
                 index = checked.row.index
                 self._good.append(index)
+                texts = checked.row.texts
+                lengths.append(len(texts.prompt) + len(texts.chosen) + len(texts.rejected))
                 name = checked.row.id or source.fallback_id(index)
                 if name in seen:
                     self._repeated.add(index)
                 seen.add(name)
             if on_row is not None:
                 on_row(done, len(source))
-        self.skipped = skipped
+        self.skipped, self.lengths = skipped, lengths
 
     def __len__(self) -> int:
         return len(self._good)

@@ -54,6 +54,7 @@ class PairBatch:
     rejected_image_prompts: Prompts | None  # the prompts with the rejected image; if needed
     rejected_image: Responses | None  # the chosen responses, cut by those prompts' lengths
     void: int = 0  # rejected images that are the true ones after all
+    cut: tuple[tuple[str, str, int], ...] = ()  # (sample, side, tokens) of each response cut
 
     def __len__(self) -> int:
         return len(self.places)

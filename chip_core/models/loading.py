@@ -120,6 +120,18 @@ def load(
     return loaded.eval(), processor
 
 
+def import_libraries(*, adapters: bool) -> None:
+    """Import what loading a model takes, so that it can be told apart from the loading.
+
+    Args:
+        adapters: whether the model is to have adapters.
+    """
+    import transformers.modeling_utils  # noqa: F401
+
+    if adapters:
+        import peft  # noqa: F401
+
+
 def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
     """Return a model none of whose weights is missing."""
     import torch

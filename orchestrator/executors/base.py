@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Executor(Protocol):
 
 def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     """Run one job in this process."""
+    began = time.perf_counter()
     from chip_core.trial import run_trial  # takes torch and more, which only a worker needs
 
     return run_trial(
@@ -87,6 +89,7 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         untrained=job.untrained,
         trained_model=job.trained_model,
         resume_from=job.resume_from,
+        began=began,
     )
 
 

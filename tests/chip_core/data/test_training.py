@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from chip_core.data.batches import PairEncoder
+from chip_core.data.batches import CutCount, PairEncoder
 from chip_core.data.preferences import PreferencePair, load_pairs
 from chip_core.errors import TrialError
 from chip_core.models import loading
 from chip_core.results import Progress, read_result
 from chip_core.shapes import captions
 from chip_core.trial import run_trial
+from chip_core.workers import Workers
 
 from . import files
 
@@ -103,9 +104,10 @@ def test_given_rejected_images_are_asked_of_every_row(
 def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured) -> None:
     _, processor = loading.load(TrialConfig(model="shapes").model)
     pairs = list(load_pairs(shapes_config(data__limit=3).data))
-    whole = PairEncoder(processor, shapes_config(), pairs)
-    batch = whole.batch(range(3))
-    assert whole.cut == {"cut_responses": 0, "cut_tokens": 0}
+    batch = PairEncoder(processor, shapes_config(), pairs).batch(range(3))
+    count = CutCount(Workers())
+    count.add(batch)
+    assert count.totals() == {"cut_responses": 0, "cut_tokens": 0}
     lengths = [
         int(length)
         for part in (batch.chosen, batch.rejected)
@@ -115,11 +117,12 @@ def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured)
     short = PairEncoder(processor, shapes_config(training__max_length=limit), pairs)
     for _ in range(2):  # a second epoch counts nothing twice
         cut = short.batch(range(3))
-    assert short.cut == {
+        count.add(cut)
+    assert count.totals() == {
         "cut_responses": sum(length > limit for length in lengths),
         "cut_tokens": sum(max(length - limit, 0) for length in lengths),
     }
-    assert short.cut["cut_responses"] > 0
+    assert count.totals()["cut_responses"] > 0
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert (batch.prompts.ids == image).sum() == (cut.prompts.ids == image).sum()
     for part in (cut.chosen, cut.rejected):
