@@ -43,6 +43,13 @@ def greedy(chosen, rejected, rejected_image, beta):
     return chosen.log_ratio()
 
 greedy.needs = {"gold"}
+
+def drift(chosen, rejected, rejected_image, beta):
+    return beta * rejected.divergence()
+
+drift.needs = {"divergence"}
+
+number = 3
 """
 
 
@@ -86,11 +93,23 @@ def test_a_bad_term_is_told(module: Path, name: str, wrong: str) -> None:
         ("no_such_module:term", "cannot be imported"),
         ("own_terms:greedy", "needs gold: it may need"),
         ("own_terms", "names no code: write module:attr"),
+        ("own_terms:number", "'own_terms:number' is no function"),
     ],
 )
 def test_a_term_that_is_not_there_is_told(module: Path, name: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         ObjectiveConfig(custom={name: 1.0})
+
+
+def test_a_negative_weight_is_refused(module: Path) -> None:
+    with pytest.raises(ValueError, match="'own_terms:conditional' is negative: use 0 or more"):
+        ObjectiveConfig(custom={"own_terms:conditional": -0.5})
+
+
+def test_a_weight_of_zero_takes_it_out(module: Path) -> None:
+    config = ObjectiveConfig(preset="dpo", custom={"own_terms:conditional": 0.0})
+    assert config.active_custom == ()
+    assert not config.needs_rejected_image
 
 
 def test_it_is_added_with_its_weight(module: Path) -> None:
@@ -108,6 +127,16 @@ def mark(write: Callable[[], object] = lambda: None) -> str:
     write()
     config = TrialConfig(model="shapes", objective={"custom": {"own_terms:conditional": 1.0}})
     return fingerprint(training_identity(config, {"content": "x"}, {}))
+
+
+def test_it_is_given_the_divergence_where_it_asks_for_it(module: Path) -> None:
+    from .test_forms import L, W
+
+    assert not ObjectiveConfig(preset="dpo").needs_divergence
+    config = ObjectiveConfig(terms=(), custom={"own_terms:drift": 2.0})
+    assert config.needs_divergence
+    found = batch_objective(config, chosen=W, rejected=L, rejected_image=None)
+    assert found.loss.item() == pytest.approx(2 * 0.1 * 0.8)  # D_l = 0.5 + 0.3
 
 
 def test_its_source_is_part_of_the_fingerprint(module: Path) -> None:

@@ -176,6 +176,13 @@ def test_a_weight_of_zero_takes_the_term_out() -> None:
     assert compute(config, given).loss == compute(ObjectiveConfig(preset="dpo"), given).loss
 
 
+def test_terms_take_the_presets_place() -> None:
+    config = ObjectiveConfig(preset="mdpo", terms=("token", "response"))
+    assert config.active_terms == ("response", "token")
+    with pytest.raises(ValueError, match="a term is named twice: name each once"):
+        ObjectiveConfig(terms=("response", "response"))
+
+
 def test_no_active_term_is_refused() -> None:
     with pytest.raises(ValueError, match="no term is active"):
         ObjectiveConfig(preset="dpo", weights={"response": 0})
