@@ -139,6 +139,17 @@ def open_source(data: DataConfig) -> Source:
     return Source(data, [_file_table(file) for file in shards(data)])
 
 
+def is_at_hand(data: DataConfig) -> bool:
+    """Return whether a source can be opened without fetching it from the hub."""
+    if data.source == SHAPES or not is_hub_name(data.source):
+        return True
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, name = data.source.split("/")
+    return (Path(config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
+
+
 def problem(data: DataConfig) -> str | None:
     """Return what is wrong with a source, before anything is started; None if nothing.
 
