@@ -14,6 +14,7 @@ import torch
 from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
+from chip_core.errors import TrialError
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Side, metric_name
@@ -21,6 +22,7 @@ from chip_core.files import write_atomically, write_json
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room
+from chip_core.registry import suggestion
 from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, TrialResult
 from chip_core.seeding import seed_process
 from chip_core.training.checkpoint import remove_all
@@ -52,6 +54,8 @@ def run_trial(
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     report(Progress(phase="start", done=0, total=1))
+    device = _device(config)
+    sides = _asked(config)
     seed_process(config.seed, config.engine.threads)
     write_json(folder / CONFIG, config.model_dump(mode="json"))
     pairs = None
@@ -66,7 +70,6 @@ def run_trial(
     training = not untrained and trained_model is None
     if training:
         model = attach(model, config)
-    device = _device(config)
     if training and device.type == "cuda":
         check_room(bytes_needed(model, config), torch.cuda.mem_get_info(device)[0], config)
     model.to(device)
@@ -95,10 +98,6 @@ def run_trial(
         seconds["train"] = time.perf_counter() - began
 
     evaluations: dict[str, Evaluation] = {}
-    sides: list[tuple[Side, BenchmarkConfig]] = [
-        *(("select", benchmark) for benchmark in config.benchmarks.select),
-        *(("report", benchmark) for benchmark in config.benchmarks.report),
-    ]
     for side, benchmark in sides:
         began = time.perf_counter()
         key = f"{side}/{benchmark.name}"
@@ -109,6 +108,21 @@ def run_trial(
     )
     write_json(folder / RESULT, asdict(result))
     return result
+
+
+def _asked(config: TrialConfig) -> list[tuple[Side, BenchmarkConfig]]:
+    """Return the benchmarks of both sides; one that is not there is told before any training."""
+    sides: list[tuple[Side, BenchmarkConfig]] = [
+        *(("select", benchmark) for benchmark in config.benchmarks.select),
+        *(("report", benchmark) for benchmark in config.benchmarks.report),
+    ]
+    for side, benchmark in sides:
+        if benchmark.name not in BENCHMARKS:
+            raise TrialError(
+                f"benchmarks.{side}: unknown benchmark '{benchmark.name}': "
+                f"{suggestion(benchmark.name, BENCHMARKS)}"
+            )
+    return sides
 
 
 def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
@@ -183,4 +197,6 @@ def _device(config: TrialConfig) -> torch.device:
     wanted = config.engine.device
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
     return torch.device(wanted)

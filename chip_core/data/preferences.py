@@ -110,6 +110,8 @@ class SourcePairs(Pairs):
         except RowError as error:
             place = self._source.place(number)
             raise TrialError(f"{place}: {error}: it changed since training began") from None
+        except ConfigError as error:  # its file cannot be read any more, or not be copied
+            raise TrialError(error.problems[0]) from None
 
 
 def load_pairs(

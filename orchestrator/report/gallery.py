@@ -5,6 +5,7 @@ The paper shows its rejected images so; a study on them can log the same picture
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,17 +50,20 @@ def scenes(count: int) -> list[Shown]:
 
 
 def read_images(paths: Iterable[Path]) -> list[Shown]:
-    """Return images from files, named by their stems.
+    """Return images from files, named by their stems; of a name that stands twice, numbered.
 
     Raises:
         UserError: a file cannot be read as an image.
     """
-    images = []
+    images: list[Shown] = []
     for path in paths:
+        names = {image.id for image in images}
+        numbered = (f"{path.stem} ({number})" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([path.stem], numbered) if name not in names)
         try:
             with Image.open(path) as opened:
                 images.append(
-                    Shown(id=path.stem, image=bounded(as_rgb(ImageOps.exif_transpose(opened))))
+                    Shown(id=name, image=bounded(as_rgb(ImageOps.exif_transpose(opened))))
                 )
         except (
             OSError,
@@ -149,6 +153,9 @@ def draw_lines(
         lines: the pictures, line by line.
         out: the file; its ending says which format.
         metadata: text to put into it.
+
+    Raises:
+        OSError: it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
