@@ -71,14 +71,17 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
 
 
 def _train(config: TrialConfig, out: Path, resume: Path | None, workers: Workers) -> int:
+    from chip_core import data
+
     began = time.perf_counter()
     from chip_core.models import loading
     from chip_core.results import Progress
     from chip_core.trial import run_trial
 
-    broken = loading.problem(config.model)
-    if broken is not None:
-        raise ConfigError([f"model.path: {broken}"])
+    broken = {"model.path": loading.problem(config.model), "data.source": data.problem(config.data)}
+    problems = [f"{key}: {what}" for key, what in broken.items() if what is not None]
+    if problems:
+        raise ConfigError(problems)
     if workers.first:
         _check_folders(out, resume)
     workers.wait()  # what the first writes, another would take for an earlier trial
@@ -104,10 +107,14 @@ def _check_folders(out: Path, resume: Path | None) -> None:
 
     if (out / RESULT).exists():
         raise UserError(f"{out} holds a finished trial: name another --out")
-    if resume is None and out.exists() and any(out.iterdir()):
+    if resume is None and out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
     if resume is not None and not resume.is_dir():
         raise UserError(f"--resume: no folder {resume}: name an earlier --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be made ({error.strerror}): name another") from None
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ the trial's figures (chip_core/fields.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    Field,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -21,6 +21,7 @@ from pydantic import (
 
 from chip_core import plugins
 from chip_core.fields import Section, engine, figure
+from chip_core.files import expanded
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.registry import suggestion
 from chip_core.strategies import (
@@ -38,6 +39,9 @@ from chip_core.strategies import (
 
 #: Raised whenever code changes figures; part of every fingerprint.
 BEHAVIOUR = 1
+
+#: What generators of random numbers take.
+LARGEST_SEED = 2**63 - 1
 
 #: A bare string at these keys sets the named key below it.
 SHORTHANDS = {"objective": "preset", "rejected_image": "strategy", "model": "path"}
@@ -151,7 +155,7 @@ class RejectedImageConfig(Section):
             return self
         if path is None:
             raise ValueError("'inpaint' needs rejected_image.inpaint.path: a pipeline's folder")
-        if not (Path(path).expanduser() / "model_index.json").is_file():
+        if not (expanded(path) / "model_index.json").is_file():
             raise ValueError(f"inpaint.path: no diffusers pipeline in {path}: name its folder")
         return self
 
@@ -170,11 +174,14 @@ def _one_line(error: ValidationError) -> str:
     )
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW, its schedule, clipping."""
 
     lr: float = figure(5e-7, gt=0, doc="peak learning rate")
-    betas: tuple[float, float] = figure((0.9, 0.999), doc="AdamW's betas")
+    betas: tuple[Decay, Decay] = figure((0.9, 0.999), doc="AdamW's betas")
     eps: float = figure(1e-8, gt=0, doc="AdamW's epsilon")
     weight_decay: float = figure(0.0, ge=0, doc="decoupled weight decay")
     schedule: Literal["cosine", "constant"] = figure(
@@ -194,6 +201,18 @@ class LoraConfig(Section):
     targets: Literal["all"] | tuple[str, ...] = figure(
         "all", doc="'all' linear layers of the decoder, or their last names, e.g. [q_proj, v_proj]"
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all" else value
+
+    @field_validator("targets")
+    @classmethod
+    def _a_layer_at_least(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("names no layer: write all, or names such as [q_proj, v_proj]")
+        return value
 
 
 class StagedConfig(Section):
@@ -306,7 +325,7 @@ class TrialConfig(Section):
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
     benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")
-    seed: int = figure(0, ge=0, doc="of every random draw")
+    seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="of every random draw")
     engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
 
     @model_validator(mode="after")

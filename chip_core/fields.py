@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A node of the configuration tree: frozen, typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 def figure(default: Any = ..., *, doc: str, **limits: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Writing that survives a crash: whole files at once, records line by line."""
+"""Files: paths as users write them, and writing that survives a crash."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the user's home in place of `~`; of no known user it stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -86,7 +86,7 @@ def training_identity(
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
     kept["objective"]["custom"] = {
-        name: [config.objective.custom[name], plugins.source_hash(plugins.load(name))]
+        name: [config.objective.custom[name], plugins.source_hash(name)]
         for name in config.objective.active_custom
     }
     kept["model"] = {"dtype": config.model.dtype, **model}
@@ -120,7 +120,7 @@ def _rejected_image(config: TrialConfig) -> dict[str, Any]:
     name, settings = config.rejected_image.strategy, config.rejected_image.settings
     strategy = strategy_class(name)
     if plugins.is_plugin(name):
-        source = plugins.source_hash(strategy)
+        source = plugins.source_hash(name)
         return {"parameters": strategy.identity(settings), "source": source}
     return {} if isinstance(settings, NoParameters) else {name: strategy.identity(settings)}
 

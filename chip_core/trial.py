@@ -22,6 +22,7 @@ from chip_core.files import write_atomically, write_json
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room
+from chip_core.registry import suggestion
 from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, TrialResult
 from chip_core.seeding import seed_process
 from chip_core.training.checkpoint import remove_all
@@ -61,6 +62,8 @@ def run_trial(
     report(Progress(phase="start", done=0, total=1))
     workers = current()
     _check_workers(config, workers)
+    device = _device(config)
+    sides = _asked(config)
     loading.import_libraries(adapters=config.language_model == "lora")
     spans.end("imports")
     seed_process(config.seed, config.engine.threads)
@@ -74,7 +77,6 @@ def run_trial(
     model, processor = loading.load(
         config.model, attention=config.engine.attention, trained=trained_model
     )
-    device = _device(config)
     kind: Kind = "alone"
     if pairs is not None:
         model = attach(model, config)
@@ -124,10 +126,6 @@ def run_trial(
         model.to(device)
         spans.end("model for scoring")
     evaluations: dict[str, Evaluation] = {}
-    sides: list[tuple[Side, BenchmarkConfig]] = [
-        *(("select", benchmark) for benchmark in config.benchmarks.select),
-        *(("report", benchmark) for benchmark in config.benchmarks.report),
-    ]
     for side, benchmark in sides:
         key = f"{side}/{benchmark.name}"
         evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
@@ -165,6 +163,21 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
             f"engine.workers_per_trial is {asked}, and this trial has {workers.size}: run the "
             f"study on Ray, or `torchrun --nproc-per-node {asked} -m chip_core train`"
         )
+
+
+def _asked(config: TrialConfig) -> list[tuple[Side, BenchmarkConfig]]:
+    """Return the benchmarks of both sides; one that is not there is told before any training."""
+    sides: list[tuple[Side, BenchmarkConfig]] = [
+        *(("select", benchmark) for benchmark in config.benchmarks.select),
+        *(("report", benchmark) for benchmark in config.benchmarks.report),
+    ]
+    for side, benchmark in sides:
+        if benchmark.name not in BENCHMARKS:
+            raise TrialError(
+                f"benchmarks.{side}: unknown benchmark '{benchmark.name}': "
+                f"{suggestion(benchmark.name, BENCHMARKS)}"
+            )
+    return sides
 
 
 def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
@@ -239,9 +252,9 @@ def _device(config: TrialConfig) -> torch.device:
     wanted = config.engine.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cuda":
+        return torch.device(wanted)
+    if not torch.cuda.is_available():
+        raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
     # Of several, the one that was set for this process.
-    return (
-        torch.device(wanted, torch.cuda.current_device())
-        if wanted == "cuda"
-        else torch.device(wanted)
-    )
+    return torch.device(wanted, torch.cuda.current_device())

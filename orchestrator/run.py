@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from chip_core.errors import UserError
 from orchestrator.display import display_for
@@ -16,6 +17,7 @@ from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, 
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.files import write_report
+from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome, Summary, summarise
 from orchestrator.tracking.base import ArmView, Status, Tracker
 from orchestrator.work import adopt, jobs_for, view
@@ -69,6 +71,8 @@ def run_study(
             raise
         summary = summarise(plan, ledger, storage)
         report = write_report(summary, report_folder(workdir, study))
+        if not interrupted:
+            report += _gallery(plan, report_folder(workdir, study), console)
         status: Status = "FINISHED"
         if recorder.failed or interrupted:
             status = "KILLED" if interrupted else "FAILED"
@@ -85,6 +89,18 @@ def run_study(
 def report_folder(workdir: Path, study: str) -> Path:
     """Return where a study's report lies."""
     return workdir / "studies" / study / "report"
+
+
+def _gallery(plan: Plan, folder: Path, console: Console) -> list[Path]:
+    """Draw the rejected images of a study on them; neither that nor Ctrl-C here fails the study."""
+    if not varies_rejected_images(plan):
+        return []
+    try:
+        return [draw_rejected_images(plan, folder)]
+    except (Exception, KeyboardInterrupt) as error:  # whatever data or a user's strategy raise
+        reason = Text(f"the rejected images are not drawn: {reason_of(error)}")
+        console.print(reason, soft_wrap=True)
+        return []
 
 
 def _both(one: OnEvent, other: OnEvent) -> OnEvent:

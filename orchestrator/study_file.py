@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import orchestrator
 from chip_core import data, recipes
-from chip_core.config import BenchmarksConfig, TrialConfig
+from chip_core.config import LARGEST_SEED, BenchmarksConfig, TrialConfig
 from chip_core.errors import ConfigError
 from chip_core.evaluation.task import BENCHMARKS, metric_name
+from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import explain, key_problem, set_key, trial_config
@@ -43,7 +44,7 @@ def find_study(name: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}
@@ -283,6 +284,8 @@ def _seeds(written: _StudyFile, changes: Changes, wrong: Any) -> tuple[int, ...]
         wrong(where, f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one")
     if any(seed < 0 for seed in seeds):
         wrong(where, "a seed is negative: use 0 or more")
+    if any(seed > LARGEST_SEED for seed in seeds):
+        wrong(where, f"a seed is above {LARGEST_SEED}: use a smaller one")
     return tuple(seeds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 
@@ -95,11 +96,27 @@ def _rgb(image: Image.Image) -> Image.Image:
             warnings.simplefilter("ignore")
             image.load()
             image = _upright(image)
-            if image.mode.startswith("I;16"):  # conversion would cut at 255
-                image = image.point(lambda value: value * (1 / 257)).convert("L")
-            return image.convert("RGB")
+            return eight_bits(image).convert("RGB")
     except Exception as error:  # a decoder may raise anything on broken bytes
         raise RowError(f"the image is broken ({_brief(error)})") from None
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return a grey image of more than 8 bits (modes I;16…, I, F) in 8; any other as it is.
+
+    Conversion alone would cut at 255. Of 16 bits all are taken to be used; what 32 bits hold is
+    told by their largest value: 1 (F), 255, 65535, or that value itself is white.
+    """
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode not in ("I", "F"):
+        return image
+    top = float(image.getextrema()[1])  # type: ignore[arg-type]
+    if not math.isfinite(top):
+        raise ValueError("a pixel is not a finite number")
+    whites = [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
+    white = next((value for value in whites if top <= value), top)
+    return image.point(lambda value: value * (255 / white)).convert("L")
 
 
 def _upright(image: Image.Image) -> Image.Image:

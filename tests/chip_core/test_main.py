@@ -57,6 +57,36 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
     assert "did you mean 'shapes'" in capsys.readouterr().err
     assert main(["train", "shapes", "--set", "model=./nowhere"]) == 2
     assert "model.path: no folder nowhere" in capsys.readouterr().err
+    broken = ["model=~nobody-here/x", "data.source=./absent.jsonl"]
+    assert main(["train", "shapes", "--set", *broken]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "chip_core: model.path: no folder ~nobody-here/x: name a folder with a Hugging Face model, "
+        "or a hub name",
+        "chip_core: data.source: no file ./absent.jsonl: name a file, a folder, a glob, or "
+        "owner/name on the hub",
+    ]
+
+
+def test_a_place_that_cannot_be_used_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out, said in {"file": "File exists", "file/deeper": "Not a directory"}.items():
+        assert main(["train", "shapes", "--out", str(tmp_path / out)]) == 2
+        assert f"{out} cannot be made ({said}): name another" in capsys.readouterr().err
+    assert main(["train", "shapes", "--resume", str(tmp_path / "no")]) == 2
+    assert "no: name an earlier --out" in capsys.readouterr().err
+
+
+def test_stopped_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chip_core.trial.run_trial", stopped)
+    assert main(["train", "shapes", "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "chip_core: stopped\n"
 
 
 def test_a_trial_that_fails_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,6 +169,26 @@ def test_where_the_time_goes_is_told(shapes_config: Configured, tmp_path: Path) 
     assert all(0 < wait < 1 for wait in waits)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"benchmarks": {"select": ["shaps"]}}, "benchmarks.select: unknown benchmark 'shaps': di"),
+        ({"engine__device": "cuda"}, "engine.device is cuda, and torch finds no GPU: choose auto"),
+    ],
+)
+def test_what_there_is_not_is_told_before_anything_is_trained(
+    shapes_config: Configured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrialError, match=expected):
+        run_trial(shapes_config(**changes), folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_progress_is_told(shapes_config: Configured, tmp_path: Path) -> None:
     told: list[Progress] = []
     run_trial(shapes_config(**SCORED), folder=tmp_path, report=told.append)

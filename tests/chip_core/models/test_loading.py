@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -56,8 +57,34 @@ def an_adapter(folder: Path) -> str:
     return "holds an adapter: name its base model, or export it with --merge"
 
 
+def no_type(folder: Path) -> str:
+    (folder / "config.json").write_text(json.dumps({"model_type": ["llava"]}))
+    return "config.json names no model_type: not a Hugging Face model"
+
+
+def no_json(folder: Path) -> str:
+    (folder / "config.json").write_text("[]")
+    return r"config.json cannot be read \(.*: not a Hugging Face model"
+
+
+def no_index(folder: Path) -> str:
+    (folder / "model.safetensors.index.json").write_text("{}")
+    return "lacks a readable model.safetensors.index.json: copy the folder again"
+
+
 @pytest.mark.parametrize(
-    "harm", [no_folder, no_weights, cut_weights, a_shard_is_missing, no_vision_model, an_adapter]
+    "harm",
+    [
+        no_type,
+        no_json,
+        no_index,
+        no_folder,
+        no_weights,
+        cut_weights,
+        a_shard_is_missing,
+        no_vision_model,
+        an_adapter,
+    ],
 )
 def test_a_broken_folder_is_told_when_planned_and_when_loaded(
     folder: Path, harm: Callable[[Path], str]
@@ -76,6 +103,41 @@ def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrialError, match="lacks 1 of its weights .*projector.*: copy the weights"):
         loading.load(ModelConfig(path=str(folder)))
+
+
+def no_template(folder: Path) -> str:
+    (folder / "chat_template.jinja").unlink()
+    return "has no chat template, .*: add its chat_template.jinja to the folder"
+
+
+def no_end(folder: Path) -> str:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return "its tokenizer has no end of sequence: name eos_token in tokenizer_config.json"
+
+
+def no_processor(folder: Path) -> str:
+    (folder / "processor_config.json").unlink()
+    return "has no processor that can be made: .*; from its parts: "
+
+
+@pytest.mark.parametrize("harm", [no_template, no_end, no_processor])
+def test_what_a_prompt_needs_is_told(folder: Path, harm: Callable[[Path], str]) -> None:
+    expected = harm(folder)
+    with pytest.raises(TrialError, match=expected):
+        loading.load(ModelConfig(path=str(folder)))
+
+
+def test_weights_are_hashed_piece_by_piece(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    monkeypatch.setattr(Path, "read_bytes", None)  # a file of weights may not fit into memory
+    assert loading.identity(ModelConfig(path=str(folder))) == {"content": digest.hexdigest()}
+    assert loading.identity(ModelConfig(path="nobody/nothing", revision="v1")) == {
+        "hub": "nobody/nothing", "revision": "v1"
+    }  # fmt: skip
 
 
 def test_a_hub_name_without_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
