@@ -2,6 +2,7 @@
 
 from chip_core.evaluation.scorers import amber as amber
 from chip_core.evaluation.scorers import chair as chair
+from chip_core.evaluation.scorers import embedded as embedded
 from chip_core.evaluation.scorers import objhal as objhal
 from chip_core.evaluation.scorers.base import SCORERS
 

@@ -94,6 +94,8 @@ class Resources:
     coco: Path | None = None  # COCO's annotation files, or a JSON of image id -> objects
     judge: Judge | None = None
     tagger: Tagger | None = None
+    #: under `limit`: the items that were asked; a benchmark counts as holding no others
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

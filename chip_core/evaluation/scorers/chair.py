@@ -87,13 +87,10 @@ class ChairScorer:
             official=not corrected,
             who=self.name,
         )
+        if corrected:
+            truth.refuse_unknown(answers, self.name)
         kept = [answer for answer in answers if not (corrected and "response" in answer.fields)]
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
-        for number, answer in enumerate(answers, start=1):
-            if corrected and answer.item not in truth.known:
-                raise UserError(
-                    f"chair: answer {number}: image {answer.item} is not in COCO's annotations"
-                )
         for answer in kept:
             there, named = truth.of(answer.item), read(answer.response)
             wrong = sum(category not in there for category in named)
@@ -108,7 +105,12 @@ class ChairScorer:
             if corrected
             else as_printed(METRICS, items, digits=1, who=self.name)
         )
-        return Scored(metrics=metrics, n=len(kept), missing=len(answers) - len(kept))
+        asked = resources.only or {answer.item for answer in answers}
+        return Scored(
+            metrics=metrics,
+            n=len(kept),
+            missing=len(asked - {answer.item for answer in kept}),
+        )
 
 
 def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:

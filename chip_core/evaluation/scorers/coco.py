@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.errors import UserError
+from chip_core.evaluation.scorers.base import Answer
 from chip_core.evaluation.scorers.rows import read_json
 
 #: What the official scripts read: both splits, or nothing.
@@ -98,6 +99,18 @@ class Truth:
     def of(self, image: str) -> frozenset[str]:
         """Return an image's categories; nothing where the annotations have none."""
         return self.objects.get(image, frozenset())
+
+    def refuse_unknown(self, answers: Sequence[Answer], who: str) -> None:
+        """Raise where an answer is of an image that the annotations do not have.
+
+        Raises:
+            UserError: which one.
+        """
+        for number, answer in enumerate(answers, start=1):
+            if answer.item not in self.known:
+                raise UserError(
+                    f"{who}: answer {number}: image {answer.item} is not in COCO's annotations"
+                )
 
 
 def read_truth(

@@ -36,6 +36,7 @@ from chip_core.evaluation.scorers.base import (
 from chip_core.evaluation.scorers.coco import ObjectNames, joined_words, read_names, read_truth
 from chip_core.evaluation.scorers.objhal_judge import (
     UnreadableReplyError,
+    prompt_of,
     read_reply,
     read_reply_as_script,
     request,
@@ -86,6 +87,8 @@ class ObjHalScorer:
             )
         if corrected:
             refuse_repeats(answers, self.name)
+        else:
+            _refuse_what_stops_the_script(answers)
         category = read_names(data / "synonyms_refine.txt", strip=True)
         pairs = [name for name in category if len(name.split(" ")) >= 2]
         names = ObjectNames(category=category, joined=joined_words(pairs))
@@ -98,12 +101,10 @@ class ObjHalScorer:
             who=self.name,
         )
         if corrected:
-            for number, answer in enumerate(answers, start=1):
-                if answer.item not in truth.known:
-                    raise UserError(
-                        f"objhal: answer {number}: image {answer.item} is not in COCO's annotations"
-                    )
-        listed = _ask(answers, resources.judge, corrected)
+            truth.refuse_unknown(answers, self.name)
+        questions = _questions(data)
+        answers = [_plain(answer, questions) for answer in answers]
+        listed = _ask(answers, resources.judge, prompt_of(data), corrected)
         tagger = resources.tagger or NltkTagger()
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
         for answer, objects in zip(answers, listed, strict=True):
@@ -123,13 +124,17 @@ class ObjHalScorer:
         done = {
             answer.item for answer, found in zip(answers, listed, strict=True) if found is not None
         }
-        asked = _asked(data) | {answer.item for answer in answers}
+        asked = resources.only or questions.keys() | {answer.item for answer in answers}
         if corrected:
             metrics = plain(METRICS, items)
         else:
             metrics = as_printed(METRICS, items, digits=2, who=self.name)
             _refuse_all_wrong(items)
-        return Scored(metrics=metrics, n=len(items["average_length"]), missing=len(asked - done))
+        return Scored(
+            metrics=metrics,
+            n=len(items["average_length"]),
+            missing=len(asked - done),
+        )
 
 
 def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
@@ -139,17 +144,34 @@ def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
     except (TypeError, ValueError):
         raise UserError(f"{path}: row {number}: image_id {image!r} is no whole number") from None
     text = first_of(row, ("text", "response", "answer"), path, number)
+    fields: dict[str, Any] = {"question": first_of(row, ("prompt", "question"), path, number)}
     if not isinstance(text, str):
-        raise UserError(f"{path}: row {number}: the answer is not text")
-    question = first_of(row, ("prompt", "question"), path, number)
+        fields["response"] = text
+    return Answer(item=str(image), response=text if isinstance(text, str) else "", fields=fields)
+
+
+def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
+    for number, answer in enumerate(answers, start=1):
+        if "response" in answer.fields:
+            raise UserError(
+                f"objhal: answer {number} (image {answer.item}): the answer is not text, at which "
+                "the official script stops; --protocol corrected counts it as missing"
+            )
+
+
+def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
+    """Return an answer as the script takes it, with its question."""
+    question = answer.fields.get("question", questions.get(answer.item, ""))
     return Answer(
-        item=str(image),
-        response=text.replace("Assistant:", "").strip(),
-        fields={"question": str(question)},
+        item=answer.item,
+        response=answer.response.replace("Assistant:", "").strip(),
+        fields={**answer.fields, "question": str(question)},
     )
 
 
-def _ask(answers: Sequence[Answer], judge: Judge, corrected: bool) -> list[list[Any] | None]:
+def _ask(
+    answers: Sequence[Answer], judge: Judge, prompt: str, corrected: bool
+) -> list[list[Any] | None]:
     """Return the objects that the judge lists for each answer; None where it fails.
 
     Raises:
@@ -162,14 +184,17 @@ def _ask(answers: Sequence[Answer], judge: Judge, corrected: bool) -> list[list[
     replies = judge.ask(
         [
             request(
+                prompt,
                 answers[index].item,
-                answers[index].fields.get("question", ""),
+                answers[index].fields["question"],
                 answers[index].response,
             )
             for index in asked
         ]
     )
-    listed: list[list[Any] | None] = [[] for _ in answers]
+    listed: list[list[Any] | None] = [
+        None if "response" in answer.fields else [] for answer in answers
+    ]
     parse: Callable[[str | None], list[Any]] = read_reply if corrected else read_reply_as_script
     for index, reply in zip(asked, replies, strict=True):
         try:
@@ -218,10 +243,13 @@ def _length(response: str, corrected: bool) -> int:
     return len(response.split() if corrected else response.strip().split(" "))
 
 
-def _asked(data: Path) -> set[str]:
-    """Return the image ids of the benchmark, where its questions are there."""
+def _questions(data: Path) -> dict[str, str]:
+    """Return the benchmark's questions by image id, where they are there."""
     found = sorted(data.glob("obj_halbench_300*.jsonl"))
-    return {str(row.get("image_id")) for row in read_rows(found[0])} if found else set()
+    rows = read_rows(found[0]) if found else []
+    return {
+        str(row.get("image_id")): str(row.get("question", row.get("prompt", ""))) for row in rows
+    }
 
 
 def _refuse_all_wrong(items: Mapping[str, Sequence[ItemOutcome]]) -> None:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.scorers.asking import published_template
 from chip_core.evaluation.scorers.base import JudgeRequest
 
-#: In words of ours: figures from another prompt are not comparable.
+#: Where the benchmark publishes its own prompt.
+SCRIPT, VARIABLE = "eval_gpt_obj_halbench.py", "prompt_template"
+
+#: In place of the published prompt, by the same rules.
 PROMPT = """\
-An answer about a picture is given. List the objects that it says are visible, by name alone,
-without colours, materials or other properties, as a JSON list of strings; [] if there is none.
+A vision-language model was asked about an image and answered. Take the answer for true and list \
+the objects that it says can be seen in the image.
+
+- List only objects that the answer itself names.
+- Give each object's name alone, without its colour, material or any other property.
+- Reply with nothing but a JSON list of names: ["first", "second"]. Where it names no visible \
+object, reply [].
 
 Question: {question}
 
@@ -23,9 +33,14 @@ class UnreadableReplyError(ValueError):
     """A reply that lists no objects; its message says why."""
 
 
-def request(item: str, question: str, answer: str) -> JudgeRequest:
-    """Return what the judge is asked about an answer."""
-    text = PROMPT.replace("{question}", question).replace("{answer}", answer)
+def prompt_of(data: Path) -> str:
+    """Return the published prompt where the benchmark's folder holds its script, else ours."""
+    return published_template(data, [SCRIPT], VARIABLE) or PROMPT
+
+
+def request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:
+    """Return what the judge is asked about an answer, as the official script asks it."""
+    text = prompt.replace("{question}", question).replace("{answer}", answer)
     return JudgeRequest(
         item=item,
         messages=({"role": "system", "content": text},),
