@@ -1,1 +1,9 @@
 """One benchmark a file, pure functions from answers to outcomes."""
+
+from chip_core.evaluation.scorers import amber as amber
+from chip_core.evaluation.scorers import chair as chair
+from chip_core.evaluation.scorers import embedded as embedded
+from chip_core.evaluation.scorers import objhal as objhal
+from chip_core.evaluation.scorers.base import SCORERS
+
+__all__ = ["SCORERS"]
