@@ -83,6 +83,17 @@ def read_json(path: Path, *, pairs: Callable[[list[tuple[str, Any]]], Any] | Non
     return _parse(read_text(path), str(path), pairs)
 
 
+def is_object(path: Path) -> bool:
+    """Whether a file is one JSON object of ids, and not a list, a row, or one row a line."""
+    text = read_text(path)
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        return "id" not in json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+
+
 def read_rows(path: Path) -> list[Row]:
     """Return the objects of a JSON-lines file, or of a file that is one JSON list.
 
