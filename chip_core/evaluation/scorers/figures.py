@@ -18,7 +18,7 @@ def ratio(items: Iterable[ItemOutcome], scale: float = 1.0) -> float | None:
 def metrics(
     infos: Mapping[str, MetricInfo],
     items: Mapping[str, Iterable[ItemOutcome]],
-    official: Mapping[str, float] | None = None,
+    official: Mapping[str, float | None] | None = None,
 ) -> tuple[MetricOutcome, ...]:
     """Return the metrics of a benchmark.
 
@@ -31,7 +31,7 @@ def metrics(
     for name, outcomes in items.items():
         info, kept = infos[name], tuple(outcomes)
         if official is not None:
-            value: float | None = official[name]
+            value = official[name]
         else:
             value = ratio(kept, 100.0 if info.unit == "percent" else 1.0)
         found.append(
