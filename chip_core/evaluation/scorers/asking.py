@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.errors import UserError
-from chip_core.evaluation.scorers import reading
 from chip_core.evaluation.scorers.base import JudgeRequest, Resources
 
 
@@ -134,6 +133,6 @@ def _is_prompt(target: ast.expr) -> bool:
 
 def _tree(path: Path) -> ast.Module:
     try:
-        return ast.parse(reading.read_text(path))
-    except (SyntaxError, ValueError, RecursionError):
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
         raise UserError(f"{path} is no Python that can be read") from None

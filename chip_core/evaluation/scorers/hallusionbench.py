@@ -22,6 +22,7 @@ Under `corrected` the easy and hard accuracies count questions, not sets of them
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from chip_core.evaluation.scorers.base import (
     ProtocolName,
     Resources,
     Scored,
+    refuse_protocol,
 )
 from chip_core.evaluation.scorers.hallusionbench_figures import Question
 from chip_core.evaluation.task import MetricInfo
@@ -87,14 +89,14 @@ class HallusionBenchScorer:
 
         `chip` is `official` with the paper's clean-up of an answer before it is judged.
         """
-        reading.check_protocol(self, protocol)
+        refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
         rows = _benchmark(data, resources)
         corrected = protocol == "corrected"
         if corrected:
             reading.answered(answers, rows, self.name)
         else:
-            reading.refuse_repeated(answers, self.name)
+            _refuse_repeats(answers)
         questions = {
             answer.item: _question(answer.item, rows.get(answer.item, {}), answer.fields)
             if not corrected
@@ -118,6 +120,15 @@ class HallusionBenchScorer:
             n=len(judged),
             missing=sum(item not in questions for item in rows) + failed,
         )
+
+
+def _refuse_repeats(answers: Sequence[Answer]) -> None:
+    for item, times in Counter(answer.item for answer in answers).items():
+        if times > 1:
+            raise UserError(
+                f"hallusionbench: {item} is answered {times} times, and the official script stops "
+                "there: keep one"
+            )
 
 
 def _answer(row: reading.Row) -> Answer:

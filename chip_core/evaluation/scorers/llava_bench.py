@@ -31,6 +31,7 @@ from chip_core.evaluation.scorers.base import (
     ProtocolName,
     Resources,
     Scored,
+    refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 
@@ -95,7 +96,7 @@ class LlavaBenchScorer:
         resources: Resources,
     ) -> Scored:
         """Have a judge rate the answers beside answers_gpt4.jsonl."""
-        reading.check_protocol(self, protocol)
+        refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
         questions = _questions(data, resources)
         official = protocol == "official"

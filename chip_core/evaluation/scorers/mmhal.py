@@ -28,6 +28,7 @@ from chip_core.evaluation.scorers.base import (
     ProtocolName,
     Resources,
     Scored,
+    refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 
@@ -104,7 +105,7 @@ class MmhalScorer:
         resources: Resources,
     ) -> Scored:
         """Have a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
-        reading.check_protocol(self, protocol)
+        refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
         questions = _questions(data, resources)
         corrected = protocol == "corrected"

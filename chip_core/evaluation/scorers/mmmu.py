@@ -11,6 +11,7 @@ for; where none is found, one is drawn with seed 42, subject by subject in the o
 from __future__ import annotations
 
 import ast
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ from chip_core.evaluation.scorers.base import (
     ProtocolName,
     Resources,
     Scored,
+    refuse_protocol,
 )
+from chip_core.evaluation.scorers.rows import refuse_repeats
 from chip_core.evaluation.task import MetricInfo
 
 DOMAINS: Mapping[str, tuple[str, ...]] = {
@@ -82,12 +85,12 @@ class MmmuScorer:
             if not found:
                 raise UserError(f"{path} holds no SUBJECT/output.json")
             return [_answer(row) for file in found for row in reading.read_rows(file)]
-        if not reading.is_object(path):
+        pairs = _object(path)
+        if pairs is None:
             return [_answer(row) for row in reading.read_rows(path)]
-        # Pairs, not a dict: an id that stands twice is for the protocol to judge.
         rows = [
             reading.Row(place=f"{path} '{item}'", values={"id": item, "response": said})
-            for item, said in reading.read_json(path, pairs=list)
+            for item, said in pairs
         ]
         return [
             Answer(item=row.id("id"), response=row.text("response"), fields={"final": True})
@@ -107,13 +110,13 @@ class MmmuScorer:
         A response of a multiple-choice question brings `all_choices` and `index2ans` in its fields,
         or `options`; else they are read from the benchmark's validation-*.parquet in `data`.
         """
-        reading.check_protocol(self, protocol)
+        refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
         truths = _truths(data, resources)
         official = protocol == "official"
         if official:
             # Of a final answer that stands twice the last counts, as in any JSON object.
-            reading.refuse_repeated(
+            refuse_repeats(
                 [answer for answer in answers if not answer.fields.get("final")], self.name
             )
             given = {answer.item: answer for answer in answers}
@@ -171,6 +174,19 @@ class _Options:
                 "answers are one JSON object of id and letter"
             )
         return self._found[item]
+
+
+def _object(path: Path) -> list[tuple[str, Any]] | None:
+    """Return the pairs of a file that is one JSON object of ids; None where it is rows.
+
+    Pairs, not a dict: an id that stands twice is for the protocol to judge.
+    """
+    try:
+        found = json.loads(path.read_bytes(), object_pairs_hook=tuple)
+    except (OSError, ValueError, RecursionError):
+        return None  # rows, or nothing: reading them says what is wrong
+    named = isinstance(found, tuple) and all(isinstance(pair, tuple) for pair in found)
+    return list(found) if named and "id" not in dict(found) else None
 
 
 def _listed(options: Any) -> list[str]:

@@ -28,6 +28,7 @@ from chip_core.evaluation.scorers.base import (
     ProtocolName,
     Resources,
     Scored,
+    refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 
@@ -92,7 +93,7 @@ class PopeScorer:
         resources: Resources,
     ) -> Scored:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
-        reading.check_protocol(self, protocol)
+        refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
         labels = {split: _labels(data, split, resources) for split in SPLITS}
         if protocol == "official":

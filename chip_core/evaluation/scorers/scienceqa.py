@@ -32,6 +32,7 @@ from chip_core.evaluation.scorers.base import (
     ProtocolName,
     Resources,
     Scored,
+    refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 
@@ -85,7 +86,7 @@ class ScienceQaScorer:
         resources: Resources,
     ) -> Scored:
         """Score answers to the test split of problems.json."""
-        reading.check_protocol(self, protocol)
+        refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
         problems = _problems(data, resources)
         official = protocol == "official"
