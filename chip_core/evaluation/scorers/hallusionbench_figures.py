@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from chip_core.errors import UserError
@@ -19,6 +20,7 @@ WRONG, RIGHT, UNCLEAR = 0, 1, 2
 Cause = Literal["language_hallucination", "visual_illusion", "mixed"]
 CAUSES: tuple[Cause, ...] = ("language_hallucination", "visual_illusion", "mixed")
 _LANGUAGE, _SIGHT, _MIXED = CAUSES
+_pair, _figure = attrgetter("pair"), attrgetter("figure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,14 +215,6 @@ def official_values(
 def _says_yes(each: Judged) -> bool:
     """Whether the answer is a yes, told from whether it is right."""
     return int(each.right) == each.question.truth
-
-
-def _pair(question: Question) -> str:
-    return question.pair
-
-
-def _figure(question: Question) -> str:
-    return question.figure
 
 
 def _shown(judged: Iterable[Judged]) -> list[Judged]:
