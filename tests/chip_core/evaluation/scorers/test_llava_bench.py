@@ -172,8 +172,9 @@ def test_degenerate_answers(data: Path) -> None:
         score(many, data, {}, "corrected")
     with pytest.raises(UserError, match="0 is answered 2 times"):
         score(answers(1) * 2, data, {}, "corrected")
-    with pytest.raises(UserError, match="mean rating is 0"):
-        score(answers(1), data, {"0": "0 5"})
+    for reply in ("0 5", "nan 5", "5 inf"):
+        with pytest.raises(UserError, match="the official script has no figure"):
+            score(answers(1), data, {"0": reply})
     assert score(answers(), data, {}, "corrected").values["relative_score"] is None
     assert score(answers(1), data, {"0": "8" * 10_000_000}, "corrected").n == 0
 
