@@ -106,7 +106,10 @@ def singular(word: str) -> str:
 
 
 class NltkTagger:
-    """NLTK: perceptron tags, and WordNet's noun lemma of the lower-cased token."""
+    """NLTK: WordNet's noun lemma of the lower-cased token, and the lemma's perceptron tag.
+
+    Not the token's own tag: in "a umbrellas", as Object HalBench asks, that is an adjective's.
+    """
 
     def __init__(self) -> None:
         import nltk
@@ -116,9 +119,10 @@ class NltkTagger:
     def __call__(self, text: str) -> Sequence[Token]:
         """Return the text's tokens."""
         tokens = words(text)
+        lemmas = [lemma(word.lower()) for word in tokens]
         return [
-            Token(text=word, tag=tag, lemma=lemma(word.lower()))
-            for word, tag in zip(tokens, tags(tokens), strict=True)
+            Token(text=word, tag=tag, lemma=base)
+            for word, base, tag in zip(tokens, lemmas, tags(lemmas), strict=True)
         ]
 
 

@@ -201,7 +201,9 @@ def official_values(
             "of wrong ones; protocol corrected does not"
         )
     values = {
-        name: round(figures.ratio(found, 100.0) or 0.0, 4)
+        name: round(
+            100 * sum(item.numerator for item in found) / sum(item.denominator for item in found), 4
+        )
         for name, found in items.items()
         if not name.startswith("yes_no_bias")
     }
