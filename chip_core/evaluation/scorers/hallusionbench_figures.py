@@ -1,7 +1,4 @@
-"""HallusionBench's figures from verdicts: pure counting.
-
-What the figures count is in `hallusionbench.py`; here is how.
-"""
+"""HallusionBench's figures from verdicts: how what `hallusionbench.py` says is counted."""
 
 from __future__ import annotations
 
