@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.config import TrialConfig
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
-from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.generation import generate
-from chip_core.evaluation.task import Side, metric_name
-from chip_core.files import write_atomically, write_json
+from chip_core.errors import TrialError
+from chip_core.evaluation import workers
+from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.run import Answering, evaluate
+from chip_core.files import write_json
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room
+from chip_core.places import Places
 from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, TrialResult
 from chip_core.seeding import seed_process
+from chip_core.trained import Trained, take_over, weights_mark, write_trained
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.loop import train
 
@@ -35,6 +37,8 @@ def run_trial(
     untrained: bool = False,
     trained_model: Path | None = None,
     resume_from: Path | None = None,
+    places: Places | None = None,
+    earlier: Sequence[Path] = (),
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
 
@@ -44,17 +48,28 @@ def run_trial(
         report: told of each step and batch.
         untrained: score the base model as it is.
         trained_model: score this trained model; do not train.
-        resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
+        resume_from: an earlier attempt's folder; its trained model is taken over, or its newest
+            whole checkpoint gone on from.
+        places: where the benchmarks' data and the judges' replies lie.
+        earlier: folders of earlier attempts; answers of the same weights are taken over.
 
     Raises:
         TrialError: the trial cannot go on; the message is its reason.
     """
+    places = places or Places()
+    lacking = problems(config.benchmarks, places)
+    if lacking:
+        raise TrialError("; ".join(lacking))  # now, and not after the training
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     report(Progress(phase="start", done=0, total=1))
     seed_process(config.seed, config.engine.threads)
     write_json(folder / CONFIG, config.model_dump(mode="json"))
-    pairs = None
+    pairs, trained = None, None
+    if not untrained and trained_model is None and resume_from is not None:
+        left = resume_from
+        trained = workers.from_first(lambda: take_over(left, folder))
+        trained_model = None if trained is None else folder / MODEL
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = _pairs(config, report)
@@ -72,12 +87,9 @@ def run_trial(
     model.to(device)
     seconds["start"] = time.perf_counter() - began
 
-    steps = 0
-    data: dict[str, int] = {}
-    notes: list[str] = []
     if pairs is not None:
         began = time.perf_counter()
-        trained = train(
+        done = train(
             config,
             policy=model,
             processor=processor,
@@ -88,24 +100,43 @@ def run_trial(
             ),
             resume_from=resume_from,
         )
-        data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
-        steps, notes = trained.steps, list(trained.notes)
         save_model(model, processor, folder / MODEL, config)
+        trained = Trained(
+            steps=done.steps,
+            seconds=time.perf_counter() - began,
+            data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut},
+            notes=list(done.notes),
+        )
+        write_trained(folder, trained)
         remove_all(folder)  # of the checkpoints: the model is there
-        seconds["train"] = time.perf_counter() - began
+    if trained is not None:
+        seconds["train"] = trained.seconds
 
+    answering = Answering(
+        model=model,
+        processor=processor,
+        weights=workers.from_first(
+            lambda: _weights(config, folder / MODEL if trained is not None else trained_model)
+        ),
+        folder=folder,
+        places=places,
+        batch_size=config.engine.generation_batch,
+        bf16=config.model.dtype == "bf16",
+        earlier=earlier,
+        report=report,
+    )
     evaluations: dict[str, Evaluation] = {}
-    sides: list[tuple[Side, BenchmarkConfig]] = [
-        *(("select", benchmark) for benchmark in config.benchmarks.select),
-        *(("report", benchmark) for benchmark in config.benchmarks.report),
-    ]
-    for side, benchmark in sides:
+    for side, benchmark in sides(config.benchmarks):
         began = time.perf_counter()
         key = f"{side}/{benchmark.name}"
-        evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
+        evaluations[key] = evaluate(answering, side, benchmark)
         seconds[f"score {key}"] = time.perf_counter() - began
     result = TrialResult(
-        steps=steps, evaluations=evaluations, seconds=seconds, data=data, notes=notes
+        steps=0 if trained is None else trained.steps,
+        evaluations=evaluations,
+        seconds=seconds,
+        data={} if trained is None else trained.data,
+        notes=[] if trained is None else trained.notes,
     )
     write_json(folder / RESULT, asdict(result))
     return result
@@ -127,56 +158,11 @@ def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
     )
 
 
-def _evaluate(
-    config: TrialConfig,
-    model: Any,
-    processor: Any,
-    side: Side,
-    settings: BenchmarkConfig,
-    folder: Path,
-    report: Callable[[Progress], None],
-) -> Evaluation:
-    benchmark = BENCHMARKS[settings.name]
-    items = benchmark.items(side, settings.limit)
-    phase = f"score {settings.name}"
-    report(Progress(phase=phase, done=0, total=len(items)))
-    responses = generate(
-        model,
-        processor,
-        items,
-        max_new_tokens=settings.max_new_tokens or benchmark.max_new_tokens,
-        num_beams=settings.num_beams,
-        batch_size=config.engine.generation_batch,
-        bf16=config.model.dtype == "bf16",
-        on_batch=lambda done, total: report(Progress(phase=phase, done=done, total=total)),
-    )
-    ids = [item.id for item in items]
-    outcomes = benchmark.score(list(zip(ids, responses, strict=True)))
-    scores, answers = (
-        f"scores/{side}-{settings.name}.json",
-        f"responses/{side}-{settings.name}.jsonl",
-    )
-    write_json(folder / scores, {"metrics": [asdict(outcome) for outcome in outcomes]})
-    lines = [
-        {
-            "item": item.id,
-            "prompt": item.prompt,
-            "response": text,
-            "truth": benchmark.truth(item.id),
-        }
-        for item, text in zip(items, responses, strict=True)
-    ]
-    write_atomically(folder / answers, "".join(json.dumps(line) + "\n" for line in lines))
-    return Evaluation(
-        metrics={
-            metric_name(side, settings.name, outcome.name): outcome.value
-            for outcome in outcomes
-            if outcome.value is not None
-        },
-        items=len(items),
-        scores=scores,
-        responses=answers,
-    )
+def _weights(config: TrialConfig, trained_model: Path | None) -> str:
+    """Return a mark of the weights that answer."""
+    if trained_model is not None:
+        return weights_mark(trained_model)
+    return json.dumps(loading.identity(config.model), sort_keys=True)
 
 
 def _device(config: TrialConfig) -> torch.device:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from chip_core import data as preference_data
-from chip_core.config import BenchmarkConfig, DataConfig, ModelConfig, TrialConfig
-from chip_core.errors import ConfigError
+from chip_core.config import DataConfig, ModelConfig, TrialConfig
+from chip_core.errors import ConfigError, UserError
+from chip_core.evaluation import asked
+from chip_core.evaluation.readiness import sides
 from chip_core.identity import (
     evaluation_identity,
     fingerprint,
@@ -19,6 +21,7 @@ from chip_core.identity import (
     untrained_identity,
 )
 from chip_core.models import loading
+from chip_core.places import Places
 from chip_core.validation import set_key, trial_config
 from orchestrator.study import Level, Study, excludes
 
@@ -70,6 +73,7 @@ class Plan:
     study: Study
     arms: tuple[Arm, ...]
     base: Trial
+    places: Places = Places()  # where its benchmarks' data lie
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -93,6 +97,9 @@ def make_plan(
     study: Study,
     model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity,
     data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
+    *,
+    places: Places | None = None,
+    remembered: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Expand a study into arms and trials.
 
@@ -100,6 +107,9 @@ def make_plan(
         study: the study.
         model_identity: what a fingerprint holds of a model; asked once for each model.
         data_identity: the same of the data.
+        places: where the benchmarks' data lie.
+        remembered: benchmarks' identities by key ("report/amber") as an earlier run had them: for
+            those whose data are not here.
 
     Raises:
         ConfigError: a cell is no valid configuration, or no cell is left.
@@ -136,9 +146,13 @@ def make_plan(
     if problems:
         raise ConfigError(problems)
 
+    places = places or Places()
+    contents = benchmark_identities(study, places, remembered or {})
     evaluations = {
-        f"{side}/{settings.name}": fingerprint(evaluation_identity(side, settings))
-        for side, settings in _benchmarks(study)
+        f"{side}/{settings.name}": fingerprint(
+            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
+        )
+        for side, settings in sides(study.benchmarks)
     }
     arms = tuple(
         _arm(
@@ -159,7 +173,22 @@ def make_plan(
         evaluations=evaluations,
         params={},
     )
-    return Plan(study=study, arms=arms, base=base)
+    return Plan(study=study, arms=arms, base=base, places=places)
+
+
+def benchmark_identities(
+    study: Study, places: Places, remembered: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """Return what fingerprints hold of a study's benchmarks, by key ("report/amber")."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for side, settings in sides(study.benchmarks):
+        key = f"{side}/{settings.name}"
+        try:
+            found[key] = asked.identity(settings, places)
+        except UserError:
+            # Its files are not here; what an earlier run had there tells its figures apart.
+            found[key] = remembered.get(key, {"files": None})
+    return found
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:
@@ -244,10 +273,3 @@ def _reasons(
         cause = causes[0] if causes else "its levels come to the same configuration"
         reasons.append(f"{factor.name} has no effect: {cause}")
     return tuple(reasons)
-
-
-def _benchmarks(study: Study) -> list[tuple[str, BenchmarkConfig]]:
-    return [
-        *(("select", settings) for settings in study.benchmarks.select),
-        *(("report", settings) for settings in study.benchmarks.report),
-    ]

@@ -18,7 +18,8 @@ import orchestrator
 from chip_core import data, recipes
 from chip_core.config import BenchmarksConfig, TrialConfig
 from chip_core.errors import ConfigError
-from chip_core.evaluation.task import BENCHMARKS, metric_name
+from chip_core.evaluation.asked import find_benchmark, protocol_problem
+from chip_core.evaluation.task import metric_name
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import explain, key_problem, set_key, trial_config
@@ -340,13 +341,23 @@ def _metrics(benchmarks: BenchmarksConfig, wrong: Any) -> dict[str, str]:
     goals: dict[str, str] = {}
     for side in ("select", "report"):
         for place, settings in enumerate(getattr(benchmarks, side)):
-            if settings.name not in BENCHMARKS:
-                wrong(
-                    f"benchmarks.{side}[{place}]",
-                    f"unknown benchmark '{settings.name}': {suggestion(settings.name, BENCHMARKS)}",
-                )
+            key = f"benchmarks.{side}[{place}]"
+            try:
+                benchmark = find_benchmark(settings.name)
+            except ValueError as error:
+                wrong(key, str(error))
                 continue
-            for metric, info in BENCHMARKS[settings.name].metrics.items():
+            unknown = protocol_problem(settings, benchmark)
+            if unknown is not None:
+                wrong(key, unknown)
+            tuned_on = {chosen.name for chosen in benchmarks.select}
+            if side == "report" and settings.name in tuned_on and not benchmark.splits:
+                wrong(
+                    key,
+                    f"'{settings.name}' is under `select` too and has one set of questions: what "
+                    "was tuned on is not quoted: name it on one side",
+                )
+            for metric, info in benchmark.metrics.items():
                 goals[metric_name(side, settings.name, metric)] = info.goal
     return goals
 

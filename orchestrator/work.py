@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.results import MODEL, read_result
+from chip_core.trained import read_trained
 from chip_core.training.checkpoint import checkpoints
 from orchestrator.executors.base import Job
 from orchestrator.ledger import Ledger, TrialRecord
@@ -56,6 +58,8 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
             resume_from=None
             if trial.untrained or model is not None
             else _to_resume(storage, trial),
+            places=replace(plan.places, judge_cache=storage / "cache" / "judge"),
+            earlier=tuple(reversed(_attempts(storage, trial).values())),
         )
         jobs.append((job, trial, attempt))
     return jobs
@@ -93,8 +97,13 @@ def _wanting(trial: Trial, record: TrialRecord, model: Path | None) -> TrialConf
 
 
 def _to_resume(storage: Path, trial: Trial) -> Path | None:
-    """Return the newest attempt that left checkpoints; whether they are whole, the worker sees."""
-    left = [folder for folder in _attempts(storage, trial).values() if checkpoints(folder)]
+    """Return the newest attempt that left a trained model, else checkpoints.
+
+    Whether checkpoints are whole, the worker sees.
+    """
+    attempts = list(_attempts(storage, trial).values())
+    trained = [folder for folder in attempts if read_trained(folder) is not None]
+    left = trained or [folder for folder in attempts if checkpoints(folder)]
     return left[-1] if left else None
 
 

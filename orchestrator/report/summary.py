@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from chip_core.config import BenchmarkConfig
-from chip_core.evaluation.task import BENCHMARKS, MetricInfo, Side, metric_name
+from chip_core.evaluation.asked import find_benchmark
+from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import study_results
@@ -110,7 +111,7 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
         metric_name(side, settings.name, metric): info
         for side, chosen in sides
         for settings in chosen
-        for metric, info in BENCHMARKS[settings.name].metrics.items()
+        for metric, info in find_benchmark(settings.name).metrics.items()
     }
     if study.primary is not None:
         return {study.primary.metric: found[study.primary.metric], **found}

@@ -70,6 +70,8 @@ class Resources:
     similarity: Similarity | None = None
     coco: Path | None = None
     judge: Judge | None = None
+    #: under `limit`: the items that were asked; a benchmark counts as holding no others
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
