@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from chip_core.errors import UserError
 from chip_core.evaluation.outcomes import MetricOutcome
 from chip_core.evaluation.task import MetricInfo
 from chip_core.registry import Registry
@@ -64,14 +65,37 @@ class Similarity(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Token:
+    """One token of a text."""
+
+    text: str
+    tag: str  # Penn Treebank: NN, NNS, NNP, JJ, …
+    lemma: str
+
+
+class Tagger(Protocol):
+    """Cuts a text into tokens with tags and lemmas (Object HalBench)."""
+
+    name: str  # with its version; recorded with the figures
+
+    def __call__(self, text: str) -> Sequence[Token]:
+        """Return the text's tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a scorer may need beside the benchmark's folder."""
+    """What a scorer may need beside the benchmark's folder.
+
+    `tagger` is NLTK's where none is given; without `similarity` spaCy's en_core_web_lg is used if
+    it is installed.
+    """
 
     similarity: Similarity | None = None
-    coco: Path | None = None
+    coco: Path | None = None  # COCO's annotation files, or a JSON of image id -> objects
     judge: Judge | None = None
     #: under `limit`: the items that were asked; a benchmark counts as holding no others
     only: frozenset[str] | None = None
+    tagger: Tagger | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +146,17 @@ class Scorer(Protocol):
 
 
 SCORERS: Registry[Scorer] = Registry("scorer")
+
+
+def refuse_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
+    """Raise where a scorer has no reading of its own for a protocol.
+
+    Raises:
+        UserError: which protocols it knows.
+    """
+    if protocol not in scorer.protocols:
+        known = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)
+        raise UserError(
+            f"{scorer.name}: protocol {protocol} is not known here (the paper says nothing of it): "
+            f"choose from {known}"
+        )
