@@ -96,6 +96,8 @@ class Resources:
     #: under `limit`: the items that were asked; a benchmark counts as holding no others
     only: frozenset[str] | None = None
     tagger: Tagger | None = None
+    #: under `limit`: the items that were asked; a benchmark counts as holding no others
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
