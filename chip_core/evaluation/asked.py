@@ -11,6 +11,7 @@ from chip_core import plugins
 from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.data.files import digest
 from chip_core.errors import UserError
+from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Item, Side
 from chip_core.places import Places
 from chip_core.registry import suggestion
@@ -93,13 +94,7 @@ def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
     }
     if plugins.is_plugin(settings.name):
         found["source"] = plugins.source_hash(type(benchmark))
-    if "judge" in benchmark.needs and places.judge_replies is not None:
-        if not places.judge_replies.is_file():
-            raise UserError(f"--judge-replies: no file {places.judge_replies}")
-        found["judge"] = {"replies": digest(places.judge_replies)}  # in place of who gives them
-    elif "judge" not in benchmark.needs:
-        found["judge"] = None  # whatever is written there is without effect
-    return found
+    return {**found, **resource_identity(settings, benchmark, places)}
 
 
 def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: Places) -> list[list[str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
 from chip_core.errors import UserError
 from chip_core.evaluation.asked import asked_items, find_benchmark, protocol_problem
 from chip_core.evaluation.resources import resource_problems
-from chip_core.evaluation.task import Side
+from chip_core.evaluation.task import Item, Side
 from chip_core.places import Places
 
 _NAMED = 3  # missing pictures that are listed
@@ -43,24 +43,28 @@ def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator
     if unknown is not None:
         yield unknown
         return
-    yield from resource_problems(settings, benchmark, places)
-    if "data" in benchmark.needs:
-        folder = places.data(settings.name)
-        if folder is None:
-            yield (
-                "its questions are in files: name the folder that holds a folder "
-                f"{settings.name}/ by --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA"
-            )
-            return
-        if not folder.is_dir():
-            yield f"there is no folder {folder} (`chip-ablate data status` says what goes there)"
-            return
+    data = places.data(settings.name)
+    if "data" in benchmark.needs and (data is None or not data.is_dir()):
+        yield (
+            f"there is no folder {data} (`chip-ablate data status` says what goes there)"
+            if data is not None
+            else "its questions are in files: name the folder that holds a folder "
+            f"{settings.name}/ by --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA"
+        )
+        yield from resource_problems(settings, benchmark.needs, places)
+        return
     try:
-        benchmark.files(places.data(settings.name))
+        benchmark.files(data)
         items, _ = asked_items(side, settings, benchmark, places)
     except (UserError, ValueError) as error:
         yield str(error).removeprefix(f"{settings.name}: ")
+        yield from resource_problems(settings, benchmark.needs, places)
         return
+    yield from resource_problems(settings, benchmark.needs_of(items), places)
+    yield from _missing_pictures(items)
+
+
+def _missing_pictures(items: Sequence[Item]) -> Iterator[str]:
     files = {
         picture.file for item in items for picture in item.pictures if picture.file is not None
     }

@@ -183,7 +183,7 @@ def _scored(
     phase = f"judge {settings.name}"
     resources = open_resources(
         settings,
-        benchmark,
+        benchmark.needs_of(items),
         answering.places,
         only=frozenset(item.id for item in items) if "limit" in how else None,
         on_reply=lambda done, total: answering.report(
@@ -206,6 +206,7 @@ def _scored(
         "n": found.n,
         "missing": found.missing,
         **({"judge": _judge(resources.judge)} if resources.judge is not None else {}),
+        **_named(similarity=resources.similarity, tagger=resources.tagger),
         **how,
     }
     name = file_name(side, settings.name)
@@ -240,6 +241,11 @@ def _scored(
 def _judge(judge: Any) -> dict[str, Any]:
     returned = sorted(getattr(judge, "returned", ()))
     return {"model": judge.model, **({"returned": returned} if returned else {})}
+
+
+def _named(**tools: Any) -> dict[str, str]:
+    """Return the names of the language tools that were used."""
+    return {kind: tool.name for kind, tool in tools.items() if hasattr(tool, "name")}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +26,20 @@ class Picture:
 
     key: str  # equal keys are one picture; its file's name, or what stands for it
     read: Callable[[], Image.Image]
-    pixels: int = 0  # its size, where it is known: like sizes are answered together
     file: Path | None = None  # where it is read from; None: it is made, or lies within another file
+
+    @cached_property
+    def pixels(self) -> int:
+        """Its size, 0 where no file says: like sizes are answered together."""
+        from PIL import Image
+
+        if self.file is None:
+            return 0
+        try:
+            with Image.open(self.file) as image:
+                return image.width * image.height
+        except (OSError, ValueError):
+            return 0  # told when it is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +106,10 @@ class Benchmark(ABC):
         Raises:
             UserError: as a scorer's `score`.
         """
+
+    def needs_of(self, items: Sequence[Item]) -> frozenset[str]:
+        """Return what these questions need, where that is less than `needs`."""
+        return self.needs
 
     def truth(self, item: Item) -> str:
         """Return what a right answer holds, for people to read beside a response."""

@@ -93,8 +93,6 @@ class Resources:
     similarity: Similarity | None = None
     coco: Path | None = None  # COCO's annotation files, or a JSON of image id -> objects
     judge: Judge | None = None
-    #: under `limit`: the items that were asked; a benchmark counts as holding no others
-    only: frozenset[str] | None = None
     tagger: Tagger | None = None
     #: under `limit`: the items that were asked; a benchmark counts as holding no others
     only: frozenset[str] | None = None
