@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.outcomes import MetricOutcome
-from chip_core.evaluation.scorers.base import Answer, Resources, Scored
+from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Item
 
 _READ = 20  # pictures that are read
@@ -36,7 +37,7 @@ class _Checks:
         self._data = data
         self._resources = resources
         known = sorted(benchmark.protocols)
-        self._protocol = "corrected" if "corrected" in known else known[0]
+        self._protocol: ProtocolName = "corrected" if "corrected" in known else known[0]
 
     def all(self) -> Iterator[tuple[str, str | None]]:
         yield "every metric says its unit and which way is better", _guarded(self._declared)
@@ -51,27 +52,27 @@ class _Checks:
             ("every question says something", _prompts),
             ("pictures can be read", _pictures),
         ):
-            yield what, _guarded(lambda check=check: check(items))  # type: ignore[misc]
+            yield what, _guarded(partial(check, items))
         for what, score in (
             ("figures are the declared ones", self._figures),
             ("items come to the figure", self._sums),
             ("the order of answers changes no figure", self._order),
             ("empty answers give figures, or a sentence", self._empty),
         ):
-            yield what, _guarded(lambda score=score: score(items))  # type: ignore[misc]
+            yield what, _guarded(partial(score, items))
         yield (
             "an answer to no question is told, or not counted",
-            _guarded(lambda: self._unknown(items)),
+            _guarded(partial(self._unknown, items)),
         )
 
     def _items(self) -> Sequence[Item]:
-        return self._benchmark.items("report", data=self._data, protocol=self._protocol)  # type: ignore[arg-type]
+        return self._benchmark.items("report", data=self._data, protocol=self._protocol)
 
     def _score(self, answers: Sequence[Answer]) -> Scored:
         return self._benchmark.score(
             answers,
             data=self._data,
-            protocol=self._protocol,  # type: ignore[arg-type]
+            protocol=self._protocol,
             resources=self._resources,
         )
 

@@ -134,12 +134,13 @@ class EndpointJudge:
             if self._stop is not None:
                 return None
             self._in_flight += 1
+        reply = None
         try:
             reply = self._call(request, parameters)
-            if reply is not None:
-                self._cache.put(key, self.model, request.item, reply)
         finally:
-            with self._lock:
+            with self._lock:  # kept and no longer in flight in one step: no call counts twice
+                if reply is not None:
+                    self._cache.put(key, self.model, request.item, reply)
                 self._in_flight -= 1
         self._note(reply)
         return reply
