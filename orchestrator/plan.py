@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from chip_core import data as preference_data
 from chip_core.config import DataConfig, ModelConfig, TrialConfig
-from chip_core.errors import ConfigError, UserError
-from chip_core.evaluation import asked
+from chip_core.errors import ConfigError
 from chip_core.evaluation.readiness import sides
 from chip_core.identity import (
     evaluation_identity,
@@ -23,6 +22,7 @@ from chip_core.identity import (
 from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.validation import set_key, trial_config
+from orchestrator import benchmarks_seen
 from orchestrator.study import Level, Study, excludes
 
 BASE = "base"
@@ -74,6 +74,7 @@ class Plan:
     arms: tuple[Arm, ...]
     base: Trial
     places: Places = Places()  # where its benchmarks' data lie
+    benchmarks: benchmarks_seen.Identities = field(default_factory=dict)  # what they are
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -99,7 +100,7 @@ def make_plan(
     data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
     *,
     places: Places | None = None,
-    remembered: Mapping[str, Mapping[str, Any]] | None = None,
+    seen: benchmarks_seen.Identities | None = None,
 ) -> Plan:
     """Expand a study into arms and trials.
 
@@ -108,8 +109,7 @@ def make_plan(
         model_identity: what a fingerprint holds of a model; asked once for each model.
         data_identity: the same of the data.
         places: where the benchmarks' data lie.
-        remembered: benchmarks' identities by key ("report/amber") as an earlier run had them: for
-            those whose data are not here.
+        seen: the benchmarks as an earlier run had them, for those whose data are not here.
 
     Raises:
         ConfigError: a cell is no valid configuration, or no cell is left.
@@ -147,7 +147,7 @@ def make_plan(
         raise ConfigError(problems)
 
     places = places or Places()
-    contents = benchmark_identities(study, places, remembered or {})
+    contents = benchmarks_seen.identities(study, places, seen or {})
     evaluations = {
         f"{side}/{settings.name}": fingerprint(
             evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
@@ -173,22 +173,7 @@ def make_plan(
         evaluations=evaluations,
         params={},
     )
-    return Plan(study=study, arms=arms, base=base, places=places)
-
-
-def benchmark_identities(
-    study: Study, places: Places, remembered: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Mapping[str, Any]]:
-    """Return what fingerprints hold of a study's benchmarks, by key ("report/amber")."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for side, settings in sides(study.benchmarks):
-        key = f"{side}/{settings.name}"
-        try:
-            found[key] = asked.identity(settings, places)
-        except UserError:
-            # Its files are not here; what an earlier run had there tells its figures apart.
-            found[key] = remembered.get(key, {"files": None})
-    return found
+    return Plan(study=study, arms=arms, base=base, places=places, benchmarks=contents)
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:

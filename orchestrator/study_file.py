@@ -18,12 +18,11 @@ import orchestrator
 from chip_core import data, recipes
 from chip_core.config import BenchmarksConfig, TrialConfig
 from chip_core.errors import ConfigError
-from chip_core.evaluation.asked import find_benchmark, protocol_problem
-from chip_core.evaluation.task import metric_name
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import explain, key_problem, set_key, trial_config
 from orchestrator.study import Factor, Level, Primary, Study, excludes, level_text
+from orchestrator.study_benchmarks import Goal, benchmark_goals
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -77,7 +76,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     exclude = _exclude(written, factors, wrong)
     baseline = _baseline(written, factors, exclude, wrong)
     benchmarks = written.benchmarks or BenchmarksConfig()
-    metrics = _metrics(benchmarks, wrong)
+    metrics = benchmark_goals(benchmarks, wrong)
     primary = _primary(written, metrics, wrong)
     if problems:
         raise ConfigError(
@@ -336,33 +335,7 @@ def _baseline(
     return {**first, **baseline}
 
 
-def _metrics(benchmarks: BenchmarksConfig, wrong: Any) -> dict[str, str]:
-    """Return metric -> goal of every figure that the study will have."""
-    goals: dict[str, str] = {}
-    for side in ("select", "report"):
-        for place, settings in enumerate(getattr(benchmarks, side)):
-            key = f"benchmarks.{side}[{place}]"
-            try:
-                benchmark = find_benchmark(settings.name)
-            except ValueError as error:
-                wrong(key, str(error))
-                continue
-            unknown = protocol_problem(settings, benchmark)
-            if unknown is not None:
-                wrong(key, unknown)
-            tuned_on = {chosen.name for chosen in benchmarks.select}
-            if side == "report" and settings.name in tuned_on and not benchmark.splits:
-                wrong(
-                    key,
-                    f"'{settings.name}' is under `select` too and has one set of questions: what "
-                    "was tuned on is not quoted: name it on one side",
-                )
-            for metric, info in benchmark.metrics.items():
-                goals[metric_name(side, settings.name, metric)] = info.goal
-    return goals
-
-
-def _primary(written: _StudyFile, goals: Mapping[str, str], wrong: Any) -> Primary | None:
+def _primary(written: _StudyFile, goals: Mapping[str, Goal], wrong: Any) -> Primary | None:
     if written.primary is None:
         return None
     metric = written.primary.metric
@@ -376,4 +349,4 @@ def _primary(written: _StudyFile, goals: Mapping[str, str], wrong: Any) -> Prima
     declared = goals[metric]
     if written.primary.goal not in (None, declared):
         wrong("primary.goal", f"'{metric}' is to be {declared}d: write `goal: {declared}`")
-    return Primary(metric=metric, goal=declared)  # type: ignore[arg-type]
+    return Primary(metric=metric, goal=declared)

@@ -75,6 +75,11 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
         folders=[*_attempts(storage, trial).values()],
         seconds=record.seconds,
         data=record.data,
+        how={
+            key: record.evaluations[mark].evaluation.how
+            for key, mark in trial.evaluations.items()
+            if mark in record.evaluations and record.evaluations[mark].evaluation.how
+        },
         reason=record.failure,
         reused_from=record.study if record.study not in (None, study) else None,
     )

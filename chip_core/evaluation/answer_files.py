@@ -1,8 +1,8 @@
 """Answers as they are made, on disk: a killed evaluation goes on where it was.
 
 `answers/SIDE-BENCHMARK.MARK.WORKER.jsonl` in an attempt's folder holds a line an answer. MARK is a
-hash of all that decides the answers, the weights included: only answers under the same mark are
-taken over.
+hash of all that decides answers beside the question, the weights included, and each line has a hash
+of its question: only the same question under the same mark is taken over.
 """
 
 from __future__ import annotations
@@ -38,30 +38,35 @@ class AnswerFile:
         """Make all durable."""
         self._spool.close()
 
-    def add(self, answers: Iterable[tuple[str, str]]) -> None:
-        """Write (item id, response) pairs."""
+    def add(self, answers: Iterable[tuple[Item, str]]) -> None:
+        """Write answers."""
         for item, response in answers:
-            self._spool.append({"item": item, "response": response})
+            self._spool.append({"item": item.id, "asked": _asked(item), "response": response})
 
 
-def made_before(folders: Sequence[Path], name: str, mark: str) -> dict[str, str]:
-    """Return item id -> response of all workers' answers in attempts' folders."""
+def made_before(
+    folders: Sequence[Path], name: str, mark: str, items: Sequence[Item]
+) -> dict[str, str]:
+    """Return item id -> response of those items that were answered, by whichever worker."""
+    asked = {item.id: _asked(item) for item in items}
     found: dict[str, str] = {}
     for folder in folders:
         for path in sorted((folder / FOLDER).glob(f"{name}.{mark[:16]}.*.jsonl")):
             for record in _whole_records(path):
-                found.setdefault(record["item"], record["response"])
+                if asked.get(record["item"]) == record["asked"]:
+                    found.setdefault(record["item"], record["response"])
     return found
 
 
-def answers_mark(items: Sequence[Item], decided_by: Mapping[str, Any]) -> str:
-    """Return a hash of the questions and of what else decides their answers."""
-    digest = hashlib.sha256(json.dumps(dict(decided_by), sort_keys=True).encode())
-    for item in items:
-        digest.update(
-            json.dumps([item.id, item.prompt, *(picture.key for picture in item.pictures)]).encode()
-        )
-    return digest.hexdigest()
+def answers_mark(decided_by: Mapping[str, Any]) -> str:
+    """Return a hash of what decides answers beside the questions."""
+    return hashlib.sha256(json.dumps(dict(decided_by), sort_keys=True).encode()).hexdigest()
+
+
+def _asked(item: Item) -> str:
+    """Return a hash of a question."""
+    shown = [picture.key for picture in item.pictures]
+    return hashlib.sha256(json.dumps([item.prompt, *shown]).encode()).hexdigest()[:16]
 
 
 def _whole_records(path: Path) -> list[dict[str, Any]]:

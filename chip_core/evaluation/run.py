@@ -91,14 +91,9 @@ def _responses(
         "bf16": answering.bf16,
         "decoding": asdict(decoding),
     }
-    mark, name = answers_mark(items, decided_by), file_name(side, settings.name)
-    known = {item.id for item in items}
-
-    def taken_over() -> dict[str, str]:
-        before = made_before([answering.folder, *answering.earlier], name, mark)
-        return {item: text for item, text in before.items() if item in known}
-
-    before = workers.from_first(taken_over)
+    mark, name = answers_mark(decided_by), file_name(side, settings.name)
+    folders = [answering.folder, *answering.earlier]
+    before = workers.from_first(lambda: made_before(folders, name, mark, items))
     decoder = Decoder(
         answering.model, answering.processor, decoding, bf16=answering.bf16, share_prefix=True
     )
@@ -114,12 +109,11 @@ def _responses(
         made: dict[str, str] = {}
         with AnswerFile(answering.folder, name, mark, workers.rank()) as file:
             if first:
-                file.add(before.items())
+                file.add((item, before[item.id]) for item in items if item.id in before)
             for batch in batches:
-                texts = decoder.answers(batch)
-                pairs = list(zip((item.id for item in batch.items), texts, strict=True))
-                file.add(pairs)
-                made.update(pairs)
+                answers = list(zip(batch.items, decoder.answers(batch), strict=True))
+                file.add(answers)
+                made.update((item.id, text) for item, text in answers)
                 clock.tell(len(made), share=workers.count())
         moved = (0, 0)
         if answering.bf16 and first:

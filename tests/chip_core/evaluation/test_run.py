@@ -13,9 +13,10 @@ import pytest
 
 from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.errors import TrialError
-from chip_core.evaluation.answer_files import AnswerFile, answers_mark, made_before
+from chip_core.evaluation.answer_files import AnswerFile, made_before
 from chip_core.evaluation.generation import Decoder
 from chip_core.evaluation.run import evaluate
+from chip_core.evaluation.task import Item
 from chip_core.files import read_records
 from chip_core.places import Places
 from chip_core.results import Progress
@@ -112,21 +113,25 @@ def test_answers_of_other_weights_or_settings_are_not_taken_over(
 
 
 def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
+    a, b, c = (Item(id=name, prompt="is it?", pictures=()) for name in "abc")
+
+    def before(mark: str, *items: Item) -> dict[str, str]:
+        return made_before([tmp_path], "report-shapes", mark * 64, items)
+
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
-        file.add([("a", "one"), ("b", "two")])
+        file.add([(a, "one"), (b, "two")])
     (path,) = (tmp_path / "answers").iterdir()
     path.write_bytes(path.read_bytes()[:-8])
-    assert made_before([tmp_path], "report-shapes", "m" * 64) == {"a": "one"}
+    assert before("m", a, b) == {"a": "one"}
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
-        file.add([("b", "again")])
+        file.add([(b, "again")])
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 1) as file:
-        file.add([("c", "another worker's")])
-    assert made_before([tmp_path], "report-shapes", "m" * 64) == {
-        "a": "one",
-        "b": "again",
-        "c": "another worker's",
-    }
-    assert made_before([tmp_path], "report-shapes", "n" * 64) == {}
+        file.add([(c, "another worker's")])
+    assert before("m", a, b, c) == {"a": "one", "b": "again", "c": "another worker's"}
+    assert before("m", a) == {"a": "one"}
+    assert before("n", a, b, c) == {}
+    asked_otherwise = Item(id="a", prompt="is it now?", pictures=())
+    assert before("m", asked_otherwise) == {}
 
 
 def test_two_workers_give_what_one_gives_and_fail_together(tmp_path: Path) -> None:
@@ -205,11 +210,11 @@ def test_replies_stand_in_for_a_judge(tmp_path: Path) -> None:
     assert found.how["judge"] == {"model": "replay"}
 
 
-def test_the_mark_is_of_all_that_decides_the_answers() -> None:
-    from chip_core.evaluation import BENCHMARKS
-
-    items = BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:3]
-    mark = answers_mark(items, {"a": 1})
-    assert mark == answers_mark(list(items), {"a": 1})
-    assert mark != answers_mark(items[:2], {"a": 1})
-    assert mark != answers_mark(items, {"a": 2})
+def test_a_larger_limit_goes_on_from_a_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(answering(tmp_path), "report", SHAPES.model_copy(update={"limit": 8}))
+    counting = Counting(monkeypatch)
+    found = evaluate(answering(tmp_path), "report", SHAPES)
+    assert len(counting.items) == 16
+    assert found.how["taken_over"] == 8
