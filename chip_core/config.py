@@ -20,6 +20,9 @@ from pydantic import (
 )
 
 from chip_core import plugins
+from chip_core.benchmark_config import BenchmarkConfig as BenchmarkConfig
+from chip_core.benchmark_config import BenchmarksConfig as BenchmarksConfig
+from chip_core.benchmark_config import JudgeConfig as JudgeConfig
 from chip_core.fields import Section, engine, figure
 from chip_core.files import expanded
 from chip_core.objectives.config import ObjectiveConfig
@@ -228,35 +231,6 @@ class TrainingConfig(Section):
     max_steps: int | None = figure(None, ge=1, doc="stop after so many updates")
     batch_size: int = figure(32, ge=1, doc="global batch: pairs per update")
     max_length: int = figure(2048, ge=16, doc="longest sequence; only responses are cut")
-
-
-class BenchmarkConfig(Section):
-    """One benchmark of a study."""
-
-    name: str = figure(doc="the benchmark's name")
-    limit: int | None = figure(None, ge=1, doc="score the first N items only")
-    max_new_tokens: int | None = figure(None, ge=1, doc="in place of the benchmark's own")
-    num_beams: int = figure(1, ge=1, doc="beams of the decoding; 1 is greedy")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class BenchmarksConfig(Section):
-    """`select` is tuned on, `report` is quoted from."""
-
-    select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
-    report: tuple[BenchmarkConfig, ...] = figure((), doc="for the table alone")
-
-    @model_validator(mode="after")
-    def _each_once(self) -> BenchmarksConfig:
-        for side in ("select", "report"):
-            names = [benchmark.name for benchmark in getattr(self, side)]
-            if len(set(names)) != len(names):
-                raise ValueError(f"{side}: a benchmark is named twice: name each once")
-        return self
 
 
 class EngineConfig(Section):

@@ -104,9 +104,19 @@ def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[st
     return {"kind": "base", "behaviour": BEHAVIOUR, "model": {"dtype": config.dtype, **model}}
 
 
-def evaluation_identity(side: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """Return all that decides a trained model's figures on a benchmark."""
-    return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, {}, "")}
+def evaluation_identity(
+    side: str, benchmark: BenchmarkConfig, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all that decides a trained model's figures on a benchmark.
+
+    Args:
+        side: "select" or "report".
+        benchmark: its settings.
+        content: its own identity (chip_core.evaluation.asked.identity), with the decoding that the
+            settings come to.
+    """
+    resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
+    return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, resolved, ""), **content}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

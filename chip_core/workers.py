@@ -7,16 +7,18 @@ workers, `joined` does for torchrun's. One process needs neither.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from chip_core.errors import UserError
+from chip_core.errors import TrialError, UserError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 #: How long one worker may wait for another: rank 0 alone writes checkpoints.
 PATIENCE = timedelta(hours=2)
@@ -62,6 +64,34 @@ class Workers:
         dist.all_reduce(packed)
         return dict(zip(values, packed.tolist(), strict=True))
 
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """Return what each process makes, by rank, on every process.
+
+        Raises:
+            Exception: what this process's `make` raised; TrialError where another's did.
+        """
+        failure: Exception | None = None
+        made: T | None = None
+        try:
+            made = make()
+        except Exception as error:  # the others wait for this one: they are told before it rises
+            failure = error
+        reports = self.gathered((_reason(failure), made))
+        if failure is not None:
+            raise failure
+        for rank, (reason, _) in enumerate(reports):
+            if reason is not None:
+                raise TrialError(f"worker {rank}: {reason}")
+        return [value for _, value in reports]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return what the first process makes, on every process; the others make nothing.
+
+        Raises:
+            Exception: as `each`.
+        """
+        return self.each(lambda: make() if self.first else None)[0]  # type: ignore[return-value]
+
     def gathered(self, value: Any) -> list[Any]:
         """Return what each process gave, by rank: plain data."""
         if self.alone:
@@ -71,6 +101,13 @@ class Workers:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+
+def _reason(failure: Exception | None) -> str | None:
+    if failure is None:
+        return None
+    text = (str(failure).splitlines() or [""])[0]
+    return text if isinstance(failure, TrialError) else f"{type(failure).__name__}: {text}"
 
 
 def current() -> Workers:

@@ -11,6 +11,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.commands.data import data
+from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
 from orchestrator.commands.plugins import plugin
@@ -85,5 +86,5 @@ def cli() -> None:
     """
 
 
-for _command in (run, plan, status, report, score, data, gallery, plugin, export, ui):
+for _command in (run, plan, status, report, evaluate, score, data, gallery, plugin, export, ui):
     cli.add_command(_command)

@@ -6,12 +6,13 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from chip_core import data as preference_data
-from chip_core.config import BenchmarkConfig, DataConfig, ModelConfig, TrialConfig
+from chip_core.config import DataConfig, ModelConfig, TrialConfig
 from chip_core.errors import ConfigError
+from chip_core.evaluation.readiness import sides
 from chip_core.identity import (
     evaluation_identity,
     fingerprint,
@@ -20,7 +21,9 @@ from chip_core.identity import (
     untrained_identity,
 )
 from chip_core.models import loading
+from chip_core.places import Places
 from chip_core.validation import set_key, trial_config
+from orchestrator import benchmarks_seen
 from orchestrator.study import Level, Study, excludes
 
 BASE = "base"
@@ -71,6 +74,8 @@ class Plan:
     study: Study
     arms: tuple[Arm, ...]
     base: Trial
+    places: Places = Places()  # where its benchmarks' data lie
+    benchmarks: benchmarks_seen.Identities = field(default_factory=dict)  # what they are
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -107,6 +112,9 @@ def make_plan(
     study: Study,
     model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity,
     data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
+    *,
+    places: Places | None = None,
+    seen: benchmarks_seen.Identities | None = None,
 ) -> Plan:
     """Expand a study into arms and trials.
 
@@ -114,6 +122,8 @@ def make_plan(
         study: the study.
         model_identity: what a fingerprint holds of a model; asked once for each model.
         data_identity: the same of the data.
+        places: where the benchmarks' data lie.
+        seen: the benchmarks as an earlier run had them, for those whose data are not here.
 
     Raises:
         ConfigError: a cell is no valid configuration, or no cell is left.
@@ -152,9 +162,13 @@ def make_plan(
     if problems:
         raise ConfigError(problems)
 
+    places = places or Places()
+    contents = benchmarks_seen.identities(study, places, seen or {})
     evaluations = {
-        f"{side}/{settings.name}": fingerprint(evaluation_identity(side, settings))
-        for side, settings in _benchmarks(study)
+        f"{side}/{settings.name}": fingerprint(
+            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
+        )
+        for side, settings in sides(study.benchmarks)
     }
     arms = tuple(_arm(study, group, evaluations) for group in groups.values())
     base_config = _with(study.base, study, None)
@@ -166,7 +180,7 @@ def make_plan(
         evaluations=evaluations,
         params={},
     )
-    return Plan(study=study, arms=arms, base=base)
+    return Plan(study=study, arms=arms, base=base, places=places, benchmarks=contents)
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:
@@ -261,10 +275,3 @@ def _reasons(
         cause = causes[0] if causes else "its levels come to the same configuration"
         reasons.append(f"{factor.name} has no effect: {cause}")
     return tuple(reasons)
-
-
-def _benchmarks(study: Study) -> list[tuple[str, BenchmarkConfig]]:
-    return [
-        *(("select", settings) for settings in study.benchmarks.select),
-        *(("report", settings) for settings in study.benchmarks.report),
-    ]

@@ -11,10 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from chip_core.errors import UserError
+from chip_core.errors import ConfigError, UserError
+from chip_core.evaluation.readiness import problems
+from orchestrator import benchmarks_seen
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
 from orchestrator.ledger import Ledger, study_lock
+from orchestrator.overlap import count_overlaps
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.files import write_report
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
@@ -44,7 +47,8 @@ def run_study(
         console: where progress goes.
 
     Raises:
-        UserError: another driver runs this study, or the work directory cannot be written.
+        UserError: another driver runs this study, the work directory cannot be written, or a
+            benchmark lacks something.
     """
     study = plan.study.name
     _check_writable(workdir)
@@ -52,6 +56,11 @@ def run_study(
         ledger, storage = Ledger(workdir), workdir
         adopt(plan, ledger, storage)
         jobs = jobs_for(plan, ledger, storage)
+        if jobs:
+            check_ready(plan)
+            benchmarks_seen.keep(workdir, study, plan.benchmarks)
+            for overlap in count_overlaps(plan, workdir):
+                console.print(overlap.sentence, markup=False, highlight=False)
         waiting = {trial.fingerprint for _, trial, _ in jobs}
         done = [trial for trial in _all_trials(plan) if trial.fingerprint not in waiting]
         tracker.open(plan, [view(trial, ledger, storage, study, "FINISHED") for trial in done])
@@ -84,6 +93,17 @@ def run_study(
             interrupted=interrupted,
             report=report,
         )
+
+
+def check_ready(plan: Plan) -> None:
+    """Check that every benchmark can be scored, before anything is trained.
+
+    Raises:
+        ConfigError: what they lack, all of it.
+    """
+    lacking = problems(plan.study.benchmarks, plan.places)
+    if lacking:
+        raise ConfigError(lacking)
 
 
 def report_folder(workdir: Path, study: str) -> Path:

@@ -18,12 +18,12 @@ import orchestrator
 from chip_core import data, recipes
 from chip_core.config import LARGEST_SEED, BenchmarksConfig, TrialConfig
 from chip_core.errors import ConfigError
-from chip_core.evaluation.task import BENCHMARKS, metric_name
 from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import explain, key_problem, set_key, trial_config
 from orchestrator.study import Factor, Level, Primary, Study, excludes, level_text
+from orchestrator.study_benchmarks import Goal, benchmark_goals
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -77,7 +77,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     exclude = _exclude(written, factors, wrong)
     baseline = _baseline(written, factors, exclude, wrong)
     benchmarks = written.benchmarks or BenchmarksConfig()
-    metrics = _metrics(benchmarks, wrong)
+    metrics = benchmark_goals(benchmarks, wrong)
     primary = _primary(written, metrics, wrong)
     if problems:
         raise ConfigError(
@@ -338,23 +338,7 @@ def _baseline(
     return {**first, **baseline}
 
 
-def _metrics(benchmarks: BenchmarksConfig, wrong: Any) -> dict[str, str]:
-    """Return metric -> goal of every figure that the study will have."""
-    goals: dict[str, str] = {}
-    for side in ("select", "report"):
-        for place, settings in enumerate(getattr(benchmarks, side)):
-            if settings.name not in BENCHMARKS:
-                wrong(
-                    f"benchmarks.{side}[{place}]",
-                    f"unknown benchmark '{settings.name}': {suggestion(settings.name, BENCHMARKS)}",
-                )
-                continue
-            for metric, info in BENCHMARKS[settings.name].metrics.items():
-                goals[metric_name(side, settings.name, metric)] = info.goal
-    return goals
-
-
-def _primary(written: _StudyFile, goals: Mapping[str, str], wrong: Any) -> Primary | None:
+def _primary(written: _StudyFile, goals: Mapping[str, Goal], wrong: Any) -> Primary | None:
     if written.primary is None:
         return None
     metric = written.primary.metric
@@ -368,4 +352,4 @@ def _primary(written: _StudyFile, goals: Mapping[str, str], wrong: Any) -> Prima
     declared = goals[metric]
     if written.primary.goal not in (None, declared):
         wrong("primary.goal", f"'{metric}' is to be {declared}d: write `goal: {declared}`")
-    return Primary(metric=metric, goal=declared)  # type: ignore[arg-type]
+    return Primary(metric=metric, goal=declared)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
+from chip_core.places import Places
 from chip_core.results import Progress, TrialResult
 
 #: Where a failed job's traceback is, in its folder.
@@ -27,7 +28,11 @@ class Job:
     folder: Path  # the attempt's own
     untrained: bool = False  # score the model as it is
     trained_model: Path | None = None  # score this model, trained by an earlier attempt
-    resume_from: Path | None = None  # an earlier attempt's folder with checkpoints to go on from
+    resume_from: Path | None = (
+        None  # an earlier attempt's, with a model or checkpoints to go on from
+    )
+    places: Places = Places()  # where benchmarks' data and judges' replies lie
+    earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,8 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         trained_model=job.trained_model,
         resume_from=job.resume_from,
         began=began,
+        places=job.places,
+        earlier=job.earlier,
     )
 
 

@@ -131,6 +131,7 @@ def notes(summary: Summary) -> list[str]:
         for arm in summary.plan.arms
         if len(arm.cells) > 1
     ]
+    lines += summary.scoring
     undefined = [
         f"{metric} of {row.name}{'' if seed is None else f', seed {seed}'}"
         for row in summary.rows

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from chip_core.config import BenchmarkConfig
-from chip_core.evaluation.task import BENCHMARKS, MetricInfo, Side, metric_name
+from chip_core.evaluation.asked import find_benchmark
+from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import study_results
+from orchestrator.report.scoring import scoring_notes
 from orchestrator.statistics import Contrast, verdicts
 
 State = Literal["done", "failed", "missing"]
@@ -60,6 +62,7 @@ class Summary:
     plan: Plan
     metrics: Mapping[str, MetricInfo]  # in the order of the table, the primary first
     rows: Sequence[Row]
+    scoring: Sequence[str] = ()  # what has to be known of how figures were made
 
     @property
     def missing(self) -> list[str]:
@@ -96,7 +99,7 @@ def summarise(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
         compared = {} if arm.baseline else baseline
         found = contrasts.get(arm.name, {})
         rows.append(_row(arm.name, arm, arm.trials, ledger, metrics, compared, found))
-    return Summary(plan=plan, metrics=metrics, rows=rows)
+    return Summary(plan=plan, metrics=metrics, rows=rows, scoring=scoring_notes(plan, ledger))
 
 
 def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
@@ -110,7 +113,7 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
         metric_name(side, settings.name, metric): info
         for side, chosen in sides
         for settings in chosen
-        for metric, info in BENCHMARKS[settings.name].metrics.items()
+        for metric, info in find_benchmark(settings.name).metrics.items()
     }
     if study.primary is not None:
         return {study.primary.metric: found[study.primary.metric], **found}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -26,6 +27,7 @@ from orchestrator.tracking.mlflow_store import MlflowStore, Run, finite
 
 _LOG = logging.getLogger(__name__)
 _REASON, _REUSED = "chip.reason", "chip.reused_from"
+_HOW = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's figures
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _RETRY_SECONDS = 60.0
 
@@ -185,7 +187,11 @@ def _figures(view: TrialView) -> dict[str, float]:
 
 def _tags(view: TrialView) -> dict[str, str | None]:
     engine = {f"engine.{setting}": value for setting, value in view.engine.items()}
-    return {_REASON: view.reason, _REUSED: view.reused_from, **engine}
+    scored = {
+        f"{_HOW}.{re.sub(r'[^A-Za-z0-9_./ -]', '.', key)}": json.dumps(how, sort_keys=True)
+        for key, how in view.how.items()
+    }
+    return {_REASON: view.reason, _REUSED: view.reused_from, **engine, **scored}
 
 
 def _table_tag(tables: Sequence[str]) -> str | None:

@@ -33,6 +33,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from chip_core.data.preferences import Pairs, PreferencePair
+from chip_core.evaluation.task import Item, Picture
 from chip_core.models.processing import compose
 
 SENTENCE = "user assistant : . ? what is here a the red blue green dog cat car tree and on with"
@@ -258,4 +259,16 @@ def pairs() -> ListPairs:
                 rejected=rejected,
             )  # fmt: skip
         )
+    return made
+
+
+def items(questions: int = 4) -> list[Item]:
+    """Questions of different lengths about the three pairs' images."""
+    made = []
+    for shown, pair in enumerate(pairs()):
+        picture = Picture(key=pair.id, read=lambda image=pair.image: image)
+        for number in range(questions):
+            words = [WORDS[(5 + shown + number + n) % len(WORDS)] for n in range(2 + 3 * number)]
+            prompt = " ".join(words)
+            made.append(Item(id=f"{shown}/{number}", prompt=prompt, pictures=(picture,)))
     return made
