@@ -172,7 +172,7 @@ def test_where_the_time_goes_is_told(shapes_config: Configured, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"benchmarks": {"select": ["shaps"]}}, "benchmarks.select: unknown benchmark 'shaps': di"),
+        ({"benchmarks": {"select": ["shaps"]}}, "shaps: unknown benchmark 'shaps': did you mean 'shapes'"),
         ({"engine__device": "cuda"}, "engine.device is cuda, and torch finds no GPU: choose auto"),
     ],
 )
