@@ -80,6 +80,7 @@ def _train(config: TrialConfig, out: Path, resume: Path | None) -> int:
         raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
     if resume is not None and not resume.is_dir():
         raise UserError(f"--resume: no folder {resume}: name an earlier --out")
+    trained = None if resume is None else _trained(config, resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,9 +90,35 @@ def _train(config: TrialConfig, out: Path, resume: Path | None) -> int:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
-    result = run_trial(config, folder=out, report=told, resume_from=resume)
+    result = run_trial(config, folder=out, report=told, resume_from=resume, trained_model=trained)
     print(json.dumps({"folder": str(out), "steps": result.steps, "metrics": result.metrics}))
     return 0
+
+
+def _trained(config: TrialConfig, folder: Path) -> Path | None:
+    """Return the model of a trial that was cut short while it was scored; None: it is to be made.
+
+    Raises:
+        UserError: it was trained with other settings.
+    """
+    from chip_core.identity import training_identity
+    from chip_core.results import CONFIG, MODEL
+
+    if not (folder / MODEL).is_dir():
+        return None
+    try:
+        earlier = TrialConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"--resume: {folder} holds a model, and no {CONFIG} that says which"
+        ) from None
+    settings = [
+        training_identity(made, made.model.model_dump(), made.data.model_dump())
+        for made in (earlier, config)
+    ]
+    if settings[0] != settings[1]:
+        raise UserError(f"--resume: {folder} holds a model trained with other settings")
+    return folder / MODEL
 
 
 if __name__ == "__main__":
