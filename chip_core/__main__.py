@@ -83,7 +83,7 @@ def _train(config: TrialConfig, out: Path, resume: Path | None, workers: Workers
     if problems:
         raise ConfigError(problems)
     if workers.first:
-        _check_folders(out, resume)
+        _check_folders(config, out, resume)
     workers.wait()  # what the first writes, another would take for an earlier trial
 
     def told(progress: Progress) -> None:
@@ -102,7 +102,7 @@ def _train(config: TrialConfig, out: Path, resume: Path | None, workers: Workers
     return 0
 
 
-def _check_folders(out: Path, resume: Path | None) -> None:
+def _check_folders(config: TrialConfig, out: Path, resume: Path | None) -> None:
     from chip_core.results import RESULT
 
     if (out / RESULT).exists():
@@ -111,10 +111,38 @@ def _check_folders(out: Path, resume: Path | None) -> None:
         raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
     if resume is not None and not resume.is_dir():
         raise UserError(f"--resume: no folder {resume}: name an earlier --out")
+    if resume is not None:
+        _check_settings(config, resume)
+    trained = None if resume is None else _trained(config, resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be made ({error.strerror}): name another") from None
+
+
+def _check_settings(config: TrialConfig, folder: Path) -> None:
+    """Check that a model which is taken over was trained as it would be now.
+
+    Raises:
+        UserError: it was trained with other settings, or nothing says with which.
+    """
+    from chip_core.identity import training_identity
+    from chip_core.results import CONFIG, MODEL
+
+    if not (folder / MODEL).is_dir():
+        return
+    try:
+        earlier = TrialConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"--resume: {folder} holds a model, and no {CONFIG} that says which"
+        ) from None
+    settings = [
+        training_identity(made, made.model.model_dump(), made.data.model_dump())
+        for made in (earlier, config)
+    ]
+    if settings[0] != settings[1]:
+        raise UserError(f"--resume: {folder} holds a model trained with other settings")
 
 
 if __name__ == "__main__":

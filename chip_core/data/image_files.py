@@ -7,7 +7,7 @@ import math
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from chip_core.data.rows import ImageRef, RowError
 
@@ -23,7 +23,7 @@ class ImageReader:
         self._root = None if root is None else root.resolve()
 
     def size(self, ref: ImageRef) -> tuple[int, int]:
-        """Return (width, height) of an image that decodes whole.
+        """Return (width, height) of an image that decodes whole, as it is seen once it is turned.
 
         A JPEG is decoded at an eighth of its size: all its bytes are read, few pixels are made.
 
@@ -31,10 +31,11 @@ class ImageReader:
             RowError: there is no image, it is broken, too large, or lies outside the folder.
         """
         with self._open(ref) as image:
-            size = image.size
+            width, height = image.size
             image.draft("RGB", (1, 1))
             _rgb(image)
-        return size
+            on_its_side = _orientation(image) in (5, 6, 7, 8)
+        return (height, width) if on_its_side else (width, height)
 
     def read(self, ref: ImageRef) -> Image.Image:
         """Return the image as RGB, turned as its EXIF orientation says.
@@ -134,6 +135,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF says nothing of the picture
         return image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return a loaded image's EXIF orientation."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF says nothing of the picture
+        return None
 
 
 def _brief(error: Exception) -> str:

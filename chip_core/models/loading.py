@@ -168,7 +168,7 @@ def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
 
 
 def _check_processor(processor: Any, source: str) -> None:
-    """Check that a processor can make a prompt and end a response."""
+    """Check that a processor can make a prompt and end a response; give it a padding token."""
     if getattr(processor, "chat_template", None) is None:
         raise TrialError(
             f"{source} has no chat template, which says how a prompt is written: "
@@ -179,6 +179,8 @@ def _check_processor(processor: Any, source: str) -> None:
             f"{source}: its tokenizer has no end of sequence: name eos_token in "
             "tokenizer_config.json"
         )
+    if processor.tokenizer.pad_token_id is None:  # which one is all the same: it is masked
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
 
 
 def _is_image_text_to_text(model_type: str) -> bool:

@@ -48,6 +48,29 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert "resumed after step" in result.notes[-1]
 
 
+def test_a_trial_cut_short_while_it_was_scored_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = "benchmarks.report=[{name: shapes, limit: 2}]"
+    out = tmp_path / "out"
+    command = ["train", "shapes", "--out", str(out), "--set", *SHORT, scored]
+    assert main(command) == 0
+    whole = json.loads(capsys.readouterr().out.splitlines()[-1])
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    (out / "result.json").unlink()
+    assert main([*command, "--resume", str(out)]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["metrics"] == whole["metrics"]
+    assert again["steps"] == 0  # it is not trained again
+    assert (out / "model" / "model.safetensors").read_bytes() == weights
+    (out / "result.json").unlink()
+    assert main([*command, "optimizer.lr=1", "--resume", str(out)]) == 2
+    assert "out holds a model trained with other settings" in capsys.readouterr().err
+    (out / "config.json").write_text("{}")
+    assert main([*command, "--resume", str(out)]) == 2
+    assert "holds a model, and no config.json that says which" in capsys.readouterr().err
+
+
 def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "shapes", "--set", "optimizer.rate=1", "training"]) == 2
     told = capsys.readouterr().err

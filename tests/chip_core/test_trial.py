@@ -172,7 +172,10 @@ def test_where_the_time_goes_is_told(shapes_config: Configured, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"benchmarks": {"select": ["shaps"]}}, "shaps: unknown benchmark 'shaps': did you mean 'shapes'"),
+        (
+            {"benchmarks": {"select": ["shaps"]}},
+            "shaps: unknown benchmark 'shaps': did you mean 'shapes'",
+        ),
         ({"engine__device": "cuda"}, "engine.device is cuda, and torch finds no GPU: choose auto"),
     ],
 )

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from chip_core import data
 from chip_core.config import DataConfig
+from chip_core.data.check import GoodRow, check_rows
 from chip_core.data.files import cache_folder
 from chip_core.data.image_files import ImageReader
 from chip_core.data.preferences import load_pairs
@@ -238,7 +239,11 @@ def test_an_orientation_is_followed(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", files.SIZE).save(tmp_path / "images" / "0.jpg", exif=exif)
     path = files.write_lines(tmp_path / "a.jsonl", [files.line(0)])
-    assert load_pairs(config(path))[0].image.size == (files.SIZE[1], files.SIZE[0])
+    turned = (files.SIZE[1], files.SIZE[0])
+    assert load_pairs(config(path))[0].image.size == turned
+    (checked,) = check_rows(opened(path))
+    assert isinstance(checked, GoodRow)
+    assert checked.size == turned
 
 
 @pytest.mark.parametrize(

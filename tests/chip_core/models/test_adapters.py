@@ -22,6 +22,7 @@ from chip_core.models.adapters import attach, decoder_linears, merged
 from chip_core.models.parts import named_parts, set_trained
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.training.loop import train
+from chip_core.training.optimizer import encoder_alone_steps
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.trial import run_trial
@@ -176,6 +177,18 @@ def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_pa
     )  # fmt: skip
     everything = {"vision_encoder", "projector", "language_model"}
     assert moved == [{"vision_encoder"}] * 2 + [everything] * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "alone"),
+    [(10, 0.3, 3), (10, 0.01, 1), (10, 0.99, 9), (2, 0.3, 1), (1, 0.3, 0)],
+)
+def test_no_stage_is_left_out(
+    shapes_config: Configured, steps: int, share: float, alone: int
+) -> None:
+    config = shapes_config(vision_encoder="staged", staged__share=share)
+    assert encoder_alone_steps(config, steps) == alone
+    assert encoder_alone_steps(shapes_config(staged__share=share), steps) == 0
 
 
 def test_parts_have_their_own_learning_rates(shapes_config: Configured, tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
+from chip_core.evaluation.generation import generate
+from chip_core.evaluation.task import Item
 from chip_core.models import loading
 from chip_core.models.adapters import attach
 from chip_core.models.memory import bytes_needed, check_room
@@ -127,6 +130,22 @@ def test_what_a_prompt_needs_is_told(folder: Path, harm: Callable[[Path], str]) 
     expected = harm(folder)
     with pytest.raises(TrialError, match=expected):
         loading.load(ModelConfig(path=str(folder)))
+
+
+def test_a_tokenizer_without_padding_pads_with_the_end(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    items = [
+        Item(id=str(words), image=Image.new("RGB", (48, 48)), prompt="What is there? " * words)
+        for words in (1, 3)
+    ]
+    answers = []
+    for path in (folder, MODEL_FOLDER):
+        model, processor = loading.load(ModelConfig(path=str(path)))
+        answers.append(generate(model, processor, items, max_new_tokens=4))
+    assert processor.tokenizer.pad_token != processor.tokenizer.eos_token
+    assert answers[0] == answers[1]
 
 
 def test_weights_are_hashed_piece_by_piece(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
