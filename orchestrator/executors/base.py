@@ -29,6 +29,12 @@ class Job:
     trained_model: Path | None = None  # score this model, trained by an earlier attempt
     resume_from: Path | None = None  # an earlier attempt's folder with checkpoints to go on from
 
+    @property
+    def workers(self) -> int:
+        """How many processes share it: those of a training; scoring is one's work."""
+        training = not self.untrained and self.trained_model is None
+        return self.config.engine.workers_per_trial if training else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
