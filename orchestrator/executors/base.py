@@ -34,6 +34,12 @@ class Job:
     places: Places = Places()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
 
+    @property
+    def workers(self) -> int:
+        """How many processes share it: those of a training; scoring is one's work."""
+        training = not self.untrained and self.trained_model is None
+        return self.config.engine.workers_per_trial if training else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
