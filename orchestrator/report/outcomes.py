@@ -51,7 +51,7 @@ def study_results(
         if any(row is None for row in everyone):
             continue  # undefined somewhere: no comparison of this metric
         items = sorted(set.intersection(*(set(row) for row in everyone if row is not None)))
-        if items:
+        if items and all(row is None or _divides(row, items) for row in everyone):
             found[metric] = _metric_results(info, rows, items)
     return StudyResults(arms=tuple(arms), baseline=dict(plan.study.baseline), metrics=found)
 
@@ -76,6 +76,11 @@ def load_outcomes(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, Outc
                 item["item"]: (item["numerator"], item["denominator"]) for item in metric["items"]
             }
     return outcomes
+
+
+def _divides(row: Outcomes, items: list[str]) -> bool:
+    """Return whether a ratio of sums is defined; an official figure can be there all the same."""
+    return sum(row[item][1] for item in items) > 0
 
 
 def _metric_results(
