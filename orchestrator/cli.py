@@ -11,6 +11,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.commands.data import data
+from orchestrator.commands.humans import judge_humans
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
 from orchestrator.commands.plugins import plugin
@@ -84,5 +85,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, plan, status, report, data, gallery, plugin, export, ui):
+for _command in (
+    run, plan, status, report, data, gallery, plugin, export, ui, judge_humans,
+):  # fmt: skip
     cli.add_command(_command)
