@@ -113,7 +113,6 @@ def _check_folders(config: TrialConfig, out: Path, resume: Path | None) -> None:
         raise UserError(f"--resume: no folder {resume}: name an earlier --out")
     if resume is not None:
         _check_settings(config, resume)
-    trained = None if resume is None else _trained(config, resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -30,6 +30,8 @@ _REASON, _REUSED = "chip.reason", "chip.reused_from"
 _HOW = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's figures
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _RETRY_SECONDS = 60.0
+#: Metrics of an arm that do not come from its trials' scores: they stay when its scores change.
+ATTACHED = ("human/", "representation/")
 
 
 def tracking_uri(workdir: Path, given: str | None) -> str:
@@ -108,7 +110,8 @@ class MlflowTracker:
         for view in arms:
             run = runs.arm(view.arm)
             figures = finite(view.figures)
-            if not run.metrics.keys() <= figures.keys():
+            own = {name for name in run.metrics if not name.startswith(ATTACHED)}
+            if not own <= figures.keys():
                 run = runs.replace(view.arm)  # a metric cannot be taken back
             self._store.log_figures(run, figures)
         for run in runs.running("trial", BASE):

@@ -174,7 +174,7 @@ def test_where_the_time_goes_is_told(shapes_config: Configured, tmp_path: Path) 
     [
         (
             {"benchmarks": {"select": ["shaps"]}},
-            "shaps: unknown benchmark 'shaps': did you mean 'shapes'",
+            "unknown benchmark 'shaps': did you mean",
         ),
         ({"engine__device": "cuda"}, "engine.device is cuda, and torch finds no GPU: choose auto"),
     ],
