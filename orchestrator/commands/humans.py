@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import planned, study_options
+from orchestrator.commands.options import absolute, planned, study_options
 
 _TRACKING = click.option(
     "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
@@ -66,6 +66,7 @@ def export_sheets(
     """Write one blinded HTML sheet for each annotator, and the key that stays with you."""
     from chip_core.errors import UserError
     from chip_core.files import write_atomically, write_json
+    from chip_core.places import Places
     from orchestrator.humans.draw import draw_sheets
     from orchestrator.humans.pool import answer_pool, item_images
     from orchestrator.humans.sheet import sheet_page
@@ -73,7 +74,7 @@ def export_sheets(
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty: name a new folder")
-    made = planned(study, **changes)
+    made = planned(study, workdir=workdir, **changes)
     pool = answer_pool(made, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
     key = draw_sheets(
         pool,
@@ -83,7 +84,8 @@ def export_sheets(
         overlap=overlap,
         seed=seed,
     )
-    images = item_images(pool, {entry.item for sheet in key.sheets for entry in sheet})
+    places = Places(benchmark_data=absolute(changes["benchmark_data"]))
+    images = item_images(pool, {entry.item for sheet in key.sheets for entry in sheet}, places)
     sheets = []
     for number in range(1, len(key.sheets) + 1):
         sheets.append(out / f"sheet-{number}.html")
@@ -142,7 +144,7 @@ def import_replies(
     from orchestrator.run import report_folder
     from orchestrator.tracking.attached import Attached, attach
 
-    name = planned(study, **changes).study.name
+    name = planned(study, workdir=workdir, **changes).study.name
     replies = read_replies(files)
     key = find_key(_keys(workdir, name), key_file, replies[0].export, files)
     if key.study != name:

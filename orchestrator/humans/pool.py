@@ -11,7 +11,9 @@ from PIL import Image
 
 from chip_core.config import BenchmarkConfig
 from chip_core.errors import UserError
-from chip_core.evaluation.task import BENCHMARKS, Side
+from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.task import Side
+from chip_core.places import Places
 from chip_core.registry import suggestion
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
@@ -100,15 +102,24 @@ def answer_pool(
     )
 
 
-def item_images(pool: Pool, items: Iterable[str]) -> dict[str, list[Image.Image]]:
+def item_images(pool: Pool, items: Iterable[str], places: Places) -> dict[str, list[Image.Image]]:
     """Return each item's images, those that are wanted.
+
+    Args:
+        pool: says which benchmark.
+        items: ids of the items that are wanted.
+        places: where the benchmarks' data lie.
 
     Raises:
         UserError: the benchmark has an item no longer.
     """
     wanted = set(items)
-    questions = BENCHMARKS[pool.settings.name].items(pool.side, pool.settings.limit)
-    found = {entry.id: [entry.image] for entry in questions if entry.id in wanted}
+    asked, _ = asked_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
+    found = {
+        entry.id: [picture.read() for picture in entry.pictures]
+        for entry in asked
+        if entry.id in wanted
+    }
     if len(found) < len(wanted):
         lost = sorted(wanted - found.keys())[0]
         raise UserError(f"{pool.benchmark} has no item {lost} any more: run the study again")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chip_core.places import Places
 from orchestrator.humans.draw import Key, draw_sheets
 from orchestrator.humans.pool import Pool, answer_pool, item_images
 from orchestrator.humans.replies import find_key, read_replies
@@ -40,7 +41,7 @@ def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> Pool:
 
 
 def page_of(key: Key, pool: Pool, folder: Path) -> Path:
-    images = item_images(pool, {entry.item for entry in key.sheets[0]})
+    images = item_images(pool, {entry.item for entry in key.sheets[0]}, Places())
     page = folder / "sheet-1.html"
     page.write_text(sheet_page(key, 1, pool, images), encoding="utf-8")
     return page
