@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import absolute, planned, study_options
+from orchestrator.commands.options import planned, study_options
 
 _TRACKING = click.option(
     "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
@@ -66,7 +66,6 @@ def export_sheets(
     """Write one blinded HTML sheet for each annotator, and the key that stays with you."""
     from chip_core.errors import UserError
     from chip_core.files import write_atomically, write_json
-    from chip_core.places import Places
     from orchestrator.humans.draw import draw_sheets
     from orchestrator.humans.pool import answer_pool, item_images
     from orchestrator.humans.sheet import sheet_page
@@ -84,8 +83,7 @@ def export_sheets(
         overlap=overlap,
         seed=seed,
     )
-    places = Places(benchmark_data=absolute(changes["benchmark_data"]))
-    images = item_images(pool, {entry.item for sheet in key.sheets for entry in sheet}, places)
+    images = item_images(pool, {entry.item for sheet in key.sheets for entry in sheet}, made.places)
     sheets = []
     for number in range(1, len(key.sheets) + 1):
         sheets.append(out / f"sheet-{number}.html")
