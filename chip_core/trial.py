@@ -79,7 +79,7 @@ def run_trial(
         began = time.perf_counter()
         trained = train(
             config,
-            policy=model,
+            model=model,
             processor=processor,
             pairs=pairs,
             folder=folder,

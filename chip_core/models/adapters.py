@@ -77,27 +77,36 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-class Reference:
-    """The model as it was before training, computed by the policy's own modules.
+class Original:
+    """A model as it was before training, computed by its own modules.
 
     Its adapter is switched off, and what is trained beside it stands aside for a copy taken here;
     all else is shared. So it holds a second copy of what is trained in whole, and of nothing more.
     """
 
-    def __init__(self, policy: Any, config: TrialConfig) -> None:
-        self._policy = policy
-        self._originals: dict[str, Tensor] = {
-            name: parameter.detach().clone()
-            for parameters in trained_parts(policy, config).values()
+    def __init__(self, model: Any, config: TrialConfig) -> None:
+        self._model = model
+        self._copies: dict[nn.Parameter, Tensor] = {
+            parameter: parameter.detach().clone()
+            for parameters in trained_parts(model, config).values()
             for name, parameter in parameters.items()
             if not is_adapter(name)
         }
 
     @torch.no_grad()
-    def __call__(self, **inputs: Any) -> Any:
-        """Return the reference's output."""
-        with _without_adapter(self._policy):
-            return torch.func.functional_call(self._policy, self._originals, kwargs=inputs)
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call a module, the model or one that holds it, as if it had never been trained."""
+        copies = {
+            name: self._copies[parameter]
+            for name, parameter in module.named_parameters()
+            if parameter in self._copies
+        }
+        with _without_adapter(self._model):
+            return torch.func.functional_call(module, copies, args, kwargs)
+
+    def of(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return a parameter as it was; None where it is not trained and so still is."""
+        return self._copies.get(parameter)
 
 
 @contextmanager

@@ -18,13 +18,13 @@ from chip_core.data.batches import PairEncoder, batch_order, count_steps
 from chip_core.data.preferences import PreferencePair
 from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import Spool, read_records, write_atomically
-from chip_core.models.adapters import Reference
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.results import CURVES
 from chip_core.training import checkpoint
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
-from chip_core.training.step import batch_loss
+from chip_core.training.policy import Policy
+from chip_core.training.reference import LiveReference, ReferenceSource
 
 #: Called after each update with (step, steps, figures of that step).
 StepReport = Callable[[int, int, dict[str, float]], None]
@@ -42,20 +42,20 @@ class Training:
 def train(
     config: TrialConfig,
     *,
-    policy: Any,
+    model: Any,
     processor: Any,
     pairs: Sequence[PreferencePair],
     folder: Path,
     on_step: StepReport,
     resume_from: Path | None = None,
 ) -> Training:
-    """Train `policy` in place against itself as it is now, frozen.
+    """Train `model` in place against itself as it is now, frozen.
 
     Each step's figures go to `folder`/curves.jsonl, and checkpoints beside it.
 
     Args:
         config: the trial.
-        policy: the model, with its adapters.
+        model: the policy, with its adapters.
         processor: its processor.
         pairs: the preference pairs.
         folder: the trial's.
@@ -77,23 +77,24 @@ def train(
         raise TrialError(
             f"no full batch: {len(pairs)} pairs, training.batch_size {settings.batch_size}"
         )
-    policy.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
+    model.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
     if config.engine.gradient_checkpointing:
-        recompute_layers(policy)
-    reference = Reference(policy, config)
-    optimizer, schedule = make_optimizer(policy, config, steps)
+        recompute_layers(model)
+    policy = Policy(model, config.objective, bf16=config.model.dtype == "bf16")
+    reference = LiveReference(policy, config)
+    optimizer, schedule = make_optimizer(model, config, steps)
     encoder = PairEncoder(processor, config, pairs)
     stateful = {"optimizer": optimizer, "schedule": schedule, "encoder": encoder}
     resumed = None
     if resume_from is not None:
-        resumed = checkpoint.restore(resume_from, config=config, policy=policy, stateful=stateful)
+        resumed = checkpoint.restore(resume_from, config=config, policy=model, stateful=stateful)
     done = 0 if resumed is None else resumed.step
     steps_an_epoch = len(pairs) // settings.batch_size
     order = batch_order(
         len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
     )
     alone = encoder_alone_steps(config, steps)
-    trained = set_trained(policy, config, encoder_alone=done < alone)
+    trained = set_trained(model, config, encoder_alone=done < alone)
     checkpoint.remove_after(folder, done)
     earlier = [] if resume_from is None else read_records(resume_from / CURVES)
     kept = [json.dumps(record) + "\n" for record in earlier if record["step"] <= done]
@@ -104,14 +105,14 @@ def train(
             if step <= done:
                 continue
             if step == alone + 1:
-                trained = set_trained(policy, config)
+                trained = set_trained(model, config)
             began = time.perf_counter()
             figures, tokens = _accumulate(
                 config,
                 policy,
                 reference,
                 encoder,
-                [pairs[index] for index in indices],
+                indices,
                 step,
                 epoch=(step - 1) // steps_an_epoch,
             )
@@ -126,7 +127,7 @@ def train(
             every = config.engine.checkpoint_every
             if every is not None and step % every == 0 and step < steps:
                 spool.sync()
-                checkpoint.save(folder, config=config, policy=policy, stateful=stateful, step=step)
+                checkpoint.save(folder, config=config, policy=model, stateful=stateful, step=step)
             on_step(step, steps, figures)
     except torch.OutOfMemoryError:
         raise TrialError(
@@ -136,16 +137,16 @@ def train(
     finally:
         spool.close()
     if config.engine.gradient_checkpointing:
-        keep_activations(policy)
+        keep_activations(model)
     return Training(steps=steps, notes=() if resumed is None else resumed.notes, cut=encoder.cut)
 
 
 def _accumulate(
     config: TrialConfig,
-    policy: Any,
-    reference: Reference,
+    policy: Policy,
+    reference: ReferenceSource,
     encoder: PairEncoder,
-    pairs: Sequence[PreferencePair],
+    places: Sequence[int],
     step: int,
     *,
     epoch: int,
@@ -154,16 +155,13 @@ def _accumulate(
     device = next(policy.parameters()).device
     sums: dict[str, float] = {}
     tokens = void = 0
-    for start in range(0, len(pairs), config.engine.micro_batch):
-        batch = encoder.batch(pairs[start : start + config.engine.micro_batch], epoch)
-        batch = batch.to(device)
-        result = batch_loss(
-            policy, reference, batch, config.objective, bf16=config.model.dtype == "bf16"
-        )
-        loss = result.loss.sum() / len(pairs)
+    for start in range(0, len(places), config.engine.micro_batch):
+        batch = encoder.batch(places[start : start + config.engine.micro_batch], epoch).to(device)
+        result = policy(batch, reference.scores(batch), reference.head)
+        loss = result.loss.sum() / len(places)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         tokens += batch.tokens
         void += batch.void
         margin = result.chosen_reward - result.rejected_reward
@@ -177,9 +175,9 @@ def _accumulate(
         }
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double().sum().item()
-    figures = {name: value / len(pairs) for name, value in sums.items()}
+    figures = {name: value / len(places) for name, value in sums.items()}
     if encoder.may_be_void:
-        figures["rejected_image/void"] = void / len(pairs)
+        figures["rejected_image/void"] = void / len(places)
     return figures, tokens
 
 

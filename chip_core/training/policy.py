@@ -1,0 +1,142 @@
+"""The policy: a batch's merge, decoder, output head and objective in one forward.
+
+One module, so that DDP and FSDP2 can wrap it: the output head lies in the root, and each pass
+goes through the root's forward.
+
+Shapes: B pairs, C tokens of a response, N tokens of all responses of one kind, D hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chip_core.data.tensors import PairBatch, Responses
+from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.forms import batch_objective
+from chip_core.objectives.head import OutputHead, head_scores
+from chip_core.objectives.terms import BatchObjective, ResponseScores
+from chip_core.training.reference import ReferenceScores, ResponseReference
+from chip_core.training.states import autocast, response_states
+
+
+class Policy(nn.Module):
+    """A model under its objective."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: ObjectiveConfig,
+        *,
+        bf16: bool = False,
+        prefix_sharing: bool = False,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: the model that is trained, with its adapters.
+            objective: what it is trained to.
+            bf16: whether to compute under autocast.
+            prefix_sharing: whether chosen and rejected are computed behind one prompt.
+        """
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.bf16 = bf16
+        self.prefix_sharing = prefix_sharing
+
+    def forward(
+        self,
+        batch: PairBatch,
+        reference: ReferenceScores,
+        reference_head: OutputHead | None = None,
+    ) -> BatchObjective:
+        """Return the objective of each pair.
+
+        Args:
+            batch: on the model's device.
+            reference: what the reference says of the same batch.
+            reference_head: `ReferenceSource.head`; None: this model's own.
+        """
+        states = response_states(
+            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
+        )
+        head = self.head
+
+        def scores(
+            hidden: Tensor, responses: Responses, known: ResponseReference, *, kl: bool
+        ) -> ResponseScores:
+            of_reference = None
+            if kl:
+                assert known.hidden is not None, "the divergence needs the reference's states"
+                of_reference = known.hidden[responses.mask]
+            with autocast(hidden.device, bf16=self.bf16):
+                logps, divergence = head_scores(
+                    hidden,
+                    responses.ids[responses.mask],
+                    head,
+                    reference_hidden=of_reference,
+                    reference_head=reference_head or head,
+                )
+            return ResponseScores(
+                policy_logps=_spread(logps, responses.mask),
+                reference_logps=known.logps,
+                mask=responses.mask,
+                changed=responses.changed,
+                kl=None if divergence is None else _spread(divergence, responses.mask),
+            )
+
+        kl = self.objective.needs_divergence
+        rejected_image = None
+        if batch.rejected_image is not None:
+            assert states.rejected_image is not None and reference.rejected_image is not None
+            rejected_image = scores(
+                states.rejected_image, batch.rejected_image, reference.rejected_image, kl=False
+            )
+        return batch_objective(
+            self.objective,
+            chosen=scores(states.chosen, batch.chosen, reference.chosen, kl=kl),
+            rejected=scores(states.rejected, batch.rejected, reference.rejected, kl=kl),
+            rejected_image=rejected_image,
+        )
+
+    @torch.no_grad()
+    def reference_scores(self, batch: PairBatch) -> ReferenceScores:
+        """Return what a training needs of a reference, of this model as it is now."""
+        states = response_states(
+            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
+        )
+        head = self.head
+
+        def scores(hidden: Tensor, responses: Responses, *, keep: bool) -> ResponseReference:
+            with autocast(hidden.device, bf16=self.bf16):
+                logps, _ = head_scores(hidden, responses.ids[responses.mask], head)
+            return ResponseReference(
+                logps=_spread(logps, responses.mask),
+                hidden=_spread(hidden, responses.mask) if keep else None,
+            )
+
+        keep = self.objective.needs_divergence
+        rejected_image = None
+        if batch.rejected_image is not None:
+            assert states.rejected_image is not None
+            rejected_image = scores(states.rejected_image, batch.rejected_image, keep=False)
+        return ReferenceScores(
+            chosen=scores(states.chosen, batch.chosen, keep=keep),
+            rejected=scores(states.rejected, batch.rejected, keep=keep),
+            rejected_image=rejected_image,
+        )
+
+    @property
+    def head(self) -> OutputHead:
+        """The output head as it is now; within a forward alone where it is sharded."""
+        layer = self.model.get_output_embeddings()
+        return OutputHead(weight=layer.weight, bias=layer.bias)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Return values of a mask's true entries in their places, (N, …) to (B, C, …); else 0."""
+    spread = values.new_zeros((*mask.shape, *values.shape[1:]))
+    return spread.index_put(mask.nonzero(as_tuple=True), values)
