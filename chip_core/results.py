@@ -40,6 +40,7 @@ class TrialResult:
     #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
     data: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
+    engine: dict[str, str] = field(default_factory=dict)  # how the work was done: "reference": …
 
     @property
     def metrics(self) -> dict[str, float]:

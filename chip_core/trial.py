@@ -12,8 +12,6 @@ from typing import Any
 import torch
 
 from chip_core.config import BenchmarkConfig, TrialConfig
-from chip_core.data.preferences import Pairs, load_pairs
-from chip_core.data.rejected_images import strategy_class
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Side, metric_name
@@ -25,6 +23,8 @@ from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, Trial
 from chip_core.seeding import seed_process
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.loop import train
+from chip_core.training.prepare import checked_pairs, device_of
+from chip_core.training.store.passes import Offered
 
 
 def run_trial(
@@ -35,6 +35,7 @@ def run_trial(
     untrained: bool = False,
     trained_model: Path | None = None,
     resume_from: Path | None = None,
+    offered: Offered | None = None,
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
 
@@ -45,6 +46,7 @@ def run_trial(
         untrained: score the base model as it is.
         trained_model: score this trained model; do not train.
         resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
+        offered: the stores of reference passes that the training may read.
 
     Raises:
         TrialError: the trial cannot go on; the message is its reason.
@@ -57,7 +59,7 @@ def run_trial(
     pairs = None
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
-        pairs = _pairs(config, report)
+        pairs = checked_pairs(config, report)
         seconds["check data"] = time.perf_counter() - began
         began = time.perf_counter()
     model, processor = loading.load(
@@ -66,7 +68,7 @@ def run_trial(
     training = not untrained and trained_model is None
     if training:
         model = attach(model, config)
-    device = _device(config)
+    device = device_of(config)
     if training and device.type == "cuda":
         check_room(bytes_needed(model, config), torch.cuda.mem_get_info(device)[0], config)
     model.to(device)
@@ -75,6 +77,7 @@ def run_trial(
     steps = 0
     data: dict[str, int] = {}
     notes: list[str] = []
+    engine: dict[str, str] = {}
     if pairs is not None:
         began = time.perf_counter()
         trained = train(
@@ -87,9 +90,10 @@ def run_trial(
                 Progress(phase="train", done=step, total=total, figures=figures)
             ),
             resume_from=resume_from,
+            offered=offered,
         )
         data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
-        steps, notes = trained.steps, list(trained.notes)
+        steps, notes, engine = trained.steps, list(trained.notes), trained.engine
         save_model(model, processor, folder / MODEL, config)
         remove_all(folder)  # of the checkpoints: the model is there
         seconds["train"] = time.perf_counter() - began
@@ -105,26 +109,15 @@ def run_trial(
         evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
         seconds[f"score {key}"] = time.perf_counter() - began
     result = TrialResult(
-        steps=steps, evaluations=evaluations, seconds=seconds, data=data, notes=notes
+        steps=steps,
+        evaluations=evaluations,
+        seconds=seconds,
+        data=data,
+        notes=notes,
+        engine=engine,
     )
     write_json(folder / RESULT, asdict(result))
     return result
-
-
-def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
-    """Load the pairs, telling of the rows checked about once a second."""
-    told = time.monotonic()
-
-    def on_row(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= 1.0:
-            told = time.monotonic()
-            report(Progress(phase="check data", done=done, total=total))
-
-    given = strategy_class(config.rejected_image.strategy).traits.needs_given
-    return load_pairs(
-        config.data, on_row, rejected_images=given and config.objective.needs_rejected_image
-    )
 
 
 def _evaluate(
@@ -177,10 +170,3 @@ def _evaluate(
         scores=scores,
         responses=answers,
     )
-
-
-def _device(config: TrialConfig) -> torch.device:
-    wanted = config.engine.device
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)

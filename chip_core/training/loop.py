@@ -24,7 +24,9 @@ from chip_core.results import CURVES
 from chip_core.training import checkpoint
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
 from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference, ReferenceSource
+from chip_core.training.reference import ReferenceSource
+from chip_core.training.store.open import open_reference
+from chip_core.training.store.passes import Offered
 
 #: Called after each update with (step, steps, figures of that step).
 StepReport = Callable[[int, int, dict[str, float]], None]
@@ -37,6 +39,7 @@ class Training:
     steps: int
     notes: tuple[str, ...]  # what is to be said of it: where it was resumed, what was not used
     cut: dict[str, int] = field(default_factory=dict)  # PairEncoder.cut
+    engine: dict[str, str] = field(default_factory=dict)  # how the work was done
 
 
 def train(
@@ -48,6 +51,7 @@ def train(
     folder: Path,
     on_step: StepReport,
     resume_from: Path | None = None,
+    offered: Offered | None = None,
 ) -> Training:
     """Train `model` in place against itself as it is now, frozen.
 
@@ -61,6 +65,7 @@ def train(
         folder: the trial's.
         on_step: told of each update.
         resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
+        offered: the stores of reference passes that may be read.
 
     Raises:
         NonFiniteLossError: before an update whose loss or gradient is not finite.
@@ -81,7 +86,7 @@ def train(
     if config.engine.gradient_checkpointing:
         recompute_layers(model)
     policy = Policy(model, config.objective, bf16=config.model.dtype == "bf16")
-    reference = LiveReference(policy, config)
+    reference = open_reference(policy, config, processor=processor, pairs=pairs, offered=offered)
     optimizer, schedule = make_optimizer(model, config, steps)
     encoder = PairEncoder(processor, config, pairs)
     stateful = {"optimizer": optimizer, "schedule": schedule, "encoder": encoder}
@@ -110,7 +115,7 @@ def train(
             figures, tokens = _accumulate(
                 config,
                 policy,
-                reference,
+                reference.source,
                 encoder,
                 indices,
                 step,
@@ -138,7 +143,12 @@ def train(
         spool.close()
     if config.engine.gradient_checkpointing:
         keep_activations(model)
-    return Training(steps=steps, notes=() if resumed is None else resumed.notes, cut=encoder.cut)
+    return Training(
+        steps=steps,
+        notes=reference.notes + (() if resumed is None else resumed.notes),
+        cut=encoder.cut,
+        engine={"reference": reference.how},
+    )
 
 
 def _accumulate(

@@ -19,7 +19,12 @@ from chip_core.objectives.forms import batch_objective
 from chip_core.objectives.head import OutputHead, head_scores
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 from chip_core.training.reference import ReferenceScores, ResponseReference
-from chip_core.training.states import autocast, response_states
+from chip_core.training.states import (
+    autocast,
+    rejected_image_states,
+    response_states,
+    text_states,
+)
 
 
 class Policy(nn.Module):
@@ -81,11 +86,11 @@ class Policy(nn.Module):
                     reference_head=reference_head or head,
                 )
             return ResponseScores(
-                policy_logps=_spread(logps, responses.mask),
+                policy_logps=spread(logps, responses.mask),
                 reference_logps=known.logps,
                 mask=responses.mask,
                 changed=responses.changed,
-                kl=None if divergence is None else _spread(divergence, responses.mask),
+                kl=None if divergence is None else spread(divergence, responses.mask),
             )
 
         kl = self.objective.needs_divergence
@@ -105,28 +110,38 @@ class Policy(nn.Module):
     @torch.no_grad()
     def reference_scores(self, batch: PairBatch) -> ReferenceScores:
         """Return what a training needs of a reference, of this model as it is now."""
-        states = response_states(
+        chosen, rejected = self.text_reference(batch)
+        return ReferenceScores(
+            chosen=chosen, rejected=rejected, rejected_image=self.rejected_image_reference(batch)
+        )
+
+    @torch.no_grad()
+    def text_reference(self, batch: PairBatch) -> tuple[ResponseReference, ResponseReference]:
+        """Return what `reference_scores` says of (chosen, rejected), and compute no more."""
+        chosen, rejected = text_states(
             self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
         )
-        head = self.head
-
-        def scores(hidden: Tensor, responses: Responses, *, keep: bool) -> ResponseReference:
-            with autocast(hidden.device, bf16=self.bf16):
-                logps, _ = head_scores(hidden, responses.ids[responses.mask], head)
-            return ResponseReference(
-                logps=_spread(logps, responses.mask),
-                hidden=_spread(hidden, responses.mask) if keep else None,
-            )
-
         keep = self.objective.needs_divergence
-        rejected_image = None
-        if batch.rejected_image is not None:
-            assert states.rejected_image is not None
-            rejected_image = scores(states.rejected_image, batch.rejected_image, keep=False)
-        return ReferenceScores(
-            chosen=scores(states.chosen, batch.chosen, keep=keep),
-            rejected=scores(states.rejected, batch.rejected, keep=keep),
-            rejected_image=rejected_image,
+        return (
+            self._reference(chosen, batch.chosen, keep=keep),
+            self._reference(rejected, batch.rejected, keep=keep),
+        )
+
+    @torch.no_grad()
+    def rejected_image_reference(self, batch: PairBatch) -> ResponseReference | None:
+        """Return what `reference_scores` says under the rejected image, and compute no more."""
+        hidden = rejected_image_states(self.model, batch, bf16=self.bf16)
+        if hidden is None:
+            return None
+        assert batch.rejected_image is not None
+        return self._reference(hidden, batch.rejected_image, keep=False)
+
+    def _reference(self, hidden: Tensor, responses: Responses, *, keep: bool) -> ResponseReference:
+        with autocast(hidden.device, bf16=self.bf16):
+            logps, _ = head_scores(hidden, responses.ids[responses.mask], self.head)
+        return ResponseReference(
+            logps=spread(logps, responses.mask),
+            hidden=spread(hidden, responses.mask) if keep else None,
         )
 
     @property
@@ -136,7 +151,7 @@ class Policy(nn.Module):
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
+def spread(values: Tensor, mask: Tensor) -> Tensor:
     """Return values of a mask's true entries in their places, (N, …) to (B, C, …); else 0."""
     spread = values.new_zeros((*mask.shape, *values.shape[1:]))
     return spread.index_put(mask.nonzero(as_tuple=True), values)

@@ -5,8 +5,8 @@ Shapes: B pairs, C tokens of a response (padded on the right), D hidden, V vocab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -61,6 +61,7 @@ class LiveReference:
         self.original = Original(policy.model, config)
         self._scorer = _AsReference(policy)
         self._head = policy.model.get_output_embeddings()
+        self._rounded = config.reference_precision == "bf16"
 
     @property
     def head(self) -> OutputHead | None:
@@ -73,16 +74,36 @@ class LiveReference:
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
         """Return what the policy said of a batch before it was trained."""
-        scores: ReferenceScores = self.original(self._scorer, batch)
-        return scores
+        chosen, rejected = self.text(batch)
+        return ReferenceScores(
+            chosen=chosen, rejected=rejected, rejected_image=self.rejected_image(batch)
+        )
+
+    def text(self, batch: PairBatch) -> tuple[ResponseReference, ResponseReference]:
+        """Return what `scores` says of (chosen, rejected), and compute no more."""
+        chosen, rejected = self.original(self._scorer, batch, "text")
+        return self._kept(chosen), self._kept(rejected)
+
+    def rejected_image(self, batch: PairBatch) -> ResponseReference | None:
+        """Return what `scores` says under the rejected image, and compute no more."""
+        said: ResponseReference | None = self.original(self._scorer, batch, "rejected_image")
+        return said
+
+    def _kept(self, said: ResponseReference) -> ResponseReference:
+        """Round as a store would: whether there is one changes no figure."""
+        if not self._rounded or said.hidden is None:
+            return said
+        return replace(said, hidden=said.hidden.bfloat16())
 
 
 class _AsReference(nn.Module):
-    """`Policy.reference_scores` as a module's forward: parameters are put aside for a module."""
+    """`Policy.…_reference` as a module's forward: parameters are put aside for a module."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(self, batch: PairBatch) -> ReferenceScores:
-        return self.policy.reference_scores(batch)
+    def forward(self, batch: PairBatch, what: Literal["text", "rejected_image"]) -> Any:
+        if what == "text":
+            return self.policy.text_reference(batch)
+        return self.policy.rejected_image_reference(batch)

@@ -44,18 +44,34 @@ def response_states(
         prefix_sharing: whether chosen and rejected are computed behind one prompt, in one pass.
         bf16: whether to compute under autocast.
     """
+    chosen, rejected = text_states(model, batch, prefix_sharing=prefix_sharing, bf16=bf16)
+    return ResponseStates(
+        chosen=chosen,
+        rejected=rejected,
+        rejected_image=rejected_image_states(model, batch, bf16=bf16),
+    )
+
+
+def text_states(
+    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Compute (chosen, rejected) under the image alone; see `response_states`."""
     with autocast(batch.prompts.ids.device, bf16=bf16):
         if prefix_sharing:
             chosen, rejected = _states(model, batch.prompts, (batch.chosen, batch.rejected))
         else:
             (chosen,) = _states(model, batch.prompts, (batch.chosen,))
             (rejected,) = _states(model, batch.prompts, (batch.rejected,))
-        rejected_image = None
-        if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
-            (rejected_image,) = _states(
-                model, batch.rejected_image_prompts, (batch.rejected_image,)
-            )
-    return ResponseStates(chosen=chosen, rejected=rejected, rejected_image=rejected_image)
+    return chosen, rejected
+
+
+def rejected_image_states(model: Any, batch: PairBatch, *, bf16: bool = False) -> Tensor | None:
+    """Compute the chosen response under the rejected image alone; None where there is none."""
+    if batch.rejected_image_prompts is None or batch.rejected_image is None:
+        return None
+    with autocast(batch.prompts.ids.device, bf16=bf16):
+        (states,) = _states(model, batch.rejected_image_prompts, (batch.rejected_image,))
+    return states
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:

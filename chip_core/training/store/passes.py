@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.config import BEHAVIOUR, TrialConfig
@@ -53,6 +54,14 @@ class ReferencePass:
         return ", ".join([f"rejected image {image['strategy']}", *drawn])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Offered:
+    """The stores that a trial may read."""
+
+    cache: Path  # where stores lie
+    passes: tuple[ReferencePass, ...]
+
+
 def passes_of(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[ReferencePass, ...]:
@@ -63,12 +72,16 @@ def passes_of(
         model: the model's own identity (chip_core.models.loading.identity).
         data: the data's own identity (chip_core.data.identity).
     """
-    engine = config.engine
+    engine, image = config.engine, config.rejected_image
+    traits = strategy_class(image.strategy).traits
+    visual = config.objective.needs_rejected_image
+    # Where rows without a rejected image of their own are left out, there are other pairs.
+    skipped = {"given": True} if visual and traits.needs_given else {}
     common = {
         "format": FORMAT,
         "behaviour": BEHAVIOUR,
         "model": {"dtype": config.model.dtype, **model},
-        "data": data_identity(config, data),
+        "data": data_identity(config, data) | (skipped if config.data.on_bad_row == "skip" else {}),
         "max_length": config.training.max_length,
         # They round differently.
         "engine": {"attention": engine.attention, "threads": engine.threads},
@@ -76,10 +89,8 @@ def passes_of(
     hidden = config.reference_precision if config.objective.needs_divergence else None
     text = {"kind": "text", **common, "hidden": hidden}
     passes = [ReferencePass(kind="text", epoch=None, identity=text)]
-    if config.objective.needs_rejected_image:
-        image = config.rejected_image
-        random = strategy_class(image.strategy).traits.random
-        anew = random and image.redraw == "each_epoch"
+    if visual:
+        anew = traits.random and image.redraw == "each_epoch"
         for epoch in range(config.training.epochs) if anew else [None]:
             identity = {
                 "kind": "rejected_image",
