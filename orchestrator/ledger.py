@@ -45,6 +45,7 @@ class TrialRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
+    engine: dict[str, str] = field(default_factory=dict)  # how the work was done
     failure: str | None = None  # the last attempt's reason, where it did not finish
     study: str | None = None  # where it was executed
     arm: str | None = None
@@ -111,6 +112,7 @@ class Ledger:
                 "seconds": result.seconds,
                 "data": result.data,
                 "notes": result.notes,
+                "engine": result.engine,
                 "evaluations": {
                     trial.evaluations[key]: asdict(evaluation)
                     for key, evaluation in result.evaluations.items()
@@ -151,6 +153,7 @@ class Ledger:
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
                 record.data, record.notes = entry["data"], entry["notes"]
+                record.engine = entry.get("engine", {})  # older records have none
             record.study, record.arm = record.study or entry["study"], entry["arm"]
             record.seed = entry["seed"]
             record.seconds = {**record.seconds, **entry["seconds"]}

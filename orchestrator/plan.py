@@ -70,6 +70,11 @@ class Plan:
     study: Study
     arms: tuple[Arm, ...]
     base: Trial
+    identities: Mapping[str, Mapping[str, Any]]  # of models and data, by their sections as JSON
+
+    def identity(self, section: ModelConfig | DataConfig) -> Mapping[str, Any]:
+        """Return what a fingerprint holds of one of the plan's models or data."""
+        return self.identities[section.model_dump_json()]
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -159,7 +164,7 @@ def make_plan(
         evaluations=evaluations,
         params={},
     )
-    return Plan(study=study, arms=arms, base=base)
+    return Plan(study=study, arms=arms, base=base, identities=identities)
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:

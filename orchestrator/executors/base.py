@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ from typing import Protocol
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
 from chip_core.results import Progress, TrialResult
+from chip_core.training.store.passes import Offered, Part
 
 #: Where a failed job's traceback is, in its folder.
 TRACEBACK = "traceback.txt"
@@ -18,7 +20,7 @@ TRACEBACK = "traceback.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt at a trial: everything a worker needs, and nothing else."""
+    """One attempt at a trial, or a share of a reference pass: all that a worker needs."""
 
     id: str  # short, unique in a run; safe in file names
     name: str  # for people
@@ -27,6 +29,8 @@ class Job:
     untrained: bool = False  # score the model as it is
     trained_model: Path | None = None  # score this model, trained by an earlier attempt
     resume_from: Path | None = None  # an earlier attempt's folder with checkpoints to go on from
+    offered: Offered | None = None  # the stores of reference passes that it may read
+    part: Part | None = None  # make this share of a reference pass, and nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,12 @@ Event = Started | Progressed | Finished | Failed
 class Executor(Protocol):
     """Runs jobs. Every job gets one Started, then one Finished or Failed; the others go on."""
 
+    def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+        """Be ready for several runs of jobs no larger than these; a run alone needs it not."""
+
+    def slots(self, job: Job) -> int:
+        """Return how many jobs as large as this run at once; within `opened`."""
+
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
         """Run all jobs and return when they have ended.
 
@@ -78,7 +88,12 @@ class Executor(Protocol):
 
 def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     """Run one job in this process."""
-    from chip_core.trial import run_trial  # takes torch and more, which only a worker needs
+    # They take torch and more, which only a worker needs.
+    if job.part is not None:
+        from chip_core.training.store.build import run_part
+
+        return run_part(job.part, job.config, folder=job.folder, report=report)
+    from chip_core.trial import run_trial
 
     return run_trial(
         job.config,
@@ -87,6 +102,7 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         untrained=job.untrained,
         trained_model=job.trained_model,
         resume_from=job.resume_from,
+        offered=job.offered,
     )
 
 

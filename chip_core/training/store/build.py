@@ -10,6 +10,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.errors import TrialError
+from chip_core.files import write_json
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.results import Progress
+from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.seeding import seed_process
 from chip_core.training.policy import Policy
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.reference import ResponseReference
@@ -32,22 +35,19 @@ from chip_core.training.store.folder import (
     BrokenStoreError,
     Manifest,
     check,
-    check_room,
-    making,
     noted,
     partial_folder,
     seal,
-    store_folder,
-)
-from chip_core.training.store.passes import ReferencePass
-from chip_core.training.store.shards import (
-    Row,
     shard_count,
     shard_name,
     shard_rows,
-    write_shard,
-    write_tensors,
+    store_folder,
 )
+from chip_core.training.store.lock import making
+from chip_core.training.store.passes import Part, ReferencePass
+from chip_core.training.store.room import check_room
+from chip_core.training.store.shards import Row, write_shard, write_tensors
+from chip_core.training.store.size import BYTES, bytes_a_token
 
 #: Pairs of a batch.
 BATCH = 8
@@ -57,7 +57,6 @@ HEAD = "head.safetensors"
 
 PHASE = "reference pass"
 
-_BYTES = {"fp32": 4, "bf16": 2}
 _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Report = Callable[[Progress], None]
@@ -87,6 +86,23 @@ def ensure(
             began = time.perf_counter()
             rows = make_part(one, config, cache=cache, report=report)
             return finish(one, cache=cache, rows=rows, seconds=time.perf_counter() - began)
+
+
+def run_part(part: Part, config: TrialConfig, *, folder: Path, report: Report) -> TrialResult:
+    """Make a share of a pass as a job of its own, and leave its result in `folder`.
+
+    Raises:
+        TrialError: see `make_part`.
+    """
+    began = time.perf_counter()
+    seed_process(config.seed, config.engine.threads)
+    rows = make_part(
+        part.one, config, cache=part.cache, part=part.number, parts=part.of, report=report
+    )
+    seconds = {PHASE: time.perf_counter() - began}
+    result = TrialResult(steps=0, evaluations={}, seconds=seconds, data={"samples": rows})
+    write_json(folder / RESULT, asdict(result))
+    return result
 
 
 def make_part(
@@ -127,7 +143,7 @@ def make_part(
         return len(pairs)
     model, processor = loading.load(config.model, attention=config.engine.attention)
     weights = model.get_output_embeddings()
-    needed = head * weights.weight.numel() * _BYTES["fp32"]
+    needed = head * weights.weight.numel() * BYTES["fp32"]
     needed += parts * _bytes(one, pairs, processor, shards, weights.weight.shape[1])
     check_room(cache, needed, f"the reference pass '{one.name}'")
     if head:
@@ -237,14 +253,13 @@ def _bytes(
     one: ReferencePass, pairs: Pairs, processor: Any, shards: Sequence[int], width: int
 ) -> int:
     """Return the bytes of shards whose responses are not cut."""
-    a_token = 4 + 4 + (0 if one.hidden is None else _BYTES[one.hidden] * width)
     tokens = 0
     for number in shards:
         places = shard_rows(number, len(pairs))
         texts = [text for place in places for text in pairs.responses(place)[: _sides(one)]]
         ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
-    return tokens * a_token
+    return tokens * bytes_a_token(one, width)
 
 
 def _sides(one: ReferencePass) -> int:

@@ -1,4 +1,4 @@
-"""A store's folder: there whole or not at all, checked before it is used, made by one at a time.
+"""A store's folder: there whole or not at all, checked before it is used.
 
 `cache/reference/HASH/` holds `shard-00000.safetensors` and so on, perhaps `head.safetensors`, and
 `manifest.json`: format version, the whole identity that HASH is the hash of, size and sha256 of
@@ -11,37 +11,33 @@ size, times or inode are no longer what they were then; `.verified-HOST.json` ke
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import TrialError
-from chip_core.files import sync_folder, write_atomically, write_json
+from chip_core.files import sync_folder, write_json
 
 #: Raised whenever the files' layout changes; part of every store's identity.
 FORMAT = 1
 
 MANIFEST = "manifest.json"
-_LOOK_EVERY = 0.5  # seconds between two looks at a lock
+
+#: Rows of a shard.
+SHARD = 256
+
 _NAME_DIGITS = 32  # hex digits of the identity's hash that are the folder's name
 
 
 class BrokenStoreError(Exception):
     """A store that cannot be used. Its message is why, in one line."""
-
-
-class NoRoomError(TrialError):
-    """The disk has no room for a store. Its message says how much it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +73,26 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.partial")
 
 
+def shard_name(number: int) -> str:
+    """Return a shard's file name."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def shard_count(rows: int) -> int:
+    """Return how many shards so many rows take."""
+    return -(-rows // SHARD)
+
+
+def shard_rows(number: int, rows: int) -> range:
+    """Return which of so many rows lie in a shard."""
+    return range(number * SHARD, min((number + 1) * SHARD, rows))
+
+
+def shard_of(row: int) -> tuple[int, int]:
+    """Return (shard, place within it) of a row."""
+    return divmod(row, SHARD)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Return a store's manifest.
 
@@ -99,6 +115,29 @@ def read_manifest(folder: Path) -> Manifest:
         raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
 
 
+def glance(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
+    """Return the manifest of a store all of whose files are there, in their sizes; no more is read.
+
+    Args:
+        folder: the store's.
+        identity: what it has to be; None: whatever it is.
+
+    Raises:
+        BrokenStoreError: it is not there, not whole, or of something else.
+    """
+    manifest = read_manifest(folder)
+    if identity is not None and manifest.identity != _plain(identity):
+        raise BrokenStoreError("it is of another model, data set or setting")
+    for name, facts in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            raise BrokenStoreError(f"{name} is missing") from None
+        if size != facts.bytes:
+            raise BrokenStoreError(f"{name} is cut off: {size} of {facts.bytes} bytes")
+    return manifest
+
+
 def check(
     folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
 ) -> Manifest:
@@ -112,25 +151,18 @@ def check(
     Raises:
         BrokenStoreError: it is not there, not whole, or of something else.
     """
-    manifest = read_manifest(folder)
-    if identity is not None and manifest.identity != _plain(identity):
-        raise BrokenStoreError("it is of another model, data set or setting")
+    manifest = glance(folder, identity)
     verified = {} if again else _verified(folder)
-    seen: dict[str, list[int]] = {}
-    for name, facts in manifest.files.items():
-        try:
-            seen[name] = _mark(folder / name)
-        except OSError:
-            raise BrokenStoreError(f"{name} is missing") from None
-        size = seen[name][0]
-        if size != facts.bytes:
-            raise BrokenStoreError(f"{name} is cut off: {size} of {facts.bytes} bytes")
-    wanting = [name for name, mark in seen.items() if verified.get(name) != mark]
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets other threads run
-        hashes = pool.map(lambda name: _sha256(folder / name), wanting)
-        for name, found in zip(wanting, hashes, strict=True):
-            if found != manifest.files[name].sha256:
-                raise BrokenStoreError(f"{name} is corrupt: its sha256 is not the manifest's")
+    try:
+        seen = {name: _mark(folder / name) for name in manifest.files}
+        wanting = [name for name, mark in seen.items() if verified.get(name) != mark]
+        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets other threads run
+            found = list(pool.map(lambda name: _sha256(folder / name), wanting))
+    except OSError as error:
+        raise BrokenStoreError(f"a file cannot be read ({error.strerror})") from None
+    for name, sha256 in zip(wanting, found, strict=True):
+        if sha256 != manifest.files[name].sha256:
+            raise BrokenStoreError(f"{name} is corrupt: its sha256 is not the manifest's")
     if wanting:
         with suppress(OSError):  # a read-only store is hashed each time
             write_json(_marks(folder), seen)
@@ -207,90 +239,6 @@ def remove(folder: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(gone)
-
-
-@contextmanager
-def making(folder: Path, on_wait: Callable[[str], None] = lambda who: None) -> Iterator[None]:
-    """Be the only one who makes a store; the lock goes with the process, however it ends.
-
-    Args:
-        folder: the store's.
-        on_wait: told once who is making it, where this process has to wait.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f"{folder.name}.lock")
-    told = False
-    while True:
-        with path.open("a+") as file:
-            if _take(file.fileno(), path):
-                write_atomically(_holder(path), f"process {os.getpid()} on {socket.gethostname()}")
-                try:
-                    yield
-                finally:
-                    # In this order: who waits for the lock looks whether its file is still there.
-                    _holder(path).unlink(missing_ok=True)
-                    path.unlink(missing_ok=True)
-                return
-        if not told:
-            on_wait(who_makes(folder) or "another process")
-            told = True
-        time.sleep(_LOOK_EVERY)
-
-
-def who_makes(folder: Path) -> str | None:
-    """Return who is making a store: `process 17 on HOST`; None where nobody is."""
-    path = folder.with_name(f"{folder.name}.lock")
-    try:
-        with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None
-    except FileNotFoundError:
-        return None
-    except OSError:
-        with suppress(OSError):
-            return _holder(path).read_text(encoding="utf-8")
-        return "another process"
-
-
-def check_room(cache: Path, needed: int, what: str) -> None:
-    """Check that a disk has room.
-
-    Args:
-        cache: where stores lie.
-        needed: bytes.
-        what: is to be written, for people.
-
-    Raises:
-        NoRoomError: it has less.
-    """
-    above = next(path for path in (cache, *cache.parents) if path.exists())
-    free = shutil.disk_usage(above).free
-    if needed > free:
-        raise NoRoomError(
-            f"no room for {what}: {gigabytes(needed)} are needed in {cache}, {gigabytes(free)} "
-            "are free: make room (`chip-ablate cache --prune`), or set reference_cache: off"
-        )
-
-
-def gigabytes(size: int) -> str:
-    """Return a size as people read it."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"
-
-
-def _take(handle: int, path: Path) -> bool:
-    """Lock an open file, and say whether it is still the one of that name."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(handle).st_ino == path.stat().st_ino
-    except OSError:
-        return False
-
-
-def _holder(lock: Path) -> Path:
-    return lock.with_suffix(".holder")
 
 
 def _verified(folder: Path) -> dict[str, Any]:

@@ -62,6 +62,16 @@ class Offered:
     passes: tuple[ReferencePass, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A share of a pass, for one worker."""
+
+    one: ReferencePass
+    cache: Path
+    number: int  # counted from 0
+    of: int
+
+
 def passes_of(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[ReferencePass, ...]:

@@ -18,27 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chip_core.training.store.folder import NoRoomError, check, note
-
-#: Rows of a shard.
-SHARD = 256
+from chip_core.training.store.folder import (
+    BrokenStoreError,
+    check,
+    note,
+    shard_count,
+    shard_name,
+    shard_of,
+)
+from chip_core.training.store.room import NoRoomError
 
 Row = Mapping[str, Tensor]
-
-
-def shard_name(number: int) -> str:
-    """Return a shard's file name."""
-    return f"shard-{number:05d}.safetensors"
-
-
-def shard_count(rows: int) -> int:
-    """Return how many shards so many rows take."""
-    return -(-rows // SHARD)
-
-
-def shard_rows(number: int, rows: int) -> range:
-    """Return which of so many rows lie in a shard."""
-    return range(number * SHARD, min((number + 1) * SHARD, rows))
 
 
 def write_shard(partial: Path, number: int, rows: Sequence[Row]) -> None:
@@ -90,10 +80,12 @@ class Store:
         """
         self.folder = folder
         self.manifest = check(folder, identity)
-        # All at once: what is removed later stays readable.
-        self._files: dict[str, Any] = {
-            name: safe_open(folder / name, framework="pt") for name in self.manifest.files
-        }
+        try:  # all at once: what is removed later stays readable
+            self._files: dict[str, Any] = {
+                name: safe_open(folder / name, framework="pt") for name in self.manifest.files
+            }
+        except (OSError, SafetensorError) as error:
+            raise BrokenStoreError(f"it cannot be opened ({error})") from None
         self._shards = [self._files[shard_name(number)] for number in range(shard_count(len(self)))]
         self._offsets = [
             {
@@ -109,7 +101,7 @@ class Store:
 
     def row(self, place: int, column: str) -> Tensor:
         """Return a column of one row."""
-        number, within = divmod(place, SHARD)
+        number, within = shard_of(place)
         offsets = self._offsets[number][column.partition(".")[0]]
         values: Tensor = self._shards[number].get_slice(column)[
             offsets[within] : offsets[within + 1]

@@ -18,19 +18,19 @@ import torch
 
 from chip_core.training.store import folder as folders
 from chip_core.training.store.folder import (
+    SHARD,
     BrokenStoreError,
-    NoRoomError,
     check,
-    check_room,
-    making,
     noted,
     partial_folder,
     remove,
     seal,
+    shard_name,
     store_folder,
-    who_makes,
 )
-from chip_core.training.store.shards import SHARD, Store, shard_name, write_shard
+from chip_core.training.store.lock import making, who_makes
+from chip_core.training.store.room import NoRoomError, check_room
+from chip_core.training.store.shards import Store, write_shard
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
 ROWS = SHARD + 3
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from chip_core.training.store.folder import making
+from chip_core.training.store.lock import making
 with making(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

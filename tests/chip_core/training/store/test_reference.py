@@ -20,16 +20,18 @@ from chip_core.errors import TrialError
 from chip_core.models import loading
 from chip_core.results import CURVES, Progress, TrialResult
 from chip_core.training.store import build, shards
+from chip_core.training.store import folder as folder_of_stores
 from chip_core.training.store.build import ensure, finish, make_part
 from chip_core.training.store.folder import (
     BrokenStoreError,
-    NoRoomError,
     partial_folder,
     remove,
+    shard_name,
     store_folder,
 )
 from chip_core.training.store.passes import Offered, ReferencePass, passes_of
-from chip_core.training.store.shards import Store, shard_name
+from chip_core.training.store.room import NoRoomError
+from chip_core.training.store.shards import Store
 from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
@@ -39,7 +41,7 @@ ROWS = 10
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten samples are three shards; a batch of the pass is not a batch of the training."""
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(folder_of_stores, "SHARD", 4)
     monkeypatch.setattr(build, "BATCH", 3)
 
 
@@ -194,9 +196,10 @@ import sys
 from pathlib import Path
 from chip_core import recipes
 from chip_core.training.store import build, shards
+from chip_core.training.store import folder as folder_of_stores
 from chip_core.training.store.passes import passes_of
 from chip_core.validation import set_key, trial_config
-shards.SHARD, build.BATCH = 4, 3
+folder.SHARD, build.BATCH = 4, 3
 tree = recipes.read_yaml(recipes.find("shapes"))
 for key, value in {"objective": "dpo", "data.limit": 10}.items():
     set_key(tree, key, value)
@@ -322,7 +325,7 @@ def test_no_room_is_told_before_anything_is_computed(
     # All but offsets (2 × 5 numbers of 8 bytes a shard of 4) and headers (well under 1 kB a file).
     assert 0 < manifest.bytes - asked[0] < 4 * 1024
     monkeypatch.undo()
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(folder_of_stores, "SHARD", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 1000})())
     with pytest.raises(NoRoomError, match="no room for the reference pass 'text, hidden states"):
         ensure(one, config, cache=tmp_path / "full")
