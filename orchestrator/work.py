@@ -71,6 +71,7 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
         folders=[*_attempts(storage, trial).values()],
         seconds=record.seconds,
         data=record.data,
+        engine=record.engine,
         reason=record.failure,
         reused_from=record.study if record.study not in (None, study) else None,
     )

@@ -22,6 +22,7 @@ class TrialView:
     folders: Sequence[Path]  # attempt folders, in order: curves.jsonl, config.json, responses/
     seconds: Mapping[str, float]
     data: Mapping[str, int]  # pairs, rows skipped, responses and tokens cut
+    engine: Mapping[str, str]  # how the work was done
     reason: str | None = None  # why it failed
     reused_from: str | None = None  # the study it was executed in, where that is another
 

@@ -184,7 +184,8 @@ def _figures(view: TrialView) -> dict[str, float]:
 
 
 def _tags(view: TrialView) -> dict[str, str | None]:
-    return {_REASON: view.reason, _REUSED: view.reused_from}
+    engine = {f"engine.{name}": how for name, how in view.engine.items()}
+    return {_REASON: view.reason, _REUSED: view.reused_from, **engine}
 
 
 def _table_tag(tables: Sequence[str]) -> str | None:
