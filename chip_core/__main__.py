@@ -6,13 +6,18 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chip_core import recipes
 from chip_core.config import TrialConfig
 from chip_core.errors import ConfigError, TrialError, UserError
 from chip_core.validation import key_problem, set_key, trial_config
+
+if TYPE_CHECKING:
+    from chip_core.results import Progress
+    from chip_core.training.store.passes import Offered
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,11 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("chip-trial"), help="the trial's folder (chip-trial)"
     )
     train.add_argument("--resume", type=Path, help="go on from the checkpoints in this folder")
+    train.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help="read the reference from the stores in this folder; make those that are missing",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         config = configuration(options.recipe, options.changes)
-        return _train(config, options.out, options.resume)
+        return _train(config, options.out, options.resume, options.cache)
     except (UserError, TrialError) as error:
         for line in str(error).splitlines():
             print(f"chip_core: {line}", file=sys.stderr)
@@ -64,9 +73,9 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     return trial_config(tree, "--set" if changes else str(file))
 
 
-def _train(config: TrialConfig, out: Path, resume: Path | None) -> int:
+def _train(config: TrialConfig, out: Path, resume: Path | None, cache: Path | None) -> int:
     from chip_core.models import loading
-    from chip_core.results import RESULT, Progress
+    from chip_core.results import RESULT
     from chip_core.trial import run_trial
 
     broken = loading.problem(config.model)
@@ -78,14 +87,37 @@ def _train(config: TrialConfig, out: Path, resume: Path | None) -> int:
         raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
     if resume is not None and not resume.is_dir():
         raise UserError(f"--resume: no folder {resume}: name an earlier --out")
+    if cache is not None and config.reference_cache == "off":
+        raise UserError("--cache: reference_cache is off: set it to fp32 or bf16")
 
     def told(progress: Progress) -> None:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
-    result = run_trial(config, folder=out, report=told, resume_from=resume)
+    offered = None if cache is None else _stores(config, cache, told)
+    result = run_trial(config, folder=out, report=told, resume_from=resume, offered=offered)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
     print(json.dumps({"folder": str(out), "steps": result.steps, "metrics": result.metrics}))
     return 0
+
+
+def _stores(config: TrialConfig, cache: Path, report: Callable[[Progress], None]) -> Offered:
+    """Return the trial's reference passes; those that are missing are made."""
+    from chip_core import data
+    from chip_core.models import loading
+    from chip_core.training.store.build import ensure
+    from chip_core.training.store.passes import Offered, passes_of, samples_read
+
+    samples = data.count(config.data)
+    passes = tuple(
+        one
+        for one in passes_of(config, loading.identity(config.model), data.identity(config.data))
+        if samples is None or samples_read(one, config, samples) > 0
+    )
+    for one in passes:
+        ensure(one, config, cache=cache, report=report)
+    return Offered(cache=cache, passes=passes)
 
 
 if __name__ == "__main__":

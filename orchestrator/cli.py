@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from orchestrator import __version__
+from orchestrator.commands.cache import cache
 from orchestrator.commands.data import data
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
@@ -84,5 +85,5 @@ def cli() -> None:
     """
 
 
-for _command in (run, plan, status, report, data, gallery, plugin, export, ui):
+for _command in (run, plan, status, report, data, gallery, plugin, export, cache, ui):
     cli.add_command(_command)

@@ -26,6 +26,10 @@ from orchestrator.plan import Plan, Trial
 State = Literal["cached", "to make", "in the step"]
 
 
+#: Which trials of which study read a pass, one line a pass and run; beside the stores.
+USES = "uses.jsonl"
+
+
 def cache_folder(storage: Path) -> Path:
     """Return where a storage's reference passes lie."""
     return storage / "cache" / "reference"

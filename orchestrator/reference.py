@@ -24,11 +24,8 @@ from chip_core.training.store.passes import Offered, Part
 from chip_core.training.store.room import gigabytes
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
-from orchestrator.passes import PlannedPass, cache_folder
+from orchestrator.passes import USES, PlannedPass, cache_folder
 from orchestrator.plan import Trial
-
-#: Which trials of which study read a pass, one line a pass and run.
-USES = "uses.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +62,7 @@ def make_passes(
         a record of each pass: what, hash, samples, bytes, seconds, state, trials.
     """
     cache = cache_folder(storage)
+    _note_uses(passes, study, cache)  # first of all: what is used is not pruned
     reasons: dict[str, str] = {}
     seconds: dict[str, float] = {}
     with ExitStack() as locks:
@@ -98,7 +96,6 @@ def make_passes(
                 "trials": len(planned.trials),
             }
         )
-    _note_uses(passes, study, cache)
     return records
 
 
@@ -228,7 +225,7 @@ def _waits(planned: PlannedPass, console: Console) -> Any:
 
 
 def _note_uses(passes: Sequence[PlannedPass], study: str, cache: Path) -> None:
-    used = [planned for planned in passes if planned.state == "cached"]
+    used = [planned for planned in passes if planned.state != "in the step"]
     if not used:
         return
     uses = Spool(cache / USES)

@@ -19,9 +19,8 @@ from chip_core.training.store.passes import ReferencePass
 from orchestrator.executors.base import Event, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
-from orchestrator.passes import PlannedPass, cache_folder, plan_passes
+from orchestrator.passes import USES, PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan
-from orchestrator.reference import USES
 from orchestrator.run import PASSES, report_folder, run_study
 
 from .conftest import STUDY

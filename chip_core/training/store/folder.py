@@ -205,6 +205,7 @@ def seal(
 def note(partial: Path, name: str) -> None:
     """Make a file of a partial folder durable, and note its size and sha256 beside it."""
     path = partial / name
+    path.chmod(partial.stat().st_mode & 0o666)  # whoever may look into the folder may read it
     with path.open("rb") as file:
         os.fsync(file.fileno())
     sync_folder(partial)
