@@ -6,7 +6,7 @@ step in its place, and a note says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from chip_core.config import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
+from chip_core.data.tensors import PairBatch
 from chip_core.models.parts import trained_parts
 from chip_core.objectives.head import OutputHead
 from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference, ReferenceSource
+from chip_core.training.reference import LiveReference, ReferenceScores, ReferenceSource
 from chip_core.training.store.build import HEAD
 from chip_core.training.store.folder import BrokenStoreError, store_folder
 from chip_core.training.store.passes import Offered, ReferencePass, epochs_reached
@@ -46,6 +47,7 @@ def open_reference(
     processor: Any,
     pairs: Sequence[PreferencePair],
     offered: Offered | None,
+    live: Callable[[], LiveReference] | None = None,
 ) -> OpenedReference:
     """Return the reference of a training, before its first step.
 
@@ -55,15 +57,17 @@ def open_reference(
         processor: the model's.
         pairs: the preference pairs.
         offered: the stores that may be read; None: it is computed.
+        live: makes what computes the reference; asked only where it is needed.
     """
     stores: list[tuple[ReferencePass, Store]] = []
     notes: list[str] = []
+    look = _Look(policy, config, processor, pairs)
     for one in () if offered is None else offered.passes:
         assert offered is not None
         folder = store_folder(offered.cache, one.key)
         try:
             store = Store(folder, one.identity)
-            _check_sample(one, store, policy, config, processor, pairs)
+            look.at(one, store)
             stores.append((one, store))
         except BrokenStoreError as error:
             notes.append(
@@ -75,24 +79,20 @@ def open_reference(
     wanted: set[int | None] = set()
     if config.objective.needs_rejected_image and None not in images:
         wanted = set(range(epochs_reached(config, len(pairs))))
-    whole = text is not None and wanted <= set(images)
-    live = None if whole else LiveReference(policy, config)
-    if not stores:
-        assert live is not None
-        return OpenedReference(source=live, how="live", notes=tuple(notes))
+    source: LiveReference | None = None
+    if text is None or not wanted <= set(images):
+        source = LiveReference(policy, config) if live is None else live()
+        if not stores:
+            return OpenedReference(source=source, how="live", notes=tuple(notes))
     hidden = config.objective.needs_divergence
     head = None
     if hidden:
-        head = live.head if live is not None else _stored_head(policy, config, text)
-    source = StoredReference(
-        text=text,
-        rejected_image=images,
-        head=head,
-        hidden=hidden,
-        live=live,
+        head = _stored_head(policy, config, text) if source is None else source.head
+    stored = StoredReference(
+        text=text, rejected_image=images, head=head, hidden=hidden, live=source
     )
-    how: Literal["stored", "partly stored"] = "stored" if whole else "partly stored"
-    return OpenedReference(source=source, how=how, notes=tuple(notes))
+    how: Literal["stored", "partly stored"] = "stored" if source is None else "partly stored"
+    return OpenedReference(source=stored, how=how, notes=tuple(notes))
 
 
 def _stored_head(policy: Policy, config: TrialConfig, text: Store | None) -> OutputHead | None:
@@ -108,37 +108,44 @@ def _stored_head(policy: Policy, config: TrialConfig, text: Store | None) -> Out
     return OutputHead(weight=tensors["weight"], bias=tensors.get("bias"))
 
 
-def _check_sample(
-    one: ReferencePass,
-    store: Store,
-    policy: Policy,
-    config: TrialConfig,
-    processor: Any,
-    pairs: Sequence[PreferencePair],
-) -> None:
-    """Compute two samples of a pass, and hold them against what is stored.
+class _Look:
+    """Computes a few samples and holds stores against them."""
 
-    Raises:
-        BrokenStoreError: they differ by more than rounding, in tokens or in log-probabilities.
-    """
-    if len(store) != len(pairs):
-        raise BrokenStoreError(f"it has {len(store)} samples, the data {len(pairs)}")
-    encoder = PairEncoder(processor, config, pairs)  # an own one: it counts what it cuts
-    places = sorted({0, len(pairs) - 1})
-    device = next(policy.parameters()).device
-    batch = encoder.batch(places, one.epoch or 0).to(device)
-    if one.kind == "text":
-        said, responses = policy.text_reference(batch)[0], batch.chosen
-    else:
-        under_image = policy.rejected_image_reference(batch)
-        assert under_image is not None and batch.rejected_image is not None
-        said, responses = under_image, batch.rejected_image
-    ids = store.rows(places, "chosen.ids").to(device)
-    if ids.tolist() != responses.ids[responses.mask].tolist():
-        raise BrokenStoreError("its responses are not the data's")
-    stored = store.rows(places, "chosen.logps").to(device)
-    gap = float((stored - said.logps[responses.mask]).abs().mean())
-    if not gap <= _TOLERANCE[config.model.dtype]:
-        raise BrokenStoreError(
-            f"its log-probabilities are not this model's (they differ by {gap:.3g} a token)"
-        )
+    def __init__(
+        self, policy: Policy, config: TrialConfig, processor: Any, pairs: Sequence[PreferencePair]
+    ) -> None:
+        self._policy, self._config = policy, config
+        self._processor, self._pairs = processor, pairs
+        self._batches: dict[int, tuple[PairBatch, ReferenceScores]] = {}  # by epoch
+
+    def at(self, one: ReferencePass, store: Store) -> None:
+        """Check a store's first and last sample.
+
+        Raises:
+            BrokenStoreError: they differ from what the policy says by more than rounding.
+        """
+        if len(store) != len(self._pairs):
+            raise BrokenStoreError(f"it has {len(store)} samples, the data {len(self._pairs)}")
+        batch, scores = self._computed(one.epoch or 0)
+        responses, said = batch.chosen, scores.chosen
+        if one.kind == "rejected_image":
+            assert batch.rejected_image is not None and scores.rejected_image is not None
+            responses, said = batch.rejected_image, scores.rejected_image
+        ids = store.rows(batch.places, "chosen.ids")
+        if ids.tolist() != responses.ids[responses.mask].tolist():
+            raise BrokenStoreError("its responses are not the data's")
+        stored = store.rows(batch.places, "chosen.logps").to(said.logps.device)
+        gap = float((stored - said.logps[responses.mask]).abs().mean())
+        if not gap <= _TOLERANCE[self._config.model.dtype]:
+            raise BrokenStoreError(
+                f"its log-probabilities are not this model's (they differ by {gap:.3g} a token)"
+            )
+
+    def _computed(self, epoch: int) -> tuple[PairBatch, ReferenceScores]:
+        if epoch not in self._batches:
+            # An encoder of its own: the training's counts what it cuts.
+            encoder = PairEncoder(self._processor, self._config, self._pairs)
+            device = next(self._policy.parameters()).device
+            batch = encoder.batch(sorted({0, len(self._pairs) - 1}), epoch).to(device)
+            self._batches[epoch] = batch, self._policy.reference_scores(batch)
+        return self._batches[epoch]

@@ -195,8 +195,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from chip_core import recipes
-from chip_core.training.store import build, shards
-from chip_core.training.store import folder as folder_of_stores
+from chip_core.training.store import build, folder
 from chip_core.training.store.passes import passes_of
 from chip_core.validation import set_key, trial_config
 folder.SHARD, build.BATCH = 4, 3
