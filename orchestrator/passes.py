@@ -13,6 +13,7 @@ from chip_core.config import DataConfig, TrialConfig
 from chip_core.errors import UserError
 from chip_core.training.store.folder import (
     BrokenStoreError,
+    Manifest,
     glance,
     store_folder,
 )
@@ -46,6 +47,12 @@ class PlannedPass:
     reads: float = 0.0  # samples that they read, all together; in epochs where samples is None
     state: State = "in the step"
     bytes: int | None = None  # of what is there, or about what there will be; None: not known
+    rounding: float | None = None  # by how much bf16 moves a token's log-probability at most
+
+    def take(self, manifest: Manifest) -> None:
+        """Note that its store is there."""
+        self.state, self.bytes, self.samples = "cached", manifest.bytes, manifest.rows
+        self.rounding = manifest.made.get("rounding")
 
     def decide(self) -> bool:
         """Say, and return, whether a pass that is not there is made."""

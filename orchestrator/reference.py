@@ -59,7 +59,8 @@ def make_passes(
         console: where progress goes.
 
     Returns:
-        a record of each pass: what, hash, samples, bytes, seconds, state, trials.
+        a record of each pass: what, hash, samples, bytes, seconds, by how much bf16 moves a token's
+        log-probability at most, state, trials.
     """
     cache = cache_folder(storage)
     _note_uses(passes, study, cache)  # first of all: what is used is not pruned
@@ -92,6 +93,7 @@ def make_passes(
                 "samples": planned.samples,
                 "bytes": planned.bytes if planned.state == "cached" else None,
                 "seconds": seconds.get(key),
+                "rounding": planned.rounding,
                 "state": state,
                 "trials": len(planned.trials),
             }
@@ -123,7 +125,7 @@ def _look(planned: PlannedPass, cache: Path, console: Console) -> None:
     folder = store_folder(cache, planned.one.key)
     try:
         manifest = check(folder, planned.one.identity)
-        planned.state, planned.bytes, planned.samples = "cached", manifest.bytes, manifest.rows
+        planned.take(manifest)
     except BrokenStoreError as error:
         if planned.state == "cached":
             worth = planned.decide()
@@ -173,12 +175,14 @@ def _make(
             except BrokenStoreError as error:
                 reasons[key] = str(error)
             else:
-                planned.state, planned.bytes, planned.samples = "cached", manifest.bytes, rows
+                planned.take(manifest)
                 shutil.rmtree(parts[0].folder.parent, ignore_errors=True)
+                moved = planned.rounding
+                rounded = "" if moved is None else f", bf16 moves a token's log p by {moved:.1g}"
                 _say(
                     console,
                     f"reference pass '{planned.one.name}': {rows} samples, "
-                    f"{gigabytes(manifest.bytes)}, {seconds[key]:.0f} s",
+                    f"{gigabytes(manifest.bytes)}, {seconds[key]:.0f} s{rounded}",
                 )
         if key in reasons:
             planned.state = "in the step"

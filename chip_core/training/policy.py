@@ -136,11 +136,16 @@ class Policy(nn.Module):
         assert batch.rejected_image is not None
         return self._reference(hidden, batch.rejected_image, keep=False)
 
-    def _reference(self, hidden: Tensor, responses: Responses, *, keep: bool) -> ResponseReference:
+    @torch.no_grad()
+    def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
+        """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
         with autocast(hidden.device, bf16=self.bf16):
             logps, _ = head_scores(hidden, responses.ids[responses.mask], self.head)
+        return spread(logps, responses.mask)
+
+    def _reference(self, hidden: Tensor, responses: Responses, *, keep: bool) -> ResponseReference:
         return ResponseReference(
-            logps=spread(logps, responses.mask),
+            logps=self.logps(hidden, responses),
             hidden=spread(hidden, responses.mask) if keep else None,
         )
 

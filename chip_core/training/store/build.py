@@ -6,10 +6,12 @@ workers, so that a store's content is a function of what it is a store of.
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,9 @@ BATCH = 8
 
 #: The output head that goes with hidden states.
 HEAD = "head.safetensors"
+
+#: In a partial folder: by how much bf16 moves a token's log-probability, of the first batch.
+ROUNDING = "rounding.note.json"
 
 PHASE = "reference pass"
 
@@ -169,7 +174,7 @@ def finish(one: ReferencePass, *, cache: Path, rows: int, seconds: float) -> Man
     names = [shard_name(number) for number in range(shard_count(rows))]
     if one.hidden is not None:
         names.append(HEAD)
-    made = {
+    made: dict[str, Any] = {
         "time": time.time(),
         "seconds": round(seconds, 1),
         "host": socket.gethostname(),
@@ -178,6 +183,8 @@ def finish(one: ReferencePass, *, cache: Path, rows: int, seconds: float) -> Man
         "transformers": transformers.__version__,
     }
     folder = store_folder(cache, one.key)
+    with suppress(FileNotFoundError):
+        made |= json.loads((partial_folder(folder) / ROUNDING).read_text(encoding="utf-8"))
     return seal(folder, identity=one.identity, rows=rows, names=names, made=made)
 
 
@@ -203,7 +210,10 @@ def _write_shards(
         for start in range(places.start, places.stop, BATCH):
             these = range(start, min(start + BATCH, places.stop))
             batch = encoder.batch(these, one.epoch or 0).to(device)
-            rows += _rows(one, policy, batch)
+            said = _said(one, policy, batch)
+            rows += _rows(one, said, len(batch))
+            if one.hidden == "bf16" and these.start == 0:
+                write_json(partial / ROUNDING, {"rounding": _rounding(policy, said)})
             done += len(these)
             report(Progress(phase=PHASE, done=done, total=total))
         write_shard(partial, number, rows)
@@ -216,22 +226,40 @@ def _objective(one: ReferencePass) -> ObjectiveConfig:
     return ObjectiveConfig(terms=("response",) if one.hidden is None else ("response", "token"))
 
 
-def _rows(one: ReferencePass, policy: Policy, batch: PairBatch) -> Iterator[Row]:
-    """Yield what a pass says of each pair of a batch."""
+def _said(
+    one: ReferencePass, policy: Policy, batch: PairBatch
+) -> list[tuple[str, Responses, ResponseReference]]:
+    """Return what a pass says of a batch, by group of columns."""
     if one.kind == "text":
         chosen, rejected = policy.text_reference(batch)
-        said = [("chosen", batch.chosen, chosen), ("rejected", batch.rejected, rejected)]
-    else:
-        under_image = policy.rejected_image_reference(batch)
-        assert under_image is not None and batch.rejected_image is not None
-        said = [("chosen", batch.rejected_image, under_image)]
+        return [("chosen", batch.chosen, chosen), ("rejected", batch.rejected, rejected)]
+    under_image = policy.rejected_image_reference(batch)
+    assert under_image is not None and batch.rejected_image is not None
+    return [("chosen", batch.rejected_image, under_image)]
+
+
+def _rows(
+    one: ReferencePass, said: list[tuple[str, Responses, ResponseReference]], size: int
+) -> Iterator[Row]:
+    """Yield what a pass says of each pair of a batch."""
     columns = [
         (f"{group}.{name}", values)
         for group, responses, reference in said
         for name, values in _columns(one, responses, reference).items()
     ]
-    for row in range(len(batch)):
+    for row in range(size):
         yield {name: values[row] for name, values in columns}
+
+
+def _rounding(policy: Policy, said: list[tuple[str, Responses, ResponseReference]]) -> float:
+    """Return by how much rounding the hidden states moves a token's log-probability at most."""
+    furthest = 0.0
+    for _, responses, reference in said:
+        assert reference.hidden is not None
+        rounded = reference.hidden[responses.mask].bfloat16()
+        gap = (policy.logps(rounded, responses) - reference.logps)[responses.mask]
+        furthest = max(furthest, float(gap.abs().max()))
+    return furthest
 
 
 def _columns(

@@ -113,6 +113,20 @@ def test_bf16_shows_in_the_divergence_alone(configured: Configured, tmp_path: Pa
         assert first[f"term/{term}"] == rounded[f"term/{term}"]
 
 
+def test_what_rounding_does_is_noted(configured: Configured, tmp_path: Path) -> None:
+    def noted(**changes: Any) -> float:
+        config = configured(objective="hdpo", reference_cache="bf16", **changes)
+        (one,) = passes(config)
+        noted: float = ensure(one, config, cache=tmp_path).made["rounding"]
+        return noted
+
+    # bf16 has 8 bits: what is rounded by at most 1 in 256 moves a logit of this model by less
+    assert 0 < noted() < 0.05
+    assert noted(model__path="shapes", model__dtype="bf16") == 0  # the head reads bf16 anyway
+    config = configured(objective="hdpo")
+    assert "rounding" not in ensure(passes(config)[0], config, cache=tmp_path).made
+
+
 def test_however_many_workers_make_it_it_is_the_same_to_the_bit(
     configured: Configured, tmp_path: Path
 ) -> None:
