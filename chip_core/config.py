@@ -256,6 +256,14 @@ class EngineConfig(Section):
     gradient_checkpointing: bool = engine(
         False, doc="whether layers are computed again in the backward pass, to save memory"
     )
+    prefix_sharing: Literal["auto", "off"] = engine(
+        "auto",
+        doc="'auto': chosen and rejected are computed behind one prompt, where that is exact; "
+        "'off': one pass a response",
+    )
+    logits_chunk: int = engine(
+        512, ge=1, doc="response positions whose logits are held at the same time"
+    )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
         "auto", doc="kind of attention; 'auto': what transformers takes for the model"
     )

@@ -40,7 +40,8 @@ class TrialResult:
     #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
     data: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
-    engine: dict[str, str] = field(default_factory=dict)  # how the work was done: "reference": …
+    #: how the work was done, by engine setting: `prefix_sharing` is `on` or `off (reason)`
+    engine: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:

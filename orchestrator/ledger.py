@@ -45,7 +45,7 @@ class TrialRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
-    engine: dict[str, str] = field(default_factory=dict)  # how the work was done
+    engine: dict[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
     failure: str | None = None  # the last attempt's reason, where it did not finish
     study: str | None = None  # where it was executed
     arm: str | None = None
@@ -153,7 +153,7 @@ class Ledger:
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
                 record.data, record.notes = entry["data"], entry["notes"]
-                record.engine = entry.get("engine", {})  # older records have none
+                record.engine = entry.get("engine", {})  # not there before it was recorded
             record.study, record.arm = record.study or entry["study"], entry["arm"]
             record.seed = entry["seed"]
             record.seconds = {**record.seconds, **entry["seconds"]}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from chip_core.config import TrialConfig
 from chip_core.data.batches import PairEncoder, batch_order, count_steps
 from chip_core.data.preferences import PreferencePair
+from chip_core.data.tensors import PairBatch
 from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import Spool, read_records, write_atomically
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.results import CURVES
 from chip_core.training import checkpoint
+from chip_core.training.exactness import shared_prefixes
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceSource
@@ -39,7 +42,7 @@ class Training:
     steps: int
     notes: tuple[str, ...]  # what is to be said of it: where it was resumed, what was not used
     cut: dict[str, int] = field(default_factory=dict)  # PairEncoder.cut
-    engine: dict[str, str] = field(default_factory=dict)  # how the work was done
+    engine: dict[str, str] = field(default_factory=dict)  # how it was done: TrialResult.engine
 
 
 def train(
@@ -82,10 +85,16 @@ def train(
         raise TrialError(
             f"no full batch: {len(pairs)} pairs, training.batch_size {settings.batch_size}"
         )
+    device = next(model.parameters()).device
     model.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
     if config.engine.gradient_checkpointing:
         recompute_layers(model)
-    policy = Policy(model, config.objective, bf16=config.model.dtype == "bf16")
+    policy = Policy(
+        model,
+        config.objective,
+        bf16=config.model.dtype == "bf16",
+        logits_chunk=config.engine.logits_chunk,
+    )
     reference = open_reference(policy, config, processor=processor, pairs=pairs, offered=offered)
     optimizer, schedule = make_optimizer(model, config, steps)
     encoder = PairEncoder(processor, config, pairs)
@@ -95,9 +104,7 @@ def train(
         resumed = checkpoint.restore(resume_from, config=config, policy=model, stateful=stateful)
     done = 0 if resumed is None else resumed.step
     steps_an_epoch = len(pairs) // settings.batch_size
-    order = batch_order(
-        len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
-    )
+    order = _order(pairs, config)
     alone = encoder_alone_steps(config, steps)
     trained = set_trained(model, config, encoder_alone=done < alone)
     checkpoint.remove_after(folder, done)
@@ -105,7 +112,14 @@ def train(
     kept = [json.dumps(record) + "\n" for record in earlier if record["step"] <= done]
     write_atomically(folder / CURVES, "".join(kept))
     spool = Spool(folder / CURVES)
+    sharing = ExitStack()
+    engine: dict[str, str] = {"reference": reference.how}
     try:
+        engine["prefix_sharing"] = sharing.enter_context(
+            shared_prefixes(
+                policy, _small_pair(encoder, pairs, config, device), config.engine.prefix_sharing
+            )
+        )
         for step, indices in zip(range(1, steps + 1), order, strict=False):
             if step <= done:
                 continue
@@ -140,6 +154,7 @@ def train(
             "engine.gradient_checkpointing: true"
         ) from None
     finally:
+        sharing.close()
         spool.close()
     if config.engine.gradient_checkpointing:
         keep_activations(model)
@@ -147,7 +162,23 @@ def train(
         steps=steps,
         notes=reference.notes + (() if resumed is None else resumed.notes),
         cut=encoder.cut,
-        engine={"reference": reference.how},
+        engine=engine,
+    )
+
+
+def _small_pair(
+    encoder: PairEncoder, pairs: Sequence[PreferencePair], config: TrialConfig, device: torch.device
+) -> PairBatch:
+    """Return that pair of the first global batch whose responses are shortest."""
+    first = next(_order(pairs, config))
+    place = min(first, key=lambda place: len(pairs[place].chosen) + len(pairs[place].rejected))
+    return encoder.batch([place]).to(device)
+
+
+def _order(pairs: Sequence[PreferencePair], config: TrialConfig) -> Iterator[list[int]]:
+    settings = config.training
+    return batch_order(
+        len(pairs), batch_size=settings.batch_size, epochs=settings.epochs, seed=config.seed
     )
 
 

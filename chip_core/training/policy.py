@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.forms import batch_objective
-from chip_core.objectives.head import OutputHead, head_scores
+from chip_core.objectives.head import CHUNK, OutputHead, head_scores
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 from chip_core.training.reference import ReferenceScores, ResponseReference
 from chip_core.training.states import (
+    ResponseStates,
     autocast,
     rejected_image_states,
     response_states,
-    text_states,
 )
+
+#: The responses of a batch in the order in which they go through the output head: those with a
+#: divergence first, and of them first the one whose divergence is always trained.
+_ORDER = ("rejected", "chosen", "rejected_image")
 
 
 class Policy(nn.Module):
@@ -37,6 +41,7 @@ class Policy(nn.Module):
         *,
         bf16: bool = False,
         prefix_sharing: bool = False,
+        logits_chunk: int = CHUNK,
     ) -> None:
         """Wrap a model.
 
@@ -45,12 +50,14 @@ class Policy(nn.Module):
             objective: what it is trained to.
             bf16: whether to compute under autocast.
             prefix_sharing: whether chosen and rejected are computed behind one prompt.
+            logits_chunk: positions whose logits are held together.
         """
         super().__init__()
         self.model = model
         self.objective = objective
         self.bf16 = bf16
         self.prefix_sharing = prefix_sharing
+        self.logits_chunk = logits_chunk
 
     def forward(
         self,
@@ -65,88 +72,89 @@ class Policy(nn.Module):
             reference: what the reference says of the same batch.
             reference_head: `ReferenceSource.head`; None: this model's own.
         """
-        states = response_states(
-            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
-        )
-        head = self.head
-
-        def scores(
-            hidden: Tensor, responses: Responses, known: ResponseReference, *, kl: bool
-        ) -> ResponseScores:
-            of_reference = None
-            if kl:
-                assert known.hidden is not None, "the divergence needs the reference's states"
-                of_reference = known.hidden[responses.mask]
-            with autocast(hidden.device, bf16=self.bf16):
-                logps, divergence = head_scores(
-                    hidden,
-                    responses.ids[responses.mask],
-                    head,
-                    reference_hidden=of_reference,
-                    reference_head=reference_head or head,
-                )
-            return ResponseScores(
-                policy_logps=spread(logps, responses.mask),
-                reference_logps=known.logps,
-                mask=responses.mask,
-                changed=responses.changed,
-                kl=None if divergence is None else spread(divergence, responses.mask),
+        responses = _responses(batch)
+        hidden = self._hidden(batch)
+        of_reference, trained = None, 0
+        if self.objective.needs_divergence:
+            known = {"rejected": reference.rejected.hidden, "chosen": reference.chosen.hidden}
+            of_reference = torch.cat(
+                [value[responses[kind].mask] for kind, value in known.items() if value is not None]
             )
-
-        kl = self.objective.needs_divergence
-        rejected_image = None
-        if batch.rejected_image is not None:
-            assert states.rejected_image is not None and reference.rejected_image is not None
-            rejected_image = scores(
-                states.rejected_image, batch.rejected_image, reference.rejected_image, kl=False
+            both = self.objective.trains_chosen_divergence
+            trained = sum(len(hidden[kind]) for kind in known if both or kind == "rejected")
+        with autocast(batch.prompts.ids.device, bf16=self.bf16):
+            scores = head_scores(
+                torch.cat(list(hidden.values())),
+                torch.cat([of.ids[of.mask] for of in responses.values()]),
+                self.head,
+                reference_hidden=of_reference,
+                reference_head=reference_head,
+                kl_gradients=trained,
+                chunk=self.logits_chunk,
             )
+        logps = _by_kind(scores.logps, responses)
+        kl = {} if scores.kl is None else _by_kind(scores.kl, responses)
+        scored = {
+            kind: ResponseScores(
+                policy_logps=logps[kind],
+                reference_logps=getattr(reference, kind).logps,
+                mask=of.mask,
+                changed=of.changed,
+                kl=kl.get(kind),
+            )
+            for kind, of in responses.items()
+        }
         return batch_objective(
             self.objective,
-            chosen=scores(states.chosen, batch.chosen, reference.chosen, kl=kl),
-            rejected=scores(states.rejected, batch.rejected, reference.rejected, kl=kl),
-            rejected_image=rejected_image,
+            chosen=scored["chosen"],
+            rejected=scored["rejected"],
+            rejected_image=scored.get("rejected_image"),
         )
 
     @torch.no_grad()
     def reference_scores(self, batch: PairBatch) -> ReferenceScores:
         """Return what a training needs of a reference, of this model as it is now."""
-        chosen, rejected = self.text_reference(batch)
+        responses = _responses(batch)
+        hidden = self._hidden(batch)
+        with autocast(batch.prompts.ids.device, bf16=self.bf16):
+            scores = head_scores(
+                torch.cat(list(hidden.values())),
+                torch.cat([of.ids[of.mask] for of in responses.values()]),
+                self.head,
+                chunk=self.logits_chunk,
+            )
+        kept = ("rejected", "chosen") if self.objective.needs_divergence else ()
         return ReferenceScores(
-            chosen=chosen, rejected=rejected, rejected_image=self.rejected_image_reference(batch)
+            **{
+                kind: ResponseReference(
+                    logps=logps,
+                    hidden=spread(hidden[kind], responses[kind].mask) if kind in kept else None,
+                )
+                for kind, logps in _by_kind(scores.logps, responses).items()
+            }
         )
 
     @torch.no_grad()
-    def text_reference(self, batch: PairBatch) -> tuple[ResponseReference, ResponseReference]:
-        """Return what `reference_scores` says of (chosen, rejected), and compute no more."""
-        chosen, rejected = text_states(
+    def rejected_image_reference(self, batch: PairBatch) -> ResponseReference:
+        """Return what `reference_scores` says under the rejected image, and compute no more."""
+        assert batch.rejected_image is not None
+        hidden = rejected_image_states(
             self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
         )
-        keep = self.objective.needs_divergence
-        return (
-            self._reference(chosen, batch.chosen, keep=keep),
-            self._reference(rejected, batch.rejected, keep=keep),
-        )
-
-    @torch.no_grad()
-    def rejected_image_reference(self, batch: PairBatch) -> ResponseReference | None:
-        """Return what `reference_scores` says under the rejected image, and compute no more."""
-        hidden = rejected_image_states(self.model, batch, bf16=self.bf16)
-        if hidden is None:
-            return None
-        assert batch.rejected_image is not None
-        return self._reference(hidden, batch.rejected_image, keep=False)
+        return ResponseReference(logps=self.logps(hidden, batch.rejected_image))
 
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
+        ids = responses.ids[responses.mask]
         with autocast(hidden.device, bf16=self.bf16):
-            logps, _ = head_scores(hidden, responses.ids[responses.mask], self.head)
-        return spread(logps, responses.mask)
+            scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
+        return spread(scores.logps, responses.mask)
 
-    def _reference(self, hidden: Tensor, responses: Responses, *, keep: bool) -> ResponseReference:
-        return ResponseReference(
-            logps=self.logps(hidden, responses),
-            hidden=spread(hidden, responses.mask) if keep else None,
+    def states(self, batch: PairBatch) -> ResponseStates:
+        """Return the hidden states that predict a batch's responses."""
+        return response_states(
+            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
         )
 
     @property
@@ -155,8 +163,28 @@ class Policy(nn.Module):
         layer = self.model.get_output_embeddings()
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
+    def _hidden(self, batch: PairBatch) -> dict[str, Tensor]:
+        states = self.states(batch)
+        return {kind: getattr(states, kind) for kind in _responses(batch)}
+
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
     """Return values of a mask's true entries in their places, (N, …) to (B, C, …); else 0."""
-    spread = values.new_zeros((*mask.shape, *values.shape[1:]))
-    return spread.index_put(mask.nonzero(as_tuple=True), values)
+    whole = values.new_zeros((*mask.shape, *values.shape[1:]))
+    return whole.index_put(mask.nonzero(as_tuple=True), values)
+
+
+def _responses(batch: PairBatch) -> dict[str, Responses]:
+    found = {kind: getattr(batch, kind) for kind in _ORDER}
+    return {kind: responses for kind, responses in found.items() if responses is not None}
+
+
+def _by_kind(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tensor]:
+    """Return values of the first of all positions as (B, C) of each response that they cover."""
+    parted, start = {}, 0
+    for kind, of in responses.items():
+        length = int(of.mask.sum())
+        if start < len(values):
+            parted[kind] = spread(values[start : start + length], of.mask)
+        start += length
+    return parted

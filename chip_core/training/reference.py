@@ -6,7 +6,7 @@ Shapes: B pairs, C tokens of a response (padded on the right), D hidden, V vocab
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
@@ -74,36 +74,35 @@ class LiveReference:
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
         """Return what the policy said of a batch before it was trained."""
-        chosen, rejected = self.text(batch)
-        return ReferenceScores(
-            chosen=chosen, rejected=rejected, rejected_image=self.rejected_image(batch)
-        )
+        scores: ReferenceScores = self.original(self._scorer, batch)
+        if not self._rounded:
+            return scores
+        chosen, rejected = _rounded(scores.chosen), _rounded(scores.rejected)
+        return replace(scores, chosen=chosen, rejected=rejected)
 
-    def text(self, batch: PairBatch) -> tuple[ResponseReference, ResponseReference]:
-        """Return what `scores` says of (chosen, rejected), and compute no more."""
-        chosen, rejected = self.original(self._scorer, batch, "text")
-        return self._kept(chosen), self._kept(rejected)
-
-    def rejected_image(self, batch: PairBatch) -> ResponseReference | None:
+    def rejected_image(self, batch: PairBatch) -> ResponseReference:
         """Return what `scores` says under the rejected image, and compute no more."""
-        said: ResponseReference | None = self.original(self._scorer, batch, "rejected_image")
+        said: ResponseReference = self.original(self._scorer, batch, rejected_image_alone=True)
         return said
-
-    def _kept(self, said: ResponseReference) -> ResponseReference:
-        """Round as a store would: whether there is one changes no figure."""
-        if not self._rounded or said.hidden is None:
-            return said
-        return replace(said, hidden=said.hidden.bfloat16())
 
 
 class _AsReference(nn.Module):
-    """`Policy.…_reference` as a module's forward: parameters are put aside for a module."""
+    """`Policy.reference_scores` as a module's forward: parameters are put aside for a module."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(self, batch: PairBatch, what: Literal["text", "rejected_image"]) -> Any:
-        if what == "text":
-            return self.policy.text_reference(batch)
-        return self.policy.rejected_image_reference(batch)
+    def forward(
+        self, batch: PairBatch, *, rejected_image_alone: bool = False
+    ) -> ReferenceScores | ResponseReference:
+        if rejected_image_alone:
+            return self.policy.rejected_image_reference(batch)
+        return self.policy.reference_scores(batch)
+
+
+def _rounded(said: ResponseReference) -> ResponseReference:
+    """Round hidden states as a store in bf16 does: whether there is one changes no figure."""
+    if said.hidden is None:
+        return said
+    return replace(said, hidden=said.hidden.bfloat16())

@@ -7,7 +7,6 @@ Shapes: B pairs, D hidden, N tokens of all of a batch's responses of one kind, r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.models.adapters import is_adapted
-from chip_core.training.layout import lay_out
+from chip_core.models.parts import without_head
+from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class ResponseStates:
 
     chosen: Tensor  # (N, D)
     rejected: Tensor  # (N, D)
-    rejected_image: Tensor | None  # (N, D), the chosen response under the rejected image
+    rejected_image: Tensor | None = None  # (N, D), the chosen response under the rejected image
 
 
 def response_states(
@@ -41,37 +40,36 @@ def response_states(
     Args:
         model: the policy or a reference, with or without adapters.
         batch: on the model's device.
-        prefix_sharing: whether chosen and rejected are computed behind one prompt, in one pass.
+        prefix_sharing: whether all is computed in one packed row, chosen and rejected behind one
+            prompt; the model must be within `packed_attention`. Else one pass a response.
         bf16: whether to compute under autocast.
     """
-    chosen, rejected = text_states(model, batch, prefix_sharing=prefix_sharing, bf16=bf16)
-    return ResponseStates(
-        chosen=chosen,
-        rejected=rejected,
-        rejected_image=rejected_image_states(model, batch, bf16=bf16),
-    )
-
-
-def text_states(
-    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Compute (chosen, rejected) under the image alone; see `response_states`."""
+    inner = without_head(model)
     with autocast(batch.prompts.ids.device, bf16=bf16):
         if prefix_sharing:
-            chosen, rejected = _states(model, batch.prompts, (batch.chosen, batch.rejected))
-        else:
-            (chosen,) = _states(model, batch.prompts, (batch.chosen,))
-            (rejected,) = _states(model, batch.prompts, (batch.rejected,))
-    return chosen, rejected
+            return _packed(inner, batch)
+        rejected_image = None
+        if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
+            rejected_image = _padded(inner, batch.rejected_image_prompts, batch.rejected_image)
+        return ResponseStates(
+            chosen=_padded(inner, batch.prompts, batch.chosen),
+            rejected=_padded(inner, batch.prompts, batch.rejected),
+            rejected_image=rejected_image,
+        )
 
 
-def rejected_image_states(model: Any, batch: PairBatch, *, bf16: bool = False) -> Tensor | None:
-    """Compute the chosen response under the rejected image alone; None where there is none."""
-    if batch.rejected_image_prompts is None or batch.rejected_image is None:
-        return None
-    with autocast(batch.prompts.ids.device, bf16=bf16):
-        (states,) = _states(model, batch.rejected_image_prompts, (batch.rejected_image,))
-    return states
+def rejected_image_states(
+    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
+) -> Tensor:
+    """Compute `ResponseStates.rejected_image` alone; see `response_states`."""
+    prompts, responses = batch.rejected_image_prompts, batch.rejected_image
+    assert prompts is not None and responses is not None
+    inner = without_head(model)
+    with autocast(prompts.ids.device, bf16=bf16):
+        if not prefix_sharing:
+            return _padded(inner, prompts, responses)
+        (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
+        return states
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
@@ -79,15 +77,34 @@ def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
-def _states(model: Any, prompts: Prompts, responses: Sequence[Responses]) -> tuple[Tensor, ...]:
-    inner = (model.get_base_model() if is_adapted(model) else model).model
-    rows = lay_out(prompts, responses, model=inner)
-    restarted = {} if rows.positions is None else {"position_ids": rows.positions}
+def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
+    rows = pad(prompts, responses)
     hidden: Tensor = inner(
         input_ids=rows.input_ids,
-        attention_mask=rows.attention_mask(next(model.parameters()).dtype),
+        attention_mask=rows.attention_mask,
         use_cache=False,
-        **restarted,
         **rows.inputs,
     ).last_hidden_state
-    return tuple(hidden[row, place] for row, place in rows.predicting)
+    return hidden[rows.predicting]
+
+
+def _packed(inner: Any, batch: PairBatch) -> ResponseStates:
+    chosen, rejected, *rejected_image = _of_row(inner, pack(batch, inner))
+    return ResponseStates(
+        chosen=chosen,
+        rejected=rejected,
+        rejected_image=rejected_image[0] if rejected_image else None,
+    )
+
+
+def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
+    hidden: Tensor = inner(
+        input_ids=row.input_ids,
+        # Of four dimensions, so that the model makes no mask of its own; nothing looks at it.
+        attention_mask=torch.zeros(1, 1, 1, 1, device=row.input_ids.device),
+        position_ids=row.positions,
+        packing=row.spans,
+        use_cache=False,
+        **row.inputs,
+    ).last_hidden_state
+    return tuple(hidden[0, places] for places in row.predicting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,7 +22,7 @@ class TrialView:
     folders: Sequence[Path]  # attempt folders, in order: curves.jsonl, config.json, responses/
     seconds: Mapping[str, float]
     data: Mapping[str, int]  # pairs, rows skipped, responses and tokens cut
-    engine: Mapping[str, str]  # how the work was done
+    engine: Mapping[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
     reason: str | None = None  # why it failed
     reused_from: str | None = None  # the study it was executed in, where that is another
 

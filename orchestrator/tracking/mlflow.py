@@ -184,7 +184,7 @@ def _figures(view: TrialView) -> dict[str, float]:
 
 
 def _tags(view: TrialView) -> dict[str, str | None]:
-    engine = {f"engine.{name}": how for name, how in view.engine.items()}
+    engine = {f"engine.{setting}": value for setting, value in view.engine.items()}
     return {_REASON: view.reason, _REUSED: view.reused_from, **engine}
 
 

@@ -9,16 +9,16 @@ import torch
 from chip_core.config import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives import objective_from_logits
-from chip_core.training.layout import Rows, lay_out
+from chip_core.training.layout import PaddedRows, pad
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
 
 
-def rows(batch: PairBatch, what: str) -> Rows:
+def rows(batch: PairBatch, what: str) -> PaddedRows:
     """Return `chosen`, `rejected` or `rejected_image` sequences of a batch, one response a row."""
     prompts = batch.rejected_image_prompts if what == "rejected_image" else batch.prompts
     assert prompts is not None
-    return lay_out(prompts, (getattr(batch, what),))
+    return pad(prompts, getattr(batch, what))
 
 
 def logits(model: Any, batch: PairBatch, what: str = "chosen") -> torch.Tensor:
@@ -26,14 +26,14 @@ def logits(model: Any, batch: PairBatch, what: str = "chosen") -> torch.Tensor:
     part = rows(batch, what)
     with torch.no_grad():
         return model(
-            input_ids=part.input_ids, attention_mask=part.mask.long(), **part.inputs
+            input_ids=part.input_ids, attention_mask=part.attention_mask, **part.inputs
         ).logits
 
 
 def original_logits(reference: LiveReference, model: Any, batch: PairBatch) -> torch.Tensor:
     """Return whole logits of the chosen responses, of a live reference."""
     part = rows(batch, "chosen")
-    ids, mask = part.input_ids, part.mask.long()
+    ids, mask = part.input_ids, part.attention_mask
     return reference.original(model, input_ids=ids, attention_mask=mask, **part.inputs).logits
 
 

@@ -40,7 +40,7 @@ def test_the_reference_is_kept_where_a_folder_for_it_is_named(
         assert ("reference pass 4/4" in capsys.readouterr().out) == made
         result = read_result(tmp_path / out)
         assert result is not None
-        assert result.engine == {"reference": "stored"}
+        assert result.engine["reference"] == "stored"
     off = ["--set", *changes, "reference_cache=off", "--out", str(tmp_path / "x"), "--cache", cache]
     assert main(["train", "shapes", *off]) == 2
     assert "--cache: reference_cache is off" in capsys.readouterr().err

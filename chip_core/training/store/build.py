@@ -30,6 +30,7 @@ from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.seeding import seed_process
+from chip_core.training.exactness import shared_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.reference import ResponseReference
@@ -57,8 +58,9 @@ BATCH = 8
 #: The output head that goes with hidden states.
 HEAD = "head.safetensors"
 
-#: In a partial folder: by how much bf16 moves a token's log-probability, of the first batch.
-ROUNDING = "rounding.note.json"
+#: In a partial folder, of its first batch: whether prefixes were shared, and by how much rounding
+#: to bf16 moves a token's log-probability.
+FACTS = "facts.note.json"
 
 PHASE = "reference pass"
 
@@ -184,7 +186,7 @@ def finish(one: ReferencePass, *, cache: Path, rows: int, seconds: float) -> Man
     }
     folder = store_folder(cache, one.key)
     with suppress(FileNotFoundError):
-        made |= json.loads((partial_folder(folder) / ROUNDING).read_text(encoding="utf-8"))
+        made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
     return seal(folder, identity=one.identity, rows=rows, names=names, made=made)
 
 
@@ -200,23 +202,32 @@ def _write_shards(
 ) -> None:
     config = config.model_copy(update={"objective": _objective(one)})
     device = device_of(config)
-    policy = Policy(model.eval().to(device), config.objective, bf16=config.model.dtype == "bf16")
+    policy = Policy(
+        model.eval().to(device),
+        config.objective,
+        bf16=config.model.dtype == "bf16",
+        logits_chunk=config.engine.logits_chunk,
+    )
     encoder = PairEncoder(processor, config, pairs)
     total = sum(len(shard_rows(number, len(pairs))) for number in shards)
     done = 0
-    for number in shards:
-        places = shard_rows(number, len(pairs))
-        rows: list[Row] = []
-        for start in range(places.start, places.stop, BATCH):
-            these = range(start, min(start + BATCH, places.stop))
-            batch = encoder.batch(these, one.epoch or 0).to(device)
-            said = _said(one, policy, batch)
-            rows += _rows(one, said, len(batch))
-            if one.hidden == "bf16" and these.start == 0:
-                write_json(partial / ROUNDING, {"rounding": _rounding(policy, said)})
-            done += len(these)
-            report(Progress(phase=PHASE, done=done, total=total))
-        write_shard(partial, number, rows)
+    small = encoder.batch([0], one.epoch or 0).to(device)
+    with shared_prefixes(policy, small, config.engine.prefix_sharing) as sharing:
+        for number in shards:
+            places = shard_rows(number, len(pairs))
+            rows: list[Row] = []
+            for start in range(places.start, places.stop, BATCH):
+                these = range(start, min(start + BATCH, places.stop))
+                batch = encoder.batch(these, one.epoch or 0).to(device)
+                said = _said(one, policy, batch)
+                rows += _rows(one, said, len(batch))
+                if these.start == 0:
+                    rounding = _rounding(policy, said) if one.hidden == "bf16" else None
+                    facts = {"prefix_sharing": sharing, "rounding": rounding}
+                    write_json(partial / FACTS, facts)
+                done += len(these)
+                report(Progress(phase=PHASE, done=done, total=total))
+            write_shard(partial, number, rows)
 
 
 def _objective(one: ReferencePass) -> ObjectiveConfig:
@@ -231,11 +242,13 @@ def _said(
 ) -> list[tuple[str, Responses, ResponseReference]]:
     """Return what a pass says of a batch, by group of columns."""
     if one.kind == "text":
-        chosen, rejected = policy.text_reference(batch)
-        return [("chosen", batch.chosen, chosen), ("rejected", batch.rejected, rejected)]
-    under_image = policy.rejected_image_reference(batch)
-    assert under_image is not None and batch.rejected_image is not None
-    return [("chosen", batch.rejected_image, under_image)]
+        scores = policy.reference_scores(batch)
+        return [
+            ("chosen", batch.chosen, scores.chosen),
+            ("rejected", batch.rejected, scores.rejected),
+        ]
+    assert batch.rejected_image is not None
+    return [("chosen", batch.rejected_image, policy.rejected_image_reference(batch))]
 
 
 def _rows(

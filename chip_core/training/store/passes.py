@@ -94,7 +94,11 @@ def passes_of(
         "data": data_identity(config, data) | (skipped if config.data.on_bad_row == "skip" else {}),
         "max_length": config.training.max_length,
         # They round differently.
-        "engine": {"attention": engine.attention, "threads": engine.threads},
+        "engine": {
+            "attention": engine.attention,
+            "prefix_sharing": engine.prefix_sharing,
+            "threads": engine.threads,
+        },
     }
     hidden = config.reference_precision if config.objective.needs_divergence else None
     text = {"kind": "text", **common, "hidden": hidden}

@@ -62,7 +62,8 @@ class StoredReference:
     def _of_text(self, batch: PairBatch) -> tuple[ResponseReference, ResponseReference]:
         if self._text is None:
             assert self._live is not None
-            return self._live.text(batch)
+            scores = self._live.scores(batch.text)
+            return scores.chosen, scores.rejected
         return (
             _read(self._text, "chosen", batch.places, batch.chosen, hidden=self._hidden),
             _read(self._text, "rejected", batch.places, batch.rejected, hidden=self._hidden),

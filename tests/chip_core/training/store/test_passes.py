@@ -94,6 +94,7 @@ def test_trials_that_differ_otherwise_share_all(change: dict[str, Any]) -> None:
         {"data": {"limit": 10}},
         {"training": {"max_length": 100}},
         {"engine": {"attention": "eager"}},
+        {"engine": {"prefix_sharing": "off"}},
     ],
 )
 def test_another_reference_shares_nothing(change: dict[str, Any]) -> None:

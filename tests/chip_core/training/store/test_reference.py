@@ -124,7 +124,8 @@ def test_what_rounding_does_is_noted(configured: Configured, tmp_path: Path) -> 
     assert 0 < noted() < 0.05
     assert noted(model__path="shapes", model__dtype="bf16") == 0  # the head reads bf16 anyway
     config = configured(objective="hdpo")
-    assert "rounding" not in ensure(passes(config)[0], config, cache=tmp_path).made
+    made = ensure(passes(config)[0], config, cache=tmp_path).made
+    assert (made["rounding"], made["prefix_sharing"]) == (None, "on")
 
 
 def test_however_many_workers_make_it_it_is_the_same_to_the_bit(
