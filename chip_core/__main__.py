@@ -10,14 +10,19 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chip_core import recipes
 from chip_core.config import TrialConfig
 from chip_core.errors import ConfigError, TrialError, UserError
 from chip_core.validation import key_problem, set_key, trial_config
 from chip_core.workers import Workers, joined
+
+if TYPE_CHECKING:
+    from chip_core.results import Progress
+    from chip_core.training.store.passes import Offered
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,12 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("chip-trial"), help="the trial's folder (chip-trial)"
     )
     train.add_argument("--resume", type=Path, help="go on from the checkpoints in this folder")
+    train.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help="read the reference from the stores in this folder; make those that are missing",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         config = configuration(options.recipe, options.changes)
         with joined() as workers:
-            return _train(config, options.out, options.resume, workers)
+            return _train(config, options.out, options.resume, options.cache, workers)
     except (UserError, TrialError) as error:
         for line in str(error).splitlines():
             print(f"chip_core: {line}", file=sys.stderr)
@@ -70,18 +79,21 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     return trial_config(tree, "--set" if changes else str(file))
 
 
-def _train(config: TrialConfig, out: Path, resume: Path | None, workers: Workers) -> int:
+def _train(
+    config: TrialConfig, out: Path, resume: Path | None, cache: Path | None, workers: Workers
+) -> int:
     from chip_core import data
 
     began = time.perf_counter()
     from chip_core.models import loading
-    from chip_core.results import Progress
     from chip_core.trial import run_trial
 
     broken = {"model.path": loading.problem(config.model), "data.source": data.problem(config.data)}
     problems = [f"{key}: {what}" for key, what in broken.items() if what is not None]
     if problems:
         raise ConfigError(problems)
+    if cache is not None and config.reference_cache == "off":
+        raise UserError("--cache: reference_cache is off: set it to fp32 or bf16")
     if workers.first:
         _check_folders(config, out, resume)
     workers.wait()  # what the first writes, another would take for an earlier trial
@@ -90,14 +102,19 @@ def _train(config: TrialConfig, out: Path, resume: Path | None, workers: Workers
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
+    report = told if workers.first else lambda progress: None
+    offered = None
+    if cache is not None:
+        if workers.first:
+            _stores(config, cache, report)
+        workers.wait()
+        offered = _stores(config, cache, report)
     result = run_trial(
-        config,
-        folder=out,
-        report=told if workers.first else lambda progress: None,
-        resume_from=resume,
-        began=began,
+        config, folder=out, report=report, resume_from=resume, began=began, offered=offered
     )
     if workers.first:
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
         print(json.dumps({"folder": str(out), "steps": result.steps, "metrics": result.metrics}))
     return 0
 
@@ -142,6 +159,24 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
     ]
     if settings[0] != settings[1]:
         raise UserError(f"--resume: {folder} holds a model trained with other settings")
+
+
+def _stores(config: TrialConfig, cache: Path, report: Callable[[Progress], None]) -> Offered:
+    """Return the trial's reference passes; those that are missing are made."""
+    from chip_core import data
+    from chip_core.models import loading
+    from chip_core.training.store.build import ensure
+    from chip_core.training.store.passes import Offered, passes_of, samples_read
+
+    samples = data.count(config.data)
+    passes = tuple(
+        one
+        for one in passes_of(config, loading.identity(config.model), data.identity(config.data))
+        if samples is None or samples_read(one, config, samples) > 0
+    )
+    for one in passes:
+        ensure(one, config, cache=cache, report=report)
+    return Offered(cache=cache, passes=passes)
 
 
 if __name__ == "__main__":

@@ -296,11 +296,21 @@ class TrialConfig(Section):
         "full", doc="whether the language model is trained, and how"
     )
     lora: LoraConfig = figure(LoraConfig, doc="settings of language_model 'lora'")
+    reference_cache: Literal["fp32", "bf16", "off"] = figure(
+        "fp32",
+        doc="precision of the reference's hidden states, computed once and kept for all trials; "
+        "'off': computed in each step, in fp32",
+    )
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
     benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")
     seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="of every random draw")
     engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
+
+    @property
+    def reference_precision(self) -> Literal["fp32", "bf16"]:
+        """What the reference's hidden states are rounded to, kept or not."""
+        return "bf16" if self.reference_cache == "bf16" else "fp32"
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> TrialConfig:

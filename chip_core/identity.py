@@ -47,6 +47,8 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
             reasons[f"objective.{key}"] = f"{objective} has no {term} term"
     if config.objective.form == "released":
         reasons["objective.segment.scope"] = "form released always compares whole sequences"
+    if not config.objective.needs_divergence:
+        reasons["reference_cache"] = f"{objective} has no token term"
     if config.language_model != "lora":
         reasons["lora"] = f"language_model is {config.language_model}"
     if config.vision_encoder != "staged":
@@ -92,11 +94,39 @@ def training_identity(
     kept["model"] = {"dtype": config.model.dtype, **model}
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))
+    kept["data"] = data_identity(config, data)
+    # Whether it is kept changes nothing, and fp32 is what it is computed in: rounding is named.
+    if kept.pop("reference_cache", "fp32") == "bf16":
+        kept["reference"] = "bf16"
+    return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
+
+
+def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides which pairs there are.
+
+    Args:
+        config: the trial.
+        data: the data's own identity (chip_core.data.identity).
+    """
+    kept = _figures(config.data, inert_keys(config), "data.")
     # What is read, in place of where it lies; a revision or a format is in it where it counts.
     named = {"source", "revision", "format"}
-    kept["data"] = {key: value for key, value in kept["data"].items() if key not in named}
-    kept["data"].update(data)
-    return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
+    return {**{key: value for key, value in kept.items() if key not in named}, **data}
+
+
+def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str, Any]:
+    """Return all that decides the rejected images of an epoch, the seed in place of its rule.
+
+    Args:
+        config: the trial.
+        epoch: counted from 0; None where they are the same in every epoch.
+    """
+    inert = inert_keys(config)
+    kept = _figures(config.rejected_image, inert, "rejected_image.") | _rejected_image(config)
+    kept.pop("redraw", None)
+    if kept.pop("corruption_seed", "shared") == "per_trial":
+        kept["seed"] = config.seed
+    return kept if epoch is None else {**kept, "epoch": epoch}
 
 
 def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:

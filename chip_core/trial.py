@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.data.preferences import Pairs, load_pairs
-from chip_core.data.rejected_images import strategy_class
 from chip_core.errors import TrialError
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.run import Answering, evaluate
@@ -27,6 +25,8 @@ from chip_core.trained import Trained, take_over, weights_mark, write_trained
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.loop import train
 from chip_core.training.parallel import Kind, kind_of
+from chip_core.training.prepare import checked_pairs, device_of
+from chip_core.training.store.passes import Offered
 from chip_core.workers import Workers, current
 
 
@@ -41,6 +41,7 @@ def run_trial(
     began: float | None = None,
     places: Places | None = None,
     earlier: Sequence[Path] = (),
+    offered: Offered | None = None,
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
 
@@ -58,6 +59,7 @@ def run_trial(
         began: `time.perf_counter` when this process turned to the trial, before it imported this.
         places: where the benchmarks' data and the judges' replies lie.
         earlier: folders of earlier attempts; answers of the same weights are taken over.
+        offered: the stores of reference passes that the training may read.
 
     Raises:
         TrialError: the trial cannot go on; the message is its reason.
@@ -69,7 +71,7 @@ def run_trial(
     lacking = problems(config.benchmarks, places)
     if lacking:
         raise TrialError("; ".join(lacking))  # now, and not after the training
-    device = _device(config)
+    device = device_of(config)
     report(Progress(phase="start", done=0, total=1))
     loading.import_libraries(adapters=config.language_model == "lora")
     spans.end("imports")
@@ -83,7 +85,7 @@ def run_trial(
         trained_model = None if trained is None else folder / MODEL
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
-        pairs = _pairs(config, report)
+        pairs = checked_pairs(config, report)
         spans.end("check data")
     model, processor = loading.load(
         config.model, attention=config.engine.attention, trained=trained_model
@@ -114,6 +116,7 @@ def run_trial(
             device=device,
             workers=workers,
             kind=kind,
+            offered=offered,
         )
         save_model(model, processor, folder / MODEL, config, write=workers.first)
         spans.end("train")
@@ -192,36 +195,8 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
         )
 
 
-def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
-    """Load the pairs, telling of the rows checked about once a second."""
-    told = time.monotonic()
-
-    def on_row(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= 1.0:
-            told = time.monotonic()
-            report(Progress(phase="check data", done=done, total=total))
-
-    given = strategy_class(config.rejected_image.strategy).traits.needs_given
-    return load_pairs(
-        config.data, on_row, rejected_images=given and config.objective.needs_rejected_image
-    )
-
-
 def _weights(config: TrialConfig, trained_model: Path | None) -> str:
     """Return a mark of the weights that answer."""
     if trained_model is not None:
         return weights_mark(trained_model)
     return json.dumps(loading.identity(config.model), sort_keys=True)
-
-
-def _device(config: TrialConfig) -> torch.device:
-    wanted = config.engine.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted != "cuda":
-        return torch.device(wanted)
-    if not torch.cuda.is_available():
-        raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
-    # Of several, the one that was set for this process.
-    return torch.device(wanted, torch.cuda.current_device())

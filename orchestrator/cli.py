@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from orchestrator import __version__
+from orchestrator.commands.cache import cache
 from orchestrator.commands.data import data
 from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.humans import judge_humans
@@ -88,7 +89,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    run, plan, status, report, evaluate, score, data, gallery, plugin, export, judge_humans, ui,
+    run, plan, status, report, evaluate, score, data, gallery, plugin, export, judge_humans, cache,
+    ui,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

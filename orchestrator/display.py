@@ -14,7 +14,6 @@ from rich.text import Text
 
 from chip_core.results import Progress
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
-from orchestrator.plan import Trial
 
 ROWS = 24  # of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
@@ -22,10 +21,34 @@ _BEFORE = ("start", "check data")  # phases before the work whose share is told
 _STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "waiting": "dim"}
 
 
+class Shown(Protocol):
+    """What a line stands for: a trial, or a share of a reference pass."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of what it is."""
+
+    @property
+    def arm(self) -> str:
+        """What column `arm` says."""
+
+    @property
+    def seed(self) -> int | None:
+        """The seed, where it has one."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+
+#: A job, what it stands for, and which attempt it is.
+Entry = tuple[Job, Shown, int]
+
+
 @dataclass(kw_only=True)
 class _Line:
     job: Job
-    trial: Trial
+    trial: Shown
     state: Literal["waiting", "running", "done", "failed"] = "waiting"
     progress: Progress | None = None
     loss: float | None = None
@@ -37,7 +60,9 @@ class _Line:
     phases: dict[str, float] = field(default_factory=dict)
 
     def share(self) -> float:
-        """Return how much of the trial is done, 0 to 1, by its phases' steps and items."""
+        """Return how much is done, 0 to 1, by the phases' steps and items."""
+        if self.job.part is not None:
+            return min(sum(self.phases.values()), 1.0)
         config = self.job.config.benchmarks
         names = ["score"] * (len(config.select) + len(config.report))
         if not self.job.untrained and self.job.trained_model is None:
@@ -57,7 +82,7 @@ class _Line:
 class Board:
     """The state of every trial of a run, and the time that is left."""
 
-    def __init__(self, jobs: Sequence[tuple[Job, Trial, int]]) -> None:
+    def __init__(self, jobs: Sequence[Entry]) -> None:
         self.lines = {job.id: _Line(job=job, trial=trial) for job, trial, _ in jobs}
         self._began = time.monotonic()
 
@@ -116,7 +141,7 @@ class Display(Protocol):
 class LiveDisplay:
     """One table that is drawn again and again."""
 
-    def __init__(self, console: Console, jobs: Sequence[tuple[Job, Trial, int]]) -> None:
+    def __init__(self, console: Console, jobs: Sequence[Entry]) -> None:
         self._board = Board(jobs)
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=2)
 
@@ -145,7 +170,9 @@ class LiveDisplay:
         for line in lines[:ROWS]:
             table.add_row(*self._cells(line))
         hidden = len(lines) - ROWS
-        head = f"{board.count('done')} of {len(lines)} trials done"
+        passes = all(line.job.part is not None for line in lines)
+        what = "parts of reference passes" if passes else "trials"
+        head = f"{board.count('done')} of {len(lines)} {what} done"
         if board.count("failed"):
             head += f", {board.count('failed')} failed"
         head += f" · {_left(board.overall_eta())} left"
@@ -169,7 +196,7 @@ class LiveDisplay:
 class PlainDisplay:
     """A line when something happens, and now and then where a trial is."""
 
-    def __init__(self, console: Console, jobs: Sequence[tuple[Job, Trial, int]]) -> None:
+    def __init__(self, console: Console, jobs: Sequence[Entry]) -> None:
         self._board = Board(jobs)
         self._console = console
 
@@ -206,7 +233,7 @@ class PlainDisplay:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def display_for(console: Console, jobs: Sequence[tuple[Job, Trial, int]]) -> Display:
+def display_for(console: Console, jobs: Sequence[Entry]) -> Display:
     """Return the live table on a terminal, plain lines elsewhere."""
     return (LiveDisplay if console.is_terminal else PlainDisplay)(console, jobs)
 

@@ -74,8 +74,13 @@ class Plan:
     study: Study
     arms: tuple[Arm, ...]
     base: Trial
+    identities: Mapping[str, Mapping[str, Any]]  # of models and data, by their sections as JSON
     places: Places = Places()  # where its benchmarks' data lie
     benchmarks: benchmarks_seen.Identities = field(default_factory=dict)  # what they are
+
+    def identity(self, section: ModelConfig | DataConfig) -> Mapping[str, Any]:
+        """Return what a fingerprint holds of one of the plan's models or data."""
+        return self.identities[section.model_dump_json()]
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -180,7 +185,14 @@ def make_plan(
         evaluations=evaluations,
         params={},
     )
-    return Plan(study=study, arms=arms, base=base, places=places, benchmarks=contents)
+    return Plan(
+        study=study,
+        arms=arms,
+        base=base,
+        identities=identities,
+        places=places,
+        benchmarks=contents,
+    )
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:

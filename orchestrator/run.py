@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -13,12 +14,15 @@ from rich.text import Text
 
 from chip_core.errors import ConfigError, UserError
 from chip_core.evaluation.readiness import problems
+from chip_core.files import write_json
 from orchestrator import benchmarks_seen
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.overlap import count_overlaps
+from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
+from orchestrator.reference import make_passes, offer
 from orchestrator.report.files import write_report
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome, Summary, summarise
@@ -26,6 +30,7 @@ from orchestrator.tracking.base import ArmView, Status, Tracker
 from orchestrator.work import adopt, jobs_for, view
 
 OnEvent = Callable[[Event], None]
+PASSES = "reference_passes.json"  # in a study's report folder
 FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
 
 
@@ -56,8 +61,10 @@ def run_study(
         ledger, storage = Ledger(workdir), workdir
         adopt(plan, ledger, storage)
         jobs = jobs_for(plan, ledger, storage)
+        passes = plan_passes(plan, ledger, storage)
         if jobs:
             check_ready(plan)
+            require_room(passes, storage)
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
@@ -68,9 +75,12 @@ def run_study(
         interrupted = False
         try:
             if jobs:
-                with display_for(console, jobs) as display:
-                    listener = _both(recorder.take, display.take)
-                    executor().run([job for job, _, _ in jobs], listener)
+                with _opened(executor(), jobs) as running:
+                    _make_passes(passes, plan, workdir, storage, running, console)
+                    jobs = offer(jobs, passes, storage)
+                    with display_for(console, jobs) as display:
+                        listener = _both(recorder.take, display.take)
+                        running.run([job for job, _, _ in jobs], listener)
         except KeyboardInterrupt:
             interrupted = True
             recorder.stop("stopped by the user")
@@ -121,6 +131,28 @@ def _gallery(plan: Plan, folder: Path, console: Console) -> list[Path]:
         reason = Text(f"the rejected images are not drawn: {reason_of(error)}")
         console.print(reason, soft_wrap=True)
         return []
+
+
+@contextmanager
+def _opened(executor: Executor, jobs: list[tuple[Job, Trial, int]]) -> Iterator[Executor]:
+    with executor.opened([job for job, _, _ in jobs]):
+        yield executor
+
+
+def _make_passes(
+    passes: list[PlannedPass],
+    plan: Plan,
+    workdir: Path,
+    storage: Path,
+    executor: Executor,
+    console: Console,
+) -> None:
+    """Make the reference passes; what became of each goes to the report's folder."""
+    if not passes:
+        return
+    study = plan.study.name
+    records = make_passes(passes, study=study, storage=storage, executor=executor, console=console)
+    write_json(report_folder(workdir, study) / PASSES, records)
 
 
 def _both(one: OnEvent, other: OnEvent) -> OnEvent:

@@ -1,5 +1,5 @@
 """Preference pairs, rejected images, batches."""
 
-from chip_core.data.source import identity, problem
+from chip_core.data.source import count, identity, problem
 
-__all__ = ["identity", "problem"]
+__all__ = ["count", "identity", "problem"]

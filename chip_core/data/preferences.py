@@ -43,6 +43,11 @@ class Pairs(Sequence[PreferencePair]):
     def __iter__(self) -> Iterator[PreferencePair]:
         return (self[index] for index in range(len(self)))
 
+    def responses(self, index: int) -> tuple[str, str]:
+        """Return a pair's chosen and rejected response; its images are let be."""
+        pair = self[index]
+        return pair.chosen, pair.rejected
+
 
 class ShapesPairs(Pairs):
     """The embedded world's `train` split, drawn when asked for."""
@@ -65,6 +70,11 @@ class ShapesPairs(Pairs):
             chosen=pair.chosen,
             rejected=pair.rejected,
         )
+
+    def responses(self, index: int) -> tuple[str, str]:
+        """Return a pair's chosen and rejected response; nothing is drawn."""
+        scene = world.scene("train", index)
+        return captions.faithful_caption(scene), captions.rejected_caption(scene)
 
 
 class SourcePairs(Pairs):
@@ -117,6 +127,11 @@ class SourcePairs(Pairs):
             raise TrialError(f"{place}: {error}: it changed since training began") from None
         except ConfigError as error:  # its file cannot be read any more, or not be copied
             raise TrialError(error.problems[0]) from None
+
+    def responses(self, index: int) -> tuple[str, str]:
+        """Return a pair's chosen and rejected response; its images are not decoded."""
+        texts = self._source.row(self._good[index]).texts
+        return texts.chosen, texts.rejected
 
 
 def load_pairs(

@@ -167,6 +167,16 @@ def problem(data: DataConfig) -> str | None:
     return None if len(source) else f"{data.source} has no rows"
 
 
+def count(data: DataConfig) -> int | None:
+    """Return how many rows a source has, bad ones included; None for a hub name."""
+    if data.source == SHAPES:
+        from chip_core.shapes import world
+
+        whole = world.SPLIT_SIZES["train"]
+        return whole if data.limit is None else min(data.limit, whole)
+    return None if is_hub_name(data.source) else len(open_source(data))
+
+
 def identity(data: DataConfig) -> dict[str, Any]:
     """Return what a fingerprint holds of a source: its content, not where it lies.
 

@@ -72,6 +72,11 @@ class PairBatch:
         )
 
     @property
+    def text(self) -> PairBatch:
+        """The same without the rejected images."""
+        return replace(self, rejected_image_prompts=None, rejected_image=None)
+
+    @property
     def tokens(self) -> int:
         """How many tokens, padding left out, the sequences of the batch have.
 

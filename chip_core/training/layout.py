@@ -75,9 +75,9 @@ def pack(batch: PairBatch, model: Any) -> PackedRow:
     Returns:
         the row; `predicting` is of chosen, rejected and, if there, rejected image.
     """
-    parts = [_packed(batch.prompts, (batch.chosen, batch.rejected), model)]
+    parts = [pack_prompts(batch.prompts, (batch.chosen, batch.rejected), model)]
     if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
-        parts.append(_packed(batch.rejected_image_prompts, (batch.rejected_image,), model))
+        parts.append(pack_prompts(batch.rejected_image_prompts, (batch.rejected_image,), model))
     starts = [0, parts[0].input_ids.shape[1]]
     if len(parts) == 1:
         return parts[0]
@@ -99,7 +99,8 @@ def pack(batch: PairBatch, model: Any) -> PackedRow:
     )
 
 
-def _packed(prompts: Prompts, responses: Sequence[Responses], model: Any) -> PackedRow:
+def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -> PackedRow:
+    """Return prompts as one row, each with a response of each kind behind it; see `pack`."""
     masks = [prompts.mask, *(part.mask for part in responses)]
     mask = torch.cat(masks, 1)
     ids = torch.cat([prompts.ids, *(part.ids for part in responses)], 1)

@@ -31,6 +31,8 @@ from chip_core.training.optimizer import encoder_alone_steps, learning_rates, ma
 from chip_core.training.parallel import Alone, Kind, parallel
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceSource
+from chip_core.training.store.open import open_reference
+from chip_core.training.store.passes import Offered
 from chip_core.workers import Workers
 
 CPU, ALONE = torch.device("cpu"), Workers()
@@ -65,6 +67,7 @@ def train(
     device: torch.device = CPU,
     workers: Workers = ALONE,
     kind: Kind = "alone",
+    offered: Offered | None = None,
 ) -> Training:
     """Train `model` in place against itself as it is now, frozen.
 
@@ -82,6 +85,7 @@ def train(
         device: where it is trained.
         workers: who share it.
         kind: how they share it (`parallel.kind_of`).
+        offered: the stores of reference passes that may be read.
 
     Raises:
         NonFiniteLossError: before an update whose loss or gradient is not finite.
@@ -111,15 +115,21 @@ def train(
     )
     encoder, cut = PairEncoder(processor, config, pairs), CutCount(workers)
     within = ExitStack()
-    engine = {
-        "prefix_sharing": within.enter_context(
-            shared_prefixes(
-                policy, _small_pair(encoder, pairs, config, model), config.engine.prefix_sharing
-            )
+    sharing = within.enter_context(
+        shared_prefixes(
+            policy, _small_pair(encoder, pairs, config, model), config.engine.prefix_sharing
         )
-    }
+    )
     together = parallel(kind, policy, config, workers, device)
-    reference = together.reference()
+    reference = open_reference(
+        policy,
+        config,
+        processor=processor,
+        pairs=pairs,
+        offered=offered,
+        live=together.reference,
+        said=together.said,
+    )
     optimizer, schedule = make_optimizer(model, config, steps)
     stateful = {
         "optimizer": together.optimizer_state(optimizer),
@@ -148,7 +158,7 @@ def train(
             began, waited = time.perf_counter(), loader.waited
             figures, tokens = _accumulate(
                 together,
-                reference,
+                reference.source,
                 ((loader.next().to(device), portion.counts) for portion, _ in share),
                 len(share),
                 cut,
@@ -185,10 +195,10 @@ def train(
         keep_activations(model)
     return Training(
         steps=steps,
-        notes=() if resumed is None else resumed.notes,
+        notes=reference.notes + (() if resumed is None else resumed.notes),
         cut=cut.totals(),
         first_step=first_step,
-        engine=engine,
+        engine={"reference": reference.how, "prefix_sharing": sharing},
     )
 
 

@@ -21,7 +21,7 @@ from chip_core.models.memory import bytes_needed
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective
 from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference, ReferenceScores, ReferenceSource
+from chip_core.training.reference import Live, LiveReference, ReferenceScores
 from chip_core.workers import Workers
 
 if TYPE_CHECKING:
@@ -61,9 +61,13 @@ class Alone:
     def __init__(self, policy: Policy, config: TrialConfig, workers: Workers) -> None:
         self.policy, self.config, self.workers = policy, config, workers
 
-    def reference(self) -> ReferenceSource:
+    def reference(self) -> Live:
         """Return the policy as it is now, as the reference."""
         return LiveReference(self.policy, self.config)
+
+    def said(self, batch: PairBatch) -> ReferenceScores:
+        """Return what the policy says of a batch now."""
+        return self.policy.reference_scores(batch)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return what a forward pass and its backward are made in.

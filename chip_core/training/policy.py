@@ -19,7 +19,12 @@ from chip_core.objectives.forms import batch_objective
 from chip_core.objectives.head import CHUNK, OutputHead, head_scores
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 from chip_core.training.reference import ReferenceScores, ResponseReference
-from chip_core.training.states import ResponseStates, autocast, response_states
+from chip_core.training.states import (
+    ResponseStates,
+    autocast,
+    rejected_image_states,
+    response_states,
+)
 
 #: The responses of a batch in the order in which they go through the output head: those with a
 #: divergence first, and of them first the one whose divergence is always trained.
@@ -128,6 +133,23 @@ class Policy(nn.Module):
                 for kind, logps in _by_kind(scores.logps, responses).items()
             }
         )
+
+    @torch.no_grad()
+    def rejected_image_reference(self, batch: PairBatch) -> ResponseReference:
+        """Return what `reference_scores` says under the rejected image, and compute no more."""
+        assert batch.rejected_image is not None
+        hidden = rejected_image_states(
+            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
+        )
+        return ResponseReference(logps=self.logps(hidden, batch.rejected_image))
+
+    @torch.no_grad()
+    def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
+        """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
+        ids = responses.ids[responses.mask]
+        with autocast(hidden.device, bf16=self.bf16):
+            scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
+        return spread(scores.logps, responses.mask)
 
     def states(self, batch: PairBatch) -> ResponseStates:
         """Return the hidden states that predict a batch's responses."""

@@ -5,7 +5,7 @@ Shapes: B pairs, C tokens of a response (padded on the right), D hidden, V vocab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -49,6 +49,13 @@ class ReferenceSource(Protocol):
         """Return what the reference says of a batch, on the batch's device, without a graph."""
 
 
+class Live(ReferenceSource, Protocol):
+    """A reference that is computed anew for every batch."""
+
+    def rejected_image(self, batch: PairBatch) -> ResponseReference:
+        """Return what `scores` says under the rejected image, and compute no more."""
+
+
 class LiveReference:
     """The policy as it was before training, computed anew for every batch.
 
@@ -61,6 +68,7 @@ class LiveReference:
         self.original = Original(policy.model, config)
         self._scorer = _AsReference(policy)
         self._head = policy.model.get_output_embeddings()
+        self._rounded = config.reference_precision == "bf16"
 
     @property
     def head(self) -> OutputHead | None:
@@ -74,7 +82,12 @@ class LiveReference:
     def scores(self, batch: PairBatch) -> ReferenceScores:
         """Return what the policy said of a batch before it was trained."""
         scores: ReferenceScores = self.original(self._scorer, batch)
-        return scores
+        return rounded(scores) if self._rounded else scores
+
+    def rejected_image(self, batch: PairBatch) -> ResponseReference:
+        """Return what `scores` says under the rejected image, and compute no more."""
+        said: ResponseReference = self.original(self._scorer, batch, rejected_image_alone=True)
+        return said
 
 
 class _AsReference(nn.Module):
@@ -84,5 +97,18 @@ class _AsReference(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, batch: PairBatch) -> ReferenceScores:
+    def forward(
+        self, batch: PairBatch, *, rejected_image_alone: bool = False
+    ) -> ReferenceScores | ResponseReference:
+        if rejected_image_alone:
+            return self.policy.rejected_image_reference(batch)
         return self.policy.reference_scores(batch)
+
+
+def rounded(scores: ReferenceScores) -> ReferenceScores:
+    """Round hidden states as a store in bf16 does: whether there is one changes no figure."""
+
+    def of(said: ResponseReference) -> ResponseReference:
+        return said if said.hidden is None else replace(said, hidden=said.hidden.bfloat16())
+
+    return replace(scores, chosen=of(scores.chosen), rejected=of(scores.rejected))

@@ -25,7 +25,7 @@ from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective
 from chip_core.training.parallel import Alone
 from chip_core.training.policy import Policy
-from chip_core.training.reference import ReferenceScores, ReferenceSource
+from chip_core.training.reference import Live, ReferenceScores, ResponseReference, rounded
 from chip_core.workers import Workers
 
 if TYPE_CHECKING:
@@ -45,9 +45,15 @@ class Sharded(Alone):
         super().__init__(policy, config, workers)
         self._root = _shard(policy, device, bf16=config.model.dtype == "bf16")
 
-    def reference(self) -> ReferenceSource:
+    def reference(self) -> Live:
         """Return the policy as it is now, as the reference."""
         return ShardedReference(self._root, self.config)
+
+    def said(self, batch: PairBatch) -> ReferenceScores:
+        """Return what the policy says of a batch now."""
+        scores: ReferenceScores = self._root.reference_scores(batch)
+        self._root.reshard()
+        return scores
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
         """Bring gradients together in the last pass alone."""
@@ -89,6 +95,7 @@ class ShardedReference:
         """Keep the policy's weights as they are now."""
         self._root = root
         self._model = root.policy.model
+        self._rounded = config.reference_precision == "bf16"
         self._kept = {
             parameter: local_part(parameter).clone()
             for parameters in trained_parts(self._model, config).values()
@@ -113,7 +120,15 @@ class ShardedReference:
             scores: ReferenceScores = self._root.reference_scores(batch)
             # The root's weights would stay together, the old ones, for the next pass.
             self._root.reshard()
-        return scores
+        return rounded(scores) if self._rounded else scores
+
+    @torch.no_grad()
+    def rejected_image(self, batch: PairBatch) -> ResponseReference:
+        """Return what `scores` says under the rejected image, and compute no more."""
+        with self._exchanged(), without_adapter(self._model):
+            said: ResponseReference = self._root.rejected_image_reference(batch)
+            self._root.reshard()
+        return said
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
@@ -146,6 +161,9 @@ class _Root(nn.Module):
 
     def reference_scores(self, batch: PairBatch) -> ReferenceScores:
         return self.policy.reference_scores(batch)
+
+    def rejected_image_reference(self, batch: PairBatch) -> ResponseReference:
+        return self.policy.rejected_image_reference(batch)
 
 
 class _WholeOptimizer:
@@ -197,6 +215,7 @@ def _shard(policy: Policy, device: torch.device, *, bf16: bool) -> Any:
             fully_shard(module, mesh=mesh, mp_policy=precision)
     fully_shard(root, mesh=mesh)
     register_fsdp_forward_method(root, "reference_scores")
+    register_fsdp_forward_method(root, "rejected_image_reference")
     for module in root.modules():
         # A weight keeps the mark that it has when it is first brought together, and a reference
         # pass takes an adapter's marks away for a while.

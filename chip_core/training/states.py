@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
-from chip_core.training.layout import pack, pad
+from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,20 @@ def response_states(
         )
 
 
+def rejected_image_states(
+    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
+) -> Tensor:
+    """Compute `ResponseStates.rejected_image` alone; see `response_states`."""
+    prompts, responses = batch.rejected_image_prompts, batch.rejected_image
+    assert prompts is not None and responses is not None
+    inner = without_head(model)
+    with autocast(prompts.ids.device, bf16=bf16):
+        if not prefix_sharing:
+            return _padded(inner, prompts, responses)
+        (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
+        return states
+
+
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
     """Return the precision that passes are computed in."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
@@ -75,7 +89,15 @@ def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
 
 
 def _packed(inner: Any, batch: PairBatch) -> ResponseStates:
-    row = pack(batch, inner)
+    chosen, rejected, *rejected_image = _of_row(inner, pack(batch, inner))
+    return ResponseStates(
+        chosen=chosen,
+        rejected=rejected,
+        rejected_image=rejected_image[0] if rejected_image else None,
+    )
+
+
+def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
     hidden: Tensor = inner(
         input_ids=row.input_ids,
         # Of four dimensions, so that the model makes no mask of its own; nothing looks at it.
@@ -85,9 +107,4 @@ def _packed(inner: Any, batch: PairBatch) -> ResponseStates:
         use_cache=False,
         **row.inputs,
     ).last_hidden_state
-    chosen, rejected, *rejected_image = (hidden[0, places] for places in row.predicting)
-    return ResponseStates(
-        chosen=chosen,
-        rejected=rejected,
-        rejected_image=rejected_image[0] if rejected_image else None,
-    )
+    return tuple(hidden[0, places] for places in row.predicting)

@@ -42,14 +42,14 @@ def run(
 
     from orchestrator.executors.base import Executor
     from orchestrator.report.files import as_json as summary_json
-    from orchestrator.report.plan_tables import plan_lines
+    from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines
     from orchestrator.run import run_study
 
     plan = planned(study, workdir=workdir, **changes)
     _single_threaded_waits()
     console = Console(stderr=as_json)
-    for line in plan_lines(plan, workdir):
+    for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
         console.print(line)
 
     def make_executor() -> Executor:
@@ -93,14 +93,19 @@ def plan(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from rich.console import Console
 
     from orchestrator.report.evaluation_plan import readiness_lines
-    from orchestrator.report.plan_tables import plan_json, plan_lines, trial_table
+    from orchestrator.report.plan_tables import pass_lines, plan_json, plan_lines, trial_table
 
     made = planned(study, workdir=workdir, **changes)
     if as_json:
         click.echo(json.dumps(plan_json(made, workdir)))
         return
     console = Console()
-    for line in (*plan_lines(made, workdir), *readiness_lines(made, workdir)):
+    said = (
+        *plan_lines(made, workdir),
+        *pass_lines(made, workdir),
+        *readiness_lines(made, workdir),
+    )
+    for line in said:
         console.print(line)
     console.print(trial_table(made, workdir))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,7 @@ from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
 from chip_core.places import Places
 from chip_core.results import Progress, TrialResult
+from chip_core.training.store.passes import Offered, Part
 
 #: Where a failed job's traceback is, in its folder.
 TRACEBACK = "traceback.txt"
@@ -20,7 +22,7 @@ TRACEBACK = "traceback.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt at a trial: everything a worker needs, and nothing else."""
+    """One attempt at a trial, or a share of a reference pass: all that a worker needs."""
 
     id: str  # short, unique in a run; safe in file names
     name: str  # for people
@@ -28,16 +30,16 @@ class Job:
     folder: Path  # the attempt's own
     untrained: bool = False  # score the model as it is
     trained_model: Path | None = None  # score this model, trained by an earlier attempt
-    resume_from: Path | None = (
-        None  # an earlier attempt's, with a model or checkpoints to go on from
-    )
+    resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
     places: Places = Places()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
+    offered: Offered | None = None  # the stores of reference passes that it may read
+    part: Part | None = None  # make this share of a reference pass, and nothing else
 
     @property
     def workers(self) -> int:
         """How many processes share it: those of a training; scoring is one's work."""
-        training = not self.untrained and self.trained_model is None
+        training = not self.untrained and self.trained_model is None and self.part is None
         return self.config.engine.workers_per_trial if training else 1
 
 
@@ -78,6 +80,12 @@ Event = Started | Progressed | Finished | Failed
 class Executor(Protocol):
     """Runs jobs. Every job gets one Started, then one Finished or Failed; the others go on."""
 
+    def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+        """Be ready for several runs of jobs no larger than these; a run alone needs it not."""
+
+    def slots(self, job: Job) -> int:
+        """Return how many jobs as large as this run at once; within `opened`."""
+
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
         """Run all jobs and return when they have ended.
 
@@ -91,7 +99,12 @@ class Executor(Protocol):
 def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     """Run one job in this process."""
     began = time.perf_counter()
-    from chip_core.trial import run_trial  # takes torch and more, which only a worker needs
+    # They take torch and more, which only a worker needs.
+    if job.part is not None:
+        from chip_core.training.store.build import run_part
+
+        return run_part(job.part, job.config, folder=job.folder, report=report)
+    from chip_core.trial import run_trial
 
     return run_trial(
         job.config,
@@ -103,6 +116,7 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         began=began,
         places=job.places,
         earlier=job.earlier,
+        offered=job.offered,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from chip_core.errors import UserError
 from chip_core.results import Progress
@@ -21,6 +22,14 @@ from orchestrator.executors.base import (
 
 class InlineExecutor:
     """Runs jobs in the caller's thread."""
+
+    def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+        """There is nothing to open."""
+        return nullcontext()
+
+    def slots(self, job: Job) -> int:
+        """Return 1: they run one after another."""
+        return 1
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
         """Run all jobs in order.

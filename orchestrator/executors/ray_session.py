@@ -143,7 +143,7 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
                 address="local",
                 num_cpus=int(machine["CPU"]),
                 num_gpus=int(machine["GPU"]),
-                resources={DRIVER: len(jobs)},
+                resources={DRIVER: max(len(jobs), int(machine["CPU"]))},
                 object_store_memory=OBJECT_STORE,
                 include_dashboard=False,
                 log_to_driver=False,

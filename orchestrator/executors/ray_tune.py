@@ -33,6 +33,9 @@ from orchestrator.executors.ray_session import (
 )
 from orchestrator.executors.ray_worker import PLACE, PROGRESS, REASON, Parcel, drive
 
+#: More jobs than any cluster runs at once.
+_MANY = 4096
+
 
 class RayTuneExecutor:
     """Runs jobs on Ray, as many at once as there is room for."""
@@ -63,6 +66,25 @@ class RayTuneExecutor:
         self._max_concurrent = max_concurrent
         self._begin_within = begin_within
         self._entry = entry
+        self._folder: str | None = None  # for Tune's and Train's own files, while it is open
+
+    @contextlib.contextmanager
+    def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Stay connected over several runs of jobs no larger than these.
+
+        Raises:
+            UserError: no such cluster, or a worker can never be placed.
+        """
+        with session(self._address, jobs), self._storage() as folder:
+            self._folder = folder
+            try:
+                yield
+            finally:
+                self._folder = None
+
+    def slots(self, job: Job) -> int:
+        """Return how many jobs as large as this run at once; within `opened`."""
+        return at_once(self._address, [job] * _MANY, self._max_concurrent)
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
         """Run all jobs, taken in their order, and return when they have ended.
@@ -73,15 +95,19 @@ class RayTuneExecutor:
         """
         if not jobs:
             return
+        if self._folder is None:
+            with self.opened(jobs):
+                self.run(jobs, on_event)
+            return
         listener = _Listener(jobs, on_event, self._begin_within)
-        with session(self._address, jobs), self._storage() as storage:
-            tuner = self._tuner(jobs, listener, storage)
-            try:
-                tuner.fit()
-            except Exception:
-                if listener.error is not None:  # Tune wraps what its callbacks raise
-                    raise listener.error from None
-                raise
+        # A folder for each run: Tune takes a second one in the same for a part of the first.
+        tuner = self._tuner(jobs, listener, tempfile.mkdtemp(prefix="tune-", dir=self._folder))
+        try:
+            tuner.fit()
+        except Exception:
+            if listener.error is not None:  # Tune wraps what its callbacks raise
+                raise listener.error from None
+            raise
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from chip_core.training.store.folder import store_folder
+from chip_core.training.store.room import gigabytes
 from orchestrator.ledger import Ledger, TrialRecord
+from orchestrator.passes import PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.evaluation_plan import evaluation_lines
 
@@ -38,6 +41,31 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
+
+
+def pass_table(passes: Sequence[PlannedPass]) -> Table:
+    """Return every reference pass of the trials to be trained, with its size and its state."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("reference pass", "samples", "size", "state", "trials"):
+        table.add_column(title, justify="right" if title in ("samples", "size") else "left")
+    for planned in passes:
+        size = "?" if planned.bytes is None else gigabytes(planned.bytes)
+        about = "" if planned.state == "cached" or planned.bytes is None else "about "
+        table.add_row(
+            Text(planned.one.name),
+            "?" if planned.samples is None else str(planned.samples),
+            "—" if planned.state == "in the step" else f"{about}{size}",
+            planned.state,
+            str(len(planned.trials)),
+        )
+    return table
+
+
+def pass_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
+    """Say which reference passes a run would make and read; nothing where it has none."""
+    passes = plan_passes(plan, Ledger(workdir), workdir)
+    if passes:
+        yield pass_table(passes)
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -87,6 +115,7 @@ def state(trial: Trial, record: TrialRecord) -> str:
 def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Return plan and state as plain data."""
     ledger = Ledger(workdir)
+    passes = plan_passes(plan, ledger, workdir)
     return {
         "study": plan.study.name,
         "question": plan.study.question,
@@ -100,6 +129,17 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
                 "baseline": arm.baseline,
             }
             for arm in plan.arms
+        ],
+        "passes": [
+            {
+                "pass": planned.one.name,
+                "hash": store_folder(cache_folder(workdir), planned.one.key).name,
+                "samples": planned.samples,
+                "bytes": planned.bytes,
+                "state": planned.state,
+                "trials": len(planned.trials),
+            }
+            for planned in passes
         ],
         "trials": [
             {

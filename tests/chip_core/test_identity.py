@@ -70,6 +70,7 @@ def test_every_field_says_what_it_is() -> None:
         {"language_model": "lora"},
         {"vision_encoder": "staged"},
         {"optimizer": {"projector_lr": 1e-6}},
+        {"reference_cache": "bf16"},
     ],
 )
 def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) -> None:
@@ -87,6 +88,7 @@ def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) ->
         {"model": {"path": "/elsewhere/shapes"}},  # the content counts, not the place
         {"benchmarks": {"report": ["shapes"]}},  # scored under the training, not part of it
         {"objective": {"preset": "hdpo", "terms": ["response", "segment", "token", "visual"]}},
+        {"reference_cache": "off"},  # kept or not, it is fp32
     ],
 )
 def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
@@ -115,6 +117,11 @@ def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
             {"rejected_image": {"strategy": "black", "corruption_seed": "per_trial"}},
             {"rejected_image": {"strategy": "black"}},
             "rejected_image.corruption_seed",
+        ),
+        (
+            {"objective": "cmdpo", "reference_cache": "bf16"},
+            {"objective": "cmdpo", "reference_cache": "fp32"},
+            "reference_cache",
         ),
         ({"lora": {"rank": 4}}, {"lora": {"targets": ["q_proj"]}}, "lora"),
         ({"staged": {"share": 0.1}}, {"vision_encoder": "frozen"}, "staged"),

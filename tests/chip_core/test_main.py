@@ -29,6 +29,23 @@ def test_it_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "holds a finished trial" in capsys.readouterr().err
 
 
+def test_the_reference_is_kept_where_a_folder_for_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = str(tmp_path / "cache")
+    changes = [*SHORT, "data.limit=4", "objective=dpo"]
+    for out, made in (("one", True), ("two", False)):
+        given = ["--set", *changes, "--out", str(tmp_path / out), "--cache", cache]
+        assert main(["train", "shapes", *given]) == 0
+        assert ("reference pass 4/4" in capsys.readouterr().out) == made
+        result = read_result(tmp_path / out)
+        assert result is not None
+        assert result.engine["reference"] == "stored"
+    off = ["--set", *changes, "reference_cache=off", "--out", str(tmp_path / "x"), "--cache", cache]
+    assert main(["train", "shapes", *off]) == 2
+    assert "--cache: reference_cache is off" in capsys.readouterr().err
+
+
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     changes = ["training.max_steps=16", *SHORT[1:], "engine.checkpoint_every=1"]
     command = ["train", "shapes", "--set", *changes, "--out"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,9 +41,22 @@ class FakeExecutor:
     failures: dict[str, str] = field(default_factory=dict)  # job name -> reason
     dies_before: str | None = None  # job name at which the user presses Ctrl-C
     jobs: list[Job] = field(default_factory=list)
+    parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
+    at_once: int = 1
+
+    def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def slots(self, job: Job) -> int:
+        return self.at_once
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
         for job in jobs:
+            if job.part is not None:
+                self.parts.append(job)
+                on_event(Started(job=job))
+                on_event(Failed(job=job, reason="nothing is computed here"))
+                continue
             self.jobs.append(job)
             on_event(Started(job=job))
             if job.name == self.dies_before:

@@ -1,0 +1,51 @@
+"""What a training and a reference pass begin with: the pairs, the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from chip_core.config import TrialConfig
+from chip_core.data.preferences import Pairs, load_pairs
+from chip_core.data.rejected_images import strategy_class
+from chip_core.errors import TrialError
+from chip_core.results import Progress
+
+
+def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
+    """Load the pairs, telling of the rows checked about once a second.
+
+    Raises:
+        TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
+    """
+    told = time.monotonic()
+
+    def on_row(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 1.0:
+            told = time.monotonic()
+            report(Progress(phase="check data", done=done, total=total))
+
+    given = strategy_class(config.rejected_image.strategy).traits.needs_given
+    return load_pairs(
+        config.data, on_row, rejected_images=given and config.objective.needs_rejected_image
+    )
+
+
+def device_of(config: TrialConfig) -> torch.device:
+    """Return the device that `engine.device` means here.
+
+    Raises:
+        TrialError: it is cuda, and there is none.
+    """
+    wanted = config.engine.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cuda":
+        return torch.device(wanted)
+    if not torch.cuda.is_available():
+        raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
+    # Of several, the one that was set for this process.
+    return torch.device(wanted, torch.cuda.current_device())

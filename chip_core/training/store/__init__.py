@@ -1,0 +1,1 @@
+"""What the reference says of every sample, computed once and kept for every trial."""

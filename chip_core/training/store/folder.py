@@ -1,0 +1,275 @@
+"""A store's folder: there whole or not at all, checked before it is used.
+
+`cache/reference/HASH/` holds `shard-00000.safetensors` and so on, perhaps `head.safetensors`, and
+`manifest.json`: format version, the whole identity that HASH is the hash of, size and sha256 of
+every other file. It is made as `HASH.partial/`, where each file has a note of its sha256 beside it,
+and gets its name last. No file is written to once it is whole.
+
+A file's sha256 is computed when it is opened on a machine for the first time, and again where its
+size, times or inode are no longer what they were then; `.verified-HOST.json` keeps them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import sync_folder, write_json
+
+#: Raised whenever the files' layout changes; part of every store's identity.
+FORMAT = 1
+
+MANIFEST = "manifest.json"
+
+#: Rows of a shard.
+SHARD = 256
+
+_NAME_DIGITS = 32  # hex digits of the identity's hash that are the folder's name
+
+
+class BrokenStoreError(Exception):
+    """A store that cannot be used. Its message is why, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What a manifest holds of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store is."""
+
+    identity: Mapping[str, Any]
+    rows: int
+    files: Mapping[str, FileFacts]
+    made: Mapping[str, Any]  # when, where, by which versions, in how many seconds
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files."""
+        return sum(facts.bytes for facts in self.files.values())
+
+
+def store_folder(cache: Path, key: str) -> Path:
+    """Return where the store of an identity's hash lies."""
+    return cache / key[:_NAME_DIGITS]
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return where a store is made."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def shard_name(number: int) -> str:
+    """Return a shard's file name."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def shard_count(rows: int) -> int:
+    """Return how many shards so many rows take."""
+    return -(-rows // SHARD)
+
+
+def shard_rows(number: int, rows: int) -> range:
+    """Return which of so many rows lie in a shard."""
+    return range(number * SHARD, min((number + 1) * SHARD, rows))
+
+
+def shard_of(row: int) -> tuple[int, int]:
+    """Return (shard, place within it) of a row."""
+    return divmod(row, SHARD)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return a store's manifest.
+
+    Raises:
+        BrokenStoreError: there is none, or it cannot be read.
+    """
+    try:
+        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise BrokenStoreError(f"its format is {raw['format']}, known is {FORMAT}")
+        return Manifest(
+            identity=raw["identity"],
+            rows=int(raw["rows"]),
+            files={name: FileFacts(**facts) for name, facts in raw["files"].items()},
+            made=raw["made"],
+        )
+    except FileNotFoundError:
+        raise BrokenStoreError("it is not there") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
+
+
+def glance(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
+    """Return the manifest of a store all of whose files are there, in their sizes; no more is read.
+
+    Args:
+        folder: the store's.
+        identity: what it has to be; None: whatever it is.
+
+    Raises:
+        BrokenStoreError: it is not there, not whole, or of something else.
+    """
+    manifest = read_manifest(folder)
+    if identity is not None and manifest.identity != _plain(identity):
+        raise BrokenStoreError("it is of another model, data set or setting")
+    for name, facts in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            raise BrokenStoreError(f"{name} is missing") from None
+        if size != facts.bytes:
+            raise BrokenStoreError(f"{name} is cut off: {size} of {facts.bytes} bytes")
+    return manifest
+
+
+def check(
+    folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
+) -> Manifest:
+    """Return the manifest of a store all of whose files are as they were written.
+
+    Args:
+        folder: the store's.
+        identity: what it has to be; None: whatever it is.
+        again: hash also what this machine has verified before.
+
+    Raises:
+        BrokenStoreError: it is not there, not whole, or of something else.
+    """
+    manifest = glance(folder, identity)
+    verified = {} if again else _verified(folder)
+    try:
+        seen = {name: _mark(folder / name) for name in manifest.files}
+        wanting = [name for name, mark in seen.items() if verified.get(name) != mark]
+        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets other threads run
+            found = list(pool.map(lambda name: _sha256(folder / name), wanting))
+    except OSError as error:
+        raise BrokenStoreError(f"a file cannot be read ({error.strerror})") from None
+    for name, sha256 in zip(wanting, found, strict=True):
+        if sha256 != manifest.files[name].sha256:
+            raise BrokenStoreError(f"{name} is corrupt: its sha256 is not the manifest's")
+    if wanting:
+        with suppress(OSError):  # a read-only store is hashed each time
+            write_json(_marks(folder), seen)
+    return manifest
+
+
+def seal(
+    folder: Path, *, identity: Mapping[str, Any], rows: int, names: list[str], made: Any
+) -> Manifest:
+    """Give a store that is made its name.
+
+    Args:
+        folder: the store's.
+        identity: what it is.
+        rows: how many samples.
+        names: its files, which lie in its partial folder.
+        made: where, when and how it was made.
+
+    Raises:
+        BrokenStoreError: a file is not there or not whole.
+    """
+    partial = partial_folder(folder)
+    files = {}
+    for name in names:
+        facts = noted(partial, name)
+        if facts is None:
+            raise BrokenStoreError(f"{name} was not made")
+        files[name] = facts
+    manifest = Manifest(identity=_plain(identity), rows=rows, files=files, made=made)
+    for each in partial.glob("*.note.json"):
+        each.unlink()
+    write_json(partial / MANIFEST, {"format": FORMAT, **asdict(manifest)})
+    write_json(_marks(partial), {name: _mark(partial / name) for name in names})
+    remove(folder)
+    partial.replace(folder)
+    sync_folder(folder.parent)
+    return manifest
+
+
+def note(partial: Path, name: str) -> None:
+    """Make a file of a partial folder durable, and note its size and sha256 beside it."""
+    path = partial / name
+    path.chmod(partial.stat().st_mode & 0o666)  # whoever may look into the folder may read it
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(partial)
+    facts = FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+    write_json(
+        _note(partial, name),
+        {"facts": asdict(facts), "host": socket.gethostname(), "mark": _mark(path)},
+    )
+
+
+def noted(partial: Path, name: str) -> FileFacts | None:
+    """Return a file's facts where it is in a partial folder, and whole; None where not.
+
+    Its sha256 is computed where this machine has not done so since it was written.
+    """
+    path = partial / name
+    try:
+        raw = json.loads(_note(partial, name).read_text(encoding="utf-8"))
+        facts = FileFacts(**raw["facts"])
+        same = raw["host"] == socket.gethostname() and raw["mark"] == _mark(path)
+        whole = same or facts == FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts if whole else None
+
+
+def remove(folder: Path) -> None:
+    """Remove a store, or what was begun of one; who has it open reads on."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
+    try:
+        folder.replace(gone)  # first of all it is not there any more
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone)
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        raw = json.loads(_marks(folder).read_text(encoding="utf-8"))
+        if isinstance(raw, dict):
+            return raw
+    return {}
+
+
+def _marks(folder: Path) -> Path:
+    return folder / f".verified-{socket.gethostname()}.json"
+
+
+def _mark(path: Path) -> list[int]:
+    """Return what tells that a file was not written to since."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _note(partial: Path, name: str) -> Path:
+    return partial / f"{name}.note.json"
+
+
+def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity as it comes out of JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(identity))
+    return plain
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

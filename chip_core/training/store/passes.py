@@ -1,0 +1,147 @@
+"""Which reference passes a trial has, and what each is the same for.
+
+A pass is the reference's run over all samples of the data. Trials whose passes have one identity
+share its store, whatever their objective, seed, learning rate or micro-batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chip_core.config import BEHAVIOUR, TrialConfig
+from chip_core.data.rejected_images import strategy_class
+from chip_core.identity import data_identity, fingerprint, rejected_image_identity
+from chip_core.training.store.folder import FORMAT
+
+#: What a pass says of each sample.
+#: text: of chosen and rejected response under the image, each token's log-probability, and the
+#: hidden states that predict them where a term needs the divergence.
+#: rejected_image: each token's log-probability of the chosen response under the rejected image.
+Kind = Literal["text", "rejected_image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferencePass:
+    """One pass over all samples."""
+
+    kind: Kind
+    epoch: int | None  # of the training that it serves; None: every epoch
+    identity: Mapping[str, Any]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The hash of its identity, 64 hex digits."""
+        return fingerprint(self.identity)
+
+    @property
+    def hidden(self) -> Literal["fp32", "bf16"] | None:
+        """The precision of its hidden states; None where it has none."""
+        precision: Literal["fp32", "bf16"] | None = self.identity.get("hidden")
+        return precision
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        if self.kind == "text":
+            return "text" if self.hidden is None else f"text, hidden states in {self.hidden}"
+        image = self.identity["rejected_image"]
+        drawn = [f"{what} {image[what]}" for what in ("epoch", "seed") if what in image]
+        return ", ".join([f"rejected image {image['strategy']}", *drawn])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offered:
+    """The stores that a trial may read."""
+
+    cache: Path  # where stores lie
+    passes: tuple[ReferencePass, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A share of a pass, for one worker."""
+
+    one: ReferencePass
+    cache: Path
+    number: int  # counted from 0
+    of: int
+
+
+def passes_of(
+    config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> tuple[ReferencePass, ...]:
+    """Return the passes that a trial can read, those it needs and no other.
+
+    Args:
+        config: the trial.
+        model: the model's own identity (chip_core.models.loading.identity).
+        data: the data's own identity (chip_core.data.identity).
+    """
+    engine, image = config.engine, config.rejected_image
+    traits = strategy_class(image.strategy).traits
+    visual = config.objective.needs_rejected_image
+    # Where rows without a rejected image of their own are left out, there are other pairs.
+    skipped = {"given": True} if visual and traits.needs_given else {}
+    common = {
+        "format": FORMAT,
+        "behaviour": BEHAVIOUR,
+        "model": {"dtype": config.model.dtype, **model},
+        "data": data_identity(config, data) | (skipped if config.data.on_bad_row == "skip" else {}),
+        "max_length": config.training.max_length,
+        # They round differently.
+        "engine": {
+            "attention": engine.attention,
+            "prefix_sharing": engine.prefix_sharing,
+            "threads": engine.threads,
+        },
+    }
+    hidden = config.reference_precision if config.objective.needs_divergence else None
+    text = {"kind": "text", **common, "hidden": hidden}
+    passes = [ReferencePass(kind="text", epoch=None, identity=text)]
+    if visual:
+        anew = traits.random and image.redraw == "each_epoch"
+        for epoch in range(config.training.epochs) if anew else [None]:
+            identity = {
+                "kind": "rejected_image",
+                **common,
+                "rejected_image": rejected_image_identity(config, epoch),
+            }
+            passes.append(ReferencePass(kind="rejected_image", epoch=epoch, identity=identity))
+    return tuple(passes)
+
+
+def with_hidden(one: ReferencePass, precision: Literal["fp32", "bf16"]) -> ReferencePass:
+    """Return the text pass that holds all of another one, and hidden states."""
+    identity = {**one.identity, "hidden": precision}
+    return ReferencePass(kind=one.kind, epoch=one.epoch, identity=identity)
+
+
+def samples_read(one: ReferencePass, config: TrialConfig, samples: int) -> int:
+    """Return how often a trial reads a sample of a pass, all samples together.
+
+    Args:
+        one: a pass of the trial.
+        config: the trial.
+        samples: how many pairs the data has.
+    """
+    settings = config.training
+    steps_an_epoch = samples // settings.batch_size
+    steps = steps_an_epoch * settings.epochs
+    if settings.max_steps is not None:
+        steps = min(steps, settings.max_steps)
+    if one.epoch is not None:
+        steps = min(max(steps - one.epoch * steps_an_epoch, 0), steps_an_epoch)
+    return steps * settings.batch_size
+
+
+def epochs_reached(config: TrialConfig, samples: int) -> int:
+    """Return how many epochs a trial begins."""
+    steps_an_epoch = samples // config.training.batch_size
+    if config.training.max_steps is None or steps_an_epoch == 0:
+        return config.training.epochs
+    return min(config.training.epochs, math.ceil(config.training.max_steps / steps_an_epoch))

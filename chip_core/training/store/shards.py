@@ -1,0 +1,118 @@
+"""Rows of different lengths in safetensors files: written a shard at a time, read a row at a time.
+
+A row has groups of columns; the columns of a group ("chosen.ids", "chosen.logps") have one length,
+which may differ from row to row. In a shard a column is one tensor, all its rows one after the
+other, and `GROUP.offsets` says where each begins. Reading maps the files into memory: they take
+none of their own, and a store that is removed meanwhile reads on.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from chip_core.training.store.folder import (
+    BrokenStoreError,
+    check,
+    note,
+    shard_count,
+    shard_name,
+    shard_of,
+)
+from chip_core.training.store.room import NoRoomError
+
+Row = Mapping[str, Tensor]
+
+
+def write_shard(partial: Path, number: int, rows: Sequence[Row]) -> None:
+    """Write a shard into a partial folder, durably.
+
+    Raises:
+        NoRoomError: the disk is full.
+    """
+    columns: dict[str, Tensor] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        columns[name] = torch.cat(values).contiguous()
+        group = name.partition(".")[0]
+        lengths = torch.tensor([0, *map(len, values)], dtype=torch.int64)
+        columns[f"{group}.offsets"] = lengths.cumsum(0)
+    write_tensors(partial, shard_name(number), columns)
+
+
+def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of tensors into a partial folder, durably.
+
+    Raises:
+        NoRoomError: the disk is full.
+    """
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(dict(tensors), partial / name)
+        note(partial, name)
+    except (OSError, SafetensorError) as error:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        code = getattr(error, "errno", None)
+        if code in full or any(f"(os error {number})" in str(error) for number in full):
+            raise NoRoomError(f"the disk of {partial} is full: make room, and run again") from None
+        raise
+
+
+class Store:
+    """A store that is open, by rows."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
+        """Check and open it.
+
+        Args:
+            folder: the store's.
+            identity: what it has to be; None: whatever it is.
+
+        Raises:
+            BrokenStoreError: it is not there, not whole, or of something else.
+        """
+        self.folder = folder
+        self.manifest = check(folder, identity)
+        try:  # all at once: what is removed later stays readable
+            self._files: dict[str, Any] = {
+                name: safe_open(folder / name, framework="pt") for name in self.manifest.files
+            }
+        except (OSError, SafetensorError) as error:
+            raise BrokenStoreError(f"it cannot be opened ({error})") from None
+        self._shards = [self._files[shard_name(number)] for number in range(shard_count(len(self)))]
+        self._offsets = [
+            {
+                key.partition(".")[0]: shard.get_tensor(key).tolist()
+                for key in shard.keys()  # noqa: SIM118  # it is no mapping
+                if key.endswith(".offsets")
+            }
+            for shard in self._shards
+        ]
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def row(self, place: int, column: str) -> Tensor:
+        """Return a column of one row."""
+        number, within = shard_of(place)
+        offsets = self._offsets[number][column.partition(".")[0]]
+        values: Tensor = self._shards[number].get_slice(column)[
+            offsets[within] : offsets[within + 1]
+        ]
+        return values
+
+    def rows(self, places: Sequence[int], column: str) -> Tensor:
+        """Return a column of several rows, one after the other."""
+        return torch.cat([self.row(place, column) for place in places])
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return all of a file of tensors."""
+        file = self._files[name]
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

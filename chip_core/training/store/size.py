@@ -1,0 +1,112 @@
+"""How large a pass's store will be, from a sample of the data and without the model.
+
+Planning reads this: it imports no torch and loads no image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from chip_core.config import DataConfig, ModelConfig, TrialConfig
+from chip_core.data.rows import RowError
+from chip_core.data.source import SHAPES, open_source
+from chip_core.errors import ConfigError
+from chip_core.models.loading import local_folder
+from chip_core.training.store.passes import ReferencePass
+
+#: Bytes of a number by precision.
+BYTES = {"fp32": 4, "bf16": 2}
+
+_SAMPLE = 128  # pairs whose responses are counted
+_LETTERS = 4.0  # characters of a token, where the tokenizer is not at hand
+
+
+def bytes_a_token(one: ReferencePass, width: int) -> int:
+    """Return what a pass stores of a response's token, in bytes.
+
+    Args:
+        one: the pass.
+        width: of the model's hidden states.
+    """
+    return 4 + 4 + (0 if one.hidden is None else BYTES[one.hidden] * width)
+
+
+def estimated_bytes(one: ReferencePass, config: TrialConfig, samples: int | None) -> int | None:
+    """Return the size of a pass's store, to some percent; None where it cannot be told yet.
+
+    Args:
+        one: the pass.
+        config: a trial that has it.
+        samples: how many pairs the data has; None: not known yet.
+    """
+    shape = _shape(config.model)
+    if samples is None or shape is None:
+        return None
+    width, vocabulary = shape
+    try:
+        texts = list(islice(_responses(config.data), _SAMPLE))
+    except ConfigError:
+        return None
+    if not texts:
+        return None
+    count = _counter(config.model)
+    both = one.kind == "text"
+    tokens = fmean(count(pair[0]) + (count(pair[1]) if both else 0) for pair in texts)
+    head = 0 if one.hidden is None else BYTES["fp32"] * width * vocabulary
+    return round(samples * tokens * bytes_a_token(one, width)) + head
+
+
+def _shape(model: ModelConfig) -> tuple[int, int] | None:
+    """Return (width, vocabulary) of a model that is on this machine."""
+    file = _file(model, "config.json")
+    if file is None:
+        return None
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    text: dict[str, Any] = raw.get("text_config") or raw
+    try:
+        return int(text["hidden_size"]), int(text["vocab_size"])
+    except KeyError:  # left to the family's defaults
+        from transformers import AutoConfig
+
+        found = AutoConfig.from_pretrained(file.parent, trust_remote_code=False).get_text_config()
+        return int(found.hidden_size), int(found.vocab_size)
+
+
+def _counter(model: ModelConfig) -> Any:
+    """Return what counts a response's tokens, its end included."""
+    file = _file(model, "tokenizer.json")
+    if file is None:
+        return lambda text: len(text) / _LETTERS + 1
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids) + 1
+
+
+def _file(model: ModelConfig, name: str) -> Path | None:
+    """Return a model's file where it is on this machine."""
+    folder = local_folder(model.path)
+    if folder is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model.path, name, revision=model.revision)
+        return Path(found) if isinstance(found, str) else None
+    return folder / name if (folder / name).is_file() else None
+
+
+def _responses(data: DataConfig) -> Iterator[tuple[str, str]]:
+    """Yield the first pairs' responses."""
+    if data.source == SHAPES:
+        from chip_core.data.preferences import ShapesPairs
+
+        pairs = ShapesPairs(data.limit)
+        yield from (pairs.responses(index) for index in range(len(pairs)))
+        return
+    for _, row in open_source(data).scan():
+        if not isinstance(row, RowError):
+            yield row.texts.chosen, row.texts.rejected

@@ -1,0 +1,77 @@
+"""cache: the reference passes that are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command(epilog="Example: chip-ablate cache --prune --older-than 30")
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path),
+    default=Path("chip-runs"),
+    show_default=True,
+    help="Whose reference passes.",
+)
+@click.option("--check", "checks", is_flag=True, help="Hash every file; exit code 1 if one broke.")
+@click.option(
+    "--prune",
+    "prunes",
+    is_flag=True,
+    help="Remove what no trial of a study waits for, and what is broken; asks first.",
+)
+@click.option(
+    "--older-than",
+    type=click.FloatRange(0),
+    metavar="DAYS",
+    help="With --prune: also what was not used for so long.",
+)
+@click.option("--yes", is_flag=True, help="With --prune: do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+def cache(
+    workdir: Path,
+    checks: bool,
+    prunes: bool,
+    older_than: float | None,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """List the reference passes that are kept: what, how large, last used, by which studies."""
+    from rich.console import Console
+
+    from chip_core.training.store.room import gigabytes
+    from orchestrator.cache import (
+        cache_json,
+        cache_lines,
+        check_stores,
+        kept_stores,
+        prunable,
+        prune,
+    )
+    from orchestrator.ledger import Ledger
+
+    if (older_than is not None or yes) and not prunes:
+        raise click.UsageError("--older-than and --yes go with --prune")
+    stores = kept_stores(workdir, Ledger(workdir))
+    if checks:
+        check_stores(stores, Console(stderr=True))
+    console = Console(stderr=as_json)
+    for line in cache_lines(stores, workdir):
+        console.print(line)
+    pruned = prunable(stores, older_than) if prunes else []
+    if pruned:
+        size = gigabytes(sum(kept.bytes for kept in pruned))
+        names = ", ".join(kept.folder.name[:8] for kept in pruned)
+        if not yes and not click.confirm(f"remove {names} ({size})?", err=as_json):
+            pruned = []
+        freed = prune(pruned)
+        console.print(f"removed {len(pruned)}, {gigabytes(freed)} freed", highlight=False)
+    elif prunes:
+        console.print("nothing to remove")
+    if as_json:
+        removed = [kept.folder.name for kept in pruned]
+        click.echo(json.dumps({"stores": cache_json(stores), "removed": removed}))
+    return 1 if checks and any(kept.state == "broken" for kept in stores) else 0

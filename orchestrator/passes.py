@@ -1,0 +1,187 @@
+"""Which reference passes a study makes and reads: those that come to less than computing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from chip_core import data as preference_data
+from chip_core.config import DataConfig, TrialConfig
+from chip_core.errors import UserError
+from chip_core.training.store.folder import (
+    BrokenStoreError,
+    Manifest,
+    glance,
+    store_folder,
+)
+from chip_core.training.store.passes import ReferencePass, passes_of, samples_read, with_hidden
+from chip_core.training.store.room import NoRoomError, check_room
+from chip_core.training.store.size import estimated_bytes
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, Trial
+
+#: cached: it is there. to make: before the trials. in the step: each trial computes it.
+State = Literal["cached", "to make", "in the step"]
+
+
+#: Which trials of which study read a pass, one line a pass and run; beside the stores.
+USES = "uses.jsonl"
+
+
+def cache_folder(storage: Path) -> Path:
+    """Return where a storage's reference passes lie."""
+    return storage / "cache" / "reference"
+
+
+@dataclass(kw_only=True)
+class PlannedPass:
+    """A pass, and what is to become of it."""
+
+    one: ReferencePass
+    config: TrialConfig  # of a trial that has it
+    samples: int | None  # of the data; None: not known before it is loaded
+    trials: list[str] = field(default_factory=list)  # fingerprints of the trials that read it
+    reads: float = 0.0  # samples that they read, all together; in epochs where samples is None
+    state: State = "in the step"
+    bytes: int | None = None  # of what is there, or about what there will be; None: not known
+    rounding: float | None = None  # by how much bf16 moves a token's log-probability at most
+
+    def take(self, manifest: Manifest) -> None:
+        """Note that its store is there."""
+        self.state, self.bytes, self.samples = "cached", manifest.bytes, manifest.rows
+        self.rounding = manifest.made.get("rounding")
+
+    def decide(self) -> bool:
+        """Say, and return, whether a pass that is not there is made."""
+        worth = self.reads > (self.samples or 1)
+        self.state = "to make" if worth else "in the step"
+        return worth
+
+
+def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
+    """Return the passes of the trials that are still to be trained; nothing is hashed or made.
+
+    A pass over all samples is made where the trials would compute more samples than it has. A pass
+    of log-probabilities alone is served by one of the same that has hidden states too, where that
+    is there or is made.
+    """
+    found: dict[str, PlannedPass] = {}
+    for one, trial, samples in _of_trials(plan, ledger):
+        reads = _reads(one, trial.config, samples)
+        if reads == 0:  # of an epoch that it does not reach
+            continue
+        fresh = PlannedPass(one=one, config=trial.config, samples=samples)
+        planned = found.setdefault(one.key, fresh)
+        planned.trials.append(trial.fingerprint)
+        planned.reads += reads
+    folder = cache_folder(storage)
+    for planned in found.values():
+        planned.bytes = _bytes_there(folder, planned.one)
+        if planned.bytes is not None:
+            planned.state = "cached"
+    kept = _served(found, folder)
+    for planned in kept:
+        if planned.state != "cached":
+            planned.decide()
+            planned.bytes = estimated_bytes(planned.one, planned.config, planned.samples)
+    return kept
+
+
+def require_room(passes: list[PlannedPass], storage: Path) -> None:
+    """Check that the disk has room for what is to be made, as far as its size is known.
+
+    Raises:
+        UserError: it has not.
+    """
+    wanted = [planned for planned in passes if planned.state == "to make"]
+    what = ", ".join(f"'{planned.one.name}'" for planned in wanted)
+    try:
+        needed = sum(planned.bytes or 0 for planned in wanted)
+        check_room(cache_folder(storage), needed, f"the reference passes {what}")
+    except NoRoomError as error:
+        raise UserError(str(error)) from None
+
+
+def _of_trials(plan: Plan, ledger: Ledger) -> Iterator[tuple[ReferencePass, Trial, int | None]]:
+    """Yield the passes of each trial that is to be trained, with the samples of its data."""
+
+    @cache
+    def count(data: str) -> int | None:
+        return preference_data.count(DataConfig.model_validate_json(data))
+
+    known: dict[tuple[object, ...], tuple[ReferencePass, ...]] = {}
+    for trial in plan.trials:
+        config = trial.config
+        if trial.untrained or config.reference_cache == "off":
+            continue
+        if ledger[trial.fingerprint].model is not None:
+            continue
+        # What the passes are a function of: many arms have the same, and a plan has many arms.
+        key = (
+            config.model.model_dump_json(),
+            config.data.model_dump_json(),
+            config.rejected_image.model_dump_json(),
+            config.rejected_image.corruption_seed == "per_trial" and config.seed,
+            config.objective.needs_divergence,
+            config.objective.needs_rejected_image,
+            config.reference_cache,
+            config.training.max_length,
+            config.training.epochs,
+            config.engine.model_dump_json(),
+        )
+        if key not in known:
+            known[key] = passes_of(config, plan.identity(config.model), plan.identity(config.data))
+        samples = count(config.data.model_dump_json())
+        for one in known[key]:
+            yield one, trial, samples
+
+
+def _reads(one: ReferencePass, config: TrialConfig, samples: int | None) -> float:
+    """Return how many samples of a pass a trial reads; in epochs where samples is None."""
+    if samples is not None:
+        return samples_read(one, config, samples)
+    if config.training.max_steps is not None:
+        return 0  # a part of an epoch, for all that is known
+    return 1 if one.epoch is not None else config.training.epochs
+
+
+def _served(found: dict[str, PlannedPass], folder: Path) -> list[PlannedPass]:
+    """Return the passes without those that another one's store serves, whose trials it takes."""
+    kept = []
+    for planned in found.values():
+        host = None
+        if planned.one.kind == "text" and planned.one.hidden is None:
+            host = _host(planned, found, folder)
+        if host is None:
+            kept.append(planned)
+        else:
+            host.trials += planned.trials
+            host.reads += planned.reads
+            if host.one.key not in found:
+                kept.append(host)
+    return kept
+
+
+def _host(planned: PlannedPass, found: dict[str, PlannedPass], folder: Path) -> PlannedPass | None:
+    """Return the pass with hidden states that serves one without; None where there is none."""
+    if planned.state == "cached":
+        return None
+    for precision in ("fp32", "bf16"):
+        one = with_hidden(planned.one, precision)
+        if one.key in found:
+            return found[one.key]
+        size = _bytes_there(folder, one)
+        if size is not None:
+            return replace(planned, one=one, state="cached", bytes=size, trials=[], reads=0.0)
+    return None
+
+
+def _bytes_there(folder: Path, one: ReferencePass) -> int | None:
+    """Return the size of a pass's store; None where it is not there."""
+    try:
+        return glance(store_folder(folder, one.key), one.identity).bytes
+    except BrokenStoreError:
+        return None

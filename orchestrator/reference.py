@@ -1,0 +1,243 @@
+"""The reference passes of a study, made before its trials."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from chip_core.files import Spool
+from chip_core.training.store.folder import (
+    BrokenStoreError,
+    check,
+    shard_count,
+    store_folder,
+)
+from chip_core.training.store.lock import making
+from chip_core.training.store.passes import Offered, Part
+from chip_core.training.store.room import gigabytes
+from orchestrator.display import display_for
+from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
+from orchestrator.passes import USES, PlannedPass, cache_folder
+from orchestrator.plan import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """A share of a pass, for the display."""
+
+    fingerprint: str
+    arm: str
+    name: str
+    seed: int | None = None
+
+
+def make_passes(
+    passes: Sequence[PlannedPass],
+    *,
+    study: str,
+    storage: Path,
+    executor: Executor,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Make what is to be made, and check what is there; say what became of each pass.
+
+    A pass that cannot be made, or that turns out broken and is not worth making anew, is computed
+    by its trials: its state says so.
+
+    Args:
+        passes: of `plan_passes`; their states are brought up to date.
+        study: its name.
+        storage: where stores lie.
+        executor: within `opened`.
+        console: where progress goes.
+
+    Returns:
+        a record of each pass: what, hash, samples, bytes, seconds, by how much bf16 moves a token's
+        log-probability at most, state, trials.
+    """
+    cache = cache_folder(storage)
+    _note_uses(passes, study, cache)  # first of all: what is used is not pruned
+    reasons: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    with ExitStack() as locks:
+        # In one order: two drivers never wait for each other.
+        for planned in sorted(passes, key=lambda planned: planned.one.key):
+            _look(planned, cache, console)
+            if planned.state != "to make":
+                continue
+            folder = store_folder(cache, planned.one.key)
+            locks.enter_context(making(folder, _waits(planned, console)))
+            _look(planned, cache, console)  # it may be what was waited for
+        wanted = [planned for planned in passes if planned.state == "to make"]
+        if wanted:
+            _make(wanted, cache, executor, console, reasons, seconds)
+    records = []
+    for planned in passes:
+        key = planned.one.key
+        state = "computed in the step" if planned.state == "in the step" else "found"
+        if key in seconds:
+            state = "made"
+        if key in reasons:
+            state = f"failed: {reasons[key]}"
+        records.append(
+            {
+                "pass": planned.one.name,
+                "hash": store_folder(cache, key).name,
+                "samples": planned.samples,
+                "bytes": planned.bytes if planned.state == "cached" else None,
+                "seconds": seconds.get(key),
+                "rounding": planned.rounding,
+                "state": state,
+                "trials": len(planned.trials),
+            }
+        )
+    return records
+
+
+def offer(
+    jobs: Sequence[tuple[Job, Trial, int]], passes: Sequence[PlannedPass], storage: Path
+) -> list[tuple[Job, Trial, int]]:
+    """Return the jobs with the stores that each may read."""
+    of_trial: dict[str, list[PlannedPass]] = {}
+    for planned in passes:
+        if planned.state == "cached":
+            for fingerprint in planned.trials:
+                of_trial.setdefault(fingerprint, []).append(planned)
+    cache = cache_folder(storage).absolute()
+
+    def offered(trial: Trial) -> Offered | None:
+        found = of_trial.get(trial.fingerprint)
+        ones = tuple(planned.one for planned in found or ())
+        return Offered(cache=cache, passes=ones) if ones else None
+
+    return [(replace(job, offered=offered(trial)), trial, n) for job, trial, n in jobs]
+
+
+def _look(planned: PlannedPass, cache: Path, console: Console) -> None:
+    """Say of a pass whether its store can be used; every file is hashed once a machine."""
+    folder = store_folder(cache, planned.one.key)
+    try:
+        manifest = check(folder, planned.one.identity)
+        planned.take(manifest)
+    except BrokenStoreError as error:
+        if planned.state == "cached":
+            worth = planned.decide()
+            what = "it is made anew" if worth else "the trials compute it"
+            _say(console, f"the reference pass '{planned.one.name}' is broken: {error}: {what}")
+
+
+def _make(
+    wanted: Sequence[PlannedPass],
+    cache: Path,
+    executor: Executor,
+    console: Console,
+    reasons: dict[str, str],
+    seconds: dict[str, float],
+) -> None:
+    """Make passes at the same time, the samples of each shared out to workers."""
+    # Imported here: it takes torch, which a study without a pass to make goes without.
+    from chip_core.training.store.build import finish
+
+    entries: list[tuple[Job, _Shown, int]] = []
+    jobs: dict[str, tuple[PlannedPass, list[Job]]] = {}
+    for planned in wanted:
+        parts = _parts(planned, cache, executor, len(wanted))
+        jobs[planned.one.key] = planned, parts
+        entries += [(job, _shown(planned, job), 1) for job in parts]
+    results: dict[str, Finished] = {}
+    ended: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Failed):
+            assert event.job.part is not None
+            reasons.setdefault(event.job.part.one.key, event.reason)
+        elif isinstance(event, Finished):
+            results[event.job.id] = event
+            ended[event.job.id] = time.perf_counter() - began
+        display.take(event)
+
+    with display_for(console, entries) as display:
+        executor.run([job for job, _, _ in entries], listener)
+    for key, (planned, parts) in jobs.items():
+        if key not in reasons:
+            rows = results[parts[0].id].result.data["samples"]
+            seconds[key] = max(ended[job.id] for job in parts)
+            try:
+                manifest = finish(planned.one, cache=cache, rows=rows, seconds=seconds[key])
+            except BrokenStoreError as error:
+                reasons[key] = str(error)
+            else:
+                planned.take(manifest)
+                shutil.rmtree(parts[0].folder.parent, ignore_errors=True)
+                moved = planned.rounding
+                rounded = "" if moved is None else f", bf16 moves a token's log p by {moved:.1g}"
+                _say(
+                    console,
+                    f"reference pass '{planned.one.name}': {rows} samples, "
+                    f"{gigabytes(manifest.bytes)}, {seconds[key]:.0f} s{rounded}",
+                )
+        if key in reasons:
+            planned.state = "in the step"
+            _say(
+                console,
+                f"the reference pass '{planned.one.name}' failed: {reasons[key]}: the trials "
+                "compute it themselves",
+            )
+
+
+def _parts(planned: PlannedPass, cache: Path, executor: Executor, passes: int) -> list[Job]:
+    """Return the jobs of a pass: as many as there are workers for it."""
+    folder = store_folder(cache, planned.one.key)
+    whole = Job(
+        id=f"pass-{folder.name[:12]}",
+        name=f"reference pass '{planned.one.name}'",
+        config=planned.config,
+        folder=folder.with_name(f"{folder.name}.jobs"),
+    )
+    count = max(1, executor.slots(whole) // passes)
+    if planned.samples is not None:
+        count = max(1, min(count, shard_count(planned.samples)))
+    return [
+        replace(
+            whole,
+            id=f"{whole.id}-{number}",
+            name=whole.name if count == 1 else f"{whole.name}, part {number + 1} of {count}",
+            folder=whole.folder / f"part-{number + 1}-of-{count}",
+            part=Part(one=planned.one, cache=cache.absolute(), number=number, of=count),
+        )
+        for number in range(count)
+    ]
+
+
+def _shown(planned: PlannedPass, job: Job) -> _Shown:
+    arm = job.name.replace("reference pass ", "reference: ", 1)
+    return _Shown(fingerprint=planned.one.key, arm=arm, name=job.name)
+
+
+def _waits(planned: PlannedPass, console: Console) -> Any:
+    return lambda who: _say(
+        console, f"the reference pass '{planned.one.name}' is being made by {who}: waiting for it"
+    )
+
+
+def _note_uses(passes: Sequence[PlannedPass], study: str, cache: Path) -> None:
+    used = [planned for planned in passes if planned.state != "in the step"]
+    if not used:
+        return
+    uses = Spool(cache / USES)
+    for planned in used:
+        key = store_folder(cache, planned.one.key).name
+        uses.append({"time": time.time(), "study": study, "pass": key, "trials": planned.trials})
+    uses.close()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,144 @@
+"""Which trials share a pass, and how often each reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chip_core.config import TrialConfig
+from chip_core.training.store.passes import ReferencePass, passes_of, samples_read
+
+MODEL = {"content": "abc"}
+DATA = {"source": "shapes"}
+
+
+def config(**changes: Any) -> TrialConfig:
+    return TrialConfig.model_validate({"model": "shapes", **changes})
+
+
+def passes(**changes: Any) -> tuple[ReferencePass, ...]:
+    return passes_of(config(**changes), MODEL, DATA)
+
+
+def keys(**changes: Any) -> list[str]:
+    return [one.key for one in passes(**changes)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"objective": "dpo"}, ["text"]),
+        ({"objective": "cmdpo"}, ["text", "rejected image diffusion"]),
+        ({"objective": "hdpo"}, ["text, hidden states in fp32"]),
+        ({"objective": "hdpo", "reference_cache": "bf16"}, ["text, hidden states in bf16"]),
+        ({"objective": "chip"}, ["text, hidden states in fp32", "rejected image diffusion"]),
+        ({"objective": {"weights": {"visual": 0, "token": 0}}}, ["text"]),
+        (
+            {
+                "objective": "cmdpo",
+                "rejected_image": {"redraw": "each_epoch"},
+                "training": {"epochs": 2},
+            },
+            ["text", "rejected image diffusion, epoch 0", "rejected image diffusion, epoch 1"],
+        ),
+        (
+            {"objective": "cmdpo", "rejected_image": {"corruption_seed": "per_trial"}, "seed": 3},
+            ["text", "rejected image diffusion, seed 3"],
+        ),
+        (  # nothing is drawn: one image for all epochs and seeds
+            {
+                "objective": "cmdpo",
+                "rejected_image": {
+                    "strategy": "black",
+                    "redraw": "each_epoch",
+                    "corruption_seed": "per_trial",
+                },
+                "training": {"epochs": 2},
+                "seed": 3,
+            },
+            ["text", "rejected image black"],
+        ),
+    ],
+)
+def test_a_trial_has_the_passes_that_its_terms_read(
+    changes: dict[str, Any], names: list[str]
+) -> None:
+    assert [one.name for one in passes(**changes)] == names
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"vision_encoder": "trained"},
+        {"language_model": "lora"},
+        {"objective": {"beta": 0.5, "weights": {"segment": 3}}},
+        {"objective": {"form": "one_sigmoid"}},
+        {"optimizer": {"lr": 1e-6}},
+        {"training": {"epochs": 3, "batch_size": 8}},
+        {"engine": {"micro_batch": 1, "gpus_per_worker": 1}},
+        {"model": {"path": "/elsewhere"}},
+        {"benchmarks": {"report": ["shapes"]}},
+        {"rejected_image": {"crop": {"width": 10}}},
+    ],
+)
+def test_trials_that_differ_otherwise_share_all(change: dict[str, Any]) -> None:
+    assert keys(**change) == keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"path": "shapes", "dtype": "bf16"}},
+        {"data": {"limit": 10}},
+        {"training": {"max_length": 100}},
+        {"engine": {"attention": "eager"}},
+        {"engine": {"prefix_sharing": "off"}},
+    ],
+)
+def test_another_reference_shares_nothing(change: dict[str, Any]) -> None:
+    assert not set(keys(**change)) & set(keys())
+
+
+def test_content_counts() -> None:
+    for other in (({"content": "def"}, DATA), (MODEL, {"files": ["a"]})):
+        assert not set(keys()) & {one.key for one in passes_of(config(), *other)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strategy": "black"},
+        {"diffusion": {"timestep": 400}},
+        {"corruption_seed": "per_trial"},
+        {"redraw": "each_epoch"},
+    ],
+)
+def test_another_rejected_image_shares_the_text(change: dict[str, Any]) -> None:
+    (text, image), (other_text, other_image) = keys(), keys(rejected_image=change)
+    assert text == other_text
+    assert image != other_image
+
+
+def test_rows_left_out_for_want_of_a_rejected_image_make_other_pairs() -> None:
+    skip = {"data": {"source": "a.jsonl", "on_bad_row": "skip"}, "objective": "cmdpo"}
+    assert keys(**skip, rejected_image="given")[0] != keys(**skip)[0]
+    fail = {"data": {"source": "a.jsonl"}, "objective": "cmdpo"}
+    assert keys(**fail, rejected_image="given")[0] == keys(**fail)[0]
+
+
+def test_how_often_a_pass_is_read() -> None:
+    def read(samples: int, **training: Any) -> list[int]:
+        trial = config(
+            objective="cmdpo",
+            rejected_image={"redraw": "each_epoch"},
+            training={"batch_size": 4, "epochs": 2, **training},
+        )
+        return [samples_read(one, trial, samples) for one in passes_of(trial, MODEL, DATA)]
+
+    # 10 samples are 2 batches of 4 an epoch: 2 epochs × 8; each epoch's images are read 8 times
+    assert read(10) == [16, 8, 8]
+    assert read(10, max_steps=3) == [12, 8, 4]
+    assert read(10, max_steps=2) == [8, 8, 0]
+    assert read(3) == [0, 0, 0]

@@ -1,0 +1,346 @@
+"""A pass made and read: what a training comes to with it is what it comes to without."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chip_core.config import TrialConfig
+from chip_core.errors import TrialError
+from chip_core.models import loading
+from chip_core.results import CURVES, Progress, TrialResult
+from chip_core.training.store import build, shards
+from chip_core.training.store import folder as folder_of_stores
+from chip_core.training.store.build import ensure, finish, make_part
+from chip_core.training.store.folder import (
+    BrokenStoreError,
+    partial_folder,
+    remove,
+    shard_name,
+    store_folder,
+)
+from chip_core.training.store.passes import Offered, ReferencePass, passes_of
+from chip_core.training.store.room import NoRoomError
+from chip_core.training.store.shards import Store
+from chip_core.trial import run_trial
+
+Configured = Callable[..., TrialConfig]
+ROWS = 10
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten samples are three shards; a batch of the pass is not a batch of the training."""
+    monkeypatch.setattr(folder_of_stores, "SHARD", 4)
+    monkeypatch.setattr(build, "BATCH", 3)
+
+
+@pytest.fixture
+def configured(shapes_config: Configured) -> Configured:
+    def made(**changes: Any) -> TrialConfig:
+        return shapes_config(**{"data__limit": ROWS, "training__epochs": 2, **changes})
+
+    return made
+
+
+def passes(config: TrialConfig) -> tuple[ReferencePass, ...]:
+    return passes_of(config, {"content": "the model"}, {"source": "shapes"})
+
+
+def offered(config: TrialConfig, cache: Path) -> Offered:
+    for one in passes(config):
+        ensure(one, config, cache=cache)
+    return Offered(cache=cache, passes=passes(config))
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / CURVES).read_text().splitlines()
+    return [json.loads(line)["figures"]["loss"] for line in lines]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "chip"},
+        {"objective": "dpo"},
+        {"objective": "cmdpo", "rejected_image__redraw": "each_epoch"},
+        {"objective": "chip", "language_model": "lora", "rejected_image": "crop"},
+        {"objective": "chip", "reference_cache": "bf16"},
+    ],
+)
+def test_figures_are_the_live_ones(
+    configured: Configured, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = configured(**changes)
+    stored = run_trial(
+        config, folder=tmp_path / "stored", offered=offered(config, tmp_path / "cache")
+    )
+    live = run_trial(config, folder=tmp_path / "live")
+    assert (stored.engine["reference"], live.engine["reference"]) == ("stored", "live")
+    assert stored.notes == live.notes == []
+    one, other = losses(tmp_path / "stored"), losses(tmp_path / "live")
+    assert len(one) == 3
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_bf16_shows_in_the_divergence_alone(configured: Configured, tmp_path: Path) -> None:
+    found = {}
+    for precision in ("fp32", "bf16"):
+        config = configured(reference_cache=precision)
+        cache = tmp_path / "cache"
+        run_trial(config, folder=tmp_path / precision, offered=offered(config, cache))
+        lines = (tmp_path / precision / CURVES).read_text().splitlines()
+        found[precision] = [json.loads(line)["figures"] for line in lines]
+    first, rounded = found["fp32"][0], found["bf16"][0]
+    assert first["term/token"] != rounded["term/token"]
+    assert first["term/token"] == pytest.approx(0, abs=1e-6)  # the policy is the reference
+    assert abs(rounded["term/token"]) < 1e-3
+    for term in ("response", "segment", "visual"):
+        assert first[f"term/{term}"] == rounded[f"term/{term}"]
+
+
+def test_what_rounding_does_is_noted(configured: Configured, tmp_path: Path) -> None:
+    def noted(**changes: Any) -> float:
+        config = configured(objective="hdpo", reference_cache="bf16", **changes)
+        (one,) = passes(config)
+        noted: float = ensure(one, config, cache=tmp_path).made["rounding"]
+        return noted
+
+    # bf16 has 8 bits: what is rounded by at most 1 in 256 moves a logit of this model by less
+    assert 0 < noted() < 0.05
+    assert noted(model__path="shapes", model__dtype="bf16") == 0  # the head reads bf16 anyway
+    config = configured(objective="hdpo")
+    made = ensure(passes(config)[0], config, cache=tmp_path).made
+    assert (made["rounding"], made["prefix_sharing"]) == (None, "on")
+
+
+def test_however_many_workers_make_it_it_is_the_same_to_the_bit(
+    configured: Configured, tmp_path: Path
+) -> None:
+    config = configured(engine__micro_batch=2)
+    for one in passes(config):
+        ensure(one, config, cache=tmp_path / "alone")
+        other = configured(engine__micro_batch=1, seed=5)
+        for part in (1, 0):
+            rows = make_part(one, other, cache=tmp_path / "two", part=part, parts=2)
+        finish(one, cache=tmp_path / "two", rows=rows, seconds=1.0)
+        made = contents(store_folder(tmp_path / "alone", one.key))
+        assert len(made) == (4 if one.kind == "text" else 3)  # ceil(10 / 4), and the head
+        assert made == contents(store_folder(tmp_path / "two", one.key))
+
+
+def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -> None:
+    config = configured(objective="dpo")
+    (one,) = passes(config)
+    rows = make_part(one, config, cache=tmp_path, part=0, parts=2)
+    with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not made"):
+        finish(one, cache=tmp_path, rows=rows, seconds=1.0)
+
+
+def test_arms_with_text_terms_read_logps_alone(configured: Configured, tmp_path: Path) -> None:
+    config = configured(objective="dpo")
+    (one,) = passes(config)
+    manifest = ensure(one, config, cache=tmp_path)
+    store = Store(store_folder(tmp_path, one.key))
+    tokens = sum(len(store.row(place, f"{side}.ids")) for place in range(ROWS)
+                 for side in ("chosen", "rejected"))  # fmt: skip
+    # 4 bytes for a token's id, 4 for its log-probability; offsets and headers come on top
+    assert 8 * tokens < manifest.bytes < 8 * tokens + 3 * 1024
+    assert not list(store.folder.glob("head*"))
+
+
+def test_a_store_with_hidden_states_serves_arms_without_the_token_term(
+    configured: Configured, tmp_path: Path
+) -> None:
+    chip, dpo = configured(objective="hdpo"), configured(objective="dpo")
+    result = run_trial(dpo, folder=tmp_path / "dpo", offered=offered(chip, tmp_path / "cache"))
+    run_trial(dpo, folder=tmp_path / "live")
+    assert result.engine["reference"] == "stored"
+    assert losses(tmp_path / "dpo") == pytest.approx(losses(tmp_path / "live"), rel=1e-5)
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_what_was_interrupted_goes_on_with_what_is_whole(
+    configured: Configured, tmp_path: Path
+) -> None:
+    config = configured(objective="hdpo")
+    (one,) = passes(config)
+    folder = store_folder(tmp_path / "cache", one.key)
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "reference pass" and progress.done > 8:
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        ensure(one, config, cache=tmp_path / "cache", report=stop)
+    assert not folder.exists()
+    partial = partial_folder(folder)
+    assert (partial / shard_name(1)).exists()
+    os.truncate(partial / shard_name(1), 50)  # a crash may leave that
+    told: list[int] = []
+    ensure(one, config, cache=tmp_path / "cache", report=lambda progress: told.append(
+        progress.total if progress.phase == "reference pass" else 0))  # fmt: skip
+    assert max(told) == 4 + 2  # shards 1 and 2 of 4, 4 and 2 samples: shard 0 was whole
+    ensure(one, config, cache=tmp_path / "whole")
+    assert contents(folder) == contents(store_folder(tmp_path / "whole", one.key))
+    assert not partial.exists()
+    told.clear()
+    ensure(one, config, cache=tmp_path / "cache", report=lambda progress: told.append(1))
+    assert told == []  # it is there
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from chip_core import recipes
+from chip_core.training.store import build, folder
+from chip_core.training.store.passes import passes_of
+from chip_core.validation import set_key, trial_config
+folder.SHARD, build.BATCH = 4, 3
+tree = recipes.read_yaml(recipes.find("shapes"))
+for key, value in {"objective": "dpo", "data.limit": 10}.items():
+    set_key(tree, key, value)
+config = trial_config(tree, "test")
+(one,) = passes_of(config, {"content": "the model"}, {"source": "shapes"})
+def report(progress):
+    print(progress.phase, progress.done, flush=True)
+    if sys.argv[2] == "dies" and progress.done == 7:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+build.ensure(one, config, cache=Path(sys.argv[1]), report=report)
+print(one.key)
+"""
+
+
+def builder(cache: Path, how: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(cache), how],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_two_at_once_make_it_once_also_where_one_is_killed(tmp_path: Path) -> None:
+    killed = builder(tmp_path, "dies")
+    killed.communicate()
+    assert killed.returncode == -9
+    assert list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*/manifest.json"))
+    both = [builder(tmp_path, "lives") for _ in range(2)]
+    said = [each.communicate()[0].splitlines() for each in both]
+    assert [each.returncode for each in both] == [0, 0]
+    assert said[0][-1] == said[1][-1]
+    made = [any(line.startswith("reference pass") for line in lines) for lines in said]
+    assert sorted(made) == [False, True]
+    assert [path.name for path in tmp_path.iterdir()] == [said[0][-1][:32]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: remove(folder), "it is not there"),
+        (lambda folder: os.truncate(folder / shard_name(1), 9), "is cut off: 9 of"),
+    ],
+)
+def test_a_trial_whose_store_is_gone_or_broken_computes_and_says_so(
+    configured: Configured, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    config = configured()
+    stores = offered(config, tmp_path / "cache")
+    damage(store_folder(stores.cache, stores.passes[1].key))
+    result = run_trial(config, folder=tmp_path / "trial", offered=stores)
+    run_trial(config, folder=tmp_path / "live")
+    assert result.engine["reference"] == "partly stored"
+    (note,) = result.notes
+    assert said in note
+    assert "rejected image diffusion" in note
+    assert losses(tmp_path / "trial") == pytest.approx(losses(tmp_path / "live"), rel=1e-5)
+
+
+def refused(config: TrialConfig, stores: Offered, folder: Path) -> TrialResult:
+    result = run_trial(config, folder=folder, offered=stores)
+    assert result.engine["reference"] == "live"
+    return result
+
+
+def test_a_store_of_another_model_is_not_used(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A hub name may mean other weights tomorrow: what the store is of, by name, is the same.
+    config = configured(objective="dpo")
+    load = loading.load
+
+    def other(*given: Any, **options: Any) -> Any:
+        model, processor = load(*given, **options)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(1.05)
+        return model, processor
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "load", other)
+        stores = offered(config, tmp_path / "cache")
+    (note,) = refused(config, stores, tmp_path / "trial").notes
+    assert "its log-probabilities are not this model's" in note
+
+
+def test_a_store_of_other_data_is_not_used(configured: Configured, tmp_path: Path) -> None:
+    config = configured(objective="dpo")
+    stores = offered(config, tmp_path / "cache")
+    (note,) = refused(configured(objective="dpo", data__limit=9), stores, tmp_path / "a").notes
+    assert "it has 10 samples, the data 9" in note
+
+
+def test_responses_that_changed_meanwhile_stop_the_trial(
+    configured: Configured, tmp_path: Path
+) -> None:
+    config = configured(objective="dpo")
+    stores = offered(config, tmp_path / "cache")
+    (one,) = stores.passes
+    folder = store_folder(stores.cache, one.key)
+    whole = Store(folder)
+    columns = [f"{side}.{name}" for side in ("chosen", "rejected") for name in ("ids", "logps")]
+    rows = [{name: whole.row(place, name) for name in columns} for place in range(ROWS)]
+    for place in range(1, ROWS - 1):  # of what is looked at before the first step, nothing
+        rows[place]["chosen.ids"] = rows[place]["chosen.ids"] + 1
+    for number in range(3):
+        shards.write_shard(partial_folder(folder), number, rows[4 * number : 4 * number + 4])
+    finish(one, cache=stores.cache, rows=ROWS, seconds=1.0)
+    with pytest.raises(TrialError, match="is of other chosen responses than this trial's"):
+        run_trial(config, folder=tmp_path / "trial", offered=stores)
+
+
+def test_no_room_is_told_before_anything_is_computed(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(objective="hdpo")
+    (one,) = passes(config)
+    manifest = ensure(one, config, cache=tmp_path / "cache")
+    free = math.inf
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": free})())
+    asked: list[int] = []
+    monkeypatch.setattr(build, "check_room", lambda cache, needed, what: asked.append(needed))
+    ensure(one, config, cache=tmp_path / "again")
+    # All but offsets (2 × 5 numbers of 8 bytes a shard of 4) and headers (well under 1 kB a file).
+    assert 0 < manifest.bytes - asked[0] < 4 * 1024
+    monkeypatch.undo()
+    monkeypatch.setattr(folder_of_stores, "SHARD", 4)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 1000})())
+    with pytest.raises(NoRoomError, match="no room for the reference pass 'text, hidden states"):
+        ensure(one, config, cache=tmp_path / "full")
+    assert not list((tmp_path / "full").rglob("*.safetensors"))

@@ -1,0 +1,297 @@
+"""Reference passes of a study: planned, made once, read by all, never in the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from chip_core.errors import UserError
+from chip_core.results import CURVES, MODEL
+from chip_core.training.store.folder import store_folder
+from chip_core.training.store.lock import making
+from chip_core.training.store.passes import ReferencePass
+from orchestrator.executors.base import Event, Finished, Job, Progressed, Started
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.ledger import Ledger
+from orchestrator.passes import USES, PlannedPass, cache_folder, plan_passes
+from orchestrator.plan import Plan
+from orchestrator.run import PASSES, report_folder, run_study
+
+from .conftest import STUDY
+from .fakes import FakeExecutor, FakeTracker
+
+PlanOf = Callable[..., Plan]
+
+#: 60 steps of 16 pairs are 960 samples of 4,096 a trial.
+EIGHT = {"text, hidden states in fp32": 8 * 960, "rejected image diffusion": 4 * 960}
+
+TINY = """
+study: tiny
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+seeds: [0]
+baseline: {objective: dpo}
+benchmarks:
+  report: [{name: shapes, limit: 2, max_new_tokens: 2}]
+"""
+SHORT = {
+    "data.limit": 10,
+    "training.batch_size": 4,
+    "training.epochs": 2,
+    "training.max_steps": 3,
+}
+
+
+def passes(plan: Plan, workdir: Path) -> dict[str, PlannedPass]:
+    found = plan_passes(plan, Ledger(workdir), workdir)
+    return {planned.one.name: planned for planned in found}
+
+
+def states(plan: Plan, workdir: Path) -> dict[str, str]:
+    return {name: planned.state for name, planned in passes(plan, workdir).items()}
+
+
+def run(
+    plan: Plan, workdir: Path, executor: Any = None, console: Console | None = None
+) -> tuple[list[dict[str, Any]], Any]:
+    """Run a study; return what became of its passes, and the executor."""
+    executor = executor or Inline()
+    outcome = run_study(
+        plan,
+        workdir=workdir,
+        executor=lambda: executor,
+        tracker=FakeTracker(),
+        console=console or Console(quiet=True),
+    )
+    assert not outcome.failed
+    file = report_folder(workdir, plan.study.name) / PASSES
+    return json.loads(file.read_text()) if file.exists() else [], executor
+
+
+class Inline(InlineExecutor):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def run(self, jobs: Any, on_event: Any) -> None:
+        self.jobs += jobs
+        super().run(jobs, on_event)
+
+    @property
+    def parts(self) -> list[str]:
+        return [job.name for job in self.jobs if job.part is not None]
+
+
+def losses(workdir: Path) -> dict[str, list[float]]:
+    found = {}
+    for curves in sorted(workdir.glob(f"trials/*/attempt-1/{CURVES}")):
+        lines = [json.loads(line)["figures"]["loss"] for line in curves.read_text().splitlines()]
+        found[curves.parent.parent.name] = lines
+    return found
+
+
+def test_a_pass_is_planned_where_trials_read_more_than_it_has(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    found = passes(plan_of(), tmp_path)
+    assert {name: planned.reads for name, planned in found.items()} == EIGHT
+    assert states(plan_of(), tmp_path) == {
+        "text, hidden states in fp32": "to make",  # 7,680 > 4,096
+        "rejected image diffusion": "in the step",  # 3,840 < 4,096
+    }
+    one_more = states(plan_of(seeds=[0, 1, 2]), tmp_path)
+    assert one_more["rejected image diffusion"] == "to make"  # 5,760
+    # 2 responses of n tokens, 4 + 4 + 128 × 4 bytes a token; n is 17 or so
+    text, image = (planned.bytes or 0 for planned in found.values())
+    assert text / image == pytest.approx(2 * (8 + 4 * 128) / 8, rel=0.1)
+    assert 4096 * 10 * 2 * 520 < text < 4096 * 25 * 2 * 520
+
+
+def test_arms_without_the_token_term_alone_plan_no_hidden_states(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    text = STUDY.replace("[dpo, chip]", "[dpo, cmdpo]")
+    assert list(passes(plan_of(text), tmp_path)) == ["text", "rejected image diffusion"]
+    alone = STUDY.replace("[dpo, chip]", "[dpo]").replace("seeds: [0, 1]", "seeds: [0, 1, 2]")
+    assert states(plan_of(alone), tmp_path) == {"text": "to make"}  # 2 × 3 × 960 = 5,760
+
+
+def test_with_the_cache_off_nothing_is_planned(plan_of: PlanOf, tmp_path: Path) -> None:
+    assert passes(plan_of(overrides={"reference_cache": "off"}), tmp_path) == {}
+
+
+def test_draws_of_a_trial_and_of_an_epoch_are_passes_where_they_pay(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    whole = {"training.max_steps": None, "training.epochs": 2}
+    drawn = {**whole, "rejected_image.redraw": "each_epoch"}
+    assert states(plan_of(overrides=drawn), tmp_path) == {
+        "text, hidden states in fp32": "to make",
+        "rejected image diffusion, epoch 0": "to make",  # by two arms of two seeds
+        "rejected image diffusion, epoch 1": "to make",
+    }
+    own = {**drawn, "rejected_image.corruption_seed": "per_trial"}
+    per_trial = states(plan_of(overrides=own), tmp_path)
+    assert [name for name, state in per_trial.items() if state == "to make"] == [
+        "text, hidden states in fp32",
+        *(
+            f"rejected image diffusion, epoch {epoch}, seed {seed}"  # by two arms
+            for seed in (0, 1)
+            for epoch in (0, 1)
+        ),
+    ]
+    one_arm = STUDY.replace("vision_encoder: [frozen, trained]", "vision_encoder: [frozen]")
+    alone = states(plan_of(one_arm, overrides=own), tmp_path)
+    assert set(alone.values()) == {"to make", "in the step"}
+    assert alone["rejected image diffusion, epoch 0, seed 0"] == "in the step"
+
+
+def test_a_study_makes_its_passes_once_and_its_figures_are_the_same(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    plan = plan_of(TINY, overrides=SHORT)
+    # Both read the text, 2 × 12 samples of 10; the rejected images are read by one, 12 of 10.
+    assert set(states(plan, tmp_path / "stored").values()) == {"to make"}
+    records, executor = run(plan, tmp_path / "stored")
+    assert [(record["pass"], record["state"], record["samples"]) for record in records] == [
+        ("text, hidden states in fp32", "made", 10),
+        ("rejected image diffusion", "made", 10),
+    ]
+    assert all(record["bytes"] > 0 and record["seconds"] > 0 for record in records)
+    assert executor.parts == [
+        "reference pass 'text, hidden states in fp32'",
+        "reference pass 'rejected image diffusion'",
+    ]
+    ledger = Ledger(tmp_path / "stored")
+    trained = [trial for trial in plan.trials if not trial.untrained]
+    assert [ledger[trial.fingerprint].engine["reference"] for trial in trained] == ["stored"] * 2
+    cache = cache_folder(tmp_path / "stored")
+    assert sorted(path.name for path in cache.iterdir()) == sorted(
+        [USES, *(record["hash"] for record in records)]
+    )
+
+    off = plan_of(TINY, overrides={**SHORT, "reference_cache": "off"})
+    assert [trial.fingerprint for trial in off.trials] == [
+        trial.fingerprint for trial in plan.trials
+    ]
+    records, executor = run(off, tmp_path / "live")
+    assert (records, executor.parts) == ([], [])
+    stored, live = losses(tmp_path / "stored"), losses(tmp_path / "live")
+    assert len(stored) == 2
+    for name, values in stored.items():
+        assert values == pytest.approx(live[name], rel=1e-5)
+
+    # One more seed, and the trained models gone: all is read, nothing is made.
+    for model in (tmp_path / "stored").glob(f"trials/*/*/{MODEL}"):
+        shutil.rmtree(model)
+    records, executor = run(plan_of(TINY, overrides=SHORT, seeds=[0, 1]), tmp_path / "stored")
+    assert [record["state"] for record in records] == ["found", "found"]
+    assert executor.parts == []
+    assert Ledger(tmp_path / "stored")[trained[0].fingerprint].engine["reference"] == "stored"
+
+
+def test_a_broken_store_is_made_anew_before_the_trials(
+    plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(TINY, overrides=SHORT)
+    run(plan, tmp_path)
+    for planned in passes(plan_of(TINY, overrides=SHORT, seeds=[1]), tmp_path).values():
+        assert planned.state == "cached"
+        file = store_folder(cache_folder(tmp_path), planned.one.key) / "shard-00000.safetensors"
+        raw = bytearray(file.read_bytes())
+        raw[-1] ^= 1
+        file.write_bytes(raw)
+    more = plan_of(TINY, overrides=SHORT, seeds=[0, 1])
+    records, _ = run(more, tmp_path, console=Console(width=300))
+    # The new seed alone reads 12 samples of 10.
+    assert [record["state"] for record in records] == ["made", "made"]
+    assert capsys.readouterr().out.count("is broken: shard-00000.safetensors is corrupt") == 2
+
+
+def test_passes_are_shared_out_to_workers(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan = plan_of(seeds=[0, 1, 2])
+    records, executor = run(plan, tmp_path, FakeExecutor(at_once=5))
+    # 5 workers for 2 passes: 2 each; a pass has 16 shards of 256
+    assert [job.name for job in executor.parts] == [
+        f"reference pass '{name}', part {number} of 2"
+        for name in ("text, hidden states in fp32", "rejected image diffusion")
+        for number in (1, 2)
+    ]
+    assert {job.part.of for job in executor.parts if job.part is not None} == {2}
+    # They fail there; the trials compute it themselves.
+    assert [record["state"] for record in records] == ["failed: nothing is computed here"] * 2
+    assert len(executor.jobs) == 1 + 12
+    assert all(job.offered is None for job in executor.jobs)
+
+
+def test_a_pass_that_another_driver_makes_is_waited_for(
+    plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(TINY, overrides=SHORT)
+    waited = []
+    elsewhere = tmp_path / "elsewhere"
+    run(plan, elsewhere)
+    ones = [planned.one for planned in passes(plan, tmp_path).values()]
+    held = {one.key: making(store_folder(cache_folder(tmp_path), one.key)) for one in ones}
+    for lock in held.values():
+        lock.__enter__()
+
+    def comes_true(one: ReferencePass) -> None:
+        waited.append(one.name)
+        source = store_folder(cache_folder(elsewhere), one.key)
+        shutil.copytree(source, store_folder(cache_folder(tmp_path), one.key))
+        held[one.key].__exit__(None, None, None)
+
+    class Watching(Console):
+        def print(self, *given: Any, **options: Any) -> None:
+            text = str(given[0]) if given else ""
+            for one in ones:
+                if f"'{one.name}' is being made by process " in text:
+                    comes_true(one)
+
+    records, executor = run(plan, tmp_path, console=Watching())
+    assert sorted(waited) == sorted(one.name for one in ones)
+    assert [record["state"] for record in records] == ["found", "found"]
+    assert executor.parts == []
+
+
+def test_without_room_nothing_is_begun(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 10**6})())
+    executor = FakeExecutor()
+    with pytest.raises(UserError, match=r"no room for the reference passes 'text, .*are needed"):
+        run(plan_of(), tmp_path, executor)
+    assert executor.jobs == executor.parts == []
+    run(plan_of(overrides={"reference_cache": "off"}), tmp_path, executor)
+
+
+def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> None:
+    events: list[Event] = []
+
+    class Watched(Inline):
+        def run(self, jobs: Any, on_event: Any) -> None:
+            def both(event: Event) -> None:
+                events.append(event)
+                on_event(event)
+
+            super().run(jobs, both)
+
+    run(plan_of(TINY, overrides=SHORT), tmp_path, Watched())
+    of_text = [event for event in events if event.job.name.endswith("in fp32'")]
+    assert isinstance(of_text[0], Started)
+    assert isinstance(of_text[-1], Finished)
+    told = [event.progress for event in of_text if isinstance(event, Progressed)]
+    # batches of 8 and 2
+    assert [(p.phase, p.done, p.total) for p in told][-2:] == [
+        ("reference pass", 8, 10),
+        ("reference pass", 10, 10),
+    ]
