@@ -178,7 +178,13 @@ def test_every_switch_gives_the_plain_loss_and_gradients(family: str, switches: 
 
 
 # Rounding scatters: one draw's ratio says little, least where few weights are trained.
-@pytest.mark.parametrize(("switches", "draws"), [("all", 3), ("all with an adapter", 8)])
+@pytest.mark.parametrize(
+    ("family", "switches", "draws"),
+    [
+        *((family, "all", 2) for family in sorted(families.FAMILIES)),
+        *((family, "all with an adapter", 8) for family in ("llava", "qwen3_vl")),
+    ],
+)
 def test_bf16_is_no_further_from_the_truth_than_separate_passes(
     family: str, switches: str, draws: int
 ) -> None:
