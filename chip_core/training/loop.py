@@ -27,8 +27,7 @@ from chip_core.training import checkpoint
 from chip_core.training.exactness import shared_prefixes
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
 from chip_core.training.policy import Policy
-from chip_core.training.reference import ReferenceSource
-from chip_core.training.store.open import open_reference
+from chip_core.training.store.open import Opened, open_stores
 from chip_core.training.store.passes import Offered
 
 #: Called after each update with (step, steps, figures of that step).
@@ -95,7 +94,7 @@ def train(
         bf16=config.model.dtype == "bf16",
         logits_chunk=config.engine.logits_chunk,
     )
-    reference = open_reference(policy, config, processor=processor, pairs=pairs, offered=offered)
+    opened = open_stores(policy, config, processor=processor, pairs=pairs, offered=offered)
     optimizer, schedule = make_optimizer(model, config, steps)
     encoder = PairEncoder(processor, config, pairs)
     stateful = {"optimizer": optimizer, "schedule": schedule, "encoder": encoder}
@@ -113,7 +112,7 @@ def train(
     write_atomically(folder / CURVES, "".join(kept))
     spool = Spool(folder / CURVES)
     sharing = ExitStack()
-    engine: dict[str, str] = {"reference": reference.how}
+    engine = dict(opened.engine)
     try:
         engine["prefix_sharing"] = sharing.enter_context(
             shared_prefixes(
@@ -129,7 +128,7 @@ def train(
             figures, tokens = _accumulate(
                 config,
                 policy,
-                reference.source,
+                opened,
                 encoder,
                 indices,
                 step,
@@ -160,7 +159,7 @@ def train(
         keep_activations(model)
     return Training(
         steps=steps,
-        notes=reference.notes + (() if resumed is None else resumed.notes),
+        notes=opened.notes + (() if resumed is None else resumed.notes),
         cut=encoder.cut,
         engine=engine,
     )
@@ -185,7 +184,7 @@ def _order(pairs: Sequence[PreferencePair], config: TrialConfig) -> Iterator[lis
 def _accumulate(
     config: TrialConfig,
     policy: Policy,
-    reference: ReferenceSource,
+    opened: Opened,
     encoder: PairEncoder,
     places: Sequence[int],
     step: int,
@@ -197,8 +196,9 @@ def _accumulate(
     sums: dict[str, float] = {}
     tokens = void = 0
     for start in range(0, len(places), config.engine.micro_batch):
-        batch = encoder.batch(places[start : start + config.engine.micro_batch], epoch).to(device)
-        result = policy(batch, reference.scores(batch), reference.head)
+        batch = encoder.batch(places[start : start + config.engine.micro_batch], epoch)
+        batch = opened.attached(batch).to(device)
+        result = policy(batch, opened.reference.scores(batch), opened.reference.head)
         loss = result.loss.sum() / len(places)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}")
