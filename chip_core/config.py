@@ -268,6 +268,11 @@ class EngineConfig(Section):
         doc="'auto': chosen and rejected are computed behind one prompt, where that is exact; "
         "'off': one pass a response",
     )
+    feature_cache: Literal["auto", "on", "off"] = engine(
+        "auto",
+        doc="whether a frozen vision encoder's output is kept for all trials; 'auto': for trials "
+        "without a GPU",
+    )
     logits_chunk: int = engine(
         512, ge=1, doc="response positions whose logits are held at the same time"
     )
@@ -299,7 +304,7 @@ class TrialConfig(Section):
     reference_cache: Literal["fp32", "bf16", "off"] = figure(
         "fp32",
         doc="precision of the reference's hidden states, computed once and kept for all trials; "
-        "'off': computed in each step, in fp32",
+        "'off': nothing is kept, and it is fp32",
     )
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")

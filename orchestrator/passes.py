@@ -17,7 +17,13 @@ from chip_core.training.store.folder import (
     glance,
     store_folder,
 )
-from chip_core.training.store.passes import ReferencePass, passes_of, samples_read, with_hidden
+from chip_core.training.store.passes import (
+    KINDS,
+    ReferencePass,
+    passes_of,
+    samples_read,
+    with_hidden,
+)
 from chip_core.training.store.room import NoRoomError, check_room
 from chip_core.training.store.size import estimated_bytes
 from orchestrator.ledger import Ledger
@@ -127,6 +133,7 @@ def _of_trials(plan: Plan, ledger: Ledger) -> Iterator[tuple[ReferencePass, Tria
             config.rejected_image.corruption_seed == "per_trial" and config.seed,
             config.objective.needs_divergence,
             config.objective.needs_rejected_image,
+            config.vision_encoder,
             config.reference_cache,
             config.training.max_length,
             config.training.epochs,
@@ -162,7 +169,7 @@ def _served(found: dict[str, PlannedPass], folder: Path) -> list[PlannedPass]:
             host.reads += planned.reads
             if host.one.key not in found:
                 kept.append(host)
-    return kept
+    return sorted(kept, key=lambda planned: KINDS.index(planned.one.kind))
 
 
 def _host(planned: PlannedPass, found: dict[str, PlannedPass], folder: Path) -> PlannedPass | None:

@@ -6,7 +6,7 @@ the right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,11 +20,25 @@ class Prompts:
     ids: Tensor  # (B, P)
     mask: Tensor  # (B, P) bool, true on tokens of the prompt
     inputs: dict[str, Tensor]  # pixel values and their like; `…token_type_ids` are (B, P)
+    #: what a frozen vision tower says of the images (chip_core/models/tower.py); None: it is asked
+    features: Mapping[str, Tensor] | None = None
 
     def to(self, device: torch.device) -> Prompts:
         """Return the same on a device."""
-        inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        return Prompts(ids=self.ids.to(device), mask=self.mask.to(device), inputs=inputs)
+        features = None
+        if self.features is not None:
+            features = {name: value.to(device) for name, value in self.features.items()}
+        return Prompts(
+            ids=self.ids.to(device),
+            mask=self.mask.to(device),
+            inputs={name: value.to(device) for name, value in self.inputs.items()},
+            features=features,
+        )
+
+    @property
+    def images(self) -> dict[str, Tensor]:
+        """What a vision tower takes of the inputs."""
+        return {name: value for name, value in self.inputs.items() if not is_by_token(name)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from chip_core.training.optimizer import encoder_alone_steps, learning_rates, ma
 from chip_core.training.parallel import Alone, Kind, parallel
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceSource
-from chip_core.training.store.open import open_reference
+from chip_core.training.store.open import open_stores
 from chip_core.training.store.passes import Offered
 from chip_core.workers import Workers
 
@@ -120,16 +120,9 @@ def train(
             policy, _small_pair(encoder, pairs, config, model), config.engine.prefix_sharing
         )
     )
+    stores = open_stores(policy, config, processor=processor, pairs=pairs, offered=offered)
     together = parallel(kind, policy, config, workers, device)
-    reference = open_reference(
-        policy,
-        config,
-        processor=processor,
-        pairs=pairs,
-        offered=offered,
-        live=together.reference,
-        said=together.said,
-    )
+    opened = stores.opened(together.reference)
     optimizer, schedule = make_optimizer(model, config, steps)
     stateful = {
         "optimizer": together.optimizer_state(optimizer),
@@ -158,8 +151,11 @@ def train(
             began, waited = time.perf_counter(), loader.waited
             figures, tokens = _accumulate(
                 together,
-                reference.source,
-                ((loader.next().to(device), portion.counts) for portion, _ in share),
+                opened.reference,
+                (
+                    (opened.attached(loader.next()).to(device), portion.counts)
+                    for portion, _ in share
+                ),
                 len(share),
                 cut,
                 step,
@@ -195,10 +191,10 @@ def train(
         keep_activations(model)
     return Training(
         steps=steps,
-        notes=reference.notes + (() if resumed is None else resumed.notes),
+        notes=opened.notes + (() if resumed is None else resumed.notes),
         cut=cut.totals(),
         first_step=first_step,
-        engine={"reference": reference.how, "prefix_sharing": sharing},
+        engine={**opened.engine, "prefix_sharing": sharing},
     )
 
 

@@ -65,10 +65,6 @@ class Alone:
         """Return the policy as it is now, as the reference."""
         return LiveReference(self.policy, self.config)
 
-    def said(self, batch: PairBatch) -> ReferenceScores:
-        """Return what the policy says of a batch now."""
-        return self.policy.reference_scores(batch)
-
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return what a forward pass and its backward are made in.
 

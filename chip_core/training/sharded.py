@@ -49,12 +49,6 @@ class Sharded(Alone):
         """Return the policy as it is now, as the reference."""
         return ShardedReference(self._root, self.config)
 
-    def said(self, batch: PairBatch) -> ReferenceScores:
-        """Return what the policy says of a batch now."""
-        scores: ReferenceScores = self._root.reference_scores(batch)
-        self._root.reshard()
-        return scores
-
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
         """Bring gradients together in the last pass alone."""
         self._root.set_requires_gradient_sync(last)

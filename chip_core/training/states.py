@@ -7,6 +7,7 @@ Shapes: B pairs, D hidden, N tokens of all of a batch's responses of one kind, r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
+from chip_core.models.tower import Features, given_back, joined, tower_features
 from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
 
 
@@ -68,7 +70,8 @@ def rejected_image_states(
     with autocast(prompts.ids.device, bf16=bf16):
         if not prefix_sharing:
             return _padded(inner, prompts, responses)
-        (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
+        with given_back(inner, prompts.features):
+            (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
         return states
 
 
@@ -79,21 +82,38 @@ def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]
 
 def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
     rows = pad(prompts, responses)
-    hidden: Tensor = inner(
-        input_ids=rows.input_ids,
-        attention_mask=rows.attention_mask,
-        use_cache=False,
-        **rows.inputs,
-    ).last_hidden_state
+    with given_back(inner, prompts.features):
+        hidden: Tensor = inner(
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            use_cache=False,
+            **rows.inputs,
+        ).last_hidden_state
     return hidden[rows.predicting]
 
 
 def _packed(inner: Any, batch: PairBatch) -> ResponseStates:
-    chosen, rejected, *rejected_image = _of_row(inner, pack(batch, inner))
+    prompts = [batch.prompts]
+    if batch.rejected_image_prompts is not None:
+        prompts.append(batch.rejected_image_prompts)
+    with given_back(inner, _features(inner, prompts)):
+        chosen, rejected, *rejected_image = _of_row(inner, pack(batch, inner))
     return ResponseStates(
         chosen=chosen,
         rejected=rejected,
         rejected_image=rejected_image[0] if rejected_image else None,
+    )
+
+
+def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
+    """Return what the tower says of all images that are asked for at once; None: it is asked."""
+    if all(part.features is None for part in prompts):
+        return None
+    return joined(
+        [
+            tower_features(inner, part.images) if part.features is None else part.features
+            for part in prompts
+        ]
     )
 
 

@@ -43,7 +43,8 @@ def store(workdir: Path, one: ReferencePass, rows: int = 3) -> Path:
 @pytest.fixture
 def stores(plan_of: PlanOf, tmp_path: Path) -> list[Path]:
     """Two stores that the trials of a study wait for."""
-    passes = [planned.one for planned in plan_passes(plan_of(), Ledger(tmp_path), tmp_path)]
+    plan = plan_of(overrides={"engine.feature_cache": "off"})
+    passes = [planned.one for planned in plan_passes(plan, Ledger(tmp_path), tmp_path)]
     folders = [store(tmp_path, one) for one in passes]
     uses = Spool(cache_folder(tmp_path) / USES)
     trials = [trial.fingerprint for trial in plan_of().trials if not trial.untrained]

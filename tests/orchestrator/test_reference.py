@@ -49,6 +49,17 @@ SHORT = {
 }
 
 
+@pytest.fixture
+def plan_of(plan_of: PlanOf) -> PlanOf:
+    """Plan a study whose images' features are not kept, unless that is asked for."""
+
+    def planned(text: str = STUDY, **changes: Any) -> Plan:
+        overrides = {"engine.feature_cache": "off", **changes.pop("overrides", {})}
+        return plan_of(text, overrides=overrides, **changes)
+
+    return planned
+
+
 def passes(plan: Plan, workdir: Path) -> dict[str, PlannedPass]:
     found = plan_passes(plan, Ledger(workdir), workdir)
     return {planned.one.name: planned for planned in found}
@@ -128,6 +139,21 @@ def test_with_the_cache_off_nothing_is_planned(plan_of: PlanOf, tmp_path: Path) 
     assert passes(plan_of(overrides={"reference_cache": "off"}), tmp_path) == {}
 
 
+def test_features_are_passes_of_arms_with_a_frozen_tower(plan_of: PlanOf, tmp_path: Path) -> None:
+    on = {"engine.feature_cache": "auto"}
+    found = passes(plan_of(overrides=on, seeds=[0, 1, 2]), tmp_path)
+    assert {name: planned.reads for name, planned in found.items()} == {
+        "text, hidden states in fp32": 12 * 960,
+        "image features": 6 * 960,
+        "rejected image diffusion": 6 * 960,
+        "features of rejected image diffusion": 3 * 960,
+    }
+    assert found["image features"].state == "to make"
+    assert found["features of rejected image diffusion"].state == "in the step"
+    # 37 tokens of 96 numbers of 4 bytes: 48 pixels in patches of 8, and one more
+    assert found["image features"].bytes == 4096 * 37 * 96 * 4
+
+
 def test_draws_of_a_trial_and_of_an_epoch_are_passes_where_they_pay(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
@@ -196,6 +222,21 @@ def test_a_study_makes_its_passes_once_and_its_figures_are_the_same(
     assert [record["state"] for record in records] == ["found", "found"]
     assert executor.parts == []
     assert Ledger(tmp_path / "stored")[trained[0].fingerprint].engine["reference"] == "stored"
+
+
+def test_features_are_made_and_read(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan = plan_of(TINY, overrides={**SHORT, "engine.feature_cache": "auto"})
+    records, _ = run(plan, tmp_path)
+    assert [(record["pass"], record["state"]) for record in records] == [
+        ("text, hidden states in fp32", "made"),
+        ("image features", "made"),
+        ("rejected image diffusion", "made"),
+        ("features of rejected image diffusion", "made"),
+    ]
+    for trial in plan.trials:
+        if not trial.untrained:
+            engine = Ledger(tmp_path)[trial.fingerprint].engine
+            assert (engine["reference"], engine["image_features"]) == ("stored", "stored")
 
 
 def test_a_broken_store_is_made_anew_before_the_trials(

@@ -10,7 +10,7 @@ import json
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,22 +18,15 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
 from chip_core.config import TrialConfig
-from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import Pairs
-from chip_core.data.tensors import PairBatch, Responses
 from chip_core.errors import TrialError
 from chip_core.files import write_json
 from chip_core.models import loading
-from chip_core.objectives.config import ObjectiveConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.seeding import seed_process
-from chip_core.training.exactness import shared_prefixes
-from chip_core.training.policy import Policy
 from chip_core.training.prepare import checked_pairs, device_of
-from chip_core.training.reference import ResponseReference
 from chip_core.training.store.folder import (
     BrokenStoreError,
     Manifest,
@@ -47,10 +40,12 @@ from chip_core.training.store.folder import (
     store_folder,
 )
 from chip_core.training.store.lock import making
+from chip_core.training.store.of_images import OfImages
+from chip_core.training.store.of_responses import OfResponses
 from chip_core.training.store.passes import Part, ReferencePass
 from chip_core.training.store.room import check_room
 from chip_core.training.store.shards import Row, write_shard, write_tensors
-from chip_core.training.store.size import BYTES, bytes_a_token
+from chip_core.training.store.size import BYTES
 
 #: Pairs of a batch.
 BATCH = 8
@@ -148,17 +143,8 @@ def make_part(
     head = part == 0 and one.hidden is not None and noted(partial, HEAD) is None
     if not shards and not head:
         return len(pairs)
-    model, processor = loading.load(config.model, attention=config.engine.attention)
-    weights = model.get_output_embeddings()
-    needed = head * weights.weight.numel() * BYTES["fp32"]
-    needed += parts * _bytes(one, pairs, processor, shards, weights.weight.shape[1])
-    check_room(cache, needed, f"the reference pass '{one.name}'")
-    if head:
-        tensors = {"weight": weights.weight, "bias": weights.bias}
-        kept = {name: value.detach() for name, value in tensors.items() if value is not None}
-        write_tensors(partial, HEAD, kept)
     try:
-        _write_shards(one, config, model, processor, pairs, partial, shards, report)
+        _write(one, config, pairs, partial, shards, head, parts, report)
     except torch.OutOfMemoryError:
         raise TrialError(
             "the GPU's memory ran out in the reference pass: give its worker a GPU with more "
@@ -190,119 +176,38 @@ def finish(one: ReferencePass, *, cache: Path, rows: int, seconds: float) -> Man
     return seal(folder, identity=one.identity, rows=rows, names=names, made=made)
 
 
-def _write_shards(
+def _write(
     one: ReferencePass,
     config: TrialConfig,
-    model: Any,
-    processor: Any,
     pairs: Pairs,
     partial: Path,
     shards: Sequence[int],
+    head: bool,
+    parts: int,
     report: Report,
 ) -> None:
-    config = config.model_copy(update={"objective": _objective(one)})
-    device = device_of(config)
-    policy = Policy(
-        model.eval().to(device),
-        config.objective,
-        bf16=config.model.dtype == "bf16",
-        logits_chunk=config.engine.logits_chunk,
-    )
-    encoder = PairEncoder(processor, config, pairs)
-    total = sum(len(shard_rows(number, len(pairs))) for number in shards)
+    model, processor = loading.load(config.model, attention=config.engine.attention)
+    model = model.eval().to(device_of(config))
+    kind: type[OfImages] | type[OfResponses] = OfImages if one.of_features else OfResponses
+    computed = kind(one, config, model, processor, pairs)
+    weights = model.get_output_embeddings()
+    places = [place for number in shards for place in shard_rows(number, len(pairs))]
+    needed = parts * computed.bytes(places) + head * weights.weight.numel() * BYTES["fp32"]
+    check_room(partial.parent, needed, f"the reference pass '{one.name}'")
+    if head:
+        tensors = {"weight": weights.weight, "bias": weights.bias}
+        kept = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
+        write_tensors(partial, HEAD, kept)
     done = 0
-    small = encoder.batch([0], one.epoch or 0).to(device)
-    with shared_prefixes(policy, small, config.engine.prefix_sharing) as sharing:
+    with computed.ready():
         for number in shards:
-            places = shard_rows(number, len(pairs))
             rows: list[Row] = []
-            for start in range(places.start, places.stop, BATCH):
-                these = range(start, min(start + BATCH, places.stop))
-                batch = encoder.batch(these, one.epoch or 0).to(device)
-                said = _said(one, policy, batch)
-                rows += _rows(one, said, len(batch))
-                if these.start == 0:
-                    rounding = _rounding(policy, said) if one.hidden == "bf16" else None
-                    facts = {"prefix_sharing": sharing, "rounding": rounding}
-                    write_json(partial / FACTS, facts)
+            of_shard = shard_rows(number, len(pairs))
+            for start in range(of_shard.start, of_shard.stop, BATCH):
+                these = range(start, min(start + BATCH, of_shard.stop))
+                rows += computed.rows(these)
+                if start == 0:
+                    write_json(partial / FACTS, computed.facts)
                 done += len(these)
-                report(Progress(phase=PHASE, done=done, total=total))
+                report(Progress(phase=PHASE, done=done, total=len(places)))
             write_shard(partial, number, rows)
-
-
-def _objective(one: ReferencePass) -> ObjectiveConfig:
-    """Return an objective that needs of the reference what a pass says, and no more."""
-    if one.kind == "rejected_image":
-        return ObjectiveConfig(terms=("visual",))
-    return ObjectiveConfig(terms=("response",) if one.hidden is None else ("response", "token"))
-
-
-def _said(
-    one: ReferencePass, policy: Policy, batch: PairBatch
-) -> list[tuple[str, Responses, ResponseReference]]:
-    """Return what a pass says of a batch, by group of columns."""
-    if one.kind == "text":
-        scores = policy.reference_scores(batch)
-        return [
-            ("chosen", batch.chosen, scores.chosen),
-            ("rejected", batch.rejected, scores.rejected),
-        ]
-    assert batch.rejected_image is not None
-    return [("chosen", batch.rejected_image, policy.rejected_image_reference(batch))]
-
-
-def _rows(
-    one: ReferencePass, said: list[tuple[str, Responses, ResponseReference]], size: int
-) -> Iterator[Row]:
-    """Yield what a pass says of each pair of a batch."""
-    columns = [
-        (f"{group}.{name}", values)
-        for group, responses, reference in said
-        for name, values in _columns(one, responses, reference).items()
-    ]
-    for row in range(size):
-        yield {name: values[row] for name, values in columns}
-
-
-def _rounding(policy: Policy, said: list[tuple[str, Responses, ResponseReference]]) -> float:
-    """Return by how much rounding the hidden states moves a token's log-probability at most."""
-    furthest = 0.0
-    for _, responses, reference in said:
-        assert reference.hidden is not None
-        rounded = reference.hidden[responses.mask].bfloat16()
-        gap = (policy.logps(rounded, responses) - reference.logps)[responses.mask]
-        furthest = max(furthest, float(gap.abs().max()))
-    return furthest
-
-
-def _columns(
-    one: ReferencePass, responses: Responses, reference: ResponseReference
-) -> dict[str, list[Tensor]]:
-    """Return each column's rows, on the CPU, without padding."""
-    columns = {"ids": responses.ids.int(), "logps": reference.logps.float()}
-    if one.hidden is not None:
-        assert reference.hidden is not None
-        columns["hidden"] = reference.hidden.to(_DTYPE[one.hidden])
-    mask = responses.mask.cpu()
-    return {
-        name: [row[kept] for row, kept in zip(values.cpu(), mask, strict=True)]
-        for name, values in columns.items()
-    }
-
-
-def _bytes(
-    one: ReferencePass, pairs: Pairs, processor: Any, shards: Sequence[int], width: int
-) -> int:
-    """Return the bytes of shards whose responses are not cut."""
-    tokens = 0
-    for number in shards:
-        places = shard_rows(number, len(pairs))
-        texts = [text for place in places for text in pairs.responses(place)[: _sides(one)]]
-        ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
-    return tokens * bytes_a_token(one, width)
-
-
-def _sides(one: ReferencePass) -> int:
-    """Return how many responses a pass says something of: the chosen one alone, or both."""
-    return 2 if one.kind == "text" else 1

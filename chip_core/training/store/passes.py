@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from chip_core.config import BEHAVIOUR, TrialConfig
 from chip_core.data.rejected_images import strategy_class
@@ -22,7 +22,11 @@ from chip_core.training.store.folder import FORMAT
 #: text: of chosen and rejected response under the image, each token's log-probability, and the
 #: hidden states that predict them where a term needs the divergence.
 #: rejected_image: each token's log-probability of the chosen response under the rejected image.
-Kind = Literal["text", "rejected_image"]
+#: features, rejected_image_features: what a frozen vision tower says of the image, and of the
+#: rejected one.
+Kind = Literal["text", "features", "rejected_image", "rejected_image_features"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +49,26 @@ class ReferencePass:
         return precision
 
     @property
+    def of_features(self) -> bool:
+        """Whether it is the vision tower's alone."""
+        return self.kind in ("features", "rejected_image_features")
+
+    @property
+    def of_rejected_image(self) -> bool:
+        """Whether it looks at the rejected images."""
+        return self.kind in ("rejected_image", "rejected_image_features")
+
+    @property
     def name(self) -> str:
         """What people call it."""
         if self.kind == "text":
             return "text" if self.hidden is None else f"text, hidden states in {self.hidden}"
+        if self.kind == "features":
+            return "image features"
         image = self.identity["rejected_image"]
-        drawn = [f"{what} {image[what]}" for what in ("epoch", "seed") if what in image]
-        return ", ".join([f"rejected image {image['strategy']}", *drawn])
+        what = f"{'features of ' if self.of_features else ''}rejected image {image['strategy']}"
+        drawn = [f"{key} {image[key]}" for key in ("epoch", "seed") if key in image]
+        return ", ".join([what, *drawn])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,27 +109,39 @@ def passes_of(
         "behaviour": BEHAVIOUR,
         "model": {"dtype": config.model.dtype, **model},
         "data": data_identity(config, data) | (skipped if config.data.on_bad_row == "skip" else {}),
-        "max_length": config.training.max_length,
-        # They round differently.
-        "engine": {
-            "attention": engine.attention,
-            "prefix_sharing": engine.prefix_sharing,
-            "threads": engine.threads,
-        },
     }
+    # What rounds differently.
+    tower = {"attention": engine.attention, "threads": engine.threads}
+    decoder = {**tower, "prefix_sharing": engine.prefix_sharing}
+    of_text = {**common, "max_length": config.training.max_length, "engine": decoder}
+    of_tower = {**common, "engine": tower}
     hidden = config.reference_precision if config.objective.needs_divergence else None
-    text = {"kind": "text", **common, "hidden": hidden}
-    passes = [ReferencePass(kind="text", epoch=None, identity=text)]
+    made: list[tuple[Kind, int | None, dict[str, Any]]] = [
+        ("text", None, {**of_text, "hidden": hidden})
+    ]
+    features = _keeps_features(config)
+    if features:
+        made.append(("features", None, of_tower))
     if visual:
         anew = traits.random and image.redraw == "each_epoch"
         for epoch in range(config.training.epochs) if anew else [None]:
-            identity = {
-                "kind": "rejected_image",
-                **common,
-                "rejected_image": rejected_image_identity(config, epoch),
-            }
-            passes.append(ReferencePass(kind="rejected_image", epoch=epoch, identity=identity))
-    return tuple(passes)
+            drawn = {"rejected_image": rejected_image_identity(config, epoch)}
+            made.append(("rejected_image", epoch, {**of_text, **drawn}))
+            if features:
+                made.append(("rejected_image_features", epoch, {**of_tower, **drawn}))
+    return tuple(
+        ReferencePass(kind=kind, epoch=epoch, identity={"kind": kind, **identity})
+        for kind, epoch, identity in made
+    )
+
+
+def _keeps_features(config: TrialConfig) -> bool:
+    """Return whether the output of the vision tower, frozen, is to be kept."""
+    engine = config.engine
+    if config.vision_encoder != "frozen" or engine.feature_cache == "off":
+        return False
+    on_gpu = engine.gpus_per_worker > 0 or engine.device == "cuda"
+    return engine.feature_cache == "on" or not on_gpu
 
 
 def with_hidden(one: ReferencePass, precision: Literal["fp32", "bf16"]) -> ReferencePass:

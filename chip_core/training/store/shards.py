@@ -99,6 +99,12 @@ class Store:
     def __len__(self) -> int:
         return self.manifest.rows
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of a row's columns."""
+        names = self._shards[0].keys() if self._shards else []
+        return sorted(name for name in names if not name.endswith(".offsets"))
+
     def row(self, place: int, column: str) -> Tensor:
         """Return a column of one row."""
         number, within = shard_of(place)

@@ -44,6 +44,9 @@ def estimated_bytes(one: ReferencePass, config: TrialConfig, samples: int | None
         config: a trial that has it.
         samples: how many pairs the data has; None: not known yet.
     """
+    if one.of_features:
+        image = _image_bytes(config.model)
+        return None if samples is None or image is None else samples * image
     shape = _shape(config.model)
     if samples is None or shape is None:
         return None
@@ -75,6 +78,20 @@ def _shape(model: ModelConfig) -> tuple[int, int] | None:
 
         found = AutoConfig.from_pretrained(file.parent, trust_remote_code=False).get_text_config()
         return int(found.hidden_size), int(found.vocab_size)
+
+
+def _image_bytes(model: ModelConfig) -> int | None:
+    """Return the size of an image's features, where every image has the same number of patches."""
+    file = _file(model, "config.json")
+    raw = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    if raw.get("model_type") != "llava":
+        return None
+    try:
+        vision = raw["vision_config"]
+        patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+        return int(patches * vision["hidden_size"] * BYTES[model.dtype])
+    except KeyError:
+        return None
 
 
 def _counter(model: ModelConfig) -> Any:

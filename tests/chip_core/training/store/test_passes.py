@@ -14,7 +14,9 @@ DATA = {"source": "shapes"}
 
 
 def config(**changes: Any) -> TrialConfig:
-    return TrialConfig.model_validate({"model": "shapes", **changes})
+    """A trial without passes of features, unless it is asked for them."""
+    engine = {"feature_cache": "off", **changes.pop("engine", {})}
+    return TrialConfig.model_validate({"model": "shapes", "engine": engine, **changes})
 
 
 def passes(**changes: Any) -> tuple[ReferencePass, ...]:
@@ -119,6 +121,45 @@ def test_another_rejected_image_shares_the_text(change: dict[str, Any]) -> None:
     (text, image), (other_text, other_image) = keys(), keys(rejected_image=change)
     assert text == other_text
     assert image != other_image
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"objective": "dpo"}, ["text", "image features"]),
+        (
+            {"objective": "cmdpo"},
+            [
+                "text",
+                "image features",
+                "rejected image diffusion",
+                "features of rejected image diffusion",
+            ],
+        ),
+        ({"objective": "dpo", "vision_encoder": "trained"}, ["text"]),
+        ({"objective": "dpo", "vision_encoder": "staged"}, ["text"]),
+        ({"objective": "dpo", "engine": {"gpus_per_worker": 1}}, ["text"]),
+        (
+            {"objective": "dpo", "engine": {"gpus_per_worker": 1, "feature_cache": "on"}},
+            ["text", "image features"],
+        ),
+    ],
+)
+def test_a_frozen_tower_is_kept_where_it_is_computed_on_a_cpu(
+    changes: dict[str, Any], names: list[str]
+) -> None:
+    engine = {"feature_cache": "auto", **changes.get("engine", {})}
+    assert [one.name for one in passes(**{**changes, "engine": engine})] == names
+
+
+def test_features_are_the_same_for_any_length_and_route() -> None:
+    def of_tower(**changes: Any) -> str:
+        engine = {"feature_cache": "on", **changes.pop("engine", {})}
+        return keys(objective="dpo", engine=engine, **changes)[1]
+
+    assert of_tower(training={"max_length": 100}) == of_tower()
+    assert of_tower(engine={"prefix_sharing": "off"}) == of_tower()
+    assert of_tower(model={"path": "shapes", "dtype": "bf16"}) != of_tower()
 
 
 def test_rows_left_out_for_want_of_a_rejected_image_make_other_pairs() -> None:

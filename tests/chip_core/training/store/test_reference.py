@@ -48,7 +48,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def configured(shapes_config: Configured) -> Configured:
     def made(**changes: Any) -> TrialConfig:
-        return shapes_config(**{"data__limit": ROWS, "training__epochs": 2, **changes})
+        given = {"data__limit": ROWS, "training__epochs": 2, "engine__feature_cache": "off"}
+        return shapes_config(**{**given, **changes})
 
     return made
 
@@ -80,17 +81,22 @@ def contents(folder: Path) -> dict[str, bytes]:
         {"objective": "cmdpo", "rejected_image__redraw": "each_epoch"},
         {"objective": "chip", "language_model": "lora", "rejected_image": "crop"},
         {"objective": "chip", "reference_cache": "bf16"},
+        {"objective": "chip", "vision_encoder": "trained"},
+        {"objective": "chip", "engine__prefix_sharing": "off"},
     ],
 )
 def test_figures_are_the_live_ones(
     configured: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = configured(**changes)
+    config = configured(**changes, engine__feature_cache="on")
     stored = run_trial(
         config, folder=tmp_path / "stored", offered=offered(config, tmp_path / "cache")
     )
     live = run_trial(config, folder=tmp_path / "live")
     assert (stored.engine["reference"], live.engine["reference"]) == ("stored", "live")
+    kept = config.vision_encoder == "frozen"
+    assert stored.engine["image_features"] == ("stored" if kept else "computed")
+    assert live.engine["image_features"] == "computed"
     assert stored.notes == live.notes == []
     one, other = losses(tmp_path / "stored"), losses(tmp_path / "live")
     assert len(one) == 3
@@ -125,21 +131,23 @@ def test_what_rounding_does_is_noted(configured: Configured, tmp_path: Path) -> 
     assert noted(model__path="shapes", model__dtype="bf16") == 0  # the head reads bf16 anyway
     config = configured(objective="hdpo")
     made = ensure(passes(config)[0], config, cache=tmp_path).made
-    assert (made["rounding"], made["prefix_sharing"]) == (None, "on")
+    assert made["prefix_sharing"] == "on"
+    assert "rounding" not in made
 
 
 def test_however_many_workers_make_it_it_is_the_same_to_the_bit(
     configured: Configured, tmp_path: Path
 ) -> None:
-    config = configured(engine__micro_batch=2)
+    config = configured(engine__micro_batch=2, engine__feature_cache="on")
+    assert len(passes(config)) == 4
     for one in passes(config):
         ensure(one, config, cache=tmp_path / "alone")
-        other = configured(engine__micro_batch=1, seed=5)
+        other = configured(engine__micro_batch=1, engine__feature_cache="on", seed=5)
         for part in (1, 0):
             rows = make_part(one, other, cache=tmp_path / "two", part=part, parts=2)
         finish(one, cache=tmp_path / "two", rows=rows, seconds=1.0)
         made = contents(store_folder(tmp_path / "alone", one.key))
-        assert len(made) == (4 if one.kind == "text" else 3)  # ceil(10 / 4), and the head
+        assert len(made) == (4 if one.hidden else 3)  # ceil(10 / 4), and the head
         assert made == contents(store_folder(tmp_path / "two", one.key))
 
 
@@ -215,7 +223,9 @@ from chip_core.training.store.passes import passes_of
 from chip_core.validation import set_key, trial_config
 folder.SHARD, build.BATCH = 4, 3
 tree = recipes.read_yaml(recipes.find("shapes"))
-for key, value in {"objective": "dpo", "data.limit": 10}.items():
+for key, value in {
+    "objective": "dpo", "data.limit": 10, "engine.feature_cache": "off"
+}.items():
     set_key(tree, key, value)
 config = trial_config(tree, "test")
 (one,) = passes_of(config, {"content": "the model"}, {"source": "shapes"})
@@ -277,6 +287,55 @@ def refused(config: TrialConfig, stores: Offered, folder: Path) -> TrialResult:
     result = run_trial(config, folder=folder, offered=stores)
     assert result.engine["reference"] == "live"
     return result
+
+
+def test_features_are_the_towers_and_no_more(configured: Configured, tmp_path: Path) -> None:
+    config = configured(objective="dpo", engine__feature_cache="on")
+    one = passes(config)[1]
+    manifest = ensure(one, config, cache=tmp_path)
+    assert one.name == "image features"
+    model, processor = loading.load(config.model)
+    vision = model.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    values = Store(store_folder(tmp_path, one.key)).row(3, "hidden_states:-2.values")
+    assert values.shape == (1, patches, vision.hidden_size)
+    a_sample = 4 * patches * vision.hidden_size
+    assert ROWS * a_sample < manifest.bytes < ROWS * a_sample + 3 * 1024
+
+
+def test_features_under_a_trained_tower_are_not_used(
+    configured: Configured, tmp_path: Path
+) -> None:
+    frozen = configured(objective="dpo", engine__feature_cache="on")
+    stores = offered(frozen, tmp_path / "cache")
+    trained = configured(objective="dpo", vision_encoder="trained")
+    result = run_trial(trained, folder=tmp_path / "trial", offered=stores)
+    assert result.engine["image_features"] == "computed"
+    (note,) = result.notes
+    assert "lies within the tower" in note
+
+
+def test_features_of_a_tower_that_is_another_are_not_used(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(objective="dpo", engine__feature_cache="on")
+    one = passes(config)[1]
+    load = loading.load
+
+    def other(*given: Any, **options: Any) -> Any:
+        model, processor = load(*given, **options)
+        with torch.no_grad():
+            for parameter in model.get_encoder(modality="image").parameters():
+                parameter.mul_(1.02)
+        return model, processor
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "load", other)
+        ensure(one, config, cache=tmp_path / "cache")
+    stores = Offered(cache=tmp_path / "cache", passes=(one,))
+    result = run_trial(config, folder=tmp_path / "trial", offered=stores)
+    assert (result.engine["reference"], result.engine["image_features"]) == ("live", "computed")
+    assert "hidden states differ by" in result.notes[0]
 
 
 def test_a_store_of_another_model_is_not_used(

@@ -1,0 +1,150 @@
+"""What a frozen vision tower says of an image, taken once and given back in its place.
+
+Only what the family's own code reads of the tower's output is kept (of LLaVA's hidden states one
+layer), so that selection, projector and packing go on as they are, with their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core.config import TrialConfig
+from chip_core.models.parts import trained_parts
+
+#: Field of the output -> (rows, …): the images' tiles or patches one after the other. An entry of a
+#: list is `FIELD:INDEX`.
+Features = Mapping[str, Tensor]
+
+
+def tower_of(model: Any) -> Any:
+    """Return a model's vision tower."""
+    return model.get_encoder(modality="image")
+
+
+def is_frozen(model: Any, config: TrialConfig) -> bool:
+    """Return whether nothing within the tower is ever trained; a projector may lie in it."""
+    within = {id(parameter) for parameter in tower_of(model).parameters()}
+    return not any(
+        id(parameter) in within
+        for parameters in trained_parts(model, config).values()
+        for parameter in parameters.values()
+    )
+
+
+@torch.no_grad()
+def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is read of the tower's output for images.
+
+    Args:
+        model: with or without adapters.
+        inputs: pixel values and their like, as the model takes them, without those of tokens.
+    """
+    taken: dict[str, Tensor] = {}
+    tower = tower_of(model)
+    forward = tower.forward
+
+    def noted(*given: Any, **options: Any) -> Any:
+        return _Noted(forward(*given, **options), taken)
+
+    with _instead(tower, noted):
+        model.get_image_features(**inputs)
+    return taken
+
+
+@contextmanager
+def given_back(model: Any, features: Features | None) -> Iterator[None]:
+    """Let the tower say what is given, whatever it is asked; None: it is computed."""
+    if features is None:
+        yield
+        return
+    with _instead(tower_of(model), lambda *given, **options: _GivenBack(features)):
+        yield
+
+
+def joined(rows: Sequence[Features]) -> dict[str, Tensor]:
+    """Return the features of several samples as one batch's."""
+    return {field: torch.cat([row[field] for row in rows]) for field in rows[0]}
+
+
+@contextmanager
+def _instead(tower: Any, forward: Any) -> Iterator[None]:
+    # On the instance, over the class's own: hooks around the call stay.
+    before = tower.__dict__.get("forward")
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del tower.forward
+        else:
+            tower.forward = before
+
+
+class _Noted:
+    """A tower's output that notes what is read of it."""
+
+    def __init__(self, output: Any, taken: dict[str, Tensor]) -> None:
+        self._output, self._taken = output, taken
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._output, name)
+        if isinstance(value, Tensor):
+            self._taken[name] = value.detach()
+        elif isinstance(value, (list, tuple)):
+            return _NotedList(name, value, self._taken)
+        return value
+
+
+class _NotedList:
+    """A list of tensors in a tower's output."""
+
+    def __init__(self, name: str, values: Sequence[Any], taken: dict[str, Tensor]) -> None:
+        self._name, self._values, self._taken = name, values, taken
+
+    def __getitem__(self, index: int) -> Any:
+        value = self._values[index]
+        if isinstance(value, Tensor):
+            self._taken[f"{self._name}:{index}"] = value.detach()
+        return value
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self._values)))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class _GivenBack:
+    """A tower's output, as far as it is read."""
+
+    def __init__(self, features: Features) -> None:
+        lists: dict[str, dict[int, Tensor]] = {}
+        for field, value in features.items():
+            name, is_entry, index = field.partition(":")
+            if is_entry:
+                lists.setdefault(name, {})[int(index)] = value
+            else:
+                setattr(self, name, value)
+        for name, entries in lists.items():
+            setattr(self, name, _Entries(entries))
+
+
+class _Entries:
+    """A list of tensors of which only some entries are there."""
+
+    def __init__(self, entries: dict[int, Tensor]) -> None:
+        self._entries = entries
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._entries[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self._entries[index] for index in sorted(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
