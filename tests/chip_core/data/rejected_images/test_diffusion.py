@@ -26,6 +26,12 @@ def test_the_schedule_is_the_sigmoid_one() -> None:
     assert signal**2 + spread**2 == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_a_timestep_that_is_none_is_told(timestep: int) -> None:
+    with pytest.raises(ValueError, match=f"timestep {timestep} is not from 0 to 999"):
+        diffusion_coefficients(timestep)
+
+
 def test_noise_is_a_function_of_its_key() -> None:
     config = RejectedImageConfig(strategy="diffusion")
     pixels = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
