@@ -94,7 +94,6 @@ def run_trial(
         data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
         steps, notes = trained.steps, list(trained.notes)
         save_model(model, processor, folder / MODEL, config)
-        remove_all(folder)  # of the checkpoints: the model is there
         seconds["train"] = time.perf_counter() - began
 
     evaluations: dict[str, Evaluation] = {}
@@ -107,6 +106,7 @@ def run_trial(
         steps=steps, evaluations=evaluations, seconds=seconds, data=data, notes=notes
     )
     write_json(folder / RESULT, asdict(result))
+    remove_all(folder)  # of the checkpoints: until now a trial cut short can go on from them
     return result
 
 

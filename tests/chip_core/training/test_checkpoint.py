@@ -12,6 +12,7 @@ import pytest
 from chip_core.config import TrialConfig
 from chip_core.files import read_records
 from chip_core.results import Progress, read_result
+from chip_core.training.checkpoint import checkpoints
 from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
@@ -156,6 +157,26 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
     result = run_trial(config, folder=tmp_path / "third", resume_from=first)
     assert why in result.notes[0]
     assert "resumed after step 4" in result.notes[1]
+
+
+def test_a_trial_cut_short_while_it_is_scored_goes_on_from_its_last_checkpoint(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = {"benchmarks": {"report": [{"name": "shapes", "limit": 2}]}}
+    config = shapes_config(engine__checkpoint_every=1, **scored)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr("chip_core.trial.generate", stopped)
+        with pytest.raises(Cut):
+            run_trial(config, folder=tmp_path / "one")
+    result = run_trial(config, folder=tmp_path / "two", resume_from=tmp_path / "one")
+    assert "resumed after step 2 from" in result.notes[-1]
+    one, two = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert checkpoints(tmp_path / "two") == []  # it is done
 
 
 def test_a_checkpoint_of_another_training_is_not_used(
