@@ -95,8 +95,8 @@ def objective_from_logits(
         marks = torch.zeros(1, length, dtype=torch.bool, device=ids.device)
         marks[0, changed] = True
         return ResponseScores(
-            policy_logps=token_logps(policy_rows, ids.unsqueeze(0)),
-            reference_logps=token_logps(reference_rows, ids.unsqueeze(0)),
+            policy_logps=token_logps(policy_rows, ids.long().unsqueeze(0)),
+            reference_logps=token_logps(reference_rows, ids.long().unsqueeze(0)),
             mask=torch.ones_like(marks),
             changed=marks,
             kl=token_kl(reference_rows, policy_rows),

@@ -32,7 +32,13 @@ def _signal_share(schedule: str) -> Tensor:
 
 
 def diffusion_coefficients(timestep: int, schedule: str = "sigmoid") -> tuple[float, float]:
-    """Return (√ᾱ, √(1−ᾱ)) at a timestep of 1000, computed in float32."""
+    """Return (√ᾱ, √(1−ᾱ)) at a timestep of 1000, computed in float32.
+
+    Raises:
+        ValueError: the timestep is not from 0 to 999.
+    """
+    if not 0 <= timestep <= 999:
+        raise ValueError(f"timestep {timestep} is not from 0 to 999")
     cumulative = _signal_share(schedule)[timestep]
     return float(cumulative.sqrt()), float((1 - cumulative).sqrt())
 

@@ -136,10 +136,12 @@ class RejectedImages:
         """
         assert isinstance(self._strategy, PixelStrategy), "acts before the processor: image()"
         left = self._strategy.corrupt(pixel_values, self._draw(sample, epoch))
-        if left.shape != pixel_values.shape:
+        shape = getattr(left, "shape", None)
+        if shape != pixel_values.shape:
+            what = type(left).__name__ if shape is None else tuple(shape)
             raise TrialError(
-                f"rejected_image: '{self._config.strategy}' made pixel values of shape "
-                f"{tuple(left.shape)} from {tuple(pixel_values.shape)}"
+                f"rejected_image: '{self._config.strategy}' made {what} of pixel values "
+                f"{tuple(pixel_values.shape)}"
             )
         return left
 

@@ -221,6 +221,14 @@ def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
     assert rough.loss.item() == pytest.approx(exact, rel=0.05)
 
 
+def test_any_whole_dtype_of_ids_is_taken() -> None:
+    given = logits(11)
+    ids = {"prompt_ids": PROMPT, "chosen_ids": CHOSEN, "rejected_ids": REJECTED}
+    small = {name: torch.tensor(values, dtype=torch.int32) for name, values in ids.items()}
+    found = objective_from_logits(ObjectiveConfig(), **small, **given)
+    assert torch.equal(found.loss, compute(ObjectiveConfig(), given).loss)
+
+
 @pytest.mark.parametrize("form", ["paper", "one_sigmoid", "released"])
 @pytest.mark.parametrize("empty", ["chosen", "rejected"])
 def test_an_empty_response_says_nothing(form: str, empty: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from chip_core.config import TrialConfig
 from chip_core.files import read_records
 from chip_core.results import Progress, read_result
+from chip_core.training.checkpoint import broken, checkpoints, remove_after
 from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
@@ -158,6 +160,26 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
     assert "resumed after step 4" in result.notes[1]
 
 
+def test_a_trial_cut_short_while_it_is_scored_goes_on_from_its_last_checkpoint(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = {"benchmarks": {"report": [{"name": "shapes", "limit": 2}]}}
+    config = shapes_config(engine__checkpoint_every=1, **scored)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr("chip_core.trial.generate", stopped)
+        with pytest.raises(Cut):
+            run_trial(config, folder=tmp_path / "one")
+    result = run_trial(config, folder=tmp_path / "two", resume_from=tmp_path / "one")
+    assert "resumed after step 2 from" in result.notes[-1]
+    one, two = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert checkpoints(tmp_path / "two") == []  # it is done
+
+
 def test_a_checkpoint_of_another_training_is_not_used(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
@@ -168,6 +190,28 @@ def test_a_checkpoint_of_another_training_is_not_used(
     assert "trained from the start" in result.notes[-1]
     run_trial(other, folder=tmp_path / "alone")
     assert curves(tmp_path / "second") == curves(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        ('{"format": 2}', "its format is 2, known is 1"),
+        ("[]", r"manifest.json cannot be read \(ValueError\)"),
+        ('{"format": 1}', r"manifest.json cannot be read \(KeyError\)"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_not_read(
+    shapes_config: Configured, tmp_path: Path, manifest: str, why: str
+) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert re.fullmatch(why, str(broken(tmp_path, shapes_config())))
+
+
+def test_checkpoints_that_are_gone_over_again_are_removed(tmp_path: Path) -> None:
+    for step in (4, 6, 12):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    remove_after(tmp_path, 4)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
 
 
 def test_a_write_that_was_cut_off_leaves_no_checkpoint(

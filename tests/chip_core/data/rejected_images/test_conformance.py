@@ -126,6 +126,11 @@ class First_(PixelStrategy):
     def corrupt(self, pixel_values, seed):
         return pixel_values.float()[:1, :1]
 
+class Listed(PixelStrategy):
+    traits = FIXED
+    def corrupt(self, pixel_values, seed):
+        return [0.0]
+
 class Infinite(PixelStrategy):
     traits = FIXED
     def corrupt(self, pixel_values, seed):
@@ -171,8 +176,9 @@ def false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (
             "First_",
             "pixel values",
-            r"made pixel values of shape \(1, 1, 48, 48\) from \(1, 3, 48, 48",
+            r"made \(1, 1, 48, 48\) of pixel values \(1, 3, 48, 48\)",
         ),
+        ("Listed", "pixel values", r"made list of pixel values \(1, 3, 48, 48\)"),
         ("Infinite", "pixel values", "a pixel value is not finite"),
         ("Made", "it can be made", "TypeError: "),
     ],

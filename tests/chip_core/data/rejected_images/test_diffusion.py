@@ -15,6 +15,7 @@ def test_coefficients_equal_the_released_schedule(oracles: Path) -> None:
     cases = json.loads((oracles / "losses" / "diffusion_schedule.json").read_text())
     for timestep, expected in cases.items():
         assert diffusion_coefficients(int(timestep)) == pytest.approx(expected, abs=1e-6)
+    print(f"coefficients of the released schedule: {len(cases)} of {len(cases)}")
 
 
 def test_the_schedule_is_the_sigmoid_one() -> None:
@@ -24,6 +25,12 @@ def test_the_schedule_is_the_sigmoid_one() -> None:
     signal, spread = diffusion_coefficients(500)
     assert signal == pytest.approx(cumulative[500].sqrt().item(), abs=1e-6)
     assert signal**2 + spread**2 == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_a_timestep_that_is_none_is_told(timestep: int) -> None:
+    with pytest.raises(ValueError, match=f"timestep {timestep} is not from 0 to 999"):
+        diffusion_coefficients(timestep)
 
 
 def test_noise_is_a_function_of_its_key() -> None:

@@ -1,0 +1,54 @@
+"""What ends a training early, told as its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from chip_core.config import TrialConfig
+from chip_core.errors import NonFiniteLossError, TrialError
+from chip_core.files import read_records
+from chip_core.trial import run_trial
+
+Configured = Callable[..., TrialConfig]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss may be finite where its gradient is not."""
+    measured = torch.nn.utils.clip_grad_norm_
+    calls = []
+
+    def overflowing(*given: object) -> torch.Tensor:
+        calls.append(given)
+        norm = measured(*given)
+        return norm * torch.inf if len(calls) == 2 else norm
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflowing)
+    with pytest.raises(NonFiniteLossError, match="the gradient's norm is inf at step 2"):
+        run_trial(shapes_config(), folder=tmp_path)
+    assert [record["step"] for record in read_records(tmp_path / "curves.jsonl")] == [1]
+    assert not (tmp_path / "model").exists()
+
+
+def test_memory_that_ran_out_is_told_with_what_to_do(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("chip_core.training.loop.batch_loss", full)
+    with pytest.raises(TrialError, match=r"memory ran out in training: lower engine\.micro_batch"):
+        run_trial(shapes_config(), folder=tmp_path)
+
+
+def test_points_of_the_curves_are_as_far_apart_as_asked(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    run_trial(shapes_config(training__max_steps=5, engine__log_every=2), folder=tmp_path)
+    steps = [record["step"] for record in read_records(tmp_path / "curves.jsonl")]
+    assert steps == [2, 4, 5]  # the last one always
