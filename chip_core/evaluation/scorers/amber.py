@@ -82,13 +82,7 @@ class AmberScorer:
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `id` (or `item`) and `response`, as JSON or JSON lines."""
-        return [
-            _answer(
-                first_of(row, ("id", "item"), path, number),
-                first_of(row, ("response",), path, number),
-            )
-            for number, row in enumerate(read_rows(path), start=1)
-        ]
+        return [_answer(row, path, number) for number, row in enumerate(read_rows(path), start=1)]
 
     def score(
         self,
@@ -174,9 +168,11 @@ class _Nouns:
         return self._similarity(one, other) > SIMILAR
 
 
-def _answer(item: Any, response: Any) -> Answer:
+def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
+    item = first_of(row, ("id", "item"), path, number)
+    response = first_of(row, ("response",), path, number)
     fields: dict[str, Any] = {}
-    if not isinstance(item, int) or isinstance(item, bool):
+    if "id" in row and type(item) is not int:
         fields["id"] = item
     if not isinstance(response, str):
         fields["response"] = response

@@ -142,6 +142,8 @@ def read_truth(
         )
     wanted = frozenset(images)
     if coco.is_dir():
+        if (coco / "annotations").is_dir():  # COCO's own layout
+            coco = coco / "annotations"
         return _from_annotations(_files(coco, official, who), wanted, names, in_caption)
     held = read_json(coco)
     if isinstance(held, dict) and isinstance(held.get("annotations"), list):

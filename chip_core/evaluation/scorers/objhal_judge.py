@@ -87,7 +87,7 @@ def read_reply(reply: str | None) -> list[Any]:
     bare = re.sub(r"```(?:json)?", "", reply).strip()
     if bare == "()":  # as the prompt has it
         return []
-    for text in (bare, *re.findall(r"\[.*?\]", bare, re.DOTALL)):
+    for text in (bare, bare[max(bare.find("["), 0) : bare.rfind("]") + 1]):
         try:
             found = json.loads(text)
         except (ValueError, RecursionError):

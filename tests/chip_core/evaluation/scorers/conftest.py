@@ -42,7 +42,7 @@ def plain_words(text: str) -> list[str]:
 
 
 def plain_lemma(word: str) -> str:
-    return word.removesuffix("s")
+    return word if word == "bus" else word.removesuffix("s")
 
 
 class PlainTagger:

@@ -279,6 +279,8 @@ def test_what_stops_the_script(data: Path, tmp_path: Path, plain_language: None)
     with pytest.raises(UserError, match="answer 1: id '3' is no whole number"):
         score(data, as_text)
     assert score(data, as_text, "corrected").n == 1
+    ours = AMBER.read_responses(write(tmp_path / "o.json", [{"item": "3", "response": "No"}]))
+    assert score(data, ours).n == 1
     nothing = AMBER.read_responses(write(tmp_path / "b.json", [{"id": 1, "response": None}]))
     with pytest.raises(UserError, match=r"answer 1 \(id 1\): the response is not text"):
         score(data, nothing)

@@ -110,6 +110,7 @@ def test_annotations_and_their_captions_are_the_truth(data: Path, plain_language
     scored = score(data, said, coco=folder)
     assert counts(scored, "recall") == [(1, 3), (1, 1), (1, 1), (0, 1)]
     assert counts(scored, "chair_i") == [(0, 1), (0, 1), (0, 1), (1, 1)]
+    assert score(data, said, coco=folder.parent).values == scored.values  # COCO's own layout
     # The instances of one file alone are enough where nothing official is asked for.
     val = folder / "instances_val2014.json"
     assert counts(score(data, {2: "a minibus"}, "corrected", val), "recall") == [(1, 1)]
