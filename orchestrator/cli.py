@@ -15,6 +15,7 @@ from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
 from orchestrator.commands.plugins import plugin
+from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
 from orchestrator.commands.ui import ui
 
@@ -85,5 +86,5 @@ def cli() -> None:
     """
 
 
-for _command in (run, plan, status, report, evaluate, data, gallery, plugin, export, ui):
+for _command in (run, plan, status, report, evaluate, score, data, gallery, plugin, export, ui):
     cli.add_command(_command)

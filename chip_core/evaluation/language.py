@@ -6,7 +6,8 @@ What is a function of a word or a sentence alone is computed once for it.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -63,7 +64,8 @@ def words(text: str) -> list[str]:
     """Return a text's tokens as `nltk.word_tokenize` gives them."""
     import nltk
 
-    return [word for sentence in nltk.sent_tokenize(text) for word in _split(sentence)]
+    with _no_time_limit():
+        return [word for sentence in nltk.sent_tokenize(text) for word in _split(sentence)]
 
 
 def tags(tokens: Sequence[str]) -> list[str]:
@@ -106,7 +108,10 @@ def singular(word: str) -> str:
 
 
 class NltkTagger:
-    """NLTK: perceptron tags, and WordNet's noun lemma of the lower-cased token."""
+    """NLTK: WordNet's noun lemma of the lower-cased token, and the lemma's perceptron tag.
+
+    Not the token's own tag: in "a umbrellas", as Object HalBench asks, that is an adjective's.
+    """
 
     def __init__(self) -> None:
         import nltk
@@ -116,9 +121,10 @@ class NltkTagger:
     def __call__(self, text: str) -> Sequence[Token]:
         """Return the text's tokens."""
         tokens = words(text)
+        lemmas = [lemma(word.lower()) for word in tokens]
         return [
-            Token(text=word, tag=tag, lemma=lemma(word.lower()))
-            for word, tag in zip(tokens, tags(tokens), strict=True)
+            Token(text=word, tag=tag, lemma=base)
+            for word, base, tag in zip(tokens, lemmas, tags(lemmas), strict=True)
         ]
 
 
@@ -161,6 +167,25 @@ def _has(nltk: Any, package: str) -> bool:
         except LookupError:
             return False
     return True
+
+
+@contextmanager
+def _no_time_limit() -> Iterator[None]:
+    """Let NLTK take the time that a text needs.
+
+    From 3.10 on it gives up on a text after five seconds on the clock: what a long answer comes to
+    would depend on how busy the machine is.
+    """
+    try:
+        from nltk import redos
+    except ImportError:  # older: there is no limit
+        yield
+        return
+    limit, redos.DEFAULT_TIMEOUT = redos.DEFAULT_TIMEOUT, None
+    try:
+        yield
+    finally:
+        redos.DEFAULT_TIMEOUT = limit
 
 
 @lru_cache(maxsize=_KEPT)

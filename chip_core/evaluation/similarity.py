@@ -54,7 +54,10 @@ class SpacySimilarity:
     """Cosines of a spaCy model's word vectors."""
 
     def __init__(self, model: str = SPACY_VECTORS) -> None:
-        require(spacy_problems(model), "AMBER's word similarity")
+        require(
+            [f"{lack}, or name a table by --similarity" for lack in spacy_problems(model)],
+            "AMBER's word similarity",
+        )
         import spacy
 
         self._pipeline = spacy.load(model)

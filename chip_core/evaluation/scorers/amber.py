@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from chip_core.errors import UserError
 from chip_core.evaluation.language import lemma, nltk_problems, require, tags, words
@@ -126,12 +126,17 @@ class AmberScorer:
             if question.group != "generative":
                 _add_yes_or_no(items, question, _said(response, corrected))
         done = {question.id for question, _ in pairs}
+        held = {
+            question.id: question.group
+            for item, question in questions.items()
+            if resources.only is None or item in resources.only
+        }
         metrics = (
             figures.corrected(items)
             if corrected
-            else figures.official(items, _published_part(done, questions))
+            else figures.official(items, figures.published_type(done, held))
         )
-        return Scored(metrics=metrics, n=len(pairs), missing=len(questions) - len(done))
+        return Scored(metrics=metrics, n=len(pairs), missing=len(held.keys() - done))
 
 
 class _Nouns:
@@ -266,30 +271,6 @@ def _outcome(question: _Question, numerator: float, denominator: float) -> ItemO
         denominator=float(denominator),
         group=question.group,
     )
-
-
-def _published_part(
-    done: Iterable[int], questions: Mapping[str, _Question]
-) -> Literal["a", "g", "d", "de", "da", "dr"]:
-    """Return the official script's evaluation type: by the published query file that was answered.
-
-    Where the answers are not those of one of its files, it is `a`, the type of all questions.
-    """
-    answered = set(done)
-    dimensions: dict[str, set[int]] = defaultdict(set)
-    for question in questions.values():
-        dimensions[question.group.partition("/")[0]].add(question.id)
-    existence, attribute, relation = (
-        dimensions[name] for name in ("existence", "attribute", "relation")
-    )
-    files: tuple[tuple[Literal["g", "d", "de", "da", "dr"], set[int]], ...] = (
-        ("g", dimensions["generative"]),
-        ("de", existence),
-        ("da", attribute),
-        ("dr", relation),
-        ("d", existence | attribute | relation),
-    )
-    return next((part for part, ids in files if ids and ids == answered), "a")
 
 
 SCORERS.register("amber")(AmberScorer())

@@ -6,7 +6,8 @@ descriptions; a figure is of one group or of several together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
 
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
 from chip_core.evaluation.task import MetricInfo
@@ -53,6 +54,28 @@ Items = Mapping[str, Sequence[ItemOutcome]]
 
 #: Every denominator of the script starts here.
 _START = 0.001
+
+
+def published_type(answered: Set[int], groups: Mapping[int, str]) -> str:
+    """Return the script's evaluation type: that of the published query file that was answered.
+
+    Where the answers are not those of one of its parts it is `a`, the type of all questions.
+
+    Args:
+        answered: the questions that were answered.
+        groups: the group of every question.
+    """
+    dimensions: dict[str, set[int]] = defaultdict(set)
+    for question, group in groups.items():
+        dimensions[group.partition("/")[0]].add(question)
+    parts = {
+        "g": dimensions["generative"],
+        "de": dimensions["existence"],
+        "da": dimensions["attribute"],
+        "dr": dimensions["relation"],
+    }
+    parts["d"] = parts["de"] | parts["da"] | parts["dr"]
+    return next((part for part, ids in parts.items() if ids and ids == answered), "a")
 
 
 def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:

@@ -145,7 +145,7 @@ class Scorer(Protocol):
         """
 
 
-SCORERS: Registry[Scorer] = Registry("scorer")
+SCORERS: Registry[Scorer] = Registry("benchmark")
 
 
 def refuse_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
