@@ -1,12 +1,10 @@
-"""HallusionBench's figures from verdicts: pure counting.
-
-What the figures count is in `hallusionbench.py`; here is how.
-"""
+"""HallusionBench's figures from verdicts: how what `hallusionbench.py` says is counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from chip_core.errors import UserError
@@ -19,6 +17,7 @@ WRONG, RIGHT, UNCLEAR = 0, 1, 2
 Cause = Literal["language_hallucination", "visual_illusion", "mixed"]
 CAUSES: tuple[Cause, ...] = ("language_hallucination", "visual_illusion", "mixed")
 _LANGUAGE, _SIGHT, _MIXED = CAUSES
+_pair, _figure = attrgetter("pair"), attrgetter("figure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +198,9 @@ def official_values(
             "of wrong ones; protocol corrected does not"
         )
     values = {
-        name: round(figures.ratio(found, 100.0) or 0.0, 4)
+        name: round(
+            100 * sum(item.numerator for item in found) / sum(item.denominator for item in found), 4
+        )
         for name, found in items.items()
         if not name.startswith("yes_no_bias")
     }
@@ -213,14 +214,6 @@ def official_values(
 def _says_yes(each: Judged) -> bool:
     """Whether the answer is a yes, told from whether it is right."""
     return int(each.right) == each.question.truth
-
-
-def _pair(question: Question) -> str:
-    return question.pair
-
-
-def _figure(question: Question) -> str:
-    return question.figure
 
 
 def _shown(judged: Iterable[Judged]) -> list[Judged]:

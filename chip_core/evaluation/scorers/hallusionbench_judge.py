@@ -105,6 +105,8 @@ def judge(
         and (found := verdicts[answer.item]) is not None
         and needs_same(questions[answer.item], found, verdicts[first])
     ]
+    if corrected and resources.judge is None:
+        requests = []  # those causes are left out
     agreed = asking.ask(resources, requests, "hallusionbench")
     judged = []
     for answer in answers:

@@ -15,6 +15,7 @@ The categories are conv, detail and complex.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -239,10 +240,10 @@ def _official(rated: Sequence[_Rated]) -> dict[str, float | None]:
             continue
         answer = round(sum(each.answer for each in kept) / len(kept), 3)
         reference = round(sum(each.reference for each in kept) / len(kept), 3)
-        if not reference:
+        if not reference or not math.isfinite(reference + answer):
             raise UserError(
-                f"llava_bench{end}: the reference answers' mean rating is 0, and the official "
-                "script divides by it"
+                f"llava_bench{end}: the mean ratings are {reference} (reference) and {answer}: the "
+                "official script has no figure for them"
             )
         values[f"relative_score{end}"] = round(answer / reference * 100, 1)
         values[f"answer_score{end}"] = round(answer * 10, 1)
