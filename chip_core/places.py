@@ -16,5 +16,9 @@ class Places:
     judge_replies: Path | None = None  # `--judge-replies`: replies in place of a judge's
 
     def data(self, benchmark: str) -> Path | None:
-        """Return a benchmark's folder, whether or not it is there."""
-        return None if self.benchmark_data is None else self.benchmark_data / benchmark
+        """Return a benchmark's folder, whether or not it is there; of my.module:Mine it is
+        my.module.Mine.
+        """
+        if self.benchmark_data is None:
+            return None
+        return self.benchmark_data / benchmark.replace(":", ".")

@@ -1,9 +1,10 @@
-"""plugin check: a user's own strategy or loss term, held to what the shipped ones are held to."""
+"""plugin check: a user's own code, held to what the shipped one is held to."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,9 +24,17 @@ def plugin() -> None:
     metavar="KEY=VALUE",
     help="A parameter of a strategy: --set strength=0.3",
 )
+@click.option(
+    "--benchmark-data",
+    type=click.Path(path_type=Path),
+    envvar="CHIP_ABLATE_BENCHMARK_DATA",
+    help="Holds a benchmark's files, in a folder MODULE.ATTR.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
-def check(name: str, parameters: tuple[str, ...], as_json: bool) -> int:
-    """Check a rejected-image strategy (a class) or a loss term (a function).
+def check(
+    name: str, parameters: tuple[str, ...], benchmark_data: Path | None, as_json: bool
+) -> int:
+    """Check a rejected-image strategy or a benchmark (classes), or a loss term (a function).
 
     The exit code is 1 where a check fails.
     """
@@ -34,8 +43,11 @@ def check(name: str, parameters: tuple[str, ...], as_json: bool) -> int:
 
     try:
         loaded = plugins.load(name)
-        kind = "strategy" if isinstance(loaded, type) else "loss term"
-        checks = dict(_strategy(name, parameters) if kind == "strategy" else _term(name))
+        kind = _kind(loaded)
+        if kind == "benchmark":
+            checks = _benchmark(name, benchmark_data)
+        else:
+            checks = dict(_strategy(name, parameters) if kind == "strategy" else _term(name))
     except ValueError as error:
         raise UserError(str(error)) from None
     wrong = {what: problem for what, problem in checks.items() if problem is not None}
@@ -47,6 +59,28 @@ def check(name: str, parameters: tuple[str, ...], as_json: bool) -> int:
             click.echo(f"{what}: {'ok' if problem is None else problem}")
         click.echo(f"{name}, a {kind}: {len(checks) - len(wrong)} of {len(checks)} checks passed")
     return 1 if wrong else 0
+
+
+def _kind(loaded: Any) -> str:
+    from chip_core.evaluation.task import Benchmark
+
+    if isinstance(loaded, type):
+        return "benchmark" if issubclass(loaded, Benchmark) else "strategy"
+    return "benchmark" if isinstance(loaded, Benchmark) else "loss term"
+
+
+def _benchmark(name: str, benchmark_data: Path | None) -> dict[str, str | None]:
+    from chip_core.evaluation.asked import find_benchmark
+    from chip_core.evaluation.conformance import conformance
+    from chip_core.evaluation.replay import ReplayJudge
+    from chip_core.evaluation.scorers.base import Resources
+    from chip_core.places import Places
+    from orchestrator.commands.options import absolute
+
+    benchmark = find_benchmark(name)
+    judge = ReplayJudge([]) if "judge" in benchmark.needs else None
+    data = Places(benchmark_data=absolute(benchmark_data)).data(name)
+    return conformance(benchmark, data=data, resources=Resources(judge=judge))
 
 
 def _term(name: str) -> Iterator[tuple[str, str | None]]:

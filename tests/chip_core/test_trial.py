@@ -15,6 +15,7 @@ from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import read_records
 from chip_core.results import Progress, read_result
 from chip_core.shapes import MODEL_FOLDER
+from chip_core.trained import Trained, read_trained, take_over, weights_mark, write_trained
 from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
@@ -210,3 +211,61 @@ def test_bf16_trains_and_stays_near(shapes_config: Configured, tmp_path: Path) -
     assert losses["bf16"] != losses["fp32"]
     weights = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}  # master weights
+
+
+def test_a_trial_killed_while_it_was_scored_goes_on_there(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the training nor an answer is made twice, and the figures are the same."""
+    config = shapes_config(**SCORED, engine__generation_batch=2)
+    whole = run_trial(config, folder=tmp_path / "whole")
+
+    def dies(progress: Progress) -> None:
+        if progress.phase == "score shapes" and progress.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(config, folder=tmp_path / "one", report=dies)
+    assert read_result(tmp_path / "one") is None
+
+    def trains(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained already")
+
+    monkeypatch.setattr("chip_core.trial.train", trains)
+    told: list[Progress] = []
+    again = run_trial(
+        config,
+        folder=tmp_path / "two",
+        resume_from=tmp_path / "one",
+        earlier=[tmp_path / "one"],
+        report=told.append,
+    )
+    assert again.metrics == whole.metrics
+    assert (again.steps, again.data) == (whole.steps, whole.data)
+    assert again.seconds["train"] > 0
+    assert again.evaluations["report/shapes"].how["taken_over"] == 4
+    assert [progress.done for progress in told if progress.phase == "score shapes"] == [4, 6, 8]
+    weights = [tmp_path / name / "model/model.safetensors" for name in ("whole", "two")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not (tmp_path / "one" / "model").exists()  # moved, not copied
+    assert read_trained(tmp_path / "one") is None
+
+
+def test_a_model_is_whole_in_one_of_two_folders_at_any_time(tmp_path: Path) -> None:
+    (tmp_path / "one" / "model").mkdir(parents=True)
+    trained = Trained(steps=3, seconds=1.0)
+    assert take_over(tmp_path / "one", tmp_path / "two") is None  # not noted as whole
+    write_trained(tmp_path / "one", trained)
+    write_trained(tmp_path / "two", trained)  # as where it was killed before the move
+    assert read_trained(tmp_path / "two") is None
+    assert take_over(tmp_path / "one", tmp_path / "two") == trained
+    assert weights_mark(tmp_path / "two" / "model") == trained.mark
+
+
+def test_what_a_benchmark_lacks_is_said_before_the_training(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = shapes_config(benchmarks={"report": ["pope", "mmhal"]})
+    with pytest.raises(TrialError, match="pope: its questions are in files: .*; mmhal: its quest"):
+        run_trial(config, folder=tmp_path / "a")
+    assert not (tmp_path / "a").exists()

@@ -1,4 +1,4 @@
-"""plugin check, on the example of docs/plugins.md."""
+"""plugin check, on the examples of docs/plugins.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "plugins.md"
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (source,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.S)
+    source, benchmark = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.S)
+    (tmp_path / "my_benchmarks.py").write_text(benchmark)
     file = tmp_path / "my_terms.py"
     file.write_text(
         f"{source}\n\ndef wrong(chosen, rejected, rejected_image, beta):\n    return 0\n"
@@ -28,6 +29,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield file
     sys.modules.pop("my_terms", None)
+    sys.modules.pop("my_benchmarks", None)
 
 
 def call(*arguments: str) -> int:
@@ -60,6 +62,29 @@ def test_one_that_is_not_there_is_told(
     assert call("plugin", "check", name) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_the_docs_benchmark_passes_and_scores(
+    module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plugin", "check", "my_benchmarks:Colours") == 0
+    assert "a benchmark: 10 of 10 checks passed" in capsys.readouterr().out
+    assert call("evaluate", "shapes", "--benchmarks", "my_benchmarks:Colours", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["benchmarks"]["my_benchmarks:Colours"]
+    assert (found["n"], found["scorer"]) == (3, "colours-1")
+    assert found["scores"] == "chip-evaluation/scores/report-my_benchmarks.Colours.json"
+
+
+def test_a_study_may_ask_it(module: Path, plan_of: Callable[..., Plan]) -> None:
+    text = STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours, limit: 2}]")
+    plan = plan_of(text)
+    identity = plan.benchmarks["report/my_benchmarks:Colours"]
+    assert identity["scorer"] == "colours-1"
+    module.with_name("my_benchmarks.py").write_text(
+        module.with_name("my_benchmarks.py").read_text() + "\n"
+    )
+    changed = plan_of(text).benchmarks["report/my_benchmarks:Colours"]
+    assert changed["source"] != identity["source"]  # changed code makes new figures
 
 
 def test_a_study_may_vary_it(module: Path, plan_of: Callable[..., Plan]) -> None:

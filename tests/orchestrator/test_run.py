@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from chip_core.errors import UserError
+from chip_core.trained import Trained, write_trained
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan
 from orchestrator.run import Outcome, run_study
@@ -120,6 +121,20 @@ def test_what_a_worker_finished_after_its_driver_died_is_not_run_again(
     assert trial.name not in executor.names
     assert len(executor.names) == 8
     assert trial.name in [view.trial.name for view in tracker.opened]
+
+
+def test_an_attempt_that_had_trained_is_gone_on_from(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan = plan_of()
+    job, trial, _ = jobs_for(plan, Ledger(tmp_path), tmp_path)[2]
+    (job.folder / "model").mkdir(parents=True)
+    write_trained(job.folder, Trained(steps=5, seconds=1.0))
+    (tmp_path / "trials" / trial.fingerprint[:16] / "attempt-2").mkdir()  # a later one that died
+    again = next(
+        other for other, its, _ in jobs_for(plan, Ledger(tmp_path), tmp_path) if its == trial
+    )
+    assert again.folder.name == "attempt-3"
+    assert again.resume_from == job.folder
+    assert [folder.name for folder in again.earlier] == ["attempt-2", "attempt-1"]
 
 
 def test_a_half_written_attempt_is_run_again_elsewhere(plan_of: PlanOf, tmp_path: Path) -> None:
