@@ -15,6 +15,7 @@ from orchestrator.commands.humans import judge_humans
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
 from orchestrator.commands.plugins import plugin
+from orchestrator.commands.represent import represent
 from orchestrator.commands.studies import plan, report, run, status
 from orchestrator.commands.ui import ui
 
@@ -86,6 +87,6 @@ def cli() -> None:
 
 
 for _command in (
-    run, plan, status, report, data, gallery, plugin, export, ui, judge_humans,
+    run, plan, status, report, data, gallery, plugin, export, ui, judge_humans, represent,
 ):  # fmt: skip
     cli.add_command(_command)
