@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,8 @@ from orchestrator.commands.options import planned, study_options
 
 if TYPE_CHECKING:
     from chip_core.representation.geometry import Figure
+    from orchestrator.plan import Arm, Trial
+    from orchestrator.report.representation import Represented
     from orchestrator.representation import Source
     from orchestrator.tracking.attached import Attached
 
@@ -100,7 +103,7 @@ def represent(
         folder = report_folder(workdir, made.study.name)
         files = write_represented(found, folder)
         written += files
-        attached = _attached(sources, own, {row.name: row.figures for row in found.rows})
+        attached = _attached(found, sources, own)
         for file in files:
             under = "report" if file.parent == folder else "report/figures"
             attached.files.append((file, under))
@@ -135,24 +138,22 @@ def _model_source(name: str) -> Source:
 
 
 def _attached(
-    sources: list[Source],
-    own: Any,
-    of_rows: dict[str, Any],
+    found: Represented, sources: Sequence[Source], own: Mapping[int, Mapping[str, Figure]]
 ) -> Attached:
     """Return what a study's runs are to show: trials their own figures, arms with intervals."""
     from orchestrator.report.representation import metrics
     from orchestrator.tracking.attached import Attached
 
-    base: dict[str, float] = {}
-    arms: dict[str, Any] = {}
-    trials: list[Any] = []
+    base: Mapping[str, float] = {}
+    arms: dict[str, tuple[Arm, Mapping[str, float]]] = {}
+    trials: list[tuple[Arm, Trial, Mapping[str, float]]] = []
+    rows = {row.name: row.figures for row in found.rows}
     for place, source in enumerate(sources):
-        figures: dict[str, Figure] = own[place]
         if source.arm is None or source.trial is None:
-            base = metrics(figures, intervals=True)
+            base = metrics(found, own[place], intervals=True)
             continue
-        trials.append((source.arm, source.trial, metrics(figures, intervals=False)))
-        shown = metrics(of_rows[source.arm.name], intervals=True)
+        trials.append((source.arm, source.trial, metrics(found, own[place], intervals=False)))
+        shown = metrics(found, rows[source.arm.name], intervals=True)
         arms[source.arm.name] = (source.arm, shown)
     return Attached(base=base, arms=arms, trials=trials)
 

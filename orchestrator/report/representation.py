@@ -13,7 +13,6 @@ from chip_core.files import write_atomically, write_json
 from chip_core.representation.geometry import Figure
 from chip_core.representation.states import Reading
 
-FIGURE = "figures/representation"
 _COLOURS = {"image": "#4d4d4d", "true": "#0072b2", "hallucinated": "#d55e00"}
 _LABELS = {
     "image": "image",
@@ -54,13 +53,18 @@ class Represented:
     rows: tuple[Row, ...]
     missing: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """What its files and metrics are called: descriptions read alone stand by themselves."""
+        return "representation-alone" if self.reading.alone else "representation"
+
 
 def write_represented(found: Represented, folder: Path) -> list[Path]:
     """Write figure, table and figures as JSON into a folder; return the files."""
-    files = [folder / f"representation.{kind}" for kind in ("json", "md")]
+    files = [folder / f"{found.name}.{kind}" for kind in ("json", "md")]
     write_json(files[0], as_json(found))
     write_atomically(files[1], markdown(found))
-    pictures = [folder / f"{FIGURE}.{kind}" for kind in ("png", "pdf")]
+    pictures = [folder / "figures" / f"{found.name}.{kind}" for kind in ("png", "pdf")]
     pictures[0].parent.mkdir(parents=True, exist_ok=True)
     for path in pictures:
         path.write_bytes(draw(found, path.suffix[1:]))
@@ -93,7 +97,7 @@ def markdown(found: Represented) -> str:
     lines = [
         "## Representations of images, true and hallucinated descriptions",
         "",
-        f"![The first three principal components of all, in one basis]({FIGURE}.png)",
+        f"![The first three principal components of all, in one basis](figures/{found.name}.png)",
         "",
         f"| | seeds | {' | '.join(_TABLE.values())} |",
         "| " + " | ".join(["---"] * (len(_TABLE) + 2)) + " |",
@@ -128,14 +132,16 @@ def notes(found: Represented) -> list[str]:
     return lines
 
 
-def metrics(figures: Mapping[str, Figure], *, intervals: bool) -> dict[str, float]:
+def metrics(
+    found: Represented, figures: Mapping[str, Figure], *, intervals: bool
+) -> dict[str, float]:
     """Return figures for a tracker: `representation/probe_auc`, `….low`, `….high`."""
-    found = {f"representation/{name}": figure.value for name, figure in figures.items()}
+    named = {f"{found.name}/{name}": figure.value for name, figure in figures.items()}
     if intervals:
         for name, figure in figures.items():
-            found[f"representation/{name}.low"] = figure.low
-            found[f"representation/{name}.high"] = figure.high
-    return found
+            named[f"{found.name}/{name}.low"] = figure.low
+            named[f"{found.name}/{name}.high"] = figure.high
+    return named
 
 
 def draw(found: Represented, kind: str) -> bytes:

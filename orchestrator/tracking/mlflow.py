@@ -29,7 +29,7 @@ _REASON, _REUSED = "chip.reason", "chip.reused_from"
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _RETRY_SECONDS = 60.0
 #: Metrics of an arm that do not come from its trials' scores: they stay when its scores change.
-ATTACHED = ("human/", "representation/")
+ATTACHED = ("human/", "representation/", "representation-alone/")
 
 
 def tracking_uri(workdir: Path, given: str | None) -> str:

@@ -110,9 +110,9 @@ def _view(trial: Trial) -> TrialView:
 
 def test_a_model_by_itself(tmp_path: Path, run: Run) -> None:
     out: list[Any] = ["--out", tmp_path / "out"]
-    code, _, complaint = run("represent", "shapes", "--items", 3, "--pool", "last", *out)
+    code, _, complaint = run("represent", "shapes", "--items", 3, "--pool", "last", "--alone", *out)
     assert code == 0, complaint
-    found = json.loads((tmp_path / "out" / "representation.json").read_text())
+    found = json.loads((tmp_path / "out" / "representation-alone.json").read_text())
     assert (found["pool"], [row["name"] for row in found["rows"]]) == ("last", ["shapes"])
 
 
