@@ -17,6 +17,7 @@ from orchestrator.commands.humans import judge_humans
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
 from orchestrator.commands.plugins import plugin
+from orchestrator.commands.represent import represent
 from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
 from orchestrator.commands.ui import ui
@@ -89,8 +90,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    run, plan, status, report, evaluate, score, data, gallery, plugin, export, judge_humans, cache,
-    ui,
+    run, plan, status, report, evaluate, score, data, gallery, plugin, export, represent,
+    judge_humans, cache, ui,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -133,6 +133,20 @@ def rejected_caption(scene: Scene) -> str:
     return _say(groups, _style(scene.split, scene.index))
 
 
+def partner_caption(scene: Scene) -> str | None:
+    """Return the faithful caption with a missing partner in it; None where none is missing.
+
+    It is the first lone shape's usual partner, in a colour drawn by the scene.
+    """
+    groups = _groups(scene)
+    for group in groups:
+        if len(group) == 1 and group[0].shape in PARTNER:
+            random = stream("partner", scene.split, scene.index)
+            group.append(Mention(PARTNER[group[0].shape], pick(COLOURS, random)))
+            return _say(groups, _style(scene.split, scene.index))
+    return None
+
+
 def objects_in(text: str) -> list[Mention]:
     """Return every object that a text names, in order and with repeats."""
     words = re.findall(r"[a-z]+", text.lower())

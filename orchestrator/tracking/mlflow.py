@@ -31,7 +31,7 @@ _HOW = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's 
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _RETRY_SECONDS = 60.0
 #: Metrics of an arm that do not come from its trials' scores: they stay when its scores change.
-ATTACHED = ("human/", "representation/")
+ATTACHED = ("human/", "representation/", "representation-alone/")
 
 
 def tracking_uri(workdir: Path, given: str | None) -> str:

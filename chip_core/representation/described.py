@@ -1,0 +1,120 @@
+"""The set that representations are taken of: images, each with a true and a hallucinated text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from chip_core.data.rejected_images.images import as_rgb, bounded
+from chip_core.errors import TrialError, UserError
+from chip_core.shapes.captions import faithful_caption, partner_caption, question
+from chip_core.shapes.world import SPLIT_SIZES, draw, scene
+
+SHAPES = "shapes"
+PROMPT = "Describe the image."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """One image with a true and a hallucinated description."""
+
+    id: str
+    image: Callable[[], Image.Image]  # read when it is asked for
+    prompt: str  # what the descriptions answer
+    true: str
+    hallucinated: str
+
+
+def read_set(source: str, items: int) -> list[Described]:
+    """Return the first items of a set.
+
+    Args:
+        source: "shapes", or a JSON-lines file; each line has `image` (a path, relative to the
+            file), `true` and `hallucinated`, and may have `id` and `prompt`.
+        items: how many, at most.
+
+    Raises:
+        UserError: the file cannot be read, or a line lacks something; the first such line.
+    """
+    if source == SHAPES:
+        return _scenes(items)
+    file = Path(source).expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(
+            f"--descriptions: {source} cannot be read ({reason}): "
+            f"name a JSON-lines file, or {SHAPES}"
+        ) from None
+    found: list[Described] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and len(found) < items:
+            found.append(_row(line, f"{source}:{number}", file.parent))
+    if len(found) < 2:
+        raise UserError(
+            f"--descriptions: {source} holds {len(found)} items: two are needed at least"
+        )
+    return found
+
+
+def _scenes(items: int) -> list[Described]:
+    """Return the test split's scenes in which a usual partner is missing, in order.
+
+    The hallucinated description is the true one with that partner named as if it were there.
+    """
+    found: list[Described] = []
+    for index in range(SPLIT_SIZES["test"]):
+        shown = scene("test", index)
+        hallucinated = partner_caption(shown)
+        if hallucinated is not None and len(found) < items:
+            found.append(
+                Described(
+                    id=shown.id,
+                    image=lambda shown=shown: draw(shown),  # type: ignore[misc]
+                    prompt=question("test", index),
+                    true=faithful_caption(shown),
+                    hallucinated=hallucinated,
+                )
+            )
+    return found
+
+
+def _row(line: str, where: str, folder: Path) -> Described:
+    try:
+        row: Any = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: no JSON object")
+    wanted = ("image", "true", "hallucinated")
+    lacking = [name for name in wanted if not isinstance(row.get(name), str) or not row[name]]
+    if lacking:
+        raise UserError(f"{where}: {_listed(lacking)} is missing or no text")
+    path = folder / row["image"]
+    if not path.is_file():
+        raise UserError(f"{where}: no image {path}")
+    return Described(
+        id=str(row.get("id", path.stem)),
+        image=lambda: _read_image(path),
+        prompt=str(row.get("prompt", PROMPT)),
+        true=row["true"],
+        hallucinated=row["hallucinated"],
+    )
+
+
+def _read_image(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            return bounded(as_rgb(ImageOps.exif_transpose(opened)))
+    except (OSError, ValueError, SyntaxError, TrialError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error})") from None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,153 @@
+"""A model's hidden states of an image and of descriptions, each pooled to one vector.
+
+Every description is read as the answer to its prompt under its image, the way the model was
+trained and is asked (or, `alone`, without image and prompt). Shapes: N items, T tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chip_core.errors import TrialError
+from chip_core.representation.described import Described
+
+Pool = Literal["mean", "last"]
+Vectors = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How states are taken."""
+
+    pool: Pool = "mean"
+    layer: int = -1  # of the hidden states: 0 the embeddings, -1 the last layer's
+    alone: bool = False  # descriptions without their image and prompt
+    bf16: bool = False  # forward passes in bfloat16 (autocast)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Representations:
+    """One vector for each item's image, true and hallucinated description, (N, D) each."""
+
+    image: Vectors
+    true: Vectors
+    hallucinated: Vectors
+    layer: int  # counted from the embeddings, 0
+
+
+@torch.inference_mode()
+def represent(
+    model: Any,
+    processor: Any,
+    described: Sequence[Described],
+    reading: Reading,
+    on_item: Callable[[int, int], None] | None = None,
+) -> Representations:
+    """Return a model's representations of a set.
+
+    An image's is pooled over its tokens' states, a description's over its own tokens: `mean` is
+    the mean over them, `last` the state of the last of them. The end token is not read.
+
+    Args:
+        model: an image-text-to-text model.
+        processor: its processor.
+        described: the set.
+        reading: how states are taken.
+        on_item: called with (items done, items in all).
+
+    Raises:
+        TrialError: the model has no such layer, or its inputs show no image tokens.
+    """
+    model.eval()
+    vectors: dict[str, list[Vectors]] = {"image": [], "true": [], "hallucinated": []}
+    layer = reading.layer
+    for done, item in enumerate(described, start=1):
+        prompt = _prompt(processor, item)
+        texts = {"true": item.true, "hallucinated": item.hallucinated}
+        for name, text in texts.items():
+            answer = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if not answer:
+                raise TrialError(f"{item.id}: its {name} description has no tokens")
+            if name == "true" or not reading.alone:
+                before = prompt.ids
+                states, layer = _states(model, before + answer, prompt.inputs, reading)
+            if name == "true":  # what follows an image changes nothing in its states
+                vectors["image"].append(_pooled(states[prompt.places], reading.pool))
+            if reading.alone:
+                before = processor.tokenizer("")["input_ids"][:1]  # the first token, if any
+                states, layer = _states(model, before + answer, {}, reading)
+            vectors[name].append(_pooled(states[len(before) :], reading.pool))
+        if on_item is not None:
+            on_item(done, len(described))
+    stacked = {name: np.stack(rows) for name, rows in vectors.items()}
+    return Representations(**stacked, layer=layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    ids: list[int]
+    inputs: dict[str, Tensor]  # pixel values and their like
+    places: list[int]  # of the image's tokens
+
+
+def _prompt(processor: Any, item: Described) -> _Prompt:
+    content = [{"type": "image"}, {"type": "text", "text": item.prompt}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    encoded = processor(images=[item.image()], text=[text], return_tensors="pt")
+    ids = encoded.pop("input_ids")[0].tolist()
+    encoded.pop("attention_mask")
+    places = [place for place, token in enumerate(ids) if token == processor.image_token_id]
+    if not places:
+        raise TrialError("the processor puts no image tokens into a prompt: nothing to pool over")
+    return _Prompt(ids=ids, inputs=dict(encoded), places=places)
+
+
+def _states(
+    model: Any, ids: list[int], inputs: dict[str, Tensor], reading: Reading
+) -> tuple[Tensor, int]:
+    """Return one layer's states of a sequence, (T, D), and which layer it is."""
+    device = next(model.parameters()).device
+    tokens = torch.tensor([ids], device=device)
+    given = {name: _whole(name, value, len(ids)).to(device) for name, value in inputs.items()}
+    precision: AbstractContextManager[Any] = (
+        torch.autocast(device.type, dtype=torch.bfloat16) if reading.bf16 else nullcontext()
+    )
+    with precision:
+        states = model(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,
+            **given,
+        ).hidden_states
+    layer = reading.layer + len(states) if reading.layer < 0 else reading.layer
+    if not 0 <= layer < len(states):
+        raise TrialError(
+            f"--layer: {reading.layer}: the model has states 0 (embeddings) to {len(states) - 1}"
+        )
+    return states[layer][0].double().cpu(), layer
+
+
+def _whole(name: str, value: Tensor, tokens: int) -> Tensor:
+    """Return an input at the sequence's length, where it has one entry a token: 0 is text."""
+    if not name.endswith("token_type_ids"):
+        return value
+    grown = value.new_zeros((value.shape[0], tokens))
+    grown[:, : value.shape[1]] = value
+    return grown
+
+
+def _pooled(states: Tensor, pool: Pool) -> Vectors:
+    vector: Vectors = (states.mean(dim=0) if pool == "mean" else states[-1]).numpy()
+    return vector

@@ -1,0 +1,163 @@
+"""represent: where a model, or a study's arms, put images, truths and hallucinations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from orchestrator.commands.options import planned, study_options
+
+if TYPE_CHECKING:
+    from chip_core.representation.geometry import Figure
+    from orchestrator.plan import Arm, Trial
+    from orchestrator.report.representation import Represented
+    from orchestrator.representation import Source
+    from orchestrator.tracking.attached import Attached
+
+
+@click.command(epilog="Example: chip-ablate represent encoder --pool last")
+@study_options
+@click.option(
+    "--descriptions",
+    "set_name",
+    default="shapes",
+    show_default=True,
+    metavar="FILE",
+    help="JSON lines with image, true and hallucinated; shapes: scenes of the embedded world.",
+)
+@click.option(
+    "--items", type=click.IntRange(2), default=150, show_default=True, help="Of the set, at most."
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["mean", "last"]),
+    default="mean",
+    show_default=True,
+    help="Over an image's or a description's tokens.",
+)
+@click.option(
+    "--layer",
+    type=int,
+    default=-1,
+    show_default=True,
+    help="Whose states: 0 the embeddings, -1 the last layer's.",
+)
+@click.option("--alone", is_flag=True, help="Read descriptions without their image and prompt.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where figure and table go; a study's go into its report, too.",
+)
+@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+def represent(
+    study: str,
+    workdir: Path,
+    as_json: bool,
+    set_name: str,
+    items: int,
+    pool: Literal["mean", "last"],
+    layer: int,
+    alone: bool,
+    out: Path | None,
+    tracking_uri: str | None,
+    **changes: Any,
+) -> None:
+    """Show where a model puts images, true descriptions and hallucinated ones.
+
+    STUDY is a study, all of whose trained models are read, or a model's folder or hub name.
+    """
+    from chip_core.representation.described import read_set
+    from chip_core.representation.states import Reading
+    from orchestrator.ledger import Ledger
+    from orchestrator.report.representation import as_json as found_json
+    from orchestrator.report.representation import markdown, write_represented
+    from orchestrator.representation import read_models, study_sources
+    from orchestrator.run import report_folder
+    from orchestrator.tracking.attached import attach
+
+    reading = Reading(pool=pool, layer=layer, alone=alone)
+    described = read_set(set_name, items)
+    made, missing = None, list[str]()
+    if _is_model(study):
+        sources = [_model_source(study)]
+        if out is None:
+            raise click.UsageError("--out: name a folder for the model's figure")
+    else:
+        made = planned(study, **changes)
+        sources, missing = study_sources(made, Ledger(workdir), workdir)
+    found, own = read_models(
+        sources,
+        described,
+        set_name=set_name,
+        reading=reading,
+        missing=missing,
+        on_model=_say,
+    )
+    written = [] if out is None else write_represented(found, out)
+    said = None
+    if made is not None:
+        folder = report_folder(workdir, made.study.name)
+        files = write_represented(found, folder)
+        written += files
+        attached = _attached(found, sources, own)
+        for file in files:
+            under = "report" if file.parent == folder else "report/figures"
+            attached.files.append((file, under))
+        said = attach(workdir, tracking_uri, made.study.name, attached)
+    if as_json:
+        paths = [str(path) for path in written]
+        click.echo(json.dumps({**found_json(found), "written": paths, "note": said}))
+        return
+    click.echo(markdown(found))
+    for path in written:
+        click.echo(f"written: {path}")
+    if said is not None:
+        click.echo(said)
+
+
+def _is_model(name: str) -> bool:
+    """Return whether a model is named, not a study: a folder, the embedded one, or a hub name."""
+    from orchestrator.study_file import STUDIES
+
+    path = Path(name).expanduser()
+    if name == "shapes" or path.is_dir():
+        return True
+    shipped = path.stem in {file.stem for file in STUDIES.glob("*.yaml")}
+    return "/" in name and path.suffix not in (".yaml", ".yml") and not shipped
+
+
+def _model_source(name: str) -> Source:
+    from chip_core.config import ModelConfig
+    from orchestrator.representation import Source
+
+    return Source(row=name, model=ModelConfig(path=name))
+
+
+def _attached(
+    found: Represented, sources: Sequence[Source], own: Mapping[int, Mapping[str, Figure]]
+) -> Attached:
+    """Return what a study's runs are to show: trials their own figures, arms with intervals."""
+    from orchestrator.report.representation import metrics
+    from orchestrator.tracking.attached import Attached
+
+    base: Mapping[str, float] = {}
+    arms: dict[str, tuple[Arm, Mapping[str, float]]] = {}
+    trials: list[tuple[Arm, Trial, Mapping[str, float]]] = []
+    rows = {row.name: row.figures for row in found.rows}
+    for place, source in enumerate(sources):
+        if source.arm is None or source.trial is None:
+            base = metrics(found, own[place], intervals=True)
+            continue
+        trials.append((source.arm, source.trial, metrics(found, own[place], intervals=False)))
+        shown = metrics(found, rows[source.arm.name], intervals=True)
+        arms[source.arm.name] = (source.arm, shown)
+    return Attached(base=base, arms=arms, trials=trials)
+
+
+def _say(name: str, done: int, total: int) -> None:
+    if done == total:
+        click.echo(f"{name}: {total} items", err=True)
