@@ -153,6 +153,7 @@ def run_trial(
         bf16=config.model.dtype == "bf16",
         earlier=earlier,
         report=report,
+        lies_in=_lies_in(config, folder / MODEL if trained is not None else trained_model),
     )
     evaluations: dict[str, Evaluation] = {}
     for side, benchmark in sides(config.benchmarks):
@@ -200,3 +201,9 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> str:
     if trained_model is not None:
         return weights_mark(trained_model)
     return json.dumps(loading.identity(config.model), sort_keys=True)
+
+
+def _lies_in(config: TrialConfig, trained_model: Path | None) -> Path | None:
+    """Return a whole Hugging Face folder of the weights that answer, where there is one."""
+    folder = trained_model or loading.local_folder(config.model.path)
+    return None if folder is None or (folder / loading.ADAPTER_CONFIG).exists() else folder

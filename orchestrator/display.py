@@ -73,6 +73,8 @@ class _Line:
         """Note where the trial is."""
         self.progress = progress
         weight = 4.0 if progress.phase == "train" else 1.0
+        if progress.phase.startswith("judge "):
+            weight = 0.0  # a part of scoring, whose share is told by its answers
         if progress.phase not in _BEFORE:
             self.worked_from = self.worked_from or time.monotonic()
             self.phases[progress.phase] = weight * progress.done / max(progress.total, 1)

@@ -92,6 +92,9 @@ def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
         "decoding": asdict(decoding_of(settings, benchmark)),
         "files": _digests(settings, benchmark, places),
     }
+    tools = benchmark.tools()
+    if tools:
+        found["tools"] = dict(tools)
     if plugins.is_plugin(settings.name):
         found["source"] = plugins.source_hash(settings.name)
     return {**found, **resource_identity(settings, benchmark, places)}

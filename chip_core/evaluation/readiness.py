@@ -8,7 +8,7 @@ from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
 from chip_core.errors import UserError
 from chip_core.evaluation.asked import asked_items, find_benchmark, protocol_problem
 from chip_core.evaluation.resources import resource_problems
-from chip_core.evaluation.task import Item, Side
+from chip_core.evaluation.task import AsksByItself, Item, Side
 from chip_core.places import Places
 
 _NAMED = 3  # missing pictures that are listed
@@ -42,6 +42,11 @@ def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator
     unknown = protocol_problem(settings, benchmark)
     if unknown is not None:
         yield unknown
+        return
+    if isinstance(benchmark, AsksByItself):
+        if settings.limit is not None:
+            yield "takes no limit: its own program would ask the first questions, not a subset"
+        yield from benchmark.problems()
         return
     data = places.data(settings.name)
     if "data" in benchmark.needs and (data is None or not data.is_dir()):

@@ -16,10 +16,11 @@ from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.answer_files import AnswerFile, answers_mark, made_before
 from chip_core.evaluation.asked import BEHAVIOUR, asked_items, decoding_of, find_benchmark
+from chip_core.evaluation.by_itself import ask_by_itself
 from chip_core.evaluation.generation import Decoder, make_batches
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorers.base import Answer, Scored
-from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
+from chip_core.evaluation.task import AsksByItself, Benchmark, Item, Side, metric_name
 from chip_core.files import write_atomically, write_json
 from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
@@ -42,6 +43,7 @@ class Answering:
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
     report: Callable[[Progress], None] = lambda progress: None
+    lies_in: Path | None = None  # a whole Hugging Face folder of the model, where there is one
 
 
 def evaluate(answering: Answering, side: Side, settings: BenchmarkConfig) -> Evaluation:
@@ -55,6 +57,9 @@ def evaluate(answering: Answering, side: Side, settings: BenchmarkConfig) -> Eva
     """
     with _told(settings.name):
         benchmark = find_benchmark(settings.name)
+        if isinstance(benchmark, AsksByItself):
+            asker = benchmark
+            return current().from_first(lambda: _by_itself(answering, side, settings, asker))
         items, whole = asked_items(side, settings, benchmark, answering.places)
     if not items:
         raise TrialError(f"{settings.name}: there are no questions")
@@ -194,21 +199,9 @@ def _scored(
         protocol=settings.protocol,
         resources=resources,
     )
-    how = {
-        "protocol": settings.protocol,
-        "scorer": benchmark.version,
-        "n": found.n,
-        "missing": found.missing,
-        **({"judge": _judge(resources.judge)} if resources.judge is not None else {}),
-        **_named(similarity=resources.similarity, tagger=resources.tagger),
-        **how,
-    }
-    name = file_name(side, settings.name)
-    scores, lines = f"scores/{name}.json", f"responses/{name}.jsonl"
-    write_json(
-        answering.folder / scores,
-        {"how": how, "metrics": [asdict(outcome) for outcome in found.metrics]},
-    )
+    if resources.judge is not None:
+        how["judge"] = _judge(resources.judge)
+    how |= _named(similarity=resources.similarity, tagger=resources.tagger)
     rows = [
         {
             "item": item.id,
@@ -218,6 +211,51 @@ def _scored(
         }
         for item, text in zip(items, responses, strict=True)
     ]
+    return _left(answering, side, settings, benchmark, found, how, rows)
+
+
+def _by_itself(
+    answering: Answering, side: Side, settings: BenchmarkConfig, benchmark: AsksByItself
+) -> Evaluation:
+    """Let the benchmark's own program ask the model."""
+    phase = f"score {settings.name}"
+    answering.report(Progress(phase=phase, done=0, total=1))
+    found = ask_by_itself(
+        benchmark,
+        settings,
+        model=answering.model,
+        processor=answering.processor,
+        lies_in=answering.lies_in,
+        folder=answering.folder,
+        batch_size=answering.batch_size,
+    )
+    answering.report(Progress(phase=phase, done=1, total=1))
+    return _left(answering, side, settings, benchmark, found.scored, found.how, [])
+
+
+def _left(
+    answering: Answering,
+    side: Side,
+    settings: BenchmarkConfig,
+    benchmark: Benchmark,
+    found: Scored,
+    how: dict[str, Any],
+    rows: Sequence[Mapping[str, str]],
+) -> Evaluation:
+    """Leave scores and responses on disk."""
+    how = {
+        "protocol": settings.protocol,
+        "scorer": benchmark.version,
+        "n": found.n,
+        "missing": found.missing,
+        **how,
+    }
+    name = file_name(side, settings.name)
+    scores, lines = f"scores/{name}.json", f"responses/{name}.jsonl"
+    write_json(
+        answering.folder / scores,
+        {"how": how, "metrics": [asdict(outcome) for outcome in found.metrics]},
+    )
     write_atomically(answering.folder / lines, "".join(json.dumps(row) + "\n" for row in rows))
     return Evaluation(
         metrics={
@@ -225,7 +263,7 @@ def _scored(
             for outcome in found.metrics
             if outcome.value is not None
         },
-        items=len(items),
+        items=len(rows) or found.n,
         scores=scores,
         responses=lines,
         how=how,

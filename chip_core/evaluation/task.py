@@ -123,6 +123,48 @@ class Benchmark(ABC):
         """
         return ()
 
+    def tools(self) -> Mapping[str, str]:
+        """Return other programs that its figures come from, with their versions.
+
+        Raises:
+            UserError: one is not installed.
+        """
+        return {}
+
+
+class AsksByItself(Benchmark):
+    """A benchmark that another program asks and scores, given a model's folder."""
+
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return nothing: the questions are the program's."""
+        return ()
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path | None,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Never called: there are no answers of ours."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """Return what the program lacks, each with what to do."""
+
+    @abstractmethod
+    def ask(
+        self, model: Path, *, folder: Path, batch_size: int, device: str
+    ) -> tuple[Scored, Mapping[str, Any]]:
+        """Ask a model; return what it came to, and what has to be known beside it.
+
+        Raises:
+            UserError: the program is not installed.
+            TrialError: it failed.
+        """
+
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
 

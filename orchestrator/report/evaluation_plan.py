@@ -10,6 +10,7 @@ from rich.text import Text
 from chip_core.errors import UserError
 from chip_core.evaluation.asked import asked_items, find_benchmark
 from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.task import AsksByItself
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 
@@ -20,6 +21,10 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     parts = []
     for side, settings in sides(plan.study.benchmarks):
         key = f"{side}/{settings.name}"
+        if isinstance(find_benchmark(settings.name), AsksByItself):
+            counted[key] = None
+            parts.append(f"{key} its program's own")
+            continue
         try:
             asked, whole = asked_items(side, settings, find_benchmark(settings.name), plan.places)
         except UserError:

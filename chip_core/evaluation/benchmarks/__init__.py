@@ -1,6 +1,7 @@
 """The benchmarks with data of their own, one a file: from their published files to items."""
 
 from chip_core.evaluation.benchmarks import amber as amber
+from chip_core.evaluation.benchmarks import by_lmms as by_lmms
 from chip_core.evaluation.benchmarks import described as described
 from chip_core.evaluation.benchmarks import hallusionbench as hallusionbench
 from chip_core.evaluation.benchmarks import llava_bench as llava_bench

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from chip_core.errors import TrialError, UserError
+from chip_core.evaluation.published import SOURCES
 from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored, Scorer
 from chip_core.evaluation.task import Benchmark, Decoding, Picture
 
@@ -20,8 +20,6 @@ from chip_core.evaluation.task import Benchmark, Decoding, Picture
 YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"
 #: How the paper's evaluation decodes.
 CHIP = Decoding(max_new_tokens=256, num_beams=3)
-
-_DECIDING = {".json", ".jsonl", ".parquet", ".py", ".txt"}
 
 
 class FileBenchmark(Benchmark):
@@ -51,25 +49,20 @@ class FileBenchmark(Benchmark):
         resources: Resources,
     ) -> Scored:
         """Score the answers."""
-        found = self._scorer.score(
+        return self._scorer.score(
             answers, data=self._folder(data), protocol=protocol, resources=resources
         )
-        if resources.only is None:
-            return found
-        missing = max(len(resources.only) - found.n, 0)
-        return Scored(metrics=found.metrics, n=found.n, missing=missing)
 
     def files(self, data: Path | None) -> Sequence[Path]:
-        """Return all files of the folder that are text or tables."""
-        found = []
-        for folder, below, names in os.walk(self._folder(data)):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            found += [
-                Path(folder, name)
-                for name in sorted(names)
-                if Path(name).suffix.lower() in _DECIDING and not name.startswith(".")
-            ]
-        return found
+        """Return the published files that are there; COCO's count by themselves."""
+        folder = self._folder(data)
+        names = {
+            name
+            for published in SOURCES[self.name].files
+            for name in published.names
+            if not name.endswith("/") and not name.startswith("../")
+        }
+        return sorted({file for name in names for file in folder.glob(name) if file.is_file()})
 
     def _folder(self, data: Path | None) -> Path:
         if data is None:

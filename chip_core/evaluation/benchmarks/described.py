@@ -54,6 +54,5 @@ def _picture(row: reading.Row, item: str, pictures: Pictures) -> Picture:
     return pictures.file(image, *([train] if train != image and not row.has("image") else []))
 
 
-for _name, _kind in (("chair", Described), ("objhal", ObjectHalBench)):
-    if _name in SCORERS:
-        BENCHMARKS.register(_name)(_kind(SCORERS[_name]))
+BENCHMARKS.register("chair")(Described(SCORERS["chair"]))
+BENCHMARKS.register("objhal")(ObjectHalBench(SCORERS["objhal"]))

@@ -209,11 +209,37 @@ def llava_bench(root: Path) -> Path:
     return folder
 
 
+def coco(root: Path, images: dict[int, Scene]) -> Path:
+    """Annotations that say which shapes are in which image."""
+    folder = root / "coco" / "annotations"
+    categories = [{"id": number, "name": shape} for number, shape in enumerate(SHAPES, start=1)]
+    numbers = {category["name"]: category["id"] for category in categories}
+    listed = [{"id": number} for number in images]
+    there = [
+        {"image_id": number, "category_id": numbers[thing.shape]}
+        for number, shown in images.items()
+        for thing in shown.things
+    ]
+    for split, objects, captions in (
+        ("val", there, [{"image_id": number, "caption": "shapes"} for number in images]),
+        ("train", [], []),
+    ):
+        of_split = listed if split == "val" else []
+        write(
+            folder / f"instances_{split}2014.json",
+            {"images": of_split, "annotations": objects, "categories": categories},
+        )
+        write(folder / f"captions_{split}2014.json", {"images": of_split, "annotations": captions})
+    return folder
+
+
 def chair(root: Path) -> Path:
     folder = root / "chair"
     for number, shown in enumerate(scenes(2), start=1):
         picture(root / "coco" / "val2014" / f"COCO_val2014_{number:012d}.jpg", shown)
     write(folder / "questions.jsonl", [{"image_id": 1}, {"image_id": 2, "question": "what?"}])
+    (folder / "synonyms.txt").write_text("".join(f"{shape}, {shape}s\n" for shape in SHAPES))
+    coco(root, dict(enumerate(scenes(2), start=1)))
     return folder
 
 
@@ -224,6 +250,8 @@ def objhal(root: Path) -> Path:
         for n, shown in enumerate(scenes(2))
     ]
     write(folder / "obj_halbench_300_with_image.jsonl", rows)
+    (folder / "synonyms_refine.txt").write_text("".join(f"{s}, {s}s\n" for s in SHAPES))
+    coco(root, {100 + n: shown for n, shown in enumerate(scenes(2))})
     return folder
 
 

@@ -105,15 +105,28 @@ def test_llava_bench(tmp_path: Path) -> None:
     assert [item.id for item in items] == ["0", "1", "2"]
 
 
+def test_pictures_to_describe(tmp_path: Path) -> None:
+    first, second = items_of("chair", made.chair(tmp_path))
+    assert first.prompt == "Please describe this image in detail."
+    assert second.prompt == "what?"
+    assert first.pictures[0].file == tmp_path / "coco/val2014/COCO_val2014_000000000001.jpg"
+    inside, _ = items_of("objhal", made.objhal(tmp_path))
+    assert (inside.id, inside.prompt) == ("100", "what do you see?")
+    assert made.opened(inside)[0].size == (48, 48)
+
+
 RESOURCES = {"amber": Resources(similarity=TableSimilarity({}))}
 JUDGED = {
+    "objhal": '["star", "moon"]',
     "mmhal": "Rating: 3",
     "hallusionbench": "correct",
     "llava_bench": "8 7",
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - {"shapes", "chair", "objhal"}))
+@pytest.mark.parametrize(
+    "name", sorted(name for name in BENCHMARKS if "data" in BENCHMARKS[name].needs)
+)
 def test_every_benchmark_with_a_folder_conforms(
     name: str, tmp_path: Path, oracles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +137,9 @@ def test_every_benchmark_with_a_folder_conforms(
     folder = getattr(made, name)(tmp_path)
     resources = RESOURCES.get(name, Resources())
     if name in JUDGED:
-        resources = Resources(judge=StubJudge(JUDGED[name]))
+        resources = replace(resources, judge=StubJudge(JUDGED[name]))
+    if "coco" in BENCHMARKS[name].needs:
+        resources = replace(resources, coco=tmp_path / "coco" / "annotations")
     found = conformance(BENCHMARKS[name], data=folder, resources=resources)
     assert {what: problem for what, problem in found.items() if problem is not None} == {}
     assert len(found) == 10

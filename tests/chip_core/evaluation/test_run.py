@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 
-from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
 from chip_core.errors import TrialError
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.answer_files import AnswerFile, made_before
+from chip_core.evaluation.asked import identity
 from chip_core.evaluation.generation import Decoder
+from chip_core.evaluation.outcomes import ItemOutcome, percent
+from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.run import evaluate
-from chip_core.evaluation.task import Item
+from chip_core.evaluation.scorers.base import Scored
+from chip_core.evaluation.task import AsksByItself, Item, MetricInfo
 from chip_core.files import read_records
 from chip_core.places import Places
 from chip_core.results import Progress
@@ -218,3 +223,54 @@ def test_a_larger_limit_goes_on_from_a_smaller(
     found = evaluate(answering(tmp_path), "report", SHAPES)
     assert len(counting.items) == 16
     assert found.how["taken_over"] == 8
+
+
+class Program(AsksByItself):
+    """Stands in for another program."""
+
+    version = "stub-1"
+    metrics = {"accuracy": MetricInfo(unit="percent", goal="maximize")}
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Path, list[str], str]] = []
+
+    def tools(self) -> dict[str, str]:
+        return {"program": "stub 1.2"}
+
+    def problems(self) -> list[str]:
+        return []
+
+    def ask(
+        self, model: Path, *, folder: Path, batch_size: int, device: str
+    ) -> tuple[Scored, dict[str, Any]]:
+        self.seen.append((model, sorted(file.name for file in model.iterdir()), device))
+        outcomes = [ItemOutcome(item="1", numerator=1.0, denominator=2.0)]
+        metric = percent("accuracy", "maximize", outcomes)
+        return Scored(metrics=(metric,), n=7, missing=1), {"program": "stub 1.2"}
+
+
+def test_another_program_gets_a_whole_model_and_gives_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Program()
+    monkeypatch.setitem(BENCHMARKS._entries, "program", program)
+    settings = BenchmarkConfig(name="program")
+    asked = answering(tmp_path)
+    found = evaluate(asked, "report", settings)
+    assert found.metrics == {"program/accuracy": 50.0}
+    assert (
+        found.how.items()
+        >= {"scorer": "stub-1", "program": "stub 1.2", "n": 7, "missing": 1}.items()
+    )
+    ((folder, files, device),) = program.seen
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert device == "cpu"
+    assert not folder.exists()  # it was made for this alone
+    assert identity(settings, Places())["tools"] == {"program": "stub 1.2"}
+    lies = evaluate(answering(tmp_path, lies_in=tmp_path), "report", settings)
+    assert program.seen[1][0] == tmp_path
+    assert lies.metrics == found.metrics
+    limited = BenchmarksConfig(report=(BenchmarkConfig(name="program", limit=3),))
+    assert problems(limited, Places()) == [
+        "program: takes no limit: its own program would ask the first questions, not a subset"
+    ]
