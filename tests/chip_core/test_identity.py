@@ -6,8 +6,14 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from chip_core.config import TrialConfig
-from chip_core.identity import fingerprint, inert_keys, training_identity
+from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.identity import (
+    evaluation_identity,
+    fingerprint,
+    inert_keys,
+    training_identity,
+    untrained_identity,
+)
 
 MODEL = {"content": "abc"}
 DATA = {"source": "shapes"}
@@ -46,6 +52,29 @@ def test_every_field_is_declared_in_or_out() -> None:
         or field.json_schema_extra.get("fingerprint") not in ("in", "out")
     ]
     assert not undeclared
+
+
+def test_what_the_released_form_fixes_is_inert() -> None:
+    released = {"form": "released"}
+    scoped = {**released, "segment": {"scope": "sequence"}}
+    assert mark(objective=released) == mark(objective=scoped)
+    assert "objective.segment.scope" in inert_keys(config(objective=released))
+    assert mark(objective={"form": "one_sigmoid"}) != mark(objective=released)
+
+
+def test_the_untrained_model_and_an_evaluation_have_their_own() -> None:
+    base = [
+        fingerprint(untrained_identity(config(model=model).model, MODEL))
+        for model in ("shapes", "./elsewhere", {"path": "shapes", "dtype": "bf16"})
+    ]
+    assert base[0] == base[1] != base[2]  # where it lies is not in it
+    plain, limited = BenchmarkConfig(name="shapes"), BenchmarkConfig(name="shapes", limit=3)
+    found = {
+        fingerprint(evaluation_identity(side, benchmark))
+        for side in ("select", "report")
+        for benchmark in (plain, limited)
+    }
+    assert len(found) == 4
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +85,27 @@ def test_a_bad_row_fails_before_the_first_step(shapes_config: Configured, tmp_pa
     result = run_trial(config, folder=folder)
     assert (result.data["pairs"], result.data["skipped"]) == (5, 1)
     assert json.loads((folder / "result.json").read_text())["data"]["skipped"] == 1
+
+
+def test_how_far_the_check_is_is_told_once_a_second(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_images(tmp_path, 1)
+    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0) for _ in range(8)])
+    seconds = itertools.count(step=0.4)  # each look at the clock: 0.4 s later
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=time.perf_counter)
+    monkeypatch.setattr("chip_core.trial.time", clock)
+    told: list[int] = []
+
+    def report(progress: Progress) -> None:
+        if progress.phase == "check data":
+            told.append(progress.done)
+            assert progress.total == 8
+
+    config = shapes_config(data__source=str(path), training__max_steps=1)
+    run_trial(config, folder=tmp_path / "out", report=report)
+    # 0 at the start; rows 1 and 2 at 0.4 and 0.8 s, row 3 at 1.2 s, which is told at 1.6 s, …
+    assert told == [3, 6]
 
 
 def test_given_rejected_images_are_asked_of_every_row(

@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Item
 from chip_core.models import loading
-from chip_core.models.adapters import attach
-from chip_core.models.memory import bytes_needed, check_room
+from chip_core.models.adapters import TRAINED_PARTS, attach, read_beside
+from chip_core.models.memory import (
+    bytes_needed,
+    check_room,
+    keep_activations,
+    recompute_layers,
+)
 from chip_core.shapes import MODEL_FOLDER
 
 
@@ -176,6 +184,39 @@ def test_the_kind_of_attention_is_chosen(kind: str) -> None:
 def test_attention_that_is_not_installed_is_told() -> None:
     with pytest.raises(TrialError, match="cannot be loaded .*: choose engine.attention: sdpa"):
         loading.load(ModelConfig(path="shapes"), attention="flash_attention_2")
+
+
+def test_layers_that_are_computed_again_drop_nothing_out() -> None:
+    """A layer that is told that it trains would apply its own dropout."""
+
+    class Layer(GradientCheckpointingLayer):
+        dropout, activation_dropout, kept = 0.1, 0.2, 0.3
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.told = Layer(), []
+
+        def gradient_checkpointing_enable(self, **how: object) -> None:
+            self.told.append(how)
+
+        def gradient_checkpointing_disable(self) -> None:
+            self.told.append({})
+
+    model = Model().eval()
+    recompute_layers(model)
+    assert model.told == [{"gradient_checkpointing_kwargs": {"use_reentrant": False}}]
+    assert model.layer.training
+    assert (model.layer.dropout, model.layer.activation_dropout, model.layer.kept) == (0, 0, 0.3)
+    keep_activations(model)
+    assert not model.layer.training
+
+
+def test_parts_trained_beside_another_base_are_told(tmp_path: Path) -> None:
+    model, _ = loading.load(ModelConfig(path="shapes"))
+    save_file({"model.elsewhere.weight": torch.zeros(1)}, tmp_path / TRAINED_PARTS)
+    with pytest.raises(TrialError, match="model.elsewhere.weight is not in it.: name the model it"):
+        read_beside(model, tmp_path)
 
 
 def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
