@@ -70,7 +70,9 @@ def run_trial(
         model = attach(model, config)
     device = device_of(config)
     if training and device.type == "cuda":
-        check_room(bytes_needed(model, config), torch.cuda.mem_get_info(device)[0], config)
+        computed = offered is None or not offered.covers(config)
+        needed = bytes_needed(model, config, reference=computed)
+        check_room(needed, torch.cuda.mem_get_info(device)[0], config)
     model.to(device)
     seconds["start"] = time.perf_counter() - began
 
