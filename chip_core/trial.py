@@ -97,7 +97,9 @@ def run_trial(
         if device.type == "cuda":
             parts = workers.size if kind == "fsdp" else 1
             free = torch.cuda.mem_get_info(device)[0]
-            check_room(bytes_needed(model, config) // parts, free, config)
+            computed = offered is None or not offered.covers(config)
+            needed = bytes_needed(model, config, reference=computed)
+            check_room(needed // parts, free, config)
     if kind != "fsdp":
         model.to(device)
     spans.end("model")

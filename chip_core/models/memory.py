@@ -12,18 +12,23 @@ _FP32 = 4  # bytes
 _GIB = 2**30
 
 
-def bytes_needed(model: Any, config: TrialConfig) -> int:
+def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
     """Return the bytes that weights, gradients, optimizer and reference take; activations aside.
 
     All weights are held in fp32; each trained one has a gradient and AdamW's two moments, and the
     reference a copy of it unless it is an adapter's.
+
+    Args:
+        model: with its adapters.
+        config: says which parts are trained.
+        reference: whether the reference is computed, and not read from stores.
     """
     total: int = sum(parameter.numel() for parameter in model.parameters())
     trained = copied = 0
     for parameters in trained_parts(model, config).values():
         for name, parameter in parameters.items():
             trained += parameter.numel()
-            copied += 0 if is_adapter(name) else parameter.numel()
+            copied += parameter.numel() if reference and not is_adapter(name) else 0
     return _FP32 * (total + 3 * trained + copied)
 
 

@@ -78,6 +78,13 @@ class Offered:
     cache: Path  # where stores lie
     passes: tuple[ReferencePass, ...]
 
+    def covers(self, config: TrialConfig) -> bool:
+        """Return whether a trial that reads all of them computes nothing of the reference."""
+        epochs = {one.epoch for one in self.passes if one.kind == "rejected_image"}
+        drawn = None in epochs or epochs >= set(range(config.training.epochs))
+        text = any(one.kind == "text" for one in self.passes)
+        return text and (drawn or not config.objective.needs_rejected_image)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

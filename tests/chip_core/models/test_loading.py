@@ -220,14 +220,16 @@ def test_parts_trained_beside_another_base_are_told(tmp_path: Path) -> None:
 
 
 def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
-    def needed(**changes: Any) -> int:
+    def needed(reference: bool = True, **changes: Any) -> int:
         config = shapes_config(**changes)
-        return bytes_needed(attach(loading.load(config.model)[0], config), config)
+        model = attach(loading.load(config.model)[0], config)
+        return bytes_needed(model, config, reference=reference)
 
     model, _ = loading.load(ModelConfig(path="shapes"))
     total = sum(parameter.numel() for parameter in model.parameters())
     # weights, gradients, two moments and the reference's copy: 5 × 4 bytes
     assert needed(vision_encoder="trained") == 20 * total
+    assert needed(reference=False, vision_encoder="trained") == 16 * total  # it is read
     assert needed() < needed(vision_encoder="trained")
     assert needed(language_model="lora", lora__rank=1) < 8 * total
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chip_core.config import TrialConfig
-from chip_core.training.store.passes import ReferencePass, passes_of, samples_read
+from chip_core.training.store.passes import Offered, ReferencePass, passes_of, samples_read
 
 MODEL = {"content": "abc"}
 DATA = {"source": "shapes"}
@@ -167,6 +168,25 @@ def test_rows_left_out_for_want_of_a_rejected_image_make_other_pairs() -> None:
     assert keys(**skip, rejected_image="given")[0] != keys(**skip)[0]
     fail = {"data": {"source": "a.jsonl"}, "objective": "cmdpo"}
     assert keys(**fail, rejected_image="given")[0] == keys(**fail)[0]
+
+
+def test_what_leaves_nothing_to_compute() -> None:
+    drawn = {
+        "objective": "cmdpo",
+        "rejected_image": {"redraw": "each_epoch"},
+        "training": {"epochs": 2},
+    }
+    text, first, second = passes(**drawn)
+
+    def covers(*ones: ReferencePass, **changes: Any) -> bool:
+        return Offered(cache=Path(), passes=ones).covers(config(**changes))
+
+    assert covers(text, first, second, **drawn)
+    assert not covers(text, first, **drawn)
+    assert not covers(first, second, **drawn)
+    assert covers(text, objective="dpo")
+    assert covers(*passes(objective="chip"), objective="chip")
+    assert not covers(objective="dpo")
 
 
 def test_how_often_a_pass_is_read() -> None:
