@@ -120,14 +120,16 @@ def represent(
 
 
 def _is_model(name: str) -> bool:
-    """Return whether a model is named, not a study: a folder, the embedded one, or a hub name."""
-    from orchestrator.study_file import STUDIES
+    """Return whether a model is named: the embedded one, a folder, or a hub name; no study."""
+    from chip_core.errors import ConfigError
+    from orchestrator.study_file import find_study
 
     path = Path(name).expanduser()
-    if name == "shapes" or path.is_dir():
-        return True
-    shipped = path.stem in {file.stem for file in STUDIES.glob("*.yaml")}
-    return "/" in name and path.suffix not in (".yaml", ".yml") and not shipped
+    try:
+        find_study(name)
+    except ConfigError:
+        return name == "shapes" or path.is_dir() or ("/" in name and path.suffix != ".yaml")
+    return False
 
 
 def _model_source(name: str) -> Source:

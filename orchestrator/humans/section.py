@@ -146,7 +146,7 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"{said}.")
         asked = 1 - key.same / key.pairs
         notes.append(
-            "Over all pairs of answers, those that are the same counted as ties, that is "
+            "Over all pairs of answers, the same ones counted as ties, that is about "
             f"{100 * asked * preference.value:+.1f} points."
         )
     found = figures.agreement
