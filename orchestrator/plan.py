@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from chip_core import data as preference_data
@@ -70,6 +70,12 @@ class Plan:
     study: Study
     arms: tuple[Arm, ...]
     base: Trial
+    #: what the fingerprints hold of models and data, by their configuration as JSON
+    identities: Mapping[str, Mapping[str, Any]] = field(repr=False)
+
+    def identity_of(self, part: ModelConfig | DataConfig) -> Mapping[str, Any]:
+        """Return the content of a model or of data that a trial was trained with."""
+        return self.identities[part.model_dump_json()]
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -159,7 +165,7 @@ def make_plan(
         evaluations=evaluations,
         params={},
     )
-    return Plan(study=study, arms=arms, base=base)
+    return Plan(study=study, arms=arms, base=base, identities=identities)
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:

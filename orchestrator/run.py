@@ -15,9 +15,11 @@ from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan, Trial
-from orchestrator.report.files import write_report
-from orchestrator.report.summary import Outcome, Summary, summarise
-from orchestrator.tracking.base import ArmView, Status, Tracker
+from orchestrator.report.arm_views import arm_views
+from orchestrator.report.model import make_report
+from orchestrator.report.summary import Outcome
+from orchestrator.report.write import write_report
+from orchestrator.tracking.base import Status, Tracker
 from orchestrator.work import adopt, jobs_for, view
 
 OnEvent = Callable[[Event], None]
@@ -67,18 +69,20 @@ def run_study(
             recorder.stop(reason_of(error))
             tracker.close([], "FAILED", None)
             raise
-        summary = summarise(plan, ledger, storage)
-        report = write_report(summary, report_folder(workdir, study))
+        folder = report_folder(workdir, study)
+        report = make_report(plan, ledger, storage, folder)
+        written = write_report(report, folder)
         status: Status = "FINISHED"
         if recorder.failed or interrupted:
             status = "KILLED" if interrupted else "FAILED"
-        tracker.close(_arm_views(summary), status, report_folder(workdir, study))
+        tracker.close(arm_views(report.summary), status, folder)
         return Outcome(
-            summary=summary,
+            summary=report.summary,
             executed=recorder.executed,
             failed=recorder.failed,
             interrupted=interrupted,
-            report=report,
+            report=written,
+            compare=tracker.compare_address(),
         )
 
 
@@ -158,28 +162,6 @@ class _Recorder:
 
 def _all_trials(plan: Plan) -> list[Trial]:
     return [plan.base, *(trial for arm in plan.arms for trial in arm.trials)]
-
-
-def _arm_views(summary: Summary) -> list[ArmView]:
-    views = []
-    for row in summary.rows:
-        if row.arm is None:
-            continue
-        figures: dict[str, float] = {}
-        for name, figure in row.figures.items():
-            figures[name] = figure.mean
-            if figure.sd is not None:
-                figures[f"{name}.sd"] = figure.sd
-            if figure.difference is not None:
-                figures[f"{name}.difference"] = figure.difference
-            if figure.interval is not None:
-                figures[f"{name}.low"], figures[f"{name}.high"] = figure.interval
-        states = set(row.states.values())
-        status: Status = (
-            "FAILED" if "failed" in states else "KILLED" if "missing" in states else "FINISHED"
-        )
-        views.append(ArmView(arm=row.arm, figures=figures, status=status))
-    return views
 
 
 def _check_writable(workdir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -33,6 +33,7 @@ class ArmView:
     arm: Arm
     figures: Mapping[str, float]
     status: Status
+    tags: Mapping[str, str | None] = field(default_factory=dict)  # None: is no more
 
 
 class Tracker(Protocol):
@@ -59,3 +60,9 @@ class Tracker(Protocol):
     @property
     def address(self) -> str:
         """Where the runs can be seen: the tracking URI."""
+
+    def compare_address(self) -> str | None:
+        """Return the page that shows the arms side by side; None where there is none.
+
+        Called after `open`.
+        """

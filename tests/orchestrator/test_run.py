@@ -20,6 +20,8 @@ from .fakes import FakeExecutor, FakeTracker, leave_result
 
 PlanOf = Callable[..., Plan]
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def run(
     plan: Plan, workdir: Path, executor: FakeExecutor | None = None
@@ -57,13 +59,14 @@ def test_figures_are_means_over_seeds_with_differences(plan_of: PlanOf, tmp_path
     # seeds 0 and 1 give 10 and 11: mean 10.5, deviation √(0.5² + 0.5²) / √1
     assert (rows["dpo, frozen"].mean, rows["dpo, frozen"].difference) == (10.5, None)
     assert rows["dpo, frozen"].sd == pytest.approx(0.5**0.5)
-    assert (rows["chip, frozen"].mean, rows["chip, frozen"].difference) == (8.5, -2.0)
+    assert rows["chip, frozen"].mean == 8.5
+    assert rows["chip, frozen"].difference == pytest.approx(-2)
     arm = next(view for view in tracker.arms if view.arm.name == "chip, frozen")
-    assert arm.figures["shapes/chair_i.difference"] == -2.0
+    assert arm.figures["shapes/chair_i.difference"] == pytest.approx(-2)
     text = (tmp_path / "runs/studies/small/report/report.md").read_text()
-    assert "| chip, frozen | 2 | 8.50 ± 0.71 (-2.00) |" in text
+    assert "| chip, frozen | 2 | 8.50 ± 0.71 (−2.00) |" in text
     assert "| base (untrained) | — | 30.00 |" in text
-    with (tmp_path / "runs/studies/small/report/report.csv").open() as file:
+    with (tmp_path / "runs/studies/small/report/values.csv").open() as file:
         lines = list(csv.DictReader(file))
     values = [
         (line["arm"], line["seed"], float(line["value"]))

@@ -29,7 +29,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "seeds: [0, 1]",
             "sedes: [0, 1]",
             "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, exclude, "
-            "factors, primary, question, recipe, seeds, study",
+            "exploratory, factors, primary, published, question, recipe, secondary, seeds, study",
         ),
         (
             "[dpo, chip]",

@@ -1,0 +1,47 @@
+"""A benchmark item's image, made small for a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from PIL import Image
+
+from chip_core.evaluation.task import BENCHMARKS, Side
+from chip_core.shapes import world
+
+SHAPES = "shapes"
+_SIDE = 240  # pixels of the longest side
+_LOSSLESS = 96  # pixels up to which an image is kept as it is
+
+#: An image as a page holds it: its media type and its content.
+Encoded = tuple[str, bytes]
+
+
+def item_images(benchmark: str, side: Side, items: Iterable[str]) -> dict[str, Encoded]:
+    """Return the images of items, those that can be had: of a benchmark whose files are here.
+
+    A missing image leaves a table without a picture; it does not fail a report.
+    """
+    wanted = set(items)
+    try:
+        if benchmark == SHAPES:
+            return {item: encoded(world.draw(world.scene_of(item))) for item in wanted}
+        if benchmark not in BENCHMARKS or not wanted:
+            return {}
+        questions = BENCHMARKS[benchmark].items(side, None)
+        return {entry.id: encoded(entry.image) for entry in questions if entry.id in wanted}
+    except Exception:  # whatever a benchmark's own files are missing, a report does without
+        return {}
+
+
+def encoded(image: Image.Image) -> Encoded:
+    """Return an image as a page holds it: PNG where it is small, else a small JPEG."""
+    out = io.BytesIO()
+    if max(image.size) <= _LOSSLESS:
+        image.convert("RGB").save(out, "PNG", optimize=True)
+        return "image/png", out.getvalue()
+    small = image.convert("RGB")
+    small.thumbnail((_SIDE, _SIDE))
+    small.save(out, "JPEG", quality=82)
+    return "image/jpeg", out.getvalue()
