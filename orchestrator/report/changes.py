@@ -7,6 +7,7 @@ the metric.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from orchestrator.statistics.values import Array
 
 ARMS = 6  # shown, those with the largest differences
 EACH_WAY = 3  # items of an arm that got better, and that got worse
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def largest_changes(
@@ -187,4 +189,5 @@ def _rate(score: tuple[float, float]) -> float:
 
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-8", "replace").decode()  # half a character cannot be written
+    # Half a character cannot be written, and control characters are nothing to be shown.
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())

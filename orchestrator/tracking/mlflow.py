@@ -127,10 +127,10 @@ class MlflowTracker:
         arms = self._opened.arms[:_COMPARED]
         if len(arms) < 2:
             return None
-        server = self.address if self._store.is_server else UI
+        server = self._store.pages or UI
         ids = quote(json.dumps([run.id for run in arms], separators=(",", ":")), safe=",")
         experiment = quote(json.dumps([self._store.experiment]))
-        return f"{server.rstrip('/')}/#/compare-runs?runs={ids}&experiments={experiment}"
+        return f"{server}/#/compare-runs?runs={ids}&experiments={experiment}"
 
     @property
     def _opened(self) -> StudyRuns:

@@ -80,8 +80,16 @@ class MlflowStore:
 
     @property
     def is_server(self) -> bool:
-        """Whether the store is a server, which has pages of its own."""
+        """Whether the store is a server."""
         return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def pages(self) -> str | None:
+        """The address of a server's pages, without user and password; None of a database."""
+        if not self.is_server:
+            return None
+        server = urlsplit(self.uri)
+        return f"{server.scheme}://{server.netloc.rpartition('@')[2]}{server.path}".rstrip("/")
 
     @property
     def experiment(self) -> str:
