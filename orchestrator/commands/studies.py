@@ -43,7 +43,7 @@ def run(
     from orchestrator.executors.base import Executor
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import plan_lines
-    from orchestrator.report.tables import result_lines
+    from orchestrator.report.tables import result_lines, show
     from orchestrator.run import run_study
 
     plan = planned(study, **changes)
@@ -67,8 +67,7 @@ def run(
     outcome = run_study(
         plan, workdir=workdir, executor=make_executor, tracker=tracker, console=console
     )
-    for line in result_lines(outcome, workdir, tracker.address):
-        console.print(line)
+    show(console, result_lines(outcome, workdir, tracker.address))
     if as_json:
         click.echo(
             json.dumps(
@@ -128,12 +127,11 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Write a study's report (HTML, Markdown, LaTeX, CSV, figures), and print the table."""
     from rich.console import Console
-    from rich.text import Text
 
     from orchestrator.ledger import Ledger
     from orchestrator.report.model import make_report
     from orchestrator.report.plain import as_json as summary_json
-    from orchestrator.report.tables import report_lines
+    from orchestrator.report.tables import report_lines, show
     from orchestrator.report.write import write_report
     from orchestrator.run import report_folder
 
@@ -146,9 +144,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
         written = [str(path) for path in files]
         click.echo(json.dumps({**summary_json(found.summary), "report": written}))
         return
-    console = Console()
-    for line in report_lines(found.summary, files):
-        console.print(line, soft_wrap=isinstance(line, Text))
+    show(Console(), report_lines(found.summary, files))
 
 
 def _require_results(made: Plan, workdir: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +30,7 @@ def report_lines(summary: Summary, files: Sequence[Path]) -> Iterator[Renderable
     """Return the answer, where the report lies, the table and what has to be known of it."""
     yield Text(answer(summary), style="bold")
     if files:
-        yield Text(f"report: {files[0]}", style="cyan")
+        yield _address(f"report: {files[0]}")
     yield Text("")
     for metrics in _abreast(summary):
         yield _summary_table(summary, metrics)
@@ -58,9 +58,19 @@ def result_lines(outcome: Outcome, workdir: Path, tracking: str) -> Iterator[Ren
         yield Text(f"stopped; go on with: chip-ablate run {name} --workdir {workdir}")
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
-    yield Text(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")
+    yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")
     if outcome.compare is not None:
-        yield Text(f"arms side by side: {outcome.compare}")
+        yield _address(f"arms side by side: {outcome.compare}")
+
+
+def show(console: Console, lines: Iterable[RenderableType]) -> None:
+    """Print lines; an address stays in one piece, to be clicked or copied."""
+    for line in lines:
+        console.print(line, soft_wrap=isinstance(line, Text) and bool(line.no_wrap))
+
+
+def _address(text: str) -> Text:
+    return Text(text, no_wrap=True)
 
 
 def _summary_table(summary: Summary, metrics: list[str]) -> Table:

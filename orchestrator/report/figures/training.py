@@ -11,6 +11,7 @@ from orchestrator.report.summary import Summary
 from orchestrator.report.training import SHOWN, Band
 
 MOST = 12  # arms of a figure
+_LINE = 100  # characters of a legend's line
 
 
 def draw_training(
@@ -24,6 +25,9 @@ def draw_training(
     baseline = summary.plan.baseline.name
     if baseline not in shown:
         shown = [baseline, *shown[:-1]]
+
+    names = [label(name) for name in shown]
+    abreast = max(1, min(4, _LINE // (max(map(len, names)) + 6)))
 
     def draw(figure: Any) -> None:
         columns = min(len(curves), 2)
@@ -44,9 +48,7 @@ def draw_training(
                 )
             axes.set_title(SHOWN[name], loc="left")
             axes.set_xlabel("step")
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles))
-        )
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=abreast)
 
     more = "" if len(shown) == len(arms) else f" {len(shown)} of {len(arms)} arms."
     caption = (
@@ -54,4 +56,6 @@ def draw_training(
         f"different objectives are different quantities and cannot be compared.{more}"
     )
     rows = -(-len(curves) // 2)
-    return drawn("training", caption, draw, height=2.0 * rows + 0.35 + 0.2 * -(-len(shown) // 4))
+    return drawn(
+        "training", caption, draw, height=2.0 * rows + 0.35 + 0.2 * -(-len(shown) // abreast)
+    )
