@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -46,6 +46,18 @@ class Benchmark(Protocol):
 
     def truth(self, item: str) -> str:
         """Return what a right answer holds, for people to read beside a response."""
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """A benchmark that has an item's image at hand, to be shown beside an answer."""
+
+    def image(self, item: str) -> Image.Image:
+        """Return the image of an item, without reading all the others.
+
+        Raises:
+            ValueError: the id names no item.
+        """
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")

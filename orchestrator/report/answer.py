@@ -48,18 +48,20 @@ def answer(summary: Summary) -> str:
     if not comparisons:
         return f"No answer: {summary.plan.baseline.name} is compared with no other arm."
     unit = points_text(summary.metrics[primary.metric])
-    said = []
-    for verdict, (verbs, words) in _WORDS.items():
-        named = [entry for entry in comparisons if entry.verdict is verdict]
-        if named:
-            arms = _arms(named, unit, detailed=verdict in _FOUND)
-            said.append(f"{arms} {verbs[len(named) > 1]} {words}")
+    said = _said(comparisons, unit)
     way = "lower" if primary.goal == "minimize" else "higher"
     sentence = (
         f"On {primary.metric} ({way} is better), against {baseline_text(summary)}: "
         f"{'; '.join(said)}"
     )
-    if not any(entry.verdict in _FOUND for entry in comparisons):
+    averaged = [
+        entry
+        for entry in summary.effects[primary.metric].main
+        if entry.used > 1 and entry.verdict in _FOUND
+    ]
+    if averaged:
+        sentence += f"; averaged over the other factors, {'; '.join(_said(averaged, unit))}"
+    if not any(entry.verdict in _FOUND for entry in (*comparisons, *averaged)):
         tested = any(entry.p_adjusted is not None for entry in comparisons)
         sentence = f"{'Inconclusive' if tested else 'No answer'}: o{sentence[1:]}"
     if study.exploratory:
@@ -69,8 +71,19 @@ def answer(summary: Summary) -> str:
     return f"{sentence}."
 
 
-def _arms(comparisons: Sequence[Comparison], unit: str, *, detailed: bool) -> str:
-    """Name arms with their differences, the largest first."""
+def _said(comparisons: Sequence[Comparison], unit: str) -> list[str]:
+    """Return a clause for each verdict that is there."""
+    said = []
+    for verdict, (verbs, words) in _WORDS.items():
+        named = [entry for entry in comparisons if entry.verdict is verdict]
+        if named:
+            names = _names(named, unit, detailed=verdict in _FOUND)
+            said.append(f"{names} {verbs[len(named) > 1]} {words}")
+    return said
+
+
+def _names(comparisons: Sequence[Comparison], unit: str, *, detailed: bool) -> str:
+    """Name comparisons with their differences, the largest first."""
     ordered = sorted(comparisons, key=lambda entry: -abs(_estimate(entry)))
     names = []
     for place, entry in enumerate(ordered):
@@ -78,7 +91,7 @@ def _arms(comparisons: Sequence[Comparison], unit: str, *, detailed: bool) -> st
         text = f"{entry.name} ({signed(_estimate(entry))} {unit}"
         if detailed and place < _DETAILED and interval is not None:
             low, high = interval
-            text += f", 95 % interval {signed(low)} to {signed(high)}"
+            text += f"; 95 % interval {signed(low)} to {signed(high)}"
         names.append(f"{text})")
     return listed(names)
 

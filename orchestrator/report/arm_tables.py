@@ -36,6 +36,7 @@ from orchestrator.report.words import (
 )
 from orchestrator.statistics import Comparison, Verdict
 
+_ABREAST = 6  # metrics of a table; a benchmark with more has several
 _TONES: Mapping[Verdict, Tone] = {
     Verdict.BETTER: "better",
     Verdict.BETTER_BELOW_DELTA: "better",
@@ -80,8 +81,9 @@ def verdict_table(summary: Summary, metric: str) -> Table:
 def benchmark_tables(summary: Summary) -> list[Table]:
     """Return a table for each benchmark: arms × its metrics, with differences below."""
     return [
-        _benchmark_table(summary, benchmark, metrics)
+        _benchmark_table(summary, benchmark, metrics[start : start + _ABREAST], start)
         for benchmark, metrics in metric_groups(summary.metrics).items()
+        for start in range(0, len(metrics), _ABREAST)
     ]
 
 
@@ -99,7 +101,8 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
         name=f"effects-{metric.replace('/', '-')}",
         caption=f"Main effects and interactions (×) on {metric_title(metric, info)}. An effect is "
         "the mean difference over those combinations of the other factors that have both cells, "
-        "an interaction over complete squares of four cells.",
+        "an interaction over complete squares of four cells: better is what does better together "
+        "than the two effects would add up to.",
         columns=columns(
             "effect",
             "combinations",
@@ -118,7 +121,7 @@ def tone(verdict: Verdict) -> Tone:
     return _TONES.get(verdict, "open")
 
 
-def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str]) -> Table:
+def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], start: int) -> Table:
     rows = []
     for row in summary.rows:
         cells = [Cell(text=row_name(row)), Cell(text=seeds_text(row))]
@@ -134,7 +137,7 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str]) -
         for metric in metrics
     ]
     return Table(
-        name=f"figures-{benchmark.replace('/', '-')}",
+        name=f"figures-{benchmark.replace('/', '-')}" + (f"-{start}" if start else ""),
         caption=f"{benchmark}{tuned}: mean ± sd over seeds; below it the difference from "
         f"{baseline_text(summary)} and its 95 % interval.",
         columns=(*columns(arms_title(summary), "seeds"), *titles),

@@ -169,8 +169,8 @@ class _Answers:
 
 def _with_images(found: Sequence[Changes], metric: str) -> list[Changes]:
     """Return the same changes with their items' images, each made once."""
-    side, benchmark, _ = _parts(metric)
-    images = item_images(benchmark, side, {row.item for one in found for row in one.items})
+    _, benchmark, _ = _parts(metric)
+    images = item_images(benchmark, {row.item for one in found for row in one.items})
     return [
         replace(one, items=tuple(replace(row, image=images.get(row.item)) for row in one.items))
         for one in found

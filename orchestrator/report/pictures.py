@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterable
 
 from PIL import Image
 
-from chip_core.evaluation.task import BENCHMARKS, Side
-from chip_core.shapes import world
+from chip_core.evaluation.task import BENCHMARKS, Illustrated
 
-SHAPES = "shapes"
 _SIDE = 240  # pixels of the longest side
 _LOSSLESS = 96  # pixels up to which an image is kept as it is
 
@@ -18,21 +17,18 @@ _LOSSLESS = 96  # pixels up to which an image is kept as it is
 Encoded = tuple[str, bytes]
 
 
-def item_images(benchmark: str, side: Side, items: Iterable[str]) -> dict[str, Encoded]:
-    """Return the images of items, those that can be had: of a benchmark whose files are here.
+def item_images(benchmark: str, items: Iterable[str]) -> dict[str, Encoded]:
+    """Return the images of items, those that can be had.
 
     A missing image leaves a table without a picture; it does not fail a report.
     """
-    wanted = set(items)
-    try:
-        if benchmark == SHAPES:
-            return {item: encoded(world.draw(world.scene_of(item))) for item in wanted}
-        if benchmark not in BENCHMARKS or not wanted:
-            return {}
-        questions = BENCHMARKS[benchmark].items(side, None)
-        return {entry.id: encoded(entry.image) for entry in questions if entry.id in wanted}
-    except Exception:  # whatever a benchmark's own files are missing, a report does without
-        return {}
+    known: object = BENCHMARKS[benchmark]
+    images: dict[str, Encoded] = {}
+    if isinstance(known, Illustrated):
+        for item in items:
+            with contextlib.suppress(ValueError, OSError):
+                images[item] = encoded(known.image(item))
+    return images
 
 
 def encoded(image: Image.Image) -> Encoded:

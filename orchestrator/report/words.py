@@ -134,14 +134,18 @@ def correction(summary: Summary) -> str:
     return "Benjamini–Hochberg" if summary.plan.study.exploratory else "Holm"
 
 
-def listed(names: Sequence[str], last: str = "and") -> str:
-    """Return `a, b and c`; names beyond the first few are counted."""
+def listed(names: Sequence[str]) -> str:
+    """Return `a, b and c`; names beyond the first few are counted.
+
+    Where names have commas themselves they are kept apart by semicolons.
+    """
     shown = list(names[:_SHOWN_NAMES])
     if len(names) > len(shown):
         shown.append(f"{len(names) - len(shown)} more")
     if len(shown) < 2:
         return "".join(shown)
-    return f"{'; '.join(shown[:-1])} {last} {shown[-1]}"
+    between = "; " if any("," in name for name in shown) else ", "
+    return f"{between.join(shown[:-1])} and {shown[-1]}"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

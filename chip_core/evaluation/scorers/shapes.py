@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from PIL import Image
+
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
 from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
 from chip_core.shapes.captions import compare, question
@@ -95,6 +97,10 @@ class ShapesBenchmark:
     def truth(self, item: str) -> str:
         """Say what is in an item's scene."""
         return truth(item)
+
+    def image(self, item: str) -> Image.Image:
+        """Draw an item's scene again."""
+        return draw(scene_of(item))
 
 
 BENCHMARKS.register("shapes")(ShapesBenchmark())

@@ -62,6 +62,10 @@ def _forest(
         entry.smallest_difference for entry in summary.plan.study.declared if entry.metric == metric
     )
 
+    # An interaction's name is two effects': one below the other.
+    labels = ["\n× ".join(map(label, entry.name.split(" × "))) for entry, _ in lines]
+    room = 0.42 if any("\n" in text for text in labels) else 0.3
+
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         axes.axvline(0, color=TONES[""], linewidth=1)
@@ -69,7 +73,7 @@ def _forest(
             axes.axvspan(-delta, delta, color="#0b5cad", alpha=0.07, linewidth=0)
         for place, (entry, contrast) in enumerate(lines):
             _line(axes, place, entry, contrast)
-        axes.set_yticks(range(len(lines)), [label(entry.name) for entry, _ in lines])
+        axes.set_yticks(range(len(lines)), labels)
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.grid(False, axis="y")
         side = "left" if info.goal == "minimize" else "right"
@@ -78,7 +82,7 @@ def _forest(
         )
         _legend(axes, {tone(entry.verdict) for entry, _ in lines}, delta)
 
-    return drawn(name, caption, draw, height=1.15 + 0.3 * len(lines))
+    return drawn(name, caption, draw, height=1.15 + room * len(lines))
 
 
 def _line(axes: Any, place: int, entry: Comparison, contrast: Contrast) -> None:

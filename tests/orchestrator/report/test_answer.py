@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from orchestrator.plan import Trial
 from orchestrator.report.answer import answer
-from orchestrator.report.words import plain, signed
+from orchestrator.report.words import listed, plain, signed
 
 from .conftest import STUDY, Finished, noisy
 
@@ -21,7 +21,7 @@ def test_what_is_better_comes_first_with_its_interval(finished: Run) -> None:
     low, high = figure.interval
     said = answer(summary)
     assert said.startswith(
-        f"O{AGAINST}chip, frozen ({signed(figure.difference)} points, 95 % interval {signed(low)} "
+        f"O{AGAINST}chip, frozen ({signed(figure.difference)} points; 95 % interval {signed(low)} "
         f"to {signed(high)}) is better; "
     )
     # dpo, trained and chip, trained differ by luck alone
@@ -90,3 +90,27 @@ def test_no_clear_difference_needs_a_delta(finished: Run) -> None:
 
 def test_figures_are_written_with_a_true_minus() -> None:
     assert (plain(-1.234), signed(0.5), signed(-0.005)) == ("−1.23", "+0.50", "−0.01")
+
+
+def test_an_effect_that_holds_on_average_is_said(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        fewer = trial.arm.startswith("chip") and item % 7
+        return (0.0 if fewer else noisy(trial, item, metric)[0]), 3.0
+
+    summary = finished(score=score).summary
+    (effect, _) = summary.effects["shapes/chair_i"].main
+    assert effect.used == 2 and effect.contrast is not None
+    assert (
+        answer(summary)
+        .split("; averaged over the other factors, ")[1]
+        .startswith(
+            f"objective: dpo → chip ({signed(effect.contrast.estimate)} points; 95 % interval "
+        )
+    )
+
+
+def test_names_in_a_list_stay_apart() -> None:
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert listed(["dpo, frozen", "dpo, trained", "chip"]) == "dpo, frozen; dpo, trained and chip"
+    assert listed([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
