@@ -19,8 +19,9 @@ from orchestrator.report.layout import (
 from orchestrator.report.model import FIGURES, Report
 
 _LONGEST_ANSWER = 500  # characters; the whole answer is in the page and in the responses' file
-#: What would be markup; an underscore between letters is none, nor is a `<` before a space.
-_SPECIAL = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
+#: What would be markup; an underscore between letters is none, nor is a bracket that no address
+#: follows, nor a `<` before a space.
+_SPECIAL = re.compile(r"([\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_]))")
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 #: What would begin a list, a heading, a quotation or a rule at the start of a line.

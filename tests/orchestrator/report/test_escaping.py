@@ -149,6 +149,7 @@ def test_in_markdown_answers_are_text(report: Report) -> None:
     [
         ("shapes/chair_i _a_", r"shapes/chair_i \_a\_"),
         ("a < b & c > d", "a < b & c > d"),
+        ("[0.1, 2] ![x](y) [z]: u", r"[0.1, 2] ![x\](y) [z\]: u"),
         ("</td>&lt;", "&lt;/td>&amp;lt;"),
         ("1. first", r"1\. first"),
         ("- +1\n# x", r"\- +1 # x"),
