@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo install test check lint clean
+.PHONY: demo install test coverage check lint clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -17,6 +17,10 @@ install: $(STAMP)
 
 test: install
 	.venv/bin/python -m pytest
+
+# Lines and branches of chip_core that its own tests do not reach.
+coverage: install
+	.venv/bin/python -m pytest tests/chip_core --cov --cov-report=term-missing:skip-covered
 
 check: lint test
 

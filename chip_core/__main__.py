@@ -1,4 +1,7 @@
-"""`python -m chip_core train RECIPE`: one trial, without Ray, MLflow or a study."""
+"""`python -m chip_core train RECIPE`: one trial, without Ray, MLflow or a study.
+
+Several processes share it under `torchrun --nproc-per-node N -m chip_core train RECIPE`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from chip_core import recipes
 from chip_core.config import TrialConfig
 from chip_core.errors import ConfigError, TrialError, UserError
 from chip_core.validation import key_problem, set_key, trial_config
+from chip_core.workers import Workers, joined
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         config = configuration(options.recipe, options.changes)
-        return _train(config, options.out, options.resume)
+        with joined() as workers:
+            return _train(config, options.out, options.resume, workers)
     except (UserError, TrialError) as error:
         for line in str(error).splitlines():
             print(f"chip_core: {line}", file=sys.stderr)
@@ -64,28 +70,78 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     return trial_config(tree, "--set" if changes else str(file))
 
 
-def _train(config: TrialConfig, out: Path, resume: Path | None) -> int:
+def _train(config: TrialConfig, out: Path, resume: Path | None, workers: Workers) -> int:
+    from chip_core import data
+
+    began = time.perf_counter()
     from chip_core.models import loading
-    from chip_core.results import RESULT, Progress
+    from chip_core.results import Progress
     from chip_core.trial import run_trial
 
-    broken = loading.problem(config.model)
-    if broken is not None:
-        raise ConfigError([f"model.path: {broken}"])
-    if (out / RESULT).exists():
-        raise UserError(f"{out} holds a finished trial: name another --out")
-    if resume is None and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
-    if resume is not None and not resume.is_dir():
-        raise UserError(f"--resume: no folder {resume}: name an earlier --out")
+    broken = {"model.path": loading.problem(config.model), "data.source": data.problem(config.data)}
+    problems = [f"{key}: {what}" for key, what in broken.items() if what is not None]
+    if problems:
+        raise ConfigError(problems)
+    if workers.first:
+        _check_folders(config, out, resume)
+    workers.wait()  # what the first writes, another would take for an earlier trial
 
     def told(progress: Progress) -> None:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
-    result = run_trial(config, folder=out, report=told, resume_from=resume)
-    print(json.dumps({"folder": str(out), "steps": result.steps, "metrics": result.metrics}))
+    result = run_trial(
+        config,
+        folder=out,
+        report=told if workers.first else lambda progress: None,
+        resume_from=resume,
+        began=began,
+    )
+    if workers.first:
+        print(json.dumps({"folder": str(out), "steps": result.steps, "metrics": result.metrics}))
     return 0
+
+
+def _check_folders(config: TrialConfig, out: Path, resume: Path | None) -> None:
+    from chip_core.results import RESULT
+
+    if (out / RESULT).exists():
+        raise UserError(f"{out} holds a finished trial: name another --out")
+    if resume is None and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
+    if resume is not None and not resume.is_dir():
+        raise UserError(f"--resume: no folder {resume}: name an earlier --out")
+    if resume is not None:
+        _check_settings(config, resume)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be made ({error.strerror}): name another") from None
+
+
+def _check_settings(config: TrialConfig, folder: Path) -> None:
+    """Check that a model which is taken over was trained as it would be now.
+
+    Raises:
+        UserError: it was trained with other settings, or nothing says with which.
+    """
+    from chip_core.identity import training_identity
+    from chip_core.results import CONFIG, MODEL
+
+    if not (folder / MODEL).is_dir():
+        return
+    try:
+        earlier = TrialConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"--resume: {folder} holds a model, and no {CONFIG} that says which"
+        ) from None
+    settings = [
+        training_identity(made, made.model.model_dump(), made.data.model_dump())
+        for made in (earlier, config)
+    ]
+    if settings[0] != settings[1]:
+        raise UserError(f"--resume: {folder} holds a model trained with other settings")
 
 
 if __name__ == "__main__":

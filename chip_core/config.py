@@ -7,11 +7,11 @@ the trial's figures (chip_core/fields.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    Field,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -20,7 +20,11 @@ from pydantic import (
 )
 
 from chip_core import plugins
+from chip_core.benchmark_config import BenchmarkConfig as BenchmarkConfig
+from chip_core.benchmark_config import BenchmarksConfig as BenchmarksConfig
+from chip_core.benchmark_config import JudgeConfig as JudgeConfig
 from chip_core.fields import Section, engine, figure
+from chip_core.files import expanded
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.registry import suggestion
 from chip_core.strategies import (
@@ -38,6 +42,9 @@ from chip_core.strategies import (
 
 #: Raised whenever code changes figures; part of every fingerprint.
 BEHAVIOUR = 1
+
+#: What generators of random numbers take.
+LARGEST_SEED = 2**63 - 1
 
 #: A bare string at these keys sets the named key below it.
 SHORTHANDS = {"objective": "preset", "rejected_image": "strategy", "model": "path"}
@@ -151,7 +158,7 @@ class RejectedImageConfig(Section):
             return self
         if path is None:
             raise ValueError("'inpaint' needs rejected_image.inpaint.path: a pipeline's folder")
-        if not (Path(path).expanduser() / "model_index.json").is_file():
+        if not (expanded(path) / "model_index.json").is_file():
             raise ValueError(f"inpaint.path: no diffusers pipeline in {path}: name its folder")
         return self
 
@@ -170,11 +177,14 @@ def _one_line(error: ValidationError) -> str:
     )
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW, its schedule, clipping."""
 
     lr: float = figure(5e-7, gt=0, doc="peak learning rate")
-    betas: tuple[float, float] = figure((0.9, 0.999), doc="AdamW's betas")
+    betas: tuple[Decay, Decay] = figure((0.9, 0.999), doc="AdamW's betas")
     eps: float = figure(1e-8, gt=0, doc="AdamW's epsilon")
     weight_decay: float = figure(0.0, ge=0, doc="decoupled weight decay")
     schedule: Literal["cosine", "constant"] = figure(
@@ -195,6 +205,18 @@ class LoraConfig(Section):
         "all", doc="'all' linear layers of the decoder, or their last names, e.g. [q_proj, v_proj]"
     )
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all" else value
+
+    @field_validator("targets")
+    @classmethod
+    def _a_layer_at_least(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("names no layer: write all, or names such as [q_proj, v_proj]")
+        return value
+
 
 class StagedConfig(Section):
     """The vision encoder alone first, then everything that is trained."""
@@ -211,43 +233,28 @@ class TrainingConfig(Section):
     max_length: int = figure(2048, ge=16, doc="longest sequence; only responses are cut")
 
 
-class BenchmarkConfig(Section):
-    """One benchmark of a study."""
-
-    name: str = figure(doc="the benchmark's name")
-    limit: int | None = figure(None, ge=1, doc="score the first N items only")
-    max_new_tokens: int | None = figure(None, ge=1, doc="in place of the benchmark's own")
-    num_beams: int = figure(1, ge=1, doc="beams of the decoding; 1 is greedy")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class BenchmarksConfig(Section):
-    """`select` is tuned on, `report` is quoted from."""
-
-    select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
-    report: tuple[BenchmarkConfig, ...] = figure((), doc="for the table alone")
-
-    @model_validator(mode="after")
-    def _each_once(self) -> BenchmarksConfig:
-        for side in ("select", "report"):
-            names = [benchmark.name for benchmark in getattr(self, side)]
-            if len(set(names)) != len(names):
-                raise ValueError(f"{side}: a benchmark is named twice: name each once")
-        return self
-
-
 class EngineConfig(Section):
     """How the work is done. Nothing here changes what is computed, but for rounding."""
 
     micro_batch: int = engine(4, ge=1, doc="pairs per forward pass; the rest is accumulated")
     device: Literal["auto", "cpu", "cuda"] = engine("auto", doc="'auto': CUDA where there is one")
     threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
-    gpus_per_worker: float = engine(0.0, ge=0, doc="GPUs a trial's worker is given")
-    cpus_per_worker: int = engine(1, ge=1, doc="CPUs a trial's worker is given")
+    workers_per_trial: int = engine(1, ge=1, doc="processes that share a training")
+    gpus_per_worker: float = engine(
+        0.0, ge=0, doc="GPUs each of them is given; a share of one, too"
+    )
+    cpus_per_worker: int = engine(1, ge=1, doc="CPUs each of them is given")
+    parallel: Literal["auto", "ddp", "fsdp"] = engine(
+        "auto",
+        doc="how several workers share a model: 'ddp': each has it whole; 'fsdp': each has a "
+        "part; 'auto': 'fsdp' where it does not fit one GPU whole",
+    )
+    bucket: bool = engine(
+        True, doc="whether the pairs of a batch are computed with those of like length"
+    )
+    loader_workers: int | None = engine(
+        None, ge=0, doc="processes that read and encode pairs ahead; null: 2 with a GPU, else none"
+    )
     generation_batch: int = engine(64, ge=1, doc="items decoded together")
     log_every: int = engine(1, ge=1, doc="steps between points of the training curves")
     checkpoint_every: int | None = engine(
@@ -255,6 +262,14 @@ class EngineConfig(Section):
     )
     gradient_checkpointing: bool = engine(
         False, doc="whether layers are computed again in the backward pass, to save memory"
+    )
+    prefix_sharing: Literal["auto", "off"] = engine(
+        "auto",
+        doc="'auto': chosen and rejected are computed behind one prompt, where that is exact; "
+        "'off': one pass a response",
+    )
+    logits_chunk: int = engine(
+        512, ge=1, doc="response positions whose logits are held at the same time"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
         "auto", doc="kind of attention; 'auto': what transformers takes for the model"
@@ -284,7 +299,7 @@ class TrialConfig(Section):
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
     benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")
-    seed: int = figure(0, ge=0, doc="of every random draw")
+    seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="of every random draw")
     engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
 
     @model_validator(mode="after")

@@ -22,17 +22,28 @@ def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
         merge: add an adapter to its base model's weights: one plain Hugging Face folder.
 
     Raises:
-        UserError: there is no trained model, `into` is in use, or the base model cannot be had.
+        UserError: there is no trained model, `into` is in use or cannot be written, or the base
+            model cannot be had.
     """
     model = trial / MODEL
     if not model.is_dir():
         raise UserError(
             f"{trial} holds no trained model: its weights were removed, or it never did"
         )
+    try:
+        return _export(model, trial, into.resolve(), merge)
+    except OSError as error:
+        raise UserError(f"{into}: cannot be exported to ({error.strerror or error})") from None
+
+
+def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
+    """Write a model's folder to a resolved path."""
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise UserError(f"{into} is not empty: name a new folder")
+    if into.is_relative_to(model.resolve()):
+        raise UserError(f"{into} lies in the trained model's own folder: name another")
     adapter = (model / loading.ADAPTER_CONFIG).exists()
-    partial = into.absolute().with_name(f".{into.name}.partial")
+    partial = into.with_name(f".{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     said = []
     if adapter and merge:

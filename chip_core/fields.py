@@ -6,6 +6,7 @@ not, so that no field can change figures without changing the fingerprint.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A node of the configuration tree: frozen, typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 def figure(default: Any = ..., *, doc: str, **limits: Any) -> Any:
@@ -29,7 +32,9 @@ def engine(default: Any = ..., *, doc: str, **limits: Any) -> Any:
 
 def _field(default: Any, doc: str, fingerprint: str, limits: dict[str, Any]) -> Any:
     if callable(default):
-        limits["default_factory"] = default
+        # A section is frozen: one default serves all, and a plan makes 10,000 of its trees.
+        once = isinstance(default, type) and issubclass(default, Section)
+        limits["default_factory"] = functools.cache(default) if once else default
     else:
         limits["default"] = default
     return Field(description=doc, json_schema_extra={"fingerprint": fingerprint}, **limits)

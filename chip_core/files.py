@@ -1,12 +1,19 @@
-"""Writing that survives a crash: whole files at once, records line by line."""
+"""Files: paths as users write them, and writing that survives a crash."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the user's home in place of `~`; of no known user it stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -58,6 +65,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record to a JSON-lines file that several processes write; durable on return."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _drop_cut_record(file)
+        file.write(json.dumps(dict(record), allow_nan=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class Spool:
     """An append-only JSON-lines file, fsynced in batches; one record a line."""
 
@@ -82,3 +100,15 @@ class Spool:
         """Make everything durable and close."""
         self.sync()
         self._file.close()
+
+
+def _drop_cut_record(file: BinaryIO) -> None:
+    """Take away a last line that a crash cut off: it was never announced."""
+    end = file.seek(0, os.SEEK_END)
+    tail = b""
+    while end and b"\n" not in tail:
+        start = max(0, end - 65536)
+        file.seek(start)
+        tail, end = file.read(end - start) + tail, start
+    if tail and not tail.endswith(b"\n"):
+        file.truncate(end + tail.rfind(b"\n") + 1)

@@ -6,6 +6,7 @@ cells that differ in inert keys alone are one trial.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from chip_core.config import BEHAVIOUR, BenchmarkConfig, ModelConfig, TrialConfi
 from chip_core.data.rejected_images import strategy_class
 from chip_core.objectives.config import TERMS
 from chip_core.strategies import STRATEGIES, NoParameters
+
+#: Asking pydantic whether these are sections takes most of a large plan's time.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def inert_keys(config: TrialConfig) -> dict[str, str]:
@@ -82,7 +86,7 @@ def training_identity(
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
     kept["objective"]["custom"] = {
-        name: [config.objective.custom[name], plugins.source_hash(plugins.load(name))]
+        name: [config.objective.custom[name], plugins.source_hash(name)]
         for name in config.objective.active_custom
     }
     kept["model"] = {"dtype": config.model.dtype, **model}
@@ -100,9 +104,19 @@ def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[st
     return {"kind": "base", "behaviour": BEHAVIOUR, "model": {"dtype": config.dtype, **model}}
 
 
-def evaluation_identity(side: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """Return all that decides a trained model's figures on a benchmark."""
-    return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, {}, "")}
+def evaluation_identity(
+    side: str, benchmark: BenchmarkConfig, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all that decides a trained model's figures on a benchmark.
+
+    Args:
+        side: "select" or "report".
+        benchmark: its settings.
+        content: its own identity (chip_core.evaluation.asked.identity), with the decoding that the
+            settings come to.
+    """
+    resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
+    return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, resolved, ""), **content}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -116,7 +130,7 @@ def _rejected_image(config: TrialConfig) -> dict[str, Any]:
     name, settings = config.rejected_image.strategy, config.rejected_image.settings
     strategy = strategy_class(name)
     if plugins.is_plugin(name):
-        source = plugins.source_hash(strategy)
+        source = plugins.source_hash(name)
         return {"parameters": strategy.identity(settings), "source": source}
     return {} if isinstance(settings, NoParameters) else {name: strategy.identity(settings)}
 
@@ -124,19 +138,29 @@ def _rejected_image(config: TrialConfig) -> dict[str, Any]:
 def _figures(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str, Any]:
     """Return the fields of a section that change figures, as plain data."""
     kept: dict[str, Any] = {}
-    for name, field in type(node).model_fields.items():
+    for name in _names(type(node)):
         path = f"{prefix}{name}"
-        extra = field.json_schema_extra
-        assert isinstance(extra, dict) and "fingerprint" in extra, f"{path} is not declared"
-        if extra["fingerprint"] == "out" or path in inert:
-            continue
-        kept[name] = _plain(getattr(node, name), inert, f"{path}.")
+        if path not in inert:
+            value = getattr(node, name)
+            kept[name] = value if type(value) in _PLAIN else _plain(value, inert, f"{path}.")
     return kept
+
+
+@functools.cache
+def _names(section: type[BaseModel]) -> tuple[str, ...]:
+    """Return which fields of a section can change figures."""
+    names = []
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict) and "fingerprint" in extra, f"{name} is not declared"
+        if extra["fingerprint"] == "in":
+            names.append(name)
+    return tuple(names)
 
 
 def _plain(value: Any, inert: Mapping[str, str], prefix: str) -> Any:
     if isinstance(value, BaseModel):
         return _figures(value, inert, prefix)
     if isinstance(value, tuple):
-        return [_plain(entry, inert, prefix) for entry in value]
+        return [entry if type(entry) in _PLAIN else _plain(entry, inert, prefix) for entry in value]
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ def load(name: str) -> Any:
         raise ValueError(f"'{name}' names no code: write module:attr")
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # whatever a user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+        advice = "install it, or put its folder on PYTHONPATH" if absent else "mend it"
         raise ValueError(
-            f"'{name}': module {module} cannot be imported ({_brief(error)}): "
-            "install it, or put its folder on PYTHONPATH"
+            f"'{name}': module {module} cannot be imported ({_brief(error)}): {advice}"
         ) from None
     try:
         return getattr(found, attribute)
@@ -38,21 +40,28 @@ def load(name: str) -> Any:
         raise ValueError(f"'{name}': module {module} has no '{attribute}'") from None
 
 
-def source_hash(loaded: Any) -> str:
-    """Return the sha256 of the file that an object is written in: its part of a fingerprint.
+def source_hash(name: str) -> str:
+    """Return the sha256 of the file that a user's code is written in: its part of a fingerprint.
+
+    Of a function or a class that is the file it stands in, whatever it was wrapped in; of any other
+    object, such as an instance, the file of the module that is named.
 
     Raises:
         ConfigError: there is no such file.
     """
+    found = load(name)
+    written = inspect.unwrap(found) if callable(found) else found
+    if not (inspect.isfunction(written) or inspect.isclass(written)):
+        written = sys.modules[name.partition(":")[0]]
     try:
-        file = inspect.getsourcefile(loaded)
-    except TypeError:  # made in an interpreter
+        file = inspect.getsourcefile(written)
+    except TypeError:  # made in an interpreter, or compiled
         file = None
-    if file is None:
-        raise ConfigError([f"'{loaded.__module__}:{loaded.__qualname__}' has no source file"])
+    if file is None or not Path(file).is_file():
+        raise ConfigError([f"'{name}' has no source file: write it in a module of your own"])
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 #: What lies in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
+TRAINED = "trained.json"  # beside a model that is whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Evaluation:
     items: int
     scores: str  # file in the trial's folder
     responses: str
+    #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing", …
+    how: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class TrialResult:
     #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
     data: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
+    #: how the work was done, by engine setting: `prefix_sharing` is `on` or `off (reason)`
+    engine: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:

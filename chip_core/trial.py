@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.config import TrialConfig
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
-from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.generation import generate
-from chip_core.evaluation.task import Side, metric_name
-from chip_core.files import write_atomically, write_json
+from chip_core.errors import TrialError
+from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.run import Answering, evaluate
+from chip_core.files import write_json
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room
+from chip_core.places import Places
 from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, TrialResult
 from chip_core.seeding import seed_process
+from chip_core.trained import Trained, take_over, weights_mark, write_trained
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.loop import train
+from chip_core.training.parallel import Kind, kind_of
+from chip_core.workers import Workers, current
 
 
 def run_trial(
@@ -35,8 +38,14 @@ def run_trial(
     untrained: bool = False,
     trained_model: Path | None = None,
     resume_from: Path | None = None,
+    began: float | None = None,
+    places: Places | None = None,
+    earlier: Sequence[Path] = (),
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
+
+    Several processes that torch.distributed has joined (chip_core/workers.py) come here together
+    and share training and scoring; the first of them writes.
 
     Args:
         config: the trial.
@@ -44,42 +53,57 @@ def run_trial(
         report: told of each step and batch.
         untrained: score the base model as it is.
         trained_model: score this trained model; do not train.
-        resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
+        resume_from: an earlier attempt's folder; its trained model is taken over, or its newest
+            whole checkpoint gone on from.
+        began: `time.perf_counter` when this process turned to the trial, before it imported this.
+        places: where the benchmarks' data and the judges' replies lie.
+        earlier: folders of earlier attempts; answers of the same weights are taken over.
 
     Raises:
         TrialError: the trial cannot go on; the message is its reason.
     """
-    seconds: dict[str, float] = {}
-    began = time.perf_counter()
+    spans = _Spans(began)
+    places = places or Places()
+    workers = current()
+    _check_workers(config, workers)
+    lacking = problems(config.benchmarks, places)
+    if lacking:
+        raise TrialError("; ".join(lacking))  # now, and not after the training
+    device = _device(config)
     report(Progress(phase="start", done=0, total=1))
+    loading.import_libraries(adapters=config.language_model == "lora")
+    spans.end("imports")
     seed_process(config.seed, config.engine.threads)
-    write_json(folder / CONFIG, config.model_dump(mode="json"))
-    pairs = None
+    if workers.first:
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
+    pairs, trained = None, None
+    if not untrained and trained_model is None and resume_from is not None:
+        left = resume_from
+        trained = workers.from_first(lambda: take_over(left, folder))
+        trained_model = None if trained is None else folder / MODEL
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = _pairs(config, report)
-        seconds["check data"] = time.perf_counter() - began
-        began = time.perf_counter()
+        spans.end("check data")
     model, processor = loading.load(
         config.model, attention=config.engine.attention, trained=trained_model
     )
-    training = not untrained and trained_model is None
-    if training:
-        model = attach(model, config)
-    device = _device(config)
-    if training and device.type == "cuda":
-        check_room(bytes_needed(model, config), torch.cuda.mem_get_info(device)[0], config)
-    model.to(device)
-    seconds["start"] = time.perf_counter() - began
-
-    steps = 0
-    data: dict[str, int] = {}
-    notes: list[str] = []
+    kind: Kind = "alone"
     if pairs is not None:
-        began = time.perf_counter()
-        trained = train(
+        model = attach(model, config)
+        kind = kind_of(config, model, device, workers)
+        if device.type == "cuda":
+            parts = workers.size if kind == "fsdp" else 1
+            free = torch.cuda.mem_get_info(device)[0]
+            check_room(bytes_needed(model, config) // parts, free, config)
+    if kind != "fsdp":
+        model.to(device)
+    spans.end("model")
+
+    if pairs is not None:
+        done = train(
             config,
-            policy=model,
+            model=model,
             processor=processor,
             pairs=pairs,
             folder=folder,
@@ -87,28 +111,85 @@ def run_trial(
                 Progress(phase="train", done=step, total=total, figures=figures)
             ),
             resume_from=resume_from,
+            device=device,
+            workers=workers,
+            kind=kind,
         )
-        data = {"pairs": len(pairs), "skipped": len(pairs.skipped), **trained.cut}
-        steps, notes = trained.steps, list(trained.notes)
-        save_model(model, processor, folder / MODEL, config)
-        remove_all(folder)  # of the checkpoints: the model is there
-        seconds["train"] = time.perf_counter() - began
+        save_model(model, processor, folder / MODEL, config, write=workers.first)
+        spans.end("train")
+        spans.seconds["first_step"] = done.first_step
+        trained = Trained(
+            steps=done.steps,
+            seconds=spans.seconds["train"],
+            data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut},
+            notes=list(done.notes),
+            engine=done.engine,
+        )
+        if workers.first:
+            write_trained(folder, trained)
+            remove_all(folder)  # of the checkpoints: the model is there
+        workers.wait()
+        if kind == "fsdp":  # its weights are spread over the workers
+            model, _ = loading.load(
+                config.model, attention=config.engine.attention, trained=folder / MODEL
+            )
+            model.to(device)
+            spans.end("model for scoring")
+    elif trained is not None:
+        spans.seconds["train"] = trained.seconds
 
-    evaluations: dict[str, Evaluation] = {}
-    sides: list[tuple[Side, BenchmarkConfig]] = [
-        *(("select", benchmark) for benchmark in config.benchmarks.select),
-        *(("report", benchmark) for benchmark in config.benchmarks.report),
-    ]
-    for side, benchmark in sides:
-        began = time.perf_counter()
-        key = f"{side}/{benchmark.name}"
-        evaluations[key] = _evaluate(config, model, processor, side, benchmark, folder, report)
-        seconds[f"score {key}"] = time.perf_counter() - began
-    result = TrialResult(
-        steps=steps, evaluations=evaluations, seconds=seconds, data=data, notes=notes
+    answering = Answering(
+        model=model,
+        processor=processor,
+        weights=workers.from_first(
+            lambda: _weights(config, folder / MODEL if trained is not None else trained_model)
+        ),
+        folder=folder,
+        places=places,
+        batch_size=config.engine.generation_batch,
+        bf16=config.model.dtype == "bf16",
+        earlier=earlier,
+        report=report,
     )
-    write_json(folder / RESULT, asdict(result))
+    evaluations: dict[str, Evaluation] = {}
+    for side, benchmark in sides(config.benchmarks):
+        key = f"{side}/{benchmark.name}"
+        evaluations[key] = evaluate(answering, side, benchmark)
+        spans.end(f"score {key}")
+    result = TrialResult(
+        steps=0 if trained is None else trained.steps,
+        evaluations=evaluations,
+        seconds=spans.seconds,
+        data={} if trained is None else trained.data,
+        notes=[] if trained is None else trained.notes,
+        engine={} if trained is None else trained.engine,
+    )
+    if workers.first:
+        write_json(folder / RESULT, asdict(result))
     return result
+
+
+class _Spans:
+    """Where a trial's time goes, one phase after the other."""
+
+    def __init__(self, began: float | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter() if began is None else began
+
+    def end(self, phase: str) -> None:
+        """End a phase; the next begins."""
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._began
+        self._began = now
+
+
+def _check_workers(config: TrialConfig, workers: Workers) -> None:
+    asked = config.engine.workers_per_trial
+    if asked not in (1, workers.size):
+        raise TrialError(
+            f"engine.workers_per_trial is {asked}, and this trial has {workers.size}: run the "
+            f"study on Ray, or `torchrun --nproc-per-node {asked} -m chip_core train`"
+        )
 
 
 def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
@@ -127,60 +208,20 @@ def _pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
     )
 
 
-def _evaluate(
-    config: TrialConfig,
-    model: Any,
-    processor: Any,
-    side: Side,
-    settings: BenchmarkConfig,
-    folder: Path,
-    report: Callable[[Progress], None],
-) -> Evaluation:
-    benchmark = BENCHMARKS[settings.name]
-    items = benchmark.items(side, settings.limit)
-    phase = f"score {settings.name}"
-    report(Progress(phase=phase, done=0, total=len(items)))
-    responses = generate(
-        model,
-        processor,
-        items,
-        max_new_tokens=settings.max_new_tokens or benchmark.max_new_tokens,
-        num_beams=settings.num_beams,
-        batch_size=config.engine.generation_batch,
-        bf16=config.model.dtype == "bf16",
-        on_batch=lambda done, total: report(Progress(phase=phase, done=done, total=total)),
-    )
-    ids = [item.id for item in items]
-    outcomes = benchmark.score(list(zip(ids, responses, strict=True)))
-    scores, answers = (
-        f"scores/{side}-{settings.name}.json",
-        f"responses/{side}-{settings.name}.jsonl",
-    )
-    write_json(folder / scores, {"metrics": [asdict(outcome) for outcome in outcomes]})
-    lines = [
-        {
-            "item": item.id,
-            "prompt": item.prompt,
-            "response": text,
-            "truth": benchmark.truth(item.id),
-        }
-        for item, text in zip(items, responses, strict=True)
-    ]
-    write_atomically(folder / answers, "".join(json.dumps(line) + "\n" for line in lines))
-    return Evaluation(
-        metrics={
-            metric_name(side, settings.name, outcome.name): outcome.value
-            for outcome in outcomes
-            if outcome.value is not None
-        },
-        items=len(items),
-        scores=scores,
-        responses=answers,
-    )
+def _weights(config: TrialConfig, trained_model: Path | None) -> str:
+    """Return a mark of the weights that answer."""
+    if trained_model is not None:
+        return weights_mark(trained_model)
+    return json.dumps(loading.identity(config.model), sort_keys=True)
 
 
 def _device(config: TrialConfig) -> torch.device:
     wanted = config.engine.device
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cuda":
+        return torch.device(wanted)
+    if not torch.cuda.is_available():
+        raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
+    # Of several, the one that was set for this process.
+    return torch.device(wanted, torch.cuda.current_device())

@@ -11,9 +11,12 @@ import click
 
 from orchestrator import __version__
 from orchestrator.commands.data import data
+from orchestrator.commands.evaluate import evaluate
+from orchestrator.commands.humans import judge_humans
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
 from orchestrator.commands.plugins import plugin
+from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
 from orchestrator.commands.ui import ui
 
@@ -84,5 +87,8 @@ def cli() -> None:
     """
 
 
-for _command in (run, plan, status, report, data, gallery, plugin, export, ui):
+_COMMANDS = (
+    run, plan, status, report, evaluate, score, data, gallery, plugin, export, judge_humans, ui,
+)  # fmt: skip
+for _command in _COMMANDS:
     cli.add_command(_command)

@@ -158,7 +158,7 @@ class LiveDisplay:
         if line.state == "running":
             left = _left(self._board.eta(line))
             if line.progress is not None:
-                where = f"{line.progress.phase} {line.progress.done}/{line.progress.total}"
+                where = _where(line.progress)
         elif line.state == "failed":
             state = Text(f"failed: {line.reason}", style=_STYLES["failed"])
         seed = "—" if line.trial.seed is None else str(line.trial.seed)
@@ -198,7 +198,7 @@ class PlainDisplay:
                 if now - line.told >= PLAIN_EVERY:
                     line.told = now
                     loss = "" if line.loss is None else f", loss {line.loss:.4f}"
-                    where = f"{progress.phase} {progress.done}/{progress.total}"
+                    where = _where(progress)
                     left = _left(board.eta(line))
                     self._say(f"{line.trial.name}: {where}{loss}, {left} left {tally}")
 
@@ -209,6 +209,13 @@ class PlainDisplay:
 def display_for(console: Console, jobs: Sequence[tuple[Job, Trial, int]]) -> Display:
     """Return the live table on a terminal, plain lines elsewhere."""
     return (LiveDisplay if console.is_terminal else PlainDisplay)(console, jobs)
+
+
+def _where(progress: Progress) -> str:
+    """Return where a trial is, with its pace where it answers questions."""
+    where = f"{progress.phase} {progress.done}/{progress.total}"
+    rate = progress.figures.get("items_per_second")
+    return where if rate is None else f"{where}, {rate:.3g}/s"
 
 
 def _left(seconds: float | None) -> str:

@@ -7,7 +7,6 @@ works on which study. Both are on the driver's own file system.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -15,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from chip_core.errors import UserError
-from chip_core.files import read_records, write_atomically
+from chip_core.files import append_record, read_records, write_atomically
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.plan import Trial
 from orchestrator.version import CodeVersion, code_version
@@ -60,6 +59,7 @@ class TrialRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
+    engine: dict[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
     failure: str | None = None  # the last attempt's reason, where it did not finish
     study: str | None = None  # where it was executed
     arm: str | None = None
@@ -134,6 +134,7 @@ class Ledger:
                 "seconds": result.seconds,
                 "data": result.data,
                 "notes": result.notes,
+                "engine": result.engine,
                 "evaluations": {
                     trial.evaluations[key]: asdict(evaluation)
                     for key, evaluation in result.evaluations.items()
@@ -156,13 +157,7 @@ class Ledger:
             "seed": trial.seed,
             **entry,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            _drop_cut_record(file)
-            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_record(self._file, record)
         self._apply(record)
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
@@ -175,6 +170,7 @@ class Ledger:
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
                 record.data, record.notes = entry["data"], entry["notes"]
+                record.engine = entry.get("engine", {})  # not there before it was recorded
             record.study, record.arm = record.study or entry["study"], entry["arm"]
             record.seed = entry["seed"]
             record.seconds = {**record.seconds, **entry["seconds"]}
@@ -220,15 +216,3 @@ def study_lock(workdir: Path, study: str) -> Iterator[None]:
             path.with_suffix(".holder"), f"process {os.getpid()} on {socket.gethostname()}"
         )
         yield
-
-
-def _drop_cut_record(file: BinaryIO) -> None:
-    """Take away a last line that a crash cut off: it was never announced."""
-    end = file.seek(0, os.SEEK_END)
-    tail = b""
-    while end and b"\n" not in tail:
-        start = max(0, end - 65536)
-        file.seek(start)
-        tail, end = file.read(end - start) + tail, start
-    if tail and not tail.endswith(b"\n"):
-        file.truncate(end + tail.rfind(b"\n") + 1)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from chip_core import data as preference_data
-from chip_core.config import BenchmarkConfig, DataConfig, ModelConfig, TrialConfig
+from chip_core.config import DataConfig, ModelConfig, TrialConfig
 from chip_core.errors import ConfigError
+from chip_core.evaluation.readiness import sides
 from chip_core.identity import (
     evaluation_identity,
     fingerprint,
@@ -19,7 +21,9 @@ from chip_core.identity import (
     untrained_identity,
 )
 from chip_core.models import loading
+from chip_core.places import Places
 from chip_core.validation import set_key, trial_config
+from orchestrator import benchmarks_seen
 from orchestrator.study import Level, Study, excludes
 
 BASE = "base"
@@ -72,6 +76,8 @@ class Plan:
     base: Trial
     #: what the fingerprints hold of models and data, by their configuration as JSON
     identities: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    places: Places = Places()  # where its benchmarks' data lie
+    benchmarks: benchmarks_seen.Identities = field(default_factory=dict)  # what they are
 
     def identity_of(self, part: ModelConfig | DataConfig) -> Mapping[str, Any]:
         """Return the content of a model or of data that a trial was trained with."""
@@ -95,10 +101,26 @@ class Plan:
         )
 
 
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Keep the collector from looking through a growing plan: a third of its time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_garbage_kept()
 def make_plan(
     study: Study,
     model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity,
     data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
+    *,
+    places: Places | None = None,
+    seen: benchmarks_seen.Identities | None = None,
 ) -> Plan:
     """Expand a study into arms and trials.
 
@@ -106,6 +128,8 @@ def make_plan(
         study: the study.
         model_identity: what a fingerprint holds of a model; asked once for each model.
         data_identity: the same of the data.
+        places: where the benchmarks' data lie.
+        seen: the benchmarks as an earlier run had them, for those whose data are not here.
 
     Raises:
         ConfigError: a cell is no valid configuration, or no cell is left.
@@ -124,7 +148,7 @@ def make_plan(
             identities[key] = data_identity(data)
         return identities[key]
 
-    groups: dict[str, list[tuple[dict[str, str], TrialConfig]]] = {}
+    groups: dict[str, _Group] = {}
     problems: list[str] = []
     for levels in _cells(study):
         cell = {factor: level.name for factor, level in levels.items()}
@@ -133,29 +157,26 @@ def make_plan(
         except ConfigError as error:
             problems.extend(error.problems)
             continue
-        key = fingerprint(
-            training_identity(config, identity(config.model), trained_on(config.data))
-        )
-        groups.setdefault(key, []).append((cell, config))
+        training = training_identity(config, identity(config.model), trained_on(config.data))
+        key = fingerprint(training)
+        if key in groups:
+            groups[key].cells.append(cell)
+        else:
+            groups[key] = _Group(key=key, training=training, config=config, cells=[cell])
     if not problems and not groups:
         problems = [f"{study.source}: exclude: leaves no cell: exclude less"]
     if problems:
         raise ConfigError(problems)
 
+    places = places or Places()
+    contents = benchmarks_seen.identities(study, places, seen or {})
     evaluations = {
-        f"{side}/{settings.name}": fingerprint(evaluation_identity(side, settings))
-        for side, settings in _benchmarks(study)
-    }
-    arms = tuple(
-        _arm(
-            study,
-            group,
-            identity(group[0][1].model),
-            trained_on(group[0][1].data),
-            evaluations,
+        f"{side}/{settings.name}": fingerprint(
+            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
         )
-        for group in groups.values()
-    )
+        for side, settings in sides(study.benchmarks)
+    }
+    arms = tuple(_arm(study, group, evaluations) for group in groups.values())
     base_config = _with(study.base, study, None)
     base = Trial(
         fingerprint=fingerprint(untrained_identity(base_config.model, identity(base_config.model))),
@@ -165,7 +186,14 @@ def make_plan(
         evaluations=evaluations,
         params={},
     )
-    return Plan(study=study, arms=arms, base=base, identities=identities)
+    return Plan(
+        study=study,
+        arms=arms,
+        base=base,
+        identities=identities,
+        places=places,
+        benchmarks=contents,
+    )
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:
@@ -178,12 +206,19 @@ def _cells(study: Study) -> Iterator[dict[str, Level]]:
 
 
 def _configuration(study: Study, levels: Mapping[str, Level]) -> TrialConfig:
-    tree: dict[str, Any] = copy.deepcopy(dict(study.base))
+    tree = _sections(study.base)
     for level in levels.values():
         for key, value in level.overrides.items():
             set_key(tree, key, value)
     cell = ", ".join(f"{name}={level.name}" for name, level in levels.items())
     return _with(tree, study, f"{study.source}: cell {cell}")
+
+
+def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree whose sections are its own; `copy.deepcopy` takes ten times as long."""
+    return {
+        key: _sections(value) if isinstance(value, dict) else value for key, value in tree.items()
+    }
 
 
 def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
@@ -192,26 +227,29 @@ def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialCon
     return config.model_copy(update={"benchmarks": study.benchmarks, "seed": study.seeds[0]})
 
 
-def _arm(
-    study: Study,
-    group: list[tuple[dict[str, str], TrialConfig]],
-    model: Mapping[str, Any],
-    data: Mapping[str, Any],
-    evaluations: Mapping[str, str],
-) -> Arm:
-    cells = tuple(cell for cell, _ in group)
-    config = group[0][1]
-    name = ", ".join(_params(cells).values())
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Cells that are one trial a seed."""
+
+    key: str  # the fingerprint at the study's first seed
+    training: Mapping[str, Any]  # what that is the fingerprint of
+    config: TrialConfig
+    cells: list[dict[str, str]]
+
+
+def _arm(study: Study, group: _Group, evaluations: Mapping[str, str]) -> Arm:
+    cells = tuple(group.cells)
     params = _params(cells)
+    name = ", ".join(params.values())
     trials = []
     for seed in study.seeds:
-        seeded = config.model_copy(update={"seed": seed})
+        first = seed == study.seeds[0]
         trials.append(
             Trial(
-                fingerprint=fingerprint(training_identity(seeded, model, data)),
+                fingerprint=group.key if first else fingerprint({**group.training, "seed": seed}),
                 arm=name,
                 seed=seed,
-                config=seeded,
+                config=group.config.model_copy(update={"seed": seed}),
                 evaluations=evaluations,
                 params=params,
             )
@@ -219,7 +257,7 @@ def _arm(
     return Arm(
         name=name,
         cells=cells,
-        reasons=_reasons(study, cells, config),
+        reasons=_reasons(study, cells, group.config),
         baseline=any(cell == dict(study.baseline) for cell in cells),
         trials=tuple(trials),
     )
@@ -250,10 +288,3 @@ def _reasons(
         cause = causes[0] if causes else "its levels come to the same configuration"
         reasons.append(f"{factor.name} has no effect: {cause}")
     return tuple(reasons)
-
-
-def _benchmarks(study: Study) -> list[tuple[str, BenchmarkConfig]]:
-    return [
-        *(("select", settings) for settings in study.benchmarks.select),
-        *(("report", settings) for settings in study.benchmarks.report),
-    ]

@@ -9,14 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from chip_core.errors import UserError
+from chip_core.errors import ConfigError, UserError
+from chip_core.evaluation.readiness import problems
+from orchestrator import benchmarks_seen
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
 from orchestrator.ledger import Ledger, study_lock
+from orchestrator.overlap import count_overlaps
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.model import make_report
+from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
 from orchestrator.tracking.base import Status, Tracker
@@ -44,7 +49,8 @@ def run_study(
         console: where progress goes.
 
     Raises:
-        UserError: another driver runs this study, or the work directory cannot be written.
+        UserError: another driver runs this study, the work directory cannot be written, or a
+            benchmark lacks something.
     """
     study = plan.study.name
     _check_writable(workdir)
@@ -52,6 +58,11 @@ def run_study(
         ledger, storage = Ledger(workdir), workdir
         adopt(plan, ledger, storage)
         jobs = jobs_for(plan, ledger, storage)
+        if jobs:
+            check_ready(plan)
+            benchmarks_seen.keep(workdir, study, plan.benchmarks)
+            for overlap in count_overlaps(plan, workdir):
+                console.print(overlap.sentence, markup=False, highlight=False)
         waiting = {trial.fingerprint for _, trial, _ in jobs}
         done = [trial for trial in _all_trials(plan) if trial.fingerprint not in waiting]
         tracker.open(plan, [view(trial, ledger, storage, study, "FINISHED") for trial in done])
@@ -70,6 +81,8 @@ def run_study(
             tracker.close([], "FAILED", None)
             raise
         folder = report_folder(workdir, study)
+        if not interrupted:
+            _draw_gallery(plan, folder, console)
         report = make_report(plan, ledger, storage, folder)
         written = write_report(report, folder)
         status: Status = "FINISHED"
@@ -86,9 +99,34 @@ def run_study(
         )
 
 
+def check_ready(plan: Plan) -> None:
+    """Check that every benchmark can be scored, before anything is trained.
+
+    Raises:
+        ConfigError: what they lack, all of it.
+    """
+    lacking = problems(plan.study.benchmarks, plan.places)
+    if lacking:
+        raise ConfigError(lacking)
+
+
 def report_folder(workdir: Path, study: str) -> Path:
     """Return where a study's report lies."""
     return workdir / "studies" / study / "report"
+
+
+def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
+    """Draw the rejected images of a study on them; neither that nor Ctrl-C here fails the study.
+
+    The report takes in what lies in its folder.
+    """
+    if not varies_rejected_images(plan):
+        return
+    try:
+        draw_rejected_images(plan, folder)
+    except (Exception, KeyboardInterrupt) as error:  # whatever data or a user's strategy raise
+        reason = Text(f"the rejected images are not drawn: {reason_of(error)}")
+        console.print(reason, soft_wrap=True)
 
 
 def _both(one: OnEvent, other: OnEvent) -> OnEvent:

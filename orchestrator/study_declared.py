@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from chip_core.registry import suggestion
 from orchestrator.study import Declared, Published
+from orchestrator.study_benchmarks import Goal
 
-Goal = Literal["minimize", "maximize"]
 Wrong = Callable[[str, str], None]
 #: A cell as written and the key it stands at -> factor -> level.
 CellOf = Callable[[Mapping[str, Any], str], dict[str, str]]

@@ -16,14 +16,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import orchestrator
 from chip_core import data, recipes
-from chip_core.config import BenchmarksConfig, TrialConfig
+from chip_core.config import LARGEST_SEED, BenchmarksConfig, TrialConfig
 from chip_core.errors import ConfigError
-from chip_core.evaluation.task import BENCHMARKS, metric_name
+from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import explain, key_problem, set_key, trial_config
 from orchestrator.study import Factor, Level, Study, excludes, level_text
-from orchestrator.study_declared import DeclaredFile, Goal, PublishedFile, declare, take_published
+from orchestrator.study_benchmarks import benchmark_goals
+from orchestrator.study_declared import DeclaredFile, PublishedFile, declare, take_published
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -44,7 +45,7 @@ def find_study(name: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}
@@ -77,7 +78,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     exclude = _exclude(written, factors, wrong)
     baseline = _baseline(written, factors, exclude, wrong)
     benchmarks = written.benchmarks or BenchmarksConfig()
-    goals = _goals(benchmarks, wrong)
+    goals = benchmark_goals(benchmarks, wrong)
     primary, secondary = declare(written.primary, written.secondary, goals, wrong)
 
     def cell(given: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -285,6 +286,8 @@ def _seeds(written: _StudyFile, changes: Changes, wrong: Any) -> tuple[int, ...]
         wrong(where, f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one")
     if any(seed < 0 for seed in seeds):
         wrong(where, "a seed is negative: use 0 or more")
+    if any(seed > LARGEST_SEED for seed in seeds):
+        wrong(where, f"a seed is above {LARGEST_SEED}: use a smaller one")
     return tuple(seeds)
 
 
@@ -347,19 +350,3 @@ def _cell(
     if any(excludes(entry, cell) for entry in exclude):
         wrong(where, "this cell is excluded: choose a cell of the grid")
     return cell
-
-
-def _goals(benchmarks: BenchmarksConfig, wrong: Any) -> dict[str, Goal]:
-    """Return metric -> goal of every figure that the study will have."""
-    goals: dict[str, Goal] = {}
-    for side in ("select", "report"):
-        for place, settings in enumerate(getattr(benchmarks, side)):
-            if settings.name not in BENCHMARKS:
-                wrong(
-                    f"benchmarks.{side}[{place}]",
-                    f"unknown benchmark '{settings.name}': {suggestion(settings.name, BENCHMARKS)}",
-                )
-                continue
-            for metric, info in BENCHMARKS[settings.name].metrics.items():
-                goals[metric_name(side, settings.name, metric)] = info.goal
-    return goals

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.results import MODEL, read_result
+from chip_core.trained import read_trained
 from chip_core.training.checkpoint import checkpoints
 from orchestrator.executors.base import Job
 from orchestrator.ledger import Ledger, TrialRecord
@@ -56,6 +58,8 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
             resume_from=None
             if trial.untrained or model is not None
             else _to_resume(storage, trial),
+            places=replace(plan.places, judge_cache=storage / "cache" / "judge"),
+            earlier=tuple(reversed(_attempts(storage, trial).values())),
         )
         jobs.append((job, trial, attempt))
     return jobs
@@ -71,6 +75,12 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
         folders=[*_attempts(storage, trial).values()],
         seconds=record.seconds,
         data=record.data,
+        engine=record.engine,
+        how={
+            key: record.evaluations[mark].evaluation.how
+            for key, mark in trial.evaluations.items()
+            if mark in record.evaluations and record.evaluations[mark].evaluation.how
+        },
         reason=record.failure,
         reused_from=record.study if record.study not in (None, study) else None,
     )
@@ -93,8 +103,13 @@ def _wanting(trial: Trial, record: TrialRecord, model: Path | None) -> TrialConf
 
 
 def _to_resume(storage: Path, trial: Trial) -> Path | None:
-    """Return the newest attempt that left checkpoints; whether they are whole, the worker sees."""
-    left = [folder for folder in _attempts(storage, trial).values() if checkpoints(folder)]
+    """Return the newest attempt that left a trained model, else checkpoints.
+
+    Whether checkpoints are whole, the worker sees.
+    """
+    attempts = list(_attempts(storage, trial).values())
+    trained = [folder for folder in attempts if read_trained(folder) is not None]
+    left = trained or [folder for folder in attempts if checkpoints(folder)]
     return left[-1] if left else None
 
 

@@ -15,59 +15,11 @@ from torch import Tensor
 from chip_core.config import TrialConfig
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.rejected_images import RejectedImages
+from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
 from chip_core.errors import TrialError
 from chip_core.objectives.segments import changed_tokens
 from chip_core.seeding import derived_seed, generator
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sequences:
-    """Padded sequences of prompt and response, and what the model takes beside their ids."""
-
-    input_ids: Tensor  # (B, T), padded on the right
-    attention_mask: Tensor  # (B, T)
-    response: Tensor  # (B, T) bool, true on response tokens
-    changed: Tensor  # (B, T) bool, true on tokens of a segment
-    inputs: dict[str, Tensor]  # pixel values and their like
-
-    def to(self, device: torch.device) -> Sequences:
-        """Return the same on a device."""
-        return Sequences(
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            response=self.response.to(device),
-            changed=self.changed.to(device),
-            inputs={name: value.to(device) for name, value in self.inputs.items()},
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairBatch:
-    """What one forward pass of the objective needs."""
-
-    chosen: Sequences
-    rejected: Sequences
-    rejected_image: Sequences | None  # the chosen response under the rejected image
-    void: int = 0  # rejected images that are the true ones after all
-
-    def __len__(self) -> int:
-        return len(self.chosen.input_ids)
-
-    def to(self, device: torch.device) -> PairBatch:
-        """Return the same on a device."""
-        visual = self.rejected_image
-        return PairBatch(
-            chosen=self.chosen.to(device),
-            rejected=self.rejected.to(device),
-            rejected_image=None if visual is None else visual.to(device),
-            void=self.void,
-        )
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens, padding left out, the policy reads."""
-        parts = [self.chosen, self.rejected, self.rejected_image]
-        return sum(int(part.attention_mask.sum()) for part in parts if part is not None)
+from chip_core.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +32,14 @@ class PairEncoder:
     """Turns pairs into batches for one trial's objective."""
 
     def __init__(
-        self, processor: Any, config: TrialConfig, pairs: Sequence[PreferencePair] = ()
+        self, processor: Any, config: TrialConfig, pairs: Sequence[PreferencePair]
     ) -> None:
         """Make ready.
 
         Args:
             processor: the model's.
             config: the trial.
-            pairs: all training pairs, for strategies that take another pair's image.
+            pairs: all training pairs.
         """
         self._processor = processor
         self._config = config
@@ -101,34 +53,21 @@ class PairEncoder:
             seed=derived_seed("corruption", config.seed) if per_trial else 0,
             **({} if mean is None else {"image_mean": mean}),
         )
-        self._cut: dict[tuple[str, str], int] = {}  # (sample, side) -> tokens
-
-    @property
-    def cut(self) -> dict[str, int]:
-        """How many responses were cut to `training.max_length`, and by how many tokens in all.
-
-        A response that is seen again counts once.
-        """
-        return {"cut_responses": len(self._cut), "cut_tokens": sum(self._cut.values())}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what it has counted, as plain data for a checkpoint."""
-        return {"cut": [[*key, tokens] for key, tokens in self._cut.items()]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
-        self._cut = {(sample, side): tokens for sample, side, tokens in state["cut"]}
 
     @property
     def may_be_void(self) -> bool:
         """Whether there are images on which the rejected-image strategy has no effect."""
         return self._visual and self._rejected_images.traits.void_where is not None
 
-    def batch(self, pairs: Sequence[PreferencePair], epoch: int = 0) -> PairBatch:
-        """Encode and pad pairs of an epoch, counted from 0."""
-        chosen, rejected, under_rejected_image = [], [], []
+    def batch(self, places: Sequence[int], epoch: int = 0) -> PairBatch:
+        """Encode and pad pairs, named by their places in the data, of an epoch counted from 0."""
+        prompts, rejected_prompts = [], []
+        chosen: list[tuple[list[int], list[int]]] = []
+        rejected: list[tuple[list[int], list[int]]] = []
         void = 0
-        for pair in pairs:
+        cut: list[tuple[str, str, int]] = []
+        for place in places:
+            pair = self._pairs[place]
             prompt = self._prompt(pair, pair.image)
             chosen_ids, rejected_ids = self._answer(pair.chosen), self._answer(pair.rejected)
             marks = changed_tokens(
@@ -139,18 +78,27 @@ class PairEncoder:
                 insertions=self._config.objective.segment.insertions,
                 eos_id=self._processor.tokenizer.eos_token_id,
             )
-            chosen.append((prompt, chosen_ids, marks[0]))
-            rejected.append((prompt, rejected_ids, marks[1]))
-            self._count_cut(pair.id, prompt, {"chosen": chosen_ids, "rejected": rejected_ids})
+            prompts.append(prompt)
+            chosen.append((chosen_ids, marks[0]))
+            rejected.append((rejected_ids, marks[1]))
+            room = self._config.training.max_length - len(prompt.ids)
+            for side, ids in (("chosen", chosen_ids), ("rejected", rejected_ids)):
+                if 0 < room < len(ids):
+                    cut.append((pair.id, side, len(ids) - room))
             if self._visual:
                 rejected_prompt, is_void = self._rejected_prompt(pair, prompt, epoch)
-                under_rejected_image.append((rejected_prompt, chosen_ids, marks[0]))
+                rejected_prompts.append(rejected_prompt)
                 void += is_void
         return PairBatch(
-            chosen=self._pad(chosen),
-            rejected=self._pad(rejected),
-            rejected_image=self._pad(under_rejected_image) if self._visual else None,
+            places=tuple(places),
+            epoch=epoch,
+            prompts=self._stacked(prompts),
+            chosen=self._responses(prompts, chosen),
+            rejected=self._responses(prompts, rejected),
+            rejected_image_prompts=self._stacked(rejected_prompts) if self._visual else None,
+            rejected_image=self._responses(rejected_prompts, chosen) if self._visual else None,
             void=void,
+            cut=tuple(cut),
         )
 
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
@@ -189,72 +137,63 @@ class PairEncoder:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, tokenizer.eos_token_id]
 
-    def _count_cut(self, sample: str, prompt: _Prompt, answers: dict[str, list[int]]) -> None:
-        room = self._config.training.max_length - len(prompt.ids)
-        for side, ids in answers.items():
-            if room > 0 and len(ids) > room:
-                self._cut[sample, side] = len(ids) - room
+    def _stacked(self, prompts: list[_Prompt]) -> Prompts:
+        ids, mask = padded([prompt.ids for prompt in prompts], self._padding)
+        inputs = stack_inputs([prompt.inputs for prompt in prompts], tokens=ids.shape[1])
+        return Prompts(ids=ids, mask=mask, inputs=inputs)
 
-    def _pad(self, rows: list[tuple[_Prompt, list[int], list[int]]]) -> Sequences:
+    def _responses(
+        self, prompts: list[_Prompt], answers: list[tuple[list[int], list[int]]]
+    ) -> Responses:
+        """Return responses cut to what the longest sequence leaves of room behind each prompt."""
         longest = self._config.training.max_length
-        for prompt, _, _ in rows:
-            if len(prompt.ids) >= longest:
+        kept = []
+        for prompt, (answer, _) in zip(prompts, answers, strict=True):
+            room = longest - len(prompt.ids)
+            if room <= 0:
                 raise TrialError(
                     f"training.max_length is {longest}, but a prompt with its image takes "
                     f"{len(prompt.ids)} tokens: raise training.max_length"
                 )
-        ids = [(prompt.ids + answer)[:longest] for prompt, answer, _ in rows]
-        shape = (len(rows), max(map(len, ids)))
-        tokenizer = self._processor.tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        input_ids = torch.full(shape, pad, dtype=torch.long)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        response = torch.zeros(shape, dtype=torch.bool)
-        changed = torch.zeros(shape, dtype=torch.bool)
-        for row, (prompt, _, marks) in enumerate(rows):
-            length, start = len(ids[row]), len(prompt.ids)
-            input_ids[row, :length] = torch.tensor(ids[row])
-            attention_mask[row, :length] = 1
-            response[row, start:length] = True
-            changed[row, [start + mark for mark in marks if start + mark < length]] = True
-        inputs = stack_inputs([prompt.inputs for prompt, _, _ in rows], tokens=shape[1])
-        return Sequences(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            response=response,
-            changed=changed,
-            inputs=inputs,
-        )
+            kept.append(answer[:room])
+        ids, mask = padded(kept, self._padding)
+        changed = torch.zeros_like(mask)
+        for row, (_, marks) in enumerate(answers):
+            changed[row, [mark for mark in marks if mark < len(kept[row])]] = True
+        return Responses(ids=ids, mask=mask, changed=changed)
+
+    @property
+    def _padding(self) -> int:
+        token: int | None = self._processor.tokenizer.pad_token_id
+        return 0 if token is None else token
 
 
-def stack_inputs(rows: Sequence[dict[str, Tensor]], *, tokens: int) -> dict[str, Tensor]:
-    """Return what a family's model takes beside token ids, of several sequences as one batch.
+class CutCount:
+    """How many responses a training cut; one that is seen again counts once."""
 
-    - One entry a token (`mm_token_type_ids` and its like): 0, which is text, for response and
-      padding, to the batch's length.
-    - Everything else goes one after the other along its first dimension: one entry an image, or
-      (Qwen-VL) all patches of all images. Where images differ in their further dimensions (tiles
-      of LLaVA-NeXT, tiles and pixels of Idefics3), the smaller are padded with zeros at the end:
-      `image_sizes` or `pixel_attention_mask` tell the model what is padding.
-    """
-    stacked = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
-        if name.endswith("token_type_ids"):
-            sizes: tuple[int, ...] = (tokens,)
-        else:
-            sizes = tuple(map(max, zip(*(value.shape[1:] for value in values), strict=True)))
-        stacked[name] = torch.cat([_grown(value, sizes) for value in values])
-    return stacked
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._tokens: dict[tuple[str, str], int] = {}  # (sample, side) -> tokens cut
 
+    def add(self, batch: PairBatch) -> None:
+        """Count a batch."""
+        self._tokens.update({(sample, side): tokens for sample, side, tokens in batch.cut})
 
-def _grown(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Return a tensor padded with zeros, past the first dimension, to these sizes."""
-    if value.shape[1:] == sizes:
-        return value
-    grown = value.new_zeros((value.shape[0], *sizes))
-    grown[tuple(slice(size) for size in value.shape)] = value
-    return grown
+    def totals(self) -> dict[str, int]:
+        """Return responses and tokens cut, by all workers, who all come here."""
+        tokens = [entry[-1] for entry in self.state_dict()["cut"]]
+        return {"cut_responses": len(tokens), "cut_tokens": sum(tokens)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what all workers have counted, as plain data for a checkpoint."""
+        everyone = {
+            key: cut for own in self._workers.gathered(self._tokens) for key, cut in own.items()
+        }
+        return {"cut": [[*key, tokens] for key, tokens in everyone.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        self._tokens = {(sample, side): tokens for sample, side, tokens in state["cut"]}
 
 
 def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:

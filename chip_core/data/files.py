@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chip_core.config import DataConfig
 from chip_core.errors import ConfigError
+from chip_core.files import expanded
 
 PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson")
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -23,7 +24,7 @@ def is_hub_name(source: str) -> bool:
         bool(_HUB_NAME.match(source))
         and not source.startswith(".")
         and Path(source).suffix not in (*PARQUET, *LINES)
-        and not Path(source).expanduser().exists()
+        and not expanded(source).exists()
     )
 
 
@@ -34,7 +35,7 @@ def shards(data: DataConfig) -> list[Path]:
         ConfigError: there is none, or they are not of one kind.
     """
     source = data.source
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         found = _in_folder(path, data.split)
         if not found:
@@ -74,9 +75,9 @@ def cache_folder() -> Path:
     """Return where copies of data lie: $CHIP_ABLATE_CACHE, or the user's cache folder."""
     own = os.environ.get("CHIP_ABLATE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return expanded(own)
     above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(above).expanduser() / "chip-ablate"
+    return expanded(above) / "chip-ablate"
 
 
 def _in_folder(folder: Path, split: str | None) -> list[Path]:

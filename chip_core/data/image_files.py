@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from chip_core.data.rows import ImageRef, RowError
 
@@ -22,7 +23,7 @@ class ImageReader:
         self._root = None if root is None else root.resolve()
 
     def size(self, ref: ImageRef) -> tuple[int, int]:
-        """Return (width, height) of an image that decodes whole.
+        """Return (width, height) of an image that decodes whole, as it is seen once it is turned.
 
         A JPEG is decoded at an eighth of its size: all its bytes are read, few pixels are made.
 
@@ -30,10 +31,11 @@ class ImageReader:
             RowError: there is no image, it is broken, too large, or lies outside the folder.
         """
         with self._open(ref) as image:
-            size = image.size
+            width, height = image.size
             image.draft("RGB", (1, 1))
             _rgb(image)
-        return size
+            on_its_side = _orientation(image) in (5, 6, 7, 8)
+        return (height, width) if on_its_side else (width, height)
 
     def read(self, ref: ImageRef) -> Image.Image:
         """Return the image as RGB, turned as its EXIF orientation says.
@@ -42,6 +44,16 @@ class ImageReader:
             RowError: as `size`.
         """
         with self._open(ref) as image:
+            return _rgb(image)
+
+    def small(self, ref: ImageRef) -> Image.Image:
+        """Return the image as RGB; a JPEG is decoded at a part of its size, in a part of the time.
+
+        Raises:
+            RowError: as `size`.
+        """
+        with self._open(ref) as image:
+            image.draft("RGB", (64, 64))
             return _rgb(image)
 
     def file(self, path: str) -> Path:
@@ -95,11 +107,27 @@ def _rgb(image: Image.Image) -> Image.Image:
             warnings.simplefilter("ignore")
             image.load()
             image = _upright(image)
-            if image.mode.startswith("I;16"):  # conversion would cut at 255
-                image = image.point(lambda value: value * (1 / 257)).convert("L")
-            return image.convert("RGB")
+            return eight_bits(image).convert("RGB")
     except Exception as error:  # a decoder may raise anything on broken bytes
         raise RowError(f"the image is broken ({_brief(error)})") from None
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return a grey image of more than 8 bits (modes I;16…, I, F) in 8; any other as it is.
+
+    Conversion alone would cut at 255. Of 16 bits all are taken to be used; what 32 bits hold is
+    told by their largest value: 1 (F), 255, 65535, or that value itself is white.
+    """
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode not in ("I", "F"):
+        return image
+    top = float(image.getextrema()[1])  # type: ignore[arg-type]
+    if not math.isfinite(top):
+        raise ValueError("a pixel is not a finite number")
+    whites = [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
+    white = next((value for value in whites if top <= value), top)
+    return image.point(lambda value: value * (255 / white)).convert("L")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -107,6 +135,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF says nothing of the picture
         return image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return a loaded image's EXIF orientation."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF says nothing of the picture
+        return None
 
 
 def _brief(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from PIL import Image
 
 from chip_core.config import DataConfig
 from chip_core.data.check import check_rows
+from chip_core.data.rejected_images.images import same
 from chip_core.data.rows import BadRow, RowError
-from chip_core.data.source import SHAPES, Source, open_source
+from chip_core.data.source import SHAPES, Row, Source, is_at_hand, open_source
 from chip_core.errors import ConfigError, TrialError
 from chip_core.shapes import captions, world
 
 SHOWN = 10  # bad rows that a trial's reason lists
+LOOKED_AT = 64  # rows that `first_pairs` goes through at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class Pairs(Sequence[PreferencePair]):
     """Pairs by number; a pair's images are decoded when it is asked for."""
 
     skipped: Sequence[BadRow] = ()  # rows left out
+    #: Characters of each pair's texts, for passes over pairs of like length; None: all are alike.
+    lengths: Sequence[int] | None = None
 
     def __iter__(self) -> Iterator[PreferencePair]:
         return (self[index] for index in range(len(self)))
@@ -76,6 +81,7 @@ class SourcePairs(Pairs):
         self._source = source
         self._good, self._repeated = array("Q"), set[int]()
         skipped: list[BadRow] = []
+        lengths = array("Q")
         seen: set[str] = set()
         checks = check_rows(source, rejected_images=rejected_images)
         for done, checked in enumerate(checks, start=1):
@@ -84,13 +90,15 @@ class SourcePairs(Pairs):
             else:
                 index = checked.row.index
                 self._good.append(index)
+                texts = checked.row.texts
+                lengths.append(len(texts.prompt) + len(texts.chosen) + len(texts.rejected))
                 name = checked.row.id or source.fallback_id(index)
                 if name in seen:
                     self._repeated.add(index)
                 seen.add(name)
             if on_row is not None:
                 on_row(done, len(source))
-        self.skipped = skipped
+        self.skipped, self.lengths = skipped, lengths
 
     def __len__(self) -> int:
         return len(self._good)
@@ -101,20 +109,14 @@ class SourcePairs(Pairs):
         number = self._good[index]
         try:
             row = self._source.row(number)
-            rejected = row.rejected_image
             name = row.id or self._source.fallback_id(number)
-            return PreferencePair(
-                # A draw belongs to one sample: an id that was there before gets its number.
-                id=f"{name}@{number}" if number in self._repeated else name,
-                image=row.images.read(row.image),
-                prompt=row.texts.prompt,
-                chosen=row.texts.chosen,
-                rejected=row.texts.rejected,
-                rejected_image=None if rejected is None else row.images.read(rejected),
-            )
+            # A draw belongs to one sample: an id that was there before gets its number.
+            return _pair(row, f"{name}@{number}" if number in self._repeated else name)
         except RowError as error:
             place = self._source.place(number)
             raise TrialError(f"{place}: {error}: it changed since training began") from None
+        except ConfigError as error:  # its file cannot be read any more, or not be copied
+            raise TrialError(error.problems[0]) from None
 
 
 def load_pairs(
@@ -142,6 +144,55 @@ def load_pairs(
     if pairs.skipped and config.on_bad_row == "fail":
         raise TrialError(_told(pairs.skipped, len(pairs) + len(pairs.skipped)))
     return pairs
+
+
+def first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
+    """Return the first good pairs that show different pictures; no other row is looked at.
+
+    Args:
+        config: the data.
+        count: how many; fewer where the first rows hold no more.
+
+    Raises:
+        ConfigError: the data cannot be read, or would have to be fetched first.
+    """
+    found: list[PreferencePair] = []
+    for pair in _leading(config, LOOKED_AT):
+        if not any(same(pair.image, other.image) for other in found):
+            found.append(pair)
+        if len(found) == count:
+            break
+    return found
+
+
+def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
+    """Yield the good pairs of the first rows."""
+    if config.source == SHAPES:
+        yield from itertools.islice(ShapesPairs(config.limit), rows)
+        return
+    if not is_at_hand(config):
+        raise ConfigError([f"{config.source} is not among this machine's data sets"])
+    source = open_source(config)
+    for index, row in itertools.islice(source.scan(), rows):
+        try:
+            if isinstance(row, RowError):
+                continue
+            yield _pair(row, row.id or source.fallback_id(index))
+        except RowError:
+            continue  # its image is bad
+
+
+def _pair(row: Row, name: str) -> PreferencePair:
+    """Return a row with its images decoded."""
+    rejected = row.rejected_image
+    return PreferencePair(
+        id=name,
+        image=row.images.read(row.image),
+        prompt=row.texts.prompt,
+        chosen=row.texts.chosen,
+        rejected=row.texts.rejected,
+        rejected_image=None if rejected is None else row.images.read(rejected),
+    )
 
 
 def _told(bad: Sequence[BadRow], rows: int) -> str:

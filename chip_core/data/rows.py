@@ -65,20 +65,25 @@ def check_texts(texts: Texts) -> None:
     Raises:
         RowError: the first thing that is wrong.
     """
+    _check_encoding("id", texts.id or "")  # what is drawn for a sample is drawn by it
     for name in ("prompt", "chosen", "rejected"):
         text = getattr(texts, name)
         if not text.strip():
             raise RowError(f"{name} is empty")
         if "\0" in text:
             raise RowError(f"{name} holds a null byte")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RowError(f"{name} is not UTF-8: a lone surrogate at {error.start}") from None
+        _check_encoding(name, text)
         if name != "prompt" and IMAGE_PLACEHOLDER in text:
             raise RowError(f"{name} holds {IMAGE_PLACEHOLDER}: a response has no image")
     if texts.chosen.strip() == texts.rejected.strip():
         raise RowError("chosen and rejected are equal")
+
+
+def _check_encoding(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} is not UTF-8: a lone surrogate at {error.start}") from None
 
 
 IMAGE_PLACEHOLDER = "<image>"

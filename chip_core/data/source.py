@@ -17,6 +17,7 @@ from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import ImageRef, Place, RowError, Texts, check_texts
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
 from chip_core.errors import ConfigError
+from chip_core.files import expanded
 
 SHAPES = "shapes"
 
@@ -43,7 +44,7 @@ class Source:
     def __init__(self, data: DataConfig, tables: list[Table]) -> None:
         self.tables = tables
         self.format = _format(data, tables)
-        root = None if data.image_root is None else Path(data.image_root).expanduser()
+        root = None if data.image_root is None else expanded(data.image_root)
         self._images = [ImageReader(root or table.folder) for table in tables]
         self._starts = [0]
         for table in tables:
@@ -139,6 +140,17 @@ def open_source(data: DataConfig) -> Source:
     return Source(data, [_file_table(file) for file in shards(data)])
 
 
+def is_at_hand(data: DataConfig) -> bool:
+    """Return whether a source can be opened without fetching it from the hub."""
+    if data.source == SHAPES or not is_hub_name(data.source):
+        return True
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, name = data.source.split("/")
+    return (Path(config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
+
+
 def problem(data: DataConfig) -> str | None:
     """Return what is wrong with a source, before anything is started; None if nothing.
 
@@ -146,7 +158,7 @@ def problem(data: DataConfig) -> str | None:
     """
     if data.source == SHAPES or is_hub_name(data.source):
         return None
-    if data.image_root is not None and not Path(data.image_root).expanduser().is_dir():
+    if data.image_root is not None and not expanded(data.image_root).is_dir():
         return f"no folder {data.image_root}: data.image_root names where image paths begin"
     try:
         source = open_source(data)

@@ -12,6 +12,7 @@ import uuid
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,7 +127,8 @@ class ParquetTable:
                         out.write_batch(batch)
                 partial.replace(copy)
             except OSError as error:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    partial.unlink()
                 raise ConfigError(
                     [f"{copy.parent} cannot be written ({_brief(error)}): set CHIP_ABLATE_CACHE"]
                 ) from None
@@ -262,9 +264,9 @@ def _arrow_kind(kind: Any) -> str:
 
     if types.is_dictionary(kind):
         return _arrow_kind(kind.value_type)
-    if types.is_string(kind) or types.is_large_string(kind):
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "string"
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
         return "binary"
     if types.is_struct(kind):
         return "struct"

@@ -9,11 +9,16 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ItemOutcome:
-    """One item's share of a metric: it adds to the metric's numerator and denominator."""
+    """One item's share of a metric: it adds to the metric's numerator and denominator.
+
+    `group` is the part of the benchmark that the item belongs to (AMBER's `attribute/state`, a
+    category, a split); empty where there is one part.
+    """
 
     item: str
     numerator: float
     denominator: float
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from PIL import Image
-
-from chip_core.evaluation.outcomes import MetricOutcome
 from chip_core.registry import Registry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored
 
 #: Which part of a benchmark: the one tuned on, or the one quoted.
 Side = Literal["select", "report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image that is read when it is asked for."""
+
+    key: str  # equal keys are one picture; its file's name, or what stands for it
+    read: Callable[[], Image.Image]
+    file: Path | None = None  # where it is read from; None: it is made, or lies within another file
+
+    @cached_property
+    def pixels(self) -> int:
+        """Its size, 0 where no file says: like sizes are answered together."""
+        from PIL import Image
+
+        if self.file is None:
+            return 0
+        try:
+            with Image.open(self.file) as image:
+                return image.width * image.height
+        except (OSError, ValueError):
+            return 0  # told when it is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +47,19 @@ class Item:
     """One question."""
 
     id: str
-    image: Image.Image
     prompt: str
+    pictures: tuple[Picture, ...]  # shown before the prompt
+    task: str = ""  # answers of one task are about as long: they are made together
+    #: what the scorer reads beside the response
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How an answer is made. Nothing is drawn at random: temperature 0."""
+
+    max_new_tokens: int  # longest answer
+    num_beams: int = 1  # 1 is greedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +70,58 @@ class MetricInfo:
     goal: Literal["minimize", "maximize"]
 
 
-class Benchmark(Protocol):
-    """A benchmark: pure but for reading its own files."""
+class Benchmark(ABC):
+    """A benchmark: pure but for reading its own files. A user's own is a subclass, too."""
 
+    version: str  # "amber-1": raised whenever its figures change; recorded with them
     metrics: Mapping[str, MetricInfo]
-    max_new_tokens: int
+    #: what it takes beside a model: "data" (a folder of its own), and what its scorer needs
+    needs: frozenset[str] = frozenset()
+    protocols: frozenset[ProtocolName] = frozenset({"official"})  # those it knows
+    splits: bool = False  # whether `select` and `report` are different questions
 
-    def items(self, side: Side, limit: int | None) -> Sequence[Item]:
-        """Return the questions of a side, the first `limit` of them."""
+    def decoding(self, protocol: ProtocolName) -> Decoding:
+        """Return how its questions are answered."""
+        return Decoding(max_new_tokens=256)
 
-    def score(self, answers: Sequence[tuple[str, str]]) -> Sequence[MetricOutcome]:
-        """Return every metric of (item id, response) pairs."""
-
-    def truth(self, item: str) -> str:
-        """Return what a right answer holds, for people to read beside a response."""
-
-
-@runtime_checkable
-class Illustrated(Protocol):
-    """A benchmark that has an item's image at hand, to be shown beside an answer."""
-
-    def image(self, item: str) -> Image.Image:
-        """Return the image of an item, without reading all the others.
+    @abstractmethod
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return all questions of a side, always the same in the same order.
 
         Raises:
-            ValueError: the id names no item.
+            UserError: a file is missing or broken; one line that names it.
         """
+
+    @abstractmethod
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path | None,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Return every metric of the answers.
+
+        Raises:
+            UserError: as a scorer's `score`.
+        """
+
+    def needs_of(self, items: Sequence[Item]) -> frozenset[str]:
+        """Return what these questions need, where that is less than `needs`."""
+        return self.needs
+
+    def truth(self, item: Item) -> str:
+        """Return what a right answer holds, for people to read beside a response."""
+        return ""
+
+    def files(self, data: Path | None) -> Sequence[Path]:
+        """Return the files that decide questions and figures; pictures aside.
+
+        Raises:
+            UserError: one is missing.
+        """
+        return ()
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")

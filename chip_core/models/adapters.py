@@ -19,10 +19,14 @@ from torch import Tensor, nn
 from chip_core.config import LoraConfig, TrialConfig
 from chip_core.errors import TrialError
 from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.models.shards import is_sharded, put_weights, whole_weights
 from chip_core.seeding import derived_seed
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_PARTS = "trained_parts.safetensors"
+
+#: How names of the base model begin in a model with adapters.
+_WITHIN_PEFT = "base_model.model."
 
 
 def attach(model: Any, config: TrialConfig) -> Any:
@@ -77,31 +81,41 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-class Reference:
-    """The model as it was before training, computed by the policy's own modules.
+class Original:
+    """A model as it was before training, computed by its own modules.
 
     Its adapter is switched off, and what is trained beside it stands aside for a copy taken here;
     all else is shared. So it holds a second copy of what is trained in whole, and of nothing more.
     """
 
-    def __init__(self, policy: Any, config: TrialConfig) -> None:
-        self._policy = policy
-        self._originals: dict[str, Tensor] = {
-            name: parameter.detach().clone()
-            for parameters in trained_parts(policy, config).values()
+    def __init__(self, model: Any, config: TrialConfig) -> None:
+        self._model = model
+        self._copies: dict[nn.Parameter, Tensor] = {
+            parameter: parameter.detach().clone()
+            for parameters in trained_parts(model, config).values()
             for name, parameter in parameters.items()
             if not is_adapter(name)
         }
 
     @torch.no_grad()
-    def __call__(self, **inputs: Any) -> Any:
-        """Return the reference's output."""
-        with _without_adapter(self._policy):
-            return torch.func.functional_call(self._policy, self._originals, kwargs=inputs)
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call a module, the model or one that holds it, as if it had never been trained."""
+        copies = {
+            name: self._copies[parameter]
+            for name, parameter in module.named_parameters()
+            if parameter in self._copies
+        }
+        with without_adapter(self._model):
+            return torch.func.functional_call(module, copies, args, kwargs)
+
+    def of(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return a parameter as it was; None where it is not trained and so still is."""
+        return self._copies.get(parameter)
 
 
 @contextmanager
-def _without_adapter(model: Any) -> Iterator[None]:
+def without_adapter(model: Any) -> Iterator[None]:
+    """Switch a model's adapter off, where it has one."""
     if not is_adapted(model):
         yield
         return
@@ -115,26 +129,47 @@ def _without_adapter(model: Any) -> Iterator[None]:
             parameter.requires_grad_(trained)
 
 
-def save_model(model: Any, processor: Any, folder: Path, config: TrialConfig) -> None:
-    """Write a trained model's folder; its name appears only when it is whole."""
+def save_model(
+    model: Any, processor: Any, folder: Path, config: TrialConfig, *, write: bool = True
+) -> None:
+    """Write a trained model's folder; its name appears only when it is whole.
+
+    Args:
+        model: the model; all workers come here with theirs.
+        processor: its processor.
+        folder: where.
+        config: the trial.
+        write: whether this worker writes.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_weights(model, partial, config)
-    processor.save_pretrained(partial)
-    partial.replace(folder)
+    if write:
+        shutil.rmtree(partial, ignore_errors=True)
+    write_weights(model, partial, config, write=write)
+    if write:
+        processor.save_pretrained(partial)
+        partial.replace(folder)
 
 
-def write_weights(model: Any, folder: Path, config: TrialConfig) -> None:
-    """Write a trained model's weights and configuration as they are read by `read_weights`."""
+def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool = True) -> None:
+    """Write a trained model's weights and configuration as they are read by `read_weights`.
+
+    All workers of a training come here with their models; one of them is to `write`.
+    """
     from safetensors.torch import save_file
 
+    weights = whole_weights(model, keep=write) if is_sharded(model) else None
+    if not write:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if not is_adapted(model):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         return
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     beside = {
-        name: parameter.detach().cpu().contiguous()
+        name: (parameter if weights is None else weights[_WITHIN_PEFT + name])
+        .detach()
+        .cpu()
+        .contiguous()
         for parameters in trained_parts(model.get_base_model(), config).values()
         for name, parameter in parameters.items()
         if not is_adapter(name)
@@ -152,12 +187,14 @@ def read_weights(model: Any, folder: Path) -> None:
         stored = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-        model.load_state_dict(stored.state_dict())
+        put_weights(model, stored.state_dict())
         return
-    import peft
-
     read_beside(model.get_base_model(), folder)
-    peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    adapter = load_file(folder / ADAPTER_WEIGHTS)
+    # A file names no adapter: the one that `attach` makes is peft's default.
+    put_weights(
+        model, {name.replace(".weight", ".default.weight"): adapter[name] for name in adapter}
+    )
 
 
 def with_adapter(base: Any, folder: Path) -> Any:
@@ -179,7 +216,7 @@ def read_beside(base: Any, folder: Path) -> None:
 
     if not (folder / TRAINED_PARTS).exists():
         return
-    unknown = base.load_state_dict(load_file(folder / TRAINED_PARTS), strict=False).unexpected_keys
+    unknown = put_weights(base, load_file(folder / TRAINED_PARTS))
     if unknown:
         raise TrialError(
             f"{folder / TRAINED_PARTS} does not fit the base model ({unknown[0]} is not in it): "

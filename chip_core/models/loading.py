@@ -10,6 +10,7 @@ from typing import Any
 
 from chip_core.config import ModelConfig
 from chip_core.errors import TrialError
+from chip_core.files import expanded
 from chip_core.shapes import MODEL_FOLDER
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -21,7 +22,7 @@ def local_folder(path: str) -> Path | None:
     """Return the folder that a model path means; None for a hub name."""
     if path == "shapes":
         return MODEL_FOLDER
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.exists() and _HUB_NAME.match(path) and not path.startswith("."):
         return None
     return folder
@@ -44,7 +45,7 @@ def problem(model: ModelConfig) -> str | None:
         model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
-    if model_type is None:
+    if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if not _is_image_text_to_text(model_type):
         return (
@@ -78,7 +79,8 @@ def identity(model: ModelConfig) -> dict[str, Any]:
     for file in sorted(folder.iterdir()):
         if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"}:
             digest.update(file.name.encode() + b"\0")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            with file.open("rb") as opened:  # a file of weights is larger than memory may be
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     return {"content": digest.hexdigest()}
 
 
@@ -114,10 +116,23 @@ def load(
     revision = {} if folder is not None or model.revision is None else {"revision": model.revision}
     loaded = _load_whole(source, attention, revision)
     processor = load_processor(source, **revision)
+    _check_processor(processor, source)
     if adapter:
         assert trained is not None
         loaded = with_adapter(loaded, trained)
     return loaded.eval(), processor
+
+
+def import_libraries(*, adapters: bool) -> None:
+    """Import what loading a model takes, so that it can be told apart from the loading.
+
+    Args:
+        adapters: whether the model is to have adapters.
+    """
+    import transformers.modeling_utils  # noqa: F401
+
+    if adapters:
+        import peft  # noqa: F401
 
 
 def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
@@ -150,6 +165,22 @@ def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
             "random: copy the weights again"
         )
     return loaded
+
+
+def _check_processor(processor: Any, source: str) -> None:
+    """Check that a processor can make a prompt and end a response; give it a padding token."""
+    if getattr(processor, "chat_template", None) is None:
+        raise TrialError(
+            f"{source} has no chat template, which says how a prompt is written: "
+            "add its chat_template.jinja to the folder, or take a model tuned on instructions"
+        )
+    if processor.tokenizer.eos_token_id is None:
+        raise TrialError(
+            f"{source}: its tokenizer has no end of sequence: name eos_token in "
+            "tokenizer_config.json"
+        )
+    if processor.tokenizer.pad_token_id is None:  # which one is all the same: it is masked
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
 
 
 def _is_image_text_to_text(model_type: str) -> bool:

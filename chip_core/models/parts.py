@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from chip_core.config import TrialConfig
+from chip_core.errors import TrialError
 
 Part = Literal["vision_encoder", "projector", "language_model"]
 
@@ -44,6 +45,22 @@ def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
         else:
             parts["projector"][name] = parameter
     return parts
+
+
+def without_head(model: Any) -> Any:
+    """Return the part of a model that ends in hidden states: all of it but the output head.
+
+    Raises:
+        TrialError: the model has no such part.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = getattr(base, "model", None)
+    if not isinstance(inner, nn.Module):
+        raise TrialError(
+            f"{type(base).__name__} has no `model` that ends in hidden states: such a model cannot "
+            "be trained; docs/models.md has those that can"
+        )
+    return inner
 
 
 def is_adapter(name: str) -> bool:

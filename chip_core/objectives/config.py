@@ -141,6 +141,14 @@ class ObjectiveConfig(Section):
         return "token" in self.active_terms or self._custom_need("divergence")
 
     @property
+    def trains_chosen_divergence(self) -> bool:
+        """Whether a term may move the chosen response's divergence: the token term takes it as is.
+
+        A term of a user's own may.
+        """
+        return self._custom_need("divergence")
+
+    @property
     def caution(self) -> str | None:
         """What a user of this objective has to know; None if nothing."""
         if self.form != "released":

@@ -13,13 +13,14 @@ one loss a pair, (B,). What it needs beyond log-probabilities it says in an attr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chip_core import plugins
+from chip_core.errors import TrialError
 from chip_core.objectives.terms import ResponseScores
 
 NEEDS = frozenset({"rejected_image", "divergence"})
@@ -43,8 +44,43 @@ def load_term(name: str) -> CustomTerm:
 
 
 def needs(term: Any) -> frozenset[str]:
-    """Return what a term needs beyond log-probabilities."""
-    return frozenset(getattr(term, "needs", ()))
+    """Return what a term needs beyond log-probabilities.
+
+    Raises:
+        ValueError: it does not say so by names.
+    """
+    said = getattr(term, "needs", ())
+    names = (said,) if isinstance(said, str) else said
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`needs` is {said!r}: write names, such as {{'divergence'}}")
+    return frozenset(names)
+
+
+def computed(
+    name: str,
+    chosen: ResponseScores,
+    rejected: ResponseScores,
+    rejected_image: ResponseScores | None,
+    beta: float,
+) -> Tensor:
+    """Return a term's loss of each pair, (B,).
+
+    Raises:
+        TrialError: it returned something else.
+    """
+    term = load_term(name)
+    loss = term(chosen, rejected, rejected_image if "rejected_image" in needs(term) else None, beta)
+    pairs = chosen.mask.shape[:1]
+    if not isinstance(loss, Tensor) or loss.shape != pairs:
+        raise TrialError(
+            f"objective.custom: '{name}' returned {_shape(loss)}, not one loss a pair, "
+            f"{tuple(pairs)}: see `chip-ablate plugin check {name}`"
+        )
+    return loss
+
+
+def _shape(loss: Any) -> str:
+    return str(tuple(loss.shape)) if isinstance(loss, Tensor) else type(loss).__name__
 
 
 def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
@@ -63,22 +99,29 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
 
     try:
         value = loss()
-    except Exception as error:  # whatever a user's term does
+    except (Exception, SystemExit) as error:  # whatever a user's term does
         yield "it can be computed", f"{type(error).__name__}: {error}"
         return
     yield "it can be computed", None
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    wrong = None if shape == (3,) else f"it returned {shape}, not one loss a pair, (3,)"
+    fits = isinstance(value, Tensor) and value.shape == (3,)
+    wrong = None if fits else f"it returned {_shape(value)}, not one loss a pair, (3,)"
     yield "one loss a pair", wrong
     if wrong:
         return
     finite = bool(torch.isfinite(value).all())
     yield "finite", None if finite else f"it returned {value.tolist()}"
-    alone = torch.cat([loss(slice(row, row + 1)) for row in range(3)])
-    same = torch.allclose(value, alone, rtol=1e-9)
-    yield "a pair's loss is its own", None if same else "a batch of 3 differs from 3 batches of 1"
-    same = torch.allclose(value, loss(pad=2), rtol=1e-9)
-    yield "padding changes nothing", None if same else "two padded tokens changed the loss"
+    yield (
+        "a pair's loss is its own",
+        _differs(
+            value,
+            lambda: torch.cat([loss(slice(row, row + 1)) for row in range(3)]),
+            "a batch of 3 differs from 3 batches of 1",
+        ),
+    )
+    yield (
+        "padding changes nothing",
+        _differs(value, lambda: loss(pad=2), "two padded tokens changed the loss"),
+    )
     policy = scores["chosen"].policy_logps.clone().requires_grad_()
     moved = loss(policy=policy)
     if not moved.requires_grad:
@@ -87,6 +130,17 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
     moved.sum().backward()  # type: ignore[no-untyped-call]
     good = policy.grad is not None and bool(torch.isfinite(policy.grad).all())
     yield "a gradient", None if good else "its gradient is not finite"
+
+
+def _differs(value: Tensor, other: Callable[[], Tensor], what: str) -> str | None:
+    """Return what is wrong where another way to the same losses comes to others, or to nothing."""
+    try:
+        found = other()
+    except Exception as error:  # whatever a user's term does
+        return f"{type(error).__name__}: {error}"
+    if found.shape == value.shape and torch.allclose(value, found, rtol=1e-9, equal_nan=True):
+        return None
+    return what
 
 
 def _made_up() -> dict[str, ResponseScores]:

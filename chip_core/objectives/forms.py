@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.custom import load_term, needs
+from chip_core.objectives.custom import computed
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
@@ -77,8 +77,7 @@ def _paper(
             terms[term] = -F.logsigmoid(reward - config.anchor.delta)
     weighted = [config.weight(term) * terms[term] for term in config.active_terms]
     for name in config.active_custom:
-        under_rejected_image = other if "rejected_image" in needs(load_term(name)) else None
-        terms[name] = load_term(name)(win, lose, under_rejected_image, config.beta)
+        terms[name] = computed(name, win, lose, other, config.beta)
         weighted.append(config.custom[name] * terms[name])
     chosen_reward, rejected_reward = _rewards(config, win, lose)
     return BatchObjective(

@@ -49,7 +49,8 @@ def objective_from_logits(
             `sequence` they are compared as given.
         chosen_ids: (C,) the chosen response.
         rejected_ids: (R,) the rejected response.
-        policy_chosen_logits: (P + C, V), row t predicting token t + 1; any float dtype.
+        policy_chosen_logits: (P + C, V), row t predicting token t + 1; any float dtype. Rows
+            beyond are padding, and not looked at.
         policy_rejected_logits: (P + R, V).
         policy_rejected_image_logits: (P + C, V), the chosen response under the rejected image;
             None without a visual term.
@@ -58,7 +59,12 @@ def objective_from_logits(
         reference_rejected_image_logits: as the policy's.
         eos_id: an end of sequence with which both responses end; scored, and changed in
             the scope `sequence` only.
+
+    Raises:
+        ValueError: logits are not there or shorter than their ids, or there is no prompt.
     """
+    if not len(prompt_ids):
+        raise ValueError("prompt_ids is empty: nothing predicts a response's first token")
     changed_chosen, changed_rejected = changed_tokens(
         objective.segment_scope,
         prompt_ids.tolist(),
@@ -69,11 +75,23 @@ def objective_from_logits(
     )
 
     def scores(
-        ids: Tensor, changed: list[int], policy: Tensor, reference: Tensor
+        what: str,
+        ids: Tensor,
+        changed: list[int],
+        policy: Tensor | None,
+        reference: Tensor | None,
     ) -> ResponseScores:
         start, length = len(prompt_ids), len(ids)
-        rows = slice(start - 1, start - 1 + length)  # row t predicts token t + 1
-        policy_rows, reference_rows = policy[rows].unsqueeze(0), reference[rows].unsqueeze(0)
+        for who, logits in (("policy", policy), ("reference", reference)):
+            rows = "None" if logits is None else f"{len(logits)} rows"
+            if logits is None or len(logits) < start + length - 1:
+                raise ValueError(
+                    f"{who}_{what}_logits: {rows}, fewer than {start} tokens of the prompt and "
+                    f"{length} of the response take"
+                )
+        assert policy is not None and reference is not None
+        places = slice(start - 1, start - 1 + length)  # row t predicts token t + 1
+        policy_rows, reference_rows = policy[places].unsqueeze(0), reference[places].unsqueeze(0)
         marks = torch.zeros(1, length, dtype=torch.bool, device=ids.device)
         marks[0, changed] = True
         return ResponseScores(
@@ -86,9 +104,8 @@ def objective_from_logits(
 
     rejected_image = None
     if objective.needs_rejected_image:
-        assert policy_rejected_image_logits is not None
-        assert reference_rejected_image_logits is not None
         rejected_image = scores(
+            "rejected_image",
             chosen_ids,
             changed_chosen,
             policy_rejected_image_logits,
@@ -96,9 +113,15 @@ def objective_from_logits(
         )
     result = batch_objective(
         objective,
-        chosen=scores(chosen_ids, changed_chosen, policy_chosen_logits, reference_chosen_logits),
+        chosen=scores(
+            "chosen", chosen_ids, changed_chosen, policy_chosen_logits, reference_chosen_logits
+        ),
         rejected=scores(
-            rejected_ids, changed_rejected, policy_rejected_logits, reference_rejected_logits
+            "rejected",
+            rejected_ids,
+            changed_rejected,
+            policy_rejected_logits,
+            reference_rejected_logits,
         ),
         rejected_image=rejected_image,
     )

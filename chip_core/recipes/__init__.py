@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from chip_core.errors import ConfigError
+from chip_core.files import expanded
 from chip_core.registry import suggestion
 
 FOLDER = Path(__file__).parent
@@ -21,11 +23,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            try:
-                repeated = key in seen
-            except TypeError:
-                repeated = False
-            if repeated:
+            if not isinstance(key, Hashable):
+                continue  # told by the loader
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' stands twice", key_node.start_mark
                 )
@@ -72,6 +72,8 @@ def parse_yaml(text: str, source: str) -> Any:
         if "\\t" in what:
             what = "a tab where YAML wants spaces: indent with spaces"
         raise ConfigError([f"{place}: {what}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{source}: not YAML that can be read: too deep"]) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"{source}: not YAML: {str(error).splitlines()[0]}"]) from None
 
@@ -107,7 +109,7 @@ def find(name: str, relative_to: Path | None = None) -> Path:
     """
     if name in names():
         return FOLDER / f"{name}.yaml"
-    for path in [*([relative_to / name] if relative_to else []), Path(name).expanduser()]:
+    for path in [*([relative_to / name] if relative_to else []), expanded(name)]:
         if path.is_file():
             return path
     if name.endswith((".yaml", ".yml")) or "/" in name:

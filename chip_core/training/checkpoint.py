@@ -60,27 +60,29 @@ def save(
     policy: Any,
     stateful: Mapping[str, Stateful],
     step: int,
-) -> Path:
+    write: bool = True,
+) -> None:
     """Write the checkpoint after an update into a trial's folder; older ones than two are removed.
 
     Args:
         folder: the trial's.
         config: the trial.
         policy: the model that is trained.
-        stateful: what else has a state: optimizer, schedule, encoder.
+        stateful: what else has a state: optimizer, schedule, what was cut.
         step: how many updates were made.
-
-    Returns:
-        the checkpoint's folder.
+        write: whether this worker writes: all come here, and what is spread comes together.
     """
     whole = folder / FOLDER / f"step-{step:08d}"
     partial = whole.with_name(f".{whole.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_weights(policy, partial / MODEL, config)
+    if write:
+        shutil.rmtree(partial, ignore_errors=True)
+    write_weights(policy, partial / MODEL, config, write=write)
     state = {
         **{name: part.state_dict() for name, part in stateful.items()},
         "random": _random_state(),
     }
+    if not write:
+        return
     torch.save(state, partial / STATE)
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     manifest = {
@@ -106,7 +108,6 @@ def save(
     sync_folder(whole.parent)
     for old in checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
-    return whole
 
 
 def restore(

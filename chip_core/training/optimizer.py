@@ -62,5 +62,10 @@ def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[s
 
 
 def encoder_alone_steps(config: TrialConfig, steps: int) -> int:
-    """Return after how many updates a staged training goes on to all parts; 0 if not staged."""
-    return round(config.staged.share * steps) if config.vision_encoder == "staged" else 0
+    """Return after how many updates a staged training goes on to all parts; 0 if not staged.
+
+    Each stage has an update at least, where there are two.
+    """
+    if config.vision_encoder != "staged":
+        return 0
+    return min(max(round(config.staged.share * steps), 1), steps - 1)

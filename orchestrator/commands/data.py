@@ -1,8 +1,9 @@
-"""chip-ablate data: the commands that look at preference data."""
+"""chip-ablate data: the commands that look at preference data and at benchmarks' files."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 
 @click.group(epilog="Example: chip-ablate data check pairs.jsonl")
 def data() -> None:
-    """Look at preference data."""
+    """Look at preference data, and at what there is of the benchmarks."""
 
 
 @data.command(epilog="Example: chip-ablate data check 'data/train-*.parquet' --model shapes")
@@ -58,3 +59,33 @@ def check(
         for line in data_lines(found):
             console.print(line, soft_wrap=isinstance(line, Text))
     return 1 if found.bad else 0
+
+
+@data.command(epilog="Example: chip-ablate data status --benchmark-data benchmarks")
+@click.argument("names", metavar="[BENCHMARK]...", nargs=-1)
+@click.option(
+    "--benchmark-data",
+    type=click.Path(path_type=Path),
+    envvar="CHIP_ABLATE_BENCHMARK_DATA",
+    show_envvar=True,
+    help="Holds a folder for each benchmark, named as it, as its project publishes it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -> int:
+    """Say what is there of each benchmark, what is missing, and where it is published.
+
+    Exit code 1 where a benchmark's files hold another number of questions than published.
+    """
+    from rich.console import Console
+
+    from chip_core.evaluation.benchmark_data import status as look
+    from orchestrator.data_status import status_json, status_lines
+
+    found = look(names, benchmark_data)
+    if as_json:
+        click.echo(json.dumps(status_json(found, benchmark_data)))
+    else:
+        console = Console()
+        for line in status_lines(found, benchmark_data):
+            console.print(line, soft_wrap=True)
+    return 1 if any(benchmark.state == "broken" for benchmark in found) else 0

@@ -42,7 +42,7 @@ class _Timesteps(click.ParamType[Any]):
     multiple=True,
     type=Override(),
     metavar="KEY=VALUE",
-    help="A key below rejected_image: crop.share=0.2, inpaint.path=FOLDER.",
+    help="A key below rejected_image: crop.share=0.2; strategy=NAME draws that one alone.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what is shown as JSON.")
 def gallery(
@@ -55,17 +55,26 @@ def gallery(
 ) -> None:
     """Draw what every rejected-image strategy makes of IMAGEs, as one figure.
 
-    Without IMAGEs, scenes of the embedded world are shown.
+    Without IMAGEs, scenes of the embedded world are shown. A strategy of your own is drawn with
+    `--set strategy=module:attr`.
     """
+    from chip_core.errors import UserError
     from orchestrator.report import gallery as pictures
 
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
     settings = _rejected_image_settings(overrides)
     shown = pictures.read_images(images) if images else pictures.scenes(3)
-    steps = pictures.TIMESTEPS if timesteps is None else timesteps
-    cells = pictures.gallery_cells(shown, timesteps=steps, settings=settings, seed=seed)
-    pictures.draw_gallery(cells, out)
+    alone = [settings["strategy"]] if "strategy" in settings else None
+    series = pictures.TIMESTEPS if alone in (None, ["diffusion"]) else ()
+    steps = series if timesteps is None else timesteps
+    cells = pictures.gallery_cells(
+        shown, timesteps=steps, settings=settings, strategies=alone, seed=seed
+    )
+    try:
+        pictures.draw_gallery(cells, out)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror})") from None
     if as_json:
         listed = [{"image": cell.row, "shown": cell.title, "note": cell.note} for cell in cells]
         click.echo(json.dumps({"out": str(out), "cells": listed}))
@@ -88,6 +97,8 @@ def _rejected_image_settings(overrides: Sequence[tuple[str, Any]]) -> dict[str, 
         complaint = key_problem(whole)
         if complaint is not None:
             raise ConfigError([f"--set: {key}: {complaint}"])
+        if whole.split(".")[1] in ("corruption_seed", "redraw"):
+            raise ConfigError([f"--set: {key}: has no effect on a picture: --seed draws another"])
         set_key(tree, whole, value)
     settings: dict[str, Any] = tree.get("rejected_image", {})
     painted = {"strategy": "inpaint"} if "inpaint" in settings else {}

@@ -33,25 +33,61 @@ def study_options(command: Any) -> Any:
             show_default=True,
             help="Where runs, results and reports lie.",
         ),
+        *_places_options(),
         click.option("--json", "as_json", is_flag=True, help="Print results as JSON."),
     ):
         command = option(command)
     return command
 
 
+def _places_options() -> tuple[Any, ...]:
+    return (
+        click.option(
+            "--benchmark-data",
+            type=click.Path(path_type=Path),
+            envvar="CHIP_ABLATE_BENCHMARK_DATA",
+            help="Holds each benchmark's files, in a folder named as it.",
+        ),
+        click.option(
+            "--judge-replies",
+            type=click.Path(path_type=Path),
+            help="Replies that exist, in place of a judge's.",
+        ),
+    )
+
+
+def places_options(command: Any) -> Any:
+    """Give a command the options that say where benchmarks' data lie."""
+    for option in _places_options():
+        command = option(command)
+    return command
+
+
+def absolute(path: Path | None) -> Path | None:
+    """Return a path that means the same to workers that run elsewhere."""
+    return None if path is None else path.expanduser().absolute()
+
+
 def planned(
     study: str,
     *,
+    workdir: Path,
+    benchmark_data: Path | None,
+    judge_replies: Path | None,
     recipe: str | None,
     seeds: list[int] | None,
     overrides: Sequence[tuple[str, Any]],
 ) -> Plan:
     """Return the plan of a study given by path or name, with the command line's changes."""
+    from chip_core.places import Places
+    from orchestrator.benchmarks_seen import seen_before
     from orchestrator.plan import make_plan
     from orchestrator.study_file import Changes, find_study, load_study
 
     changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
-    return make_plan(load_study(find_study(study), changes))
+    loaded = load_study(find_study(study), changes)
+    places = Places(benchmark_data=absolute(benchmark_data), judge_replies=absolute(judge_replies))
+    return make_plan(loaded, places=places, seen=seen_before(workdir, loaded.name))
 
 
 class Seeds(click.ParamType[Any]):

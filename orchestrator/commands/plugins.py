@@ -40,7 +40,7 @@ def check(name: str, parameters: tuple[str, ...], as_json: bool) -> int:
         raise UserError(str(error)) from None
     wrong = {what: problem for what, problem in checks.items() if problem is not None}
     if as_json:
-        source = plugins.source_hash(loaded)
+        source = plugins.source_hash(name)
         click.echo(json.dumps({"name": name, "kind": kind, "source": source, "checks": checks}))
     else:
         for what, problem in checks.items():

@@ -46,7 +46,7 @@ def run(
     from orchestrator.report.tables import result_lines, show
     from orchestrator.run import run_study
 
-    plan = planned(study, **changes)
+    plan = planned(study, workdir=workdir, **changes)
     _single_threaded_waits()
     console = Console(stderr=as_json)
     for line in plan_lines(plan, workdir):
@@ -92,14 +92,15 @@ def plan(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Show what would run, what is done already, and which cells are one trial."""
     from rich.console import Console
 
+    from orchestrator.report.evaluation_plan import readiness_lines
     from orchestrator.report.plan_tables import plan_json, plan_lines, trial_table
 
-    made = planned(study, **changes)
+    made = planned(study, workdir=workdir, **changes)
     if as_json:
         click.echo(json.dumps(plan_json(made, workdir)))
         return
     console = Console()
-    for line in plan_lines(made, workdir):
+    for line in (*plan_lines(made, workdir), *readiness_lines(made, workdir)):
         console.print(line)
     console.print(trial_table(made, workdir))
 
@@ -112,7 +113,7 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 
     from orchestrator.report.plan_tables import plan_json, status_lines, trial_table
 
-    made = planned(study, **changes)
+    made = planned(study, workdir=workdir, **changes)
     if as_json:
         click.echo(json.dumps(plan_json(made, workdir)))
         return
@@ -135,7 +136,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from orchestrator.report.write import write_report
     from orchestrator.run import report_folder
 
-    made = planned(study, **changes)
+    made = planned(study, workdir=workdir, **changes)
     _require_results(made, workdir)
     folder = report_folder(workdir, made.study.name)
     found = make_report(made, Ledger(workdir), workdir, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
+from chip_core.places import Places
 from chip_core.results import Progress, TrialResult
 
 #: Where a failed job's traceback is, in its folder.
@@ -26,7 +28,17 @@ class Job:
     folder: Path  # the attempt's own
     untrained: bool = False  # score the model as it is
     trained_model: Path | None = None  # score this model, trained by an earlier attempt
-    resume_from: Path | None = None  # an earlier attempt's folder with checkpoints to go on from
+    resume_from: Path | None = (
+        None  # an earlier attempt's, with a model or checkpoints to go on from
+    )
+    places: Places = Places()  # where benchmarks' data and judges' replies lie
+    earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
+
+    @property
+    def workers(self) -> int:
+        """How many processes share it: those of a training; scoring is one's work."""
+        training = not self.untrained and self.trained_model is None
+        return self.config.engine.workers_per_trial if training else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +90,7 @@ class Executor(Protocol):
 
 def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     """Run one job in this process."""
+    began = time.perf_counter()
     from chip_core.trial import run_trial  # takes torch and more, which only a worker needs
 
     return run_trial(
@@ -87,6 +100,9 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         untrained=job.untrained,
         trained_model=job.trained_model,
         resume_from=job.resume_from,
+        began=began,
+        places=job.places,
+        earlier=job.earlier,
     )
 
 

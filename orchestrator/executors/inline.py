@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from chip_core.errors import UserError
 from chip_core.results import Progress
 from orchestrator.executors.base import (
     Event,
@@ -22,7 +23,17 @@ class InlineExecutor:
     """Runs jobs in the caller's thread."""
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
-        """Run all jobs in order."""
+        """Run all jobs in order.
+
+        Raises:
+            UserError: a job needs more workers than this process.
+        """
+        most = max((job.workers for job in jobs), default=1)
+        if most > 1:
+            raise UserError(
+                f"engine.workers_per_trial is {most}, and the inline executor has one process: "
+                "use --executor ray, or set engine.workers_per_trial=1"
+            )
         for job in jobs:
             on_event(Started(job=job))
             listener = _Listener(job, on_event)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
 import ray
@@ -98,17 +98,35 @@ def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None) -> int
     if address is None:
         return min(wanted or len(jobs), _slots(jobs, [_machine()], "this machine"))
     if wanted is None:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         hint = "; if the cluster grows by itself, say how many jobs may run at once"
-        wanted = _slots(jobs, nodes, "the cluster", hint)
+        wanted = _slots(jobs, living_nodes(), "the cluster", hint)
     return max(1, min(wanted, int(ray.cluster_resources().get(DRIVER, wanted))))
 
 
 def resources_of(job: Job) -> dict[str, float]:
-    """Return what a job's worker is given, in Ray's names."""
+    """Return what each of a job's workers is given, in Ray's names."""
     engine = job.config.engine
     gpus = {"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {}
     return {"CPU": float(engine.cpus_per_worker)} | gpus
+
+
+def placement_of(job: Job, nodes: Sequence[Mapping[str, float]]) -> str:
+    """Return how Ray is to place a job's workers.
+
+    On one node where one is large enough, if need be by waiting for it: gradients pass between
+    them at every update. Else on as few as there are.
+
+    Args:
+        job: the job.
+        nodes: what each node has in all.
+    """
+    whole = any(_fitting(node, resources_of(job)) >= job.workers for node in nodes)
+    return "STRICT_PACK" if whole else "PACK"
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Return what each node of the cluster has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextlib.contextmanager
@@ -187,29 +205,38 @@ def _machine() -> dict[str, float]:
 
 
 def _slots(
-    jobs: Sequence[Job], nodes: Sequence[dict[str, float]], where: str, hint: str = ""
+    jobs: Sequence[Job], nodes: Sequence[Mapping[str, float]], where: str, hint: str = ""
 ) -> int:
-    """Return how many workers of the largest job fit at once.
+    """Return how many of the largest job fit at once, with all their workers.
 
     Raises:
         UserError: not even one.
     """
     fewest = len(jobs)
-    for wanted in {tuple(resources_of(job).items()) for job in jobs}:
-        slots = sum(
-            int(min(node.get(name, 0) / amount for name, amount in wanted)) for node in nodes
-        )
+    for workers, wanted in {(job.workers, tuple(resources_of(job).items())) for job in jobs}:
+        fitting = [_fitting(node, dict(wanted)) for node in nodes]
+        # Where a node holds a whole job, jobs are not spread over nodes (placement_of).
+        slots = sum(count // workers for count in fitting) or sum(fitting) // workers
         if slots == 0:
             asked = _amounts(dict(wanted))
             there = "; ".join(
                 _amounts({name: node.get(name, 0) for name, _ in wanted}) for node in nodes
             )
+            who, keys = "a worker asks for", ["cpus_per_worker or engine.gpus_per_worker"]
+            if workers > 1:
+                who = f"a trial has {workers} workers, and each asks for"
+                keys.insert(0, "workers_per_trial")
             raise UserError(
-                f"a worker asks for {asked}, and {where} has {there or 'no node'}: "
-                f"lower engine.cpus_per_worker or engine.gpus_per_worker{hint}"
+                f"{who} {asked}, and {where} has {there or 'no node'}: "
+                f"lower {', '.join(f'engine.{key}' for key in keys)}{hint}"
             )
         fewest = min(fewest, slots)
     return fewest
+
+
+def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """Return how many workers fit a node: 0.6 GPU holds three of 0.2, which floats deny."""
+    return int(min(node.get(name, 0) / amount for name, amount in wanted.items()) + 1e-6)
 
 
 def _amounts(resources: dict[str, float]) -> str:

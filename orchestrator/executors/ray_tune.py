@@ -1,4 +1,4 @@
-"""Jobs on Ray: Tune schedules them, each is one run of Train with one worker.
+"""Jobs on Ray: Tune schedules them, each is one run of Train with the job's workers.
 
 What happens in a trial's own processes is in ray_worker.py.
 """
@@ -22,7 +22,15 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from chip_core.results import Progress, read_result
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
-from orchestrator.executors.ray_session import DRIVER, HEAD_NODE, at_once, resources_of, session
+from orchestrator.executors.ray_session import (
+    DRIVER,
+    HEAD_NODE,
+    at_once,
+    living_nodes,
+    placement_of,
+    resources_of,
+    session,
+)
 from orchestrator.executors.ray_worker import PLACE, PROGRESS, REASON, Parcel, drive
 
 
@@ -89,12 +97,15 @@ class RayTuneExecutor:
                 above.rmdir()
 
     def _tuner(self, jobs: Sequence[Job], listener: _Listener, storage: str) -> tune.Tuner:
+        nodes = living_nodes()
         parcels = {
             job.id: Parcel(
                 id=job.id,
                 job=pickle.dumps(replace(job, folder=job.folder.absolute())),
                 entry=self._entry,
+                workers=job.workers,
                 resources=resources_of(job),
+                placement=placement_of(job, nodes),
                 place_within=0.8 * self._begin_within,
                 storage=storage,
                 folder=str(job.folder.absolute()),

@@ -1,4 +1,4 @@
-"""One job on Ray: its driver, a Tune trainable, and its worker, a Train loop.
+"""One job on Ray: its driver, a Tune trainable, and its workers, a Train loop.
 
 A trial is a chain of processes: `drive` runs in the first, Train's controller in the second,
 `work` in the third. Each of them imports this module, so it imports next to nothing itself.
@@ -32,6 +32,9 @@ PLACE = "placement_group"
 REPORT_EVERY = 1.0
 
 
+#: Seconds that one of several workers may wait for another: the first alone writes checkpoints.
+PATIENCE = 7200
+
 #: What Train would start for a trial, at 1.5 s of a CPU each, and a trial does not need: Ray Data
 #: is not used, and the executor itself frees the place of a trial that ended badly.
 _NOT_NEEDED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
@@ -44,19 +47,22 @@ class Parcel:
     id: str
     job: bytes
     entry: str  # "module:function", called with the job and a report function
-    resources: dict[str, float]  # the worker's
-    place_within: float  # seconds that its worker may wait for a place
+    workers: int
+    resources: dict[str, float]  # each worker's
+    placement: str  # Ray's strategy for the workers of one job
+    place_within: float  # seconds that its workers may wait for a place
     storage: str  # Train's own files
     folder: str  # the job's own
 
 
 def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any]:
-    """Run one job as a `TorchTrainer` of one worker. This is Tune's trainable."""
+    """Run one job as a `TorchTrainer` of its workers. This is Tune's trainable."""
     parcel = parcels[settings["job"]]
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(parcel.place_within)
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
@@ -64,19 +70,28 @@ def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if type(each).__name__ not in _NOT_NEEDED]
 
+    class OneProcess(TorchConfig):  # type: ignore[misc]
+        """No process group: there is nobody to talk to."""
+
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
     trainer = Trainer(
         work,
-        train_loop_config={"parcel": parcel},
+        # `train.report` waits for every worker; the first tells Tune by itself.
+        train_loop_config={"parcel": parcel, "tune": TuneReportCallback()},
+        torch_config=TorchConfig(timeout_s=PATIENCE) if parcel.workers > 1 else OneProcess(),
         scaling_config=ScalingConfig(
-            num_workers=1,
+            num_workers=parcel.workers,
             use_gpu=parcel.resources.get("GPU", 0) > 0,
             resources_per_worker=parcel.resources,
+            placement_strategy=parcel.placement,
         ),
         run_config=RunConfig(
             name=parcel.id,
             storage_path=parcel.storage,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            callbacks=[TuneReportCallback()],
         ),
     )
     try:
@@ -88,15 +103,19 @@ def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any
 def work(settings: dict[str, Any]) -> str | None:
     """Run one job in this worker; return the reason where it failed.
 
-    The reason is returned, not raised: so it comes through in the job's words, not in Ray's.
+    The reason is returned, not raised: so it comes through in the job's words, not in Ray's. But
+    one of several raises it: the others wait for it, until Train ends them.
     """
     from ray import train
     from ray.util import get_current_placement_group
 
     parcel: Parcel = settings["parcel"]
+    sender = Sender(settings["tune"])
+    first = train.get_context().get_world_rank() == 0
     folder = Path(parcel.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
+    if first:
+        (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
 
     from orchestrator.executors.base import keep_traceback, reason_of
 
@@ -105,12 +124,41 @@ def work(settings: dict[str, Any]) -> str | None:
         job = pickle.loads(parcel.job)
         module, _, function = parcel.entry.partition(":")
         execute = getattr(importlib.import_module(module), function)
-        execute(job, throttled(lambda progress: train.report({PROGRESS: asdict(progress)})))
+        told = throttled(sender.send) if first else lambda progress: None
+        execute(job, told)
     except BaseException as error:  # whatever a trial raises, SystemExit too, is its own failure
         if job is not None:
             keep_traceback(job)
+        if parcel.workers > 1:
+            raise JobFailed(reason_of(error)) from None
         return reason_of(error)
+    finally:
+        sender.flush()
     return None
+
+
+class Sender:
+    """Sends progress to Tune, and goes on before it has come there."""
+
+    def __init__(self, callback: Any) -> None:
+        self._queue = callback._training_actor_item_queue.actor
+        self._sent: list[Any] = []
+
+    def send(self, progress: Progress) -> None:
+        """Send one."""
+        self.flush(within=0)
+        self._sent.append(self._queue.put.remote({PROGRESS: asdict(progress)}))
+
+    def flush(self, within: float = 10.0) -> None:
+        """Wait until all have come there, so many seconds at most."""
+        import ray
+
+        if self._sent:
+            _, self._sent = ray.wait(self._sent, num_returns=len(self._sent), timeout=within)
+
+
+class JobFailed(Exception):
+    """One of several workers cannot go on; the message is the job's reason."""
 
 
 def throttled(
@@ -132,9 +180,11 @@ def throttled(
 def _without_a_word(error: Exception, parcel: Parcel) -> str:
     """Return why a run of Train ended without its worker having said so, in one line."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    cause = failures.get(0) or getattr(error, "controller_failure", error)
+    cause = _first_cause(failures) or getattr(error, "controller_failure", error)
     died = "the worker process died"
     match type(cause).__name__:
+        case "JobFailed":
+            return str(cause)
         case "WorkerGroupStartupTimeoutError" | "InsufficientClusterResourcesError":
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in parcel.resources.items())
             return f"no place for its worker ({wanted}) within {parcel.place_within:.0f} s"
@@ -151,3 +201,13 @@ def _without_a_word(error: Exception, parcel: Parcel) -> str:
             return f"{died} (killed, out of memory, or crashed)"
     lines = str(cause).strip().splitlines() or [""]
     return f"{type(cause).__name__}: {lines[0]}"
+
+
+def _first_cause(failures: dict[int, Exception]) -> Exception | None:
+    """Return the failure of several workers that the others' follow from.
+
+    A worker that dies takes the connections of those along that wait for it: their words are of
+    connections, and its own are none.
+    """
+    dead = [error for error in failures.values() if type(error).__name__ != "JobFailed"]
+    return next(iter([*dead, *failures.values()]), None)

@@ -32,6 +32,7 @@ from orchestrator.report.words import (
     row_name,
     seeds_text,
     signed,
+    slug,
     verdict_text,
 )
 from orchestrator.statistics import Comparison, Verdict
@@ -62,7 +63,7 @@ def verdict_table(summary: Summary, metric: str) -> Table:
         )
         rows += _published(summary, row, [metric], before=1, after=4)
     return Table(
-        name=f"arms-{metric.replace('/', '-')}",
+        name=f"arms-{slug(metric)}",
         caption=f"{metric_title(metric, info)}, the {summary.role(metric)} metric.",
         columns=columns(
             arms_title(summary),
@@ -79,7 +80,7 @@ def verdict_table(summary: Summary, metric: str) -> Table:
 
 
 def benchmark_tables(summary: Summary) -> list[Table]:
-    """Return a table for each benchmark: arms × its metrics, with differences below."""
+    """Return a table for each benchmark or part: arms × its metrics, with differences below."""
     return [
         _benchmark_table(summary, benchmark, metrics[start : start + _ABREAST], start)
         for benchmark, metrics in metric_groups(summary.metrics).items()
@@ -98,7 +99,7 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
         for found in (*effects.main, *effects.interactions)
     ]
     return Table(
-        name=f"effects-{metric.replace('/', '-')}",
+        name=f"effects-{slug(metric)}",
         caption=f"Main effects and interactions (×) on {metric_title(metric, info)}. An effect is "
         "the mean difference over those combinations of the other factors that have both cells, "
         "an interaction over complete squares of four cells: better is what does better together "
@@ -137,7 +138,7 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
         for metric in metrics
     ]
     return Table(
-        name=f"figures-{benchmark.replace('/', '-')}" + (f"-{start}" if start else ""),
+        name=f"figures-{slug(benchmark)}" + (f"-{start}" if start else ""),
         caption=f"{benchmark}{tuned}: mean ± sd over seeds; below it the difference from "
         f"{baseline_text(summary)} and its 95 % interval.",
         columns=(*columns(arms_title(summary), "seeds"), *titles),

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import Side
 from chip_core.files import read_records
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Arm, Trial
+from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.layout import Answered, Change, Changes
 from orchestrator.report.outcomes import Compared, Loaded
 from orchestrator.report.pictures import item_images
@@ -48,7 +49,11 @@ def largest_changes(
         rows = _Answers(metric, baseline, arm, loaded, ledger, storage)
         changed = _by_gain(one, metric, arm.name, primary.goal == "maximize")
         chosen = _ends(
-            [(item, change, gain) for item, change, gain in changed if rows.differ(item)]
+            [
+                (item, change, gain)
+                for item, change, gain in changed
+                if rows.differ(item) and rows.asked(item)
+            ]
         )
         if chosen:
             found.append(
@@ -62,7 +67,7 @@ def largest_changes(
                     ),
                 )
             )
-    return _with_images(found, metric)
+    return _with_images(found, metric, plan)
 
 
 def _arms(summary: Summary, metric: str) -> list[Arm]:
@@ -117,6 +122,10 @@ class _Answers:
         ]
         self._responses: dict[str, Mapping[str, Mapping[str, Any]]] = {}
 
+    def asked(self, item: str) -> bool:
+        """Return whether a unit is a question; of some metrics it is a set of them."""
+        return any(self._answer(trial, item) for pair in self._pairs for trial in pair)
+
     def differ(self, item: str) -> bool:
         """Return whether an item came to something else: the rest of a ratio moves it too."""
         return any(self._scores(one)[item] != self._scores(two)[item] for one, two in self._pairs)
@@ -160,26 +169,35 @@ class _Answers:
         return self._responses[trial.fingerprint].get(item, {})
 
     def _read(self, trial: Trial) -> dict[str, Mapping[str, Any]]:
-        side, benchmark, _ = _parts(self._metric)
+        side, benchmark = _benchmark(self._metric)
         mark = trial.evaluations[f"{side}/{benchmark}"]
         scored = self._ledger[trial.fingerprint].evaluations[mark]
         file = self._storage / scored.folder / scored.evaluation.responses
         return {str(row["item"]): row for row in read_records(file)}
 
 
-def _with_images(found: Sequence[Changes], metric: str) -> list[Changes]:
-    """Return the same changes with their items' images, each made once."""
-    _, benchmark, _ = _parts(metric)
-    images = item_images(benchmark, {row.item for one in found for row in one.items})
+def _with_images(found: Sequence[Changes], metric: str, plan: Plan) -> list[Changes]:
+    """Return the same changes with their items' pictures, each made once."""
+    side, benchmark = _benchmark(metric)
+    settings = next(
+        chosen
+        for which, chosen in sides(plan.study.benchmarks)
+        if (which, chosen.name) == (side, benchmark)
+    )
+    items = {row.item for one in found for row in one.items}
+    images = item_images(side, settings, plan.places, items)
     return [
-        replace(one, items=tuple(replace(row, image=images.get(row.item)) for row in one.items))
+        replace(
+            one, items=tuple(replace(row, images=images.get(row.item, ())) for row in one.items)
+        )
         for one in found
     ]
 
 
-def _parts(metric: str) -> tuple[Side, str, str]:
-    benchmark, _, name = metric.removeprefix("select/").rpartition("/")
-    return "select" if metric.startswith("select/") else "report", benchmark, name
+def _benchmark(metric: str) -> tuple[Side, str]:
+    """Return whose a metric is; its own name may have parts, as `pope/random/accuracy` has."""
+    side: Side = "select" if metric.startswith("select/") else "report"
+    return side, metric.removeprefix("select/").partition("/")[0]
 
 
 def _rate(score: tuple[float, float]) -> float:

@@ -5,6 +5,7 @@ The paper shows its rejected images so; a study on them can log the same picture
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,17 +50,20 @@ def scenes(count: int) -> list[Shown]:
 
 
 def read_images(paths: Iterable[Path]) -> list[Shown]:
-    """Return images from files, named by their stems.
+    """Return images from files, named by their stems; of a name that stands twice, numbered.
 
     Raises:
         UserError: a file cannot be read as an image.
     """
-    images = []
+    images: list[Shown] = []
     for path in paths:
+        names = {image.id for image in images}
+        numbered = (f"{path.stem} ({number})" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([path.stem], numbered) if name not in names)
         try:
             with Image.open(path) as opened:
                 images.append(
-                    Shown(id=path.stem, image=bounded(as_rgb(ImageOps.exif_transpose(opened))))
+                    Shown(id=name, image=bounded(as_rgb(ImageOps.exif_transpose(opened))))
                 )
         except (
             OSError,
@@ -130,27 +134,45 @@ def _cell(
 
 def draw_gallery(cells: Sequence[Cell], out: Path) -> None:
     """Draw the figure: two rows of pictures an image, strategies above, the T series below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows: list[list[Cell]] = []
+    lines: list[list[Cell]] = []
     for name in dict.fromkeys(cell.row for cell in cells):
         of_image = [cell for cell in cells if cell.row == name]
         series = [cell for cell in of_image if cell.title.startswith("T = ")]
-        rows.append([cell for cell in of_image if cell not in series])
+        lines.append([cell for cell in of_image if cell not in series])
         if series:
-            rows.append(series)
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(1.15 * columns, 1.35 * len(rows)), dpi=120, layout="constrained")
+            lines.append(series)
+    draw_lines(lines, out)
+
+
+def draw_lines(
+    lines: Sequence[Sequence[Cell]], out: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Draw lines of pictures as one figure; the file appears when it is whole.
+
+    Args:
+        lines: the pictures, line by line.
+        out: the file; its ending says which format.
+        metadata: text to put into it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, lines))
+    figure = Figure(figsize=(1.15 * columns, 1.35 * len(lines)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    grid = figure.subplots(len(lines), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, row in zip(grid, rows, strict=True):
+    for line, row in zip(grid, lines, strict=True):
         for axes, cell in zip(line, row, strict=False):
             _draw_cell(axes, cell)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    figure.savefig(partial, metadata=metadata)
+    partial.replace(out)
 
 
 def _draw_cell(axes: Any, cell: Cell) -> None:

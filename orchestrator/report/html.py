@@ -61,4 +61,4 @@ def _width(picture: Picture) -> int:
 
 
 def _has_image(changes: Changes) -> bool:
-    return any(change.image is not None for change in changes.items)
+    return any(change.images for change in changes.items)

@@ -79,7 +79,7 @@ class Change:
     arm: Answered
     change: float  # of the item's value, mean over seeds, in the metric's shown unit
     better: bool
-    image: tuple[str, bytes] | None = field(default=None, repr=False)  # media type, content
+    images: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)  # media type, content
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.training import training_curves
 
 FIGURES = "figures"
-#: Figures that other commands leave in the report's folder.
+#: Figures that are drawn into the report's folder from beside.
 GIVEN = {
-    "rejected-images": "What each strategy makes of an image.",
+    "rejected-images": "What each strategy and setting makes of some of the training images.",
     "representation": "Hidden representations of images, true and hallucinated descriptions.",
 }
 
@@ -65,7 +65,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         plan: the study's plan.
         ledger: what has been run.
         storage: where attempts lie.
-        folder: where the report goes; figures that other commands left there are taken in.
+        folder: where the report goes; figures that were drawn into it are taken in.
     """
     loaded = load_scores(plan, ledger, storage)
     summary = summarise(plan, ledger, loaded)
@@ -167,7 +167,7 @@ def _item_blocks(changes: list[Changes]) -> list[Block]:
 
 
 def _given(folder: Path) -> list[Section]:
-    """Return a section for each figure that another command left."""
+    """Return a section for each figure that was drawn from beside."""
     titles = {"rejected-images": "Rejected images", "representation": "Representation"}
     found = []
     for name, caption in GIVEN.items():

@@ -122,10 +122,11 @@ def _said(summary: Summary) -> Iterator[str]:
 
 
 def _rows(summary: Summary) -> Iterator[str]:
-    """Say which cells are one, and what is not there."""
+    """Say which cells are one, how figures were made, and what is not there."""
     for arm in summary.plan.arms:
         if len(arm.cells) > 1:
             yield f"{arm.name}: stands for {len(arm.cells)} cells. {'; '.join(arm.reasons)}."
+    yield from summary.scoring
     undefined = [
         f"{metric} of {row.name}{'' if seed is None else f', seed {seed}'}"
         for row in summary.rows

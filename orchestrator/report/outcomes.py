@@ -50,8 +50,8 @@ def compared(plan: Plan, loaded: Loaded, metric: str, info: MetricInfo) -> Compa
     """Return what the statistics compare of a metric; None where the baseline has no figures.
 
     Seeds without the figure are left out of their arm, arms without such a seed of the study.
-    Items that any trial lacks are left out of all; where a trial has no item outcomes at all, the
-    trials' figures are compared, and items taken as fixed.
+    Items that any trial lacks are left out of all; where a trial has no item outcomes at all, or
+    those leave nothing to divide by, the trials' figures are compared, and items taken as fixed.
     """
     arms: list[tuple[Arm, list[tuple[int, Scores]]]] = []
     for arm in plan.arms:
@@ -112,13 +112,23 @@ def _item_outcomes(file: Path) -> dict[str, Outcomes]:
 
 
 def _shared_items(rows: Sequence[Sequence[Scores]]) -> tuple[list[str], int]:
-    """Return the items that every trial has, and how many others any of them has."""
+    """Return the items that every trial has, and how many others any of them has.
+
+    None where a trial's ratio over them is not defined.
+    """
     sets = [None if scores.items is None else set(scores.items) for row in rows for scores in row]
     known = [items for items in sets if items is not None]
     if len(known) < len(sets):
         return [], 0
-    shared = set.intersection(*known)
-    return sorted(shared), len(set.union(*known) - shared)
+    shared = sorted(set.intersection(*known))
+    if not all(_divides(scores.items or {}, shared) for row in rows for scores in row):
+        return [], 0
+    return shared, len(set.union(*known)) - len(shared)
+
+
+def _divides(outcomes: Outcomes, items: Sequence[str]) -> bool:
+    """Return whether a ratio of sums is defined; an official figure can be there all the same."""
+    return sum(outcomes[item][1] for item in items) > 0
 
 
 def _metric_results(
@@ -133,8 +143,7 @@ def _metric_results(
             for row in rows
         )
 
-    denominators = part(1)
-    if not items or any((row.sum(axis=1) == 0).any() for row in denominators):
+    if not items:
         figures = tuple(np.array([scores.value for scores in row]) for row in rows)
         return MetricResults(
             goal=info.goal, figures=figures, smallest_difference=smallest_difference
@@ -142,7 +151,7 @@ def _metric_results(
     return MetricResults(
         goal=info.goal,
         numerators=part(0),
-        denominators=denominators,
+        denominators=part(1),
         scale=100.0 if info.unit == "percent" else 1.0,
         smallest_difference=smallest_difference,
     )

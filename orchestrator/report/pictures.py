@@ -1,14 +1,17 @@
-"""A benchmark item's image, made small for a page."""
+"""A benchmark item's pictures, made small for a page."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
-from chip_core.evaluation.task import BENCHMARKS, Illustrated
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.task import Item, Picture, Side
+from chip_core.places import Places
 
 _SIDE = 240  # pixels of the longest side
 _LOSSLESS = 96  # pixels up to which an image is kept as it is
@@ -17,18 +20,33 @@ _LOSSLESS = 96  # pixels up to which an image is kept as it is
 Encoded = tuple[str, bytes]
 
 
-def item_images(benchmark: str, items: Iterable[str]) -> dict[str, Encoded]:
-    """Return the images of items, those that can be had.
+def item_images(
+    side: Side, settings: BenchmarkConfig, places: Places, items: Iterable[str]
+) -> dict[str, tuple[Encoded, ...]]:
+    """Return the pictures of items, those that can be had.
 
-    A missing image leaves a table without a picture; it does not fail a report.
+    A missing picture leaves a table without it; it does not fail a report.
+
+    Args:
+        side: of the benchmark.
+        settings: the benchmark's.
+        places: where its data lie.
+        items: ids of the items that are wanted.
     """
-    known: object = BENCHMARKS[benchmark]
-    images: dict[str, Encoded] = {}
-    if isinstance(known, Illustrated):
-        for item in items:
-            with contextlib.suppress(ValueError, OSError):
-                images[item] = encoded(known.image(item))
-    return images
+    wanted = set(items)
+    found: Sequence[Item] = ()
+    with contextlib.suppress(Exception):  # its data are not here, or a user's own raises anything
+        found, _ = asked_items(side, settings, find_benchmark(settings.name), places)
+    return {
+        item.id: tuple(made for picture in item.pictures for made in _read(picture))
+        for item in found
+        if item.id in wanted
+    }
+
+
+def _read(picture: Picture) -> Iterator[Encoded]:
+    with contextlib.suppress(Exception):  # as above
+        yield encoded(picture.read())
 
 
 def encoded(image: Image.Image) -> Encoded:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial
+from orchestrator.report.evaluation_plan import evaluation_lines
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -28,6 +29,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     if not ledger[plan.base.fingerprint].done(plan.base):
         line += ", and the untrained model to score"
     yield Text(line)
+    yield from evaluation_lines(plan, ledger)
     for arm in plan.arms:
         if len(arm.cells) > 1:
             yield Text(

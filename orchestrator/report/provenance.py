@@ -30,6 +30,7 @@ def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "behaviour": BEHAVIOUR,
         "evaluations": dict(plan.base.evaluations),
         "benchmarks": study.benchmarks.model_dump(mode="json"),
+        "benchmark_contents": {key: dict(found) for key, found in plan.benchmarks.items()},
         "trials": [
             {
                 **_executed(trial, ledger[trial.fingerprint]),
@@ -133,8 +134,14 @@ def _executed(trial: Trial, record: TrialRecord) -> dict[str, Any]:
         "steps": record.steps,
         "seconds": dict(record.seconds),
         "data_counts": dict(record.data),
+        "engine": dict(record.engine),
         "notes": list(record.notes),
         "figures": record.metrics(trial),
+        "scored": {
+            key: dict(record.evaluations[mark].evaluation.how)
+            for key, mark in trial.evaluations.items()
+            if mark in record.evaluations
+        },
         "attempts": [
             _attempt(number, attempt) for number, attempt in sorted(record.history.items())
         ],

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from chip_core.config import BenchmarkConfig
-from chip_core.evaluation.task import BENCHMARKS, MetricInfo, Side, metric_name
+from chip_core.evaluation.asked import find_benchmark
+from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import Compared, Loaded, compared
+from orchestrator.report.scoring import scoring_notes
 from orchestrator.statistics import (
     Comparison,
     interactions,
@@ -88,6 +90,7 @@ class Summary:
     compared: Mapping[str, Compared]  # by metric; without those the baseline lacks
     effects: Mapping[str, Effects]  # of the declared metrics
     gone: int  # trials of the study's former cells: in the ledger, not reported
+    scoring: Sequence[str] = ()  # what has to be known of how figures were made
 
     @property
     def missing(self) -> list[str]:
@@ -151,6 +154,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
             if entry.metric in kept
         },
         gone=_gone(plan, ledger),
+        scoring=scoring_notes(plan, ledger),
     )
 
 
@@ -165,7 +169,7 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
         metric_name(side, settings.name, metric): info
         for side, chosen in sides
         for settings in chosen
-        for metric, info in BENCHMARKS[settings.name].metrics.items()
+        for metric, info in find_benchmark(settings.name).metrics.items()
     }
     return {**{entry.metric: found[entry.metric] for entry in study.declared}, **found}
 

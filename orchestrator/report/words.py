@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from chip_core.evaluation.task import MetricInfo
@@ -153,8 +154,13 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def slug(name: str) -> str:
+    """Return a name as a file's name has it."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+
+
 def metric_groups(metrics: Mapping[str, MetricInfo]) -> dict[str, list[str]]:
-    """Return benchmark -> its metrics, in order; a benchmark tuned on is `select/NAME`."""
+    """Return benchmark, or part of one -> its metrics, in order; tuned on it is `select/NAME`."""
     groups: dict[str, list[str]] = {}
     for metric in metrics:
         groups.setdefault(metric.rpartition("/")[0], []).append(metric)

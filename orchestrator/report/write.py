@@ -18,8 +18,8 @@ PAGE = "report.html"
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write a report into its folder and return its files, the page first.
 
-    Figures of an earlier report that this one has not are removed; those that other commands
-    left are kept.
+    Figures of an earlier report that this one has not are removed; those that it took in from
+    the folder are left as they are.
     """
     summary = report.summary
     texts = {
@@ -37,7 +37,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     for name, text in texts.items():
         write_atomically(folder / name, text)
     for name, content in pictures.items():
-        write_bytes(folder / name, content)
+        if Path(name).stem not in GIVEN:
+            write_bytes(folder / name, content)
     for old in (folder / FIGURES).glob("*.p*"):
         if f"{FIGURES}/{old.name}" not in pictures and old.stem not in GIVEN:
             old.unlink()

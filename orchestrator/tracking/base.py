@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from orchestrator.plan import Arm, Plan, Trial
 
@@ -22,6 +22,9 @@ class TrialView:
     folders: Sequence[Path]  # attempt folders, in order: curves.jsonl, config.json, responses/
     seconds: Mapping[str, float]
     data: Mapping[str, int]  # pairs, rows skipped, responses and tokens cut
+    engine: Mapping[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
+    #: by key ("report/amber"): protocol, scorer, judge, n, missing, … of its figures
+    how: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reason: str | None = None  # why it failed
     reused_from: str | None = None  # the study it was executed in, where that is another
 

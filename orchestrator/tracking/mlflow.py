@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,9 +27,12 @@ from orchestrator.version import code_version
 
 _LOG = logging.getLogger(__name__)
 _REASON, _REUSED = "chip.reason", "chip.reused_from"
+_HOW = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's figures
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _RETRY_SECONDS = 60.0
 _COMPARED = 50  # arms that one address names
+#: Metrics of an arm that do not come from its trials' scores: they stay when its scores change.
+ATTACHED = ("human/", "representation/")
 #: Where `chip-ablate ui` shows a work directory's runs, if not told otherwise.
 UI = "http://127.0.0.1:5000"
 
@@ -108,7 +112,8 @@ class MlflowTracker:
         for view in arms:
             run = runs.arm(view.arm)
             figures = finite(view.figures)
-            if not run.metrics.keys() <= figures.keys():
+            own = {name for name in run.metrics if not name.startswith(ATTACHED)}
+            if not own <= figures.keys():
                 run = runs.replace(view.arm)  # a metric cannot be taken back
             self._store.log_figures(run, figures)
             self._store.describe(run, view.tags)
@@ -191,7 +196,12 @@ def _figures(view: TrialView) -> dict[str, float]:
 
 
 def _tags(view: TrialView) -> dict[str, str | None]:
-    return {_REASON: view.reason, _REUSED: view.reused_from}
+    engine = {f"engine.{setting}": value for setting, value in view.engine.items()}
+    scored = {
+        f"{_HOW}.{re.sub(r'[^A-Za-z0-9_./ -]', '.', key)}": json.dumps(how, sort_keys=True)
+        for key, how in view.how.items()
+    }
+    return {_REASON: view.reason, _REUSED: view.reused_from, **engine, **scored}
 
 
 def _table_tag(tables: Sequence[str]) -> str | None:

@@ -37,7 +37,7 @@ _DEFAULTS = {
 }
 _CONNECT_SECONDS = 5.0
 _BATCH = 1000  # metrics that the store takes at once
-_LONGEST_PARAM, _LONGEST_TAG = 6000, 8000
+_LONGEST_PARAM, _LONGEST_TAG, _LONGEST_METRIC = 6000, 8000, 250
 _NOT_IN_A_NAME = re.compile(r"[^\w./: -]")
 
 
@@ -206,6 +206,11 @@ class MlflowStore:
         with self._told():
             self._client.log_artifacts(run.id, str(folder), under)
 
+    def upload_file(self, run: Run, file: Path, under: str | None = None) -> None:
+        """Attach one file as an artifact; one of the same name is replaced."""
+        with self._told():
+            self._client.log_artifact(run.id, str(file), under)
+
     def set_status(self, run: Run, status: str) -> None:
         """Set a run's status, where it is another."""
         if run.status == status:
@@ -261,6 +266,11 @@ class MlflowStore:
 def finite(figures: Mapping[str, float]) -> dict[str, float]:
     """Return the figures that are numbers."""
     return {key: float(value) for key, value in figures.items() if math.isfinite(value)}
+
+
+def metric_name(name: str) -> str:
+    """Return a name that the store takes, as near to the given one as may be."""
+    return _NOT_IN_A_NAME.sub("", name)[:_LONGEST_METRIC]
 
 
 def _client(uri: str) -> Any:

@@ -32,7 +32,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from chip_core.data.preferences import PreferencePair
+from chip_core.data.preferences import Pairs, PreferencePair
+from chip_core.evaluation.task import Item, Picture
 from chip_core.models.processing import compose
 
 SENTENCE = "user assistant : . ? what is here a the red blue green dog cat car tree and on with"
@@ -233,9 +234,13 @@ def build(family: str) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def pairs() -> list[PreferencePair]:
+class ListPairs(list[PreferencePair], Pairs):
+    """Pairs that are all held."""
+
+
+def pairs() -> ListPairs:
     """Three pairs whose images and texts differ in size."""
-    made = []
+    made = ListPairs()
     for number, (size, chosen, rejected) in enumerate(
         [
             ((64, 40), "a red dog and a cat .", "a blue car and a cat ."),
@@ -254,4 +259,16 @@ def pairs() -> list[PreferencePair]:
                 rejected=rejected,
             )  # fmt: skip
         )
+    return made
+
+
+def items(questions: int = 4) -> list[Item]:
+    """Questions of different lengths about the three pairs' images."""
+    made = []
+    for shown, pair in enumerate(pairs()):
+        picture = Picture(key=pair.id, read=lambda image=pair.image: image)
+        for number in range(questions):
+            words = [WORDS[(5 + shown + number + n) % len(WORDS)] for n in range(2 + 3 * number)]
+            prompt = " ".join(words)
+            made.append(Item(id=f"{shown}/{number}", prompt=prompt, pictures=(picture,)))
     return made

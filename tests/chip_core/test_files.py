@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.files import Spool, read_records, write_atomically, write_json
+from chip_core.files import Spool, expanded, read_records, write_atomically, write_json
 
 
 def test_a_record_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
@@ -36,3 +36,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_atomically(file, "new")
     assert file.read_text() == "new"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_users_home_is_put_in_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/a") == Path("/home/me/a")
+    assert expanded("~nobody-here/a") == Path("~nobody-here/a")
+    assert expanded("./~a") == Path("~a")

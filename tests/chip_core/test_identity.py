@@ -81,6 +81,8 @@ def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) ->
     [
         {"engine": {"micro_batch": 1}},
         {"engine": {"threads": 2, "device": "cpu", "log_every": 5}},
+        {"engine": {"workers_per_trial": 2, "parallel": "fsdp", "bucket": False}},
+        {"engine": {"loader_workers": 2}},
         {"engine": {"checkpoint_every": 5, "gradient_checkpointing": True, "attention": "eager"}},
         {"model": {"path": "/elsewhere/shapes"}},  # the content counts, not the place
         {"benchmarks": {"report": ["shapes"]}},  # scored under the training, not part of it

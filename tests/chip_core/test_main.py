@@ -48,6 +48,29 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert "resumed after step" in result.notes[-1]
 
 
+def test_a_trial_cut_short_while_it_was_scored_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = "benchmarks.report=[{name: shapes, limit: 2}]"
+    out = tmp_path / "out"
+    command = ["train", "shapes", "--out", str(out), "--set", *SHORT, scored]
+    assert main(command) == 0
+    whole = json.loads(capsys.readouterr().out.splitlines()[-1])
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    (out / "result.json").unlink()
+    assert main([*command, "--resume", str(out)]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["metrics"] == whole["metrics"]
+    assert again["steps"] == whole["steps"]  # those of the model that was taken over
+    assert (out / "model" / "model.safetensors").read_bytes() == weights
+    (out / "result.json").unlink()
+    assert main([*command, "optimizer.lr=1", "--resume", str(out)]) == 2
+    assert "out holds a model trained with other settings" in capsys.readouterr().err
+    (out / "config.json").write_text("{}")
+    assert main([*command, "--resume", str(out)]) == 2
+    assert "holds a model, and no config.json that says which" in capsys.readouterr().err
+
+
 def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "shapes", "--set", "optimizer.rate=1", "training"]) == 2
     told = capsys.readouterr().err
@@ -57,6 +80,36 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
     assert "did you mean 'shapes'" in capsys.readouterr().err
     assert main(["train", "shapes", "--set", "model=./nowhere"]) == 2
     assert "model.path: no folder nowhere" in capsys.readouterr().err
+    broken = ["model=~nobody-here/x", "data.source=./absent.jsonl"]
+    assert main(["train", "shapes", "--set", *broken]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "chip_core: model.path: no folder ~nobody-here/x: name a folder with a Hugging Face model, "
+        "or a hub name",
+        "chip_core: data.source: no file ./absent.jsonl: name a file, a folder, a glob, or "
+        "owner/name on the hub",
+    ]
+
+
+def test_a_place_that_cannot_be_used_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out, said in {"file": "File exists", "file/deeper": "Not a directory"}.items():
+        assert main(["train", "shapes", "--out", str(tmp_path / out)]) == 2
+        assert f"{out} cannot be made ({said}): name another" in capsys.readouterr().err
+    assert main(["train", "shapes", "--resume", str(tmp_path / "no")]) == 2
+    assert "no: name an earlier --out" in capsys.readouterr().err
+
+
+def test_stopped_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chip_core.trial.run_trial", stopped)
+    assert main(["train", "shapes", "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "chip_core: stopped\n"
 
 
 def test_a_trial_that_fails_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

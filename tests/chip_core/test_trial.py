@@ -36,6 +36,7 @@ def test_two_runs_agree_to_the_bit(shapes_config: Configured, tmp_path: Path) ->
     for one, other in zip(*curves, strict=True):
         for record in (one, other):
             del record["time"], record["figures"]["tokens_per_second"]
+            del record["figures"]["data_wait"]
         assert one == other
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
@@ -90,6 +91,7 @@ def test_curves_hold_what_the_paper_looks_at(shapes_config: Configured, tmp_path
         "lr",
         "grad_norm",
         "tokens_per_second",
+        "data_wait",
     }
     # policy = reference at the first step: (1 + 1 + 1)·log 2 and no divergence
     first = records[0]["figures"]
@@ -150,6 +152,44 @@ def test_a_prompt_longer_than_the_limit_is_told(shapes_config: Configured, tmp_p
 def test_too_few_pairs_for_a_batch_are_told(shapes_config: Configured, tmp_path: Path) -> None:
     with pytest.raises(TrialError, match="no full batch: 3 pairs, training.batch_size 4"):
         run_trial(shapes_config(data__limit=3), folder=tmp_path)
+
+
+def test_where_the_time_goes_is_told(shapes_config: Configured, tmp_path: Path) -> None:
+    seconds = run_trial(shapes_config(**SCORED), folder=tmp_path).seconds
+    assert set(seconds) == {
+        "imports",
+        "check data",
+        "model",
+        "train",
+        "first_step",
+        "score report/shapes",
+    }
+    assert 0 < seconds["first_step"] < seconds["train"]
+    waits = [r["figures"]["data_wait"] for r in read_records(tmp_path / "curves.jsonl")]
+    assert all(0 < wait < 1 for wait in waits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"benchmarks": {"select": ["shaps"]}},
+            "unknown benchmark 'shaps': did you mean",
+        ),
+        ({"engine__device": "cuda"}, "engine.device is cuda, and torch finds no GPU: choose auto"),
+    ],
+)
+def test_what_there_is_not_is_told_before_anything_is_trained(
+    shapes_config: Configured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrialError, match=expected):
+        run_trial(shapes_config(**changes), folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_is_told(shapes_config: Configured, tmp_path: Path) -> None:

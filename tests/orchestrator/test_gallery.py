@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,66 @@ def test_the_same_seed_draws_the_same_figure(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+def test_two_files_of_one_name_are_two_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = []
+    for number, folder in enumerate("abc"):
+        (tmp_path / folder).mkdir()
+        picture(number, (60, 40)).save(tmp_path / folder / "photo.png")
+        names.append(str(tmp_path / folder / "photo.png"))
+    assert call("gallery", *names, "--timesteps", "", "--json") == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    shown = [cell["image"] for cell in cells if cell["shown"] == "image"]
+    assert shown == ["photo", "photo (2)", "photo (3)"]
+
+
+OWN = """
+from chip_core.data.rejected_images import ImageStrategy, Traits
+from chip_core.fields import Section, figure
+
+class Parameters(Section):
+    value: int = figure(9, doc="what is taken from white")
+
+class Pale(ImageStrategy[Parameters]):
+    parameters = Parameters
+    traits = Traits(random=False, keeps_size=True)
+
+    def reject(self, source):
+        return source.image.point(lambda value: 255 - self.settings.value)
+"""
+
+
+def test_one_strategy_alone_a_users_own_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_pictures.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["--set", "strategy=own_pictures:Pale"]
+
+    def shown(*arguments: str) -> list[str]:
+        assert call("gallery", *arguments, "--json") == 0
+        cells = json.loads(capsys.readouterr().out)["cells"]
+        return [cell["shown"] for cell in cells if cell["image"] == "train/0"]
+
+    assert shown(*own, "--set", "parameters.value=3") == ["image", "own_pictures:Pale"]
+    assert shown("--set", "strategy=crop", "--timesteps", "5") == ["image", "crop", "T = 5"]
+    assert len(shown("--set", "strategy=diffusion")) == 2 + 11
+    assert call("gallery", *own, "--set", "parameters.valu=3") == 2
+    assert "parameters: valu: Extra inputs are not permitted" in capsys.readouterr().err
+    sys.modules.pop("own_pictures", None)
+
+
+def test_a_figure_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    alone = ["--set", "strategy=black"]
+    assert call("gallery", *alone, "--out", str(tmp_path / "file" / "x.png")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("file/x.png cannot be written (File exists)")
+
+
 def test_a_files_turn_is_kept(tmp_path: Path) -> None:
     turned = Image.new("RGB", (30, 10))
     exif = turned.getexif()
@@ -66,6 +127,8 @@ def test_a_files_turn_is_kept(tmp_path: Path) -> None:
         (["--set", "crop.shar=1"], "--set: crop.shar: unknown key 'rejected_image.crop.shar'"),
         (["--set", "crop.share=3"], "--set: crop.share: input should be less than 1, not 3"),
         (["--set", "inpaint.path=/no"], "no diffusers pipeline in /no"),
+        (["--set", "redraw=each_epoch"], "--set: redraw: has no effect on a picture: --seed"),
+        (["--set", "inpaint.path=~nobody-here/x"], "no diffusers pipeline in ~nobody-here/x"),
         (["--out", "figure.xyz"], "--out: figure.xyz: .xyz is no format of a figure"),
     ],
 )

@@ -103,6 +103,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "factors.vision_encoder: give a list of levels, or levels by name",
         ),
         ("seeds: [0, 1]", "seeds: [-1]", "seeds: a seed is negative: use 0 or more"),
+        ("seeds: [0, 1]", f"seeds: [{2**63}]", "seeds: a seed is above 9223372036854775807: use a"),
         ("report: [shapes]", "report: [shaps]", "benchmarks.report[0]: unknown benchmark 'shaps'"),
         (
             "recipe: shapes",

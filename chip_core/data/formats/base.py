@@ -28,10 +28,11 @@ class Format:
 
 
 def rejected_image(raw: Raw) -> ImageRef | None:
-    """Return the rejected image where a row gives one; every format may."""
+    """Return the rejected image where a row gives one; every format may. An empty cell is none."""
     for column in REJECTED_IMAGE_COLUMNS:
-        if raw.get(column) is not None:
-            return image_cell(raw, column)
+        ref = image_cell(raw, column)
+        if ref != ImageRef():
+            return ref
     return None
 
 

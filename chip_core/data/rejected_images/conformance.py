@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from chip_core.config import RejectedImageConfig
 from chip_core.data.rejected_images.images import MOST_PIXELS, as_rgb, same
 from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
-from chip_core.errors import TrialError
+from chip_core.errors import ConfigError, TrialError
 
 MODES = ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F")
 #: A 4:3 photo, a tall one, one of the embedded world, thin ones, one above the bound.
@@ -68,9 +68,28 @@ class Bench:
 
 
 def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
-    """Return check -> what is wrong, None where it is passed."""
-    bench = Bench(config)
-    return {name: check(bench) for name, check in CHECKS.items()}
+    """Return check -> what is wrong, None where it is passed.
+
+    Raises:
+        ConfigError: it is no strategy.
+    """
+    try:
+        bench = Bench(config)
+    except ConfigError:
+        raise  # it is no strategy
+    except Exception as error:  # whatever a user's strategy does
+        return {"it can be made": _brief(error)}
+    found: dict[str, str | None] = {}
+    for name, check in CHECKS.items():
+        try:
+            found[name] = check(bench)
+        except Exception as error:  # whatever a user's strategy does
+            found[name] = _brief(error)
+    return found
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _same_key_same_draw(bench: Bench) -> str | None:
@@ -108,12 +127,11 @@ def _epochs_once(bench: Bench) -> str | None:
 
 
 def _sizes(bench: Bench) -> str | None:
+    on_pixels = RejectedImages(bench.config).acts_on_pixel_values
     for size in SIZES:
         made = bench.of(picture(1, size)).image
-        shown = size if size[0] * size[1] <= MOST_PIXELS else None
-        if made.mode != "RGB" or min(made.size) < 1:
-            return f"an image of {size} gives {made.mode} {made.size}"
-        if bench.traits.keeps_size and shown is not None and made.size != size:
+        whole = not on_pixels or size[0] * size[1] <= MOST_PIXELS  # else people see it smaller
+        if bench.traits.keeps_size and whole and made.size != size:
             return f"declared to keep the size, and {size} becomes {made.size}"
     return None
 

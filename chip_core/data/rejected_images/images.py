@@ -8,6 +8,7 @@ from random import Random
 
 from PIL import Image, ImageChops, ImageFilter
 
+from chip_core.data.image_files import eight_bits
 from chip_core.data.rejected_images.base import Source
 from chip_core.errors import TrialError
 
@@ -25,15 +26,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16 bits or more: PIL alone would cut, not scale
-        wide = image.convert("I")
-        _, top = wide.getextrema()
-        scale = 1.0 if top <= 255 else 255 / 65535 if top <= 65535 else 255 / top  # type: ignore[operator]
-        return wide.point(lambda value: value * scale).convert("L").convert("RGB")
     try:
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
-        return image.convert("RGB")
+        return eight_bits(image).convert("RGB")
     except ValueError:
         raise TrialError(f"an image of mode {image.mode} cannot be read as RGB") from None
 

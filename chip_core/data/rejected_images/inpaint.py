@@ -14,6 +14,7 @@ from chip_core.data.rejected_images.base import ImageStrategy, Source, Traits
 from chip_core.data.rejected_images.images import content_boxes
 from chip_core.data.rejected_images.registry import REJECTED_IMAGES
 from chip_core.errors import TrialError
+from chip_core.files import expanded
 from chip_core.strategies import InpaintParameters
 
 #: Sides that every usual pipeline takes: 8 pixels a latent, 8 latents at the U-Net's bottom.
@@ -76,7 +77,7 @@ def _folder(path: str | None) -> Path:
     """
     if path is None:
         raise ValueError("rejected_image.inpaint.path is missing: name a folder with a pipeline")
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"rejected_image.inpaint.path: no diffusers pipeline in {folder}")
     return folder.absolute()

@@ -22,6 +22,7 @@ from chip_core.data.rejected_images.base import (
 )
 from chip_core.data.rejected_images.images import as_rgb, bounded, same
 from chip_core.data.rejected_images.registry import strategy_class
+from chip_core.errors import TrialError
 from chip_core.seeding import derived_seed
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class RejectedImages:
             given: the sample's own rejected image.
 
         Raises:
-            TrialError: what the strategy needs is not there.
+            TrialError: what the strategy needs is not there, or it did not return an RGB image of
+                the size it declares.
         """
         assert isinstance(self._strategy, ImageStrategy), "acts after the processor: corrupt()"
         true = as_rgb(sample.image)
@@ -104,10 +106,21 @@ class RejectedImages:
             given=None if given is None else bounded(as_rgb(given)),
         )
         made = self._strategy.reject(source)
+        if not isinstance(made, Image.Image) or made.mode != "RGB":
+            what = made.mode if isinstance(made, Image.Image) else type(made).__name__
+            raise TrialError(
+                f"rejected_image: '{self._config.strategy}' returned {what}, not an RGB image"
+            )
         if same(made, work):
             return RejectedImage(image=true, void=True)
-        if self.traits.keeps_size and made.size != true.size:  # it was worked on at a smaller size
-            made = made.resize(true.size)
+        if self.traits.keeps_size:
+            if made.size != work.size:
+                raise TrialError(
+                    f"rejected_image: '{self._config.strategy}' declares that it keeps the size, "
+                    f"and made {made.size} of {work.size}"
+                )
+            if work is not true:  # worked on at a smaller size
+                made = made.resize(true.size)
         return RejectedImage(image=made, void=False)
 
     def corrupt(self, pixel_values: Tensor, *, sample: str, epoch: int = 0) -> Tensor:
@@ -117,9 +130,18 @@ class RejectedImages:
             pixel_values: any shape, normalised.
             sample: the sample's id.
             epoch: of the training, from 0.
+
+        Raises:
+            TrialError: it returned another shape.
         """
         assert isinstance(self._strategy, PixelStrategy), "acts before the processor: image()"
-        return self._strategy.corrupt(pixel_values, self._draw(sample, epoch))
+        left = self._strategy.corrupt(pixel_values, self._draw(sample, epoch))
+        if left.shape != pixel_values.shape:
+            raise TrialError(
+                f"rejected_image: '{self._config.strategy}' made pixel values of shape "
+                f"{tuple(left.shape)} from {tuple(pixel_values.shape)}"
+            )
+        return left
 
     def preview(
         self,

@@ -17,11 +17,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-
-from PIL import Image
+from pathlib import Path
 
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.task import (
+    BENCHMARKS,
+    Benchmark,
+    Decoding,
+    Item,
+    MetricInfo,
+    Picture,
+    Side,
+)
 from chip_core.shapes.captions import compare, question
 from chip_core.shapes.world import SPLIT_SIZES, draw, scene, scene_of
 
@@ -66,41 +74,54 @@ def truth(item: str) -> str:
     return ", ".join(f"a {thing.colour} {thing.shape}" for thing in scene_of(item).things)
 
 
-class ShapesBenchmark:
+class ShapesBenchmark(Benchmark):
     """The embedded world as a benchmark: `select` is tuned on, `test` is reported."""
 
+    version = "shapes-1"
     metrics: Mapping[str, MetricInfo] = {
         "chair_i": MetricInfo(unit="percent", goal="minimize"),
         "chair_s": MetricInfo(unit="percent", goal="minimize"),
         "hal": MetricInfo(unit="percent", goal="minimize"),
         "cover": MetricInfo(unit="percent", goal="maximize"),
     }
-    max_new_tokens = 32
+    splits = True
 
-    def items(self, side: Side, limit: int | None) -> Sequence[Item]:
+    def decoding(self, protocol: ProtocolName) -> Decoding:
+        """Return how its questions are answered."""
+        return Decoding(max_new_tokens=32)
+
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the split's images with their questions, drawn here."""
         split = SPLITS[side]
-        size = SPLIT_SIZES[split] if limit is None else min(limit, SPLIT_SIZES[split])
         return [
             Item(
                 id=f"{split}/{index}",
-                image=draw(scene(split, index)),
                 prompt=question(split, index),
+                pictures=(
+                    Picture(
+                        key=f"{split}/{index}",
+                        read=lambda index=index: draw(scene(split, index)),  # type: ignore[misc]
+                    ),
+                ),
             )
-            for index in range(size)
+            for index in range(SPLIT_SIZES[split])
         ]
 
-    def score(self, answers: Sequence[tuple[str, str]]) -> Sequence[MetricOutcome]:
-        """Score (item id, response) pairs."""
-        return score(answers)
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path | None,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score the answers."""
+        outcomes = score([(answer.item, answer.response) for answer in answers])
+        return Scored(metrics=outcomes, n=len(answers), missing=0)
 
-    def truth(self, item: str) -> str:
+    def truth(self, item: Item) -> str:
         """Say what is in an item's scene."""
-        return truth(item)
-
-    def image(self, item: str) -> Image.Image:
-        """Draw an item's scene again."""
-        return draw(scene_of(item))
+        return truth(item.id)
 
 
 BENCHMARKS.register("shapes")(ShapesBenchmark())

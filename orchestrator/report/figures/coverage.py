@@ -8,23 +8,26 @@ from typing import Any
 from orchestrator.report.figures.base import drawn, label, style
 from orchestrator.report.layout import Picture
 from orchestrator.report.summary import UNTRAINED, Summary
-from orchestrator.report.words import metric_groups, metric_title
+from orchestrator.report.words import metric_groups, metric_title, slug
 
 _LEGEND = 24  # arms that are named beside the figure
+#: What benchmarks call the share of what is there that an answer names.
+_COVERAGE = ("cover", "recall", "object_recall")
 
 
 def pairs(summary: Summary) -> list[tuple[str, str]]:
-    """Return, for each benchmark with both, a metric to be high and one to be low.
+    """Return, for each benchmark with both, its coverage and a metric to be low.
 
-    The primary metric where it is one of them, else the first that the benchmark names.
+    The primary metric where it is one of them, else the first that the benchmark names. Parts of
+    a benchmark (`pope/random/…`) are of questions, whose recall is no coverage.
     """
     primary = summary.plan.study.primary
     chosen = []
     for benchmark, metrics in metric_groups(summary.metrics).items():
-        if benchmark.startswith("select/"):
+        if "/" in benchmark:  # a part, or tuned on
             continue
         ordered = sorted(metrics, key=lambda name: primary is None or name != primary.metric)
-        high = [name for name in ordered if summary.metrics[name].goal == "maximize"]
+        high = [name for name in ordered if name.rpartition("/")[2] in _COVERAGE]
         low = [name for name in ordered if summary.metrics[name].goal == "minimize"]
         if high and low:
             chosen.append((high[0], low[0]))
@@ -63,7 +66,7 @@ def draw_pair(summary: Summary, across: str, up: str) -> tuple[Picture, bytes] |
         f"{up} against {across}: mean over seeds (large), each seed (small). Right and down is "
         "better in both; further left at the same height says less of what is there."
     )
-    name = f"coverage-{up.replace('/', '-')}-{across.rpartition('/')[2]}"
+    name = f"coverage-{slug(up)}-{slug(across.rpartition('/')[2])}"
     return drawn(name, caption, draw, height=max(3.2, 0.5 + 0.17 * min(len(rows), _LEGEND)))
 
 

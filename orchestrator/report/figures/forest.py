@@ -9,7 +9,7 @@ from orchestrator.report.arm_tables import tone
 from orchestrator.report.figures.base import TONES, drawn, label
 from orchestrator.report.layout import Picture
 from orchestrator.report.summary import Summary
-from orchestrator.report.words import baseline_text, metric_title, points_text
+from orchestrator.report.words import baseline_text, metric_title, points_text, slug
 from orchestrator.statistics import Comparison, Contrast
 
 MOST = 60  # lines of a figure
@@ -32,7 +32,7 @@ def draw_differences(summary: Summary, metric: str) -> tuple[Picture, bytes] | N
         f"Differences from {baseline_text(summary)} on {metric}, with marginal 95 % "
         "intervals; coloured by verdict, which is corrected for the number of arms."
     )
-    return _forest(summary, metric, found, f"forest-{metric.replace('/', '-')}", caption)
+    return _forest(summary, metric, found, f"forest-{slug(metric)}", caption)
 
 
 def draw_effects(summary: Summary, metric: str) -> tuple[Picture, bytes] | None:
@@ -45,7 +45,7 @@ def draw_effects(summary: Summary, metric: str) -> tuple[Picture, bytes] | None:
         "by verdict."
     )
     found = [*effects.main, *effects.interactions]
-    return _forest(summary, metric, found, f"effects-{metric.replace('/', '-')}", caption)
+    return _forest(summary, metric, found, f"effects-{slug(metric)}", caption)
 
 
 def _forest(

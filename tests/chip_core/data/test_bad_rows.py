@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ IN_PARQUET = {
     "not text": ({"chosen": 5}, "chosen is of type int, not text"),
     "missing": ({"rejected": None}, "no rejected"),
     "not JSON": ({"text": "{"}, "text is not JSON ("),
+    "too deep": ({"text": "[" * 100_000}, "text is not JSON ("),
     "no object": ({"text": "[1]"}, "text is no JSON object"),
 }
 
@@ -70,6 +72,7 @@ IN_LINES: dict[str, tuple[Any, str]] = {
     "no object": (b"[1]", "no JSON object"),
     "missing": ({"rejected": None}, "no rejected"),
     "a type": ({"chosen": ["A dog."]}, "chosen is of type list, not text"),
+    "an id's encoding": ({"id": "\ud800"}, "id is not UTF-8: a lone surrogate at 0"),
     "an id's type": ({"id": [1]}, "id is of type list, not text or a whole number"),
     "an image's type": ({"image": 5}, "image is of type int, not bytes, a path or"),
     "two images": ({"image": ["images/0.jpg", "images/1.jpg"]}, "image holds 2 images"),
@@ -113,6 +116,16 @@ IN_TRL: dict[str, tuple[dict[str, Any], str]] = {
         "chosen has messages of assistant, user",
     ),
     "none": ({"chosen": []}, "chosen has messages of none"),
+    "missing": ({"chosen": None}, "no chosen"),
+    "a type": ({"chosen": 5}, "chosen is of type int, not text or messages"),
+    "images": (
+        {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]},
+        "prompt names 2 images: one image a pair is supported",
+    ),
+    "an image for an answer": (
+        {"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]},
+        "chosen holds an image and no text",
+    ),
     "role": ({"chosen": [{"content": "A."}]}, "chosen holds a message without a role"),
     "content": ({"chosen": [{"role": "assistant"}]}, "chosen holds a message without content"),
     "video": (
@@ -196,6 +209,39 @@ def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
     Image.new("I;16", (3, 2), 128 * 257).save(out, "PNG")
     path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
     assert load_pairs(DataConfig(source=str(path)))[0].image.getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixels", "greys"),
+    [
+        ("I;16B", [0x8080, 0xFFFF], [128, 255]),  # the most significant byte first
+        ("I", [200, 100], [200, 100]),  # what 8 bits hold stays
+        ("I", [0x8080, 0xFFFF], [128, 255]),
+        ("I", [10**8, 2 * 10**8], [127, 255]),  # 127.5, cut
+        ("I", [-5, 255], [0, 255]),
+        ("F", [0.5, 1.0], [127, 255]),
+        ("F", [100.0, 200.0], [100, 200]),
+        ("F", [0.0, 0.0], [0, 0]),
+    ],
+)
+def test_wide_greys_are_scaled_and_not_cut(
+    tmp_path: Path, mode: str, pixels: list[float], greys: list[int]
+) -> None:
+    kinds = {"I;16B": ">H", "I": "<i", "F": "<f"}
+    data = b"".join(struct.pack(kinds[mode], pixel) for pixel in pixels)
+    out = io.BytesIO()
+    Image.frombytes(mode, (2, 1), data).save(out, "TIFF")
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
+    read = load_pairs(DataConfig(source=str(path)))[0].image
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(grey, grey, grey) for grey in greys]
+
+
+def test_a_pixel_that_is_no_number_is_told(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.new("F", (3, 2), float("inf")).save(out, "TIFF")
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0, **image(out.getvalue()))])
+    (told,) = bad_rows(path)
+    assert "the image is broken (a pixel is not a finite number)" in told
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])

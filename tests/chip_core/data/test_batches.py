@@ -23,12 +23,12 @@ Configured = Callable[..., TrialConfig]
 
 def encoded(config: TrialConfig, *, epoch: int = 0, **changes: Any) -> PairBatch:
     pairs = [dataclasses.replace(pair, **changes) for pair in list(load_pairs(config.data))[:4]]
-    return PairEncoder(build_processor(), config, pairs).batch(pairs, epoch)
+    return PairEncoder(build_processor(), config, pairs).batch(range(4), epoch)
 
 
 def pixels(batch: PairBatch) -> torch.Tensor:
-    assert batch.rejected_image is not None
-    return batch.rejected_image.inputs["pixel_values"]
+    assert batch.rejected_image_prompts is not None
+    return batch.rejected_image_prompts.inputs["pixel_values"]
 
 
 @pytest.mark.parametrize("strategy", ["diffusion", "rotate"])
@@ -44,7 +44,7 @@ def test_redraw(shapes_config: Configured, strategy: str) -> None:
 
 def test_random_takes_another_pairs_image(shapes_config: Configured) -> None:
     batch = encoded(shapes_config(rejected_image="random", data__limit=4))
-    true = batch.chosen.inputs["pixel_values"]
+    true = batch.prompts.inputs["pixel_values"]
     for row, image in enumerate(pixels(batch)):
         matches = [place for place in range(4) if torch.equal(image, true[place])]
         assert len(matches) == 1
@@ -55,7 +55,7 @@ def test_void_images_are_counted(shapes_config: Configured) -> None:
     batch = encoded(shapes_config(rejected_image="crop", data__limit=4))
     assert batch.void == 4  # 48 pixels on a side, and a window of 320 × 240
     assert batch.to(torch.device("cpu")).void == 4
-    assert torch.equal(pixels(batch), batch.chosen.inputs["pixel_values"])
+    assert torch.equal(pixels(batch), batch.prompts.inputs["pixel_values"])
     batch = encoded(shapes_config(rejected_image="rotate", data__limit=4))
     assert batch.void == 0
 
@@ -63,7 +63,7 @@ def test_void_images_are_counted(shapes_config: Configured) -> None:
 def test_given_images_of_another_size(shapes_config: Configured) -> None:
     given = Image.new("L", (20, 70), 200)
     batch = encoded(shapes_config(rejected_image="given", data__limit=4), rejected_image=given)
-    assert pixels(batch).shape == batch.chosen.inputs["pixel_values"].shape
+    assert pixels(batch).shape == batch.prompts.inputs["pixel_values"].shape
     assert batch.void == 0
 
 

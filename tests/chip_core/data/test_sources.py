@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from chip_core import data
 from chip_core.config import DataConfig
+from chip_core.data.check import GoodRow, check_rows
+from chip_core.data.files import cache_folder
 from chip_core.data.image_files import ImageReader
 from chip_core.data.preferences import load_pairs
 from chip_core.data.source import Source, open_source
@@ -104,6 +108,49 @@ def test_json_lines_with_a_rejected_image(tmp_path: Path) -> None:
     assert [pair.rejected_image is None for pair in pairs] == [False, False, True]
 
 
+@pytest.mark.parametrize("empty", ["", [], None, {"bytes": None, "path": None}])
+def test_an_empty_cell_gives_no_rejected_image(tmp_path: Path, empty: Any) -> None:
+    files.write_images(tmp_path, 1)
+    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0, rejected_image=empty)])
+    assert load_pairs(config(path))[0].rejected_image is None
+    with pytest.raises(TrialError, match="rejected image: the row has none"):
+        load_pairs(config(path), rejected_images=True)
+
+
+def test_columns_of_views(tmp_path: Path) -> None:
+    """Arrow's newer layout of texts and bytes, which some writers use."""
+    row = files.rlaif_v(0)
+    texts = {name: pa.array([row[name]], pa.string_view()) for name in ("question", "chosen")}
+    data = pa.array([row["image"]["bytes"]], pa.binary_view())
+    table = pa.table({**texts, "rejected": pa.array([row["rejected"]]), "image": data})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert opened(tmp_path / "a.parquet").format.name == "rlaif-v"
+    (pair,) = load_pairs(config(tmp_path / "a.parquet"))
+    assert (pair.prompt, pair.chosen) == (row["question"], row["chosen"])
+    paths = table.set_column(3, "image", pa.array(["images/0.jpg"], pa.string_view()))
+    parquet.write_table(paths, tmp_path / "b.parquet")
+    assert opened(tmp_path / "b.parquet").format.name == "jsonl"
+
+
+def test_a_cache_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = files.write_parquet(tmp_path / "a.parquet", [files.rlhf_v(0)])
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CHIP_ABLATE_CACHE", str(tmp_path / "file"))
+    pairs = load_pairs(config(path))
+    with pytest.raises(TrialError, match="file/data cannot be written .*: set CHIP_ABLATE_CACHE"):
+        pairs[0]
+
+
+def test_copies_lie_in_the_users_cache_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHIP_ABLATE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/chip-ablate")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "chip-ablate"
+
+
 def test_the_format_can_be_said(tmp_path: Path) -> None:
     path = files.write_parquet(tmp_path / "a.parquet", [files.rlaif_v(0)])
     assert opened(path, format="jsonl").format.name == "jsonl"
@@ -165,8 +212,6 @@ def test_rows_are_read_when_they_are_asked_for(
 
 
 def test_a_whole_file_is_never_in_memory(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     # 200 rows of 100 kB in one row group, 20 MB unpacked; Arrow never holds a fourth of it.
     noise = [bytes((index + place) % 251 for place in range(1000)) * 100 for index in range(8)]
     rows = [
@@ -194,7 +239,11 @@ def test_an_orientation_is_followed(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", files.SIZE).save(tmp_path / "images" / "0.jpg", exif=exif)
     path = files.write_lines(tmp_path / "a.jsonl", [files.line(0)])
-    assert load_pairs(config(path))[0].image.size == (files.SIZE[1], files.SIZE[0])
+    turned = (files.SIZE[1], files.SIZE[0])
+    assert load_pairs(config(path))[0].image.size == turned
+    (checked,) = check_rows(opened(path))
+    assert isinstance(checked, GoodRow)
+    assert checked.size == turned
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from chip_core.data.batches import PairEncoder
+from chip_core.data.batches import CutCount, PairEncoder
 from chip_core.data.preferences import PreferencePair, load_pairs
 from chip_core.errors import TrialError
 from chip_core.models import loading
 from chip_core.results import Progress, read_result
 from chip_core.shapes import captions
 from chip_core.trial import run_trial
+from chip_core.workers import Workers
 
 from . import files
 
@@ -103,28 +104,29 @@ def test_given_rejected_images_are_asked_of_every_row(
 def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured) -> None:
     _, processor = loading.load(TrialConfig(model="shapes").model)
     pairs = list(load_pairs(shapes_config(data__limit=3).data))
-    whole = PairEncoder(processor, shapes_config())
-    batch = whole.batch(pairs)
-    assert whole.cut == {"cut_responses": 0, "cut_tokens": 0}
-    longest = batch.chosen.attention_mask.shape[1]
+    batch = PairEncoder(processor, shapes_config(), pairs).batch(range(3))
+    count = CutCount(Workers())
+    count.add(batch)
+    assert count.totals() == {"cut_responses": 0, "cut_tokens": 0}
     lengths = [
         int(length)
         for part in (batch.chosen, batch.rejected)
-        for length in part.attention_mask.sum(dim=1)
+        for length in batch.prompts.mask.sum(1) + part.mask.sum(1)
     ]
-    limit = max(16, longest - 4)
-    short = PairEncoder(processor, shapes_config(training__max_length=limit))
+    limit = max(16, max(lengths[:3]) - 4)
+    short = PairEncoder(processor, shapes_config(training__max_length=limit), pairs)
     for _ in range(2):  # a second epoch counts nothing twice
-        cut = short.batch(pairs)
-    assert short.cut == {
+        cut = short.batch(range(3))
+        count.add(cut)
+    assert count.totals() == {
         "cut_responses": sum(length > limit for length in lengths),
         "cut_tokens": sum(max(length - limit, 0) for length in lengths),
     }
-    assert short.cut["cut_responses"] > 0
+    assert count.totals()["cut_responses"] > 0
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
-    for one, other in ((batch.chosen, cut.chosen), (batch.rejected, cut.rejected)):
-        assert (one.input_ids == image).sum() == (other.input_ids == image).sum()
-        assert other.input_ids.shape[1] <= limit
+    assert (batch.prompts.ids == image).sum() == (cut.prompts.ids == image).sum()
+    for part in (cut.chosen, cut.rejected):
+        assert (cut.prompts.mask.sum(1) + part.mask.sum(1)).max() <= limit
 
 
 def test_a_prompt_that_does_not_fit_fails(shapes_config: Configured, tmp_path: Path) -> None:

@@ -18,12 +18,16 @@ from chip_core.data.preferences import load_pairs
 from chip_core.errors import TrialError
 from chip_core.files import read_records
 from chip_core.models import loading
-from chip_core.models.adapters import Reference, attach, decoder_linears, merged
+from chip_core.models.adapters import attach, decoder_linears, merged
 from chip_core.models.parts import named_parts, set_trained
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.training.loop import train
-from chip_core.training.step import batch_loss
+from chip_core.training.optimizer import encoder_alone_steps
+from chip_core.training.policy import Policy
+from chip_core.training.reference import LiveReference
 from chip_core.trial import run_trial
+
+from ..plain import logits, original_logits
 
 Configured = Callable[..., TrialConfig]
 TRAINED = [
@@ -40,16 +44,8 @@ TRAINED = [
 def ready(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
     model, processor = loading.load(config.model)
     pairs = load_pairs(config.data)
-    batch = PairEncoder(processor, config).batch([pairs[index] for index in range(4)])
+    batch = PairEncoder(processor, config, pairs).batch(range(4))
     return attach(model, config), processor, batch
-
-
-def logits(model: Any, batch: PairBatch) -> torch.Tensor:
-    part = batch.chosen
-    with torch.no_grad():
-        return model(
-            input_ids=part.input_ids, attention_mask=part.attention_mask, **part.inputs
-        ).logits
 
 
 @pytest.mark.parametrize("changes", TRAINED, ids=lambda c: "-".join(c.values()))
@@ -60,14 +56,14 @@ def test_the_reference_is_the_base_and_does_not_move(
     policy, processor, batch = ready(config)
     base, _ = loading.load(config.model)
     before = logits(base, batch)
-    reference = Reference(policy, config)
+    reference = LiveReference(Policy(policy, config.objective), config)
     assert torch.equal(logits(policy, batch), before)
-    assert torch.equal(logits(reference, batch), before)
+    assert torch.equal(original_logits(reference, policy, batch), before)
     train(
-        config, policy=policy, processor=processor, pairs=load_pairs(config.data),
+        config, model=policy, processor=processor, pairs=load_pairs(config.data),
         folder=tmp_path, on_step=lambda *_: None,
     )  # fmt: skip
-    assert torch.equal(logits(reference, batch), before)
+    assert torch.equal(original_logits(reference, policy, batch), before)
     assert not torch.equal(logits(policy, batch), before)
     # and what is frozen has not moved
     originals = dict(base.named_parameters())
@@ -92,10 +88,15 @@ def test_gradients_are_those_of_a_separate_reference(
                 parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     base, _ = loading.load(config.model)
     gradients = []
-    for reference in (Reference(policy, config), base):
+    whole = Policy(policy, config.objective)
+    live, separate = LiveReference(whole, config), Policy(base, config.objective)
+    for scores, head in (
+        (live.scores(batch), live.head),
+        (separate.reference_scores(batch), separate.head),
+    ):
         trained = set_trained(policy, config)
         policy.zero_grad()
-        batch_loss(policy, reference, batch, config.objective).loss.mean().backward()
+        whole(batch, scores, head).loss.mean().backward()
         gradients.append([copy.deepcopy(parameter.grad) for parameter in trained])
     assert any(gradient is not None for gradient in gradients[0])
     for one, other in zip(*gradients, strict=True):
@@ -171,11 +172,23 @@ def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_pa
         last.update({name: value.clone() for name, value in policy.state_dict().items()})
 
     train(
-        config, policy=policy, processor=processor, pairs=load_pairs(config.data),
+        config, model=policy, processor=processor, pairs=load_pairs(config.data),
         folder=tmp_path, on_step=look,
     )  # fmt: skip
     everything = {"vision_encoder", "projector", "language_model"}
     assert moved == [{"vision_encoder"}] * 2 + [everything] * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "alone"),
+    [(10, 0.3, 3), (10, 0.01, 1), (10, 0.99, 9), (2, 0.3, 1), (1, 0.3, 0)],
+)
+def test_no_stage_is_left_out(
+    shapes_config: Configured, steps: int, share: float, alone: int
+) -> None:
+    config = shapes_config(vision_encoder="staged", staged__share=share)
+    assert encoder_alone_steps(config, steps) == alone
+    assert encoder_alone_steps(shapes_config(staged__share=share), steps) == 0
 
 
 def test_parts_have_their_own_learning_rates(shapes_config: Configured, tmp_path: Path) -> None:

@@ -17,17 +17,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from chip_core.config import ModelConfig, TrialConfig
-from chip_core.data.batches import PairEncoder, Sequences
+from chip_core.data.batches import PairEncoder
 from chip_core.evaluation.generation import generate
-from chip_core.evaluation.task import Item
 from chip_core.files import read_records
 from chip_core.models import loading
-from chip_core.models.adapters import Reference, attach, save_model
+from chip_core.models.adapters import attach, save_model
 from chip_core.models.parts import named_parts, set_trained, trained_parts
 from chip_core.training.loop import train
-from chip_core.training.step import batch_loss
+from chip_core.training.policy import Policy
+from chip_core.training.reference import LiveReference
 
 from .. import families
+from ..plain import logits, objective, original_logits
 
 PAIRS = families.pairs()
 
@@ -58,26 +59,17 @@ def configured(folder: Path) -> Callable[..., TrialConfig]:
     return made
 
 
-def logits(model: Any, sequences: Sequences) -> torch.Tensor:
-    with torch.no_grad():
-        return model(
-            input_ids=sequences.input_ids,
-            attention_mask=sequences.attention_mask,
-            **sequences.inputs,
-        ).logits
-
-
 def test_a_padded_batch_gives_what_each_pair_gives_alone(
     configured: Callable[..., TrialConfig],
 ) -> None:
     config = configured()
     model, processor = loading.load(config.model)
-    encoder = PairEncoder(processor, config)
-    together = encoder.batch(PAIRS)
+    encoder = PairEncoder(processor, config, PAIRS)
+    together = encoder.batch(range(3))
     for what in ("chosen", "rejected", "rejected_image"):
-        whole = logits(model, getattr(together, what))
-        for row, pair in enumerate(PAIRS):
-            alone = logits(model, getattr(encoder.batch([pair]), what))[0]
+        whole = logits(model, together, what)
+        for row in range(3):
+            alone = logits(model, encoder.batch([row]), what)[0]
             assert torch.allclose(whole[row, : len(alone)], alone, atol=2e-5)
 
 
@@ -87,18 +79,19 @@ def test_policy_is_reference_at_first_and_gradients_are_finite(
 ) -> None:
     config = configured(language_model=language_model)
     model, processor = loading.load(config.model)
-    policy = attach(model, config)
-    reference = Reference(policy, config)
-    trained = set_trained(policy, config)
-    batch = PairEncoder(processor, config).batch(PAIRS)
-    assert torch.equal(logits(policy, batch.chosen), logits(reference, batch.chosen))
-    result = batch_loss(policy, reference, batch, config.objective)
+    model = attach(model, config)
+    policy = Policy(model, config.objective)
+    reference = LiveReference(policy, config)
+    trained = set_trained(model, config)
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    assert torch.equal(logits(model, batch), original_logits(reference, model, batch))
+    result = objective(policy, reference, batch)
     # at policy = reference: (1 + 3 + 1) log 2, and no divergence
     assert result.loss.tolist() == pytest.approx([5 * math.log(2)] * 3, rel=1e-6)
     result.loss.mean().backward()
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
-    for part, parameters in trained_parts(policy, config).items():
+    for part, parameters in trained_parts(model, config).items():
         moved = [p for p in parameters.values() if p.grad is not None and p.grad.any()]
         assert moved, f"{part} gets no gradient"
 
@@ -108,10 +101,10 @@ def test_it_trains_and_reloads_with_plain_transformers(
 ) -> None:
     config = configured()
     model, processor = loading.load(config.model)
-    batch = PairEncoder(processor, config).batch(PAIRS)
-    before = logits(model, batch.chosen)
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    before = logits(model, batch)
     train(
-        config, policy=model, processor=processor, pairs=PAIRS, folder=tmp_path,
+        config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path,
         on_step=lambda *_: None,
     )  # fmt: skip
     losses = [record["figures"]["loss"] for record in read_records(tmp_path / "curves.jsonl")]
@@ -119,18 +112,18 @@ def test_it_trains_and_reloads_with_plain_transformers(
     assert losses[1] < losses[0]
     save_model(model, processor, tmp_path / "model", config)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    assert torch.equal(logits(model, batch.chosen), logits(again.eval(), batch.chosen))
-    assert not torch.equal(logits(model, batch.chosen), before)
+    assert torch.equal(logits(model, batch), logits(again.eval(), batch))
+    assert not torch.equal(logits(model, batch), before)
     ours, processor = loading.load(config.model, trained=tmp_path / "model")
-    batch = PairEncoder(processor, config).batch(PAIRS)  # the saved processor reads alike
-    assert torch.equal(logits(model, batch.chosen), logits(ours, batch.chosen))
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))  # the saved processor reads alike
+    assert torch.equal(logits(model, batch), logits(ours, batch))
 
 
 def test_bf16_trains(configured: Callable[..., TrialConfig], tmp_path: Path, folder: Path) -> None:
     config = configured(model={"path": str(folder), "dtype": "bf16"}, optimizer={"lr": 1e-4})
     model, processor = loading.load(config.model)
     train(
-        config, policy=model, processor=processor, pairs=PAIRS, folder=tmp_path,
+        config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path,
         on_step=lambda *_: None,
     )  # fmt: skip
     records = [record["figures"] for record in read_records(tmp_path / "curves.jsonl")]
@@ -146,26 +139,26 @@ def test_an_adapter_reloads_with_plain_transformers_and_peft(
     model, processor = loading.load(config.model)
     policy = attach(model, config)
     train(
-        config, policy=policy, processor=processor, pairs=PAIRS, folder=tmp_path,
+        config, model=policy, processor=processor, pairs=PAIRS, folder=tmp_path,
         on_step=lambda *_: None,
     )  # fmt: skip
     save_model(policy, processor, tmp_path / "model", config)
-    batch = PairEncoder(processor, config).batch(PAIRS)
-    trained = logits(policy, batch.chosen)
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    trained = logits(policy, batch)
 
     base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
     base.load_state_dict(load_file(tmp_path / "model/trained_parts.safetensors"), strict=False)
     again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
-    assert torch.equal(trained, logits(again, batch.chosen))
+    assert torch.equal(trained, logits(again, batch))
 
     ours, _ = loading.load(config.model, trained=tmp_path / "model")
-    assert torch.equal(trained, logits(ours, batch.chosen))
-    assert torch.allclose(trained, logits(ours.merge_and_unload(), batch.chosen), atol=1e-5)
+    assert torch.equal(trained, logits(ours, batch))
+    assert torch.allclose(trained, logits(ours.merge_and_unload(), batch), atol=1e-5)
 
 
 def test_it_answers_in_a_batch_padded_on_the_left(folder: Path) -> None:
     model, processor = loading.load(ModelConfig(path=str(folder)))
-    items = [Item(id=pair.id, image=pair.image, prompt=pair.prompt) for pair in PAIRS]
+    items = families.items()[::4]
     together = generate(model, processor, items, max_new_tokens=6)
     alone = [generate(model, processor, [item], max_new_tokens=6)[0] for item in items]
     assert together == alone
@@ -189,7 +182,7 @@ def test_layers_computed_again_give_the_same_gradients(
         config = configured(engine={"threads": 1, "gradient_checkpointing": again})
         model, processor = loading.load(config.model)
         train(
-            config, policy=model, processor=processor, pairs=PAIRS, folder=tmp_path / str(again),
+            config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path / str(again),
             on_step=lambda *_: None,
         )  # fmt: skip
         saved.append(model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
+from chip_core.evaluation.generation import generate
+from chip_core.evaluation.task import Item
 from chip_core.models import loading
 from chip_core.models.adapters import attach
 from chip_core.models.memory import bytes_needed, check_room
@@ -56,8 +60,34 @@ def an_adapter(folder: Path) -> str:
     return "holds an adapter: name its base model, or export it with --merge"
 
 
+def no_type(folder: Path) -> str:
+    (folder / "config.json").write_text(json.dumps({"model_type": ["llava"]}))
+    return "config.json names no model_type: not a Hugging Face model"
+
+
+def no_json(folder: Path) -> str:
+    (folder / "config.json").write_text("[]")
+    return r"config.json cannot be read \(.*: not a Hugging Face model"
+
+
+def no_index(folder: Path) -> str:
+    (folder / "model.safetensors.index.json").write_text("{}")
+    return "lacks a readable model.safetensors.index.json: copy the folder again"
+
+
 @pytest.mark.parametrize(
-    "harm", [no_folder, no_weights, cut_weights, a_shard_is_missing, no_vision_model, an_adapter]
+    "harm",
+    [
+        no_type,
+        no_json,
+        no_index,
+        no_folder,
+        no_weights,
+        cut_weights,
+        a_shard_is_missing,
+        no_vision_model,
+        an_adapter,
+    ],
 )
 def test_a_broken_folder_is_told_when_planned_and_when_loaded(
     folder: Path, harm: Callable[[Path], str]
@@ -76,6 +106,57 @@ def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrialError, match="lacks 1 of its weights .*projector.*: copy the weights"):
         loading.load(ModelConfig(path=str(folder)))
+
+
+def no_template(folder: Path) -> str:
+    (folder / "chat_template.jinja").unlink()
+    return "has no chat template, .*: add its chat_template.jinja to the folder"
+
+
+def no_end(folder: Path) -> str:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return "its tokenizer has no end of sequence: name eos_token in tokenizer_config.json"
+
+
+def no_processor(folder: Path) -> str:
+    (folder / "processor_config.json").unlink()
+    return "has no processor that can be made: .*; from its parts: "
+
+
+@pytest.mark.parametrize("harm", [no_template, no_end, no_processor])
+def test_what_a_prompt_needs_is_told(folder: Path, harm: Callable[[Path], str]) -> None:
+    expected = harm(folder)
+    with pytest.raises(TrialError, match=expected):
+        loading.load(ModelConfig(path=str(folder)))
+
+
+def test_a_tokenizer_without_padding_pads_with_the_end(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    items = [
+        Item(id=str(words), image=Image.new("RGB", (48, 48)), prompt="What is there? " * words)
+        for words in (1, 3)
+    ]
+    answers = []
+    for path in (folder, MODEL_FOLDER):
+        model, processor = loading.load(ModelConfig(path=str(path)))
+        answers.append(generate(model, processor, items, max_new_tokens=4))
+    assert processor.tokenizer.pad_token != processor.tokenizer.eos_token
+    assert answers[0] == answers[1]
+
+
+def test_weights_are_hashed_piece_by_piece(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    monkeypatch.setattr(Path, "read_bytes", None)  # a file of weights may not fit into memory
+    assert loading.identity(ModelConfig(path=str(folder))) == {"content": digest.hexdigest()}
+    assert loading.identity(ModelConfig(path="nobody/nothing", revision="v1")) == {
+        "hub": "nobody/nothing", "revision": "v1"
+    }  # fmt: skip
 
 
 def test_a_hub_name_without_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from chip_core.config import TrialConfig
+from chip_core.errors import TrialError
 from chip_core.identity import fingerprint, training_identity
 from chip_core.objectives import ObjectiveConfig
-from chip_core.objectives.custom import check_term, load_term
+from chip_core.objectives.custom import check_term, load_term, needs
 from chip_core.objectives.forms import batch_objective
 
 SOURCE = """
@@ -43,6 +44,35 @@ def greedy(chosen, rejected, rejected_image, beta):
     return chosen.log_ratio()
 
 greedy.needs = {"gold"}
+
+def drift(chosen, rejected, rejected_image, beta):
+    return beta * rejected.divergence()
+
+drift.needs = {"divergence"}
+
+number = 3
+
+def one_name(chosen, rejected, rejected_image, beta):
+    return beta * rejected.divergence()
+
+one_name.needs = "divergence"
+
+def no_names(chosen, rejected, rejected_image, beta):
+    return chosen.log_ratio()
+
+no_names.needs = 5
+
+def quits(chosen, rejected, rejected_image, beta):
+    raise SystemExit(3)
+
+def of_three(chosen, rejected, rejected_image, beta):
+    if len(chosen.mask) != 3:
+        raise IndexError("not three")
+    return chosen.log_ratio()
+
+def fixed(chosen, rejected, rejected_image, beta):
+    import torch
+    return torch.ones(3, dtype=torch.float64)
 """
 
 
@@ -72,6 +102,9 @@ def test_a_good_term_passes_every_check(module: Path) -> None:
         ("sees_padding", "two padded tokens changed the loss"),
         ("scalar", "it returned (), not one loss a pair, (3,)"),
         ("raises", "KeyError: 'no'"),
+        ("quits", "SystemExit: 3"),
+        ("of_three", "IndexError: not three"),
+        ("fixed", "a batch of 3 differs from 3 batches of 1"),
         ("constant", "the loss does not depend on the policy's chosen log-probabilities"),
     ],
 )
@@ -86,11 +119,24 @@ def test_a_bad_term_is_told(module: Path, name: str, wrong: str) -> None:
         ("no_such_module:term", "cannot be imported"),
         ("own_terms:greedy", "needs gold: it may need"),
         ("own_terms", "names no code: write module:attr"),
+        ("own_terms:number", "'own_terms:number' is no function"),
+        ("own_terms:no_names", "`needs` is 5: write names, such as {'divergence'}"),
     ],
 )
 def test_a_term_that_is_not_there_is_told(module: Path, name: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         ObjectiveConfig(custom={name: 1.0})
+
+
+def test_a_negative_weight_is_refused(module: Path) -> None:
+    with pytest.raises(ValueError, match="'own_terms:conditional' is negative: use 0 or more"):
+        ObjectiveConfig(custom={"own_terms:conditional": -0.5})
+
+
+def test_a_weight_of_zero_takes_it_out(module: Path) -> None:
+    config = ObjectiveConfig(preset="dpo", custom={"own_terms:conditional": 0.0})
+    assert config.active_custom == ()
+    assert not config.needs_rejected_image
 
 
 def test_it_is_added_with_its_weight(module: Path) -> None:
@@ -108,6 +154,30 @@ def mark(write: Callable[[], object] = lambda: None) -> str:
     write()
     config = TrialConfig(model="shapes", objective={"custom": {"own_terms:conditional": 1.0}})
     return fingerprint(training_identity(config, {"content": "x"}, {}))
+
+
+def test_one_need_may_be_a_bare_name(module: Path) -> None:
+    assert needs(load_term("own_terms:one_name")) == {"divergence"}
+
+
+def test_a_loss_of_another_shape_is_told_in_training(module: Path) -> None:
+    from .test_forms import L, W
+
+    config = ObjectiveConfig(preset="dpo", custom={"own_terms:scalar": 1.0})
+    with pytest.raises(
+        TrialError, match=r"'own_terms:scalar' returned \(\), not one loss a pair, \(1"
+    ):
+        batch_objective(config, chosen=W, rejected=L, rejected_image=None)
+
+
+def test_it_is_given_the_divergence_where_it_asks_for_it(module: Path) -> None:
+    from .test_forms import L, W
+
+    assert not ObjectiveConfig(preset="dpo").needs_divergence
+    config = ObjectiveConfig(terms=(), custom={"own_terms:drift": 2.0})
+    assert config.needs_divergence
+    found = batch_objective(config, chosen=W, rejected=L, rejected_image=None)
+    assert found.loss.item() == pytest.approx(2 * 0.1 * 0.8)  # D_l = 0.5 + 0.3
 
 
 def test_its_source_is_part_of_the_fingerprint(module: Path) -> None:

@@ -267,9 +267,24 @@ def test_padding_changes_nothing(form: str) -> None:
     assert torch.equal(plain.loss, other.loss)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradient_equals_finite_differences(form: str) -> None:
-    config = ObjectiveConfig(form=form, weights={"segment": 3.0, "token": 0.5})
+#: Every term, every form and every setting that has arithmetic of its own.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    **{form: {"form": form, "weights": {"segment": 3.0, "token": 0.5}} for form in FORMS},
+    "mdpo": {"preset": "mdpo", "anchor": {"delta": 0.3, "weight": 2.0}},
+    "token sigmoid": {"preset": "tdpo", "token": {"form": "sigmoid"}},
+    "changed_tokens": {"terms": ("segment",), "segment": {"normalize": "changed_tokens"}},
+    "averages": {"average_logps": True, "weights": {"segment": 2.0}},
+    "averages in one sigmoid": {"form": "one_sigmoid", "average_logps": True},
+    "averaged segments in one sigmoid": {
+        "form": "one_sigmoid", "average_logps": True, "terms": ("segment", "visual"),
+    },
+    "betas": {"betas": {"response": 0.2, "segment": 0.3, "token": 0.4, "visual": 0.5}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradient_equals_finite_differences(name: str) -> None:
+    config = ObjectiveConfig(**OBJECTIVES[name])
 
     def total(w: Tensor, lose: Tensor, v: Tensor, kl: Tensor) -> Tensor:
         def swapped(scored: ResponseScores, policy: Tensor, kl: Tensor | None) -> ResponseScores:
@@ -287,3 +302,43 @@ def test_gradient_equals_finite_differences(form: str) -> None:
 
     inputs = [t.clone().requires_grad_() for t in (W.policy_logps, L.policy_logps, V.policy_logps)]
     assert torch.autograd.gradcheck(total, (*inputs, L.kl.clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_batch_is_the_mean_of_its_pairs(name: str) -> None:
+    config = ObjectiveConfig(**OBJECTIVES[name])
+
+    def responses(lengths: list[int], seed: int) -> ResponseScores:
+        draw = torch.Generator().manual_seed(seed)
+        shape = (len(lengths), max(lengths))
+        logps, others, kl = (
+            torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(3)
+        )
+        mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+        changed = torch.rand(shape, generator=draw) < 0.4
+        return ResponseScores(
+            policy_logps=logps, reference_logps=others, mask=mask, changed=changed, kl=kl
+        )
+
+    def of(scored: ResponseScores, row: int, length: int) -> ResponseScores:
+        def cut(values: Tensor) -> Tensor:
+            return values[row : row + 1, :length]
+
+        assert scored.kl is not None
+        return ResponseScores(
+            policy_logps=cut(scored.policy_logps), reference_logps=cut(scored.reference_logps),
+            mask=cut(scored.mask), changed=cut(scored.changed), kl=cut(scored.kl),
+        )  # fmt: skip
+
+    of_w, of_l = [5, 2, 7, 1], [3, 6, 1, 4]
+    parts = {"chosen": (responses(of_w, 1), of_w), "rejected": (responses(of_l, 2), of_l),
+             "rejected_image": (responses(of_w, 3), of_w)}  # fmt: skip
+    whole = batch_objective(config, **{what: scored for what, (scored, _) in parts.items()})
+    alone = [
+        batch_objective(
+            config,
+            **{what: of(scored, row, lengths[row]) for what, (scored, lengths) in parts.items()},
+        ).loss.item()
+        for row in range(4)
+    ]
+    assert whole.loss.mean().item() == pytest.approx(sum(alone) / 4, rel=1e-12)

@@ -176,6 +176,56 @@ def test_a_weight_of_zero_takes_the_term_out() -> None:
     assert compute(config, given).loss == compute(ObjectiveConfig(preset="dpo"), given).loss
 
 
+def test_terms_take_the_presets_place() -> None:
+    config = ObjectiveConfig(preset="mdpo", terms=("token", "response"))
+    assert config.active_terms == ("response", "token")
+    with pytest.raises(ValueError, match="a term is named twice: name each once"):
+        ObjectiveConfig(terms=("response", "response"))
+
+
 def test_no_active_term_is_refused() -> None:
     with pytest.raises(ValueError, match="no term is active"):
         ObjectiveConfig(preset="dpo", weights={"response": 0})
+
+
+def test_padded_and_shifted_logits_are_taken() -> None:
+    """Rows beyond the last token, and the last token's own row, are not looked at."""
+    given = logits(7)
+    expected = compute(ObjectiveConfig(), given).loss
+    padded = {
+        name: torch.cat([rows, torch.full((3, V), torch.nan)]) for name, rows in given.items()
+    }
+    shifted = {name: rows[:-1] for name, rows in given.items()}
+    assert torch.equal(compute(ObjectiveConfig(), padded).loss, expected)
+    assert torch.equal(compute(ObjectiveConfig(), shifted).loss, expected)
+
+
+def test_logits_that_do_not_fit_are_told() -> None:
+    given = logits(8)
+    short = {**given, "reference_rejected_logits": given["reference_rejected_logits"][:-2]}
+    with pytest.raises(ValueError, match="reference_rejected_logits: 8 rows, fewer than 3 tokens"):
+        compute(ObjectiveConfig(), short)
+    absent = {**given, "policy_rejected_image_logits": None}
+    with pytest.raises(ValueError, match="policy_rejected_image_logits: None, fewer than"):
+        compute(ObjectiveConfig(), absent)
+    assert compute(ObjectiveConfig(preset="hdpo"), absent).loss.isfinite()
+    with pytest.raises(ValueError, match="prompt_ids is empty"):
+        compute(ObjectiveConfig(), given, prompt=[])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
+    given = logits(9)
+    exact = compute(ObjectiveConfig(), given).loss.item()
+    rough = compute(ObjectiveConfig(), {name: rows.to(dtype) for name, rows in given.items()})
+    assert rough.loss.item() == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("form", ["paper", "one_sigmoid", "released"])
+@pytest.mark.parametrize("empty", ["chosen", "rejected"])
+def test_an_empty_response_says_nothing(form: str, empty: str) -> None:
+    config = ObjectiveConfig(form=form)
+    given = logits(10)
+    found = compute(config, given, **{empty: []})
+    assert found.loss.isfinite()
+    assert getattr(found, f"{empty}_reward").item() == 0.0

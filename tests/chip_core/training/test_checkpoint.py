@@ -35,7 +35,7 @@ def at(step: int) -> Callable[[Progress], None]:
 def curves(folder: Path) -> list[Any]:
     records = read_records(folder / "curves.jsonl")
     for record in records:
-        del record["time"], record["figures"]["tokens_per_second"]
+        del record["time"], record["figures"]["tokens_per_second"], record["figures"]["data_wait"]
     return records
 
 

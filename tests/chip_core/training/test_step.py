@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.data.batches import PairBatch, PairEncoder, Sequences, batch_order
+from chip_core.data.batches import PairEncoder, batch_order
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
 from chip_core.models.parts import named_parts, set_trained
-from chip_core.objectives import objective_from_logits
-from chip_core.training.step import batch_loss
+from chip_core.training.policy import Policy
+
+from ..plain import plain_loss
 
 
 @pytest.fixture(scope="module")
@@ -35,46 +36,6 @@ def moved(model: Any) -> Any:
     return policy
 
 
-def alone(model: Any, sequences: Sequences, row: int) -> torch.Tensor:
-    """Return one row's logits, computed without its padding."""
-    length = int(sequences.attention_mask[row].sum())
-    inputs = {name: value[row : row + 1] for name, value in sequences.inputs.items()}
-    ids = sequences.input_ids[row : row + 1, :length]
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
-
-
-def plain_loss(
-    policy: Any, reference: Any, batch: PairBatch, config: TrialConfig, eos_id: int
-) -> torch.Tensor:
-    losses = []
-    for row in range(len(batch)):
-        sequences = {
-            "chosen": batch.chosen,
-            "rejected": batch.rejected,
-            "rejected_image": batch.rejected_image,
-        }
-        given = {}
-        for what, part in sequences.items():
-            for who, model in (("policy", policy), ("reference", reference)):
-                logits = None if part is None else alone(model, part, row)
-                given[f"{who}_{what}_logits"] = logits
-        ids = {}
-        for what in ("chosen", "rejected"):
-            part = sequences[what]
-            ids[what] = part.input_ids[row][part.response[row]]
-        start = int(batch.chosen.response[row].int().argmax())
-        output = objective_from_logits(
-            config.objective,
-            prompt_ids=batch.chosen.input_ids[row, :start],
-            chosen_ids=ids["chosen"],
-            rejected_ids=ids["rejected"],
-            **given,
-            eos_id=eos_id,
-        )
-        losses.append(output.loss)
-    return torch.stack(losses).mean()
-
-
 @pytest.mark.parametrize("objective", ["dpo", "cmdpo", "chip"])
 def test_loss_and_gradients_equal_the_plain_ones(
     base: tuple[Any, Any], shapes_config: Callable[..., TrialConfig], objective: str
@@ -82,12 +43,14 @@ def test_loss_and_gradients_equal_the_plain_ones(
     reference, processor = base
     config = shapes_config(objective=objective, vision_encoder="trained")
     pairs = load_pairs(config.data)
-    batch = PairEncoder(processor, config).batch([pairs[index] for index in range(4)])
-    assert len(set(batch.chosen.attention_mask.sum(-1).tolist())) > 1  # there is padding
+    batch = PairEncoder(processor, config, pairs).batch(range(4))
+    assert len(set(batch.chosen.mask.sum(-1).tolist())) > 1  # there is padding
     eos = processor.tokenizer.eos_token_id
     gradients = []
     losses = []
-    for how in (lambda p: batch_loss(p, reference, batch, config.objective).loss.mean(),
+    known = Policy(reference, config.objective).reference_scores(batch)
+    head = Policy(reference, config.objective).head
+    for how in (lambda p: Policy(p, config.objective)(batch, known, head).loss.mean(),
                 lambda p: plain_loss(p, reference, batch, config, eos)):  # fmt: skip
         policy = moved(reference)
         trained = set_trained(policy, config)
@@ -108,14 +71,13 @@ def test_the_end_of_sequence_is_scored_and_never_changed(
     _, processor = base
     config = shapes_config()
     pairs = load_pairs(config.data)
-    batch = PairEncoder(processor, config).batch([pairs[index] for index in range(8)])
+    batch = PairEncoder(processor, config, pairs).batch(range(8))
     for part in (batch.chosen, batch.rejected):
         for row in range(8):
-            last = int(part.attention_mask[row].sum()) - 1
-            assert part.input_ids[row, last] == processor.tokenizer.eos_token_id
-            assert part.response[row, last]
+            last = int(part.mask[row].sum()) - 1
+            assert part.ids[row, last] == processor.tokenizer.eos_token_id
             assert not part.changed[row, last]
-            assert not (part.changed[row] & ~part.response[row]).any()
+            assert not (part.changed[row] & ~part.mask[row]).any()
     assert batch.chosen.changed.any(-1).float().mean() > 0.5
 
 
@@ -124,7 +86,7 @@ def test_text_only_objectives_make_no_rejected_image(
 ) -> None:
     config = shapes_config(objective="hdpo")
     pairs = load_pairs(config.data)
-    assert PairEncoder(base[1], config).batch([pairs[0]]).rejected_image is None
+    assert PairEncoder(base[1], config, pairs).batch([0]).rejected_image is None
 
 
 def test_parts_are_the_whole_and_do_not_overlap(base: tuple[Any, Any]) -> None:

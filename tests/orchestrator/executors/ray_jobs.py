@@ -10,10 +10,11 @@ from dataclasses import asdict
 
 import psutil
 
-from chip_core.errors import NonFiniteLossError
+from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import write_json
 from chip_core.results import RESULT, Progress, TrialResult
-from orchestrator.executors.base import Job
+from chip_core.workers import current
+from orchestrator.executors.base import Job, execute
 from orchestrator.executors.ray_session import ENVIRONMENT
 
 Report = Callable[[Progress], None]
@@ -63,6 +64,27 @@ def _kills_controller(job: Job, report: Report) -> None:
     mine = [p for p in others if "TrainController" in "".join(p.cmdline())]
     max(mine, key=psutil.Process.create_time).kill()
     time.sleep(600)
+
+
+def _trains(job: Job, report: Report) -> None:
+    execute(job, report)
+
+
+def _second_fails(job: Job, report: Report) -> None:
+    report(Progress(phase="start", done=0, total=1))
+    workers = current()
+    assert workers.size == 2
+    if not workers.first:
+        raise TrialError("row 7 is bad")
+    workers.wait()
+
+
+def _second_dies(job: Job, report: Report) -> None:
+    report(Progress(phase="start", done=0, total=1))
+    workers = current()
+    if not workers.first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    workers.wait()
 
 
 def _silent(job: Job, report: Report) -> None:

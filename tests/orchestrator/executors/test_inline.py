@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.config import TrialConfig
+from chip_core.errors import UserError
 from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 
@@ -38,6 +39,14 @@ def test_a_failure_is_that_jobs_alone(tmp_path: Path) -> None:
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert failed.reason == "no full batch: 1 pairs, training.batch_size 2"
     assert "TrialError" in (tmp_path / "bad" / TRACEBACK).read_text()
+
+
+def test_a_trial_of_several_workers_is_refused(tmp_path: Path) -> None:
+    config = TrialConfig.model_validate({**SHORT, "engine": {"workers_per_trial": 2}})
+    job = Job(id="a", name="a", config=config, folder=tmp_path / "a")
+    with pytest.raises(UserError, match="workers_per_trial is 2, and the inline executor has one"):
+        InlineExecutor().run([job], lambda event: None)
+    assert not job.folder.exists()
 
 
 def test_what_a_listener_raises_is_no_trials_failure(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,9 +21,19 @@ from ray.cluster_utils import Cluster
 
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.errors import UserError
+from chip_core.files import read_records
 from chip_core.results import Progress
-from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Progressed, Started
-from orchestrator.executors.ray_session import ENVIRONMENT
+from orchestrator.executors.base import (
+    TRACEBACK,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Progressed,
+    Started,
+    execute,
+)
+from orchestrator.executors.ray_session import ENVIRONMENT, _slots, placement_of
 from orchestrator.executors.ray_tune import RayTuneExecutor
 from orchestrator.executors.ray_worker import REPORT_EVERY, throttled
 
@@ -105,6 +116,65 @@ def test_jobs_fail_each_for_itself_and_nothing_is_left(
     assert ray_processes() == set()
     assert not (tmp_path / "work" / "ray").exists()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.ray
+def test_several_workers_share_a_trial(tmp_path: Path) -> None:
+    short = {
+        "model": "shapes",
+        "training": {"max_steps": 3, "batch_size": 3},
+        "benchmarks": {"report": [{"name": "shapes", "limit": 4}]},
+        "engine": {"micro_batch": 2, "threads": 1, "workers_per_trial": 2},
+    }
+    names = ["trains", "second_fails", "second_dies"]
+    jobs = [
+        Job(id=name, name=name, config=TrialConfig.model_validate(short), folder=tmp_path / name)
+        for name in names
+    ]
+    events: list[Event] = []
+
+    RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:play").run(jobs, events.append)
+
+    assert ends(events) == {
+        "trains": "finished",
+        "second_fails": "row 7 is bad",
+        "second_dies": "the worker process died (killed, out of memory, or crashed)",
+    }
+    assert ray_processes() == set()
+    [result] = [e.result for e in events if isinstance(e, Finished) and e.job.name == "trains"]
+    told = [e.progress for e in events if isinstance(e, Progressed) and e.job.name == "trains"]
+    assert {progress.phase for progress in told} == {"start", "train", "score shapes"}
+    alone = {**short, "engine": {**short["engine"], "workers_per_trial": 1}}
+    job = Job(id="a", name="a", config=TrialConfig.model_validate(alone), folder=tmp_path / "alone")
+    same = execute(job, lambda progress: None)
+    assert result.metrics == same.metrics
+    curves = [read_records(each.folder / "curves.jsonl") for each in (jobs[0], job)]
+    for one, other in zip(*curves, strict=True):
+        assert one["figures"]["loss"] == pytest.approx(other["figures"]["loss"], rel=1e-5)
+        assert one["figures"]["grad_norm"] == pytest.approx(other["figures"]["grad_norm"], rel=1e-4)
+
+
+def test_what_fits_and_where() -> None:
+    def job(workers: int, **engine: float) -> Job:
+        config = TrialConfig(
+            model=ModelConfig(path="shapes"),
+            engine=EngineConfig.model_validate({"workers_per_trial": workers, **engine}),
+        )
+        return Job(id="a", name="a", config=config, folder=Path("a"))
+
+    nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0}]
+    one, two, four, six = (job(workers, gpus_per_worker=1) for workers in (1, 2, 4, 6))
+    assert _slots([one] * 20, nodes, "here") == 7
+    assert _slots([two] * 20, nodes, "here") == 3  # two on the first node, one on the second
+    assert _slots([four] * 20, nodes, "here") == 1
+    assert _slots([six] * 20, nodes, "here") == 1  # over two nodes
+    assert [placement_of(each, nodes) for each in (two, four, six)] == [
+        "STRICT_PACK", "STRICT_PACK", "PACK",
+    ]  # fmt: skip
+    assert replace(two, untrained=True).workers == 1  # scoring is one worker's work
+    assert _slots([job(1, gpus_per_worker=0.2)] * 99, [{"CPU": 9.0, "GPU": 0.6}], "here") == 3
+    with pytest.raises(UserError, match="a trial has 8 workers, and each asks for 1 CPU and 1 GPU"):
+        _slots([job(8, gpus_per_worker=1)], nodes, "here")
 
 
 @pytest.mark.ray

@@ -51,9 +51,7 @@ def test_the_largest_changes_with_both_answers(finished: Run) -> None:
 
 
 def test_the_embedded_worlds_images_are_drawn_again(finished: Run) -> None:
-    image = changes(finished(score=score))[ARM].items[0].image
-    assert image is not None
-    media, content = image
+    ((media, content),) = changes(finished(score=score))[ARM].items[0].images
     assert media == "image/png"
     assert content.startswith(b"\x89PNG")
 
@@ -64,6 +62,16 @@ def test_a_few_each_way(finished: Run) -> None:
 
     found = changes(finished(score=many))[ARM]
     assert [change.better for change in found.items] == [True] * EACH_WAY + [False] * EACH_WAY
+
+
+def test_a_unit_that_is_no_question_is_not_shown(finished: Run) -> None:
+    """Some figures count sets of questions: there is no answer to show."""
+    made = finished(score=score)
+    for trial in made.plan.trials:
+        file = made.place(trial) / "responses/report-shapes.jsonl"
+        rows = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(row for row in rows if '"item": "test/8"' not in row))
+    assert [change.item for change in changes(made)[ARM].items] == ["test/4"]
 
 
 def test_answers_of_any_kind(finished: Run) -> None:

@@ -89,6 +89,15 @@ def test_the_primary_metric_stands_against_what_it_is_traded_for(finished: Run) 
     assert pairs(finished(text).summary) == [("shapes/cover", "shapes/hal")]
 
 
+def test_coverage_is_of_descriptions(finished: Run) -> None:
+    made = finished(STUDY.replace("[shapes]", "[pope, amber, mmhal, chair, shapes]"))
+    assert pairs(made.summary) == [
+        ("shapes/cover", CHAIR),
+        ("amber/cover", "amber/chair"),
+        ("chair/recall", "chair/chair_s"),
+    ]
+
+
 @pytest.mark.usefixtures("blank_figures")
 def test_names_with_odd_characters_are_drawn_as_text(finished: Run) -> None:
     text = STUDY.replace(

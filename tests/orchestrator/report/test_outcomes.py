@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from orchestrator.plan import Trial
@@ -34,6 +35,19 @@ def test_without_item_outcomes_items_are_fixed(finished: Run) -> None:
     # the figure shown and the difference are still those of the seeds
     base = next(row for row in summary.rows if row.name == "dpo, frozen").figures[CHAIR]
     assert abs(comparison.contrast.estimate - (row.figures[CHAIR].mean - base.mean)) < 1e-9
+
+
+def test_items_that_leave_nothing_to_divide_by_are_fixed(finished: Run) -> None:
+    """A figure can be there all the same: an official script adds constants."""
+    made = finished()
+    file = made.place(made.trial("chip, frozen, seed 0")) / "scores/report-shapes.json"
+    scores = json.loads(file.read_text())
+    for metric in scores["metrics"]:
+        metric["items"] = [{**item, "denominator": 0.0} for item in metric["items"]]
+    file.write_text(json.dumps(scores))
+    one = made.summary.compared[CHAIR]
+    assert (one.items, one.dropped) == ((), 0)
+    assert {values.shape for values in one.results.metric(CHAIR).values} == {(3, 1)}
 
 
 def test_a_seed_without_the_figure_is_left_out_of_its_arm(finished: Run) -> None:

@@ -12,12 +12,16 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from rich.console import Console
 
 from chip_core.errors import UserError
 from orchestrator.plan import Plan
+from orchestrator.run import run_study
 from orchestrator.tracking.base import ArmView, TrialView
 from orchestrator.tracking.mlflow import UI, MlflowTracker, tracking_uri
 from orchestrator.tracking.mlflow_store import MlflowStore
+
+from ..fakes import FakeExecutor
 
 WRITES = (
     "create_run",
@@ -376,6 +380,19 @@ def test_of_two_runs_for_one_seed_one_stays(workdir, tracker, plan, run_all, sho
     seen = shown()
     assert seen.trial(plan.arms[0].trials[0]).info.run_id == twin.info.run_id
     assert [run.info.status for run in seen.of("superseded trial")] == ["KILLED"]
+
+
+def test_the_pictures_of_a_study_on_rejected_images_are_attached(tracker, plan_of, workdir, shown):
+    plan = plan_of(STUDY.replace("objective: [dpo, chip]", "rejected_image: [black, blur]"))
+    run_study(
+        plan,
+        workdir=workdir,
+        executor=FakeExecutor,
+        tracker=tracker,
+        console=Console(quiet=True),
+    )
+    [study] = shown().of("study")
+    assert "report/figures/rejected-images.png" in shown().files(study, "report/figures")
 
 
 def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, shown):

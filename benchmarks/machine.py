@@ -1,0 +1,82 @@
+"""What every benchmark says beside its figures: the machine, the versions, the date."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_VERSIONS = ("torch", "transformers", "peft", "ray", "mlflow", "numpy")
+
+
+def describe() -> dict[str, Any]:
+    """Return the machine, what runs on it, and when; nothing is imported that was not before."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": cores,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_before": round(os.getloadavg()[0], 2),
+        "gpu": _gpu(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: found for name in _VERSIONS if (found := _version(name))},
+        "environment": {
+            name: os.environ[name]
+            for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+            if name in os.environ
+        },
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, smallest and largest of repeats."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "repeats": len(values),
+    }
+
+
+def line(machine: dict[str, Any]) -> str:
+    """Return a machine as one line for people."""
+    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
+    return (
+        f"{machine['date']}: {machine['cores']} cores of {machine['processor']}, "
+        f"{machine['memory_gib']} GiB, load {machine['load_before']}, "
+        f"{machine['gpu'] or 'no GPU'}; Python {machine['python']}, {versions}"
+    )
+
+
+def _processor() -> str:
+    try:
+        for entry in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if entry.startswith("model name"):
+                return entry.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

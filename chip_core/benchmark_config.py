@@ -1,0 +1,98 @@
+"""The sections of a configuration that say what a model is asked, and who judges its answers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import field_validator, model_validator
+
+from chip_core.fields import Section, engine, figure
+
+
+class BudgetConfig(Section):
+    """What a judge may cost: counted over all trials and studies of a work directory."""
+
+    calls: int | None = engine(None, ge=1, doc="most calls that are paid for; null: no bound")
+    tokens: int | None = engine(None, ge=1, doc="most tokens, of questions and replies")
+
+
+class JudgeConfig(Section):
+    """A language model that reads answers, behind an endpoint as OpenAI's. A string is the model.
+
+    Figures from another judge are not comparable: its model is part of the fingerprint.
+    """
+
+    model: str = figure(min_length=1, doc="the judge's name, as the endpoint knows it")
+    temperature: float | None = figure(
+        None, ge=0, doc="in place of what the benchmark's own script asks with"
+    )
+    max_tokens: int | None = figure(None, ge=1, doc="longest reply, in place of the script's own")
+    base_url: str | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
+    api_key_env: str | None = engine(
+        "OPENAI_API_KEY",
+        doc="the environment variable that holds the key, where trials run; null: no key",
+    )
+    timeout: float = engine(60.0, gt=0, doc="seconds that one call may take")
+    concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
+    retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
+    budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string_is_the_model(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_it(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("is no address: write https://HOST/v1")
+        if parts.username is not None or parts.password is not None or parts.query:
+            raise ValueError(
+                "holds a key or a query: this address is written down with every figure; put the "
+                "key into an environment variable and name that by api_key_env"
+            )
+        return value
+
+
+class BenchmarkConfig(Section):
+    """One benchmark of a study."""
+
+    name: str = figure(min_length=1, doc="the benchmark's name, or module:attr of your own")
+    protocol: Literal["official", "corrected", "chip"] = figure(
+        "official",
+        doc="'official': as its own script, quirks included; 'corrected': what it says it "
+        "measures; 'chip': decoding and reading of the paper",
+    )
+    limit: int | None = figure(None, ge=1, doc="a seeded subset of N questions; null: all")
+    max_new_tokens: int | None = figure(
+        None, ge=1, doc="longest answer, in place of the benchmark's own"
+    )
+    num_beams: int | None = figure(
+        None, ge=1, doc="beams of the decoding, 1 is greedy; null: 3 under 'chip', else 1"
+    )
+    judge: JudgeConfig | None = figure(None, doc="who reads the answers, where it takes a judge")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string_is_the_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class BenchmarksConfig(Section):
+    """`select` is tuned on, `report` is quoted from."""
+
+    select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
+    report: tuple[BenchmarkConfig, ...] = figure((), doc="for the table alone")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> BenchmarksConfig:
+        for side in ("select", "report"):
+            names = [benchmark.name for benchmark in getattr(self, side)]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{side}: a benchmark is named twice: name each once")
+        return self

@@ -1,0 +1,85 @@
+"""Batches in their order, encoded when they are asked for or ahead of it by other processes."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from chip_core.data.portions import Portion
+from chip_core.data.tensors import PairBatch
+
+#: Batches that each process has ready at most.
+AHEAD = 2
+
+#: Encodes pairs, named by their places, of an epoch.
+Encode = Callable[[Sequence[int], int], PairBatch]
+
+
+class Loader:
+    """Encodes batches in order. What encoding raises comes out where the batch is asked for."""
+
+    def __init__(
+        self, encode: Encode, schedule: Sequence[tuple[Portion, int]], *, processes: int = 0
+    ) -> None:
+        """Start the processes.
+
+        Args:
+            encode: `PairEncoder.batch`; changes nothing that its caller reads.
+            schedule: portions and their epochs, in order.
+            processes: how many encode ahead; 0: each batch is encoded when it is asked for.
+        """
+        self.waited = 0.0  # seconds that batches were waited for
+        encoded = _Encoded(encode, schedule)
+        self._batches: Iterator[PairBatch | Exception]
+        if processes == 0:
+            self._batches = (encoded[number] for number in range(len(schedule)))
+        else:
+            self._batches = iter(
+                DataLoader(
+                    encoded,
+                    batch_size=None,
+                    shuffle=False,
+                    num_workers=min(processes, len(schedule)),
+                    prefetch_factor=AHEAD,
+                    collate_fn=_as_it_is,
+                    # Forked: a new interpreter would import for five seconds, and a processor
+                    # composed here (chip_core/models/processing.py) cannot be sent to one.
+                    multiprocessing_context="fork",
+                )
+            )
+
+    def next(self) -> PairBatch:
+        """Return the next batch of the schedule."""
+        began = time.perf_counter()
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - began
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
+
+class _Encoded(Dataset[Any]):
+    """The schedule as DataLoader takes it."""
+
+    def __init__(self, encode: Encode, schedule: Sequence[tuple[Portion, int]]) -> None:
+        self._encode, self._schedule = encode, schedule
+
+    def __len__(self) -> int:
+        return len(self._schedule)
+
+    def __getitem__(self, number: int) -> PairBatch | Exception:
+        portion, epoch = self._schedule[number]
+        try:
+            return self._encode(portion.places, epoch)
+        except Exception as error:  # comes out of `next` in its own words, not in DataLoader's
+            if get_worker_info() is not None:  # what is lost on the way from process to process
+                error.add_note(traceback.format_exc())
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,129 @@
+"""A batch of pairs as padded tensors: each prompt once, and the responses to it.
+
+Shapes: B pairs, P tokens of a prompt with its image, C tokens of a response. All padding is on
+the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts with their images, and what a model takes beside token ids."""
+
+    ids: Tensor  # (B, P)
+    mask: Tensor  # (B, P) bool, true on tokens of the prompt
+    inputs: dict[str, Tensor]  # pixel values and their like; `…token_type_ids` are (B, P)
+
+    def to(self, device: torch.device) -> Prompts:
+        """Return the same on a device."""
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        return Prompts(ids=self.ids.to(device), mask=self.mask.to(device), inputs=inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """One response a pair."""
+
+    ids: Tensor  # (B, C)
+    mask: Tensor  # (B, C) bool, true on tokens of the response
+    changed: Tensor  # (B, C) bool, true on tokens of a segment
+
+    def to(self, device: torch.device) -> Responses:
+        """Return the same on a device."""
+        return Responses(
+            ids=self.ids.to(device), mask=self.mask.to(device), changed=self.changed.to(device)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch:
+    """What one forward pass of the objective needs."""
+
+    places: tuple[int, ...]  # of the pairs in the training data
+    epoch: int  # counted from 0; decides the rejected image where it is drawn anew each epoch
+    prompts: Prompts
+    chosen: Responses
+    rejected: Responses
+    rejected_image_prompts: Prompts | None  # the prompts with the rejected image; if needed
+    rejected_image: Responses | None  # the chosen responses, cut by those prompts' lengths
+    void: int = 0  # rejected images that are the true ones after all
+    cut: tuple[tuple[str, str, int], ...] = ()  # (sample, side, tokens) of each response cut
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Return the same on a device."""
+        prompts, response = self.rejected_image_prompts, self.rejected_image
+        return replace(
+            self,
+            prompts=self.prompts.to(device),
+            chosen=self.chosen.to(device),
+            rejected=self.rejected.to(device),
+            rejected_image_prompts=None if prompts is None else prompts.to(device),
+            rejected_image=None if response is None else response.to(device),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens, padding left out, the sequences of the batch have.
+
+        A prompt counts once for each response to it, however it is computed.
+        """
+        parts = [self.prompts.mask, self.prompts.mask, self.chosen.mask, self.rejected.mask]
+        if self.rejected_image is not None and self.rejected_image_prompts is not None:
+            parts += [self.rejected_image_prompts.mask, self.rejected_image.mask]
+        return sum(int(part.sum()) for part in parts)
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Return rows of different lengths as (values, mask), both (rows, longest)."""
+    shape = (len(rows), max(map(len, rows)))
+    values = torch.full(shape, fill, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for place, row in enumerate(rows):
+        values[place, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[place, : len(row)] = True
+    return values, mask
+
+
+def stack_inputs(rows: Sequence[dict[str, Tensor]], *, tokens: int) -> dict[str, Tensor]:
+    """Return what a family's model takes beside token ids, of several sequences as one batch.
+
+    - One entry a token (`mm_token_type_ids` and its like): 0, which is text, for padding, to the
+      batch's length.
+    - Everything else goes one after the other along its first dimension: one entry an image, or
+      (Qwen-VL) all patches of all images. Where images differ in their further dimensions (tiles
+      of LLaVA-NeXT, tiles and pixels of Idefics3), the smaller are padded with zeros at the end:
+      `image_sizes` or `pixel_attention_mask` tell the model what is padding.
+    """
+    stacked = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if is_by_token(name):
+            sizes: tuple[int, ...] = (tokens,)
+        else:
+            sizes = tuple(map(max, zip(*(value.shape[1:] for value in values), strict=True)))
+        stacked[name] = torch.cat([_grown(value, sizes) for value in values])
+    return stacked
+
+
+def is_by_token(name: str) -> bool:
+    """Return whether an input of a model has one entry a token."""
+    return name.endswith("token_type_ids")
+
+
+def _grown(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Return a tensor padded with zeros, past the first dimension, to these sizes."""
+    if value.shape[1:] == sizes:
+        return value
+    grown = value.new_zeros((value.shape[0], *sizes))
+    grown[tuple(slice(size) for size in value.shape)] = value
+    return grown

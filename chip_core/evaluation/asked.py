@@ -1,0 +1,111 @@
+"""What a benchmark's settings come to: which questions, how answered, what decides its figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from chip_core import plugins
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.data.files import digest
+from chip_core.errors import UserError
+from chip_core.evaluation.resources import resource_identity
+from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Item, Side
+from chip_core.places import Places
+from chip_core.registry import suggestion
+
+#: Raised whenever code changes which questions are asked, or how they are answered.
+BEHAVIOUR = 2
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """Return a benchmark by its name, or a user's own by module:attr.
+
+    Raises:
+        ValueError: there is none; one line that names the near ones.
+    """
+    if plugins.is_plugin(name):
+        loaded = plugins.load(name)
+        made: Benchmark = loaded() if isinstance(loaded, type) else loaded
+        if not isinstance(made, Benchmark):
+            raise ValueError(
+                f"'{name}' is no benchmark: make it a subclass of "
+                "chip_core.evaluation.task.Benchmark"
+            )
+        return made
+    if name not in BENCHMARKS:
+        known = suggestion(name, [*BENCHMARKS, "module:attr"])
+        raise ValueError(f"unknown benchmark '{name}': {known}")
+    return BENCHMARKS[name]
+
+
+def protocol_problem(settings: BenchmarkConfig, benchmark: Benchmark) -> str | None:
+    """Return what is wrong with the protocol that a benchmark is to be scored by."""
+    if settings.protocol in benchmark.protocols:
+        return None
+    known = ", ".join(sorted(benchmark.protocols))
+    return f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {known}"
+
+
+def decoding_of(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
+    """Return how answers are made."""
+    own = benchmark.decoding(settings.protocol)
+    return Decoding(
+        max_new_tokens=settings.max_new_tokens or own.max_new_tokens,
+        num_beams=settings.num_beams or own.num_beams,
+    )
+
+
+def asked_items(
+    side: Side, settings: BenchmarkConfig, benchmark: Benchmark, places: Places
+) -> tuple[Sequence[Item], int]:
+    """Return the questions that are asked, in the benchmark's order, and how many it has.
+
+    Under `limit` they are the N first of a shuffle that depends on benchmark and ids alone: a
+    larger limit asks the same and more.
+
+    Raises:
+        UserError: a file of the benchmark is missing or broken.
+    """
+    items = benchmark.items(side, data=places.data(settings.name), protocol=settings.protocol)
+    if settings.limit is None or settings.limit >= len(items):
+        return items, len(items)
+    drawn = sorted(items, key=lambda item: _lot(settings.name, item.id))[: settings.limit]
+    chosen = {item.id for item in drawn}
+    return [item for item in items if item.id in chosen], len(items)
+
+
+def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
+    """Return what a fingerprint holds of a benchmark beside its settings.
+
+    Its questions and truths count by content; pictures are taken to be the published ones.
+
+    Raises:
+        UserError: a file of the benchmark is missing.
+    """
+    benchmark = find_benchmark(settings.name)
+    found: dict[str, Any] = {
+        "answers": BEHAVIOUR,
+        "scorer": benchmark.version,
+        "decoding": asdict(decoding_of(settings, benchmark)),
+        "files": _digests(settings, benchmark, places),
+    }
+    if plugins.is_plugin(settings.name):
+        found["source"] = plugins.source_hash(settings.name)
+    return {**found, **resource_identity(settings, benchmark, places)}
+
+
+def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: Places) -> list[list[str]]:
+    try:
+        named = benchmark.files(places.data(settings.name))
+        return sorted([file.name, digest(file)] for file in named)
+    except OSError as error:
+        raise UserError(
+            f"{settings.name}: {error.filename} cannot be read ({error.strerror})"
+        ) from None
+
+
+def _lot(benchmark: str, item: str) -> bytes:
+    return hashlib.sha256(f"limit\x1f{benchmark}\x1f{item}".encode()).digest()

@@ -1,0 +1,138 @@
+"""Benchmarks whose questions and pictures lie in a folder, as they are published."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from chip_core.errors import TrialError, UserError
+from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored, Scorer
+from chip_core.evaluation.task import Benchmark, Decoding, Picture
+
+#: What the paper's evaluation adds to a question that is answered by yes or no.
+YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"
+#: How the paper's evaluation decodes.
+CHIP = Decoding(max_new_tokens=256, num_beams=3)
+
+_DECIDING = {".json", ".jsonl", ".parquet", ".py", ".txt"}
+
+
+class FileBenchmark(Benchmark):
+    """A benchmark with a folder of its own and a scorer."""
+
+    max_new_tokens = 512  # of answers under another protocol than the paper's
+
+    def __init__(self, scorer: Scorer) -> None:
+        """Take over what the scorer says of itself."""
+        self.name = scorer.name
+        self.version = scorer.version
+        self.metrics = scorer.metrics
+        self.needs = frozenset({"data", *scorer.needs})
+        self.protocols = scorer.protocols
+        self._scorer = scorer
+
+    def decoding(self, protocol: ProtocolName) -> Decoding:
+        """Return the paper's under `chip`, else greedy."""
+        return CHIP if protocol == "chip" else Decoding(max_new_tokens=self.max_new_tokens)
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path | None,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score the answers."""
+        found = self._scorer.score(
+            answers, data=self._folder(data), protocol=protocol, resources=resources
+        )
+        if resources.only is None:
+            return found
+        missing = max(len(resources.only) - found.n, 0)
+        return Scored(metrics=found.metrics, n=found.n, missing=missing)
+
+    def files(self, data: Path | None) -> Sequence[Path]:
+        """Return all files of the folder that are text or tables."""
+        found = []
+        for folder, below, names in os.walk(self._folder(data)):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            found += [
+                Path(folder, name)
+                for name in sorted(names)
+                if Path(name).suffix.lower() in _DECIDING and not name.startswith(".")
+            ]
+        return found
+
+    def _folder(self, data: Path | None) -> Path:
+        if data is None:
+            raise UserError(f"{self.name}: its folder is not given: name it by --benchmark-data")
+        return data
+
+
+class Pictures:
+    """The pictures of a benchmark, each made once; they are read when they are asked for."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """Look for files in these folders, the first that has one counts."""
+        self._folders = folders
+        self._made: dict[str, Picture] = {}
+
+    def file(self, *names: str) -> Picture:
+        """Return the picture of a file, which may have one of several names.
+
+        A file that is nowhere is said to be missing under its first name in the first folder.
+        """
+        if names[0] not in self._made:
+            places = [folder / name for folder in self._folders for name in names]
+            found = next((place for place in places if place.is_file()), places[0])
+            self._made[names[0]] = Picture(
+                key=names[0], read=lambda: _opened(found, str(found)), file=found
+            )
+        return self._made[names[0]]
+
+
+def inside(key: str, load: Callable[[], Any]) -> Picture:
+    """Return a picture that lies within another file.
+
+    Args:
+        key: the picture's name.
+        load: returns its bytes, or base64 of them.
+    """
+
+    def read() -> Image.Image:
+        data = load()
+        if isinstance(data, str):
+            try:
+                data = base64.b64decode(data, validate=True)
+            except binascii.Error:
+                raise TrialError(f"picture {key} is no base64") from None
+        return _opened(io.BytesIO(data), key)
+
+    return Picture(key=key, read=read)
+
+
+def coco_folders(data: Path) -> list[Path]:
+    """Return where COCO's 2014 pictures may lie: beside the benchmark's annotations, or by COCO."""
+    coco = data.parent / "coco"
+    roots = [data, data / "images", coco, coco / "images"]
+    return [
+        *(root / split for root in roots for split in ("val2014", "train2014")),
+        *roots,
+    ]
+
+
+def _opened(source: Any, name: str) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except Exception as error:  # a decoder may raise anything on broken bytes
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrialError(f"picture {name} cannot be read ({what})") from None

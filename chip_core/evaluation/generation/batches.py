@@ -1,0 +1,86 @@
+"""Which items are answered together. Pure.
+
+A batch takes as long as its longest answer and is as wide as its longest prompt, so like goes with
+like: items of one task, with as many pictures, by the length of their prompts. Items that show the
+same picture stay together: its part of the prompt is computed once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from chip_core.evaluation.task import Item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Items answered together, as groups that each show the same pictures."""
+
+    groups: tuple[tuple[Item, ...], ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All items, group by group."""
+        return tuple(item for group in self.groups for item in group)
+
+    @property
+    def shares(self) -> bool:
+        """Whether there is a picture that is asked about more than once."""
+        return any(len(group) > 1 for group in self.groups)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Return it as two; it has more than one item."""
+        if len(self.groups) == 1:
+            (group,) = self.groups
+            middle = len(group) // 2
+            return Batch(groups=(group[:middle],)), Batch(groups=(group[middle:],))
+        middle = len(self.groups) // 2
+        return Batch(groups=self.groups[:middle]), Batch(groups=self.groups[middle:])
+
+
+def make_batches(
+    items: Sequence[Item], *, size: int, worker: int = 0, workers: int = 1
+) -> list[Batch]:
+    """Return a worker's batches; every item is in one batch of one worker.
+
+    Args:
+        items: all items.
+        size: most items of a batch.
+        worker: which worker, from 0.
+        workers: how many share the items.
+    """
+    groups: dict[tuple[object, ...], list[Item]] = {}
+    for place, item in enumerate(items):
+        keys = tuple(picture.key for picture in item.pictures)
+        # Without a picture there is nothing to share: a group of its own.
+        groups.setdefault((item.task, *(keys or (place,)), len(keys)), []).append(item)
+    # Longest first: what does not fit the memory is known at once, and the end is not a long wait.
+    ordered = sorted(groups.values(), key=_likeness, reverse=True)
+    return list(_filled(ordered[worker::workers], size))
+
+
+def _filled(groups: Sequence[Sequence[Item]], size: int) -> Iterator[Batch]:
+    held: list[tuple[Item, ...]] = []
+    kind: object = None
+    for group in groups:
+        for start in range(0, len(group), size):
+            part = tuple(group[start : start + size])
+            full = sum(map(len, held)) + len(part) > size
+            if held and (full or _kind(part) != kind):
+                yield Batch(groups=tuple(held))
+                held = []
+            held.append(part)
+            kind = _kind(part)
+    if held:
+        yield Batch(groups=tuple(held))
+
+
+def _kind(group: Sequence[Item]) -> tuple[str, int, bool]:
+    """Return what all of a batch have in common."""
+    return group[0].task, len(group[0].pictures), len(group) > 1
+
+
+def _likeness(group: Sequence[Item]) -> tuple[object, ...]:
+    pixels = sum(picture.pixels for picture in group[0].pictures)
+    return *_kind(group), pixels, max(len(item.prompt) for item in group)

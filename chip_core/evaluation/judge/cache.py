@@ -1,0 +1,103 @@
+"""Judges' replies, kept: a call that was paid for is never paid for again.
+
+`replies.jsonl` is append-only and shared by all trials and processes of a work directory, under
+the hash of (model, parameters, messages). Who asks holds a lock meanwhile, one of a few thousand
+by the hash, so that two trials that ask the same at the same time pay once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import append_record
+
+_LOCK_DIGITS = 3  # of the hash: 4096 locks, so that two calls seldom wait for each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What an endpoint answered."""
+
+    text: str
+    returned: str  # the model as the endpoint names it
+    tokens: int  # of question and reply, as the endpoint counts them; 0 where it does not say
+
+
+def request_key(model: str, parameters: Mapping[str, Any], messages: Any) -> str:
+    """Return the hash under which a reply is kept."""
+    asked = json.dumps([model, dict(parameters), messages], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+class ReplyCache:
+    """The replies of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it; nothing is made before something is written."""
+        self._folder = folder
+        self._file = folder / "replies.jsonl"
+        self._replies: dict[str, Reply] = {}
+        self._spent: dict[str, tuple[int, int]] = {}  # model -> calls, tokens
+        self._read = 0  # bytes
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Reply | None:
+        """Return a reply, also one that another process has just written."""
+        with self._lock:
+            if key not in self._replies:
+                self._catch_up()
+            return self._replies.get(key)
+
+    def put(self, key: str, model: str, item: str, reply: Reply) -> None:
+        """Keep a reply; it is durable when this returns."""
+        record = {
+            "key": key,
+            "model": model,
+            "item": item,
+            "reply": reply.text,
+            "returned": reply.returned,
+            "tokens": reply.tokens,
+        }
+        with self._lock:
+            append_record(self._file, record)
+
+    def spent(self, model: str) -> tuple[int, int]:
+        """Return how many calls of a model, and tokens of those, were paid for so far."""
+        with self._lock:
+            self._catch_up()
+            return self._spent.get(model, (0, 0))
+
+    @contextmanager
+    def asking(self, key: str) -> Iterator[None]:
+        """Hold a request: who else wants to ask the same waits."""
+        locks = self._folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / key[:_LOCK_DIGITS]).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _catch_up(self) -> None:
+        """Read what was appended since."""
+        if not self._file.exists():
+            return
+        with self._file.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            record = json.loads(line)
+            reply = Reply(
+                text=record["reply"], returned=record["returned"], tokens=record["tokens"]
+            )
+            self._replies.setdefault(record["key"], reply)
+            calls, tokens = self._spent.get(record["model"], (0, 0))
+            self._spent[record["model"]] = (calls + 1, tokens + reply.tokens)

@@ -1,0 +1,231 @@
+"""A judge behind an endpoint that speaks as OpenAI's does.
+
+Every reply is kept (cache.py) and no call is paid for twice. A call that fails is tried again, with
+growing pauses or as long as the endpoint says, a bounded number of times; then it is a failed call,
+and what that counts is the protocol's to say. Where every call fails, or the key or the model is
+refused, the trial fails instead: that is no judgement of its answers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from chip_core.benchmark_config import JudgeConfig
+from chip_core.errors import TrialError
+from chip_core.evaluation.judge.cache import Reply, ReplyCache, request_key
+from chip_core.evaluation.scorers.base import JudgeRequest
+
+_BODY_TRIES = 3  # calls that were answered with something else than a reply
+_LOST = 8  # calls that fail one after the other: the endpoint is away
+
+
+class EndpointJudge:
+    """Asks an endpoint, or the cache."""
+
+    def __init__(
+        self,
+        settings: JudgeConfig,
+        cache: ReplyCache,
+        on_reply: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Make ready.
+
+        Args:
+            settings: the judge.
+            cache: replies that were paid for.
+            on_reply: told (replies so far, requests in all).
+
+        Raises:
+            TrialError: the package `openai` or the key is not there.
+        """
+        broken = endpoint_problem(settings)
+        if broken is not None:
+            raise TrialError(broken)
+        import openai
+
+        name = settings.api_key_env
+        self.model = settings.model
+        self.returned: set[str] = set()  # models as the endpoint named them
+        self.paid = 0  # calls made now that were answered
+        self._settings = settings
+        self._cache = cache
+        self._on_reply = on_reply
+        self._key = None if name is None else os.environ[name]
+        self._client = openai.OpenAI(
+            base_url=settings.base_url or "https://api.openai.com/v1",  # not from the environment
+            api_key=self._key or "none",
+            timeout=settings.timeout,
+            max_retries=settings.retries,
+        )
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._failed_in_a_row = 0
+        self._last_failure = ""
+        self._stop: str | None = None  # why no further call is made
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
+        """Return the raw reply to each request; None where the call failed for good.
+
+        Raises:
+            TrialError: the endpoint refuses the key or the model, the budget is spent, or no call
+                came through.
+        """
+        done = 0
+
+        def answer(request: JudgeRequest) -> str | None:
+            nonlocal done
+            reply = self._answer(request)
+            with self._lock:
+                done += 1
+                self._on_reply(done, len(requests))
+            return reply
+
+        with ThreadPoolExecutor(max_workers=self._settings.concurrency) as pool:
+            replies = list(pool.map(answer, requests))
+        if self._stop is not None:
+            raise TrialError(self._stop)
+        if requests and all(reply is None for reply in replies):
+            raise TrialError(self._told(f"no call was answered ({self._last_failure})"))
+        return replies
+
+    def _answer(self, request: JudgeRequest) -> str | None:
+        parameters = self._parameters(request)
+        key = request_key(self.model, parameters, list(request.messages))
+        with self._cache.asking(key):
+            reply = self._cache.get(key)
+            if reply is None and self._stop is None:
+                reply = self._within_budget(key, request, parameters)
+        if reply is None:
+            return None
+        with self._lock:
+            self.returned.add(reply.returned)
+        return reply.text
+
+    def _parameters(self, request: JudgeRequest) -> dict[str, Any]:
+        settings = self._settings
+        parameters: dict[str, Any] = {
+            "temperature": request.temperature
+            if settings.temperature is None
+            else settings.temperature
+        }
+        longest = request.max_tokens if settings.max_tokens is None else settings.max_tokens
+        if longest is not None:
+            parameters["max_tokens"] = longest
+        return parameters
+
+    def _within_budget(
+        self, key: str, request: JudgeRequest, parameters: dict[str, Any]
+    ) -> Reply | None:
+        budget = self._settings.budget
+        with self._lock:
+            calls, tokens = self._cache.spent(self.model)
+            if budget.calls is not None and calls + self._in_flight >= budget.calls:
+                self._stop = self._told(
+                    f"its budget of {budget.calls} calls is spent: raise judge.budget.calls"
+                )
+            elif budget.tokens is not None and tokens >= budget.tokens:
+                self._stop = self._told(
+                    f"its budget of {budget.tokens} tokens is spent: raise judge.budget.tokens"
+                )
+            if self._stop is not None:
+                return None
+            self._in_flight += 1
+        reply = None
+        try:
+            reply = self._call(request, parameters)
+        finally:
+            with self._lock:  # kept and no longer in flight in one step: no call counts twice
+                if reply is not None:
+                    self._cache.put(key, self.model, request.item, reply)
+                self._in_flight -= 1
+        self._note(reply)
+        return reply
+
+    def _call(self, request: JudgeRequest, parameters: dict[str, Any]) -> Reply | None:
+        """Make one call, with the client's own further tries."""
+        import openai
+
+        for _ in range(_BODY_TRIES):
+            try:
+                said = self._client.chat.completions.create(
+                    model=self.model,
+                    messages=list(request.messages),  # type: ignore[arg-type]
+                    **parameters,
+                )
+                return _reply(said)
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                self._stop = self._told(
+                    f"refuses the key (HTTP {error.status_code}): mend what "
+                    f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
+                )
+                return None
+            except openai.NotFoundError:
+                self._stop = self._told("knows no such model, or no such address (HTTP 404)")
+                return None
+            except openai.APIStatusError as error:
+                self._last_failure = f"HTTP {error.status_code}"
+                return None
+            except openai.APITimeoutError:
+                self._last_failure = f"no answer within {self._settings.timeout:g} s"
+                return None
+            except openai.APIConnectionError:
+                self._last_failure = "no connection"
+                return None
+            except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError):
+                self._last_failure = "an answer that is no chat completion"
+        return None
+
+    def _note(self, reply: Reply | None) -> None:
+        with self._lock:
+            self.paid += reply is not None
+            self._failed_in_a_row = 0 if reply is not None else self._failed_in_a_row + 1
+            if self._failed_in_a_row >= _LOST and self._stop is None:
+                self._stop = self._told(
+                    f"{_LOST} calls one after the other failed ({self._last_failure}); replies "
+                    "that came are kept"
+                )
+
+    def _told(self, what: str) -> str:
+        where = self._settings.base_url or "OpenAI's endpoint"
+        return f"judge {self.model} at {where}: {what}"
+
+
+def endpoint_problem(settings: JudgeConfig) -> str | None:
+    """Return what a judge lacks on this machine, before it is asked; None if nothing."""
+    import importlib.util
+
+    if importlib.util.find_spec("openai") is None:
+        return "a judge is asked by the package openai: pip install 'chip-ablate[judge]'"
+    name = settings.api_key_env
+    if name is not None and not os.environ.get(name):
+        return (
+            f"judge {settings.model}: {name} is not set: put the key into it, "
+            "or name another by judge.api_key_env (null where the endpoint wants none)"
+        )
+    return None
+
+
+def _reply(said: Any) -> Reply:
+    """Return what a completion holds.
+
+    Raises:
+        ValueError: it is none, whatever the endpoint called it.
+    """
+    choices = getattr(said, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("no choices")
+    text = choices[0].message.content
+    if text is not None and not isinstance(text, str):
+        raise ValueError("the content is no text")
+    usage = getattr(said, "usage", None)
+    tokens = getattr(usage, "total_tokens", None)
+    returned = getattr(said, "model", None)
+    return Reply(
+        text=text or "",
+        returned=returned if isinstance(returned, str) else "unnamed",
+        tokens=tokens if isinstance(tokens, int) else 0,
+    )

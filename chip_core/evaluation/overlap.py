@@ -1,0 +1,85 @@
+"""Training images that a benchmark shows too: by COCO's number, or by their looks.
+
+Two images look alike where their 64-bit difference hashes (which of two neighbours is brighter, on
+an image of 9 × 8) differ in a few bits and small copies of them hardly differ: a scaled or
+recompressed copy is found, a cropped or mirrored one is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+_COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png)$", re.IGNORECASE)
+_BITS = 4  # of 64 that may differ
+_SIDE = 16  # of the small copy
+_APART = 6.0  # mean difference of small copies, of 255, up to which images are the same
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Looks:
+    """What is kept of an image."""
+
+    bits: int  # its difference hash
+    small: np.ndarray[tuple[int, ...], np.dtype[np.float32]]  # (16, 16, 3), 0 to 255
+
+
+def coco_number(name: str) -> int | None:
+    """Return the number that COCO gave an image, by its file's name; None where it is no such."""
+    found = _COCO.search(name)
+    return int(found[1]) if found else None
+
+
+def looks(image: Image.Image) -> Looks:
+    """Return what an image is compared by."""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), np.int16)
+    bits = int("".join("1" if more else "0" for more in (grey[:, 1:] > grey[:, :-1]).flat), 2)
+    small = image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    return Looks(bits=bits, small=np.asarray(small, np.float32))
+
+
+def alike(one: Looks, other: Looks) -> bool:
+    """Return whether two images are the same picture."""
+    if (one.bits ^ other.bits).bit_count() > _BITS:
+        return False
+    return bool(np.abs(one.small - other.small).mean() <= _APART)
+
+
+def count_shared(
+    training: Iterable[tuple[str, Callable[[], Image.Image | None]]],
+    shown: Iterable[tuple[str, Callable[[], Image.Image]]],
+) -> list[tuple[str, str]]:
+    """Return (training image, benchmark picture) of images that are in both.
+
+    Args:
+        training: name and reader of each training image; a reader may return None for a bad one.
+        shown: name and reader of each of a benchmark's pictures.
+    """
+    numbers: dict[int, str] = {}
+    kept: list[tuple[str, Looks]] = []
+    for name, read in shown:
+        number = coco_number(name)
+        if number is not None:
+            numbers.setdefault(number, name)
+        kept.append((name, looks(read())))
+    hashes = np.array([entry.bits for _, entry in kept], dtype=np.uint64)
+    found: dict[str, str] = {}
+    for name, read_training in training:
+        number = coco_number(name)
+        if number in numbers:
+            found[name] = numbers[number]
+            continue
+        image = read_training()
+        if image is None or not kept:
+            continue
+        own = looks(image)
+        near = np.bitwise_count(hashes ^ np.uint64(own.bits)) <= _BITS
+        for place in near.nonzero()[0]:
+            if alike(own, kept[place][1]):
+                found[name] = kept[place][0]
+                break
+    return list(found.items())

@@ -1,0 +1,75 @@
+"""What benchmarks lack, said before anything is trained: all of it, each with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
+from chip_core.errors import UserError
+from chip_core.evaluation.asked import asked_items, find_benchmark, protocol_problem
+from chip_core.evaluation.resources import resource_problems
+from chip_core.evaluation.task import Item, Side
+from chip_core.places import Places
+
+_NAMED = 3  # missing pictures that are listed
+
+
+def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
+    """Return each benchmark of a configuration with its side, `select` first."""
+    return [
+        *(("select", settings) for settings in benchmarks.select),
+        *(("report", settings) for settings in benchmarks.report),
+    ]
+
+
+def problems(benchmarks: BenchmarksConfig, places: Places) -> list[str]:
+    """Return what the benchmarks lack on this machine; empty where all can be scored."""
+    return list(
+        dict.fromkeys(
+            f"{settings.name}: {problem}"
+            for side, settings in sides(benchmarks)
+            for problem in _problems(side, settings, places)
+        )
+    )
+
+
+def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator[str]:
+    try:
+        benchmark = find_benchmark(settings.name)
+    except ValueError as error:
+        yield str(error)
+        return
+    unknown = protocol_problem(settings, benchmark)
+    if unknown is not None:
+        yield unknown
+        return
+    data = places.data(settings.name)
+    if "data" in benchmark.needs and (data is None or not data.is_dir()):
+        yield (
+            f"there is no folder {data} (`chip-ablate data status` says what goes there)"
+            if data is not None
+            else "its questions are in files: name the folder that holds a folder "
+            f"{settings.name}/ by --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA"
+        )
+        yield from resource_problems(settings, benchmark.needs, places)
+        return
+    try:
+        benchmark.files(data)
+        items, _ = asked_items(side, settings, benchmark, places)
+    except (UserError, ValueError) as error:
+        yield str(error).removeprefix(f"{settings.name}: ")
+        yield from resource_problems(settings, benchmark.needs, places)
+        return
+    yield from resource_problems(settings, benchmark.needs_of(items), places)
+    yield from _missing_pictures(items)
+
+
+def _missing_pictures(items: Sequence[Item]) -> Iterator[str]:
+    files = {
+        picture.file for item in items for picture in item.pictures if picture.file is not None
+    }
+    missing = sorted(file for file in files if not file.is_file())
+    if missing:
+        named = ", ".join(str(file) for file in missing[:_NAMED])
+        more = ", …" if len(missing) > _NAMED else ""
+        yield f"{len(missing)} of {len(files)} pictures are not there: {named}{more}"

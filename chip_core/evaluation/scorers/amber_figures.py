@@ -1,0 +1,193 @@
+"""AMBER's figures from item outcomes: as its script prints them, and without its constants.
+
+Items come by `GROUP/METRIC` for yes/no questions (`attribute/state/f1`) and by `METRIC` for
+descriptions; a figure is of one group or of several together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+
+from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
+from chip_core.evaluation.task import MetricInfo
+
+DESCRIPTIONS = ("chair", "cover", "hal", "cog")
+RATES = ("accuracy", "precision", "recall", "f1")
+ATTRIBUTES = ("attribute/state", "attribute/number", "attribute/action")
+
+#: Prefix of a figure's name -> the groups it is of.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "": ("existence", *ATTRIBUTES, "relation"),
+    "existence/": ("existence",),
+    "attribute/": ATTRIBUTES,
+    "state/": ("attribute/state",),
+    "number/": ("attribute/number",),
+    "action/": ("attribute/action",),
+    "relation/": ("relation",),
+}
+
+#: Evaluation type of the script -> the parts it prints; `g` alone prints descriptions only.
+TYPES: Mapping[str, tuple[str, ...]] = {
+    "a": tuple(PARTS),
+    "d": tuple(PARTS),
+    "g": (),
+    "de": ("existence/",),
+    "da": ("attribute/", "state/", "number/", "action/"),
+    "dr": ("relation/",),
+}
+
+METRICS: Mapping[str, MetricInfo] = {
+    **{
+        name: MetricInfo(unit="percent", goal="maximize" if name == "cover" else "minimize")
+        for name in DESCRIPTIONS
+    },
+    **{
+        f"{part}{rate}": MetricInfo(unit="percent", goal="maximize")
+        for part in PARTS
+        for rate in RATES
+    },
+    "amber_score": MetricInfo(unit="points", goal="maximize"),
+}
+
+Items = Mapping[str, Sequence[ItemOutcome]]
+
+#: Every denominator of the script starts here.
+_START = 0.001
+
+
+def published_type(answered: Set[int], groups: Mapping[int, str]) -> str:
+    """Return the script's evaluation type: that of the published query file that was answered.
+
+    Where the answers are not those of one of its parts it is `a`, the type of all questions.
+
+    Args:
+        answered: the questions that were answered.
+        groups: the group of every question.
+    """
+    dimensions: dict[str, set[int]] = defaultdict(set)
+    for question, group in groups.items():
+        dimensions[group.partition("/")[0]].add(question)
+    parts = {
+        "g": dimensions["generative"],
+        "de": dimensions["existence"],
+        "da": dimensions["attribute"],
+        "dr": dimensions["relation"],
+    }
+    parts["d"] = parts["de"] | parts["da"] | parts["dr"]
+    return next((part for part, ids in parts.items() if ids and ids == answered), "a")
+
+
+def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
+    """Return what the script prints under an evaluation type, rounded as it rounds.
+
+    Parts that nothing was answered of have its figures too (0, and 100 for Hal), without items.
+    """
+    values: dict[str, float | None] = {}
+    if kind in ("a", "g"):
+        for name in DESCRIPTIONS:
+            values[name] = round(_script_rate([items.get(name, ())]), 1)
+        values["hal"] = _script_hal(items.get("hal", ()))
+    for part in TYPES[kind]:
+        for rate in ("accuracy", "precision", "recall"):
+            values[f"{part}{rate}"] = round(_script_rate(_counted_apart(items, part, rate)), 1)
+        values[f"{part}f1"] = _script_f1(
+            values[f"{part}precision"] or 0.0,
+            values[f"{part}recall"] or 0.0,
+            0.001 if part == "existence/" else 0.0001,
+        )
+    if kind == "a":
+        values["amber_score"] = round(_amber_score(values) or 0.0, 2)
+    return _outcomes(values, items)
+
+
+def corrected(items: Items) -> tuple[MetricOutcome, ...]:
+    """Return plain ratios of sums, unrounded, of what was answered; None where there is none."""
+    answered = {outcomes[0].group for outcomes in items.values()}
+    descriptions = "generative" in answered or not answered
+    values: dict[str, float | None] = {}
+    if descriptions:
+        values.update({name: _rate(items.get(name, ())) for name in DESCRIPTIONS})
+    for part, groups in PARTS.items():
+        if answered and not answered.intersection(groups):
+            continue
+        for rate in RATES:
+            values[f"{part}{rate}"] = _rate(_joined(_of_part(items, part, rate)))
+    if descriptions and "f1" in values:
+        values["amber_score"] = _amber_score(values)
+    return _outcomes(values, items)
+
+
+def _outcomes(values: Mapping[str, float | None], items: Items) -> tuple[MetricOutcome, ...]:
+    return tuple(
+        MetricOutcome(
+            name=name, unit=info.unit, goal=info.goal, value=values[name], items=_items(items, name)
+        )
+        for name, info in METRICS.items()
+        if name in values
+    )
+
+
+def _items(items: Items, name: str) -> tuple[ItemOutcome, ...]:
+    if name in DESCRIPTIONS:
+        return tuple(items.get(name, ()))
+    for part in PARTS:
+        rate = name.removeprefix(part)
+        if rate in RATES:
+            return tuple(_joined(_of_part(items, part, rate)))
+    return ()
+
+
+def _of_part(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
+    """Return a rate's items by group."""
+    return [items.get(f"{group}/{rate}", ()) for group in PARTS[part]]
+
+
+def _counted_apart(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
+    """Return what the script counts in one counter each: attributes by kind, all else together."""
+    groups = _of_part(items, part, rate)
+    return groups if part == "attribute/" else [_joined(groups)]
+
+
+def _joined(groups: Sequence[Sequence[ItemOutcome]]) -> list[ItemOutcome]:
+    return [outcome for group in groups for outcome in group]
+
+
+def _rate(items: Sequence[ItemOutcome]) -> float | None:
+    whole = sum(outcome.denominator for outcome in items)
+    return 100.0 * sum(outcome.numerator for outcome in items) / whole if whole else None
+
+
+def _script_sums(items: Sequence[ItemOutcome], start: float) -> tuple[float, float]:
+    """Return numerator and denominator, added in order as the script does: no compensated sum."""
+    numerator, denominator = 0.0, start
+    for outcome in items:
+        numerator += outcome.numerator
+        denominator += outcome.denominator
+    return numerator, denominator
+
+
+def _script_rate(groups: Sequence[Sequence[ItemOutcome]]) -> float:
+    """Return a rate in percent whose groups are counted apart, each from the script's start."""
+    sums = [_script_sums(items, _START) for items in groups]
+    numerator, denominator = sums[0]
+    for more, whole in sums[1:]:
+        numerator += more
+        denominator += whole
+    return numerator / denominator * 100
+
+
+def _script_hal(items: Sequence[ItemOutcome]) -> float:
+    hallucinated, described = _script_sums(items, _START)
+    clean = len(items) - hallucinated
+    return round(100 - clean / described * 100, 1)
+
+
+def _script_f1(precision: float, recall: float, constant: float) -> float:
+    p, r = precision / 100, recall / 100
+    return round(2 * p * r / (p + r + constant) * 100, 1)
+
+
+def _amber_score(values: Mapping[str, float | None]) -> float | None:
+    chair, f1 = values["chair"], values["f1"]
+    return None if chair is None or f1 is None else (100 - chair + f1) / 2

@@ -1,0 +1,203 @@
+"""Asking a judge about HallusionBench's answers, and reading what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from chip_core.errors import UserError
+from chip_core.evaluation.scorers import asking
+from chip_core.evaluation.scorers.asking import Part, Place
+from chip_core.evaluation.scorers.base import Answer, JudgeRequest, ProtocolName, Resources
+from chip_core.evaluation.scorers.hallusionbench_figures import (
+    RIGHT,
+    UNCLEAR,
+    WRONG,
+    Judged,
+    Question,
+    needs_same,
+)
+
+#: Where the official prompts are published: a script, its function, the names it fills in.
+SCRIPT = "utils.py"
+VERDICT_FUNCTION, SAME_FUNCTION = "evaluate_by_chatgpt", "check_same_by_chatgpt"
+QUESTION, REFERENCE = Place("question"), Place("gt_answer_details")
+ANSWER, ORIGINAL = Place("output_entry"), Place("response2")
+
+VERDICT_PROMPT: tuple[Part, ...] = (
+    "You mark the answer to a question about an image that you do not see. Compare it with the "
+    "reference. Reply with one word: correct if it does not contradict the reference, incorrect if "
+    "it does, unclear if it does not commit itself.\n\nQuestion: ",
+    QUESTION,
+    "\nReference: ",
+    REFERENCE,
+    "\nAnswer: ",
+    ANSWER,
+    "\nYour word: ",
+)
+SAME_PROMPT: tuple[Part, ...] = (
+    "Two answers were given to two questions that you do not see. Taking both as true, do they "
+    "contradict each other? Reply with one word: same if they do not, different if they do.\n\n"
+    "First answer: ",
+    ANSWER,
+    "\nSecond answer: ",
+    ORIGINAL,
+    "\nYour word: ",
+)
+
+
+def judge(
+    answers: Sequence[Answer],
+    questions: Mapping[str, Question],
+    rows: Mapping[str, Mapping[str, Any]],
+    *,
+    data: Path,
+    protocol: ProtocolName,
+    resources: Resources,
+) -> tuple[list[Judged], int]:
+    """Return what is said of each answer, and of how many a judge said nothing.
+
+    Verdicts that the answers bring are taken; a judge is asked for those that are not there, and
+    then for `same` where a failure's cause hangs on it. Under `corrected` an answer without a
+    verdict is left out.
+
+    Args:
+        answers: each item once.
+        questions: by item.
+        rows: the benchmark's rows by item.
+        data: the benchmark's folder, where the official prompts may lie.
+        protocol: how replies are read.
+        resources: the judge.
+    """
+    asking_for = _Prompts(data=data, protocol=protocol)
+    corrected = protocol == "corrected"
+    texts = {answer.item: _clean(answer.response, protocol) for answer in answers}
+    requests = [
+        asking_for.verdict(
+            answer, texts[answer.item], {**rows.get(answer.item, {}), **answer.fields}
+        )
+        for answer in answers
+        if "verdict" not in answer.fields
+    ]
+    replies = asking.ask(resources, requests, "hallusionbench")
+    read = verdict if corrected else official_verdict
+    verdicts = {
+        answer.item: read(replies[answer.item])
+        if answer.item in replies
+        else _given(answer, "verdict", (WRONG, RIGHT, UNCLEAR))
+        for answer in answers
+    }
+    originals = {question.pair: item for item, question in questions.items() if question.original}
+
+    def original(item: str) -> str | None:
+        question = questions[item]
+        return None if question.original else originals.get(question.pair)
+
+    requests = [
+        asking_for.same(answer.item, texts[answer.item], texts[first])
+        for answer in answers
+        if "same" not in answer.fields
+        and (first := original(answer.item)) is not None
+        and (found := verdicts[answer.item]) is not None
+        and needs_same(questions[answer.item], found, verdicts[first])
+    ]
+    if corrected and resources.judge is None:
+        requests = []  # those causes are left out
+    agreed = asking.ask(resources, requests, "hallusionbench")
+    judged = []
+    for answer in answers:
+        found = verdicts[answer.item]
+        key = f"{answer.item}/same"
+        if "same" in answer.fields:
+            alike: bool | None = _given(answer, "same", (0, 1)) == 1
+        elif key in agreed:
+            alike = (same if corrected else official_same)(agreed[key])
+        else:
+            alike = None
+        if found is not None:
+            judged.append(Judged(question=questions[answer.item], verdict=found, same=alike))
+    failed = sum(reply is None or verdicts[item] is None for item, reply in replies.items())
+    return judged, failed
+
+
+def official_verdict(reply: str | None) -> int:
+    """Read a verdict as the official script does; nothing said is unclear."""
+    text = (reply or "").lower()
+    return WRONG if "incorrect" in text else RIGHT if "correct" in text else UNCLEAR
+
+
+def official_same(reply: str | None) -> bool:
+    """Read whether answers agree as the official script does; nothing said is different."""
+    return "same" in (reply or "").lower()
+
+
+def verdict(reply: str | None) -> int | None:
+    """Read the one verdict that a reply names; None for none or several."""
+    words = {"incorrect": WRONG, "correct": RIGHT, "unclear": UNCLEAR}
+    named = {word for word in re.findall(r"[a-z]+", (reply or "").lower()) if word in words}
+    return words[named.pop()] if len(named) == 1 else None
+
+
+def same(reply: str | None) -> bool | None:
+    """Read whether a reply says same or different; None for neither or both."""
+    named = {"same", "different"}.intersection(re.findall(r"[a-z]+", (reply or "").lower()))
+    return named == {"same"} if len(named) == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompts:
+    """The two questions to a judge; the official ones where their script lies in the folder."""
+
+    data: Path
+    protocol: ProtocolName
+
+    def verdict(self, answer: Answer, text: str, row: Mapping[str, Any]) -> JudgeRequest:
+        """Ask whether an answer is right."""
+        for key in (QUESTION.name, REFERENCE.name):
+            if not isinstance(row.get(key), str):
+                raise UserError(f"hallusionbench: '{answer.item}' has no {key} for the judge")
+        texts = {
+            QUESTION: row[QUESTION.name],
+            REFERENCE: row[REFERENCE.name],
+            ANSWER: text,
+        }
+        return self._request(answer.item, self._of_verdict, texts)
+
+    def same(self, item: str, text: str, original: str) -> JudgeRequest:
+        """Ask whether an answer agrees with the original's; the request's item is ITEM/same."""
+        texts = {ANSWER: text, ORIGINAL: original}
+        return self._request(f"{item}/same", self._of_same, texts)
+
+    @cached_property
+    def _of_verdict(self) -> tuple[Part, ...]:
+        return asking.published_prompt(self.data, SCRIPT, VERDICT_FUNCTION) or VERDICT_PROMPT
+
+    @cached_property
+    def _of_same(self) -> tuple[Part, ...]:
+        return asking.published_prompt(self.data, SCRIPT, SAME_FUNCTION) or SAME_PROMPT
+
+    def _request(self, item: str, parts: tuple[Part, ...], texts: dict[Place, str]) -> JudgeRequest:
+        return JudgeRequest(
+            item=item,
+            messages=asking.user_message(asking.fill(parts, texts)),
+            # The official script names no temperature, which the interface takes for 1.
+            temperature=0.0 if self.protocol == "corrected" else 1.0,
+        )
+
+
+def _clean(response: str, protocol: ProtocolName) -> str:
+    return response.replace("Assistant:", "").strip() if protocol == "chip" else response
+
+
+def _given(answer: Answer, key: str, choices: tuple[int, ...]) -> int:
+    value = str(answer.fields[key])
+    if value not in map(str, choices):
+        listed = ", ".join(map(str, choices))
+        raise UserError(
+            f"hallusionbench: '{answer.item}': {key} must be one of {listed}, got '{value[:40]}'"
+        )
+    return int(value)

@@ -1,0 +1,60 @@
+"""Figures that are ratios of sums over items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from chip_core.errors import UserError
+from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
+from chip_core.evaluation.task import MetricInfo
+
+Items = Mapping[str, Sequence[ItemOutcome]]
+Infos = Mapping[str, MetricInfo]
+
+
+def rate(items: Sequence[ItemOutcome]) -> float | None:
+    """Return Σ numerators / Σ denominators; None where there is nothing to divide by."""
+    whole = sum(outcome.denominator for outcome in items)
+    return sum(outcome.numerator for outcome in items) / whole if whole else None
+
+
+def plain(infos: Infos, items: Items) -> tuple[MetricOutcome, ...]:
+    """Return every metric, unrounded; undefined where there is nothing to divide by."""
+    return _metrics(infos, items, digits=None)
+
+
+def as_printed(infos: Infos, items: Items, *, digits: int, who: str) -> tuple[MetricOutcome, ...]:
+    """Return every metric as a script prints it that divides whatever there is.
+
+    Raises:
+        UserError: the script would divide by zero.
+    """
+    for name in infos:
+        if rate(items[name]) is None:
+            raise UserError(
+                f"{who}: {name} is of nothing here: the official script divides by zero and stops; "
+                "--protocol corrected gives what is defined"
+            )
+    return _metrics(infos, items, digits=digits)
+
+
+def outcome(item: str, numerator: float, denominator: float, group: str = "") -> ItemOutcome:
+    """Return an item's share of a metric; truth values count as 1 and 0."""
+    return ItemOutcome(
+        item=item, numerator=float(numerator), denominator=float(denominator), group=group
+    )
+
+
+def _metrics(infos: Infos, items: Items, digits: int | None) -> tuple[MetricOutcome, ...]:
+    found = []
+    for name, info in infos.items():
+        value = rate(items[name])
+        if value is not None:
+            value = value * 100 if info.unit == "percent" else value
+            value = value if digits is None else round(value, digits)
+        found.append(
+            MetricOutcome(
+                name=name, unit=info.unit, goal=info.goal, value=value, items=tuple(items[name])
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,230 @@
+"""From hidden states to log-probabilities and divergences, without all logits at once.
+
+Logits are made for a chunk of positions at a time, straight from the hidden states, and the
+gradients are written out: nothing of (all positions, V) is held that the gradient does not need.
+
+With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token:
+log p_y = z_y − logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its
+gradient in z is p − r.
+
+Shapes: N positions, M ≤ N positions with a divergence, K ≤ M with its gradient, D hidden, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Positions whose logits are held together, unless told otherwise.
+CHUNK = 512
+
+#: Positions whose divergence is added up together: few enough to stay in a CPU's cache.
+_BLOCK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputHead:
+    """What turns hidden states into logits: h Wᵀ + b."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """What is said of each position."""
+
+    logps: Tensor  # (N,) log p of the token
+    kl: Tensor | None  # (M,) KL(reference || policy) of the first M positions
+
+
+def head_scores(
+    hidden: Tensor,
+    ids: Tensor,
+    head: OutputHead,
+    *,
+    reference_hidden: Tensor | None = None,
+    reference_head: OutputHead | None = None,
+    kl_gradients: int = 0,
+    chunk: int = CHUNK,
+) -> HeadScores:
+    """Score positions; differentiable in the hidden states and in the head.
+
+    Under autocast the products with the head are taken in its precision and all else in fp32;
+    float64 stays float64. Where one chunk holds all positions, their log-probabilities are kept
+    for the backward pass; else they are computed again there. Where the head is frozen neither is
+    needed: the gradient in the hidden states is all there is, and it is made ready at once.
+
+    Args:
+        hidden: (N, D) last hidden states that predict the tokens.
+        ids: (N,) the tokens.
+        head: the policy's output head.
+        reference_hidden: (M, D) the reference's, of the first M positions; None: no divergence.
+        reference_head: the reference's output head; None: the policy's.
+        kl_gradients: K: the divergence of the first K positions is differentiable, of the others
+            it is a constant.
+        chunk: positions whose logits are held together.
+    """
+    other = reference_head or head
+    needs_gradient = torch.is_grad_enabled() and any(
+        value is not None and value.requires_grad for value in (hidden, head.weight, head.bias)
+    )
+    logps, kl = _HeadScores.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        head.weight,
+        head.bias,
+        ids,
+        reference_hidden,
+        other.weight.detach(),
+        None if other.bias is None else other.bias.detach(),
+        kl_gradients,
+        chunk,
+        needs_gradient,
+    )
+    return HeadScores(logps=logps, kl=None if reference_hidden is None else kl)
+
+
+class _HeadScores(torch.autograd.Function):
+    """See `head_scores`; the module's docstring has the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        reference_hidden: Tensor | None,
+        reference_weight: Tensor,
+        reference_bias: Tensor | None,
+        kl_gradients: int,
+        chunk: int,
+        needs_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if reference_hidden is None:
+            reference_hidden = hidden.new_empty((0, hidden.shape[1]))
+        kind = hidden.device.type
+        ctx.dtype = (
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        )
+        ctx.chunk, ctx.kl_gradients = chunk, min(kl_gradients, len(reference_hidden))
+        ctx.frozen_head = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+        inputs = (hidden, weight, bias, ids, reference_hidden, reference_weight, reference_bias)
+        kept: list[Tensor] = []
+        with torch.autocast(kind, enabled=False):
+            policy = _Side(hidden, weight, bias, ctx.dtype)
+            reference = _Side(reference_hidden, reference_weight, reference_bias, ctx.dtype)
+            logps, kl = policy.empty(len(hidden)), policy.empty(len(reference_hidden))
+            for rows in _chunks(len(hidden), chunk):
+                log_p = policy.log_probabilities(rows)
+                logps[rows] = log_p.gather(-1, ids[rows].unsqueeze(-1)).squeeze(-1)
+                both = _among(rows, len(kl))
+                log_r = reference.log_probabilities(both)
+                kl[both] = _divergence(log_r, log_p)
+                if not needs_gradient:
+                    continue
+                p, r = log_p.exp_(), log_r[: max(0, ctx.kl_gradients - rows.start)].exp()
+                if ctx.frozen_head:
+                    kept += _through(p, r, ids[rows], policy.weight)
+                elif len(hidden) <= chunk:
+                    kept += p, r
+        ctx.save_for_backward(*inputs, *kept)
+        return logps, kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_logps: Tensor, of_kl: Tensor) -> Any:
+        hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *kept = ctx.saved_tensors
+        of_kl = of_kl[: ctx.kl_gradients]
+        if ctx.frozen_head:
+            towards, apart = torch.cat(kept[::2]), torch.cat(kept[1::2])
+            of_hidden = of_logps.unsqueeze(-1) * towards
+            of_hidden[: len(of_kl)] += of_kl.unsqueeze(-1) * apart
+            return of_hidden.to(hidden.dtype), *[None] * 9
+        with torch.autocast(hidden.device.type, enabled=False):
+            policy = _Side(hidden, weight, bias, ctx.dtype)
+            reference = _Side(other_hidden, other_weight, other_bias, ctx.dtype)
+            of_hidden = torch.empty_like(hidden)
+            of_weight: Tensor | None = None
+            of_bias: Tensor | None = None
+            for rows in _chunks(len(hidden), ctx.chunk):
+                both = _among(rows, len(of_kl))
+                if kept:
+                    p, r = kept
+                else:
+                    p = policy.log_probabilities(rows).exp_()
+                    r = reference.log_probabilities(both).exp_()
+                of_logits = _of_logits(p, r, ids[rows], of_logps[rows], of_kl[both])
+                if bias is not None:
+                    of_bias = _added(of_bias, of_logits.sum(0), bias.dtype)
+                of_logits = of_logits.to(ctx.dtype)
+                of_hidden[rows] = (of_logits @ policy.weight).to(hidden.dtype)
+                of_weight = _added(of_weight, of_logits.T @ policy.hidden[rows], weight.dtype)
+        return of_hidden, of_weight, of_bias, *[None] * 7
+
+
+class _Side:
+    """Hidden states and head of the policy or of the reference, in the products' precision."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
+        self.wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+    def empty(self, length: int) -> Tensor:
+        return self.hidden.new_empty(length, dtype=self.wide)
+
+    def log_probabilities(self, rows: slice) -> Tensor:
+        """Return log p of all tokens at some positions, (rows, V), in fp32 or float64."""
+        logits = F.linear(self.hidden[rows], self.weight, self.bias)
+        return torch.log_softmax(logits, -1, dtype=self.wide)
+
+
+def _divergence(log_r: Tensor, log_p: Tensor) -> Tensor:
+    """Return KL(r || p) of the first positions, as many as r has."""
+    divergence = log_r.new_empty(len(log_r))
+    for rows in _chunks(len(log_r), _BLOCK):
+        gap = log_r[rows] - log_p[rows]
+        divergence[rows] = gap.mul_(log_r[rows].exp()).sum(-1)
+    return divergence
+
+
+def _through(p: Tensor, r: Tensor, ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients in the hidden states of log p_y, (n, D), and of KL, (k, D)."""
+    dtype = weight.dtype
+    apart = (p[: len(r)] - r).to(dtype) @ weight
+    p.scatter_add_(-1, ids.unsqueeze(-1), p.new_full((len(p), 1), -1))
+    return -(p.to(dtype) @ weight).to(p.dtype), apart.to(p.dtype)
+
+
+def _of_logits(p: Tensor, r: Tensor, ids: Tensor, of_logps: Tensor, of_kl: Tensor) -> Tensor:
+    """Return the gradient in the logits: that of log p_y, e_y − p, and of KL, p − r."""
+    scale = of_logps.neg()
+    scale[: len(r)] += of_kl
+    gradient = p * scale.unsqueeze(-1)
+    for rows in _chunks(len(r), _BLOCK):
+        gradient[rows] -= r[rows] * of_kl[rows].unsqueeze(-1)
+    return gradient.scatter_add_(-1, ids.unsqueeze(-1), of_logps.unsqueeze(-1))
+
+
+def _added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to(dtype) if total is None else total.add_(part)
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def _among(rows: slice, limit: int) -> slice:
+    """Return those of some rows that are among the first `limit`."""
+    return slice(min(rows.start, limit), min(rows.stop, limit))

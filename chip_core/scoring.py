@@ -1,0 +1,95 @@
+"""Asking a model that exists the questions of benchmarks: no training, no study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
+from chip_core.config import ModelConfig
+from chip_core.errors import ConfigError, UserError
+from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.run import Answering, evaluate
+from chip_core.models import loading
+from chip_core.places import Places
+from chip_core.results import Evaluation, Progress
+from chip_core.trained import weights_mark
+
+
+def evaluate_model(
+    model: str,
+    benchmarks: Sequence[BenchmarkConfig],
+    *,
+    folder: Path,
+    places: Places,
+    base: str | None = None,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    batch_size: int = 64,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Evaluation]:
+    """Return benchmark -> its figures for a Hugging Face or PEFT folder, or a hub name.
+
+    Answers that lie in `folder` already, of the same weights, are taken over.
+
+    Args:
+        model: 'shapes', a folder, or a hub name.
+        benchmarks: what is asked.
+        folder: gets answers, responses and scores.
+        places: where the benchmarks' data lie.
+        base: the base model of a PEFT folder; None: the one that the folder names.
+        dtype: what answers are computed in.
+        batch_size: items answered together.
+        report: told of progress.
+
+    Raises:
+        UserError: there is no such model, or a benchmark lacks something.
+        TrialError: the model cannot be loaded or asked.
+    """
+    asked = BenchmarksConfig(report=tuple(benchmarks))
+    config, trained = _model(model, base, dtype)
+    broken = loading.problem(config)
+    lacking = [*([f"{model}: {broken}"] if broken is not None else []), *problems(asked, places)]
+    if lacking:
+        raise ConfigError(lacking)
+    report(Progress(phase="start", done=0, total=1))
+    loaded, processor = loading.load(config, trained=trained)
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    answering = Answering(
+        model=loaded,
+        processor=processor,
+        weights=_mark(config, trained),
+        folder=folder,
+        places=places,
+        batch_size=batch_size,
+        bf16=dtype == "bf16",
+        report=report,
+    )
+    return {settings.name: evaluate(answering, "report", settings) for settings in benchmarks}
+
+
+def _model(
+    model: str, base: str | None, dtype: Literal["fp32", "bf16"]
+) -> tuple[ModelConfig, Path | None]:
+    """Return the model to load, and the PEFT folder that is put on it."""
+    folder = Path(model).expanduser()
+    if not (folder / loading.ADAPTER_CONFIG).exists():
+        if base is not None:
+            raise UserError(f"--base: {model} holds no adapter: leave it out")
+        return ModelConfig(path=model, dtype=dtype), None
+    try:
+        named = json.loads((folder / loading.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        path = base or named["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        path = base
+    if not path:
+        raise UserError(f"{model} holds an adapter that names no base model: give it by --base")
+    return ModelConfig(path=str(path), dtype=dtype), folder
+
+
+def _mark(config: ModelConfig, trained: Path | None) -> str:
+    base = json.dumps(loading.identity(config), sort_keys=True)
+    return base if trained is None else f"{base} {weights_mark(trained)}"

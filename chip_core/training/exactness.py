@@ -1,0 +1,141 @@
+"""Whether a model shares prefixes exactly: tried on one pair before a training relies on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from chip_core.data.tensors import PairBatch
+from chip_core.errors import TrialError
+from chip_core.models.packing import packed_attention
+from chip_core.training.layout import pad
+from chip_core.training.policy import Policy
+from chip_core.training.states import response_states
+
+ON = "on"
+
+#: How far hidden states and gradients may be from those of separate passes: the norm of the
+#: difference over the norm.
+_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+#: In bf16: how many times as far from fp32 as separate passes in bf16 are.
+_BF16_FACTOR = 1.25
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def shared_prefixes(
+    policy: Policy, batch: PairBatch, wanted: Literal["auto", "off"] = "auto"
+) -> Iterator[str]:
+    """Let a policy share prefixes for as long as the context is open, if it does so exactly.
+
+    Args:
+        policy: not yet sharded.
+        batch: one pair to try it on, on the policy's device.
+        wanted: `engine.prefix_sharing`.
+
+    Yields:
+        `on`, or `off (…)` with the reason: then every response has a pass of its own.
+
+    Raises:
+        TrialError: the model's logits are not what its output head makes of its hidden states.
+    """
+    _check_head(policy, batch)
+    if wanted == "off":
+        yield "off (engine.prefix_sharing: off)"
+        return
+    reason = inexact(policy, batch)
+    if reason is not None:
+        _log.warning("prefix sharing is off: %s", reason)
+        yield f"off ({reason})"
+        return
+    with packed_attention(policy.model):
+        policy.prefix_sharing = True
+        try:
+            yield ON
+        finally:
+            policy.prefix_sharing = False
+
+
+def inexact(policy: Policy, batch: PairBatch) -> str | None:
+    """Return why a model cannot share prefixes exactly; None if it can."""
+    try:
+        with packed_attention(policy.model):
+            true = _measured(policy, batch, shared=False)
+            shared = _measured(policy, batch, shared=True)
+            if policy.bf16:
+                true_in_bf16 = _measured(policy, batch, shared=False, bf16=True)
+                shared_in_bf16 = _measured(policy, batch, shared=True, bf16=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model does with a row that it was not made for
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    for place, what in enumerate(("hidden states", "gradients")):
+        differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
+        if policy.bf16:
+            separate = _apart(true_in_bf16[place], true[place])
+            distance = _apart(shared_in_bf16[place], true[place])
+            differences.append((distance, _BF16_FACTOR * separate, " in bf16"))
+        for distance, limit, how in differences:
+            if not distance <= limit:  # not a number is no agreement
+                return (
+                    f"{what}{how} differ by {distance:.1e} from separate passes, "
+                    f"allowed is {limit:.1e}"
+                )
+    return None
+
+
+def _measured(
+    policy: Policy, batch: PairBatch, *, shared: bool, bf16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return hidden states, and the gradient in the vectors among the decoder's weights.
+
+    Those are few, they lie in every layer, and a token that is seen wrongly moves them.
+    """
+    vectors = [p for p in policy.model.get_decoder().parameters() if p.ndim == 1]
+    marks = [vector.requires_grad for vector in vectors]
+    for vector in vectors:
+        vector.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            states = response_states(policy.model, batch, prefix_sharing=shared, bf16=bf16)
+            found = (states.chosen, states.rejected, states.rejected_image)
+            hidden = torch.cat([part for part in found if part is not None])
+            # Fixed and without a pattern, so that nothing cancels and no draw is taken.
+            by = torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
+            gradients = torch.autograd.grad((hidden * by).sum(), vectors, allow_unused=True)
+    finally:
+        for vector, mark in zip(vectors, marks, strict=True):
+            vector.requires_grad_(mark)
+    return hidden.detach(), torch.cat([part for part in gradients if part is not None])
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    one, other = one.double(), other.double()
+    return float((one - other).norm() / other.norm())
+
+
+@torch.no_grad()
+def _check_head(policy: Policy, batch: PairBatch) -> None:
+    """Check that logits are the hidden states' product with the output head, and nothing more."""
+    rows = pad(batch.prompts, batch.chosen)
+    logits = policy.model(
+        input_ids=rows.input_ids,
+        attention_mask=rows.attention_mask,
+        use_cache=False,
+        logits_to_keep=2,
+        **rows.inputs,
+    ).logits[0, -2]  # what predicts the last token
+    states = response_states(policy.model, batch, prefix_sharing=False)
+    made = nn.functional.linear(states.chosen[-1], policy.head.weight, policy.head.bias)
+    if not _apart(made, logits) <= 1e-4:
+        raise TrialError(
+            "the model's logits are not its last hidden states times its output head (it scales "
+            "or caps them): such a model cannot be trained"
+        )

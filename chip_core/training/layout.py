@@ -1,0 +1,147 @@
+"""How prompts and responses lie in the rows that a decoder reads.
+
+Padded: `[prompt][response]` is a row of its own. Packed: all of a batch lies in one row without
+padding, chosen and rejected behind one prompt, and the image with it; each response's positions
+go on where its prompt ends.
+
+Shapes: B pairs, T tokens of a row, P of a prompt, C of a response, N tokens of all responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core.data.tensors import PairBatch, Prompts, Responses, is_by_token, stack_inputs
+from chip_core.models.packing import Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedRows:
+    """One response a row."""
+
+    input_ids: Tensor  # (B, T), padded on the right
+    attention_mask: Tensor  # (B, T), 1 on tokens
+    inputs: dict[str, Tensor]  # pixel values and their like
+    predicting: tuple[Tensor, Tensor]  # (rows, places), (N,) each: what predicts the response
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRow:
+    """A whole batch in one row."""
+
+    input_ids: Tensor  # (1, T)
+    positions: Tensor  # (1, T), or (3, 1, T) for Qwen-VL
+    inputs: dict[str, Tensor]  # pixel values and their like
+    spans: tuple[Span, ...]
+    predicting: tuple[Tensor, ...]  # (N,) places of what predicts each response; see `pack`
+
+
+def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
+    """Return each prompt with its response behind it."""
+    ids = torch.cat([prompts.ids, responses.ids], 1)
+    mask = torch.cat([prompts.mask, responses.mask], 1)
+    # Tokens move to the left over the padding between the two; they keep their order.
+    length = int(mask.sum(1).max())
+    order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :length]
+    rows, columns = responses.mask.nonzero(as_tuple=True)
+    first = prompts.mask.sum(1) - 1  # the prompt's last token predicts the response's first
+    more = responses.ids.shape[1]
+    return PaddedRows(
+        input_ids=ids.gather(1, order),
+        attention_mask=mask.gather(1, order).long(),
+        inputs={
+            name: torch.nn.functional.pad(value, (0, more)).gather(1, order)
+            if is_by_token(name)
+            else value
+            for name, value in prompts.inputs.items()
+        },
+        predicting=(rows, first[rows] + columns),
+    )
+
+
+def pack(batch: PairBatch, model: Any) -> PackedRow:
+    """Return a batch as one row: each pair's prompt, chosen and rejected response; then, where
+    there are rejected images, each pair's prompt with that and the chosen response.
+
+    Args:
+        batch: the batch.
+        model: says how positions are counted, if it has its own way (`get_rope_index` of Qwen-VL).
+
+    Returns:
+        the row; `predicting` is of chosen, rejected and, if there, rejected image.
+    """
+    parts = [_packed(batch.prompts, (batch.chosen, batch.rejected), model)]
+    if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
+        parts.append(_packed(batch.rejected_image_prompts, (batch.rejected_image,), model))
+    starts = [0, parts[0].input_ids.shape[1]]
+    if len(parts) == 1:
+        return parts[0]
+    by_token = {name for name in parts[0].inputs if is_by_token(name)}
+    inputs = stack_inputs(
+        [{k: v for k, v in part.inputs.items() if k not in by_token} for part in parts], tokens=0
+    )
+    inputs |= {name: torch.cat([part.inputs[name] for part in parts], 1) for name in by_token}
+    return PackedRow(
+        input_ids=torch.cat([part.input_ids for part in parts], 1),
+        positions=torch.cat([part.positions for part in parts], -1),
+        inputs=inputs,
+        spans=parts[0].spans + parts[1].spans,
+        predicting=tuple(
+            place + start
+            for part, start in zip(parts, starts, strict=True)
+            for place in part.predicting
+        ),
+    )
+
+
+def _packed(prompts: Prompts, responses: Sequence[Responses], model: Any) -> PackedRow:
+    masks = [prompts.mask, *(part.mask for part in responses)]
+    mask = torch.cat(masks, 1)
+    ids = torch.cat([prompts.ids, *(part.ids for part in responses)], 1)
+    positions = _positions(prompts, responses, model)
+    places = (mask.flatten().cumsum(0) - 1).view(mask.shape)  # where a token comes to lie
+    last = places.gather(1, prompts.mask.sum(1, keepdim=True) - 1)  # of each prompt, (B, 1)
+    predicting, start = [], prompts.ids.shape[1]
+    for part in responses:
+        own = places[:, start : start + part.ids.shape[1]]
+        predicting.append(torch.cat([last, own[:, :-1]], 1)[part.mask])
+        start += part.ids.shape[1]
+    lengths = torch.stack([part.sum(1) for part in masks], 1).tolist()
+    more = (0, ids.shape[1] - prompts.ids.shape[1])
+    return PackedRow(
+        input_ids=ids[mask][None],
+        positions=positions[..., mask].unsqueeze(-2),
+        inputs={
+            name: torch.nn.functional.pad(value, more)[mask][None] if is_by_token(name) else value
+            for name, value in prompts.inputs.items()
+        },
+        spans=tuple(Span(prompt=row[0], responses=tuple(row[1:])) for row in lengths),
+        predicting=tuple(predicting),
+    )
+
+
+def _positions(prompts: Prompts, responses: Sequence[Responses], model: Any) -> Tensor:
+    """Return the position of every column: responses go on behind their prompt's last."""
+    index = getattr(model, "get_rope_index", None)
+    if index is None:
+        of_prompt = torch.arange(prompts.ids.shape[1], device=prompts.ids.device)
+        of_prompt = of_prompt.expand_as(prompts.ids)
+        following = prompts.mask.sum(1, keepdim=True)
+    else:
+        known = {
+            name: value
+            for name, value in prompts.inputs.items()
+            if "grid" in name or is_by_token(name)
+        }
+        of_prompt, _ = index(prompts.ids, attention_mask=prompts.mask.long(), **known)
+        largest = of_prompt.masked_fill(~prompts.mask, 0).amax((0, 2))
+        following = (largest + 1)[:, None].expand(len(of_prompt), -1, -1)
+    counted = [of_prompt]
+    for part in responses:
+        counted.append(following + torch.arange(part.ids.shape[1], device=part.ids.device))
+    return torch.cat(counted, -1)

@@ -1,0 +1,206 @@
+"""FSDP2: weights, gradients and the optimizer's state spread over the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from chip_core.config import TrialConfig
+from chip_core.data.tensors import PairBatch
+from chip_core.models.adapters import without_adapter
+from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.models.shards import local_part, shard_like, whole
+from chip_core.objectives.head import OutputHead
+from chip_core.objectives.terms import BatchObjective
+from chip_core.training.parallel import Alone
+from chip_core.training.policy import Policy
+from chip_core.training.reference import ReferenceScores, ReferenceSource
+from chip_core.workers import Workers
+
+if TYPE_CHECKING:
+    from chip_core.training.checkpoint import Stateful
+
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+
+
+class Sharded(Alone):
+    """Every layer's weights are spread over the workers, and whole while it is computed."""
+
+    def __init__(
+        self, policy: Policy, config: TrialConfig, workers: Workers, device: torch.device
+    ) -> None:
+        """Spread a policy's weights, and take them to the device."""
+        super().__init__(policy, config, workers)
+        self._root = _shard(policy, device, bf16=config.model.dtype == "bf16")
+
+    def reference(self) -> ReferenceSource:
+        """Return the policy as it is now, as the reference."""
+        return ShardedReference(self._root, self.config)
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Bring gradients together in the last pass alone."""
+        self._root.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def __call__(
+        self, batch: PairBatch, reference: ReferenceScores, head: OutputHead | None
+    ) -> BatchObjective:
+        """Return the objective of this worker's pairs."""
+        loss, terms, chosen, rejected = self._root(batch, reference, head)
+        return BatchObjective(
+            loss=loss, terms=terms, chosen_reward=chosen, rejected_reward=rejected
+        )
+
+    def clip(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+        """Clip the gradient to a global norm and return the norm before, 0-d."""
+        kept = {id(parameter) for parameter in trained}
+        for parameter in self._root.parameters():
+            # The first stage of a staged training computes the others' gradients as well: what
+            # is spread keeps the marks that it had when it was spread.
+            if id(parameter) not in kept:
+                parameter.grad = None
+        norm: Tensor = whole(super().clip(trained, limit))
+        return norm
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> Stateful:
+        """Return the optimizer as checkpoints take it: whole, as one worker has it."""
+        return _WholeOptimizer(optimizer, keep=self.workers.first)
+
+
+class ShardedReference:
+    """The policy as it was before training: its adapter off, its weights for a while the old ones.
+
+    The old weights of what is trained in whole are kept, spread as the policy's are.
+    """
+
+    def __init__(self, root: Any, config: TrialConfig) -> None:
+        """Keep the policy's weights as they are now."""
+        self._root = root
+        self._model = root.policy.model
+        self._kept = {
+            parameter: local_part(parameter).clone()
+            for parameters in trained_parts(self._model, config).values()
+            for name, parameter in parameters.items()
+            if not is_adapter(name)
+        }
+        layer = self._model.get_output_embeddings()
+        self._head: OutputHead | None = None
+        if layer.weight in self._kept:
+            bias = None if layer.bias is None else layer.bias.detach().full_tensor().clone()
+            self._head = OutputHead(weight=layer.weight.detach().full_tensor().clone(), bias=bias)
+
+    @property
+    def head(self) -> OutputHead | None:
+        """The output head as it was, whole; None: the policy's own, which is frozen."""
+        return self._head
+
+    @torch.no_grad()
+    def scores(self, batch: PairBatch) -> ReferenceScores:
+        """Return what the policy said of a batch before it was trained."""
+        with self._exchanged(), without_adapter(self._model):
+            scores: ReferenceScores = self._root.reference_scores(batch)
+            # The root's weights would stay together, the old ones, for the next pass.
+            self._root.reshard()
+        return scores
+
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for parameter, kept in self._kept.items():
+            now = local_part(parameter)
+            before = kept.clone()
+            kept.copy_(now)
+            now.copy_(before)
+
+
+class _Root(nn.Module):
+    """A policy whose outputs FSDP can look into."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self, batch: PairBatch, reference: ReferenceScores, head: OutputHead | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        result = self.policy(batch, reference, head)
+        return result.loss, result.terms, result.chosen_reward, result.rejected_reward
+
+    def reference_scores(self, batch: PairBatch) -> ReferenceScores:
+        return self.policy.reference_scores(batch)
+
+
+class _WholeOptimizer:
+    """An optimizer over spread weights, with whole states."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, keep: bool) -> None:
+        self._optimizer, self._keep = optimizer, keep
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = whole(self._optimizer.state_dict(), keep=self._keep)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        parameters = [
+            parameter for group in self._optimizer.param_groups for parameter in group["params"]
+        ]
+        spread = {
+            number: {
+                name: shard_like(value, parameters[number])
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                else value
+                for name, value in entries.items()
+            }
+            for number, entries in state["state"].items()
+        }
+        self._optimizer.load_state_dict({**state, "state": spread})
+
+
+def _shard(policy: Policy, device: torch.device, *, bf16: bool) -> Any:
+    """Return a policy's root with every layer a unit of its own; the rest is the root's.
+
+    In bf16 a layer's weights are brought together in bf16, as autocast would compute with them;
+    embeddings and output head stay in fp32, and with them what passes from layer to layer: so it
+    rounds as one worker does, but for the weights of the norms. Gradients are added up in fp32.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    low = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    root: Any = _Root(policy)
+    for module in reversed(list(policy.modules())):  # what is within a layer comes before it
+        if isinstance(module, GradientCheckpointingLayer):
+            # torch's own norms take weights in what passes through them alone: vision encoders
+            # with those, the smaller part, come together in fp32.
+            fp32 = not bf16 or any(isinstance(within, _NORMS) for within in module.modules())
+            precision = MixedPrecisionPolicy() if fp32 else low
+            fully_shard(module, mesh=mesh, mp_policy=precision)
+    fully_shard(root, mesh=mesh)
+    register_fsdp_forward_method(root, "reference_scores")
+    for module in root.modules():
+        # A weight keeps the mark that it has when it is first brought together, and a reference
+        # pass takes an adapter's marks away for a while.
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+    return root

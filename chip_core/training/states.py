@@ -1,0 +1,93 @@
+"""The one way to the hidden states that predict a batch's responses.
+
+Policy, reference and stored reference passes all take it, so that they round alike.
+
+Shapes: B pairs, D hidden, N tokens of all of a batch's responses of one kind, row after row.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.models.parts import without_head
+from chip_core.training.layout import pack, pad
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseStates:
+    """The decoder's last hidden states that predict response tokens; no padding.
+
+    Row n is of the n-th true entry of the batch's mask of that response (row-major), so that
+    `Responses.ids[Responses.mask]` are the tokens predicted.
+    """
+
+    chosen: Tensor  # (N, D)
+    rejected: Tensor  # (N, D)
+    rejected_image: Tensor | None = None  # (N, D), the chosen response under the rejected image
+
+
+def response_states(
+    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
+) -> ResponseStates:
+    """Compute the hidden states that predict a batch's responses.
+
+    Args:
+        model: the policy or a reference, with or without adapters.
+        batch: on the model's device.
+        prefix_sharing: whether all is computed in one packed row, chosen and rejected behind one
+            prompt; the model must be within `packed_attention`. Else one pass a response.
+        bf16: whether to compute under autocast.
+    """
+    inner = without_head(model)
+    with autocast(batch.prompts.ids.device, bf16=bf16):
+        if prefix_sharing:
+            return _packed(inner, batch)
+        rejected_image = None
+        if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
+            rejected_image = _padded(inner, batch.rejected_image_prompts, batch.rejected_image)
+        return ResponseStates(
+            chosen=_padded(inner, batch.prompts, batch.chosen),
+            rejected=_padded(inner, batch.prompts, batch.rejected),
+            rejected_image=rejected_image,
+        )
+
+
+def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
+    """Return the precision that passes are computed in."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
+    rows = pad(prompts, responses)
+    hidden: Tensor = inner(
+        input_ids=rows.input_ids,
+        attention_mask=rows.attention_mask,
+        use_cache=False,
+        **rows.inputs,
+    ).last_hidden_state
+    return hidden[rows.predicting]
+
+
+def _packed(inner: Any, batch: PairBatch) -> ResponseStates:
+    row = pack(batch, inner)
+    hidden: Tensor = inner(
+        input_ids=row.input_ids,
+        # Of four dimensions, so that the model makes no mask of its own; nothing looks at it.
+        attention_mask=torch.zeros(1, 1, 1, 1, device=row.input_ids.device),
+        position_ids=row.positions,
+        packing=row.spans,
+        use_cache=False,
+        **row.inputs,
+    ).last_hidden_state
+    chosen, rejected, *rejected_image = (hidden[0, places] for places in row.predicting)
+    return ResponseStates(
+        chosen=chosen,
+        rejected=rejected,
+        rejected_image=rejected_image[0] if rejected_image else None,
+    )

@@ -1,0 +1,69 @@
+"""What a study's benchmarks were when it ran: its figures are found again without their data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.errors import UserError
+from chip_core.evaluation import asked
+from chip_core.evaluation.readiness import sides
+from chip_core.files import write_json
+from chip_core.places import Places
+from orchestrator.study import Study
+
+Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
+
+
+def identities(study: Study, places: Places, seen: Identities) -> dict[str, Mapping[str, Any]]:
+    """Return what fingerprints hold of a study's benchmarks.
+
+    Args:
+        study: the study.
+        places: where their data lie.
+        seen: the same as an earlier run had it: in place of data or replies that are not here.
+    """
+    return {
+        f"{side}/{settings.name}": _identity(
+            settings, places, seen.get(f"{side}/{settings.name}", {})
+        )
+        for side, settings in sides(study.benchmarks)
+    }
+
+
+def seen_before(workdir: Path, study: str) -> Identities:
+    """Return the identities that the last run of a study had; empty where there was none."""
+    try:
+        found: Identities = json.loads(_file(workdir, study).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def keep(workdir: Path, study: str, found: Identities) -> None:
+    """Keep the identities of a run."""
+    write_json(_file(workdir, study), {key: dict(identity) for key, identity in found.items()})
+
+
+def _identity(
+    settings: BenchmarkConfig, places: Places, seen: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    benchmark = asked.find_benchmark(settings.name)
+    current = {"answers": asked.BEHAVIOUR, "scorer": benchmark.version}
+    if current.items() <= seen.items():
+        replayed = "judge" in benchmark.needs and settings.judge is None
+        if replayed and places.judge_replies is None:
+            return seen
+    else:
+        seen = {}
+    try:
+        return asked.identity(settings, places)
+    except UserError:
+        return seen or {**current, "files": None}  # said when it is to be run
+
+
+def _file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / "benchmarks.json"

@@ -1,0 +1,191 @@
+"""evaluate: a model's figures on benchmarks, without a study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.commands.options import Override, absolute, places_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import RenderableType
+
+    from chip_core.benchmark_config import BenchmarkConfig
+    from chip_core.results import Evaluation, Progress
+
+
+@click.command(epilog="Example: chip-ablate evaluate my-model --benchmarks amber,pope --limit 100")
+@click.argument("model")
+@click.option("--benchmarks", required=True, help="Names with commas between, or module:attr.")
+@places_options
+@click.option("--limit", type=click.IntRange(1), help="A seeded subset of N questions of each.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["official", "corrected", "chip"]),
+    default="official",
+    show_default=True,
+    help="How answers are made and read.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    type=Override(),
+    metavar="KEY=VALUE",
+    help="Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL.",
+)
+@click.option("--base", help="A PEFT folder's base model, where it is not the one it names.")
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Answered together."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("chip-evaluation"),
+    show_default=True,
+    help="Where answers and scores go; what lies there is not made again.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+def evaluate(
+    model: str,
+    benchmarks: str,
+    benchmark_data: Path | None,
+    judge_replies: Path | None,
+    limit: int | None,
+    protocol: str,
+    overrides: Sequence[tuple[str, Any]],
+    base: str | None,
+    dtype: Any,
+    batch: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Ask MODEL, a Hugging Face or PEFT folder or a hub name, the questions of benchmarks.
+
+    It needs no study and writes into no work directory.
+    """
+    from rich.console import Console
+
+    from chip_core.errors import TrialError, UserError
+    from chip_core.places import Places
+    from chip_core.scoring import evaluate_model
+
+    asked = _settings(benchmarks, {"protocol": protocol, "limit": limit, **dict(overrides)})
+    console = Console(stderr=True)
+    places = Places(
+        benchmark_data=absolute(benchmark_data),
+        judge_replies=absolute(judge_replies),
+        judge_cache=out / "judge",
+    )
+    try:
+        found = evaluate_model(
+            model,
+            asked,
+            folder=out,
+            places=places,
+            base=base,
+            dtype=dtype,
+            batch_size=batch,
+            report=_Told(console),
+        )
+    except TrialError as error:
+        raise UserError(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(_plain(model, out, found)))
+        return
+    for line in _lines(found):
+        Console().print(line)
+
+
+class _Told:
+    """Says now and then where it is."""
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._told = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        import time
+
+        now = time.monotonic()
+        if progress.done < progress.total and now - self._told < 10:
+            return
+        self._told = now
+        text = f"{progress.phase} {progress.done}/{progress.total}"
+        rate, left = (progress.figures.get(name) for name in ("items_per_second", "seconds_left"))
+        if rate is not None and left is not None:
+            text += f", {rate:.3g} a second, {left:.0f} s left"
+        self._console.print(text, markup=False, highlight=False)
+
+
+def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig]:
+    """Return each benchmark's settings, checked; `judge.model=x` is a key of a section."""
+    from pydantic import ValidationError
+
+    from chip_core.benchmark_config import BenchmarkConfig
+    from chip_core.errors import ConfigError
+    from chip_core.validation import explain, set_key
+
+    tree: dict[str, Any] = {}
+    for key, value in given.items():
+        set_key(tree, key, value)
+    names = [name.strip() for name in benchmarks.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(["--benchmarks: names none"])
+    if len(set(names)) < len(names):
+        raise ConfigError(["--benchmarks: a benchmark is named twice: name each once"])
+    try:
+        return [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
+    except ValidationError as error:
+        raise ConfigError(explain(error, BenchmarkConfig, "--set")) from None
+
+
+def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "out": str(out),
+        "benchmarks": {
+            name: {
+                "metrics": {
+                    metric.removeprefix(f"{name}/"): value
+                    for metric, value in evaluation.metrics.items()
+                },
+                **evaluation.how,
+                "scores": str(out / evaluation.scores),
+                "responses": str(out / evaluation.responses),
+            }
+            for name, evaluation in found.items()
+        },
+    }
+
+
+def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    from chip_core.evaluation.asked import find_benchmark
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("metric", "value", "unit"):
+        table.add_column(title, justify="right" if title == "value" else "left")
+    for name, evaluation in found.items():
+        declared = find_benchmark(name).metrics
+        for metric, value in evaluation.metrics.items():
+            unit = declared[metric.removeprefix(f"{name}/")].unit
+            table.add_row(Text(metric), f"{value:.4g}", unit)
+    yield table
+    for name, evaluation in found.items():
+        how = evaluation.how
+        subset = f", a seeded subset of {how['of']:,} questions" if "of" in how else ""
+        yield Text(
+            f"{name}: protocol {how['protocol']}, scorer {how['scorer']}, {how['n']:,} scored, "
+            f"{how['missing']:,} missing{subset}",
+            style="dim",
+        )

@@ -1,0 +1,169 @@
+"""judge-humans: blinded sheets for people, and what they come to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands.options import planned, study_options
+
+_TRACKING = click.option(
+    "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
+)
+
+
+@click.group(
+    "judge-humans", epilog="Example: chip-ablate judge-humans import encoder replies*.json"
+)
+def judge_humans() -> None:
+    """Let people compare the answers of two arms, without knowing which is which."""
+
+
+@judge_humans.command(
+    "export",
+    epilog="Example: chip-ablate judge-humans export encoder --arms 'dpo, frozen' 'chip, frozen' "
+    "--benchmark shapes --annotators 3 --out sheets",
+)
+@study_options
+@click.option(
+    "--arms", nargs=2, required=True, metavar="A B", help="Two arms; figures are of B against A."
+)
+@click.option("--benchmark", required=True, help="Whose items: NAME, or select/NAME.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--items", type=click.IntRange(1), default=50, show_default=True, help="Items in all."
+)
+@click.option(
+    "--annotators", type=click.IntRange(1), default=1, show_default=True, help="Sheets to write."
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(0),
+    help="Items that every annotator judges; default: a fifth of them.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="A new folder for the sheets and the key.",
+)
+def export_sheets(
+    study: str,
+    workdir: Path,
+    as_json: bool,
+    arms: tuple[str, str],
+    benchmark: str,
+    seed: int,
+    items: int,
+    annotators: int,
+    overlap: int | None,
+    out: Path,
+    **changes: Any,
+) -> None:
+    """Write one blinded HTML sheet for each annotator, and the key that stays with you."""
+    from chip_core.errors import UserError
+    from chip_core.files import write_atomically, write_json
+    from orchestrator.humans.draw import draw_sheets
+    from orchestrator.humans.pool import answer_pool, item_images
+    from orchestrator.humans.sheet import sheet_page
+    from orchestrator.ledger import Ledger
+
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out: {out} is not empty: name a new folder")
+    made = planned(study, workdir=workdir, **changes)
+    pool = answer_pool(made, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
+    key = draw_sheets(
+        pool,
+        study=made.study.name,
+        items=items,
+        annotators=annotators,
+        overlap=overlap,
+        seed=seed,
+    )
+    images = item_images(pool, {entry.item for sheet in key.sheets for entry in sheet}, made.places)
+    sheets = []
+    for number in range(1, len(key.sheets) + 1):
+        sheets.append(out / f"sheet-{number}.html")
+        write_atomically(sheets[-1], sheet_page(key, number, pool, images))
+    for file in (_keys(workdir, key.study) / f"{key.export}.json", out / "key.json"):
+        write_json(file, key.as_json())
+    asked = len({entry.item for sheet in key.sheets for entry in sheet})
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "export": key.export,
+                    "sheets": [str(path) for path in sheets],
+                    "key": str(out / "key.json"),
+                    "items": asked,
+                    "pairs": key.pairs,
+                    "same": key.same,
+                }
+            )
+        )
+        return
+    click.echo(
+        f"{asked} items; of {key.pairs} pairs of answers {key.same} are the same and not asked"
+    )
+    for path in sheets:
+        click.echo(f"written: {path}")
+    click.echo(f"written: {out / 'key.json'} (keep it: it says which answer is whose)")
+
+
+@judge_humans.command(
+    "import", epilog="Example: chip-ablate judge-humans import encoder replies-*.json"
+)
+@study_options
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path),
+    help="The export's key; default: the copy that the work directory keeps.",
+)
+@_TRACKING
+def import_replies(
+    study: str,
+    workdir: Path,
+    as_json: bool,
+    files: tuple[Path, ...],
+    key_file: Path | None,
+    tracking_uri: str | None,
+    **changes: Any,
+) -> None:
+    """Read the FILES that annotators saved; figures go to the report and to MLflow."""
+    from chip_core.errors import UserError
+    from orchestrator.humans.replies import find_key, read_replies
+    from orchestrator.humans.section import as_json as comparison_json
+    from orchestrator.humans.section import compare, markdown, metrics, write_comparison
+    from orchestrator.run import report_folder
+    from orchestrator.tracking.attached import Attached, attach
+
+    name = planned(study, workdir=workdir, **changes).study.name
+    replies = read_replies(files)
+    key = find_key(_keys(workdir, name), key_file, replies[0].export, files)
+    if key.study != name:
+        raise UserError(f"{files[0]} is of study {key.study}, not of {name}: name that study")
+    comparison = compare(key, replies)
+    written = write_comparison(comparison, report_folder(workdir, name))
+    attached = Attached(
+        study=metrics(comparison), files=[(file, "report/humans") for file in written]
+    )
+    said = attach(workdir, tracking_uri, name, attached)
+    if as_json:
+        paths = [str(path) for path in written]
+        click.echo(json.dumps({**comparison_json(comparison), "written": paths, "note": said}))
+        return
+    click.echo(markdown(comparison))
+    for path in written:
+        click.echo(f"written: {path}")
+    if said is not None:
+        click.echo(said)
+
+
+def _keys(workdir: Path, study: str) -> Path:
+    """Return where a study keeps the keys of its exports: beside the report, not in it."""
+    return workdir / "studies" / study / "human-keys"

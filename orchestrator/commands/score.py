@@ -1,0 +1,138 @@
+"""chip-ablate score: the figures of answers that exist already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from chip_core.evaluation.scorers.base import Resources, Scored, Scorer
+
+_PATH: Any = click.Path(path_type=Path)
+
+
+@click.command(
+    epilog="Example: chip-ablate score amber --data AMBER --responses answers.json "
+    "--similarity words.json"
+)
+@click.argument("benchmark")
+@click.option("--data", type=_PATH, help="Folder of the benchmark's own files.")
+@click.option("--responses", type=_PATH, required=True, help="The answers, JSON or JSON lines.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["official", "corrected", "chip"]),
+    default="official",
+    show_default=True,
+    help="official: what the benchmark's script prints; corrected: what it says it measures; "
+    "chip: the paper's reading of answers.",
+)
+@click.option("--judge-replies", type=_PATH, help="A judge's replies, collected before.")
+@click.option("--similarity", type=_PATH, help='JSON of "word|word": similarity (AMBER).')
+@click.option("--coco", type=_PATH, help="COCO's annotation files, or a JSON of image id: objects.")
+@click.option(
+    "--tagger",
+    type=click.Choice(["nltk", "spacy"]),
+    default="nltk",
+    show_default=True,
+    help="Tags and lemmas of Object HalBench's objects.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+def score(
+    benchmark: str,
+    data: Path | None,
+    responses: Path,
+    protocol: Any,
+    judge_replies: Path | None,
+    similarity: Path | None,
+    coco: Path | None,
+    tagger: str,
+    as_json: bool,
+) -> None:
+    """Score answers to BENCHMARK that exist already, of whatever model."""
+    from chip_core.errors import TrialError, UserError
+    from chip_core.evaluation.replay import ReplayJudge
+    from chip_core.evaluation.scorers import SCORERS
+    from chip_core.evaluation.scorers.base import refuse_protocol
+
+    try:
+        scorer = SCORERS[benchmark]
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from None
+    if data is None and benchmark != "shapes":
+        raise click.UsageError(f"--data is missing: the folder of {benchmark}'s own files")
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data: there is no folder {data}")
+    refuse_protocol(scorer, protocol)
+    resources = _resources(
+        scorer,
+        judge=ReplayJudge.from_file(judge_replies) if judge_replies else None,
+        similarity=similarity,
+        coco=coco,
+        tagger=tagger,
+    )
+    try:
+        scored = scorer.score(
+            scorer.read_responses(responses),
+            data=data or Path(),
+            protocol=protocol,
+            resources=resources,
+        )
+    except TrialError as error:
+        raise UserError(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(_as_json(scorer, scored, protocol, resources), allow_nan=False))
+    else:
+        _show(scorer, scored, protocol)
+
+
+def _resources(
+    scorer: Scorer, *, judge: Any, similarity: Path | None, coco: Path | None, tagger: str
+) -> Resources:
+    """Return what the options name; what is missing is said by the scorer if it comes to it."""
+    from chip_core.evaluation.language import make_tagger, spacy_problems
+    from chip_core.evaluation.scorers.base import Resources
+    from chip_core.evaluation.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
+
+    near: Any = None
+    if similarity is not None:
+        near = TableSimilarity.from_file(similarity)
+    elif "similarity" in scorer.needs and not spacy_problems(SPACY_VECTORS):
+        near = SpacySimilarity()
+    tags = make_tagger(tagger) if {"judge", "nltk"} <= scorer.needs else None
+    return Resources(similarity=near, coco=coco, judge=judge, tagger=tags)
+
+
+def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources) -> dict[str, Any]:
+    return {
+        "benchmark": scorer.name,
+        "metrics": scored.values,
+        "n": scored.n,
+        "missing": scored.missing,
+        "protocol": protocol,
+        "version": scorer.version,
+        "judge": resources.judge.model if resources.judge else None,
+        "similarity": getattr(resources.similarity, "name", None),
+        "tagger": resources.tagger.name if resources.tagger else None,
+    }
+
+
+def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{scorer.name}, protocol {protocol} ({scorer.version})")
+    table.add_column("metric")
+    table.add_column("figure", justify="right")
+    table.add_column("unit")
+    table.add_column("better")
+    table.add_column("items", justify="right")
+    for metric in scored.metrics:
+        figure = "undefined" if metric.value is None else f"{metric.value:.2f}"
+        better = "lower" if metric.goal == "minimize" else "higher"
+        table.add_row(metric.name, figure, metric.unit, better, str(len(metric.items) or "-"))
+    console = Console()
+    console.print(table)
+    console.print(f"{scored.n} answers scored, {scored.missing} missing")

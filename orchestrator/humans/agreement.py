@@ -1,0 +1,62 @@
+"""Krippendorff's α for nominal values, with judgements missing wherever they are.
+
+Source: K. Krippendorff, Content Analysis (4th ed., 2019), chapter 12. With the coincidences
+o_ck = Σ over units of (ordered pairs of values c and k within the unit) / (m_u − 1), where m_u
+judgements were made of unit u, n_c = Σ_k o_ck and n = Σ_c n_c:
+
+    α = 1 − D_o / D_e = 1 − (n − 1) · Σ_{c≠k} o_ck / Σ_{c≠k} n_c·n_k
+
+Units with fewer than two judgements say nothing of agreement and are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far people agree beyond chance."""
+
+    alpha: float | None  # 1 is agreement, 0 is chance; None where it is undefined
+    interval: tuple[float, float] | None  # 95 %, by a bootstrap over units
+    units: int  # with two judgements or more
+
+
+def agreement(units: Iterable[Sequence[Hashable]], *, seed: int = 0) -> Agreement:
+    """Return α of units, each the values that it was given, whoever gave them.
+
+    α is undefined where no unit has two values, or where only one value was ever used.
+    """
+    counts = [Counter(values) for values in units if len(values) >= 2]
+    names = sorted({value for count in counts for value in count}, key=str)
+    table = np.array([[float(count[name]) for name in names] for count in counts])
+    if not counts:
+        return Agreement(alpha=None, interval=None, units=0)
+    alpha = _alpha(table)
+    if alpha is None or len(counts) < 2:
+        return Agreement(alpha=alpha, interval=None, units=len(counts))
+    random = np.random.default_rng(seed)
+    drawn = [_alpha(table[random.integers(len(table), size=len(table))]) for _ in range(DRAWS)]
+    defined = [value for value in drawn if value is not None]
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return Agreement(alpha=alpha, interval=(float(low), float(high)), units=len(counts))
+
+
+def _alpha(table: NDArray[np.float64]) -> float | None:
+    """Return α of counts (units, values), each row with a sum of two or more."""
+    size = table.sum(axis=1, keepdims=True)
+    totals = table.sum(axis=0)  # n_c: a row's pairs over (m − 1) sum to its counts
+    whole = totals.sum()
+    same = (table * (table - 1) / (size - 1)).sum()
+    expected = whole**2 - (totals**2).sum()
+    if expected == 0:
+        return None
+    return float(1 - (whole - 1) * (whole - same) / expected)

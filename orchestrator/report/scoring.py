@@ -1,0 +1,71 @@
+"""How a study's figures were made: protocol, scorer, judge, how many items, how many missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.ledger import Ledger
+from orchestrator.overlap import read_overlap
+from orchestrator.plan import Plan
+
+
+def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
+    """Return what a reader of the table has to know of how it was scored."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        for key, mark in trial.evaluations.items():
+            if mark in record.evaluations:
+                found.setdefault(key, []).append(record.evaluations[mark].evaluation.how)
+    lines = [
+        f"{key.removeprefix('report/')}: {'; '.join(_said(hows))}."
+        for key, hows in found.items()
+        if any(hows)
+    ]
+    return (*lines, *_overlap(plan, ledger))
+
+
+def _said(hows: list[Mapping[str, Any]]) -> Iterator[str]:
+    first = next(how for how in hows if how)
+    yield f"protocol {first['protocol']}, scorer {first['scorer']}"
+    if "of" in first:
+        yield f"a seeded subset of {first['limit']:,} of {first['of']:,} questions"
+    judges = [how["judge"] for how in hows if "judge" in how]
+    if judges:
+        yield f"judge {_judge(judges)}"
+    for tool in ("similarity", "tagger"):
+        names = sorted({how[tool] for how in hows if tool in how})
+        if names:
+            yield f"{tool} by {', '.join(names)}"
+    missing = [how.get("missing", 0) for how in hows]
+    if any(missing):
+        trials = sum(count > 0 for count in missing)
+        most = f"up to {max(missing):,} answers or replies missing"
+        yield f"{most}, in {trials} of {len(hows)} trials"
+    checked = [how["bf16"] for how in hows if "bf16" in how]
+    if checked:
+        differ, of = (
+            sum(each["differ"] for each in checked),
+            sum(each["checked"] for each in checked),
+        )
+        yield (
+            f"answers in bf16 depend on what they are made together with: made again alone, "
+            f"{differ} of {of} were others"
+        )
+    yield from sorted({note for how in hows for note in how.get("notes", ())})
+
+
+def _judge(judges: list[Mapping[str, Any]]) -> str:
+    """Name the judge, and the models that the endpoint said it was: they may differ."""
+    asked = ", ".join(sorted({judge["model"] for judge in judges}))
+    returned = sorted({name for judge in judges for name in judge.get("returned", ())})
+    if not returned or returned == [asked]:
+        return asked
+    several = " (several: figures may not be comparable)" if len(returned) > 1 else ""
+    return f"{asked}, answered by {', '.join(returned)}{several}"
+
+
+def _overlap(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    for found in read_overlap(ledger.folder.parent, plan.study.name):
+        yield found.sentence

@@ -1,0 +1,63 @@
+"""What answers in tests, also in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.config import ModelConfig
+from chip_core.evaluation.run import Answering, evaluate
+from chip_core.models import loading
+from chip_core.places import Places
+from chip_core.results import Evaluation, Progress
+
+SHAPES = BenchmarkConfig.model_validate({"name": "shapes", "limit": 24})
+
+
+def answering(folder: Path, **changes: Any) -> Answering:
+    """The embedded model, four items together."""
+    torch.set_num_threads(1)
+    model, processor = loading.load(ModelConfig(path="shapes"))
+    given = {"weights": "w", "places": Places(), "batch_size": 4, **changes}
+    return Answering(model=model, processor=processor, folder=folder, **given)
+
+
+def answer_and_die(folder: str, batches: int) -> None:
+    """Answer, and be killed as by kill -9 after so many batches."""
+    told = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal told
+        told += progress.phase == "score shapes" and progress.done > 0
+        if told == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    evaluate(answering(Path(folder), report=report), "report", SHAPES)
+
+
+def work_in_a_group(rank: int, workers: int, store: str, folder: str, found: Any) -> None:
+    """Answer as one of several workers; then again, where the second fails."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=workers
+    )
+    try:
+        asked = answering(Path(folder))
+        made: Evaluation = evaluate(asked, "report", SHAPES)
+        if rank == 1:
+            asked.model.generate = _fails
+        longer = SHAPES.model_copy(update={"max_new_tokens": 33})
+        try:
+            evaluate(asked, "report", longer)
+        except Exception as error:
+            found[rank] = (made.metrics, made.how["n"], f"{type(error).__name__}: {error}")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _fails(**_: Any) -> None:
+    raise ValueError("this worker's own trouble")

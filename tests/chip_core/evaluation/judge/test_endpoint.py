@@ -1,0 +1,298 @@
+"""A judge behind a real server that fails, stalls, limits, lies and hangs up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.benchmark_config import JudgeConfig
+from chip_core.errors import TrialError
+from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
+from chip_core.evaluation.scorers.base import JudgeRequest
+
+from .server import KEY, Handler, JudgeServer, good, serving, slowly
+
+Body = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own pauses grow from half a second."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
+def judge(server: JudgeServer, folder: Path, **settings: Any) -> EndpointJudge:
+    given = {"model": "judge", "base_url": server.url, "api_key_env": "JUDGE_KEY", **settings}
+    return EndpointJudge(JudgeConfig.model_validate(given), ReplyCache(folder / "judge"))
+
+
+def requests(number: int = 4) -> list[JudgeRequest]:
+    return [
+        JudgeRequest(item=str(n), messages=({"role": "user", "content": "x" * n},), max_tokens=50)
+        for n in range(number)
+    ]
+
+
+def test_replies_come_in_order_with_what_the_endpoint_called_itself(tmp_path: Path) -> None:
+    with serving(good) as server:
+        asked = judge(server, tmp_path)
+        assert asked.ask(requests(9)) == [f"Rating: {n % 7}" for n in range(9)]
+        assert asked.returned == {"judge-2026-01-01"}
+        assert (asked.model, asked.paid) == ("judge", 9)
+        assert server.calls[0].keys() == {"model", "messages", "temperature", "max_tokens"}
+        assert {call["max_tokens"] for call in server.calls} == {50}
+        assert set(server.keys) == {f"Bearer {KEY}"}
+
+
+def test_settings_stand_in_place_of_the_scripts(tmp_path: Path) -> None:
+    with serving(good) as server:
+        judge(server, tmp_path, temperature=0.5, max_tokens=9).ask(requests(1))
+        assert (server.calls[0]["temperature"], server.calls[0]["max_tokens"]) == (0.5, 9)
+
+
+def test_no_reply_is_paid_for_twice(tmp_path: Path) -> None:
+    """Over two judges, as two trials have; and within one."""
+    with serving(good) as server:
+        first = judge(server, tmp_path).ask([*requests(), *requests()])
+        assert len(server.calls) == 4
+        second = judge(server, tmp_path)
+        assert second.ask(requests()) == first[:4] == first[4:]
+        assert (len(server.calls), second.paid) == (4, 0)
+        assert second.returned == {"judge-2026-01-01"}  # also of kept replies
+        # another parameter, another model: another question
+        judge(server, tmp_path, temperature=1.0).ask(requests(1))
+        judge(server, tmp_path, model="other").ask(requests(1))
+        assert len(server.calls) == 6
+
+
+def _ask_in_a_process(url: str, folder: str) -> list[str | None]:
+    settings = JudgeConfig(model="judge", base_url=url, api_key_env="JUDGE_KEY")
+    return EndpointJudge(settings, ReplyCache(Path(folder) / "judge")).ask(requests(12))
+
+
+def test_two_processes_that_ask_the_same_at_once_pay_once(tmp_path: Path) -> None:
+    with serving(slowly(0.1)) as server:
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            found = pool.starmap(_ask_in_a_process, [(server.url, str(tmp_path))] * 2)
+        assert found[0] == found[1]
+        assert len(server.calls) == 12
+
+
+def test_a_server_that_fails_is_asked_again(tmp_path: Path) -> None:
+    def fails_twice(handler: Handler, number: int, body: Body) -> None:
+        if number < 2:
+            handler.send({"error": {"message": f"boom {KEY}"}}, status=500)
+        else:
+            good(handler, number, body)
+
+    with serving(fails_twice) as server:
+        assert judge(server, tmp_path, concurrency=1).ask(requests(2)) == ["Rating: 0", "Rating: 1"]
+        assert len(server.calls) == 4
+
+
+def test_a_server_that_stalls_is_left_after_its_timeout(tmp_path: Path) -> None:
+    def stalls_once(handler: Handler, number: int, body: Body) -> None:
+        if number == 0:
+            handler.stall(30)
+        else:
+            good(handler, number, body)
+
+    with serving(stalls_once) as server:
+        began = time.perf_counter()
+        assert judge(server, tmp_path, timeout=0.3, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+        assert time.perf_counter() - began < 10
+        assert len(server.calls) == 2
+
+
+def test_a_server_that_limits_is_waited_for(tmp_path: Path) -> None:
+    said: list[float] = []
+
+    def limits_once(handler: Handler, number: int, body: Body) -> None:
+        said.append(time.perf_counter())
+        if number == 0:
+            error = {"error": {"message": "slow down", "type": "rate_limit"}}
+            handler.send(error, status=429, headers={"Retry-After": "0.7"})
+        else:
+            good(handler, number, body)
+
+    with serving(limits_once) as server:
+        assert judge(server, tmp_path, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+        assert said[1] - said[0] >= 0.7
+
+
+LIES: dict[str, Callable[[Handler], None]] = {
+    "no JSON": lambda handler: handler.send(b"<html>Rating: 6</html>"),
+    "a list": lambda handler: handler.send(b"[1, 2]"),
+    "no choices": lambda handler: handler.send({"id": "1", "choices": []}),
+    "an error as a reply": lambda handler: handler.send({"error": {"message": "busy"}}),
+    "content of another kind": lambda handler: handler.send(
+        {"choices": [{"message": {"role": "assistant", "content": {"a": 1}}}]}
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", sorted(LIES))
+def test_what_is_no_completion_is_asked_again_and_never_kept(lie: str, tmp_path: Path) -> None:
+    def lies_once(handler: Handler, number: int, body: Body) -> None:
+        if number == 0:
+            LIES[lie](handler)
+        else:
+            good(handler, number, body)
+
+    with serving(lies_once) as server:
+        assert judge(server, tmp_path, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+        assert len(server.calls) == 2
+
+
+def test_an_empty_reply_and_another_model_are_replies(tmp_path: Path) -> None:
+    """What they count is the protocol's to say; they were paid for and are kept."""
+
+    def evades(handler: Handler, number: int, body: Body) -> None:
+        handler.say(None if number == 0 else "", model="another-model")
+
+    with serving(evades) as server:
+        asked = judge(server, tmp_path, concurrency=1)
+        assert asked.ask(requests(2)) == ["", ""]
+        assert asked.returned == {"another-model"}
+        assert judge(server, tmp_path).ask(requests(2)) == ["", ""]
+        assert len(server.calls) == 2
+
+
+def test_a_connection_that_is_dropped_is_made_again(tmp_path: Path) -> None:
+    def hangs_up_twice(handler: Handler, number: int, body: Body) -> None:
+        if number < 2:
+            handler.drop()
+        else:
+            good(handler, number, body)
+
+    with serving(hangs_up_twice) as server:
+        assert judge(server, tmp_path, concurrency=1).ask(requests(1)) == ["Rating: 0"]
+        assert len(server.calls) == 3
+
+
+def test_a_call_that_fails_for_good_is_none_and_the_others_are_kept(tmp_path: Path) -> None:
+    def never_that_one(handler: Handler, number: int, body: Body) -> None:
+        if body["messages"][0]["content"] == "x":
+            handler.send({"error": {"message": "filtered"}}, status=400)
+        else:
+            good(handler, number, body)
+
+    with serving(never_that_one) as server:
+        found = judge(server, tmp_path, retries=1).ask(requests(4))
+        assert found == ["Rating: 0", None, "Rating: 2", "Rating: 3"]
+        calls = len(server.calls)
+        judge(server, tmp_path, retries=1).ask(requests(4))
+        assert len(server.calls) == calls + 1  # the one alone
+
+
+def test_an_endpoint_that_is_away_fails_the_trial_soon(tmp_path: Path) -> None:
+    def down(handler: Handler, number: int, body: Body) -> None:
+        handler.send({"error": {"message": "down"}}, status=503)
+
+    with serving(down) as server:
+        asked = judge(server, tmp_path, retries=0, concurrency=2)
+        with pytest.raises(TrialError, match=r"8 calls one after the other failed \(HTTP 503\)"):
+            asked.ask(requests(100))
+        assert len(server.calls) <= 8 + 2
+        with pytest.raises(TrialError, match=r"no call was answered \(HTTP 503\)"):
+            judge(server, tmp_path, retries=0).ask(requests(2))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, r"refuses the key \(HTTP 401\)"), (403, "refuses"), (404, "knows no such model")],
+)
+def test_a_refusal_stops_at_once_and_tells_no_key(
+    status: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(handler: Handler, number: int, body: Body) -> None:
+        handler.send({"error": {"message": f"Incorrect API key: {KEY}"}}, status=status)
+
+    with serving(refuses) as server, caplog.at_level(logging.DEBUG):
+        asked = judge(server, tmp_path, concurrency=1)
+        with pytest.raises(TrialError, match=said) as raised:
+            asked.ask(requests(20))
+        assert len(server.calls) == 1
+    assert KEY not in str(raised.value)
+    assert KEY not in repr(raised.value.__context__)
+    assert KEY not in caplog.text
+    assert not any(KEY in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_nothing_that_is_written_down_holds_the_key(tmp_path: Path) -> None:
+    with serving(good) as server:
+        asked = judge(server, tmp_path)
+        asked.ask(requests())
+        assert KEY not in asked._settings.model_dump_json()
+    kept = (tmp_path / "judge" / "replies.jsonl").read_text()
+    assert KEY not in kept
+    records = [json.loads(line) for line in kept.splitlines()]
+    assert {record["returned"] for record in records} == {"judge-2026-01-01"}
+    assert {record["tokens"] for record in records} == {12}
+    with pytest.raises(ValueError, match="holds a key or a query"):
+        JudgeConfig(model="judge", base_url=f"https://user:{KEY}@example.org/v1")
+    with pytest.raises(ValueError, match="is no address"):
+        JudgeConfig(model="judge", base_url="example.org")
+
+
+def test_the_budget_bounds_what_is_paid_over_all_trials(tmp_path: Path) -> None:
+    with serving(good) as server:
+        judge(server, tmp_path, budget={"calls": 6}).ask(requests(4))
+        with pytest.raises(TrialError, match="its budget of 6 calls is spent: raise judge.budget"):
+            judge(server, tmp_path, budget={"calls": 6}, concurrency=1).ask(requests(20))
+        assert len(server.calls) == 6
+        # what was paid for is still there, and a larger budget goes on
+        assert judge(server, tmp_path, budget={"calls": 6}).ask(requests(6))[5] == "Rating: 5"
+        judge(server, tmp_path, budget={"calls": 20}).ask(requests(20))
+        assert len(server.calls) == 20
+        with pytest.raises(TrialError, match="its budget of 240 tokens is spent"):
+            judge(server, tmp_path, budget={"tokens": 240}).ask(requests(21))
+
+
+def test_a_reply_that_a_crash_cut_off_is_asked_for_again(tmp_path: Path) -> None:
+    with serving(good) as server:
+        judge(server, tmp_path, concurrency=1).ask(requests(3))
+        file = tmp_path / "judge" / "replies.jsonl"
+        file.write_bytes(file.read_bytes()[:-20])
+        assert judge(server, tmp_path).ask(requests(3)) == ["Rating: 0", "Rating: 1", "Rating: 2"]
+        assert len(server.calls) == 4
+        assert len(file.read_text().splitlines()) == 3
+
+
+def test_what_is_missing_is_known_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = JudgeConfig(model="judge", api_key_env="NO_SUCH_KEY")
+    assert "NO_SUCH_KEY is not set" in (endpoint_problem(settings) or "")
+    assert endpoint_problem(JudgeConfig(model="judge", api_key_env="JUDGE_KEY")) is None
+    assert endpoint_problem(JudgeConfig(model="judge", api_key_env=None)) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'chip-ablate[judge]'" in (endpoint_problem(settings) or "")
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    with serving(good) as server:
+        settings = JudgeConfig(model="judge", base_url=server.url, api_key_env="JUDGE_KEY")
+        cache = ReplyCache(tmp_path)
+        EndpointJudge(settings, cache, lambda *at: told.append(at)).ask(requests(3))
+    assert told == [(1, 3), (2, 3), (3, 3)]

@@ -1,0 +1,231 @@
+"""Tiny benchmark folders in their published layouts, with pictures of the embedded world.
+
+Nothing of a benchmark's own is in them but the names of its files and fields.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from chip_core.shapes.world import SHAPES, Scene, draw, scene
+
+
+def scenes(number: int) -> list[Scene]:
+    return [scene("test", index) for index in range(number)]
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = isinstance(value, list) and path.suffix == ".jsonl"
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in value) if lines else json.dumps(value)
+    )
+
+
+def picture(path: Path, shown: Scene) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(shown).save(path)
+
+
+def encoded(shown: Scene) -> str:
+    held = io.BytesIO()
+    draw(shown).save(held, "PNG")
+    return base64.b64encode(held.getvalue()).decode()
+
+
+def amber(root: Path, pictures: int = 3, *, describe: bool = True) -> Path:
+    """A description a picture, and a yes/no question a shape and picture."""
+    folder = root / "amber"
+    queries: list[dict[str, Any]] = []
+    truths: list[dict[str, Any]] = []
+    for number, shown in enumerate(scenes(pictures), start=1):
+        picture(folder / "image" / f"AMBER_{number}.png", shown)
+        there = sorted({thing.shape for thing in shown.things})
+        absent = sorted(set(SHAPES) - set(there))
+        if describe:
+            row = {"id": number, "image": f"AMBER_{number}.png", "query": "what do you see?"}
+            queries.append(row)
+            truths.append({"id": number, "type": "generative", "truth": there, "hallu": absent[:1]})
+    for number, shown in enumerate(scenes(pictures), start=1):
+        there = {thing.shape for thing in shown.things}
+        for shape in sorted(SHAPES):
+            item = 1001 + len(queries)
+            query = f"is there a {shape} in this image?"
+            queries.append({"id": item, "image": f"AMBER_{number}.png", "query": query})
+            truth = "yes" if shape in there else "no"
+            kind = "discriminative-hallucination"
+            truths.append({"id": item, "type": kind, "truth": truth})
+    write(folder / "query" / "query_all.json", queries)
+    write(folder / "annotations.json", truths)
+    write(folder / "relation.json", {shape: [shape] for shape in SHAPES})
+    (folder / "safe_words.txt").write_text("picture\n")
+    write(folder / "similarity.json", {})
+    return folder
+
+
+def pope(root: Path, pictures: int = 2) -> Path:
+    """Six questions a picture and split."""
+    folder = root / "pope"
+    for split in ("random", "popular", "adversarial"):
+        rows: list[dict[str, Any]] = []
+        for index, shown in enumerate(scenes(pictures)):
+            name = f"COCO_val2014_{index + 1:012d}.png"
+            picture(root / "coco" / "val2014" / name, shown)
+            there = {thing.shape for thing in shown.things}
+            rows += [
+                {
+                    "question_id": len(rows) + place,
+                    "image": name,
+                    "text": f"is there a {shape} in the image?",
+                    "label": "yes" if shape in there else "no",
+                }
+                for place, shape in enumerate(sorted(SHAPES)[:6], start=1)
+            ]
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"coco_pope_{split}.json").write_text(lines)
+    return folder
+
+
+def mmhal(root: Path, *, inside: bool = False) -> Path:
+    folder = root / "mmhal"
+    rows = []
+    for number, shown in enumerate(scenes(8)):
+        name = f"{number}_o.png"
+        if not inside:
+            picture(folder / "images" / name, shown)
+        rows.append(
+            {
+                "question_type": "attribute",
+                "image_id": f"id{number}",
+                "image_src": f"https://example.org/8/{name}",
+                "image_content": [thing.shape for thing in shown.things],
+                "question": "what do you see?",
+                "gt_answer": "shapes",
+                "model_answer": "",
+            }
+        )
+    write(folder / "response_template.json", rows)
+    if inside:
+        held = [
+            {"image_id": row["image_id"], "question": row["question"], "image": encoded(shown)}
+            for row, shown in zip(rows, scenes(8), strict=True)
+        ]
+        write(folder / "mmhal-bench_with_image.jsonl", held)
+    return folder
+
+
+def hallusionbench(root: Path) -> Path:
+    """A figure, the figure edited, and the question without a figure."""
+    folder = root / "hallusionbench"
+    rows = []
+    for figure, name in enumerate((None, "./VS/chart/0_1.png", "./VS/chart/0_2.png")):
+        if name is not None:
+            picture(folder / "hallusion_bench" / name, scene("test", figure))
+        rows.append(
+            {
+                "category": "VS",
+                "subcategory": "chart",
+                "visual_input": str(figure),
+                "set_id": "0",
+                "figure_id": str(figure),
+                "sample_note": "made",
+                "question_id": "0",
+                "question": "is there a star?",
+                "gt_answer_details": "there is a star",
+                "gt_answer": "1",
+                "filename": name,
+            }
+        )
+    write(folder / "HallusionBench.json", rows)
+    return folder
+
+
+def mmmu(root: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    folder = root / "mmmu"
+    held = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": base64.b64decode(encoded(shown)), "path": "a.png"} for shown in scenes(3)]
+    rows = {
+        "id": ["validation_Art_1", "validation_Art_2", "validation_Art_3"],
+        "question": ["What is <image 1>?", "What do <image 1> and <image 2> share?", "How many?"],
+        "options": ["['a star', 'a moon']", "['red', 'blue', 'none']", "[]"],
+        "question_type": ["multiple-choice", "multiple-choice", "open"],
+        "image_1": pa.array(images, held),
+        "image_2": pa.array([None, images[0], None], held),
+        **{f"image_{number}": pa.array([None] * 3, held) for number in range(3, 8)},
+    }
+    (folder / "Art").mkdir(parents=True)
+    parquet.write_table(pa.table(rows), folder / "Art" / "validation-00000-of-00001.parquet")
+    truths = {
+        "validation_Art_1": {"question_type": "multiple-choice", "ground_truth": "A"},
+        "validation_Art_2": {"question_type": "multiple-choice", "ground_truth": "B"},
+        "validation_Art_3": {"question_type": "short-answer", "ground_truth": "3"},
+    }
+    write(folder / "answer_dict_val.json", truths)
+    return folder
+
+
+def scienceqa(root: Path) -> Path:
+    folder = root / "scienceqa"
+    problem = {
+        "question": "Which is it?",
+        "choices": ["a star", "a moon"],
+        "answer": 0,
+        "hint": "",
+        "image": "image.png",
+        "grade": "grade3",
+        "subject": "natural science",
+    }
+    picture(folder / "images" / "test" / "4" / "image.png", scene("test", 0))
+    write(
+        folder / "problems.json", {"4": problem, "5": {**problem, "image": None, "hint": "Look."}}
+    )
+    write(folder / "pid_splits.json", {"train": [], "val": [], "test": ["4", "5"]})
+    return folder
+
+
+def llava_bench(root: Path) -> Path:
+    folder = root / "llava_bench"
+    picture(folder / "images" / "001.jpg", scene("test", 0))
+    rows = [
+        {"question_id": number, "image": "001.jpg", "text": "what do you see?", "category": kind}
+        for number, kind in enumerate(("conv", "detail", "complex"))
+    ]
+    write(folder / "questions.jsonl", rows)
+    write(folder / "context.jsonl", [{"image": "001.jpg", "caption": "shapes"}])
+    write(folder / "answers_gpt4.jsonl", [{"question_id": n, "text": "shapes"} for n in range(3)])
+    rule = {"prompt": "Rate both.", "role": "Assistant"}
+    kinds = ("conv", "detail", "complex")
+    write(folder / "rule.json", {f"llava_bench_{kind}": rule for kind in kinds})
+    return folder
+
+
+def chair(root: Path) -> Path:
+    folder = root / "chair"
+    for number, shown in enumerate(scenes(2), start=1):
+        picture(root / "coco" / "val2014" / f"COCO_val2014_{number:012d}.jpg", shown)
+    write(folder / "questions.jsonl", [{"image_id": 1}, {"image_id": 2, "question": "what?"}])
+    return folder
+
+
+def objhal(root: Path) -> Path:
+    folder = root / "objhal"
+    rows = [
+        {"org_idx": n, "image_id": 100 + n, "question": "what do you see?", "image": encoded(shown)}
+        for n, shown in enumerate(scenes(2))
+    ]
+    write(folder / "obj_halbench_300_with_image.jsonl", rows)
+    return folder
+
+
+def opened(item: Any) -> list[Image.Image]:
+    return [shown.read() for shown in item.pictures]

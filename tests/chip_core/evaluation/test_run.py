@@ -1,0 +1,220 @@
+"""A benchmark from questions to files: resumed, divided over workers, with what has to be known."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.errors import TrialError
+from chip_core.evaluation.answer_files import AnswerFile, made_before
+from chip_core.evaluation.generation import Decoder
+from chip_core.evaluation.run import evaluate
+from chip_core.evaluation.task import Item
+from chip_core.files import read_records
+from chip_core.places import Places
+from chip_core.results import Progress
+
+from . import made
+from .answering import SHAPES, answer_and_die, answering, work_in_a_group
+from .judge.server import good, serving
+
+
+def in_process(work: Callable[..., None], *given: Any) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=work, args=given)
+    process.start()
+    process.join(120)
+    return process
+
+
+def responses(folder: Path, name: str = "report-shapes") -> list[dict[str, Any]]:
+    return read_records(folder / "responses" / f"{name}.jsonl")
+
+
+class Counting:
+    """Counts the items that were answered."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.items: list[str] = []
+        plain = Decoder.answers
+
+        def answers(decoder: Decoder, batch: Any) -> list[str]:
+            self.items += [item.id for item in batch.items]
+            return plain(decoder, batch)
+
+        monkeypatch.setattr(Decoder, "answers", answers)
+
+
+def test_what_is_left_on_disk(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    found = evaluate(answering(tmp_path, report=told.append), "report", SHAPES)
+    scores = json.loads((tmp_path / found.scores).read_text())
+    assert scores["how"] == found.how
+    assert found.how["protocol"] == "official"
+    assert found.how["scorer"] == "shapes-1"
+    assert (found.how["n"], found.how["missing"]) == (24, 0)
+    assert (found.how["limit"], found.how["of"]) == (24, 1000)
+    assert "bf16" not in found.how
+    lines = responses(tmp_path)
+    assert len(lines) == found.items == 24
+    assert set(lines[0]) == {"item", "prompt", "response", "truth"}
+    (chair_s,) = [metric for metric in scores["metrics"] if metric["name"] == "chair_s"]
+    wrong = sum(item["numerator"] for item in chair_s["items"])
+    assert found.metrics["shapes/chair_s"] == pytest.approx(100 * wrong / 24)
+    assert [(progress.done, progress.total) for progress in told] == [
+        (done, 24) for done in (0, 4, 8, 12, 16, 20, 24)
+    ]
+    assert told[-1].figures["items_per_second"] > 0
+    assert told[-1].figures["seconds_left"] == 0
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(answering(tmp_path / "whole"), "report", SHAPES)
+    killed = in_process(answer_and_die, str(tmp_path / "killed"), 2)
+    assert killed.exitcode == -signal.SIGKILL
+    left = {
+        record["item"]
+        for file in (tmp_path / "killed" / "answers").iterdir()
+        for record in read_records(file)
+    }
+    assert len(left) == 8  # two batches of four: nothing that was made is lost
+    counting = Counting(monkeypatch)
+    again = evaluate(answering(tmp_path / "again", earlier=[tmp_path / "killed"]), "report", SHAPES)
+    assert len(counting.items) == 16  # nothing is made twice
+    assert left.isdisjoint(counting.items)
+    assert again.metrics == whole.metrics
+    assert responses(tmp_path / "again") == responses(tmp_path / "whole")
+    assert again.how["taken_over"] == 8
+    # and once more, from the attempt that took them over
+    counting.items.clear()
+    evaluate(answering(tmp_path / "third", earlier=[tmp_path / "again"]), "report", SHAPES)
+    assert counting.items == []
+
+
+def test_answers_of_other_weights_or_settings_are_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(answering(tmp_path / "one"), "report", SHAPES)
+    counting = Counting(monkeypatch)
+    earlier = [tmp_path / "one"]
+    evaluate(answering(tmp_path / "a", weights="other", earlier=earlier), "report", SHAPES)
+    assert len(counting.items) == 24
+    longer = SHAPES.model_copy(update={"max_new_tokens": 33})
+    evaluate(answering(tmp_path / "b", earlier=earlier), "report", longer)
+    assert len(counting.items) == 48
+
+
+def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
+    a, b, c = (Item(id=name, prompt="is it?", pictures=()) for name in "abc")
+
+    def before(mark: str, *items: Item) -> dict[str, str]:
+        return made_before([tmp_path], "report-shapes", mark * 64, items)
+
+    with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
+        file.add([(a, "one"), (b, "two")])
+    (path,) = (tmp_path / "answers").iterdir()
+    path.write_bytes(path.read_bytes()[:-8])
+    assert before("m", a, b) == {"a": "one"}
+    with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
+        file.add([(b, "again")])
+    with AnswerFile(tmp_path, "report-shapes", "m" * 64, 1) as file:
+        file.add([(c, "another worker's")])
+    assert before("m", a, b, c) == {"a": "one", "b": "again", "c": "another worker's"}
+    assert before("m", a) == {"a": "one"}
+    assert before("n", a, b, c) == {}
+    asked_otherwise = Item(id="a", prompt="is it now?", pictures=())
+    assert before("m", asked_otherwise) == {}
+
+
+def test_two_workers_give_what_one_gives_and_fail_together(tmp_path: Path) -> None:
+    one = evaluate(answering(tmp_path / "one"), "report", SHAPES)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        found = manager.dict()
+        given = (2, str(tmp_path / "store"), str(tmp_path / "two"), found)
+        workers = [context.Process(target=work_in_a_group, args=(rank, *given)) for rank in (0, 1)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(180)
+        assert [worker.exitcode for worker in workers] == [0, 0]
+        # the other does not wait for one that failed
+        trouble = "ValueError: this worker's own trouble"
+        assert found[0] == (one.metrics, 24, f"TrialError: worker 1: {trouble}")
+        assert found[1] == (one.metrics, 24, trouble)
+    assert responses(tmp_path / "two") == responses(tmp_path / "one")
+    shares = [
+        len(read_records(file))
+        for rank in (0, 1)
+        for file in (tmp_path / "two" / "answers").glob(f"*.{rank}.jsonl")
+    ]
+    assert sorted(shares) == [0, 12, 12, 12]  # each half; then the second's failed
+
+
+def test_in_bf16_the_share_that_differs_is_recorded(tmp_path: Path) -> None:
+    found = evaluate(answering(tmp_path, bf16=True), "report", SHAPES)
+    assert found.how["bf16"]["checked"] == 16
+    assert 0 <= found.how["bf16"]["differ"] <= 16
+
+
+def test_no_reply_is_paid_for_twice_over_two_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trials whose models say the same: the second asks the judge nothing."""
+    monkeypatch.setenv("JUDGE_KEY", "k")
+    made.mmhal(tmp_path)
+    places = Places(benchmark_data=tmp_path, judge_cache=tmp_path / "cache")
+    with serving(good) as server:
+        judge = {"model": "judge", "base_url": server.url, "api_key_env": "JUDGE_KEY"}
+        settings = BenchmarkConfig.model_validate(
+            {"name": "mmhal", "judge": judge, "max_new_tokens": 16}
+        )
+        found = [
+            evaluate(
+                answering(tmp_path / folder, places=places, weights=folder), "report", settings
+            )
+            for folder in ("one", "two")
+        ]
+        assert len(server.calls) == 8
+    assert found[0].metrics == found[1].metrics
+    how = found[1].how
+    assert how["judge"] == {"model": "judge", "returned": ["judge-2026-01-01"]}
+    assert (how["n"], how["missing"]) == (8, 0)
+
+
+def test_a_judges_failure_is_the_trials(tmp_path: Path) -> None:
+    made.mmhal(tmp_path)
+    settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
+    with pytest.raises(TrialError, match="mmhal: its answers are read by a judge and there is no"):
+        evaluate(
+            answering(tmp_path / "a", places=Places(benchmark_data=tmp_path)), "report", settings
+        )
+
+
+def test_replies_stand_in_for_a_judge(tmp_path: Path) -> None:
+    made.mmhal(tmp_path)
+    replies = tmp_path / "replies.jsonl"
+    made.write(replies, [{"image_id": f"id{n}", "reply": "Rating: 4"} for n in range(8)])
+    settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
+    places = Places(benchmark_data=tmp_path, judge_replies=replies)
+    found = evaluate(answering(tmp_path / "a", places=places), "report", settings)
+    assert found.metrics["mmhal/score"] == 4.0
+    assert found.how["judge"] == {"model": "replay"}
+
+
+def test_a_larger_limit_goes_on_from_a_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(answering(tmp_path), "report", SHAPES.model_copy(update={"limit": 8}))
+    counting = Counting(monkeypatch)
+    found = evaluate(answering(tmp_path), "report", SHAPES)
+    assert len(counting.items) == 16
+    assert found.how["taken_over"] == 8

@@ -1,0 +1,98 @@
+"""The plain way, which every faster one is compared with: each response alone, whole logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from chip_core.config import TrialConfig
+from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.objectives import objective_from_logits
+from chip_core.training.layout import PaddedRows, pad
+from chip_core.training.policy import Policy
+from chip_core.training.reference import LiveReference, ReferenceSource
+
+
+def rows(batch: PairBatch, what: str) -> PaddedRows:
+    """Return `chosen`, `rejected` or `rejected_image` sequences of a batch, one response a row."""
+    prompts = batch.rejected_image_prompts if what == "rejected_image" else batch.prompts
+    assert prompts is not None
+    return pad(prompts, getattr(batch, what))
+
+
+def logits(model: Any, batch: PairBatch, what: str = "chosen") -> torch.Tensor:
+    """Return whole logits of a batch, as the model itself gives them, (B, T, V)."""
+    part = rows(batch, what)
+    with torch.no_grad():
+        return model(
+            input_ids=part.input_ids, attention_mask=part.attention_mask, **part.inputs
+        ).logits
+
+
+def original_logits(reference: LiveReference, model: Any, batch: PairBatch) -> torch.Tensor:
+    """Return whole logits of the chosen responses, of a live reference."""
+    part = rows(batch, "chosen")
+    ids, mask = part.input_ids, part.attention_mask
+    return reference.original(model, input_ids=ids, attention_mask=mask, **part.inputs).logits
+
+
+def objective(policy: Policy, reference: ReferenceSource, batch: PairBatch) -> Any:
+    """Return the product's objective of a batch."""
+    return policy(batch, reference.scores(batch), reference.head)
+
+
+def _alone(model: Any, prompts: Prompts, responses: Responses, row: int) -> torch.Tensor:
+    """Return one pair's logits of one response, computed without any padding."""
+    prompt = prompts.ids[row][prompts.mask[row]]
+    ids = torch.cat([prompt, responses.ids[row][responses.mask[row]]])[None]
+    inputs = {}
+    for name, value in prompts.inputs.items():
+        if name.endswith("token_type_ids"):
+            own = value[row][prompts.mask[row]]
+            inputs[name] = torch.nn.functional.pad(own, (0, ids.shape[1] - len(own)))[None]
+        else:
+            inputs[name] = _own(prompts, name, row)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+
+
+def _own(prompts: Prompts, name: str, row: int) -> torch.Tensor:
+    """Return the entries that are one pair's of an input with one entry an image, or a patch."""
+    value = prompts.inputs[name]
+    if len(value) == len(prompts.ids):
+        return value[row : row + 1]
+    ends = prompts.inputs["image_grid_thw"].prod(-1).cumsum(0).tolist()
+    return value[ends[row - 1] if row else 0 : ends[row]]
+
+
+def plain_loss(
+    policy: Any, reference: Any, batch: PairBatch, config: TrialConfig, eos_id: int
+) -> torch.Tensor:
+    """Return the mean objective of a batch from whole logits, 3 + 3 sequences a pair."""
+    losses = []
+    visual = config.objective.needs_rejected_image
+    for row in range(len(batch)):
+        given = {}
+        for who, model, grad in (("policy", policy, True), ("reference", reference, False)):
+            with torch.set_grad_enabled(grad):
+                for what in ("chosen", "rejected"):
+                    part = getattr(batch, what)
+                    given[f"{who}_{what}_logits"] = _alone(model, batch.prompts, part, row)
+                given[f"{who}_rejected_image_logits"] = (
+                    _alone(model, batch.rejected_image_prompts, batch.rejected_image, row)
+                    if visual
+                    else None
+                )
+        ids = {
+            f"{what}_ids": getattr(batch, what).ids[row][getattr(batch, what).mask[row]]
+            for what in ("chosen", "rejected")
+        }
+        output = objective_from_logits(
+            config.objective,
+            prompt_ids=batch.prompts.ids[row][batch.prompts.mask[row]],
+            **ids,
+            **given,
+            eos_id=eos_id,
+        )
+        losses.append(output.loss)
+    return torch.stack(losses).mean()

@@ -1,0 +1,21 @@
+"""A name that is not there is told with the near one and the choices."""
+
+from __future__ import annotations
+
+import pytest
+
+from chip_core.registry import Registry, suggestion
+
+
+def test_a_lookup_that_fails_names_the_near_ones() -> None:
+    registry: Registry[int] = Registry("colour")
+    registry.register("green")(2)
+    registry.register("blue")(3)
+    assert (len(registry), sorted(registry), registry["blue"]) == (2, ["blue", "green"], 3)
+    with pytest.raises(KeyError, match="unknown colour 'gren': did you mean 'green'. choices: bl"):
+        registry["gren"]
+    assert "gren" not in registry
+
+
+def test_nothing_near_is_not_suggested() -> None:
+    assert suggestion("xyz", ["green", "blue"]) == "choices: blue, green"

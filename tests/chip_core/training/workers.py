@@ -1,0 +1,166 @@
+"""Trainings of a tiny LLaVA for the tests of several workers, and the program that each worker is.
+
+python workers.py OUT CASE…        with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import families  # noqa: E402
+
+from chip_core.config import TrialConfig  # noqa: E402
+from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
+from chip_core.files import read_records  # noqa: E402
+from chip_core.models.adapters import attach, save_model  # noqa: E402
+from chip_core.training.loop import Training, train  # noqa: E402
+from chip_core.workers import Workers, joined  # noqa: E402
+
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training."""
+
+    kind: str  # "alone", "ddp", "fsdp"
+    changes: str = "full"  # which of CHANGES
+    dtype: str = "float64"
+    checkpoint_every: int = 0
+    micro_batch: int = 1
+    resume: str = ""  # another case's folder
+
+    @property
+    def name(self) -> str:
+        return "-".join(
+            [self.kind, self.changes, self.dtype, *(["resumed"] if self.resume else [])]
+        )
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "full": {"vision_encoder": "trained"},
+    "lora": {"language_model": "lora", "lora": {"rank": 2, "alpha": 4}},
+    "staged": {"vision_encoder": "staged", "language_model": "lora", "lora": {"rank": 2}},
+    "recomputed": {"vision_encoder": "trained", "engine": {"gradient_checkpointing": True}},
+    "bf16": {"model": {"path": "shapes", "dtype": "bf16"}},
+}
+
+
+class ListPairs(Pairs):
+    """Pairs that are there."""
+
+    def __init__(self, pairs: list[PreferencePair]) -> None:
+        self._pairs = pairs
+        self.lengths = [len(pair.chosen) + len(pair.rejected) for pair in pairs]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> PreferencePair:  # type: ignore[override]
+        return self._pairs[index]
+
+
+def configured(case: Case) -> TrialConfig:
+    """Three pairs a step. One a pass, two workers make two passes each, one of which is empty."""
+    changes = CHANGES[case.changes]
+    return TrialConfig.model_validate(
+        {
+            "model": "shapes",
+            "objective": {"preset": "chip", "weights": {"segment": 3, "token": 0.1}},
+            "optimizer": {"lr": 1e-3, "warmup": 0.1, "clip": 1.0},
+            "training": {"batch_size": 3, "epochs": STEPS},
+            **changes,
+            "engine": {
+                "micro_batch": case.micro_batch,
+                "parallel": "auto" if case.kind == "alone" else case.kind,
+                "checkpoint_every": case.checkpoint_every or None,
+                **changes.get("engine", {}),
+            },
+        }
+    )
+
+
+def run(case: Case, out: Path, workers: Workers) -> Training:
+    """Train; leave curves, checkpoints and the model in a folder of the case's name."""
+    config = configured(case)
+    model, processor = families.build("llava")
+    model = attach(model.to(getattr(torch, case.dtype)), config)
+    folder = out / case.name
+    trained = train(
+        config,
+        model=model,
+        processor=processor,
+        pairs=ListPairs(families.pairs()),
+        folder=folder,
+        on_step=lambda step, steps, figures: None,
+        resume_from=out / case.resume if case.resume else None,
+        workers=workers,
+        kind=case.kind,  # type: ignore[arg-type]
+    )
+    save_model(model, processor, folder / "model", config, write=workers.first)
+    return trained
+
+
+def curve(out: Path, case: Case) -> list[dict[str, float]]:
+    """A training's figures by step, but for those that are times."""
+    timed = {"tokens_per_second", "data_wait"}
+    return [
+        {name: value for name, value in record["figures"].items() if name not in timed}
+        for record in read_records(out / case.name / "curves.jsonl")
+    ]
+
+
+def launch(out: Path, cases: Sequence[Case], workers: int = 2, within: float = 1200.0) -> None:
+    """Run trainings by several processes, and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, __file__, str(out), *(json.dumps(vars(case)) for case in cases)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(workers),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(workers)
+    ]
+    try:
+        said = [process.communicate(timeout=within)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, text in zip(started, said, strict=True):
+        assert process.returncode == 0, text[-3000:]
+
+
+def main(out: Path, cases: Sequence[Case]) -> None:
+    """Be one of the workers."""
+    torch.set_num_threads(1)
+    with joined() as workers:
+        for case in cases:
+            run(case, out, workers)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Case(**json.loads(text)) for text in sys.argv[2:]])

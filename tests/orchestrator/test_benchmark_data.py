@@ -1,0 +1,309 @@
+"""A study that also runs benchmarks with data of their own, from the questions to MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from chip_core.errors import ConfigError
+from chip_core.files import read_records
+from chip_core.places import Places
+from orchestrator.benchmarks_seen import seen_before
+from orchestrator.cli import main
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.ledger import Ledger
+from orchestrator.overlap import Overlap, count_overlaps, read_overlap
+from orchestrator.plan import Plan, make_plan
+from orchestrator.report.evaluation_plan import evaluation_lines, readiness_lines
+from orchestrator.report.outcomes import load_scores
+from orchestrator.report.summary import Summary, summarise
+from orchestrator.run import Outcome, run_study
+from orchestrator.study_file import Changes, load_study
+from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
+
+from ..chip_core.evaluation import made
+from .fakes import FakeExecutor, FakeTracker
+
+STUDY = """
+study: scored
+question: Which?
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+seeds: [0]
+benchmarks:
+  select: [{name: shapes, limit: 4}]
+  report:
+    - {name: amber, max_new_tokens: 12}
+    - {name: pope, max_new_tokens: 4, protocol: corrected, limit: 9}
+primary: {metric: pope/random/accuracy, goal: maximize}
+"""
+SHORT = {"training.max_steps": 1, "training.batch_size": 2, "engine.micro_batch": 2}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with AMBER's and POPE's files; descriptions too where NLTK's data are here."""
+    shared = Path(__file__).parents[3] / "shared" / "oracles" / "nltk_data"
+    root = tmp_path / "data"
+    if shared.is_dir():
+        root.mkdir()
+        (root / "nltk_data").symlink_to(shared)
+    made.amber(root, pictures=1, describe=shared.is_dir())
+    made.pope(root, pictures=1)
+    return root
+
+
+def planned(tmp_path: Path, places: Places, text: str = STUDY, **overrides: object) -> Plan:
+    file = tmp_path / "scored.yaml"
+    file.write_text(text)
+    study = load_study(file, Changes(overrides={**SHORT, **overrides}))
+    return make_plan(study, places=places, seen=seen_before(tmp_path / "w", study.name))
+
+
+def run(plan: Plan, workdir: Path) -> Outcome:
+    return run_study(
+        plan,
+        workdir=workdir,
+        executor=InlineExecutor,
+        tracker=MlflowTracker(workdir, None),
+        console=Console(quiet=True),
+    )
+
+
+def summary_of(plan: Plan, workdir: Path) -> Summary:
+    ledger = Ledger(workdir)
+    return summarise(plan, ledger, load_scores(plan, ledger, workdir))
+
+
+def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
+    workdir, places = tmp_path / "w", Places(benchmark_data=data)
+    plan = planned(tmp_path, places)
+    outcome = run(plan, workdir)
+    assert outcome.executed == 3
+    assert not outcome.failed
+    metrics = set(outcome.summary.metrics)
+    assert {"select/shapes/chair_i", "amber/accuracy", "pope/random/accuracy"} <= metrics
+
+    client = MlflowClient(tracking_uri(workdir, None))
+    experiment = client.get_experiment_by_name(plan.study.name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (trial,) = [
+        run for run in runs if run.data.tags["chip.kind"] == "trial" and "chip" in run.info.run_name
+    ]
+    ledger = Ledger(workdir)
+    (own,) = plan.arms[1].trials
+    assert {name: value for name, value in trial.data.metrics.items() if name in metrics} == ledger[
+        own.fingerprint
+    ].metrics(own)
+    how = json.loads(trial.data.tags["chip.scored.report/pope"])
+    assert (how["protocol"], how["scorer"]) == ("corrected", "pope-1")
+    assert (how["n"], how["missing"], how["limit"], how["of"]) == (9, 0, 9, 18)
+    amber = json.loads(trial.data.tags["chip.scored.report/amber"])
+    assert (amber["protocol"], amber["missing"]) == ("official", 0)
+    base = [run for run in runs if run.data.tags["chip.kind"] == "base"]
+    assert "chip.scored.report/pope" in base[0].data.tags
+    artifacts = {file.path for file in client.list_artifacts(trial.info.run_id, "responses")}
+    assert "responses/report-amber.json" in artifacts
+
+    text = (workdir / "studies" / plan.study.name / "report" / "report.md").read_text()
+    assert "pope: protocol corrected, scorer pope-1; a seeded subset of 9 of 18 questions." in text
+    assert "amber: protocol official, scorer amber-1" in text
+    origin = json.loads(
+        (workdir / "studies" / plan.study.name / "report" / "provenance.json").read_text()
+    )
+    assert origin["benchmark_contents"]["report/pope"]["scorer"] == "pope-1"
+    assert {entry["scored"]["report/pope"]["n"] for entry in origin["trials"]} == {9}
+
+    # Again: nothing is run, also where the data are not here; the figures are found all the same.
+    again = planned(tmp_path, places)
+    assert run(again, workdir).executed == 0
+    elsewhere = planned(tmp_path, Places())
+    summary = summary_of(elsewhere, workdir)
+    assert summary.rows[1].figures.keys() == outcome.summary.rows[1].figures.keys()
+    # Other questions are other figures: they are scored, and nothing is trained again.
+    file = data / "pope" / "coco_pope_random.json"
+    file.write_text(file.read_text().replace("is there a", "do you see a"))
+    changed = planned(tmp_path, places)
+    assert changed.base.evaluations["report/pope"] != plan.base.evaluations["report/pope"]
+    assert changed.base.evaluations["report/amber"] == plan.base.evaluations["report/amber"]
+    executor = FakeExecutor()
+    run_study(
+        changed,
+        workdir=workdir,
+        executor=lambda: executor,
+        tracker=FakeTracker(),
+        console=Console(quiet=True),
+    )
+    assert {job.name for job in executor.jobs} == {trial.name for trial in changed.trials}
+    for job in executor.jobs:
+        assert [settings.name for settings in job.config.benchmarks.report] == ["pope"]
+        assert job.untrained or job.trained_model is not None
+        assert job.places.benchmark_data == data
+        assert job.places.judge_cache == workdir / "cache" / "judge"
+
+
+def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data: Path) -> None:
+    (data / "amber" / "image" / "AMBER_1.png").unlink()
+    text = STUDY.replace("    - {name: pope", "    - mmhal\n    - {name: pope")
+    plan = planned(tmp_path, Places(benchmark_data=data), text)
+    executor = FakeExecutor()
+    with pytest.raises(ConfigError) as raised:
+        run_study(
+            plan,
+            workdir=tmp_path / "w",
+            executor=lambda: executor,
+            tracker=FakeTracker(),
+            console=Console(quiet=True),
+        )
+    first, second, third = raised.value.problems
+    assert first.startswith("amber: 1 of 1 pictures are not there: ")
+    assert second.startswith(f"mmhal: there is no folder {data}/mmhal")
+    assert third.startswith("mmhal: its answers are read by a judge and there is none")
+    assert executor.jobs == []
+    assert [str(line) for line in readiness_lines(plan, tmp_path / "w")] == [
+        f"cannot run yet: {problem}" for problem in raised.value.problems
+    ]
+
+
+def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
+    plan = planned(tmp_path, Places(benchmark_data=data))
+    amber = len(plan.benchmarks and made_items(data))
+    (line,) = evaluation_lines(plan, Ledger(tmp_path / "w"))
+    left = 3 * (4 + amber + 9)  # the untrained model and two trials
+    assert str(line) == (
+        f"questions a trial: select/shapes 4 of 500, report/amber {amber}, report/pope 9 of 18; "
+        f"{left} answers to make"
+    )
+    unknown = planned(tmp_path, Places())
+    (line,) = evaluation_lines(unknown, Ledger(tmp_path / "w"))
+    assert "report/amber unknown, report/pope unknown; 12 answers to make" in str(line)
+    trial = plan.arms[0].trials[0]
+    ledger = Ledger(tmp_path / "w")
+    from chip_core.results import TrialResult
+
+    seconds = {"train": 30.0, "score select/shapes": 4.0, "score report/amber": 6.0}
+    result = TrialResult(steps=1, evaluations={}, seconds=seconds)
+    ledger.finished(trial, "scored", 1, "trials/x", result)
+    *_, share = evaluation_lines(plan, ledger)
+    assert str(share) == "scoring took 25% of the time of the trial done so far"  # 10 of 40 s
+
+
+def made_items(data: Path) -> list[object]:
+    return list(json.loads((data / "amber" / "query" / "query_all.json").read_text()))
+
+
+def test_the_same_questions_are_not_tuned_on_and_quoted(tmp_path: Path) -> None:
+    text = STUDY.replace("[{name: shapes, limit: 4}]", "[pope]")
+    with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is under `select` too"):
+        planned(tmp_path, Places(), text)
+
+
+def test_a_protocol_that_a_benchmark_does_not_know_is_told(tmp_path: Path) -> None:
+    text = STUDY.replace("corrected", "chip")
+    with pytest.raises(ConfigError, match="'pope' knows no protocol 'chip': choices: corrected, "):
+        planned(tmp_path, Places(), text)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, data: Path) -> Iterator[Path]:
+    """Training pairs: one picture of POPE's by COCO's number, one of AMBER's scaled, others."""
+    from PIL import Image
+
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    shown = made.scenes(6)
+    made.picture(folder / "COCO_train2014_000000000001.png", shown[4])
+    with Image.open(data / "amber" / "image" / "AMBER_1.png") as image:
+        image.resize((96, 96)).save(folder / "scaled.jpg", quality=90)
+    made.picture(folder / "own.png", shown[5])
+    rows = [
+        {"id": name, "image": name, "prompt": "what?", "chosen": "a", "rejected": "b"}
+        for name in ("COCO_train2014_000000000001.png", "scaled.jpg", "own.png")
+    ]
+    made.write(folder / "pairs.jsonl", rows)
+    yield folder / "pairs.jsonl"
+
+
+def test_training_images_that_a_benchmark_shows_are_counted(
+    tmp_path: Path, data: Path, pairs: Path
+) -> None:
+    # POPE's picture 1 is scene 0, as AMBER's: the scaled one is in both.
+    plan = planned(tmp_path, Places(benchmark_data=data), **{"data.source": str(pairs)})
+    amber, pope = count_overlaps(plan, tmp_path / "w")
+    assert (amber.key, amber.training, amber.pictures, amber.shared) == ("report/amber", 3, 1, 1)
+    assert amber.examples == (("scaled.jpg", "AMBER_1.png"),)
+    assert (pope.training, pope.shared) == (3, 2)
+    assert dict(pope.examples)["COCO_train2014_000000000001.png"] == "COCO_val2014_000000000001.png"
+    assert amber.sentence == (
+        "amber: 1 of 3 training images are among its 1 pictures, by COCO's number or by their "
+        "looks (scaled.jpg is AMBER_1.png)."
+    )
+    assert read_overlap(tmp_path / "w", plan.study.name) == [amber, pope]
+    pairs.with_name("own.png").unlink()  # counted once: what is kept counts
+    kept = list((tmp_path / "w" / "cache" / "overlap").iterdir())
+    assert len(kept) == 2
+    summary = summary_of(plan, tmp_path / "w")
+    assert amber.sentence in summary.scoring
+    none = Overlap(key="report/amber", source="x", training=5, pictures=3, shared=0)
+    assert none.sentence == "amber: none of 5 training images is one of its pictures."
+    hub = Overlap(key="report/amber", source="o/n", training=None, pictures=3, shared=0)
+    assert "was not counted" in hub.sentence
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+def test_a_model_is_scored_without_a_study(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "evaluate", "shapes", "--benchmarks", "pope,shapes", "--benchmark-data", str(data),
+        "--limit", "6", "--protocol", "official", "--set", "max_new_tokens=4", "--out", "out",
+    ]  # fmt: skip
+    assert call(*arguments, "--json") == 2  # POPE's script divides by zero where no label is yes
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "pope" in said and "protocol corrected" in said
+    assert call(*arguments[:3], "shapes", *arguments[4:], "--json") == 0
+    found = json.loads(capsys.readouterr().out)["benchmarks"]["shapes"]
+    assert (found["n"], found["limit"], found["of"]) == (6, 6, 1000)
+    assert set(found["metrics"]) <= {"chair_i", "chair_s", "hal", "cover"}
+    assert len(read_records(tmp_path / found["responses"])) == 6
+    assert call(*arguments[:3], "shapes", *arguments[4:]) == 0
+    printed = capsys.readouterr()
+    assert "shapes/cover" in printed.out
+    assert "6 scored, 0 missing" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--benchmarks", "popee"], "unknown benchmark 'popee': did you mean 'pope'"),
+        (["--benchmarks", ","], "--benchmarks: names none"),
+        (["--benchmarks", "pope,pope"], "a benchmark is named twice"),
+        (["--benchmarks", "pope"], "pope: its questions are in files: name the folder"),
+        (["--benchmarks", "shapes", "--set", "limits=3"], "--set: limits: unknown key"),
+        (["--benchmarks", "shapes", "--set", "judge.base_url=x"], "--set: judge"),
+        (["--benchmarks", "shapes", "--base", "x"], "--base: shapes holds no adapter"),
+    ],
+)
+def test_bad_evaluations(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call("evaluate", "shapes", *arguments) == 2
+    assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", "./nothing", "--benchmarks", "shapes") == 2
+    assert "no folder nothing" in capsys.readouterr().err
