@@ -20,6 +20,7 @@ from chip_core.errors import UserError
 from chip_core.files import append_record, read_records, write_atomically
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.plan import Trial
+from orchestrator.version import CodeVersion, code_version
 
 Outcome = Literal["finished", "failed", "killed"]
 
@@ -33,10 +34,24 @@ class Scored:
 
 
 @dataclass(kw_only=True)
+class Attempt:
+    """One execution of a trial."""
+
+    study: str  # whose run it was
+    started: float | None = None  # seconds since 1970, as `ended`
+    ended: float | None = None
+    outcome: Outcome | None = None  # None: it runs, or its driver died
+    folder: str | None = None  # relative to the storage
+    code: CodeVersion | None = None  # None: noted by a version that did not note it
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
 class TrialRecord:
     """All that is known of a fingerprint."""
 
     attempts: int = 0
+    history: dict[int, Attempt] = field(default_factory=dict)  # by number of the attempt
     finished: set[int] = field(default_factory=set)  # the attempts that ended well
     model: str | None = None  # folder of the attempt that trained, relative to the storage
     steps: int = 0
@@ -93,7 +108,15 @@ class Ledger:
 
     def started(self, trial: Trial, study: str, attempt: int) -> None:
         """Record that an attempt begins."""
-        self._append(trial, {"event": "started", "attempt": attempt, "study": study})
+        self._append(
+            trial,
+            {
+                "event": "started",
+                "attempt": attempt,
+                "study": study,
+                "code": asdict(code_version()),
+            },
+        )
 
     def finished(
         self, trial: Trial, study: str, attempt: int, folder: str, result: TrialResult
@@ -140,6 +163,7 @@ class Ledger:
     def _apply(self, entry: Mapping[str, Any]) -> None:
         record = self._records.setdefault(entry["fingerprint"], TrialRecord())
         record.attempts = max(record.attempts, int(entry["attempt"]))
+        _note(record.history.setdefault(entry["attempt"], Attempt(study=entry["study"])), entry)
         if entry["event"] == "finished":
             record.failure = None
             record.finished.add(entry["attempt"])
@@ -156,6 +180,17 @@ class Ledger:
                 )
         elif entry["event"] in ("failed", "killed"):
             record.failure = entry["reason"]
+
+
+def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
+    """Note what an entry says of its attempt."""
+    if entry["event"] == "started":
+        attempt.started = entry["time"]
+        attempt.code = CodeVersion(**entry["code"]) if "code" in entry else None
+        return
+    attempt.ended, attempt.outcome = entry["time"], entry["event"]
+    if entry["event"] == "finished":
+        attempt.folder, attempt.seconds = entry["folder"], entry["seconds"]
 
 
 @contextmanager

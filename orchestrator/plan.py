@@ -74,7 +74,8 @@ class Plan:
     study: Study
     arms: tuple[Arm, ...]
     base: Trial
-    identities: Mapping[str, Mapping[str, Any]]  # of models and data, by their sections as JSON
+    #: what the fingerprints hold of models and data, by their configuration as JSON
+    identities: Mapping[str, Mapping[str, Any]] = field(repr=False)
     places: Places = Places()  # where its benchmarks' data lie
     benchmarks: benchmarks_seen.Identities = field(default_factory=dict)  # what they are
 

@@ -23,10 +23,12 @@ from orchestrator.overlap import count_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
 from orchestrator.reference import make_passes, offer
-from orchestrator.report.files import write_report
+from orchestrator.report.arm_views import arm_views
+from orchestrator.report.model import make_report
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
-from orchestrator.report.summary import Outcome, Summary, summarise
-from orchestrator.tracking.base import ArmView, Status, Tracker
+from orchestrator.report.summary import Outcome
+from orchestrator.report.write import write_report
+from orchestrator.tracking.base import Status, Tracker
 from orchestrator.work import adopt, jobs_for, view
 
 OnEvent = Callable[[Event], None]
@@ -88,20 +90,22 @@ def run_study(
             recorder.stop(reason_of(error))
             tracker.close([], "FAILED", None)
             raise
-        summary = summarise(plan, ledger, storage)
-        report = write_report(summary, report_folder(workdir, study))
+        folder = report_folder(workdir, study)
         if not interrupted:
-            report += _gallery(plan, report_folder(workdir, study), console)
+            _draw_gallery(plan, folder, console)
+        report = make_report(plan, ledger, storage, folder)
+        written = write_report(report, folder)
         status: Status = "FINISHED"
         if recorder.failed or interrupted:
             status = "KILLED" if interrupted else "FAILED"
-        tracker.close(_arm_views(summary), status, report_folder(workdir, study))
+        tracker.close(arm_views(report.summary), status, folder)
         return Outcome(
-            summary=summary,
+            summary=report.summary,
             executed=recorder.executed,
             failed=recorder.failed,
             interrupted=interrupted,
-            report=report,
+            report=written,
+            compare=tracker.compare_address(),
         )
 
 
@@ -121,16 +125,18 @@ def report_folder(workdir: Path, study: str) -> Path:
     return workdir / "studies" / study / "report"
 
 
-def _gallery(plan: Plan, folder: Path, console: Console) -> list[Path]:
-    """Draw the rejected images of a study on them; neither that nor Ctrl-C here fails the study."""
+def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
+    """Draw the rejected images of a study on them; neither that nor Ctrl-C here fails the study.
+
+    The report takes in what lies in its folder.
+    """
     if not varies_rejected_images(plan):
-        return []
+        return
     try:
-        return [draw_rejected_images(plan, folder)]
+        draw_rejected_images(plan, folder)
     except (Exception, KeyboardInterrupt) as error:  # whatever data or a user's strategy raise
         reason = Text(f"the rejected images are not drawn: {reason_of(error)}")
         console.print(reason, soft_wrap=True)
-        return []
 
 
 @contextmanager
@@ -226,28 +232,6 @@ class _Recorder:
 
 def _all_trials(plan: Plan) -> list[Trial]:
     return [plan.base, *(trial for arm in plan.arms for trial in arm.trials)]
-
-
-def _arm_views(summary: Summary) -> list[ArmView]:
-    views = []
-    for row in summary.rows:
-        if row.arm is None:
-            continue
-        figures: dict[str, float] = {}
-        for name, figure in row.figures.items():
-            figures[name] = figure.mean
-            if figure.sd is not None:
-                figures[f"{name}.sd"] = figure.sd
-            if figure.difference is not None:
-                figures[f"{name}.difference"] = figure.difference
-            if figure.interval is not None:
-                figures[f"{name}.low"], figures[f"{name}.high"] = figure.interval
-        states = set(row.states.values())
-        status: Status = (
-            "FAILED" if "failed" in states else "KILLED" if "missing" in states else "FINISHED"
-        )
-        views.append(ArmView(arm=row.arm, figures=figures, status=status))
-    return views
 
 
 def _check_writable(workdir: Path) -> None:

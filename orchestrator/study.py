@@ -26,11 +26,21 @@ class Factor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Primary:
-    """The figure that the study's question is about."""
+class Declared:
+    """A metric that the study is about, as its file says before anything runs."""
 
     metric: str
     goal: Literal["minimize", "maximize"]
+    smallest_difference: float | None = None  # that matters, in the metric's shown unit: δ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Figures that somebody else published: shown beside the study's, never mixed in."""
+
+    source: str
+    arm: Mapping[str, str] | None  # the cell, factor -> level; None: the untrained model
+    values: Mapping[str, float]  # by metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +57,15 @@ class Study:
     seeds: tuple[int, ...]
     baseline: Mapping[str, str]  # factor -> level
     benchmarks: BenchmarksConfig
-    primary: Primary | None
+    primary: Declared | None
+    secondary: tuple[Declared, ...] = ()
+    exploratory: bool = False  # a search for what may be there: false findings are bounded by share
+    published: tuple[Published, ...] = ()
+
+    @property
+    def declared(self) -> tuple[Declared, ...]:
+        """The metrics that get a verdict, the primary first."""
+        return (() if self.primary is None else (self.primary,)) + self.secondary
 
 
 def level_text(value: Any) -> str:

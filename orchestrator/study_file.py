@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,8 +22,9 @@ from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import explain, key_problem, set_key, trial_config
-from orchestrator.study import Factor, Level, Primary, Study, excludes, level_text
-from orchestrator.study_benchmarks import Goal, benchmark_goals
+from orchestrator.study import Factor, Level, Study, excludes, level_text
+from orchestrator.study_benchmarks import benchmark_goals
+from orchestrator.study_declared import DeclaredFile, PublishedFile, declare, take_published
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -77,8 +78,13 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     exclude = _exclude(written, factors, wrong)
     baseline = _baseline(written, factors, exclude, wrong)
     benchmarks = written.benchmarks or BenchmarksConfig()
-    metrics = benchmark_goals(benchmarks, wrong)
-    primary = _primary(written, metrics, wrong)
+    goals = benchmark_goals(benchmarks, wrong)
+    primary, secondary = declare(written.primary, written.secondary, goals, wrong)
+
+    def cell(given: Mapping[str, Any], where: str) -> dict[str, str]:
+        return _cell(given, factors, exclude, where, wrong)
+
+    published = take_published(written.published, cell, goals, wrong)
     if problems:
         raise ConfigError(
             line for line in dict.fromkeys(problems) if not _follows(line, source, broken)
@@ -95,6 +101,9 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         baseline=baseline,
         benchmarks=benchmarks,
         primary=primary,
+        secondary=secondary,
+        exploratory=written.exploratory,
+        published=published,
     )
 
 
@@ -111,17 +120,10 @@ class _StudyFile(BaseModel):
     seeds: Any = [0]  # a count, or a list
     baseline: dict[str, Any] | None = None
     benchmarks: BenchmarksConfig | None = None
-    primary: _PrimaryFile | None = None
-
-
-class _PrimaryFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    metric: str
-    goal: Literal["minimize", "maximize"] | None = None
-
-
-_StudyFile.model_rebuild()
+    primary: DeclaredFile | None = None
+    secondary: list[DeclaredFile] = []
+    exploratory: bool = False
+    published: list[PublishedFile] = []
 
 
 def _read(path: Path) -> tuple[_StudyFile, list[str], frozenset[str]]:
@@ -144,8 +146,8 @@ def _read(path: Path) -> tuple[_StudyFile, list[str], frozenset[str]]:
 def _follows(line: str, source: str, broken: frozenset[str]) -> bool:
     """Return whether a problem is only there because a key was left out as broken."""
     causes = {
-        "factors": ("factors: is empty", "baseline", "exclude"),
-        "benchmarks": ("primary.metric: unknown",),
+        "factors": ("factors: is empty", "baseline", "exclude", "published"),
+        "benchmarks": ("primary.metric: unknown", "secondary", "published"),
     }
     return any(
         line.startswith(f"{source}: {start}") for key in broken for start in causes.get(key, ())
@@ -328,28 +330,23 @@ def _baseline(
     first = {factor.name: factor.levels[0].name for factor in factors if factor.levels}
     if written.baseline is None:
         return first
-    pattern = _patterns(written.baseline, factors, "baseline", wrong)
-    for name in first:
-        if name not in written.baseline:
-            wrong("baseline", f"names no level of '{name}': a baseline is one cell")
-    baseline = {name: min(labels) for name, labels in pattern.items()}
-    if any(excludes(entry, baseline) for entry in exclude):
-        wrong("baseline", "this cell is excluded: choose a cell of the grid")
-    return {**first, **baseline}
+    return {**first, **_cell(written.baseline, factors, exclude, "baseline", wrong)}
 
 
-def _primary(written: _StudyFile, goals: Mapping[str, Goal], wrong: Any) -> Primary | None:
-    if written.primary is None:
-        return None
-    metric = written.primary.metric
-    if metric not in goals:
-        reported = [name for name in goals if not name.startswith("select/")]
-        listed = suggestion(metric, reported) if reported else "add a benchmark under `benchmarks:`"
-        wrong("primary.metric", f"unknown metric '{metric}': {listed}")
-        return None
-    if metric.startswith("select/"):
-        wrong("primary.metric", f"'{metric}' is tuned on: name a metric under `report`")
-    declared = goals[metric]
-    if written.primary.goal not in (None, declared):
-        wrong("primary.goal", f"'{metric}' is to be {declared}d: write `goal: {declared}`")
-    return Primary(metric=metric, goal=declared)
+def _cell(
+    given: Mapping[str, Any],
+    factors: Sequence[Factor],
+    exclude: Sequence[Mapping[str, frozenset[str]]],
+    where: str,
+    wrong: Any,
+) -> dict[str, str]:
+    """Return one cell, factor -> level, complaining of what is no cell of the grid."""
+    pattern = _patterns(given, factors, where, wrong)
+    for factor in factors:
+        if factor.name not in given:
+            kind = "a baseline" if where == "baseline" else "an arm"
+            wrong(where, f"names no level of '{factor.name}': {kind} is one cell")
+    cell = {name: min(labels) for name, labels in pattern.items()}
+    if any(excludes(entry, cell) for entry in exclude):
+        wrong(where, "this cell is excluded: choose a cell of the grid")
+    return cell

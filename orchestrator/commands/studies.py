@@ -41,9 +41,9 @@ def run(
     from rich.console import Console
 
     from orchestrator.executors.base import Executor
-    from orchestrator.report.files import as_json as summary_json
+    from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
-    from orchestrator.report.tables import result_lines
+    from orchestrator.report.tables import result_lines, show
     from orchestrator.run import run_study
 
     plan = planned(study, workdir=workdir, **changes)
@@ -67,8 +67,7 @@ def run(
     outcome = run_study(
         plan, workdir=workdir, executor=make_executor, tracker=tracker, console=console
     )
-    for line in result_lines(outcome, workdir, tracker.address):
-        console.print(line)
+    show(console, result_lines(outcome, workdir, tracker.address))
     if as_json:
         click.echo(
             json.dumps(
@@ -78,6 +77,7 @@ def run(
                     "failed": outcome.failed,
                     "report": [str(path) for path in outcome.report],
                     "tracking": tracker.address,
+                    "compare": outcome.compare,
                 }
             )
         )
@@ -131,29 +131,26 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 @click.command(epilog="Example: chip-ablate report encoder")
 @study_options
 def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
-    """Write a study's report (Markdown, CSV) from what is done, and print the table."""
+    """Write a study's report (HTML, Markdown, LaTeX, CSV, figures), and print the table."""
     from rich.console import Console
 
     from orchestrator.ledger import Ledger
-    from orchestrator.report.files import as_json as summary_json
-    from orchestrator.report.files import write_report
-    from orchestrator.report.summary import summarise
-    from orchestrator.report.tables import summary_lines
+    from orchestrator.report.model import make_report
+    from orchestrator.report.plain import as_json as summary_json
+    from orchestrator.report.tables import report_lines, show
+    from orchestrator.report.write import write_report
     from orchestrator.run import report_folder
 
     made = planned(study, workdir=workdir, **changes)
     _require_results(made, workdir)
-    summary = summarise(made, Ledger(workdir), workdir)
-    files = write_report(summary, report_folder(workdir, made.study.name))
+    folder = report_folder(workdir, made.study.name)
+    found = make_report(made, Ledger(workdir), workdir, folder)
+    files = write_report(found, folder)
     if as_json:
         written = [str(path) for path in files]
-        click.echo(json.dumps({**summary_json(summary), "report": written}))
+        click.echo(json.dumps({**summary_json(found.summary), "report": written}))
         return
-    console = Console()
-    for line in summary_lines(summary):
-        console.print(line)
-    for path in files:
-        console.print(f"written: {path}", soft_wrap=True)
+    show(Console(), report_lines(found.summary, files))
 
 
 def _require_results(made: Plan, workdir: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from chip_core.evaluation.task import MetricInfo, metric_name
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, Trial
+from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.statistics import MetricResults, StudyArm, StudyResults
 from orchestrator.statistics.values import Array
 
@@ -18,83 +20,138 @@ from orchestrator.statistics.values import Array
 Outcomes = Mapping[str, tuple[float, float]]
 
 
-def study_results(
-    plan: Plan, ledger: Ledger, storage: Path, metrics: Mapping[str, MetricInfo]
-) -> StudyResults | None:
-    """Return what the statistics compare; None where the baseline has no figures yet.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a trial came to on one metric."""
 
-    Seeds without figures are left out of their arm, arms without seeds of the study; items that
-    any trial lacks are left out of all.
+    value: float  # as the benchmark's protocol has it
+    items: Outcomes | None  # None where the item outcomes are not there
+
+
+#: fingerprint -> metric -> scores; a metric that is undefined is not there
+Loaded = Mapping[str, Mapping[str, Scores]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """One metric as the statistics take it."""
+
+    results: StudyResults
+    items: tuple[str, ...]  # the units, in the order of the values' columns; empty without any
+    dropped: int  # items left out since a trial lacks them
+
+
+def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> Loaded:
+    """Return the scores of every trial of a plan, as far as they are there."""
+    return {trial.fingerprint: _scores(trial, ledger, storage) for trial in plan.trials}
+
+
+def compared(plan: Plan, loaded: Loaded, metric: str, info: MetricInfo) -> Compared | None:
+    """Return what the statistics compare of a metric; None where the baseline has no figures.
+
+    Seeds without the figure are left out of their arm, arms without such a seed of the study.
+    Items that any trial lacks are left out of all; where a trial has no item outcomes at all, or
+    those leave nothing to divide by, the trials' figures are compared, and items taken as fixed.
     """
-    loaded = {
-        trial.fingerprint: load_outcomes(trial, ledger, storage)
-        for arm in plan.arms
-        for trial in arm.trials
-    }
-    arms = []
-    trials: list[list[Trial]] = []
+    arms: list[tuple[Arm, list[tuple[int, Scores]]]] = []
     for arm in plan.arms:
-        done = sorted(
-            (trial for trial in arm.trials if loaded[trial.fingerprint]),
-            key=lambda trial: trial.seed or 0,
-        )
-        if done:
-            seeds = tuple(trial.seed for trial in done if trial.seed is not None)
-            arms.append(StudyArm(name=arm.name, cells=arm.cells, seeds=seeds))
-            trials.append(done)
-    if not any(plan.baseline.name == arm.name for arm in arms):
+        found = [
+            (trial.seed, loaded[trial.fingerprint][metric])
+            for trial in sorted(arm.trials, key=lambda trial: trial.seed or 0)
+            if trial.seed is not None and metric in loaded[trial.fingerprint]
+        ]
+        if found:
+            arms.append((arm, found))
+    if not any(arm.baseline for arm, _ in arms):
         return None
-    found: dict[str, MetricResults] = {}
-    for metric, info in metrics.items():
-        rows = [[loaded[trial.fingerprint].get(metric) for trial in done] for done in trials]
-        everyone = [row for arm_rows in rows for row in arm_rows]
-        if any(row is None for row in everyone):
-            continue  # undefined somewhere: no comparison of this metric
-        items = sorted(set.intersection(*(set(row) for row in everyone if row is not None)))
-        if items and all(row is None or _divides(row, items) for row in everyone):
-            found[metric] = _metric_results(info, rows, items)
-    return StudyResults(arms=tuple(arms), baseline=dict(plan.study.baseline), metrics=found)
+    rows = [[scores for _, scores in found] for _, found in arms]
+    items, dropped = _shared_items(rows)
+    declared = {entry.metric: entry.smallest_difference for entry in plan.study.declared}
+    results = StudyResults(
+        arms=tuple(
+            StudyArm(name=arm.name, cells=arm.cells, seeds=tuple(seed for seed, _ in found))
+            for arm, found in arms
+        ),
+        baseline=dict(plan.study.baseline),
+        metrics={metric: _metric_results(info, rows, items, declared.get(metric))},
+        exploratory=plan.study.exploratory,
+    )
+    return Compared(results=results, items=tuple(items), dropped=dropped)
 
 
-def load_outcomes(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, Outcomes]:
-    """Return a trial's item outcomes by full metric name; empty where it has no figures."""
+def _scores(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, Scores]:
     record = ledger[trial.fingerprint]
-    outcomes: dict[str, Outcomes] = {}
+    found: dict[str, Scores] = {}
     for key, mark in trial.evaluations.items():
         if mark not in record.evaluations:
             continue
-        side, _, benchmark = key.partition("/")
         scored = record.evaluations[mark]
-        file = storage / scored.folder / scored.evaluation.scores
-        for metric in json.loads(file.read_text(encoding="utf-8"))["metrics"]:
-            if metric["value"] is None:
-                continue
-            name = metric_name(
-                "select" if side == "select" else "report", benchmark, metric["name"]
-            )
-            outcomes[name] = {
-                item["item"]: (item["numerator"], item["denominator"]) for item in metric["items"]
-            }
-    return outcomes
+        side, _, benchmark = key.partition("/")
+        outcomes = _item_outcomes(storage / scored.folder / scored.evaluation.scores)
+        for name, value in scored.evaluation.metrics.items():
+            short = name.removeprefix(metric_name(_side(side), benchmark, ""))
+            found[name] = Scores(value=value, items=outcomes.get(short))
+    return found
 
 
-def _divides(row: Outcomes, items: list[str]) -> bool:
+def _side(side: str) -> Any:
+    return "select" if side == "select" else "report"
+
+
+def _item_outcomes(file: Path) -> dict[str, Outcomes]:
+    """Return a file's outcomes by metric; none where it was removed."""
+    if not file.exists():
+        return {}
+    return {
+        metric["name"]: {
+            item["item"]: (item["numerator"], item["denominator"]) for item in metric["items"]
+        }
+        for metric in json.loads(file.read_text(encoding="utf-8"))["metrics"]
+        if metric["items"]
+    }
+
+
+def _shared_items(rows: Sequence[Sequence[Scores]]) -> tuple[list[str], int]:
+    """Return the items that every trial has, and how many others any of them has.
+
+    None where a trial's ratio over them is not defined.
+    """
+    sets = [None if scores.items is None else set(scores.items) for row in rows for scores in row]
+    known = [items for items in sets if items is not None]
+    if len(known) < len(sets):
+        return [], 0
+    shared = sorted(set.intersection(*known))
+    if not all(_divides(scores.items or {}, shared) for row in rows for scores in row):
+        return [], 0
+    return shared, len(set.union(*known)) - len(shared)
+
+
+def _divides(outcomes: Outcomes, items: Sequence[str]) -> bool:
     """Return whether a ratio of sums is defined; an official figure can be there all the same."""
-    return sum(row[item][1] for item in items) > 0
+    return sum(outcomes[item][1] for item in items) > 0
 
 
 def _metric_results(
-    info: MetricInfo, rows: list[list[Outcomes | None]], items: list[str]
+    info: MetricInfo,
+    rows: Sequence[Sequence[Scores]],
+    items: Sequence[str],
+    smallest_difference: float | None,
 ) -> MetricResults:
     def part(which: int) -> tuple[Array, ...]:
         return tuple(
-            np.array([[row[item][which] for item in items] for row in arm if row is not None])
-            for arm in rows
+            np.array([[(scores.items or {})[item][which] for item in items] for scores in row])
+            for row in rows
         )
 
+    if not items:
+        figures = tuple(np.array([scores.value for scores in row]) for row in rows)
+        return MetricResults(
+            goal=info.goal, figures=figures, smallest_difference=smallest_difference
+        )
     return MetricResults(
         goal=info.goal,
         numerators=part(0),
         denominators=part(1),
         scale=100.0 if info.unit == "percent" else 1.0,
+        smallest_difference=smallest_difference,
     )

@@ -13,11 +13,18 @@ from chip_core.evaluation.asked import find_benchmark
 from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
-from orchestrator.report.outcomes import study_results
+from orchestrator.report.outcomes import Compared, Loaded, compared
 from orchestrator.report.scoring import scoring_notes
-from orchestrator.statistics import Contrast, verdicts
+from orchestrator.statistics import (
+    Comparison,
+    interactions,
+    main_effects,
+    verdicts,
+)
 
 State = Literal["done", "failed", "missing"]
+Role = Literal["primary", "secondary"]
+UNTRAINED = "base (untrained)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +32,7 @@ class Figure:
     """One metric of one arm over its seeds."""
 
     values: Mapping[int | None, float]  # seed -> value; None is the untrained model
-    difference: float | None  # of the mean from the baseline's
-    interval: tuple[float, float] | None = None  # of the difference, 95 %
-    notes: tuple[str, ...] = ()  # what has to be said beside the interval
+    comparison: Comparison | None = None  # with the baseline; None for the baseline itself
 
     @property
     def n(self) -> int:
@@ -44,6 +49,18 @@ class Figure:
         """Sample standard deviation over the seeds; None for one."""
         return statistics.stdev(self.values.values()) if self.n > 1 else None
 
+    @property
+    def difference(self) -> float | None:
+        """From the baseline, in the shown unit: of what the item outcomes come to."""
+        found = None if self.comparison is None else self.comparison.contrast
+        return None if found is None else found.estimate
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the difference, 95 %, for it alone."""
+        found = None if self.comparison is None else self.comparison.contrast
+        return None if found is None else found.interval
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -56,23 +73,46 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Effects:
+    """What the factors do to a metric."""
+
+    main: tuple[Comparison, ...]
+    interactions: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """A study's table."""
 
     plan: Plan
-    metrics: Mapping[str, MetricInfo]  # in the order of the table, the primary first
-    rows: Sequence[Row]
+    metrics: Mapping[str, MetricInfo]  # in the order of the table: primary, secondary, the others
+    rows: Sequence[Row]  # the untrained model first
+    compared: Mapping[str, Compared]  # by metric; without those the baseline lacks
+    effects: Mapping[str, Effects]  # of the declared metrics
+    gone: int  # trials of the study's former cells: in the ledger, not reported
     scoring: Sequence[str] = ()  # what has to be known of how figures were made
 
     @property
     def missing(self) -> list[str]:
-        """What is not there, in words: `dpo, frozen seed 2 (failed: …)`."""
+        """What is not there, in words: `dpo, frozen, seed 2 (failed)`."""
         return [
             f"{row.name}{'' if seed is None else f', seed {seed}'} ({state})"
             for row in self.rows
             for seed, state in row.states.items()
             if state != "done"
         ]
+
+    @property
+    def decided(self) -> list[str]:
+        """The metrics that get a verdict, the primary first."""
+        return [entry.metric for entry in self.plan.study.declared]
+
+    def role(self, metric: str) -> Role | None:
+        """Return what the study file declares a metric to be."""
+        primary = self.plan.study.primary
+        if primary is not None and metric == primary.metric:
+            return "primary"
+        return "secondary" if metric in self.decided else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,26 +124,42 @@ class Outcome:
     failed: Mapping[str, str]  # trial -> reason
     interrupted: bool
     report: Sequence[Path]
+    compare: str | None = None  # where the arms can be compared in a browser
 
 
-def summarise(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
-    """Return a study's table as the ledger has it."""
+def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
+    """Return a study's table as the ledger and the trials' scores have it."""
     metrics = study_metrics(plan)
-    contrasts = _contrasts(plan, ledger, storage, metrics)
-    baseline = {
-        metric: statistics.fmean(values.values())
-        for metric, values in _values(plan.baseline.trials, ledger).items()
+    found = {metric: compared(plan, loaded, metric, info) for metric, info in metrics.items()}
+    kept = {metric: entry for metric, entry in found.items() if entry is not None}
+    differences = {
+        metric: {entry.name: entry for entry in verdicts(one.results, metric)}
+        for metric, one in kept.items()
     }
-    rows = [_row("base (untrained)", None, [plan.base], ledger, metrics, {}, {})]
+    rows = [_row(UNTRAINED, None, [plan.base], ledger, metrics, {})]
     for arm in plan.arms:
-        compared = {} if arm.baseline else baseline
-        found = contrasts.get(arm.name, {})
-        rows.append(_row(arm.name, arm, arm.trials, ledger, metrics, compared, found))
-    return Summary(plan=plan, metrics=metrics, rows=rows, scoring=scoring_notes(plan, ledger))
+        of_arm = {metric: named.get(arm.name) for metric, named in differences.items()}
+        rows.append(_row(arm.name, arm, arm.trials, ledger, metrics, of_arm))
+    return Summary(
+        plan=plan,
+        metrics=metrics,
+        rows=rows,
+        compared=kept,
+        effects={
+            entry.metric: Effects(
+                main=main_effects(kept[entry.metric].results, entry.metric),
+                interactions=interactions(kept[entry.metric].results, entry.metric),
+            )
+            for entry in plan.study.declared
+            if entry.metric in kept
+        },
+        gone=_gone(plan, ledger),
+        scoring=scoring_notes(plan, ledger),
+    )
 
 
 def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
-    """Return the metrics of a study's benchmarks by full name, the primary first."""
+    """Return the metrics of a study's benchmarks by full name, the declared ones first."""
     study = plan.study
     sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
         ("report", study.benchmarks.report),
@@ -115,9 +171,7 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
         for settings in chosen
         for metric, info in find_benchmark(settings.name).metrics.items()
     }
-    if study.primary is not None:
-        return {study.primary.metric: found[study.primary.metric], **found}
-    return found
+    return {**{entry.metric: found[entry.metric] for entry in study.declared}, **found}
 
 
 def _row(
@@ -126,44 +180,19 @@ def _row(
     trials: Sequence[Trial],
     ledger: Ledger,
     metrics: Mapping[str, MetricInfo],
-    baseline: Mapping[str, float],
-    contrasts: Mapping[str, Contrast],
+    differences: Mapping[str, Comparison | None],
 ) -> Row:
     values = _values(trials, ledger)
-    figures: dict[str, Figure] = {}
-    for metric in metrics:
-        if metric not in values:
-            continue
-        mine, found = values[metric], contrasts.get(metric)
-        difference = None
-        if metric in baseline:
-            difference = statistics.fmean(mine.values()) - baseline[metric]
-        figures[metric] = Figure(
-            values=mine,
-            difference=difference,
-            interval=None if found is None else found.interval,
-            notes=() if found is None else found.notes,
-        )
     return Row(
         name=name,
         arm=arm,
         states={trial.seed: _state(trial, ledger) for trial in trials},
-        figures=figures,
+        figures={
+            metric: Figure(values=values[metric], comparison=differences.get(metric))
+            for metric in metrics
+            if metric in values
+        },
     )
-
-
-def _contrasts(
-    plan: Plan, ledger: Ledger, storage: Path, metrics: Mapping[str, MetricInfo]
-) -> dict[str, dict[str, Contrast]]:
-    """Return arm -> metric -> its difference from the baseline."""
-    results = study_results(plan, ledger, storage, metrics)
-    found: dict[str, dict[str, Contrast]] = {}
-    if results is not None:
-        for metric in results.metrics:
-            for comparison in verdicts(results, metric):
-                if comparison.contrast is not None:
-                    found.setdefault(comparison.name, {})[metric] = comparison.contrast
-    return found
 
 
 def _values(trials: Sequence[Trial], ledger: Ledger) -> dict[str, dict[int | None, float]]:
@@ -180,3 +209,12 @@ def _state(trial: Trial, ledger: Ledger) -> State:
     if record.done(trial):
         return "done"
     return "missing" if record.failure is None else "failed"
+
+
+def _gone(plan: Plan, ledger: Ledger) -> int:
+    """Count what was trained for this study and is none of its trials any more."""
+    wanted = {trial.fingerprint for trial in plan.trials}
+    return sum(
+        record.study == plan.study.name and record.model is not None and mark not in wanted
+        for mark, record in ledger.items()
+    )

@@ -36,6 +36,7 @@ class ArmView:
     arm: Arm
     figures: Mapping[str, float]
     status: Status
+    tags: Mapping[str, str | None] = field(default_factory=dict)  # None: is no more
 
 
 class Tracker(Protocol):
@@ -62,3 +63,9 @@ class Tracker(Protocol):
     @property
     def address(self) -> str:
         """Where the runs can be seen: the tracking URI."""
+
+    def compare_address(self) -> str | None:
+        """Return the page that shows the arms side by side; None where there is none.
+
+        Called after `open`.
+        """

@@ -11,27 +11,30 @@ import json
 import logging
 import os
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-import orchestrator
 from chip_core.errors import UserError
 from orchestrator.plan import BASE, Plan, Trial
 from orchestrator.tracking.base import ArmView, Status, TrialView
 from orchestrator.tracking.mlflow_files import Curve, stage
 from orchestrator.tracking.mlflow_runs import StudyRuns
 from orchestrator.tracking.mlflow_store import MlflowStore, Run, finite
+from orchestrator.version import code_version
 
 _LOG = logging.getLogger(__name__)
 _REASON, _REUSED = "chip.reason", "chip.reused_from"
 _HOW = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's figures
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _RETRY_SECONDS = 60.0
+_COMPARED = 50  # arms that one address names
 #: Metrics of an arm that do not come from its trials' scores: they stay when its scores change.
 ATTACHED = ("human/", "representation/", "representation-alone/")
+#: Where `chip-ablate ui` shows a work directory's runs, if not told otherwise.
+UI = "http://127.0.0.1:5000"
 
 
 def tracking_uri(workdir: Path, given: str | None) -> str:
@@ -61,7 +64,6 @@ class MlflowTracker:
         self._ended: list[TrialView] = []  # not yet in the store
         self._curves: dict[tuple[str, Path], Curve] = {}  # by run and folder
         self._away_until = 0.0
-        self._version: dict[str, str | None] = {}
 
     @property
     def address(self) -> str:
@@ -114,6 +116,7 @@ class MlflowTracker:
             if not own <= figures.keys():
                 run = runs.replace(view.arm)  # a metric cannot be taken back
             self._store.log_figures(run, figures)
+            self._store.describe(run, view.tags)
         for run in runs.running("trial", BASE):
             self._store.set_status(run, "KILLED")
         for view in arms:
@@ -123,6 +126,16 @@ class MlflowTracker:
         if report is not None and report.is_dir():
             self._store.upload(runs.study, report, "report")
         self._store.set_status(runs.study, status)
+
+    def compare_address(self) -> str | None:
+        """Return MLflow's compare page of the arms; None where there is one arm only."""
+        arms = self._opened.arms[:_COMPARED]
+        if len(arms) < 2:
+            return None
+        server = self._store.pages or UI
+        ids = quote(json.dumps([run.id for run in arms], separators=(",", ":")), safe=",")
+        experiment = quote(json.dumps([self._store.experiment]))
+        return f"{server}/#/compare-runs?runs={ids}&experiments={experiment}"
 
     @property
     def _opened(self) -> StudyRuns:
@@ -143,14 +156,14 @@ class MlflowTracker:
         while self._ended:
             view = self._ended[0]
             if view.reused_from is None:
-                self._store.describe(self._opened.trial_or_new(view.trial), self._code())
+                self._store.describe(self._opened.trial_or_new(view.trial), _code_tags())
             self._show(view)
             self._ended.pop(0)
         for mark, (trial, folder) in self._running.items():
             run = self._opened.trial_or_new(trial)
             if mark not in self._shown:
-                self._store.describe(run, {**self._code(), _REASON: None, _REUSED: None})
-                self._store.describe(self._opened.study, self._code())
+                self._store.describe(run, {**_code_tags(), _REASON: None, _REUSED: None})
+                self._store.describe(self._opened.study, _code_tags())
                 for shown in (run, self._opened.parent(trial), self._opened.study):
                     self._store.set_status(shown, "RUNNING")
                 self._shown.add(mark)
@@ -173,12 +186,6 @@ class MlflowTracker:
 
     def _send_curve(self, run: Run, folder: Path) -> None:
         self._curves.setdefault((run.id, folder), Curve(folder)).send(self._store, run)
-
-    def _code(self) -> dict[str, str | None]:
-        """Tags that say which code is executed."""
-        if not self._version:
-            self._version = _code_version()
-        return self._version
 
 
 def _figures(view: TrialView) -> dict[str, float]:
@@ -210,33 +217,11 @@ def _is_shown(run: Run | None, view: TrialView) -> bool:
     )
 
 
-def _code_version() -> dict[str, str | None]:
-    """Return the package's version, and its commit where the package is part of a checkout.
-
-    A value of None: there is nothing to be said.
-    """
-    folder = Path(orchestrator.__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            stdin=subprocess.DEVNULL,
-        ).stdout.strip()
-
-    version: dict[str, str | None] = {
-        "chip.version": orchestrator.__version__,
-        "mlflow.source.git.commit": None,
-        "chip.uncommitted": None,
+def _code_tags() -> dict[str, str | None]:
+    """Return the tags that say which code is executed; None: there is nothing to be said."""
+    code = code_version()
+    return {
+        "chip.version": code.version,
+        "mlflow.source.git.commit": code.commit,
+        "chip.uncommitted": "true" if code.uncommitted else None,
     }
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # not a venv inside another checkout
-        version["mlflow.source.git.commit"] = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../chip_core")
-        version["chip.uncommitted"] = "true" if changed else None
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return version

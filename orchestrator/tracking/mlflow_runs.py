@@ -87,6 +87,11 @@ class StudyRuns:
         """The study's run."""
         return self._current[STUDY]
 
+    @property
+    def arms(self) -> list[Run]:
+        """The arms' runs, in the plan's order."""
+        return [self._current[slot] for slot in self._wanted if slot[0] == "arm"]
+
     def arm(self, arm: Arm) -> Run:
         """Return an arm's run."""
         return self._current[_arm_slot(arm)]

@@ -78,6 +78,24 @@ class MlflowStore:
         password = urlsplit(self.uri).password
         return self.uri.replace(f":{password}@", ":***@") if password else self.uri
 
+    @property
+    def is_server(self) -> bool:
+        """Whether the store is a server."""
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def pages(self) -> str | None:
+        """The address of a server's pages, without user and password; None of a database."""
+        if not self.is_server:
+            return None
+        server = urlsplit(self.uri)
+        return f"{server.scheme}://{server.netloc.rpartition('@')[2]}{server.path}".rstrip("/")
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's id."""
+        return self._experiment
+
     def open(self, experiment: str) -> None:
         """Connect; make the database and the experiment where they are missing.
 
@@ -237,7 +255,7 @@ class MlflowStore:
             )
         if "maintenance mode" in text:
             return f"{where} is a folder, which MLflow gave up: name a database, as sqlite:///FILE"
-        if self.uri.startswith(("http://", "https://")):
+        if self.is_server:
             return (
                 f"{where} does not answer as it should ({text}): "
                 "start the server, or name another store by --tracking-uri"

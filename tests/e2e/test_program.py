@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -109,8 +110,49 @@ def test_running_again_runs_nothing_and_a_seed_more_runs_its_own(
     )
     assert {trial["state"] for trial in status["trials"]} == {"done"}
     report = run("report", study, *SHORT, "--workdir", "w", cwd=tmp_path)
+    page = Path("w") / "studies" / NAME / "report" / "report.html"
+    answer, where, *_ = report.stdout.splitlines()
+    assert "shapes/chair_i" in answer
+    assert f"report: {page}" in report.stdout
     assert "base (untrained)" in report.stdout
-    assert (tmp_path / "w" / "studies" / NAME / "report" / "report.csv").exists()
+    written = tmp_path / page
+    assert written.read_text().startswith("<!DOCTYPE html>")
+    assert (written.parent / "figures" / "training.pdf").exists()
+
+
+def test_markdown_csv_and_mlflow_have_the_same_figures(study: Path, tmp_path: Path) -> None:
+    study.write_text(STUDY.replace("seeds: [0]", "seeds: [0, 1]"))
+    arguments = ["run", study, *SHORT, "--executor", "inline", "--workdir", "w", "--json"]
+    found = result(run(*arguments, cwd=tmp_path))
+    assert found["compare"].startswith("http://127.0.0.1:5000/#/compare-runs?runs=")
+    folder = tmp_path / "w" / "studies" / NAME / "report"
+    with (folder / "report.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["arm"] == "chip"]
+    assert len(lines) == 4
+    text = (folder / "report.md").read_text()
+    with sqlite3.connect(tmp_path / "w" / "mlflow.db") as database:
+        (arm,) = database.execute("select run_uuid from runs where name = 'chip'").fetchone()
+        metrics = dict(
+            database.execute("select key, value from latest_metrics where run_uuid = ?", (arm,))
+        )
+        tags = dict(database.execute("select key, value from tags where run_uuid = ?", (arm,)))
+        (artifacts,) = database.execute(
+            "select runs.artifact_uri from runs join tags on tags.run_uuid = runs.run_uuid "
+            "where tags.key = 'chip.kind' and tags.value = 'study'"
+        ).fetchone()
+    columns = {"": "mean", ".sd": "sd", ".low": "low", ".high": "high",
+               ".difference": "difference", ".p_adjusted": "p_adjusted"}  # fmt: skip
+    for line in lines:
+        name = line["metric"]
+        for suffix, column in columns.items():
+            shown = float(line[column]) if line[column] else None
+            assert metrics.get(name + suffix) == shown, (name, column)
+        assert f"{float(line['mean']):.2f} ± {float(line['sd']):.2f}" in text
+    primary = next(line for line in lines if line["metric"] == "shapes/chair_i")
+    assert tags["chip.verdict"] == primary["verdict"]
+    kept = Path(artifacts.removeprefix("file://")) / "report"
+    assert (kept / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+    assert (kept / "figures" / "forest-shapes-chair_i.png").exists()
 
 
 @pytest.mark.ray

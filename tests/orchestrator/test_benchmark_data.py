@@ -20,7 +20,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.overlap import Overlap, count_overlaps, read_overlap
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report.evaluation_plan import evaluation_lines, readiness_lines
-from orchestrator.report.summary import summarise
+from orchestrator.report.outcomes import load_scores
+from orchestrator.report.summary import Summary, summarise
 from orchestrator.run import Outcome, run_study
 from orchestrator.study_file import Changes, load_study
 from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
@@ -75,6 +76,11 @@ def run(plan: Plan, workdir: Path) -> Outcome:
     )
 
 
+def summary_of(plan: Plan, workdir: Path) -> Summary:
+    ledger = Ledger(workdir)
+    return summarise(plan, ledger, load_scores(plan, ledger, workdir))
+
+
 def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     workdir, places = tmp_path / "w", Places(benchmark_data=data)
     plan = planned(tmp_path, places)
@@ -109,12 +115,17 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     text = (workdir / "studies" / plan.study.name / "report" / "report.md").read_text()
     assert "pope: protocol corrected, scorer pope-1; a seeded subset of 9 of 18 questions." in text
     assert "amber: protocol official, scorer amber-1" in text
+    origin = json.loads(
+        (workdir / "studies" / plan.study.name / "report" / "provenance.json").read_text()
+    )
+    assert origin["benchmark_contents"]["report/pope"]["scorer"] == "pope-1"
+    assert {entry["scored"]["report/pope"]["n"] for entry in origin["trials"]} == {9}
 
     # Again: nothing is run, also where the data are not here; the figures are found all the same.
     again = planned(tmp_path, places)
     assert run(again, workdir).executed == 0
     elsewhere = planned(tmp_path, Places())
-    summary = summarise(elsewhere, Ledger(workdir), workdir)
+    summary = summary_of(elsewhere, workdir)
     assert summary.rows[1].figures.keys() == outcome.summary.rows[1].figures.keys()
     # Other questions are other figures: they are scored, and nothing is trained again.
     file = data / "pope" / "coco_pope_random.json"
@@ -238,7 +249,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     pairs.with_name("own.png").unlink()  # counted once: what is kept counts
     kept = list((tmp_path / "w" / "cache" / "overlap").iterdir())
     assert len(kept) == 2
-    summary = summarise(plan, Ledger(tmp_path / "w"), tmp_path / "w")
+    summary = summary_of(plan, tmp_path / "w")
     assert amber.sentence in summary.scoring
     none = Overlap(key="report/amber", source="x", training=5, pictures=3, shared=0)
     assert none.sentence == "amber: none of 5 training images is one of its pictures."

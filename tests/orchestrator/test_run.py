@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from chip_core.trained import Trained, write_trained
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan
 from orchestrator.run import Outcome, run_study
+from orchestrator.version import code_version
 from orchestrator.work import jobs_for
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker, leave_result
 
 PlanOf = Callable[..., Plan]
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 def run(
@@ -58,13 +62,14 @@ def test_figures_are_means_over_seeds_with_differences(plan_of: PlanOf, tmp_path
     # seeds 0 and 1 give 10 and 11: mean 10.5, deviation √(0.5² + 0.5²) / √1
     assert (rows["dpo, frozen"].mean, rows["dpo, frozen"].difference) == (10.5, None)
     assert rows["dpo, frozen"].sd == pytest.approx(0.5**0.5)
-    assert (rows["chip, frozen"].mean, rows["chip, frozen"].difference) == (8.5, -2.0)
+    assert rows["chip, frozen"].mean == 8.5
+    assert rows["chip, frozen"].difference == pytest.approx(-2)
     arm = next(view for view in tracker.arms if view.arm.name == "chip, frozen")
-    assert arm.figures["shapes/chair_i.difference"] == -2.0
+    assert arm.figures["shapes/chair_i.difference"] == pytest.approx(-2)
     text = (tmp_path / "runs/studies/small/report/report.md").read_text()
-    assert "| chip, frozen | 2 | 8.50 ± 0.71 (-2.00) |" in text
+    assert "| chip, frozen | 2 | 8.50 ± 0.71 (−2.00) |" in text
     assert "| base (untrained) | — | 30.00 |" in text
-    with (tmp_path / "runs/studies/small/report/report.csv").open() as file:
+    with (tmp_path / "runs/studies/small/report/values.csv").open() as file:
         lines = list(csv.DictReader(file))
     values = [
         (line["arm"], line["seed"], float(line["value"]))
@@ -202,3 +207,32 @@ def test_a_work_directory_that_is_a_file_is_told(plan_of: PlanOf, tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir: .* cannot be written"):
         run(plan_of(), tmp_path / "file" / "runs")
+
+
+def test_the_ledger_says_when_and_with_which_code_a_trial_ran(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    bad = "chip, frozen, seed 0"
+    run(plan_of(), tmp_path, FakeExecutor(failures={bad: "the loss is nan"}))
+    run(plan_of(), tmp_path)
+    plan = plan_of()
+    trial = next(trial for trial in plan.trials if trial.name == bad)
+    first, second = Ledger(tmp_path)[trial.fingerprint].history.values()
+    assert (first.outcome, first.folder) == ("failed", None)
+    assert (second.outcome, second.study) == ("finished", "small")
+    assert second.folder is not None and second.folder.endswith("attempt-2")
+    assert second.code == code_version()
+    assert first.started is not None and first.ended is not None and second.started is not None
+    assert first.started <= first.ended <= second.started
+
+
+def test_a_record_without_its_code_is_read_all_the_same(plan_of: PlanOf, tmp_path: Path) -> None:
+    run(plan_of(), tmp_path)
+    file = tmp_path / "ledger" / "ledger.jsonl"
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    for entry in entries:
+        entry.pop("code", None)
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    record = Ledger(tmp_path)[plan_of().trials[1].fingerprint]
+    assert record.history[1].code is None
+    assert record.history[1].outcome == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "seeds: [0, 1]",
             "sedes: [0, 1]",
             "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, exclude, "
-            "factors, primary, question, recipe, seeds, study",
+            "exploratory, factors, primary, published, question, recipe, secondary, seeds, study",
         ),
         (
             "[dpo, chip]",
@@ -112,6 +113,62 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         ("recipe: shapes", "recipe: ./no.yaml", "recipe: no file ./no.yaml: name a recipe file"),
         ("study: small", "study: a/b", "study: 'a/b' is no name: use letters, digits"),
         ("study: small\n", "", "study: is missing: add it"),
+        (
+            "goal: minimize}",
+            "smallest_difference: 0}",
+            "primary.smallest_difference: input should be greater than 0, not 0",
+        ),
+        (
+            "goal: minimize}",
+            "smallest_difference: .inf}",
+            "primary.smallest_difference: input should be a finite number",
+        ),
+        (
+            "primary:",
+            "secondary: [shapes/covr]\nprimary:",
+            "secondary[0].metric: unknown metric 'shapes/covr': did you mean 'shapes/cover'?",
+        ),
+        (
+            "primary:",
+            "secondary: [shapes/chair_i]\nprimary:",
+            "secondary[0]: 'shapes/chair_i' is declared twice: remove one",
+        ),
+        (
+            "primary:",
+            "secondary: [{metric: shapes/hal, goal: maximize}]\nprimary:",
+            "secondary[0].goal: 'shapes/hal' is to be minimized: write `goal: minimize`",
+        ),
+        (
+            "primary:",
+            "published: [{arm: base, values: {shapes/hal: 1}}]\nprimary:",
+            "published[0].source: is missing: add it",
+        ),
+        (
+            "primary:",
+            "published: [{source: ' ', arm: base, values: {shapes/hal: 1}}]\nprimary:",
+            "published[0].source: string should have at least 1 character",
+        ),
+        (
+            "primary:",
+            "published: [{source: A, arm: base, values: {amber/hal: 1}}]\nprimary:",
+            "published[0].values: unknown metric 'amber/hal': did you mean 'shapes/hal'?",
+        ),
+        (
+            "primary:",
+            "published: [{source: A, arm: base, values: {shapes/hal: .nan}}]\nprimary:",
+            "published[0].values.shapes/hal: nan is no figure: leave it out",
+        ),
+        (
+            "primary:",
+            "published: [{source: A, arm: {objective: dpo}, values: {shapes/hal: 1}}]\nprimary:",
+            "published[0].arm: names no level of 'vision_encoder': an arm is one cell",
+        ),
+        (
+            "primary:",
+            "published: [{source: A, arm: {objective: dpo, vision_encoder: wide}, "
+            "values: {shapes/hal: 1}}]\nprimary:",
+            "published[0].arm.vision_encoder: unknown level 'wide': choices: frozen, trained",
+        ),
     ],
 )
 def test_bad_files(load: Load, old: str, new: str, expected: str) -> None:
@@ -226,3 +283,28 @@ def test_changes_make_a_variant_with_its_own_name(load: Load) -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml")))
 def test_shipped_studies_load(path: Path) -> None:
     assert load_study(path, Changes()).name == path.stem
+
+
+def test_what_a_study_declares(load: Load) -> None:
+    more = """
+    secondary: [shapes/cover, {metric: shapes/hal, smallest_difference: 2}]
+    exploratory: true
+    published:
+      - source: " A paper "
+        arm: {objective: chip, vision_encoder: frozen}
+        values: {shapes/hal: 9}
+      - {source: Another, arm: base, values: {shapes/hal: 30, shapes/chair_i: 11.5}}
+    """
+    study = load(
+        STUDY.replace("goal: minimize}", "smallest_difference: 1.5}") + textwrap.dedent(more)
+    )
+    assert [(one.metric, one.goal, one.smallest_difference) for one in study.declared] == [
+        ("shapes/chair_i", "minimize", 1.5),
+        ("shapes/cover", "maximize", None),
+        ("shapes/hal", "minimize", 2),
+    ]
+    assert study.exploratory
+    first, second = study.published
+    assert (first.source, first.values) == ("A paper", {"shapes/hal": 9})
+    assert first.arm == {"objective": "chip", "vision_encoder": "frozen"}
+    assert second.arm is None

@@ -22,6 +22,8 @@ from orchestrator.run import run_study
 
 from .fakes import FakeExecutor, FakeTracker
 
+pytestmark = pytest.mark.usefixtures("blank_figures")  # of the rest of the report
+
 PlanOf = Callable[..., Plan]
 FIGURE = Path("studies/small/report/figures/rejected-images.png")
 
@@ -78,18 +80,21 @@ def test_each_setting_stands_once_named_by_what_tells_it_apart(plan_of: PlanOf) 
 
 def test_it_is_drawn_once_and_is_part_of_the_report(plan_of: PlanOf, tmp_path: Path) -> None:
     report, said = run(plan_of(study(ON_THEM)), tmp_path)
-    assert report[-1] == FIGURE
+    assert FIGURE in report
     assert "not drawn" not in said
     with Image.open(tmp_path / FIGURE) as figure:
         # three columns, the image and two strategies, on three lines of 1.15 × 1.35 inches at 120
         assert figure.size == (round(3 * 1.15 * 120), round(3 * 1.35 * 120))
     drawn = (tmp_path / FIGURE).stat().st_mtime_ns
-    assert run(plan_of(study(ON_THEM)), tmp_path)[0][-1] == FIGURE
+    assert FIGURE in run(plan_of(study(ON_THEM)), tmp_path)[0]
     assert (tmp_path / FIGURE).stat().st_mtime_ns == drawn
     # another strategy: another figure
     run(plan_of(study("rejected_image: [black, rotate, blur]")), tmp_path)
     assert (tmp_path / FIGURE).stat().st_mtime_ns != drawn
-    assert sorted(path.name for path in (tmp_path / FIGURE).parent.iterdir()) == [FIGURE.name]
+    left = (tmp_path / FIGURE).parent.iterdir()
+    assert [path.name for path in left if "rejected" in path.name] == [FIGURE.name]
+    page = (tmp_path / FIGURE).parents[1] / "report.md"
+    assert "## Rejected images\n\n![What each strategy" in page.read_text()
 
 
 def test_a_study_on_something_else_draws_nothing(
@@ -97,7 +102,7 @@ def test_a_study_on_something_else_draws_nothing(
 ) -> None:
     monkeypatch.setattr("orchestrator.run.draw_rejected_images", None)  # cannot be called
     report, said = run(plan_of(), tmp_path)
-    assert [path.name for path in report] == ["report.md", "report.csv"]
+    assert report and FIGURE not in report
     assert "not drawn" not in said
 
 
@@ -118,7 +123,7 @@ def test_a_figure_that_fails_fails_no_study(
 
     monkeypatch.setattr("orchestrator.run.draw_rejected_images", fails)
     report, said = run(plan_of(study(ON_THEM)), tmp_path)
-    assert [path.name for path in report] == ["report.md", "report.csv"]
+    assert report and FIGURE not in report
     (line,) = [line for line in said.splitlines() if "not drawn" in line]
     assert line.startswith(f"the rejected images are not drawn: {type(error).__name__}")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from chip_core.errors import UserError
 from orchestrator.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.tracking.base import ArmView, TrialView
-from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
+from orchestrator.tracking.mlflow import UI, MlflowTracker, tracking_uri
 from orchestrator.tracking.mlflow_store import MlflowStore
 
 from ..fakes import FakeExecutor
@@ -393,7 +394,7 @@ def test_the_pictures_of_a_study_on_rejected_images_are_attached(tracker, plan_o
         console=Console(quiet=True),
     )
     [study] = shown().of("study")
-    assert shown().files(study, "report/figures") == ["report/figures/rejected-images.png"]
+    assert "report/figures/rejected-images.png" in shown().files(study, "report/figures")
 
 
 def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, shown):
@@ -405,6 +406,45 @@ def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, shown):
     tracker.close(arm_views(plan), "FINISHED", report)
     [study] = shown().of("study")
     assert shown().files(study, "report") == ["report/figures", "report/report.html"]
+
+
+def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, shown):
+    for verdict in ("better", "inconclusive: too few seeds", None):
+        tracker = MlflowTracker(workdir, None)
+        tracker.open(plan, [])
+        first, second = arm_views(plan)
+        tracker.close([first, replace(second, tags={"chip.verdict": verdict})], "FINISHED", None)
+        assert shown().arm("chip").data.tags.get("chip.verdict") == verdict
+        assert "chip.verdict" not in shown().arm("dpo").data.tags
+
+
+def test_the_compare_page_names_the_arms_runs(tracker, plan, shown, workdir):
+    tracker.open(plan, [])
+    tracker.close(arm_views(plan), "FINISHED", None)
+    address = urlsplit(tracker.compare_address())
+    assert f"{address.scheme}://{address.netloc}" == UI
+    route, _, query = address.fragment.partition("?")
+    asked = {key: json.loads(value) for key, (value,) in parse_qs(query).items()}
+    seen = shown()
+    assert route == "/compare-runs"
+    assert asked == {
+        "runs": [seen.arm("dpo").info.run_id, seen.arm("chip").info.run_id],
+        "experiments": [seen.experiment.experiment_id],
+    }
+
+
+def test_one_arm_is_compared_with_nothing(tracker, plan_of):
+    tracker.open(plan_of(STUDY.replace("[dpo, chip]", "[dpo]")), [])
+    assert tracker.compare_address() is None
+
+
+def test_the_pages_are_where_ui_serves_them_or_the_server_is():
+    from orchestrator.commands.ui import ui
+
+    defaults = {option.name: option.default for option in ui.params}
+    assert f"http://{defaults['host']}:{defaults['port']}" == UI
+    assert MlflowStore("https://me:secret@host:1234/sub/", None).pages == "https://host:1234/sub"
+    assert MlflowStore("sqlite:///x.db", None).pages is None
 
 
 def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all, shown):

@@ -1,0 +1,47 @@
+"""The arms' aggregates as a tracker shows them."""
+
+from __future__ import annotations
+
+from orchestrator.report.summary import Row, Summary
+from orchestrator.tracking.base import ArmView, Status
+
+VERDICT = "chip.verdict"
+
+
+def arm_views(summary: Summary) -> list[ArmView]:
+    """Return each arm's means, deviations, differences, intervals and corrected p-values."""
+    return [
+        ArmView(arm=row.arm, figures=_figures(row), status=_status(row), tags=_tags(summary, row))
+        for row in summary.rows
+        if row.arm is not None
+    ]
+
+
+def _figures(row: Row) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, figure in row.figures.items():
+        low, high = figure.interval or (None, None)
+        found = figure.comparison
+        parts = {
+            name: figure.mean,
+            f"{name}.sd": figure.sd,
+            f"{name}.low": low,
+            f"{name}.high": high,
+            f"{name}.difference": figure.difference,
+            f"{name}.p_adjusted": None if found is None else found.p_adjusted,
+        }
+        figures |= {key: value for key, value in parts.items() if value is not None}
+    return figures
+
+
+def _status(row: Row) -> Status:
+    states = set(row.states.values())
+    return "FAILED" if "failed" in states else "KILLED" if "missing" in states else "FINISHED"
+
+
+def _tags(summary: Summary, row: Row) -> dict[str, str | None]:
+    """Return the verdict on the primary metric; None where there is none any more."""
+    primary = summary.plan.study.primary
+    figure = None if primary is None else row.figures.get(primary.metric)
+    found = None if figure is None else figure.comparison
+    return {VERDICT: None if found is None else found.verdict.value}

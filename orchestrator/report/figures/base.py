@@ -1,0 +1,111 @@
+"""What all figures share: size, colours, and how one is drawn without a screen."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from orchestrator.report.layout import Picture, Tone
+
+WIDTH = 7.2  # inches; a page's text is about as wide
+DPI = 150
+#: Okabe and Ito's colours, which colour-blind readers can tell apart, and four darker ones.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B",
+    "#4D4D4D", "#A6761D",
+)  # fmt: skip
+MARKERS = "osD^vPX*<>"
+BASELINE = "#222222"
+TONES: Mapping[Tone, str] = {
+    "better": "#1a7f4b",
+    "worse": "#b3261e",
+    "same": "#0b5cad",
+    "open": "#8a8a8a",
+    "": "#222222",
+}
+_LONGEST_LABEL = 44  # characters
+_SETTINGS = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "text.parse_math": False,  # a level may have a dollar in its name
+    "pdf.fonttype": 42,  # text that can be searched and edited
+    "svg.fonttype": "none",
+}
+
+
+def drawn(
+    name: str,
+    caption: str,
+    draw: Callable[[Any], None],
+    *,
+    height: float,
+    width: float = WIDTH,
+) -> tuple[Picture, bytes]:
+    """Return a figure as a PNG to show and as a PDF.
+
+    Args:
+        name: of its files.
+        caption: what it shows.
+        draw: is given the empty figure.
+        height: in inches, as `width`.
+        width: of the figure.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # A name in a script that the font has not is drawn as boxes; the page has it in full.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        png, pdf = rendered(figure)
+    return Picture(name=name, caption=caption, png=png), pdf
+
+
+def rendered(figure: Any) -> tuple[bytes, bytes]:
+    """Return a drawn figure as PNG and as PDF; the same figure gives the same files."""
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png")
+    figure.set_layout_engine("none")  # it stays as it was laid out: that takes a while
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "ModDate": None})
+    return png.getvalue(), pdf.getvalue()
+
+
+def style(place: int, *, baseline: bool = False) -> tuple[str, str]:
+    """Return the colour and the marker of the arm at a place among the arms."""
+    if baseline:
+        return BASELINE, "o"
+    return COLOURS[place % len(COLOURS)], MARKERS[(place // len(COLOURS)) % len(MARKERS)]
+
+
+def label(text: str) -> str:
+    """Return a name as short as a figure bears it."""
+    whole = " ".join(text.split())
+    return whole if len(whole) <= _LONGEST_LABEL else f"{whole[: _LONGEST_LABEL - 1]}…"
+
+
+def number_axis(axis: Any, values: Sequence[float]) -> None:
+    """Scale an axis of levels: evenly, or by orders of magnitude where they span some."""
+    positive = sorted(value for value in values if value > 0)
+    if min(values) >= 0 and len(positive) > 1 and positive[-1] / positive[0] >= 30:
+        name = axis.axis_name
+        scale = getattr(axis.axes, f"set_{name}scale")
+        if len(positive) < len(values):
+            scale("symlog", linthresh=positive[0], linscale=0.5)
+        else:
+            scale("log")
+    axis.set_ticks(values, [f"{value:g}" for value in values])
+    axis.set_ticks([], minor=True)

@@ -1,0 +1,38 @@
+"""Seconds of a trial by arm and by what they were spent on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.report.costs import Cost
+from orchestrator.report.figures.base import drawn, label
+from orchestrator.report.layout import Picture
+
+MOST = 40  # arms of a figure
+_PARTS = (("train", "training", "#0072B2"), ("score", "scoring", "#E69F00"),
+          ("other", "loading and checks", "#b0b0b0"))  # fmt: skip
+
+
+def draw_costs(found: Sequence[Cost]) -> tuple[Picture, bytes] | None:
+    """Return the bars; None where nothing was run."""
+    if not found:
+        return None
+    shown = found[:MOST]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        left = [0.0] * len(shown)
+        for part, words, colour in _PARTS:
+            widths = [getattr(cost, part) for cost in shown]
+            axes.barh(range(len(shown)), widths, left=left, color=colour, label=words, height=0.65)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        axes.set_yticks(range(len(shown)), [label(cost.name) for cost in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.grid(False, axis="y")
+        axes.set_xlabel("seconds of a trial, mean over seeds")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0)
+
+    more = "" if len(shown) == len(found) else f" The first {MOST} of {len(found)} arms."
+    caption = f"What a trial cost, by arm, on the machines that ran them.{more}"
+    return drawn("cost", caption, draw, height=1.0 + 0.26 * len(shown))

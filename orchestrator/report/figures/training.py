@@ -1,0 +1,61 @@
+"""Training curves by arm: the mean over seeds in the range of the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.report.figures.base import drawn, label, style
+from orchestrator.report.layout import Picture
+from orchestrator.report.summary import Summary
+from orchestrator.report.training import SHOWN, Band
+
+MOST = 12  # arms of a figure
+_LINE = 100  # characters of a legend's line
+
+
+def draw_training(
+    summary: Summary, curves: Mapping[str, Sequence[Band]]
+) -> tuple[Picture, bytes] | None:
+    """Return the curves, a panel for each figure; None where nothing was trained."""
+    if not curves:
+        return None
+    arms = [arm.name for arm in summary.plan.arms]
+    shown = arms[:MOST]
+    baseline = summary.plan.baseline.name
+    if baseline not in shown:
+        shown = [baseline, *shown[:-1]]
+
+    names = [label(name) for name in shown]
+    abreast = max(1, min(4, _LINE // (max(map(len, names)) + 6)))
+
+    def draw(figure: Any) -> None:
+        columns = min(len(curves), 2)
+        grid = figure.subplots(-(-len(curves) // columns), columns, squeeze=False)
+        for axes in grid.flat[len(curves) :]:
+            axes.set_axis_off()
+        handles: dict[str, Any] = {}
+        for axes, (name, bands) in zip(grid.flat, curves.items(), strict=False):
+            for band in bands:
+                if band.arm not in shown:
+                    continue
+                colour, _ = style(arms.index(band.arm), baseline=band.arm == baseline)
+                axes.fill_between(
+                    band.steps, band.low, band.high, color=colour, alpha=0.15, linewidth=0
+                )
+                (handles[label(band.arm)],) = axes.plot(
+                    band.steps, band.mean, color=colour, linewidth=1.2
+                )
+            axes.set_title(SHOWN[name], loc="left")
+            axes.set_xlabel("step")
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=abreast)
+
+    more = "" if len(shown) == len(arms) else f" {len(shown)} of {len(arms)} arms."
+    caption = (
+        "Training curves: mean over seeds, shaded from the lowest seed to the highest. Losses of "
+        f"different objectives are different quantities and cannot be compared.{more}"
+    )
+    rows = -(-len(curves) // 2)
+    return drawn(
+        "training", caption, draw, height=2.0 * rows + 0.35 + 0.2 * -(-len(shown) // abreast)
+    )

@@ -1,0 +1,45 @@
+"""Writing a report: every file of `studies/NAME/report/`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from chip_core.files import write_atomically, write_bytes
+from orchestrator.report.html import page
+from orchestrator.report.latex import bare_table, latex
+from orchestrator.report.markdown import markdown
+from orchestrator.report.model import FIGURES, GIVEN, Report
+from orchestrator.report.plain import arms_csv, effects_csv, values_csv
+
+PAGE = "report.html"
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write a report into its folder and return its files, the page first.
+
+    Figures of an earlier report that this one has not are removed; those that it took in from
+    the folder are left as they are.
+    """
+    summary = report.summary
+    texts = {
+        PAGE: page(report),
+        "report.md": markdown(report),
+        "report.tex": latex(report),
+        "table.tex": bare_table(report),
+        "report.csv": arms_csv(summary),
+        "values.csv": values_csv(summary),
+        "effects.csv": effects_csv(summary),
+        "provenance.json": json.dumps(report.provenance, indent=1, ensure_ascii=False) + "\n",
+    }
+    pictures = {f"{FIGURES}/{picture.name}.png": picture.png for picture in report.pictures}
+    pictures |= {f"{FIGURES}/{name}.pdf": pdf for name, pdf in report.pdfs.items()}
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    for name, content in pictures.items():
+        if Path(name).stem not in GIVEN:
+            write_bytes(folder / name, content)
+    for old in (folder / FIGURES).glob("*.p*"):
+        if f"{FIGURES}/{old.name}" not in pictures and old.stem not in GIVEN:
+            old.unlink()
+    return [folder / name for name in (*texts, *sorted(pictures))]

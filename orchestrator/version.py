@@ -1,0 +1,46 @@
+"""Which code is at work: the package's version, and its commit where it is part of a checkout."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import orchestrator
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeVersion:
+    """The code that made a figure."""
+
+    version: str
+    commit: str | None  # None: not from a checkout
+    uncommitted: bool  # whether the checkout had changes that no commit has
+
+
+@functools.cache
+def code_version() -> CodeVersion:
+    """Return the version of the code that runs."""
+    folder = Path(orchestrator.__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            stdin=subprocess.DEVNULL,
+        ).stdout.strip()
+
+    commit, changed = None, ""
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # not a venv inside another checkout
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../chip_core")
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return CodeVersion(
+        version=orchestrator.__version__, commit=commit, uncommitted=bool(commit and changed)
+    )
