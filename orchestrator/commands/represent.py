@@ -87,7 +87,7 @@ def represent(
         if out is None:
             raise click.UsageError("--out: name a folder for the model's figure")
     else:
-        made = planned(study, **changes)
+        made = planned(study, workdir=workdir, **changes)
         sources, missing = study_sources(made, Ledger(workdir), workdir)
     found, own = read_models(
         sources,

@@ -29,7 +29,7 @@ def mmhal(folder: Path, rows: int) -> None:
 
 
 def test_every_scorer_has_a_source() -> None:
-    assert set(SCORERS) <= set(SOURCES)
+    assert set(SCORERS) - {"shapes"} <= set(SOURCES)  # the embedded one has no files
 
 
 def test_the_counts_of_the_published_files(oracles: Path) -> None:

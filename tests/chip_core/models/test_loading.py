@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
 from chip_core.evaluation.generation import generate
-from chip_core.evaluation.task import Item
+from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.adapters import TRAINED_PARTS, attach, read_beside
 from chip_core.models.memory import (
@@ -144,8 +144,9 @@ def test_a_tokenizer_without_padding_pads_with_the_end(folder: Path) -> None:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    picture = Picture(key="black", read=lambda: Image.new("RGB", (48, 48)))
     items = [
-        Item(id=str(words), image=Image.new("RGB", (48, 48)), prompt="What is there? " * words)
+        Item(id=str(words), pictures=(picture,), prompt="What is there? " * words)
         for words in (1, 3)
     ]
     answers = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from chip_core.config import ModelConfig
 from chip_core.evaluation.generation import generate
-from chip_core.evaluation.task import Item
+from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.shapes import MODEL_FOLDER, build, captions, world
 
@@ -51,7 +52,11 @@ def test_it_says_what_the_model_answers(
 def test_its_answers_are_those_of_evaluation() -> None:
     scenes = [world.scene("test", index) for index in range(6)]
     items = [
-        Item(id=scene.id, image=world.draw(scene), prompt=captions.question("test", scene.index))
+        Item(
+            id=scene.id,
+            pictures=(Picture(key=scene.id, read=functools.partial(world.draw, scene)),),
+            prompt=captions.question("test", scene.index),
+        )
         for scene in scenes
     ]
     model, processor = loading.load(ModelConfig(path="shapes"))

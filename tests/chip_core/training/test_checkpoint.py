@@ -160,7 +160,7 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
     assert "resumed after step 4" in result.notes[1]
 
 
-def test_a_trial_cut_short_while_it_is_scored_goes_on_from_its_last_checkpoint(
+def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = {"benchmarks": {"report": [{"name": "shapes", "limit": 2}]}}
@@ -170,13 +170,15 @@ def test_a_trial_cut_short_while_it_is_scored_goes_on_from_its_last_checkpoint(
         raise Cut
 
     with monkeypatch.context() as patched:
-        patched.setattr("chip_core.trial.generate", stopped)
+        patched.setattr("chip_core.trial.evaluate", stopped)
         with pytest.raises(Cut):
             run_trial(config, folder=tmp_path / "one")
-    result = run_trial(config, folder=tmp_path / "two", resume_from=tmp_path / "one")
-    assert "resumed after step 2 from" in result.notes[-1]
-    one, two = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+        weights = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
+        patched.undo()
+        patched.setattr("chip_core.trial.train", stopped)
+        result = run_trial(config, folder=tmp_path / "two", resume_from=tmp_path / "one")
+    assert result.steps == 3
+    assert (tmp_path / "two" / "model" / "model.safetensors").read_bytes() == weights
     assert checkpoints(tmp_path / "two") == []  # it is done
 
 

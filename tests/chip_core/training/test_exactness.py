@@ -324,7 +324,11 @@ def test_a_trial_says_how_it_was_trained(
     result = read_result(tmp_path)
     assert result is not None
     said = {"auto": "on", "off": "off (engine.prefix_sharing: off)"}
-    assert result.engine == {"prefix_sharing": said[wanted]}
+    assert result.engine == {
+        "reference": "live",
+        "image_features": "computed",
+        "prefix_sharing": said[wanted],
+    }
 
 
 def test_a_result_of_before_is_read(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_memory_that_ran_out_is_told_with_what_to_do(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("chip_core.training.loop.batch_loss", full)
+    monkeypatch.setattr("chip_core.training.policy.Policy.forward", full)
     with pytest.raises(TrialError, match=r"memory ran out in training: lower engine\.micro_batch"):
         run_trial(shapes_config(), folder=tmp_path)
 
