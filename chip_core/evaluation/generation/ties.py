@@ -18,7 +18,7 @@ from transformers import LogitsProcessor
 from chip_core.evaluation.generation.prompts import Prompt
 
 #: A lead under this share of the largest logit is a near tie. Rounding in fp32 moves logits by
-#: about a millionth of it (docs/evaluation.md), so no larger lead is turned round by it.
+#: less than a millionth of it (docs/evaluation.md), so no larger lead is turned round by it.
 NEAR = 2e-4
 
 
