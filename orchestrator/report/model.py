@@ -31,6 +31,7 @@ FIGURES = "figures"
 GIVEN = {
     "rejected-images": "What each strategy and setting makes of some of the training images.",
     "representation": "Hidden representations of images, true and hallucinated descriptions.",
+    "representation-alone": "The same, each description read alone, without its image.",
 }
 
 _Drawn = tuple[Picture, bytes] | None
