@@ -70,7 +70,7 @@ def test_the_untrained_model_and_an_evaluation_have_their_own() -> None:
     assert base[0] == base[1] != base[2]  # where it lies is not in it
     plain, limited = BenchmarkConfig(name="shapes"), BenchmarkConfig(name="shapes", limit=3)
     found = {
-        fingerprint(evaluation_identity(side, benchmark))
+        fingerprint(evaluation_identity(side, benchmark, {}))
         for side in ("select", "report")
         for benchmark in (plain, limited)
     }
