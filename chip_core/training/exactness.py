@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,10 @@ def shared_prefixes(
         TrialError: the model's logits are not what its output head makes of its hidden states.
     """
     _check_head(policy, batch)
-    reason: str | None = "engine.prefix_sharing: off"
-    if wanted == "auto":
-        reason = inexact(policy, batch)
+    if wanted == "off":
+        yield "off (engine.prefix_sharing: off)"
+        return
+    reason = inexact(policy, batch)
     if reason is not None:
         _log.warning("prefix sharing is off: %s", reason)
         yield f"off ({reason})"
@@ -66,49 +67,53 @@ def inexact(policy: Policy, batch: PairBatch) -> str | None:
     """Return why a model cannot share prefixes exactly; None if it can."""
     try:
         with packed_attention(policy.model):
+            true = _measured(policy, batch, shared=False)
             shared = _measured(policy, batch, shared=True)
-            separate = _measured(policy, batch, shared=False)
-            truth = _measured(policy, batch, shared=False, exact=True) if policy.bf16 else separate
+            if policy.bf16:
+                true_in_bf16 = _measured(policy, batch, shared=False, bf16=True)
+                shared_in_bf16 = _measured(policy, batch, shared=True, bf16=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model does with a row that it was not made for
         return (str(error).splitlines() or [type(error).__name__])[0]
-    for what, got, wanted, true in zip(
-        ("hidden states", "gradients"), shared, separate, truth, strict=True
-    ):
-        limit = _BF16_FACTOR * _apart(wanted, true) if policy.bf16 else _TOLERANCE[true.dtype]
-        distance = _apart(got, true)
-        if not distance <= limit:  # not a number is no agreement
-            return f"{what} differ by {distance:.1e} from separate passes, allowed is {limit:.1e}"
+    for place, what in enumerate(("hidden states", "gradients")):
+        differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
+        if policy.bf16:
+            separate = _apart(true_in_bf16[place], true[place])
+            distance = _apart(shared_in_bf16[place], true[place])
+            differences.append((distance, _BF16_FACTOR * separate, " in bf16"))
+        for distance, limit, how in differences:
+            if not distance <= limit:  # not a number is no agreement
+                return (
+                    f"{what}{how} differ by {distance:.1e} from separate passes, "
+                    f"allowed is {limit:.1e}"
+                )
     return None
 
 
 def _measured(
-    policy: Policy, batch: PairBatch, *, shared: bool, exact: bool = False
+    policy: Policy, batch: PairBatch, *, shared: bool, bf16: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return hidden states and the gradient in one of the decoder's first weights."""
-    weight = _first_vector(policy.model.get_decoder())
-    trained = weight.requires_grad
-    weight.requires_grad_(True)
+    """Return hidden states, and the gradient in the vectors among the decoder's weights.
+
+    Those are few, they lie in every layer, and a token that is seen wrongly moves them.
+    """
+    vectors = [p for p in policy.model.get_decoder().parameters() if p.ndim == 1]
+    marks = [vector.requires_grad for vector in vectors]
+    for vector in vectors:
+        vector.requires_grad_(True)
     try:
         with torch.enable_grad():
-            states = response_states(
-                policy.model, batch, prefix_sharing=shared, bf16=policy.bf16 and not exact
-            )
+            states = response_states(policy.model, batch, prefix_sharing=shared, bf16=bf16)
             found = (states.chosen, states.rejected, states.rejected_image)
             hidden = torch.cat([part for part in found if part is not None])
             # Fixed and without a pattern, so that nothing cancels and no draw is taken.
             by = torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
-            (gradient,) = torch.autograd.grad((hidden * by).sum(), weight)
+            gradients = torch.autograd.grad((hidden * by).sum(), vectors, allow_unused=True)
     finally:
-        weight.requires_grad_(trained)
-    return hidden.detach(), gradient
-
-
-def _first_vector(decoder: Any) -> nn.Parameter:
-    """Return the first normalisation's weight: small, and behind it lies the whole decoder."""
-    found: nn.Parameter = next(p for p in decoder.parameters() if p.ndim == 1)
-    return found
+        for vector, mark in zip(vectors, marks, strict=True):
+            vector.requires_grad_(mark)
+    return hidden.detach(), torch.cat([part for part in gradients if part is not None])
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

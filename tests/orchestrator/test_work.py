@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from chip_core.results import TrialResult
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
-from orchestrator.work import jobs_for, trial_folder
+from orchestrator.work import jobs_for, trial_folder, view
 
 
 def test_an_attempt_goes_on_from_the_newest_that_left_checkpoints(
@@ -25,3 +26,15 @@ def test_an_attempt_goes_on_from_the_newest_that_left_checkpoints(
     assert handed[first.name].folder.name == "attempt-4"
     assert handed[second.name].resume_from is None
     assert handed[base.name].resume_from is None
+
+
+def test_how_a_trial_was_trained_is_remembered(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    trial = plan_of().trials[1]
+    result = TrialResult(
+        steps=3, evaluations={}, seconds={}, engine={"prefix_sharing": "off (a reason)"}
+    )
+    Ledger(tmp_path).finished(trial, "small", 1, "trials/x/attempt-1", result)
+    seen = view(trial, Ledger(tmp_path), tmp_path, "small", "FINISHED")  # read from the file
+    assert seen.engine == {"prefix_sharing": "off (a reason)"}

@@ -92,6 +92,7 @@ def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
             "folders": [attempt(trial)] if "folders" not in changes else [],
             "seconds": {"train": 2.0, "score report/shapes": 1.0},
             "data": {},
+            "engine": {"prefix_sharing": "on"},
         }
         return TrialView(trial=trial, **{**given, **changes})
 

@@ -105,6 +105,7 @@ def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown):
     [figure] = seen.history(run, "shapes/chair_i")
     assert (figure.value, figure.step) == (12.5, 0)
     assert run.data.metrics["timing/train"] == 2.0
+    assert run.data.tags["engine.prefix_sharing"] == "on"
     points = seen.history(run, "train/loss")
     # time = 1000 s + step; the loss is the step
     assert [(p.step, p.value, p.timestamp) for p in points] == [
