@@ -43,6 +43,7 @@ def _environment(job: Job, report: Report) -> None:
     figures = {name: float(os.environ.get(name) == value) for name, value in ENVIRONMENT.items()}
     report(Progress(phase="start", done=0, total=1, figures=figures))
     _steps(job, report)
+    report(Progress(phase="environment", done=1, total=1, figures=figures))
 
 
 def _boom(job: Job, report: Report) -> None:
