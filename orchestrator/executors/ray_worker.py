@@ -138,15 +138,15 @@ def work(settings: dict[str, Any]) -> str | None:
 
 
 class Sender:
-    """Sends progress to Tune, and goes on before it has come there."""
+    """Sends progress to Tune, in order, and goes on before the last one has come there."""
 
     def __init__(self, callback: Any) -> None:
         self._queue = callback._training_actor_item_queue.actor
         self._sent: list[Any] = []
 
     def send(self, progress: Progress) -> None:
-        """Send one."""
-        self.flush(within=0)
+        """Send one, when the one before has come: on their way they keep no order."""
+        self.flush()
         self._sent.append(self._queue.put.remote({PROGRESS: asdict(progress)}))
 
     def flush(self, within: float = 10.0) -> None:
