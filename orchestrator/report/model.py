@@ -27,11 +27,21 @@ from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.training import training_curves
 
 FIGURES = "figures"
-#: Figures that are drawn into the report's folder from beside.
+#: Figures that are drawn into the report's folder from beside: title and caption.
 GIVEN = {
-    "rejected-images": "What each strategy and setting makes of some of the training images.",
-    "representation": "Hidden representations of images, true and hallucinated descriptions.",
-    "representation-alone": "The same, each description read alone, without its image.",
+    "rejected-images": (
+        "Rejected images",
+        "What each strategy and setting makes of some of the training images.",
+    ),
+    "representation": (
+        "Representation",
+        "Hidden representations of images, true and hallucinated descriptions.",
+    ),
+    "representation-alone": (
+        "Representation of descriptions alone",
+        "Hidden representations of images, true and hallucinated descriptions, these read without "
+        "image and prompt.",
+    ),
 }
 
 _Drawn = tuple[Picture, bytes] | None
@@ -169,12 +179,11 @@ def _item_blocks(changes: list[Changes]) -> list[Block]:
 
 def _given(folder: Path) -> list[Section]:
     """Return a section for each figure that was drawn from beside."""
-    titles = {"rejected-images": "Rejected images", "representation": "Representation"}
     found = []
-    for name, caption in GIVEN.items():
+    for name, (title, caption) in GIVEN.items():
         file = folder / FIGURES / f"{name}.png"
         if file.exists():
             has_pdf = file.with_suffix(".pdf").exists()
             picture = Picture(name=name, caption=caption, png=file.read_bytes(), has_pdf=has_pdf)
-            found.append(_section(name, titles[name], [picture]))
+            found.append(_section(name, title, [picture]))
     return found

@@ -174,7 +174,8 @@ def test_the_files_of_a_report(finished: Run) -> None:
     figures = made.folder / "figures"
     figures.mkdir(parents=True)
     png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x03\x00\x00\x00\x01\x00"
-    (figures / "rejected-images.png").write_bytes(png)
+    for given in ("rejected-images.png", "representation-alone.png", "representation-alone.pdf"):
+        (figures / given).write_bytes(png)
     (figures / "response-of-a-factor-that-is-gone.pdf").write_bytes(b"old")
     files = write_report(made.report(), made.folder)
     names = [str(path.relative_to(made.folder)) for path in files]
@@ -186,7 +187,10 @@ def test_the_files_of_a_report(finished: Run) -> None:
     } <= set(names)  # fmt: skip
     assert all(path.is_file() for path in files)
     assert not (figures / "response-of-a-factor-that-is-gone.pdf").exists()
-    assert "## Rejected images" in (made.folder / "report.md").read_text()
+    assert (figures / "representation-alone.pdf").exists()
+    text = (made.folder / "report.md").read_text()
+    assert "## Rejected images" in text
+    assert "## Representation of descriptions alone" in text
     before = {path: path.read_bytes() for path in files}
     assert {path: path.read_bytes() for path in write_report(made.report(), made.folder)} == before
 
