@@ -174,8 +174,7 @@ def _stores(config: TrialConfig, cache: Path, report: Callable[[Progress], None]
         for one in passes_of(config, loading.identity(config.model), data.identity(config.data))
         if samples is None or samples_read(one, config, samples) > 0
     )
-    for one in passes:
-        ensure(one, config, cache=cache, report=report)
+    ensure(passes, config, cache=cache, report=report)
     return Offered(cache=cache, passes=passes)
 
 

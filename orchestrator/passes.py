@@ -29,6 +29,11 @@ from chip_core.training.store.size import estimated_bytes
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
 
+#: How often the trials must read a sample, in the mean, for a pass over all samples to pay: a pass
+#: prepares its samples too, which a trial does in any case, and a tower's share of a step is small.
+#: docs/cache.md has what was measured.
+_WORTH, _WORTH_FEATURES = 1.25, 2.0
+
 #: cached: it is there. to make: before the trials. in the step: each trial computes it.
 State = Literal["cached", "to make", "in the step"]
 
@@ -62,7 +67,8 @@ class PlannedPass:
 
     def decide(self) -> bool:
         """Say, and return, whether a pass that is not there is made."""
-        worth = self.reads > (self.samples or 1)
+        often = _WORTH_FEATURES if self.one.of_features else _WORTH
+        worth = self.reads >= often * (self.samples or 1)
         self.state = "to make" if worth else "in the step"
         return worth
 
@@ -70,9 +76,9 @@ class PlannedPass:
 def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
     """Return the passes of the trials that are still to be trained; nothing is hashed or made.
 
-    A pass over all samples is made where the trials would compute more samples than it has. A pass
-    of log-probabilities alone is served by one of the same that has hidden states too, where that
-    is there or is made.
+    A pass over all samples is made where the trials read it often enough to pay. A pass of
+    log-probabilities alone is served by one of the same that has hidden states too, where that is
+    there or is made.
     """
     found: dict[str, PlannedPass] = {}
     for one, trial, samples in _of_trials(plan, ledger):

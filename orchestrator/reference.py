@@ -20,7 +20,7 @@ from chip_core.training.store.folder import (
     store_folder,
 )
 from chip_core.training.store.lock import making
-from chip_core.training.store.passes import Offered, Part
+from chip_core.training.store.passes import Offered, Part, config_of, grouped
 from chip_core.training.store.room import gigabytes
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
@@ -141,16 +141,14 @@ def _make(
     reasons: dict[str, str],
     seconds: dict[str, float],
 ) -> None:
-    """Make passes at the same time, the samples of each shared out to workers."""
-    # Imported here: it takes torch, which a study without a pass to make goes without.
-    from chip_core.training.store.build import finish
-
-    entries: list[tuple[Job, _Shown, int]] = []
-    jobs: dict[str, tuple[PlannedPass, list[Job]]] = {}
-    for planned in wanted:
-        parts = _parts(planned, cache, executor, len(wanted))
-        jobs[planned.one.key] = planned, parts
-        entries += [(job, _shown(planned, job), 1) for job in parts]
+    """Make passes: groups at the same time, the samples of each shared out to workers."""
+    by_key = {planned.one.key: planned for planned in wanted}
+    groups = [
+        [by_key[one.key] for one in group] for group in grouped([planned.one for planned in wanted])
+    ]
+    parts = {group[0].one.key: _parts(group, cache, executor, len(groups)) for group in groups}
+    jobs = [job for of_group in parts.values() for job in of_group]
+    entries = [(job, _shown(job), 1) for job in jobs]
     results: dict[str, Finished] = {}
     ended: dict[str, float] = {}
     began = time.perf_counter()
@@ -158,68 +156,92 @@ def _make(
     def listener(event: Event) -> None:
         if isinstance(event, Failed):
             assert event.job.part is not None
-            reasons.setdefault(event.job.part.one.key, event.reason)
+            for one in event.job.part.passes:
+                reasons.setdefault(one.key, event.reason)
         elif isinstance(event, Finished):
             results[event.job.id] = event
             ended[event.job.id] = time.perf_counter() - began
         display.take(event)
 
     with display_for(console, entries) as display:
-        executor.run([job for job, _, _ in entries], listener)
-    for key, (planned, parts) in jobs.items():
-        if key not in reasons:
-            rows = results[parts[0].id].result.data["samples"]
-            seconds[key] = max(ended[job.id] for job in parts)
-            try:
-                manifest = finish(planned.one, cache=cache, rows=rows, seconds=seconds[key])
-            except BrokenStoreError as error:
-                reasons[key] = str(error)
-            else:
-                planned.take(manifest)
-                shutil.rmtree(parts[0].folder.parent, ignore_errors=True)
-                moved = planned.rounding
-                rounded = "" if moved is None else f", bf16 moves a token's log p by {moved:.1g}"
+        executor.run(jobs, listener)
+    for group in groups:
+        of_group = parts[group[0].one.key]
+        for planned in group:
+            if planned.one.key not in reasons:
+                rows = results[of_group[0].id].result.data["samples"]
+                taken = max(ended[job.id] for job in of_group)
+                _finish(planned, cache, rows, taken, console, reasons, seconds)
+            if planned.one.key in reasons:
+                planned.state = "in the step"
+                reason = reasons[planned.one.key]
                 _say(
                     console,
-                    f"reference pass '{planned.one.name}': {rows} samples, "
-                    f"{gigabytes(manifest.bytes)}, {seconds[key]:.0f} s{rounded}",
+                    f"the reference pass '{planned.one.name}' failed: {reason}: the trials "
+                    "compute it themselves",
                 )
-        if key in reasons:
-            planned.state = "in the step"
-            _say(
-                console,
-                f"the reference pass '{planned.one.name}' failed: {reasons[key]}: the trials "
-                "compute it themselves",
-            )
+        if not any(planned.one.key in reasons for planned in group):
+            shutil.rmtree(of_group[0].folder.parent, ignore_errors=True)
 
 
-def _parts(planned: PlannedPass, cache: Path, executor: Executor, passes: int) -> list[Job]:
-    """Return the jobs of a pass: as many as there are workers for it."""
-    folder = store_folder(cache, planned.one.key)
+def _finish(
+    planned: PlannedPass,
+    cache: Path,
+    rows: int,
+    taken: float,
+    console: Console,
+    reasons: dict[str, str],
+    seconds: dict[str, float],
+) -> None:
+    # Imported here: it takes torch, which a study without a pass to make goes without.
+    from chip_core.training.store.build import finish
+
+    try:
+        planned.take(finish(planned.one, cache=cache, rows=rows, seconds=taken))
+    except BrokenStoreError as error:
+        reasons[planned.one.key] = str(error)
+        return
+    seconds[planned.one.key] = taken
+    moved = planned.rounding
+    rounded = "" if moved is None else f", bf16 moves a token's log p by {moved:.1g}"
+    _say(
+        console,
+        f"reference pass '{planned.one.name}': {rows} samples, {gigabytes(planned.bytes or 0)}, "
+        f"{taken:.0f} s{rounded}",
+    )
+
+
+def _parts(group: Sequence[PlannedPass], cache: Path, executor: Executor, groups: int) -> list[Job]:
+    """Return the jobs of a group: as many as there are workers for it."""
+    folder = store_folder(cache, group[0].one.key)
     whole = Job(
         id=f"pass-{folder.name[:12]}",
-        name=f"reference pass '{planned.one.name}'",
-        config=planned.config,
+        name=f"reference pass {', '.join(repr(planned.one.name) for planned in group)}",
+        config=config_of([(planned.one, planned.config) for planned in group]),
         folder=folder.with_name(f"{folder.name}.jobs"),
     )
-    count = max(1, executor.slots(whole) // passes)
-    if planned.samples is not None:
-        count = max(1, min(count, shard_count(planned.samples)))
+    shutil.rmtree(whole.folder, ignore_errors=True)  # an earlier attempt's results
+    count = max(1, executor.slots(whole) // groups)
+    samples = group[0].samples
+    if samples is not None:
+        count = max(1, min(count, shard_count(samples)))
+    passes = tuple(planned.one for planned in group)
     return [
         replace(
             whole,
             id=f"{whole.id}-{number}",
             name=whole.name if count == 1 else f"{whole.name}, part {number + 1} of {count}",
             folder=whole.folder / f"part-{number + 1}-of-{count}",
-            part=Part(one=planned.one, cache=cache.absolute(), number=number, of=count),
+            part=Part(passes=passes, cache=cache.absolute(), number=number, of=count),
         )
         for number in range(count)
     ]
 
 
-def _shown(planned: PlannedPass, job: Job) -> _Shown:
+def _shown(job: Job) -> _Shown:
+    assert job.part is not None
     arm = job.name.replace("reference pass ", "reference: ", 1)
-    return _Shown(fingerprint=planned.one.key, arm=arm, name=job.name)
+    return _Shown(fingerprint=job.part.passes[0].key, arm=arm, name=job.name)
 
 
 def _waits(planned: PlannedPass, console: Console) -> Any:

@@ -10,8 +10,8 @@ import json
 import platform
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,9 @@ from chip_core.training.store.folder import (
     shard_rows,
     store_folder,
 )
+from chip_core.training.store.group import Group
 from chip_core.training.store.lock import making
-from chip_core.training.store.of_images import OfImages
-from chip_core.training.store.of_responses import OfResponses
-from chip_core.training.store.passes import Part, ReferencePass
+from chip_core.training.store.passes import Part, ReferencePass, grouped
 from chip_core.training.store.room import check_room
 from chip_core.training.store.shards import Row, write_shard, write_tensors
 from chip_core.training.store.size import BYTES
@@ -59,39 +58,48 @@ FACTS = "facts.note.json"
 
 PHASE = "reference pass"
 
-_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 Report = Callable[[Progress], None]
 
 
 def ensure(
-    one: ReferencePass, config: TrialConfig, *, cache: Path, report: Report = lambda _: None
-) -> Manifest:
-    """Return the store of a pass; make it where there is none that can be used.
+    passes: Sequence[ReferencePass],
+    config: TrialConfig,
+    *,
+    cache: Path,
+    report: Report = lambda _: None,
+) -> list[Manifest]:
+    """Return the stores of a trial's passes; make those of which there is none that can be used.
 
-    Where another process is making it, that one is waited for.
+    Where another process is making one, it is waited for.
 
     Args:
-        one: the pass.
-        config: a trial that has it.
+        passes: the passes.
+        config: the trial.
         cache: where stores lie.
         report: told of progress.
 
     Raises:
-        TrialError: it cannot be made.
+        TrialError: one cannot be made.
     """
-    folder = store_folder(cache, one.key)
-    with making(folder, lambda who: report(Progress(phase=f"wait for {who}", done=0, total=1))):
-        try:
-            return check(folder, one.identity)
-        except BrokenStoreError:
-            began = time.perf_counter()
-            rows = make_part(one, config, cache=cache, report=report)
-            return finish(one, cache=cache, rows=rows, seconds=time.perf_counter() - began)
+    began = time.perf_counter()
+    found: dict[str, Manifest] = {}
+    with ExitStack() as locks:
+        # In one order: two processes never wait for each other.
+        for one in sorted(passes, key=lambda one: one.key):
+            folder = store_folder(cache, one.key)
+            locks.enter_context(making(folder, lambda who: report(_waiting(who))))
+            with suppress(BrokenStoreError):
+                found[one.key] = check(folder, one.identity)
+        for group in grouped([one for one in passes if one.key not in found]):
+            rows = make_part(group, config, cache=cache, report=report)
+            seconds = time.perf_counter() - began
+            for one in group:
+                found[one.key] = finish(one, cache=cache, rows=rows, seconds=seconds)
+    return [found[one.key] for one in passes]
 
 
 def run_part(part: Part, config: TrialConfig, *, folder: Path, report: Report) -> TrialResult:
-    """Make a share of a pass as a job of its own, and leave its result in `folder`.
+    """Make a share of passes as a job of its own, and leave its result in `folder`.
 
     Raises:
         TrialError: see `make_part`.
@@ -99,7 +107,7 @@ def run_part(part: Part, config: TrialConfig, *, folder: Path, report: Report) -
     began = time.perf_counter()
     seed_process(config.seed, config.engine.threads)
     rows = make_part(
-        part.one, config, cache=part.cache, part=part.number, parts=part.of, report=report
+        part.passes, config, cache=part.cache, part=part.number, parts=part.of, report=report
     )
     seconds = {PHASE: time.perf_counter() - began}
     result = TrialResult(steps=0, evaluations={}, seconds=seconds, data={"samples": rows})
@@ -108,7 +116,7 @@ def run_part(part: Part, config: TrialConfig, *, folder: Path, report: Report) -
 
 
 def make_part(
-    one: ReferencePass,
+    passes: Sequence[ReferencePass],
     config: TrialConfig,
     *,
     cache: Path,
@@ -116,14 +124,14 @@ def make_part(
     parts: int = 1,
     report: Report = lambda _: None,
 ) -> int:
-    """Write every `parts`-th shard of a pass, and return how many samples the whole has.
+    """Write every `parts`-th shard of a group of passes; return how many samples the whole has.
 
-    Shards that an earlier attempt wrote whole are left as they are. The caller holds
-    `making(folder)`.
+    Shards that an earlier attempt wrote whole are left as they are. The caller holds `making` of
+    each pass.
 
     Args:
-        one: the pass.
-        config: a trial that has it.
+        passes: one of the groups of `grouped`.
+        config: `config_of` the group, or a trial's that has them all.
         cache: where stores lie.
         part: counted from 0.
         parts: how many share the work.
@@ -134,17 +142,19 @@ def make_part(
     """
     report(Progress(phase="start", done=0, total=1))
     pairs = checked_pairs(config, report)
-    partial = partial_folder(store_folder(cache, one.key))
-    shards = [
-        number
-        for number in range(part, shard_count(len(pairs)), parts)
-        if noted(partial, shard_name(number)) is None
-    ]
-    head = part == 0 and one.hidden is not None and noted(partial, HEAD) is None
-    if not shards and not head:
+    lacking: dict[int, list[ReferencePass]] = {}  # shard -> passes
+    heads = []
+    for one in passes:
+        partial = partial_folder(store_folder(cache, one.key))
+        for number in range(part, shard_count(len(pairs)), parts):
+            if noted(partial, shard_name(number)) is None:
+                lacking.setdefault(number, []).append(one)
+        if part == 0 and one.hidden is not None and noted(partial, HEAD) is None:
+            heads.append(one)
+    if not lacking and not heads:
         return len(pairs)
     try:
-        _write(one, config, pairs, partial, shards, head, parts, report)
+        _write(passes, config, pairs, cache, lacking, heads, parts, report)
     except torch.OutOfMemoryError:
         raise TrialError(
             "the GPU's memory ran out in the reference pass: give its worker a GPU with more "
@@ -177,37 +187,48 @@ def finish(one: ReferencePass, *, cache: Path, rows: int, seconds: float) -> Man
 
 
 def _write(
-    one: ReferencePass,
+    passes: Sequence[ReferencePass],
     config: TrialConfig,
     pairs: Pairs,
-    partial: Path,
-    shards: Sequence[int],
-    head: bool,
+    cache: Path,
+    lacking: Mapping[int, list[ReferencePass]],
+    heads: Sequence[ReferencePass],
     parts: int,
     report: Report,
 ) -> None:
     model, processor = loading.load(config.model, attention=config.engine.attention)
-    model = model.eval().to(device_of(config))
-    kind: type[OfImages] | type[OfResponses] = OfImages if one.of_features else OfResponses
-    computed = kind(one, config, model, processor, pairs)
+    device = device_of(config)
+    group = Group(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
-    places = [place for number in shards for place in shard_rows(number, len(pairs))]
-    needed = parts * computed.bytes(places) + head * weights.weight.numel() * BYTES["fp32"]
-    check_room(partial.parent, needed, f"the reference pass '{one.name}'")
-    if head:
+    needed = len(heads) * weights.weight.numel() * BYTES["fp32"]
+    for one in passes:
+        shards = [number for number, ones in lacking.items() if one in ones]
+        places = [place for number in shards for place in shard_rows(number, len(pairs))]
+        needed += parts * group.of(one).bytes(places)
+    names = ", ".join(f"'{one.name}'" for one in passes)
+    check_room(cache, needed, f"the reference pass {names}")
+    for one in heads:
         tensors = {"weight": weights.weight, "bias": weights.bias}
         kept = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
-        write_tensors(partial, HEAD, kept)
-    done = 0
-    with computed.ready():
-        for number in shards:
-            rows: list[Row] = []
+        write_tensors(partial_folder(store_folder(cache, one.key)), HEAD, kept)
+    done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in lacking)
+    with group.ready():
+        for number, ones in lacking.items():
+            rows: dict[str, list[Row]] = {one.key: [] for one in ones}
             of_shard = shard_rows(number, len(pairs))
             for start in range(of_shard.start, of_shard.stop, BATCH):
                 these = range(start, min(start + BATCH, of_shard.stop))
-                rows += computed.rows(these)
-                if start == 0:
-                    write_json(partial / FACTS, computed.facts)
+                batch = group.batch(these)
+                for one in ones:
+                    rows[one.key] += group.of(one).rows(batch)
                 done += len(these)
-                report(Progress(phase=PHASE, done=done, total=len(places)))
-            write_shard(partial, number, rows)
+                report(Progress(phase=PHASE, done=done, total=total))
+            for one in ones:
+                partial = partial_folder(store_folder(cache, one.key))
+                write_shard(partial, number, rows[one.key])
+                if number == 0:
+                    write_json(partial / FACTS, group.of(one).facts)
+
+
+def _waiting(who: str) -> Progress:
+    return Progress(phase=f"wait for {who}", done=0, total=1)

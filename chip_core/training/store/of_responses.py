@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chip_core.config import TrialConfig
-from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch, Responses
-from chip_core.objectives.config import ObjectiveConfig
-from chip_core.training.exactness import shared_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ResponseReference
 from chip_core.training.store.passes import ReferencePass
@@ -27,28 +22,17 @@ _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class OfResponses:
     """Computes the rows of a pass over responses."""
 
-    def __init__(
-        self, one: ReferencePass, config: TrialConfig, model: Any, processor: Any, pairs: Pairs
-    ) -> None:
+    def __init__(self, one: ReferencePass, policy: Policy, processor: Any, pairs: Pairs) -> None:
         """Make ready.
 
         Args:
             one: the pass.
-            config: a trial that has it.
-            model: the reference, on its device.
+            policy: the reference, as a policy that was never trained.
             processor: its processor.
             pairs: all pairs.
         """
-        self._one, self._pairs, self._tokenizer = one, pairs, processor.tokenizer
-        self._sharing = config.engine.prefix_sharing
-        config = config.model_copy(update={"objective": _objective(one)})
-        self._encoder = PairEncoder(processor, config, pairs)
-        self._policy = Policy(
-            model,
-            config.objective,
-            bf16=config.model.dtype == "bf16",
-            logits_chunk=config.engine.logits_chunk,
-        )
+        self._one, self._policy, self._pairs = one, policy, pairs
+        self._tokenizer = processor.tokenizer
         #: What is to be told of it: whether prefixes were shared, and by how much rounding to bf16
         #: moves a token's log-probability in the first batch.
         self.facts: dict[str, Any] = {}
@@ -64,16 +48,9 @@ class OfResponses:
             tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
         return tokens * bytes_a_token(self._one, self._policy.head.weight.shape[1])
 
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Share prefixes where the trials would."""
-        with shared_prefixes(self._policy, self._batch([0]), self._sharing) as sharing:
-            self.facts["prefix_sharing"] = sharing
-            yield
-
-    def rows(self, places: Sequence[int]) -> Iterator[Row]:
-        """Yield what the reference says of each of some samples, computed as one batch."""
-        said = self._said(self._batch(places))
+    def rows(self, batch: PairBatch) -> Iterator[Row]:
+        """Yield what the reference says of each pair of a batch."""
+        said = self._said(batch)
         if self._one.hidden == "bf16" and "rounding" not in self.facts:
             self.facts["rounding"] = self._rounding(said)
         columns = [
@@ -81,17 +58,13 @@ class OfResponses:
             for group, responses, reference in said
             for name, values in self._columns(responses, reference).items()
         ]
-        for row in range(len(places)):
+        for row in range(len(batch)):
             yield {name: values[row] for name, values in columns}
-
-    def _batch(self, places: Sequence[int]) -> PairBatch:
-        device = next(self._policy.parameters()).device
-        return self._encoder.batch(places, self._one.epoch or 0).to(device)
 
     def _said(self, batch: PairBatch) -> list[tuple[str, Responses, ResponseReference]]:
         """Return what the reference says of a batch, by group of columns."""
         if self._one.kind == "text":
-            scores = self._policy.reference_scores(batch)
+            scores = self._policy.reference_scores(batch.text)
             return [
                 ("chosen", batch.chosen, scores.chosen),
                 ("rejected", batch.rejected, scores.rejected),
@@ -123,10 +96,3 @@ class OfResponses:
             name: [row[kept] for row, kept in zip(values.cpu(), mask, strict=True)]
             for name, values in columns.items()
         }
-
-
-def _objective(one: ReferencePass) -> ObjectiveConfig:
-    """Return an objective that needs of the reference what a pass says, and no more."""
-    if one.kind == "rejected_image":
-        return ObjectiveConfig(terms=("visual",))
-    return ObjectiveConfig(terms=("response",) if one.hidden is None else ("response", "token"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -88,9 +88,9 @@ class Offered:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A share of a pass, for one worker."""
+    """A share of passes that are made together, for one worker."""
 
-    one: ReferencePass
+    passes: tuple[ReferencePass, ...]
     cache: Path
     number: int  # counted from 0
     of: int
@@ -155,6 +155,54 @@ def with_hidden(one: ReferencePass, precision: Literal["fp32", "bf16"]) -> Refer
     """Return the text pass that holds all of another one, and hidden states."""
     identity = {**one.identity, "hidden": precision}
     return ReferencePass(kind=one.kind, epoch=one.epoch, identity=identity)
+
+
+def grouped(passes: Sequence[ReferencePass]) -> list[tuple[ReferencePass, ...]]:
+    """Return passes in groups that are made together, so that samples are prepared once.
+
+    A group is of the same pairs, and of one draw of rejected images at most.
+    """
+    groups: list[list[ReferencePass]] = []
+    for one in passes:
+        for group in groups:
+            if all(_together(one, other) for other in group):
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return [tuple(group) for group in groups]
+
+
+def _together(one: ReferencePass, other: ReferencePass) -> bool:
+    """Return whether nothing that both are of differs."""
+    pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [
+        (one.identity, other.identity),
+        (one.identity["engine"], other.identity["engine"]),
+    ]
+    apart = {"kind", "hidden", "engine"}
+    return all(
+        mine[key] == others[key]
+        for mine, others in pairs
+        for key in (set(mine) & set(others)) - apart
+    )
+
+
+def config_of(group: Sequence[tuple[ReferencePass, TrialConfig]]) -> TrialConfig:
+    """Return a configuration that a group of passes is made with.
+
+    Args:
+        group: the passes, each with a trial's that has it.
+    """
+    config = next((config for one, config in group if not one.of_features), group[0][1])
+    towers = (config for one, config in group if one.of_features)
+    drawn = (config for one, config in group if one.of_rejected_image)
+    for other, names in (
+        (next(towers, None), ("vision_encoder", "projector")),
+        (next(drawn, None), ("objective", "rejected_image", "seed")),
+    ):
+        if other is not None:
+            config = config.model_copy(update={name: getattr(other, name) for name in names})
+    return config
 
 
 def samples_read(one: ReferencePass, config: TrialConfig, samples: int) -> int:

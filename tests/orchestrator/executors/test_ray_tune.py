@@ -182,6 +182,25 @@ def test_what_fits_and_where() -> None:
 
 
 @pytest.mark.ray
+def test_several_runs_share_one_ray(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, number, "steps") for number in (1, 2)]
+    events: list[Event] = []
+    executor = RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:play", max_concurrent=3)
+    with executor.opened(jobs):
+        processes = {pid for pid in ray_processes()}
+        # as many as there are cores, never more than are wanted: not as many as there are jobs
+        assert executor.slots(jobs[0]) == min(3, len(os.sched_getaffinity(0)))
+        for each in jobs:
+            executor.run([each], events.append)
+            assert ray.is_initialized()
+        assert processes & ray_processes()
+    assert [event.job for event in events if isinstance(event, Finished)] == jobs
+    assert not ray.is_initialized()
+    assert ray_processes() == set()
+    assert not (tmp_path / "work" / "ray").exists()
+
+
+@pytest.mark.ray
 def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
     # A shell starts what it puts in the background with Ctrl-C switched off: on again for this.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from chip_core.training.store.passes import Offered, ReferencePass, passes_of, samples_read
+from chip_core.training.store.passes import (
+    Offered,
+    ReferencePass,
+    config_of,
+    grouped,
+    passes_of,
+    samples_read,
+)
 
 MODEL = {"content": "abc"}
 DATA = {"source": "shapes"}
@@ -168,6 +175,46 @@ def test_rows_left_out_for_want_of_a_rejected_image_make_other_pairs() -> None:
     assert keys(**skip, rejected_image="given")[0] != keys(**skip)[0]
     fail = {"data": {"source": "a.jsonl"}, "objective": "cmdpo"}
     assert keys(**fail, rejected_image="given")[0] == keys(**fail)[0]
+
+
+def test_passes_of_the_same_samples_are_made_together() -> None:
+    drawn = {
+        "objective": "chip",
+        "rejected_image": {"redraw": "each_epoch"},
+        "training": {"epochs": 2},
+        "engine": {"feature_cache": "on"},
+    }
+    groups = grouped([*passes(**drawn), *passes(**{**drawn, "data": {"limit": 10}})[:1]])
+    assert [[one.name for one in group] for group in groups] == [
+        [
+            "text, hidden states in fp32",
+            "image features",
+            "rejected image diffusion, epoch 0",
+            "features of rejected image diffusion, epoch 0",
+        ],
+        ["rejected image diffusion, epoch 1", "features of rejected image diffusion, epoch 1"],
+        ["text, hidden states in fp32"],  # of other pairs
+    ]
+    shorter = passes(**{**drawn, "training": {"max_length": 100}})[:2]  # the features are the same
+    assert [len(group) for group in grouped([*passes(**drawn)[:2], shorter[0]])] == [2, 1]
+
+
+def test_a_group_is_made_with_what_each_of_its_passes_needs() -> None:
+    dpo = config(objective="dpo", vision_encoder="trained", training={"max_length": 100})
+    chip = config(
+        objective="chip",
+        rejected_image={"strategy": "crop", "corruption_seed": "per_trial"},
+        seed=7,
+        engine={"feature_cache": "on"},
+    )
+    text = passes_of(dpo, MODEL, DATA)[0]
+    by_kind = {one.kind: one for one in passes_of(chip, MODEL, DATA)}
+    made = config_of([(text, dpo), (by_kind["rejected_image_features"], chip)])
+    assert made.training.max_length == 100  # the text's
+    assert (made.rejected_image.strategy, made.seed) == ("crop", 7)
+    assert made.objective.needs_rejected_image
+    assert made.vision_encoder == "frozen"  # as whose features are kept has it
+    assert config_of([(text, dpo)]) == dpo
 
 
 def test_what_leaves_nothing_to_compute() -> None:

@@ -59,8 +59,7 @@ def passes(config: TrialConfig) -> tuple[ReferencePass, ...]:
 
 
 def offered(config: TrialConfig, cache: Path) -> Offered:
-    for one in passes(config):
-        ensure(one, config, cache=cache)
+    ensure(passes(config), config, cache=cache)
     return Offered(cache=cache, passes=passes(config))
 
 
@@ -123,28 +122,28 @@ def test_what_rounding_does_is_noted(configured: Configured, tmp_path: Path) -> 
     def noted(**changes: Any) -> float:
         config = configured(objective="hdpo", reference_cache="bf16", **changes)
         (one,) = passes(config)
-        noted: float = ensure(one, config, cache=tmp_path).made["rounding"]
+        noted: float = ensure([one], config, cache=tmp_path)[0].made["rounding"]
         return noted
 
     # bf16 has 8 bits: what is rounded by at most 1 in 256 moves a logit of this model by less
     assert 0 < noted() < 0.05
     assert noted(model__path="shapes", model__dtype="bf16") == 0  # the head reads bf16 anyway
     config = configured(objective="hdpo")
-    made = ensure(passes(config)[0], config, cache=tmp_path).made
+    made = ensure(passes(config), config, cache=tmp_path)[0].made
     assert made["prefix_sharing"] == "on"
     assert "rounding" not in made
 
 
-def test_however_many_workers_make_it_it_is_the_same_to_the_bit(
+def test_however_many_workers_and_passes_at_once_it_is_the_same_to_the_bit(
     configured: Configured, tmp_path: Path
 ) -> None:
     config = configured(engine__micro_batch=2, engine__feature_cache="on")
     assert len(passes(config)) == 4
+    other = configured(engine__micro_batch=1, engine__feature_cache="on", seed=5)
+    for part in (1, 0):
+        rows = make_part(passes(config), other, cache=tmp_path / "two", part=part, parts=2)
     for one in passes(config):
-        ensure(one, config, cache=tmp_path / "alone")
-        other = configured(engine__micro_batch=1, engine__feature_cache="on", seed=5)
-        for part in (1, 0):
-            rows = make_part(one, other, cache=tmp_path / "two", part=part, parts=2)
+        ensure([one], config, cache=tmp_path / "alone")
         finish(one, cache=tmp_path / "two", rows=rows, seconds=1.0)
         made = contents(store_folder(tmp_path / "alone", one.key))
         assert len(made) == (4 if one.hidden else 3)  # ceil(10 / 4), and the head
@@ -154,7 +153,7 @@ def test_however_many_workers_make_it_it_is_the_same_to_the_bit(
 def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -> None:
     config = configured(objective="dpo")
     (one,) = passes(config)
-    rows = make_part(one, config, cache=tmp_path, part=0, parts=2)
+    rows = make_part([one], config, cache=tmp_path, part=0, parts=2)
     with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not made"):
         finish(one, cache=tmp_path, rows=rows, seconds=1.0)
 
@@ -162,7 +161,7 @@ def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -
 def test_arms_with_text_terms_read_logps_alone(configured: Configured, tmp_path: Path) -> None:
     config = configured(objective="dpo")
     (one,) = passes(config)
-    manifest = ensure(one, config, cache=tmp_path)
+    (manifest,) = ensure([one], config, cache=tmp_path)
     store = Store(store_folder(tmp_path, one.key))
     tokens = sum(len(store.row(place, f"{side}.ids")) for place in range(ROWS)
                  for side in ("chosen", "rejected"))  # fmt: skip
@@ -197,20 +196,20 @@ def test_what_was_interrupted_goes_on_with_what_is_whole(
             raise _Stopped
 
     with pytest.raises(_Stopped):
-        ensure(one, config, cache=tmp_path / "cache", report=stop)
+        ensure([one], config, cache=tmp_path / "cache", report=stop)
     assert not folder.exists()
     partial = partial_folder(folder)
     assert (partial / shard_name(1)).exists()
     os.truncate(partial / shard_name(1), 50)  # a crash may leave that
     told: list[int] = []
-    ensure(one, config, cache=tmp_path / "cache", report=lambda progress: told.append(
+    ensure([one], config, cache=tmp_path / "cache", report=lambda progress: told.append(
         progress.total if progress.phase == "reference pass" else 0))  # fmt: skip
     assert max(told) == 4 + 2  # shards 1 and 2 of 4, 4 and 2 samples: shard 0 was whole
-    ensure(one, config, cache=tmp_path / "whole")
+    ensure([one], config, cache=tmp_path / "whole")
     assert contents(folder) == contents(store_folder(tmp_path / "whole", one.key))
     assert not partial.exists()
     told.clear()
-    ensure(one, config, cache=tmp_path / "cache", report=lambda progress: told.append(1))
+    ensure([one], config, cache=tmp_path / "cache", report=lambda progress: told.append(1))
     assert told == []  # it is there
 
 
@@ -234,7 +233,7 @@ def report(progress):
     if sys.argv[2] == "dies" and progress.done == 7:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
-build.ensure(one, config, cache=Path(sys.argv[1]), report=report)
+build.ensure([one], config, cache=Path(sys.argv[1]), report=report)
 print(one.key)
 """
 
@@ -292,7 +291,7 @@ def refused(config: TrialConfig, stores: Offered, folder: Path) -> TrialResult:
 def test_features_are_the_towers_and_no_more(configured: Configured, tmp_path: Path) -> None:
     config = configured(objective="dpo", engine__feature_cache="on")
     one = passes(config)[1]
-    manifest = ensure(one, config, cache=tmp_path)
+    (manifest,) = ensure([one], config, cache=tmp_path)
     assert one.name == "image features"
     model, processor = loading.load(config.model)
     vision = model.config.vision_config
@@ -331,7 +330,7 @@ def test_features_of_a_tower_that_is_another_are_not_used(
 
     with monkeypatch.context() as patched:
         patched.setattr(loading, "load", other)
-        ensure(one, config, cache=tmp_path / "cache")
+        ensure([one], config, cache=tmp_path / "cache")
     stores = Offered(cache=tmp_path / "cache", passes=(one,))
     result = run_trial(config, folder=tmp_path / "trial", offered=stores)
     assert (result.engine["reference"], result.engine["image_features"]) == ("live", "computed")
@@ -389,17 +388,17 @@ def test_no_room_is_told_before_anything_is_computed(
 ) -> None:
     config = configured(objective="hdpo")
     (one,) = passes(config)
-    manifest = ensure(one, config, cache=tmp_path / "cache")
+    (manifest,) = ensure([one], config, cache=tmp_path / "cache")
     free = math.inf
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": free})())
     asked: list[int] = []
     monkeypatch.setattr(build, "check_room", lambda cache, needed, what: asked.append(needed))
-    ensure(one, config, cache=tmp_path / "again")
+    ensure([one], config, cache=tmp_path / "again")
     # All but offsets (2 × 5 numbers of 8 bytes a shard of 4) and headers (well under 1 kB a file).
     assert 0 < manifest.bytes - asked[0] < 4 * 1024
     monkeypatch.undo()
     monkeypatch.setattr(folder_of_stores, "SHARD", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 1000})())
     with pytest.raises(NoRoomError, match="no room for the reference pass 'text, hidden states"):
-        ensure(one, config, cache=tmp_path / "full")
+        ensure([one], config, cache=tmp_path / "full")
     assert not list((tmp_path / "full").rglob("*.safetensors"))
