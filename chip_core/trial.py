@@ -17,7 +17,7 @@ from chip_core.evaluation.run import Answering, evaluate
 from chip_core.files import write_json
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
-from chip_core.models.memory import bytes_needed, check_room
+from chip_core.models.memory import bytes_needed, check_room, weights_fit
 from chip_core.places import Places
 from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, TrialResult
 from chip_core.seeding import seed_process
@@ -100,7 +100,8 @@ def run_trial(
             computed = offered is None or not offered.covers(config)
             needed = bytes_needed(model, config, reference=computed)
             check_room(needed // parts, free, config)
-    if kind != "fsdp":
+    # What is going to be spread is taken there whole too, if it can: checks are fast there.
+    if kind != "fsdp" or weights_fit(model, device):
         model.to(device)
     spans.end("model")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
 from chip_core.models.parts import is_adapter, trained_parts
 
 _FP32 = 4  # bytes
 _GIB = 2**30
+_FREE = 0.8  # share of a device's free memory that weights may take while they are looked at
 
 
 def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
@@ -30,6 +33,14 @@ def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> 
             trained += parameter.numel()
             copied += parameter.numel() if reference and not is_adapter(name) else 0
     return _FP32 * (total + 3 * trained + copied)
+
+
+def weights_fit(model: Any, device: torch.device) -> bool:
+    """Return whether a model's weights alone, as they are held, have room on a device."""
+    if device.type != "cuda":
+        return True
+    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return held <= _FREE * torch.cuda.mem_get_info(device)[0]
 
 
 def check_room(needed: int, free: int, config: TrialConfig) -> None:

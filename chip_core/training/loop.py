@@ -76,7 +76,7 @@ def train(
 
     Args:
         config: the trial.
-        model: the policy, with its adapters; on the device, but for `fsdp`, which takes it there.
+        model: the policy, with its adapters; on the device, but that `fsdp` takes it there.
         processor: its processor.
         pairs: the preference pairs.
         folder: the trial's.

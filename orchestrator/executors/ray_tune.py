@@ -6,6 +6,7 @@ What happens in a trial's own processes is in ray_worker.py.
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import shutil
 import tempfile
@@ -35,6 +36,8 @@ from orchestrator.executors.ray_worker import PLACE, PROGRESS, REASON, Parcel, d
 
 #: More jobs than any cluster runs at once.
 _MANY = 4096
+#: Seconds between two looks at what running jobs tell.
+FOLLOW_EVERY = 0.3
 
 
 class RayTuneExecutor:
@@ -163,6 +166,26 @@ class RayTuneExecutor:
         )
 
 
+class _Told:
+    """What a job's worker tells of its progress, as it comes."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.path = job, job.folder / PROGRESS
+        self._read = 0  # bytes
+
+    def news(self) -> list[Progress]:
+        """Return what is new; a line that is not whole yet waits."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [Progress(**json.loads(line)) for line in whole.splitlines()]
+
+
 class _Listener(TrialProgressCallback):  # type: ignore[misc]
     """Turns what Tune says into events, in place of the callback by which Tune prints it."""
 
@@ -176,6 +199,8 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
         self._begin_within = begin_within
         self._waiting: dict[str, float] = {}  # since when for a first progress, by job
         self._reasons: dict[str, str] = {}
+        self._told: dict[str, _Told] = {}  # what running jobs tell
+        self._due = 0.0  # when they are asked next
 
     def __getstate__(self) -> dict[str, Any]:
         """Be empty in the file that Tune writes for a restore: the ledger does that here."""
@@ -183,6 +208,10 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
+        if now >= self._due:
+            self._due = now + FOLLOW_EVERY
+            for told in list(self._told.values()):
+                self._pass_on(told)
         for trial in trials:
             job = self._job(trial)
             if now - self._waiting.get(job.id, now) > self._begin_within:
@@ -195,6 +224,7 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         job = self._job(trial)
         self._waiting[job.id] = time.monotonic()
+        self._told[job.id] = _Told(job)
         self._emit(Started(job=job))
 
     def on_trial_result(
@@ -203,9 +233,6 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
         job = self._job(trial)
         if result.get(REASON) is not None:
             self._reasons[job.id] = result[REASON]
-        if PROGRESS in result:
-            self._waiting.pop(job.id, None)
-            self._emit(Progressed(job=job, progress=Progress(**result[PROGRESS])))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(self._job(trial), "its worker left no result in {folder}")
@@ -216,6 +243,9 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
     def _end(self, job: Job, otherwise: str) -> None:
         """Emit how a job ended; free its worker's place, which outlives a killed controller."""
         self._waiting.pop(job.id, None)
+        told = self._told.pop(job.id, _Told(job))
+        self._pass_on(told)
+        told.path.unlink(missing_ok=True)
         place = job.folder / PLACE
         if place.exists():
             group = ray.PlacementGroupID.from_hex(place.read_text(encoding="ascii"))
@@ -227,6 +257,11 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
             self._emit(Failed(job=job, reason=reason or otherwise.format(folder=job.folder)))
         else:
             self._emit(Finished(job=job, result=result))
+
+    def _pass_on(self, told: _Told) -> None:
+        for progress in told.news():
+            self._waiting.pop(told.job.id, None)
+            self._emit(Progressed(job=told.job, progress=progress))
 
     def _emit(self, event: Event) -> None:
         if self.error is not None:

@@ -7,6 +7,7 @@ A trial is a chain of processes: `drive` runs in the first, Train's controller i
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 import time
@@ -19,18 +20,21 @@ if TYPE_CHECKING:
     from chip_core.results import Progress
     from orchestrator.executors.base import Job
 
-#: Keys of what travels from a worker to the executor, through Train and Tune: where the job is, and
-#: why it failed.
-PROGRESS, REASON = "progress", "reason"
+#: What a driver returns through Tune: why its job failed.
+REASON = "reason"
 
-#: The placement group that a job's worker holds, in its folder. A file and no report: a report is
+#: The placement group that a job's workers hold, in its folder. A file and no report: a report is
 #: lost with the controller that it passes, and the place of a worker whose controller died is
 #: freed by nobody but the executor.
 PLACE = "placement_group"
 
-#: Seconds between two reports of one phase: each passes four processes.
-REPORT_EVERY = 1.0
+#: Where a job is, line by line, in its folder. A file here too: `train.report` waits until every
+#: worker reports, and Tune's way from Train to Tune starts a process of 1.7 CPU s in each trial and
+#: stands still for good where a report comes while the trial's function returns (Ray 2.60).
+PROGRESS = "progress.jsonl"
 
+#: Seconds between two reports of one phase.
+REPORT_EVERY = 1.0
 
 #: Seconds that one of several workers may wait for another: the first alone writes checkpoints.
 PATIENCE = 7200
@@ -56,38 +60,21 @@ class Parcel:
 
 
 def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any]:
-    """Run one job as a `TorchTrainer` of its workers. This is Tune's trainable."""
+    """Run one job as a run of Train with its workers. This is Tune's trainable."""
     parcel = parcels[settings["job"]]
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(parcel.place_within)
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.backend import Backend
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ not in _NOT_NEEDED]
-
-    class OneProcess(TorchConfig):  # type: ignore[misc]
-        """No process group: there is nobody to talk to."""
-
-        @property
-        def backend_cls(self) -> Any:
-            return Backend
-
-    trainer = Trainer(
-        work,
-        # `train.report` waits for every worker; the first tells Tune by itself.
-        train_loop_config={"parcel": parcel, "tune": TuneReportCallback()},
-        torch_config=TorchConfig(timeout_s=PATIENCE) if parcel.workers > 1 else OneProcess(),
+    trainer = _trainer(
+        parcel.workers,
         scaling_config=ScalingConfig(
             num_workers=parcel.workers,
             use_gpu=parcel.resources.get("GPU", 0) > 0,
             resources_per_worker=parcel.resources,
             placement_strategy=parcel.placement,
         ),
+        train_loop_config={"parcel": parcel},
         run_config=RunConfig(
             name=parcel.id,
             storage_path=parcel.storage,
@@ -100,6 +87,30 @@ def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any
         return {REASON: _without_a_word(error, parcel)}
 
 
+def _trainer(workers: int, **settings: Any) -> Any:
+    """Return Train's trainer for so many workers.
+
+    Several are joined by torch.distributed: a `TorchTrainer`. One has nobody to talk to, and is run
+    by what that is made of: so neither its driver nor its controller imports torch for nothing.
+    """
+    base: Any
+    if workers > 1:
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        base, settings["torch_config"] = TorchTrainer, TorchConfig(timeout_s=PATIENCE)
+    else:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        base = DataParallelTrainer
+
+    class Trainer(base):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ not in _NOT_NEEDED]
+
+    return Trainer(work, **settings)
+
+
 def work(settings: dict[str, Any]) -> str | None:
     """Run one job in this worker; return the reason where it failed.
 
@@ -110,7 +121,6 @@ def work(settings: dict[str, Any]) -> str | None:
     from ray.util import get_current_placement_group
 
     parcel: Parcel = settings["parcel"]
-    sender = Sender(settings["tune"])
     first = train.get_context().get_world_rank() == 0
     folder = Path(parcel.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,41 +134,29 @@ def work(settings: dict[str, Any]) -> str | None:
         job = pickle.loads(parcel.job)
         module, _, function = parcel.entry.partition(":")
         execute = getattr(importlib.import_module(module), function)
-        told = throttled(sender.send) if first else lambda progress: None
-        execute(job, told)
+        execute(job, throttled(_teller(folder)) if first else lambda progress: None)
     except BaseException as error:  # whatever a trial raises, SystemExit too, is its own failure
         if job is not None:
             keep_traceback(job)
         if parcel.workers > 1:
             raise JobFailed(reason_of(error)) from None
         return reason_of(error)
-    finally:
-        sender.flush()
     return None
-
-
-class Sender:
-    """Sends progress to Tune, in order, and goes on before the last one has come there."""
-
-    def __init__(self, callback: Any) -> None:
-        self._queue = callback._training_actor_item_queue.actor
-        self._sent: list[Any] = []
-
-    def send(self, progress: Progress) -> None:
-        """Send one, when the one before has come: on their way they keep no order."""
-        self.flush()
-        self._sent.append(self._queue.put.remote({PROGRESS: asdict(progress)}))
-
-    def flush(self, within: float = 10.0) -> None:
-        """Wait until all have come there, so many seconds at most."""
-        import ray
-
-        if self._sent:
-            _, self._sent = ray.wait(self._sent, num_returns=len(self._sent), timeout=within)
 
 
 class JobFailed(Exception):
     """One of several workers cannot go on; the message is the job's reason."""
+
+
+def _teller(folder: Path) -> Callable[[Progress], None]:
+    """Return what writes progress into a job's folder."""
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+    def tell(progress: Progress) -> None:
+        with (folder / PROGRESS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(progress)) + "\n")
+
+    return tell
 
 
 def throttled(
