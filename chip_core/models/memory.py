@@ -39,8 +39,9 @@ def weights_fit(model: Any, device: torch.device) -> bool:
     """Return whether a model's weights alone, as they are held, have room on a device."""
     if device.type != "cuda":
         return True
-    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return held <= _FREE * torch.cuda.mem_get_info(device)[0]
+    held: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return held <= _FREE * free
 
 
 def check_room(needed: int, free: int, config: TrialConfig) -> None:
