@@ -11,6 +11,7 @@ from typing import Literal
 from chip_core import data as preference_data
 from chip_core.config import DataConfig, TrialConfig
 from chip_core.errors import UserError
+from chip_core.results import MODEL
 from chip_core.training.store.folder import (
     BrokenStoreError,
     Manifest,
@@ -81,7 +82,7 @@ def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
     there or is made.
     """
     found: dict[str, PlannedPass] = {}
-    for one, trial, samples in _of_trials(plan, ledger):
+    for one, trial, samples in _of_trials(plan, ledger, storage):
         reads = _reads(one, trial.config, samples)
         if reads == 0:  # of an epoch that it does not reach
             continue
@@ -117,7 +118,9 @@ def require_room(passes: list[PlannedPass], storage: Path) -> None:
         raise UserError(str(error)) from None
 
 
-def _of_trials(plan: Plan, ledger: Ledger) -> Iterator[tuple[ReferencePass, Trial, int | None]]:
+def _of_trials(
+    plan: Plan, ledger: Ledger, storage: Path
+) -> Iterator[tuple[ReferencePass, Trial, int | None]]:
     """Yield the passes of each trial that is to be trained, with the samples of its data."""
 
     @cache
@@ -129,8 +132,11 @@ def _of_trials(plan: Plan, ledger: Ledger) -> Iterator[tuple[ReferencePass, Tria
         config = trial.config
         if trial.untrained or config.reference_cache == "off":
             continue
-        if ledger[trial.fingerprint].model is not None:
+        record = ledger[trial.fingerprint]
+        if record.done(trial):
             continue
+        if record.model is not None and (storage / record.model / MODEL).is_dir():
+            continue  # it lacks scores alone
         # What the passes are a function of: many arms have the same, and a plan has many arms.
         key = (
             config.model.model_dump_json(),

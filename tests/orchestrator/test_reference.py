@@ -154,6 +154,18 @@ def test_features_are_passes_of_arms_with_a_frozen_tower(plan_of: PlanOf, tmp_pa
     assert found["image features"].bytes == 4096 * 37 * 96 * 4
 
 
+def test_trials_that_lack_scores_alone_read_nothing(plan_of: PlanOf, tmp_path: Path) -> None:
+    run(plan_of(), tmp_path, FakeExecutor())
+    assert passes(plan_of(), tmp_path) == {}
+    scored = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")
+    assert passes(plan_of(scored), tmp_path) == {}
+    for model in tmp_path.glob(f"trials/*/*/{MODEL}"):  # so that they are trained again
+        model.rmdir()
+    assert passes(plan_of(), tmp_path) == {}
+    found = passes(plan_of(scored), tmp_path)
+    assert {name: planned.reads for name, planned in found.items()} == EIGHT
+
+
 def test_draws_of_a_trial_and_of_an_epoch_are_passes_where_they_pay(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
