@@ -96,6 +96,8 @@ def _train(
         raise UserError("--cache: reference_cache is off: set it to fp32 or bf16")
     if workers.first:
         _check_folders(config, out, resume)
+        if config.objective.caution is not None:
+            print(f"chip_core: caution: {config.objective.caution}", file=sys.stderr)
     workers.wait()  # what the first writes, another would take for an earlier trial
 
     def told(progress: Progress) -> None:

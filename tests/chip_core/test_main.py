@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.__main__ import configuration, main
-from chip_core.results import read_result
+from chip_core.results import TrialResult, read_result
 
 SHORT = ["training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
 
@@ -105,6 +105,20 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
         "chip_core: data.source: no file ./absent.jsonl: name a file, a folder, a glob, or "
         "owner/name on the hub",
     ]
+
+
+def test_the_released_form_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(*_: object, **__: object) -> TrialResult:
+        return TrialResult(steps=1, evaluations={}, seconds={})
+
+    monkeypatch.setattr("chip_core.trial.run_trial", trained)
+    for form in ("paper", "released"):
+        changes = [f"objective.form={form}", "objective.weights.visual=1"]
+        assert main(["train", "shapes", "--out", str(tmp_path / form), "--set", *changes]) == 0
+        told = capsys.readouterr().err
+        assert ("caution: form 'released' repeats the released code" in told) == (form != "paper")
 
 
 def test_a_place_that_cannot_be_used_is_told(

@@ -314,6 +314,16 @@ def test_only_images_named_by_path_are_looked_for(
     assert ("images" in data.identity(config(path))) is counted
 
 
+def test_bad_rows_have_an_identity_too(tmp_path: Path) -> None:
+    """They are told when the rows are checked, not when a study is planned."""
+    rows = [b"not JSON", files.line(0, image="../up.jpg"), files.line(1, image=5), files.line(2)]
+    path = files.write_lines(tmp_path / "a.jsonl", rows)
+    absent = data.identity(config(path))
+    files.write_images(tmp_path, 3)
+    assert data.identity(config(path))["images"] != absent["images"]
+    assert data.identity(config(path))["files"] == absent["files"]
+
+
 def test_the_identity_of_shapes_and_of_a_hub_name() -> None:
     assert data.identity(DataConfig()) == {"source": "shapes"}
     hub = data.identity(config("owner/name", revision="abc"))
