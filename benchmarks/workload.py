@@ -15,7 +15,7 @@ import torch
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 
-PATCH, IMAGE_TOKEN = 14, 31_999
+PATCH = 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,11 @@ class Workload:
     vocabulary: int = 32_000
     hidden: int = 512
     layers: int = 6
+
+    @property
+    def image_token(self) -> int:
+        """Return the image placeholder's id, the last of the vocabulary."""
+        return self.vocabulary - 1
 
     @property
     def images(self) -> tuple[int, int]:
@@ -65,7 +70,7 @@ class Workload:
                 tie_word_embeddings=False,
                 pad_token_id=0,
             ),
-            image_token_index=IMAGE_TOKEN,
+            image_token_index=self.image_token,
         )
         torch.manual_seed(0)
         reference = LlavaForConditionalGeneration(config).float().eval()
@@ -78,6 +83,58 @@ class Workload:
         policy.get_encoder(modality="image").requires_grad_(False)  # as the recipes have it
         return policy, reference
 
+    def processor(self) -> Any:
+        """Return the model's processor, with a token a word."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import LlavaProcessor, PreTrainedTokenizerFast
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "<image>": self.image_token}
+        words |= {f"w{number}": number for number in range(3, self.image_token)}
+        made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=made,
+            pad_token="<pad>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            additional_special_tokens=["<image>"],
+        )
+        _, side = self.images
+        size = {"height": side * PATCH, "width": side * PATCH}
+        return LlavaProcessor(
+            image_processor=CLIPImageProcessorPil(size=size, do_center_crop=False),
+            tokenizer=tokenizer,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
+
+    def rows(self, number: int) -> list[dict[str, Any]]:
+        """Return pairs as text and images, each response as long as the first pair's."""
+        import numpy
+        from PIL import Image
+
+        draw = numpy.random.default_rng(2)
+        images, side = self.images
+        shape = (side * PATCH, side * PATCH, 3)
+
+        def text(length: int) -> str:
+            return " ".join(f"w{word}" for word in draw.integers(3, self.image_token, length))
+
+        return [
+            {
+                "images": [
+                    Image.fromarray(draw.integers(0, 256, shape, dtype=numpy.uint8))
+                    for _ in range(images)
+                ],
+                "prompt": " ".join(["<image>"] * images + [text(self.text_tokens)]),
+                "chosen": text(self.chosen[0] - 1) + " </s>",
+                "rejected": text(self.rejected[0] - 1) + " </s>",
+            }
+            for _ in range(number)
+        ]
+
     def batch(self, *, visual: bool) -> PairBatch:
         """Return the pairs; half of each response is changed."""
         torch.manual_seed(1)
@@ -85,8 +142,8 @@ class Workload:
         pairs, pixels = len(self.chosen), (3, side * PATCH, side * PATCH)
 
         def prompts() -> Prompts:
-            text = torch.randint(1, IMAGE_TOKEN, (pairs, self.text_tokens))
-            ids = torch.cat([torch.full((pairs, self.image_tokens), IMAGE_TOKEN), text], 1)
+            text = torch.randint(1, self.image_token, (pairs, self.text_tokens))
+            ids = torch.cat([torch.full((pairs, self.image_tokens), self.image_token), text], 1)
             inputs = {"pixel_values": torch.randn(pairs * images, *pixels)}
             return Prompts(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), inputs=inputs)
 
@@ -94,7 +151,9 @@ class Workload:
             shape = (pairs, max(lengths))
             mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
             changed = mask & (torch.rand(shape) < 0.5)
-            return Responses(ids=torch.randint(1, IMAGE_TOKEN, shape), mask=mask, changed=changed)
+            return Responses(
+                ids=torch.randint(1, self.image_token, shape), mask=mask, changed=changed
+            )
 
         under, chosen = prompts(), responses(self.chosen)
         other = Prompts(ids=under.ids, mask=under.mask, inputs=prompts().inputs)

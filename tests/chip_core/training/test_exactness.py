@@ -315,6 +315,15 @@ def test_running_out_of_memory_is_no_inexactness(
         inexact(policy, pair)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("bf16", [False, True])
+def test_it_is_exact_on_a_gpu(family: str, bf16: bool) -> None:
+    config = config_of()
+    policy = Policy(copy.deepcopy(built(family)[0]).cuda(), config.objective, bf16=bf16)
+    pair = PairEncoder(built(family)[1], config, PAIRS).batch([0]).to(torch.device("cuda"))
+    assert inexact(policy, pair) is None
+
+
 @pytest.mark.parametrize("wanted", ["auto", "off"])
 def test_a_trial_says_how_it_was_trained(
     shapes_config: Callable[..., TrialConfig], tmp_path: Path, wanted: str

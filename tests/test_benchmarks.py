@@ -1,0 +1,50 @@
+"""The benchmarks run, and compare what is equal: small, so that they take seconds."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark of a step, on a model of one layer."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("benchmarks.step")
+    workload = importlib.import_module("benchmarks.workload").Workload
+    small = functools.partial(
+        workload, vocabulary=300, hidden=32, layers=1, chosen=(7, 4), rejected=(5, 9)
+    )
+    monkeypatch.setattr(module, "Workload", small)
+    monkeypatch.setattr(module, "_has_trl", lambda: False)
+    return module
+
+
+@pytest.mark.parametrize("objective", ["chip", "dpo"])
+def test_the_naive_step_and_ours_have_the_same_gradient(
+    step: Any, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--objective", objective, "--image-tokens", "4", "--rounds", "1", "--threads", "1"]
+    step.main([*given, "--no-memory", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    [setting] = report["settings"]
+    assert report["machine"]["threads"] == 1
+    variants = setting["variants"]
+    assert list(variants) == ["naive", *step.OURS, "floor"]
+    assert variants["naive"]["naive over this"] == 1
+    assert variants["floor"]["this over floor"] == 1
+    for name in step.OURS:
+        assert variants[name]["gradient apart"] < 1e-5
+    assert all(figures["seconds"] > 0 for figures in variants.values())
+
+
+def test_memory_is_that_of_one_variant(step: Any) -> None:
+    assert step._peak("dpo", 4, "naive") > 0
+    assert step._peak("dpo", 4, "stored reference") > 0
