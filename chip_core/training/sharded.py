@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from chip_core.training.checkpoint import Stateful
 
 
+#: Share of the free memory that weights, gradients and states may take.
+_ROOM = 0.7
+
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
@@ -44,14 +47,17 @@ class Sharded(Alone):
         """Spread a policy's weights, and take them to the device."""
         super().__init__(policy, config, workers)
         self._root = _shard(policy, device, bf16=config.model.dtype == "bf16")
+        short = not _room_for_gradients(self._root, device)
+        # Alike for all: they meet as often.
+        self._each_pass = workers.sums({"short": float(short)}, device)["short"] > 0
 
     def reference(self) -> Live:
         """Return the policy as it is now, as the reference."""
         return ShardedReference(self._root, self.config)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Bring gradients together in the last pass alone."""
-        self._root.set_requires_gradient_sync(last)
+        """Bring gradients together in the last pass alone, or in each where memory is short."""
+        self._root.set_requires_gradient_sync(last or self._each_pass)
         return nullcontext()
 
     def __call__(
@@ -184,6 +190,21 @@ class _WholeOptimizer:
             for number, entries in state["state"].items()
         }
         self._optimizer.load_state_dict({**state, "state": spread})
+
+
+def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
+    """Return whether a worker can keep the whole gradient until the last pass of an update.
+
+    Beside it, it is to hold its part of the gradient, of AdamW's two moments and of the old
+    weights, and activations.
+    """
+    if device.type != "cuda":
+        return True
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    whole_gradient = 4 * sum(parameter.numel() for parameter in trained)
+    parts = 4 * 4 * sum(local_part(parameter).numel() for parameter in trained)
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return whole_gradient + parts <= _ROOM * free
 
 
 def _shard(policy: Policy, device: torch.device, *, bf16: bool) -> Any:

@@ -57,6 +57,7 @@ SLOW = [
     Case("fsdp", "staged"),
     Case("ddp", "recomputed"),
     Case("fsdp", "recomputed"),
+    Case("fsdp", "each_pass"),
     Case("ddp", "full", "float32"),
     Case("ddp", "lora", "float32"),
     Case("fsdp", "lora", "float32", checkpoint_every=10),

@@ -26,6 +26,7 @@ from chip_core.config import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
 from chip_core.files import read_records  # noqa: E402
 from chip_core.models.adapters import attach, save_model  # noqa: E402
+from chip_core.training import sharded  # noqa: E402
 from chip_core.training.loop import Training, train  # noqa: E402
 from chip_core.workers import Workers, joined  # noqa: E402
 
@@ -55,6 +56,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "lora": {"language_model": "lora", "lora": {"rank": 2, "alpha": 4}},
     "staged": {"vision_encoder": "staged", "language_model": "lora", "lora": {"rank": 2}},
     "recomputed": {"vision_encoder": "trained", "engine": {"gradient_checkpointing": True}},
+    "each_pass": {"vision_encoder": "trained"},  # gradients come together in each
     "bf16": {"model": {"path": "shapes", "dtype": "bf16"}},
 }
 
@@ -95,6 +97,7 @@ def configured(case: Case) -> TrialConfig:
 
 def run(case: Case, out: Path, workers: Workers) -> Training:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
+    sharded._room_for_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
     model, processor = families.build("llava")
     model = attach(model.to(getattr(torch, case.dtype)), config)
