@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_VERSIONS = ("torch", "transformers", "peft", "ray", "mlflow", "numpy")
+_VERSIONS = ("torch", "transformers", "peft", "trl", "ray", "mlflow", "numpy")
 
 
 def describe() -> dict[str, Any]:
@@ -28,6 +29,7 @@ def describe() -> dict[str, Any]:
         "gpu": _gpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        "commit": _commit(),
         "versions": {name: found for name in _VERSIONS if (found := _version(name))},
         "environment": {
             name: os.environ[name]
@@ -73,6 +75,20 @@ def _gpu() -> str | None:
     if not torch.cuda.is_available():
         return None
     return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+
+
+def _commit() -> str | None:
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
 
 
 def _version(name: str) -> str | None:

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import trl_dpo
-from benchmarks.measure import Clock, PeakMemory, interleaved, machine
+from benchmarks.machine import describe, line
+from benchmarks.measure import Clock, PeakMemory, interleaved
 from benchmarks.naive import naive_loss
 from benchmarks.workload import Workload
 from chip_core.models.packing import packed_attention
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for objective in given.objective
         for tokens in given.image_tokens
     ]
-    packages = ("trl",) if _has_trl() else ()
-    report = {"machine": machine(*packages), "clock": given.clock, "settings": found}
+    machine = {**describe(), "threads": torch.get_num_threads()}
+    report = {"machine": machine, "clock": given.clock, "settings": found}
     if _has_trl() and "dpo" in given.objective:
         report["losses against trl"] = trl_dpo.losses_apart(Workload(), steps=20, rate=1e-5)
     if given.json:
@@ -227,7 +228,7 @@ def _has_trl() -> bool:
 
 
 def _show(report: dict[str, Any]) -> None:
-    print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    print(f"{line(report['machine'])}, {report['machine']['threads']} threads")
     for setting in report["settings"]:
         print(f"\n{setting['objective']}, {setting['image_tokens']} image tokens")
         for name, figures in setting["variants"].items():
