@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     machine = {**describe(), "threads": torch.get_num_threads()}
     report = {"machine": machine, "clock": given.clock, "settings": found}
-    if _has_trl() and "dpo" in given.objective:
+    if has_trl() and "dpo" in given.objective:
         report["losses against trl"] = trl_dpo.losses_apart(Workload(), steps=20, rate=1e-5)
     if given.json:
         print(json.dumps(report))
@@ -90,7 +90,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return one setting's figures, as numbers that JSON holds."""
     workload = Workload(image_tokens=tokens)
-    names = [NAIVE, *OURS, *([TRL] if objective == "dpo" and _has_trl() else []), FLOOR]
+    names = [NAIVE, *OURS, *([TRL] if objective == "dpo" and has_trl() else []), FLOOR]
     policy, reference = workload.model()
     with packed_attention(policy), packed_attention(reference):
         steps = {name: _step(name, objective, workload, policy, reference) for name in names}
@@ -132,7 +132,7 @@ def _step(name: str, objective: str, workload: Workload, policy: Any, reference:
         return lambda: naive_loss(policy, reference, whole, settings)
     batch = workload.batch(visual=settings.needs_rejected_image)
     if name == FLOOR:
-        return lambda: _floor(policy, batch)
+        return lambda: floor(policy, batch)
     share = name != OURS[0]
     ours = Policy(policy, settings, prefix_sharing=share)
     frozen = Policy(reference, settings, prefix_sharing=share)
@@ -156,7 +156,7 @@ def _trl(workload: Workload) -> Step:
     return step
 
 
-def _floor(policy: Any, batch: Any) -> Tensor:
+def floor(policy: Any, batch: Any) -> Tensor:
     """The least that a step has to compute; no image, no mask, no reference."""
     rows = [(batch.prompts, (batch.chosen, batch.rejected))]
     if batch.rejected_image is not None:
@@ -223,7 +223,7 @@ def _peak(objective: str, tokens: int, name: str) -> float:
     return memory.reached()
 
 
-def _has_trl() -> bool:
+def has_trl() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 

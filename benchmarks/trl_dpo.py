@@ -20,8 +20,19 @@ from chip_core.objectives.config import ObjectiveConfig
 from chip_core.training.policy import Policy
 
 
-def trainer(policy: Any, reference: Any, workload: Workload, pairs: int) -> Any:
-    """Return a DPOTrainer over made-up pairs, with nothing on that the comparison lacks."""
+def trainer(
+    policy: Any,
+    reference: Any,
+    workload: Workload,
+    pairs: int,
+    *,
+    bf16: bool = False,
+    use_cpu: bool = True,
+) -> Any:
+    """Return a DPOTrainer over made-up pairs, with nothing on that the comparison lacks.
+
+    Without a reference TRL switches the policy's adapter off, or copies the policy.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -30,8 +41,8 @@ def trainer(policy: Any, reference: Any, workload: Workload, pairs: int) -> Any:
         per_device_train_batch_size=len(workload.chosen),
         max_length=None,
         beta=0.1,
-        bf16=False,
-        use_cpu=True,
+        bf16=bf16,
+        use_cpu=use_cpu,
         gradient_checkpointing=False,
         report_to="none",
         disable_tqdm=True,

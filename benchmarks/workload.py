@@ -28,7 +28,10 @@ class Workload:
     rejected: tuple[int, ...] = (110,)
     vocabulary: int = 32_000
     hidden: int = 512
+    intermediate: int = 1408
     layers: int = 6
+    heads: int = 8
+    tower: tuple[int, int, int, int] = (192, 768, 4, 6)  # hidden, intermediate, layers, heads
 
     @property
     def image_token(self) -> int:
@@ -44,28 +47,29 @@ class Workload:
                 return images, side
         raise ValueError(f"{self.image_tokens} image tokens are no squares of one size")
 
-    def model(self) -> tuple[Any, Any]:
-        """Return (policy, reference): the reference frozen, the policy moved away from it."""
+    def built(self, dtype: torch.dtype, device: torch.device) -> Any:
+        """Return the model with random weights, made where and as it is wanted."""
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
         from transformers.models.llava import LlavaForConditionalGeneration
 
         _, side = self.images
+        hidden, intermediate, layers, heads = self.tower
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(
-                hidden_size=192,
-                intermediate_size=768,
-                num_hidden_layers=4,
-                num_attention_heads=6,
+                hidden_size=hidden,
+                intermediate_size=intermediate,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
                 image_size=side * PATCH,
                 patch_size=PATCH,
             ),
             text_config=LlamaConfig(
                 vocab_size=self.vocabulary,
                 hidden_size=self.hidden,
-                intermediate_size=1408,
+                intermediate_size=self.intermediate,
                 num_hidden_layers=self.layers,
-                num_attention_heads=8,
-                num_key_value_heads=8,
+                num_attention_heads=self.heads,
+                num_key_value_heads=self.heads,
                 max_position_embeddings=8192,
                 tie_word_embeddings=False,
                 pad_token_id=0,
@@ -73,7 +77,17 @@ class Workload:
             image_token_index=self.image_token,
         )
         torch.manual_seed(0)
-        reference = LlavaForConditionalGeneration(config).float().eval()
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with device:
+                return LlavaForConditionalGeneration(config).eval()
+        finally:
+            torch.set_default_dtype(before)
+
+    def model(self) -> tuple[Any, Any]:
+        """Return (policy, reference): the reference frozen, the policy moved away from it."""
+        reference = self.built(torch.float32, torch.device("cpu"))
         policy = copy.deepcopy(reference)
         with torch.no_grad():
             for parameter in policy.parameters():

@@ -23,7 +23,7 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Any:
         workload, vocabulary=300, hidden=32, layers=1, chosen=(7, 4), rejected=(5, 9)
     )
     monkeypatch.setattr(module, "Workload", small)
-    monkeypatch.setattr(module, "_has_trl", lambda: False)
+    monkeypatch.setattr(module, "has_trl", lambda: False)
     return module
 
 
@@ -47,3 +47,22 @@ def test_the_naive_step_and_ours_have_the_same_gradient(
 
 def test_memory_is_that_of_one_variant_in_a_process_of_its_own(step: Any) -> None:
     assert step._peak_apart("dpo", 4, "stored reference") > 0
+
+
+def test_the_gpu_benchmark_is_the_same_code_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    gpu = importlib.import_module("benchmarks.gpu")
+    given = ["--size", "tiny", "--device", "cpu", "--rounds", "1", "--pairs", "1", "--json"]
+    gpu.main([*given, "--peak-tflops", "1"])
+    report = json.loads(capsys.readouterr().out)
+    # 36 image and 20 text tokens twice, chosen (100) twice, rejected (110)
+    assert report["unique tokens"] == 2 * (36 + 20) + 2 * 100 + 110
+    ways = report["ways"]
+    assert list(ways) == ["naive", "live reference", "stored reference"]
+    for figures in ways.values():
+        seconds = figures["seconds"]["median"]
+        assert figures["mfu"] == pytest.approx(
+            report["floor operations"] / seconds / 1e12, abs=1e-4
+        )
