@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.validation import set_key, trial_config
 from orchestrator import benchmarks_seen
-from orchestrator.study import Level, Study, excludes
+from orchestrator.study import Level, Study
 
 BASE = "base"
 
@@ -163,8 +162,6 @@ def make_plan(
             groups[key].cells.append(cell)
         else:
             groups[key] = _Group(key=key, training=training, config=config, cells=[cell])
-    if not problems and not groups:
-        problems = [f"{study.source}: exclude: leaves no cell: exclude less"]
     if problems:
         raise ConfigError(problems)
 
@@ -197,12 +194,11 @@ def make_plan(
 
 
 def _cells(study: Study) -> Iterator[dict[str, Level]]:
-    names = [factor.name for factor in study.factors]
-    for levels in itertools.product(*(factor.levels for factor in study.factors)):
-        cell = dict(zip(names, levels, strict=True))
-        text = {name: level.name for name, level in cell.items()}
-        if not any(excludes(pattern, text) for pattern in study.exclude):
-            yield cell
+    levels = {
+        (factor.name, level.name): level for factor in study.factors for level in factor.levels
+    }
+    for cell in study.cells:
+        yield {name: levels[name, label] for name, label in cell.items()}
 
 
 def _configuration(study: Study, levels: Mapping[str, Level]) -> TrialConfig:

@@ -14,7 +14,7 @@ from orchestrator.study_benchmarks import Goal
 
 Wrong = Callable[[str, str], None]
 #: A cell as written and the key it stands at -> factor -> level.
-CellOf = Callable[[Mapping[str, Any], str], dict[str, str]]
+CellOf = Callable[[Mapping[str, Any], str], dict[str, str] | None]
 #: What an `arm:` is where the untrained model is meant.
 UNTRAINED = "base"
 

@@ -19,10 +19,11 @@ from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import key_problem, set_key, trial_config
-from orchestrator.study import Study, level_text
+from orchestrator.study import Cell, Study, level_text
 from orchestrator.study_benchmarks import benchmark_goals
 from orchestrator.study_declared import Wrong, declare, take_published
-from orchestrator.study_factors import one_cell, take_baseline, take_exclude, take_factors
+from orchestrator.study_factors import take_factors
+from orchestrator.study_grid import take_layout
 from orchestrator.study_written import StudyFile, follows, read_written
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
@@ -74,20 +75,20 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     factors = take_factors(written, base, source, problems)
     _check_overrides(changes, problems)
     seeds = _seeds(written, changes, wrong)
-    exclude = take_exclude(written, factors, wrong)
-    baseline = take_baseline(written, factors, exclude, wrong)
+    layout = take_layout(written, factors, wrong)
     benchmarks = written.benchmarks or BenchmarksConfig()
     goals = benchmark_goals(benchmarks, wrong)
     primary, secondary = declare(written.primary, written.secondary, goals, wrong)
 
-    def cell(given: Mapping[str, Any], where: str) -> dict[str, str]:
-        return one_cell(given, factors, exclude, where, wrong)
+    def cell(given: Mapping[str, Any], where: str) -> Cell | None:
+        return layout.cell(given, where, wrong)
 
     published = take_published(written.published, cell, goals, wrong)
     if problems:
         raise ConfigError(
             line for line in dict.fromkeys(problems) if not follows(line, source, broken)
         )
+    assert layout.baseline is not None, "what is wrong with a layout is told"
     return Study(
         name=_variant_name(written.study, changes),
         question=written.question,
@@ -95,14 +96,17 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         source=source,
         base=base,
         factors=factors,
-        exclude=exclude,
+        cells=layout.cells,
         seeds=seeds,
-        baseline=baseline,
+        baseline=layout.baseline,
         benchmarks=benchmarks,
         primary=primary,
         secondary=secondary,
         exploratory=written.exploratory,
         published=published,
+        design=written.design,
+        when=layout.grid.when,
+        left_out=layout.left_out,
     )
 
 

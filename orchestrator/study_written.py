@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from chip_core import recipes
 from chip_core.config import BenchmarksConfig
 from chip_core.validation import explain
+from orchestrator.study import Design
 from orchestrator.study_declared import DeclaredFile, PublishedFile
 
 
@@ -22,6 +23,10 @@ class StudyFile(BaseModel):
     question: str = ""
     recipe: str = "shapes"
     factors: dict[str, Any]  # a list of levels, or levels by name: checked with the recipe
+    when: dict[str, dict[str, Any] | list[dict[str, Any]]] = {}
+    design: Design = "grid"
+    cells: list[dict[str, Any]] = []  # of `design: cells`
+    include: list[dict[str, Any]] = []
     exclude: list[dict[str, Any]] = []
     seeds: Any = [0]  # a count, or a list
     baseline: dict[str, Any] | None = None
@@ -52,7 +57,18 @@ def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
 def follows(line: str, source: str, broken: frozenset[str]) -> bool:
     """Return whether a problem is only there because a key was left out as broken."""
     causes = {
-        "factors": ("factors: is empty", "baseline", "exclude", "published"),
+        "factors": (
+            "factors: is empty",
+            "baseline",
+            "include",
+            "exclude",
+            "when",
+            "cells",
+            "published",
+        ),
+        "when": ("baseline", "published"),
+        "design": ("cells", "published"),
+        "cells": ("cells", "published"),
         "benchmarks": ("primary.metric: unknown", "secondary", "published"),
     }
     return any(
