@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,11 @@ from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.validation import set_key, trial_config
 from orchestrator import benchmarks_seen
-from orchestrator.study import Level, Study
+from orchestrator.study import Cell, Level, Study
 
 BASE = "base"
+_TOLD = 20  # problems of cells; a large grid has thousands where it has one
+ABSENT = "—"  # in place of a level, where a factor does not apply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ class Arm:
 
     @property
     def params(self) -> Mapping[str, str]:
-        """Factor -> level of the first cell; of all, where they differ."""
-        return _params(self.cells)
+        """Factor -> level of the first cell; of all, where they differ; of every factor."""
+        return self.trials[0].params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +151,12 @@ def make_plan(
 
     groups: dict[str, _Group] = {}
     problems: list[str] = []
-    for levels in _cells(study):
-        cell = {factor: level.name for factor, level in levels.items()}
+    level_of = {
+        (factor.name, level.name): level for factor in study.factors for level in factor.levels
+    }
+    for cell in study.cells:
         try:
-            config = _configuration(study, levels)
+            config = _configuration(study, cell, [level_of[item] for item in cell.items()])
         except ConfigError as error:
             problems.extend(error.problems)
             continue
@@ -163,7 +167,8 @@ def make_plan(
         else:
             groups[key] = _Group(key=key, training=training, config=config, cells=[cell])
     if problems:
-        raise ConfigError(problems)
+        more = [f"{study.source}: … and {len(problems) - _TOLD:,} more"] * (len(problems) > _TOLD)
+        raise ConfigError(problems[:_TOLD] + more)
 
     places = places or Places()
     contents = benchmarks_seen.identities(study, places, seen or {})
@@ -173,7 +178,11 @@ def make_plan(
         )
         for side, settings in sides(study.benchmarks)
     }
-    arms = tuple(_arm(study, group, evaluations) for group in groups.values())
+    names = _names(study, groups.values())
+    arms = tuple(
+        _arm(study, group, name, evaluations)
+        for name, group in zip(names, groups.values(), strict=True)
+    )
     base_config = _with(study.base, study, None)
     base = Trial(
         fingerprint=fingerprint(untrained_identity(base_config.model, identity(base_config.model))),
@@ -193,21 +202,13 @@ def make_plan(
     )
 
 
-def _cells(study: Study) -> Iterator[dict[str, Level]]:
-    levels = {
-        (factor.name, level.name): level for factor in study.factors for level in factor.levels
-    }
-    for cell in study.cells:
-        yield {name: levels[name, label] for name, label in cell.items()}
-
-
-def _configuration(study: Study, levels: Mapping[str, Level]) -> TrialConfig:
+def _configuration(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:
     tree = _sections(study.base)
-    for level in levels.values():
+    for level in levels:
         for key, value in level.overrides.items():
             set_key(tree, key, value)
-    cell = ", ".join(f"{name}={level.name}" for name, level in levels.items())
-    return _with(tree, study, f"{study.source}: cell {cell}")
+    name = ", ".join(f"{factor}={level}" for factor, level in cell.items())
+    return _with(tree, study, f"{study.source}: cell {name}")
 
 
 def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,13 +231,21 @@ class _Group:
     key: str  # the fingerprint at the study's first seed
     training: Mapping[str, Any]  # what that is the fingerprint of
     config: TrialConfig
-    cells: list[dict[str, str]]
+    cells: list[Cell]
 
 
-def _arm(study: Study, group: _Group, evaluations: Mapping[str, str]) -> Arm:
+def _names(study: Study, groups: Iterable[_Group]) -> list[str]:
+    """Return the arms' names: their levels, without factors that do not apply if that is plain."""
+    params = [_params(study, group.cells) for group in groups]
+    short = [", ".join(level for level in one.values() if level != ABSENT) for one in params]
+    if all(short) and len(set(short)) == len(short):
+        return short
+    return [", ".join(one.values()) for one in params]
+
+
+def _arm(study: Study, group: _Group, name: str, evaluations: Mapping[str, str]) -> Arm:
     cells = tuple(group.cells)
-    params = _params(cells)
-    name = ", ".join(params.values())
+    params = _params(study, cells)
     trials = []
     for seed in study.seeds:
         first = seed == study.seeds[0]
@@ -259,21 +268,22 @@ def _arm(study: Study, group: _Group, evaluations: Mapping[str, str]) -> Arm:
     )
 
 
-def _params(cells: tuple[Mapping[str, str], ...]) -> dict[str, str]:
+def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
     """Return factor -> level; where the cells of one arm differ, all their levels."""
-    return {name: "|".join(dict.fromkeys(cell[name] for cell in cells)) for name in cells[0]}
+    return {
+        factor.name: "|".join(dict.fromkeys(cell.get(factor.name, ABSENT) for cell in cells))
+        for factor in study.factors
+    }
 
 
-def _reasons(
-    study: Study, cells: tuple[Mapping[str, str], ...], config: TrialConfig
-) -> tuple[str, ...]:
+def _reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> tuple[str, ...]:
     """Say why the cells of one arm cannot differ."""
     if len(cells) == 1:
         return ()
     inert = inert_keys(config)
     reasons: list[str] = []
     for factor in study.factors:
-        if len({cell[factor.name] for cell in cells}) == 1:
+        if len({cell.get(factor.name) for cell in cells}) == 1:
             continue
         keys = {key for level in factor.levels for key in level.overrides}
         causes = sorted(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from orchestrator.study import Cell, Design, Factor, Pattern, matches
+from orchestrator.study import Cell, Design, Factor, Pattern, Study, matches
 
 #: More than this is no study but a mistake, and would fill the memory before anybody is told.
 LARGEST = 200_000
@@ -148,6 +148,25 @@ def laid_out(grid: Grid, design: Design, baseline: Cell) -> list[Cell]:
         fixed = {factor: [kept] for factor, kept in baseline.items()}
         parts += [grid.expand({**fixed, name: [other]}) for other in others if other != level]
     return _each_once(itertools.chain.from_iterable(parts))
+
+
+def layout_notes(study: Study) -> Iterator[str]:
+    """Say which cells there are, where that is not the whole grid, and which factor goes where."""
+    if study.design != "grid":
+        around = ", ".join(f"{factor} = {level}" for factor, level in study.baseline.items())
+        made = {
+            "one_at_a_time": f"{around}, and each cell that differs from it in one factor",
+            "leave_one_out": f"{around}, and each factor put back to its first level in turn",
+            "cells": "the cells that the file lists",
+        }[study.design]
+        yield f"design {study.design}: {made}"
+    if study.left_out:
+        cells = "1 cell" if study.left_out == 1 else f"{study.left_out} cells"
+        yield f"left out by include and exclude: {cells}"
+    for name, patterns in study.when.items():
+        without = sum(name not in cell for cell in study.cells)
+        cells = "1 cell goes" if without == 1 else f"{without} cells go"
+        yield f"{name} applies only where {condition_text(patterns)}: {cells} without it"
 
 
 def condition_text(patterns: Sequence[Pattern]) -> str:
