@@ -178,10 +178,10 @@ def make_plan(
         )
         for side, settings in sides(study.benchmarks)
     }
-    names = _names(study, groups.values())
+    params = [_params(study, group.cells) for group in groups.values()]
     arms = tuple(
-        _arm(study, group, name, evaluations)
-        for name, group in zip(names, groups.values(), strict=True)
+        _arm(study, group, name, levels, evaluations)
+        for group, name, levels in zip(groups.values(), _names(params), params, strict=True)
     )
     base_config = _with(study.base, study, None)
     base = Trial(
@@ -234,18 +234,23 @@ class _Group:
     cells: list[Cell]
 
 
-def _names(study: Study, groups: Iterable[_Group]) -> list[str]:
+def _names(params: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the arms' names: their levels, without factors that do not apply if that is plain."""
-    params = [_params(study, group.cells) for group in groups]
+    whole = [", ".join(one.values()) for one in params]
+    if not any(ABSENT in one.values() for one in params):
+        return whole
     short = [", ".join(level for level in one.values() if level != ABSENT) for one in params]
-    if all(short) and len(set(short)) == len(short):
-        return short
-    return [", ".join(one.values()) for one in params]
+    return short if all(short) and len(set(short)) == len(short) else whole
 
 
-def _arm(study: Study, group: _Group, name: str, evaluations: Mapping[str, str]) -> Arm:
+def _arm(
+    study: Study,
+    group: _Group,
+    name: str,
+    params: Mapping[str, str],
+    evaluations: Mapping[str, str],
+) -> Arm:
     cells = tuple(group.cells)
-    params = _params(study, cells)
     trials = []
     for seed in study.seeds:
         first = seed == study.seeds[0]
@@ -270,6 +275,8 @@ def _arm(study: Study, group: _Group, name: str, evaluations: Mapping[str, str])
 
 def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
     """Return factor -> level; where the cells of one arm differ, all their levels."""
+    if len(cells) == 1 and len(cells[0]) == len(study.factors):
+        return cells[0]
     return {
         factor.name: "|".join(dict.fromkeys(cell.get(factor.name, ABSENT) for cell in cells))
         for factor in study.factors
