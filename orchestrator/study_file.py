@@ -6,8 +6,7 @@ Everything is checked before anything runs; all problems of a file are told at o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,18 @@ from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import key_problem, set_key, trial_config
-from orchestrator.study import Cell, Study, level_text
+from orchestrator.study import Cell, Study
 from orchestrator.study_benchmarks import benchmark_goals
 from orchestrator.study_declared import Wrong, declare, take_published
 from orchestrator.study_factors import take_factors
 from orchestrator.study_grid import take_layout
+from orchestrator.study_variant import Changes as Changes
+from orchestrator.study_variant import extended, variant_name, variant_problems
 from orchestrator.study_written import StudyFile, follows, read_written
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
+LARGEST_COUNT = 1000  # of seeds: who wants more has mistaken a seed for a count
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What the command line changes of a study file."""
-
-    recipe: str | None = None
-    seeds: Sequence[int] | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_study(name: str) -> Path:
@@ -73,9 +66,9 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
     base = _base(written, changes, path, problems)
     factors = take_factors(written, base, source, problems)
-    _check_overrides(changes, problems)
     seeds = _seeds(written, changes, wrong)
     layout = take_layout(written, factors, wrong)
+    problems.extend(variant_problems(changes, factors, layout.grid.when))
     benchmarks = written.benchmarks or BenchmarksConfig()
     goals = benchmark_goals(benchmarks, wrong)
     primary, secondary = declare(written.primary, written.secondary, goals, wrong)
@@ -90,7 +83,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         )
     assert layout.baseline is not None, "what is wrong with a layout is told"
     return Study(
-        name=_variant_name(written.study, changes),
+        name=variant_name(written.study, changes),
         question=written.question,
         recipe=changes.recipe or written.recipe,
         source=source,
@@ -108,15 +101,6 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         when=layout.grid.when,
         left_out=layout.left_out,
     )
-
-
-def _variant_name(study: str, changes: Changes) -> str:
-    name = study
-    if changes.recipe is not None:
-        name += f"@{Path(changes.recipe).stem if '/' in changes.recipe else changes.recipe}"
-    for key, value in sorted(changes.overrides.items()):
-        name += f"+{key}={re.sub(r'[^A-Za-z0-9_.,-]', '-', level_text(value))}"
-    return name
 
 
 def _base(written: StudyFile, changes: Changes, path: Path, problems: list[str]) -> dict[str, Any]:
@@ -139,7 +123,7 @@ def _base(written: StudyFile, changes: Changes, path: Path, problems: list[str])
     except ConfigError as error:
         problems.extend(error.problems)
         return {}
-    for key, value in changes.overrides.items():
+    for key, value in sorted(changes.overrides.items()):  # as the variant's name has them
         if key_problem(key) is None:
             set_key(tree, key, value)
     try:
@@ -156,27 +140,35 @@ def _base(written: StudyFile, changes: Changes, path: Path, problems: list[str])
     return tree
 
 
-def _check_overrides(changes: Changes, problems: list[str]) -> None:
-    for key in changes.overrides:
-        complaint = key_problem(key)
-        if complaint is not None:
-            problems.append(f"--set: {key}: {complaint}")
-
-
 def _seeds(written: StudyFile, changes: Changes, wrong: Wrong) -> tuple[int, ...]:
-    given = written.seeds if changes.seeds is None else list(changes.seeds)
-    where = "seeds" if changes.seeds is None else "seeds (from --seeds)"
+    own = _checked_seeds(written.seeds, "seeds", wrong)
+    if changes.seeds is None or not own:
+        return own
+    given = _checked_seeds(list(changes.seeds), "seeds (from --seeds)", wrong)
+    return tuple(extended(own, given))
+
+
+def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:
+    """Return distinct seeds; none where something is wrong with them."""
+    if type(given) is int and given > LARGEST_COUNT:
+        wrong(
+            where, f"is a count of {given:,}, above {LARGEST_COUNT:,}: write [{given}] for a seed"
+        )
+        return ()
     seeds = list(range(given)) if type(given) is int else given
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         wrong(where, f"give a count or a list of whole numbers, not {given!r}")
         return ()
-    if not seeds:
-        wrong(where, "is empty: give at least one seed")
     repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    if repeated:
-        wrong(where, f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one")
-    if any(seed < 0 for seed in seeds):
-        wrong(where, "a seed is negative: use 0 or more")
-    if any(seed > LARGEST_SEED for seed in seeds):
-        wrong(where, f"a seed is above {LARGEST_SEED}: use a smaller one")
-    return tuple(seeds)
+    found = {
+        "is empty: give at least one seed": not seeds,
+        f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one": bool(repeated),
+        "a seed is negative: use 0 or more": any(seed < 0 for seed in seeds),
+        f"a seed is above {LARGEST_SEED}: use a smaller one": any(
+            seed > LARGEST_SEED for seed in seeds
+        ),
+    }
+    for what, is_so in found.items():
+        if is_so:
+            wrong(where, what)
+    return () if any(found.values()) else tuple(seeds)

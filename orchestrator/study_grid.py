@@ -71,25 +71,26 @@ def take_layout(written: StudyFile, factors: Sequence[Factor], wrong: Wrong) -> 
     if told or not all(grid.levels.values()) or not factors:
         return layout
     try:
-        return _lay_out(layout, noted)
+        return _lay_out(layout, told, noted)
     except TooManyCellsError:
         wrong("factors", f"come to more than {LARGEST:,} cells: take fewer levels, or a `design`")
         return layout
 
 
-def _lay_out(layout: Layout, wrong: Wrong) -> Layout:
-    """Return a layout with its cells."""
+def _lay_out(layout: Layout, told: Sequence[str], wrong: Wrong) -> Layout:
+    """Return a layout with its cells; `told` grows as `wrong` is told."""
     written, grid = layout.written, layout.grid
     start = None
     if written.baseline is not None:
         start = _one_cell(written.baseline, grid, "baseline", wrong)
     elif written.design != "cells":
         start = first_cell(grid, written.design)
-    if written.design == "cells":
-        designed = _listed(written.cells, grid, wrong)
-    elif start is None:
+    if start is not None and written.design == "leave_one_out":
+        _check_whole(start, grid, wrong)
+    designed = _listed(written.cells, grid, wrong) if written.design == "cells" else []
+    if told:
         return layout
-    else:
+    if start is not None and written.design != "cells":
         designed = laid_out(grid, written.design, start)
     _check_all_apply(grid, designed, wrong)
     kept = tuple(cell for cell in designed if _is_kept(cell, layout))
@@ -98,8 +99,6 @@ def _lay_out(layout: Layout, wrong: Wrong) -> Layout:
     baseline = kept[0] if kept else None
     if kept and start is not None and (written.baseline is not None or _starts(written)):
         baseline = layout.cell(start, "baseline", wrong)
-    if baseline is not None and written.design == "leave_one_out":
-        _check_whole(baseline, grid, wrong)
     return replace(layout, baseline=baseline)
 
 
