@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chip_core import recipes
 from chip_core.config import BenchmarksConfig
 from chip_core.validation import explain
 from orchestrator.study import Design
 from orchestrator.study_declared import DeclaredFile, PublishedFile
+from orchestrator.study_schema import AnyFactor, Seeds
 
 
 class StudyFile(BaseModel):
-    """The file as it is written."""
+    """A study: a question, a recipe, what is varied, seeds, benchmarks (docs/study-files.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    study: str
-    question: str = ""
-    recipe: str = "shapes"
-    factors: dict[str, Any]  # a list of levels, or levels by name: checked with the recipe
-    when: dict[str, dict[str, Any] | list[dict[str, Any]]] = {}
-    design: Design = "grid"
-    cells: list[dict[str, Any]] = []  # of `design: cells`
-    include: list[dict[str, Any]] = []
-    exclude: list[dict[str, Any]] = []
-    seeds: Any = [0]  # a count, or a list
-    baseline: dict[str, Any] | None = None
-    benchmarks: BenchmarksConfig | None = None
-    primary: DeclaredFile | None = None
-    secondary: list[DeclaredFile] = []
-    exploratory: bool = False
-    published: list[PublishedFile] = []
+    study: str = Field(description="its name: letters, digits, '-', '_' and '.'")
+    question: str = Field("", description="what it is to answer, in a sentence")
+    recipe: str = Field(
+        "shapes",
+        description="the base configuration: a shipped recipe's name, or a file beside the study",
+        examples=recipes.names(),
+    )
+    # A list of levels, or levels by name: checked with the recipe.
+    factors: Annotated[dict[str, Any], AnyFactor] = Field(
+        description="what is varied: a dotted key and its levels, or a name and levels by name"
+    )
+    when: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(
+        {}, description="factor: the pattern, or patterns, of cells that it applies in"
+    )
+    design: Design = Field(
+        "grid",
+        description="grid: every cell; one_at_a_time: the baseline and what differs from it in one "
+        "factor; leave_one_out: the baseline, and each factor put back to its first level; cells: "
+        "those listed under `cells`",
+    )
+    cells: list[dict[str, Any]] = Field([], description="the cells of `design: cells`")
+    include: list[dict[str, Any]] = Field(
+        [], description="patterns: only cells that one of them has are kept"
+    )
+    exclude: list[dict[str, Any]] = Field(
+        [], description="patterns of cells to leave out, whatever includes them"
+    )
+    seeds: Seeds = Field([0], description="a count, or a list of distinct whole numbers from 0")
+    baseline: dict[str, Any] | None = Field(
+        None, description="the cell that differences are taken against: a level of each factor"
+    )
+    benchmarks: BenchmarksConfig | None = Field(None, description="what trained models are asked")
+    primary: DeclaredFile | None = Field(None, description="the metric the question is about")
+    secondary: list[DeclaredFile] = Field([], description="metrics that get a verdict too")
+    exploratory: bool = Field(
+        False, description="true: a search; p-values bound the share of false findings"
+    )
+    published: list[PublishedFile] = Field(
+        [], description="figures of others, each with its source: shown beside, never mixed in"
+    )
 
 
 def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
