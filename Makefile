@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo install test coverage check lint clean
+.PHONY: demo install test coverage check lint schemas clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -29,6 +29,11 @@ lint: install
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# What editors are told of study files and recipes; a test fails where they are out of date.
+schemas: install
+	.venv/bin/chip-ablate schema study > ablations/study.schema.json
+	.venv/bin/chip-ablate schema recipe > chip_core/recipes/recipe.schema.json
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH: install one, or say PYTHON=/path/to/python"; exit 2; }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
-from chip_core.fields import Section, engine, figure
+from chip_core.fields import Section, Shorthand, engine, figure
 
 
 class BudgetConfig(Section):
@@ -17,11 +17,13 @@ class BudgetConfig(Section):
     tokens: int | None = engine(None, ge=1, doc="most tokens, of questions and replies")
 
 
-class JudgeConfig(Section):
+class JudgeConfig(Shorthand):
     """A language model that reads answers, behind an endpoint as OpenAI's. A string is the model.
 
     Figures from another judge are not comparable: its model is part of the fingerprint.
     """
+
+    shorthand = "model"
 
     model: str = figure(min_length=1, doc="the judge's name, as the endpoint knows it")
     temperature: float | None = figure(
@@ -37,11 +39,6 @@ class JudgeConfig(Section):
     concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
     budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_model(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
 
     @field_validator("base_url")
     @classmethod
@@ -59,8 +56,10 @@ class JudgeConfig(Section):
         return value
 
 
-class BenchmarkConfig(Section):
-    """One benchmark of a study."""
+class BenchmarkConfig(Shorthand):
+    """One benchmark of a study. A bare string is its name."""
+
+    shorthand = "name"
 
     name: str = figure(min_length=1, doc="the benchmark's name, or module:attr of your own")
     protocol: Literal["official", "corrected", "chip"] = figure(
@@ -76,11 +75,6 @@ class BenchmarkConfig(Section):
         None, ge=1, doc="beams of the decoding, 1 is greedy; null: 3 under 'chip', else 1"
     )
     judge: JudgeConfig | None = figure(None, doc="who reads the answers, where it takes a judge")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
 
 class BenchmarksConfig(Section):

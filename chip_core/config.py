@@ -23,7 +23,7 @@ from chip_core import plugins
 from chip_core.benchmark_config import BenchmarkConfig as BenchmarkConfig
 from chip_core.benchmark_config import BenchmarksConfig as BenchmarksConfig
 from chip_core.benchmark_config import JudgeConfig as JudgeConfig
-from chip_core.fields import Section, engine, figure
+from chip_core.fields import Section, Shorthand, engine, figure
 from chip_core.files import expanded
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.registry import suggestion
@@ -46,21 +46,15 @@ BEHAVIOUR = 1
 #: What generators of random numbers take.
 LARGEST_SEED = 2**63 - 1
 
-#: A bare string at these keys sets the named key below it.
-SHORTHANDS = {"objective": "preset", "rejected_image": "strategy", "model": "path"}
 
+class ModelConfig(Shorthand):
+    """The model that is trained, and frozen as the reference. A bare string is its path."""
 
-class ModelConfig(Section):
-    """The model that is trained, and frozen as the reference."""
+    shorthand = "path"
 
     path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
     revision: str | None = figure(None, doc="a hub revision")
     dtype: Literal["fp32", "bf16"] = figure("fp32", doc="precision of training and scoring")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
 
 class DataConfig(Section):
@@ -114,8 +108,10 @@ Strategy = Annotated[
 ]
 
 
-class RejectedImageConfig(Section):
+class RejectedImageConfig(Shorthand):
     """How the visual term's rejected image is made. A bare string is the strategy."""
+
+    shorthand = "strategy"
 
     strategy: Strategy = figure("diffusion", doc="a strategy's name, or module:attr of your own")
     diffusion: DiffusionParameters = figure(DiffusionParameters, doc="settings of 'diffusion'")
@@ -133,11 +129,6 @@ class RejectedImageConfig(Section):
     corruption_seed: Literal["shared", "per_trial"] = figure(
         "shared", doc="'shared': every seed sees the same draws; 'per_trial': by the trial's seed"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_strategy(cls, value: Any) -> Any:
-        return {"strategy": value} if isinstance(value, str) else value
 
     @field_validator("parameters")
     @classmethod
@@ -324,3 +315,11 @@ class TrialConfig(Section):
                 "nothing is trained: vision_encoder, projector and language_model are all frozen"
             )
         return self
+
+
+#: A bare string at these keys sets the named key below it.
+SHORTHANDS = {
+    name: field.annotation.shorthand
+    for name, field in TrialConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Shorthand)
+}

@@ -7,9 +7,11 @@ not, so that no field can change figures without changing the fingerprint.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Section(BaseModel):
@@ -18,6 +20,28 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+
+class Shorthand(Section):
+    """A section that a bare string can stand for: it is the value of the key `shorthand`."""
+
+    shorthand: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string(cls, value: Any) -> Any:
+        return {cls.shorthand: value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Let a schema take the bare string too."""
+        section = handler(core)
+        own = handler.resolve_ref_schema(section)
+        bare = {key: value for key, value in own["properties"][cls.shorthand].items()
+                if key not in ("default", "title")}  # fmt: skip
+        return {"anyOf": [bare, section]}
 
 
 def figure(default: Any = ..., *, doc: str, **limits: Any) -> Any:

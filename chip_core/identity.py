@@ -82,7 +82,8 @@ def training_identity(
         model: the model's own identity (chip_core.models.loading.identity).
         data: the data's own identity (chip_core.data.identity).
     """
-    kept = _figures(config, inert_keys(config), "")
+    inert = inert_keys(config)
+    kept = _figures(config, inert, "")
     del kept["benchmarks"]
     # What the preset and the terms come to, in place of how they were written.
     del kept["objective"]["preset"], kept["objective"]["terms"]
@@ -94,7 +95,7 @@ def training_identity(
     kept["model"] = {"dtype": config.model.dtype, **model}
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))
-    kept["data"] = data_identity(config, data)
+    kept["data"] = _data(config, data, inert)
     # Whether it is kept changes nothing, and fp32 is what it is computed in: rounding is named.
     if kept.pop("reference_cache", "fp32") == "bf16":
         kept["reference"] = "bf16"
@@ -108,10 +109,7 @@ def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any
         config: the trial.
         data: the data's own identity (chip_core.data.identity).
     """
-    kept = _figures(config.data, inert_keys(config), "data.")
-    # What is read, in place of where it lies; a revision or a format is in it where it counts.
-    named = {"source", "revision", "format"}
-    return {**{key: value for key, value in kept.items() if key not in named}, **data}
+    return _data(config, data, inert_keys(config))
 
 
 def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str, Any]:
@@ -153,6 +151,13 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return the sha256 of an identity, as 64 hex digits."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _data(config: TrialConfig, data: Mapping[str, Any], inert: Mapping[str, str]) -> dict[str, Any]:
+    kept = _figures(config.data, inert, "data.")
+    # What is read, in place of where it lies; a revision or a format is in it where it counts.
+    named = {"source", "revision", "format"}
+    return {**{key: value for key, value in kept.items() if key not in named}, **data}
 
 
 def _rejected_image(config: TrialConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
 from orchestrator.commands.plugins import plugin
 from orchestrator.commands.represent import represent
+from orchestrator.commands.schema import schema
 from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
 from orchestrator.commands.ui import ui
@@ -91,7 +92,7 @@ def cli() -> None:
 
 _COMMANDS = (
     run, plan, status, report, evaluate, score, data, gallery, plugin, export, represent,
-    judge_humans, cache, ui,
+    judge_humans, cache, schema, ui,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

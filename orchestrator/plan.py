@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +23,11 @@ from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.validation import set_key, trial_config
 from orchestrator import benchmarks_seen
-from orchestrator.study import Level, Study, excludes
+from orchestrator.study import Cell, Level, Study
 
 BASE = "base"
+_TOLD = 20  # problems of cells; a large grid has thousands where it has one
+ABSENT = "—"  # in place of a level, where a factor does not apply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,8 @@ class Arm:
 
     @property
     def params(self) -> Mapping[str, str]:
-        """Factor -> level of the first cell; of all, where they differ."""
-        return _params(self.cells)
+        """Factor -> level of the first cell; of all, where they differ; of every factor."""
+        return self.trials[0].params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +151,12 @@ def make_plan(
 
     groups: dict[str, _Group] = {}
     problems: list[str] = []
-    for levels in _cells(study):
-        cell = {factor: level.name for factor, level in levels.items()}
+    level_of = {
+        (factor.name, level.name): level for factor in study.factors for level in factor.levels
+    }
+    for cell in study.cells:
         try:
-            config = _configuration(study, levels)
+            config = _configuration(study, cell, [level_of[item] for item in cell.items()])
         except ConfigError as error:
             problems.extend(error.problems)
             continue
@@ -163,10 +166,9 @@ def make_plan(
             groups[key].cells.append(cell)
         else:
             groups[key] = _Group(key=key, training=training, config=config, cells=[cell])
-    if not problems and not groups:
-        problems = [f"{study.source}: exclude: leaves no cell: exclude less"]
     if problems:
-        raise ConfigError(problems)
+        more = [f"{study.source}: … and {len(problems) - _TOLD:,} more"] * (len(problems) > _TOLD)
+        raise ConfigError(problems[:_TOLD] + more)
 
     places = places or Places()
     contents = benchmarks_seen.identities(study, places, seen or {})
@@ -176,7 +178,11 @@ def make_plan(
         )
         for side, settings in sides(study.benchmarks)
     }
-    arms = tuple(_arm(study, group, evaluations) for group in groups.values())
+    params = [_params(study, group.cells) for group in groups.values()]
+    arms = tuple(
+        _arm(study, group, name, levels, evaluations)
+        for group, name, levels in zip(groups.values(), _names(params), params, strict=True)
+    )
     base_config = _with(study.base, study, None)
     base = Trial(
         fingerprint=fingerprint(untrained_identity(base_config.model, identity(base_config.model))),
@@ -196,22 +202,13 @@ def make_plan(
     )
 
 
-def _cells(study: Study) -> Iterator[dict[str, Level]]:
-    names = [factor.name for factor in study.factors]
-    for levels in itertools.product(*(factor.levels for factor in study.factors)):
-        cell = dict(zip(names, levels, strict=True))
-        text = {name: level.name for name, level in cell.items()}
-        if not any(excludes(pattern, text) for pattern in study.exclude):
-            yield cell
-
-
-def _configuration(study: Study, levels: Mapping[str, Level]) -> TrialConfig:
+def _configuration(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:
     tree = _sections(study.base)
-    for level in levels.values():
+    for level in levels:
         for key, value in level.overrides.items():
             set_key(tree, key, value)
-    cell = ", ".join(f"{name}={level.name}" for name, level in levels.items())
-    return _with(tree, study, f"{study.source}: cell {cell}")
+    name = ", ".join(f"{factor}={level}" for factor, level in cell.items())
+    return _with(tree, study, f"{study.source}: cell {name}")
 
 
 def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,13 +231,26 @@ class _Group:
     key: str  # the fingerprint at the study's first seed
     training: Mapping[str, Any]  # what that is the fingerprint of
     config: TrialConfig
-    cells: list[dict[str, str]]
+    cells: list[Cell]
 
 
-def _arm(study: Study, group: _Group, evaluations: Mapping[str, str]) -> Arm:
+def _names(params: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the arms' names: their levels, without factors that do not apply if that is plain."""
+    whole = [", ".join(one.values()) for one in params]
+    if not any(ABSENT in one.values() for one in params):
+        return whole
+    short = [", ".join(level for level in one.values() if level != ABSENT) for one in params]
+    return short if all(short) and len(set(short)) == len(short) else whole
+
+
+def _arm(
+    study: Study,
+    group: _Group,
+    name: str,
+    params: Mapping[str, str],
+    evaluations: Mapping[str, str],
+) -> Arm:
     cells = tuple(group.cells)
-    params = _params(cells)
-    name = ", ".join(params.values())
     trials = []
     for seed in study.seeds:
         first = seed == study.seeds[0]
@@ -263,21 +273,24 @@ def _arm(study: Study, group: _Group, evaluations: Mapping[str, str]) -> Arm:
     )
 
 
-def _params(cells: tuple[Mapping[str, str], ...]) -> dict[str, str]:
+def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
     """Return factor -> level; where the cells of one arm differ, all their levels."""
-    return {name: "|".join(dict.fromkeys(cell[name] for cell in cells)) for name in cells[0]}
+    if len(cells) == 1 and len(cells[0]) == len(study.factors):
+        return cells[0]
+    return {
+        factor.name: "|".join(dict.fromkeys(cell.get(factor.name, ABSENT) for cell in cells))
+        for factor in study.factors
+    }
 
 
-def _reasons(
-    study: Study, cells: tuple[Mapping[str, str], ...], config: TrialConfig
-) -> tuple[str, ...]:
+def _reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> tuple[str, ...]:
     """Say why the cells of one arm cannot differ."""
     if len(cells) == 1:
         return ()
     inert = inert_keys(config)
     reasons: list[str] = []
     for factor in study.factors:
-        if len({cell[factor.name] for cell in cells}) == 1:
+        if len({cell.get(factor.name) for cell in cells}) == 1:
             continue
         keys = {key for level in factor.levels for key in level.overrides}
         causes = sorted(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chip_core.config import BenchmarksConfig
+
+#: Factor -> level, of the factors that apply.
+Cell = dict[str, str]
+#: Factor -> levels: matches the cells that have one of them in each.
+Pattern = Mapping[str, frozenset[str]]
+#: Which cells of the grid there are: docs/study-files.md.
+Design = Literal["grid", "one_at_a_time", "leave_one_out", "cells"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +61,17 @@ class Study:
     source: str
     base: Mapping[str, Any]  # the recipe's tree with the study's own overrides
     factors: tuple[Factor, ...]
-    exclude: tuple[Mapping[str, frozenset[str]], ...]
+    cells: tuple[Cell, ...]  # by the design, without what is excluded; never empty
     seeds: tuple[int, ...]
-    baseline: Mapping[str, str]  # factor -> level
+    baseline: Mapping[str, str]  # one of the cells
     benchmarks: BenchmarksConfig
     primary: Declared | None
     secondary: tuple[Declared, ...] = ()
     exploratory: bool = False  # a search for what may be there: false findings are bounded by share
     published: tuple[Published, ...] = ()
+    design: Design = "grid"
+    when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
+    left_out: int = 0  # cells of the design that `include` and `exclude` leave out
 
     @property
     def declared(self) -> tuple[Declared, ...]:
@@ -69,16 +80,22 @@ class Study:
 
 
 def level_text(value: Any) -> str:
-    """Return a level's value as text: what YAML would show for it."""
+    """Return a level's value as text: the shortest that YAML reads as the same value."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "null"
     if isinstance(value, list):
         return ",".join(level_text(entry) for entry in value)
-    return format(value, "g") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*", _exponent, repr(value).removesuffix(".0"))
+    return str(value)
 
 
-def excludes(pattern: Mapping[str, frozenset[str]], cell: Mapping[str, str]) -> bool:
-    """Return whether a pattern of factor -> levels matches a cell."""
+def _exponent(found: re.Match[str]) -> str:
+    return "e-" if found[1] == "-" else "e"
+
+
+def matches(pattern: Pattern, cell: Mapping[str, str]) -> bool:
+    """Return whether a cell has one of the pattern's levels in each of its factors."""
     return all(cell.get(name) in labels for name, labels in pattern.items())

@@ -6,32 +6,28 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from chip_core.fields import Shorthand
 from chip_core.registry import suggestion
 from orchestrator.study import Declared, Published
 from orchestrator.study_benchmarks import Goal
 
 Wrong = Callable[[str, str], None]
 #: A cell as written and the key it stands at -> factor -> level.
-CellOf = Callable[[Mapping[str, Any], str], dict[str, str]]
+CellOf = Callable[[Mapping[str, Any], str], dict[str, str] | None]
 #: What an `arm:` is where the untrained model is meant.
 UNTRAINED = "base"
 
 
-class DeclaredFile(BaseModel):
-    """A metric as written: its name alone, or with what is known of it. A bare string is it."""
+class DeclaredFile(Shorthand):
+    """A metric as written: its name alone, or with what is known of it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    shorthand = "metric"
 
     metric: str
     goal: Goal | None = None
     smallest_difference: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_metric(cls, value: Any) -> Any:
-        return {"metric": value} if isinstance(value, str) else value
 
 
 class PublishedFile(BaseModel):

@@ -6,11 +6,11 @@ w_r L_response + lambda L_segment + gamma L_token).
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from chip_core.fields import Section, figure
+from chip_core.fields import Section, Shorthand, figure
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
 Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo"]
@@ -74,8 +74,10 @@ class AnchorConfig(Section):
     weight: float = figure(1.0, ge=0, doc="of the anchor term")
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(Shorthand):
     """The training objective. A bare string is its preset."""
+
+    shorthand = "preset"
 
     form: Form = figure(
         "paper",
@@ -98,11 +100,6 @@ class ObjectiveConfig(Section):
     average_logps: bool = figure(
         False, doc="divide each sum of log-probabilities by its (weighted) token count"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_string_is_the_preset(cls, value: Any) -> Any:
-        return {"preset": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _can_be_computed(self) -> ObjectiveConfig:

@@ -17,7 +17,11 @@ def study_options(command: Any) -> Any:
     for option in (
         click.argument("study"),
         click.option("--recipe", help="In place of the study's recipe: a variant of its own."),
-        click.option("--seeds", type=Seeds(), help="In place of the study's: --seeds 0 1 2 3"),
+        click.option(
+            "--seeds",
+            type=Seeds(),
+            help="More seeds than the study's: --seeds 3 4. Only its own ones: a part of it.",
+        ),
         click.option(
             "--set",
             "overrides",
@@ -79,11 +83,16 @@ def planned(
     overrides: Sequence[tuple[str, Any]],
 ) -> Plan:
     """Return the plan of a study given by path or name, with the command line's changes."""
+    from chip_core.errors import UserError
     from chip_core.places import Places
     from orchestrator.benchmarks_seen import seen_before
     from orchestrator.plan import make_plan
     from orchestrator.study_file import Changes, find_study, load_study
 
+    keys = [key for key, _ in overrides]
+    for key in dict.fromkeys(keys):
+        if keys.count(key) > 1:
+            raise UserError(f"--set: {key}: is given twice: give it once")
     changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
     loaded = load_study(find_study(study), changes)
     places = Places(benchmark_data=absolute(benchmark_data), judge_replies=absolute(judge_replies))

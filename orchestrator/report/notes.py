@@ -15,6 +15,7 @@ from orchestrator.report.words import (
     plain,
 )
 from orchestrator.statistics import Comparison, report_pool, seed_correlation
+from orchestrator.study_cells import layout_notes
 
 
 def notes(summary: Summary) -> list[str]:
@@ -123,6 +124,8 @@ def _said(summary: Summary) -> Iterator[str]:
 
 def _rows(summary: Summary) -> Iterator[str]:
     """Say which cells are one, how figures were made, and what is not there."""
+    for note in layout_notes(summary.plan.study):
+        yield f"Cells: {note}."
     for arm in summary.plan.arms:
         if len(arm.cells) > 1:
             yield f"{arm.name}: stands for {len(arm.cells)} cells. {'; '.join(arm.reasons)}."

@@ -16,6 +16,7 @@ from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.passes import PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.evaluation_plan import evaluation_lines
+from orchestrator.study_cells import layout_notes
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -32,6 +33,8 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     if not ledger[plan.base.fingerprint].done(plan.base):
         line += ", and the untrained model to score"
     yield Text(line)
+    for note in layout_notes(study):
+        yield Text(note)
     yield from evaluation_lines(plan, ledger)
     for arm in plan.arms:
         if len(arm.cells) > 1:
@@ -121,6 +124,8 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "question": plan.study.question,
         "recipe": plan.study.recipe,
         "seeds": list(plan.study.seeds),
+        "design": plan.study.design,
+        "notes": list(layout_notes(plan.study)),
         "arms": [
             {
                 "arm": arm.name,

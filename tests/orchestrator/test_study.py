@@ -29,8 +29,9 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "seeds: [0, 1]",
             "sedes: [0, 1]",
-            "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, exclude, "
-            "exploratory, factors, primary, published, question, recipe, secondary, seeds, study",
+            "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, cells, "
+            "design, exclude, exploratory, factors, include, primary, published, question, recipe, "
+            "secondary, seeds, study, when",
         ),
         (
             "[dpo, chip]",
@@ -257,8 +258,8 @@ def test_a_shipped_study_is_found_by_name_and_by_path(tmp_path: Path) -> None:
 def test_yaml_scalars_are_what_they_look_like(load: Load) -> None:
     study = load(STUDY.replace("vision_encoder: [frozen, trained]", "optimizer.lr: [1e-6, 2e-05]"
         ).replace("vision_encoder: frozen", "optimizer.lr: 1e-6"))  # fmt: skip
-    assert [level.name for level in study.factors[1].levels] == ["1e-06", "2e-05"]
-    assert study.baseline["optimizer.lr"] == "1e-06"
+    assert [level.name for level in study.factors[1].levels] == ["1e-6", "2e-5"]
+    assert study.baseline["optimizer.lr"] == "1e-6"
 
 
 def test_named_levels_are_sets_of_overrides(load: Load) -> None:
@@ -275,7 +276,7 @@ def test_named_levels_are_sets_of_overrides(load: Load) -> None:
 
 
 def test_changes_make_a_variant_with_its_own_name(load: Load) -> None:
-    assert load(STUDY, overrides={"optimizer.lr": 1e-6}).name == "small+optimizer.lr=1e-06"
+    assert load(STUDY, overrides={"optimizer.lr": 1e-6}).name == "small+optimizer.lr=1e-6"
     assert load(STUDY, recipe="shapes").name == "small@shapes"
     assert load(STUDY, seeds=[0, 1, 2]).name == "small"
 

@@ -1,0 +1,81 @@
+"""What an editor is told of the parts of a study file that are checked with the recipe at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from chip_core.config import LARGEST_SEED, TrialConfig
+
+#: What the study says itself, and no factor can.
+OWN = ("seed", "benchmarks")
+
+Seeds = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "uniqueItems": True,
+                    "items": {"type": "integer", "minimum": 0, "maximum": LARGEST_SEED},
+                },
+            ],
+        }
+    ),
+]
+
+
+class AnyFactor:
+    """Tells a JSON Schema each key that can be a factor, with its levels; any other has names."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the schema of all factors in place of that of a mapping."""
+        return handler(_factors().__pydantic_core_schema__)
+
+
+def dotted_keys(
+    model: type[BaseModel] = TrialConfig, prefix: str = ""
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield (dotted key, its type, what it is) of every key that can be a factor."""
+    for name, field in model.model_fields.items():
+        if prefix or name not in OWN:
+            yield f"{prefix}{name}", field.annotation, field.description or ""
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from dotted_keys(kind, f"{prefix}{name}.")
+
+
+class _Named(BaseModel):
+    """Levels by name, each a set of overrides."""
+
+    model_config = ConfigDict(extra="allow", title="factors")
+    __pydantic_extra__: dict[str, dict[str, dict[str, Any]]]
+
+
+@cache
+def _factors() -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    for place, (key, kind, what) in enumerate(dotted_keys()):
+        levels = Annotated[list[kind], Field(min_length=1)]  # type: ignore[valid-type]
+        info: Any = Field(default=[], alias=key, title=key, description=what)
+        fields[f"key_{place}"] = (levels | dict[str, dict[str, Any]], info)
+    made: type[BaseModel] = create_model("Factors", __base__=_Named, **fields)
+    return made
