@@ -111,7 +111,7 @@ class MuffinModel(MuffinPreTrainedModel):
         fits = torch.equal(found, ids == config.image_token_id) and torch.equal(
             ends, ids == config.image_end_token_id
         )
-        if not fits or int(starts.sum()) != images:
+        if not fits or not int(starts.sum()) == int(ends.sum()) == images:
             raise ValueError(
                 f"{images} images and {int(starts.sum())} starts of an image: each takes "
                 f"{queries} placeholders between its start and its end"
