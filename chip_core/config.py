@@ -222,6 +222,16 @@ class TrainingConfig(Section):
     max_steps: int | None = figure(None, ge=1, doc="stop after so many updates")
     batch_size: int = figure(32, ge=1, doc="global batch: pairs per update")
     max_length: int = figure(2048, ge=16, doc="longest sequence; only responses are cut")
+    label_rule: Literal["clean", "released"] = figure(
+        "clean",
+        doc="which tokens are scored: 'clean': the response; 'released': as its family's released "
+        "training scores it, where that is another way (docs/muffin.md)",
+    )
+    augment: Literal["off", "released"] = figure(
+        "off",
+        doc="'released': each epoch sees its own draw of every image, as Muffin's released "
+        "training does (docs/muffin.md)",
+    )
 
 
 class EngineConfig(Section):

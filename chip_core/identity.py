@@ -20,6 +20,9 @@ from chip_core.data.rejected_images import strategy_class
 from chip_core.objectives.config import TERMS
 from chip_core.strategies import STRATEGIES, NoParameters
 
+#: What every training was before these were keys.
+_PLAIN_TRAINING = {"label_rule": "clean", "augment": "off"}
+
 #: Asking pydantic whether these are sections takes most of a large plan's time.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
@@ -93,6 +96,10 @@ def training_identity(
         for name in config.objective.active_custom
     }
     kept["model"] = {"dtype": config.model.dtype, **model}
+    for name, plain in _PLAIN_TRAINING.items():
+        # So that what was computed before there was a choice is what it was.
+        if kept["training"][name] == plain:
+            del kept["training"][name]
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))
     kept["data"] = _data(config, data, inert)

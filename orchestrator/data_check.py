@@ -18,7 +18,7 @@ from chip_core.data.check import GoodRow, check_rows
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
 from chip_core.errors import UserError
-from chip_core.models import loading
+from chip_core.models import loading, own
 from chip_core.objectives.segments import changed_positions
 from orchestrator.progress import progress
 
@@ -170,6 +170,7 @@ def _tokens(model: str) -> Split:
         raise UserError(f"--model: {broken}")
     from transformers import AutoTokenizer
 
+    own.register()
     folder = loading.local_folder(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(

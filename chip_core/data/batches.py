@@ -5,16 +5,19 @@ Shapes: B pairs, T tokens of a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chip_core.config import TrialConfig
+from chip_core.data.answers import Answer, answer, check_rule, template_of
+from chip_core.data.augment import augmented
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.rejected_images import RejectedImages
+from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
 from chip_core.errors import TrialError
 from chip_core.objectives.segments import changed_tokens
@@ -26,6 +29,10 @@ from chip_core.workers import Workers
 class _Prompt:
     ids: list[int]
     inputs: dict[str, Tensor]
+
+
+#: A response, and the places of its tokens that changed.
+_Marked = tuple[Answer, list[int]]
 
 
 class PairEncoder:
@@ -40,7 +47,11 @@ class PairEncoder:
             processor: the model's.
             config: the trial.
             pairs: all training pairs.
+
+        Raises:
+            TrialError: the processor does not know the label rule.
         """
+        check_rule(processor, config.training.label_rule)
         self._processor = processor
         self._config = config
         self._pairs = pairs
@@ -62,32 +73,30 @@ class PairEncoder:
     def batch(self, places: Sequence[int], epoch: int = 0) -> PairBatch:
         """Encode and pad pairs, named by their places in the data, of an epoch counted from 0."""
         prompts, rejected_prompts = [], []
-        chosen: list[tuple[list[int], list[int]]] = []
-        rejected: list[tuple[list[int], list[int]]] = []
+        chosen: list[_Marked] = []
+        rejected: list[_Marked] = []
+        unseen: list[_Marked] = []  # the chosen ones behind the prompts with the rejected images
         void = 0
         cut: list[tuple[str, str, int]] = []
         for place in places:
-            pair = self._pairs[place]
+            pair = self._pair(place, epoch)
             prompt = self._prompt(pair, pair.image)
-            chosen_ids, rejected_ids = self._answer(pair.chosen), self._answer(pair.rejected)
-            marks = changed_tokens(
-                self._config.objective.segment_scope,
-                self._one_placeholder(prompt.ids),
-                chosen_ids,
-                rejected_ids,
-                insertions=self._config.objective.segment.insertions,
-                eos_id=self._processor.tokenizer.eos_token_id,
-            )
+            responses = [self._answer(pair, prompt, text) for text in (pair.chosen, pair.rejected)]
+            marks = self._changed(prompt, *responses)
             prompts.append(prompt)
-            chosen.append((chosen_ids, marks[0]))
-            rejected.append((rejected_ids, marks[1]))
+            chosen.append((responses[0], marks[0]))
+            rejected.append((responses[1], marks[1]))
             room = self._config.training.max_length - len(prompt.ids)
-            for side, ids in (("chosen", chosen_ids), ("rejected", rejected_ids)):
-                if 0 < room < len(ids):
-                    cut.append((pair.id, side, len(ids) - room))
+            for side, response in zip(("chosen", "rejected"), responses, strict=True):
+                if 0 < room < len(response.ids):
+                    cut.append((pair.id, side, len(response.ids) - room))
             if self._visual:
                 rejected_prompt, is_void = self._rejected_prompt(pair, prompt, epoch)
                 rejected_prompts.append(rejected_prompt)
+                again = responses[0]
+                if rejected_prompt.ids != prompt.ids:
+                    again = self._answer(pair, rejected_prompt, pair.chosen)
+                unseen.append((again, marks[0]))
                 void += is_void
         return PairBatch(
             places=tuple(places),
@@ -96,15 +105,25 @@ class PairEncoder:
             chosen=self._responses(prompts, chosen),
             rejected=self._responses(prompts, rejected),
             rejected_image_prompts=self._stacked(rejected_prompts) if self._visual else None,
-            rejected_image=self._responses(rejected_prompts, chosen) if self._visual else None,
+            rejected_image=self._responses(rejected_prompts, unseen) if self._visual else None,
             void=void,
             cut=tuple(cut),
         )
 
+    def _pair(self, place: int, epoch: int) -> PreferencePair:
+        """Return a pair as this epoch sees it."""
+        pair = self._pairs[place]
+        if self._config.training.augment == "off":
+            return pair
+        size = getattr(getattr(self._processor, "image_processor", None), "size", None) or {}
+        sides = [size[name] for name in ("width", "height") if name in size and size[name]]
+        seed = derived_seed("augment", self._config.seed, pair.id, epoch)
+        both = (sides[0], sides[1]) if len(sides) == 2 else None
+        return replace(pair, image=augmented(as_rgb(pair.image), both, seed))
+
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
-        content = [{"type": "image"}, {"type": "text", "text": pair.prompt}]
         text = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
+            [_question(pair)], add_generation_prompt=True, **template_of(self._processor)
         )
         encoded = self._processor(images=[image], text=[text], return_tensors="pt")
         ids = encoded.pop("input_ids")[0].tolist()
@@ -132,40 +151,71 @@ class PairEncoder:
             if token != image or place == 0 or ids[place - 1] != image
         ]
 
-    def _answer(self, text: str) -> list[int]:
-        tokenizer = self._processor.tokenizer
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*ids, tokenizer.eos_token_id]
+    def _answer(self, pair: PreferencePair, prompt: _Prompt, text: str) -> Answer:
+        rule = self._config.training.label_rule
+        return answer(self._processor, _question(pair), prompt.ids, text, rule)
+
+    def _changed(
+        self, prompt: _Prompt, chosen: Answer, rejected: Answer
+    ) -> tuple[list[int], list[int]]:
+        """Return which tokens of two responses changed."""
+        settings = self._config.objective
+        # What ends a response is compared where whole sequences are.
+        ids = [
+            of.ids if settings.segment_scope == "sequence" else of.ids[: len(of.ids) - of.closing]
+            for of in (chosen, rejected)
+        ]
+        return changed_tokens(
+            settings.segment_scope,
+            self._one_placeholder(prompt.ids),
+            *ids,
+            insertions=settings.segment.insertions,
+        )
 
     def _stacked(self, prompts: list[_Prompt]) -> Prompts:
         ids, mask = padded([prompt.ids for prompt in prompts], self._padding)
         inputs = stack_inputs([prompt.inputs for prompt in prompts], tokens=ids.shape[1])
         return Prompts(ids=ids, mask=mask, inputs=inputs)
 
-    def _responses(
-        self, prompts: list[_Prompt], answers: list[tuple[list[int], list[int]]]
-    ) -> Responses:
+    def _responses(self, prompts: list[_Prompt], answers: list[_Marked]) -> Responses:
         """Return responses cut to what the longest sequence leaves of room behind each prompt."""
         longest = self._config.training.max_length
         kept = []
-        for prompt, (answer, _) in zip(prompts, answers, strict=True):
+        for prompt, (response, _) in zip(prompts, answers, strict=True):
             room = longest - len(prompt.ids)
             if room <= 0:
                 raise TrialError(
                     f"training.max_length is {longest}, but a prompt with its image takes "
                     f"{len(prompt.ids)} tokens: raise training.max_length"
                 )
-            kept.append(answer[:room])
+            kept.append(response.ids[:room])
         ids, mask = padded(kept, self._padding)
         changed = torch.zeros_like(mask)
         for row, (_, marks) in enumerate(answers):
             changed[row, [mark for mark in marks if mark < len(kept[row])]] = True
-        return Responses(ids=ids, mask=mask, changed=changed)
+        own = Responses(ids=ids, mask=mask, changed=changed)
+        if not any(response.leading for response, _ in answers):
+            return own
+        places, there = padded([response.leading for response, _ in answers], 0)
+        spelled, _ = padded(
+            [
+                [prompt.ids[place] for place in response.leading]
+                for prompt, (response, _) in zip(prompts, answers, strict=True)
+            ],
+            self._padding,
+        )
+        return own.led(places=places, ids=spelled, mask=there)
 
     @property
     def _padding(self) -> int:
         token: int | None = self._processor.tokenizer.pad_token_id
         return 0 if token is None else token
+
+
+def _question(pair: PreferencePair) -> Mapping[str, Any]:
+    """Return a pair's question, with its image, as a message."""
+    content = [{"type": "image"}, {"type": "text", "text": pair.prompt}]
+    return {"role": "user", "content": content}
 
 
 class CutCount:

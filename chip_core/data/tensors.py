@@ -43,16 +43,42 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Responses:
-    """One response a pair."""
+    """One response a pair.
+
+    Its first L columns may be tokens that lie in the prompt and are scored all the same.
+    """
 
     ids: Tensor  # (B, C)
     mask: Tensor  # (B, C) bool, true on tokens of the response
     changed: Tensor  # (B, C) bool, true on tokens of a segment
+    leading: Tensor | None = None  # (B, L): where in the prompt the first columns lie
 
     def to(self, device: torch.device) -> Responses:
         """Return the same on a device."""
         return Responses(
-            ids=self.ids.to(device), mask=self.mask.to(device), changed=self.changed.to(device)
+            ids=self.ids.to(device),
+            mask=self.mask.to(device),
+            changed=self.changed.to(device),
+            leading=None if self.leading is None else self.leading.to(device),
+        )
+
+    def led(self, *, places: Tensor, ids: Tensor, mask: Tensor) -> Responses:
+        """Return the same with tokens of the prompt before it, (B, L) each."""
+        return Responses(
+            ids=torch.cat([ids, self.ids], 1),
+            mask=torch.cat([mask, self.mask], 1),
+            changed=torch.cat([torch.zeros_like(mask), self.changed], 1),
+            leading=places,
+        )
+
+    @property
+    def behind(self) -> Responses:
+        """The same without what lies in the prompt."""
+        if self.leading is None:
+            return self
+        first = self.leading.shape[1]
+        return Responses(
+            ids=self.ids[:, first:], mask=self.mask[:, first:], changed=self.changed[:, first:]
         )
 
 
@@ -96,9 +122,12 @@ class PairBatch:
 
         A prompt counts once for each response to it, however it is computed.
         """
-        parts = [self.prompts.mask, self.prompts.mask, self.chosen.mask, self.rejected.mask]
+        responses = [self.chosen, self.rejected]
+        parts = [self.prompts.mask, self.prompts.mask]
         if self.rejected_image is not None and self.rejected_image_prompts is not None:
-            parts += [self.rejected_image_prompts.mask, self.rejected_image.mask]
+            responses.append(self.rejected_image)
+            parts.append(self.rejected_image_prompts.mask)
+        parts += [response.behind.mask for response in responses]
         return sum(int(part.sum()) for part in parts)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chip_core.config import LoraConfig, TrialConfig
 from chip_core.errors import TrialError
+from chip_core.models import own
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
 from chip_core.seeding import derived_seed
@@ -183,6 +184,7 @@ def read_weights(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText
 
+    own.register()
     if not is_adapted(model):
         stored = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

@@ -11,9 +11,13 @@ from typing import Any
 from chip_core.config import ModelConfig
 from chip_core.errors import TrialError
 from chip_core.files import expanded
+from chip_core.models import own
 from chip_core.shapes import MODEL_FOLDER
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+#: Chat templates beside the one that is used where none is named.
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -51,7 +55,7 @@ def problem(model: ModelConfig) -> str | None:
         return (
             f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
             "transformers knows: name a vision-language model, such as one of llava, llava_next, "
-            "qwen2_5_vl, qwen3_vl, idefics3, smolvlm"
+            "qwen2_5_vl, qwen3_vl, idefics3, smolvlm, muffin"
         )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -76,7 +80,7 @@ def identity(model: ModelConfig) -> dict[str, Any]:
     if folder is None:
         return {"hub": model.path, "revision": model.revision or "main"}
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
+    for file in [*sorted(folder.iterdir()), *sorted(folder.glob(_MORE_TEMPLATES))]:
         if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"}:
             digest.update(file.name.encode() + b"\0")
             with file.open("rb") as opened:  # a file of weights is larger than memory may be
@@ -140,6 +144,7 @@ def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
+    own.register()
     kind = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         loaded, found = AutoModelForImageTextToText.from_pretrained(
@@ -184,7 +189,7 @@ def _check_processor(processor: Any, source: str) -> None:
 
 
 def _is_image_text_to_text(model_type: str) -> bool:
-    if model_type == "llava":
+    if model_type == "llava" or model_type in own.FAMILIES:
         return True  # the embedded one too: planning it reads no transformers
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,

@@ -11,7 +11,8 @@ from chip_core.errors import TrialError
 
 Part = Literal["vision_encoder", "projector", "language_model"]
 
-#: What some families (Qwen-VL) keep within their vision tower though it is the projector.
+#: What some families of transformers (Qwen-VL) keep within their vision tower though it is the
+#: projector. A tower of this package's own names such parts itself, as `projector_parts`.
 _PROJECTORS_WITHIN = ("merger", "deepstack_merger_list")
 
 
@@ -22,10 +23,11 @@ def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
     so are the adapters on its layers.
     """
     tower = model.get_encoder(modality="image")
+    projectors = {*_PROJECTORS_WITHIN, *getattr(tower, "projector_parts", ())}
     vision = {
         id(parameter)
         for name, parameter in tower.named_parameters()
-        if not set(name.split(".")) & set(_PROJECTORS_WITHIN)
+        if projectors.isdisjoint(name.split("."))
     }
     language = {
         id(parameter)

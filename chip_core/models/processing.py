@@ -13,6 +13,7 @@ import json
 from typing import Any
 
 from chip_core.errors import TrialError
+from chip_core.models import own
 
 #: What a composed processor takes over of a folder's processor_config.json.
 _SETTINGS = (
@@ -32,6 +33,7 @@ def load_processor(source: str, **options: Any) -> Any:
     """
     from transformers import AutoProcessor
 
+    own.register()
     try:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **options)
         if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):

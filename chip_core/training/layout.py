@@ -43,14 +43,18 @@ class PackedRow:
 
 def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
     """Return each prompt with its response behind it."""
-    ids = torch.cat([prompts.ids, responses.ids], 1)
-    mask = torch.cat([prompts.mask, responses.mask], 1)
+    behind = responses.behind
+    ids = torch.cat([prompts.ids, behind.ids], 1)
+    mask = torch.cat([prompts.mask, behind.mask], 1)
     # Tokens move to the left over the padding between the two; they keep their order.
     length = int(mask.sum(1).max())
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :length]
     rows, columns = responses.mask.nonzero(as_tuple=True)
-    first = prompts.mask.sum(1) - 1  # the prompt's last token predicts the response's first
-    more = responses.ids.shape[1]
+    first = prompts.mask.sum(1, keepdim=True) - 1  # the prompt's last token predicts the first
+    more = behind.ids.shape[1]
+    predicting = first + torch.arange(more, device=ids.device)
+    if responses.leading is not None:
+        predicting = torch.cat([_before(responses.leading), predicting], 1)
     return PaddedRows(
         input_ids=ids.gather(1, order),
         attention_mask=mask.gather(1, order).long(),
@@ -60,7 +64,7 @@ def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
             else value
             for name, value in prompts.inputs.items()
         },
-        predicting=(rows, first[rows] + columns),
+        predicting=(rows, predicting[rows, columns]),
     )
 
 
@@ -101,17 +105,21 @@ def pack(batch: PairBatch, model: Any) -> PackedRow:
 
 def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -> PackedRow:
     """Return prompts as one row, each with a response of each kind behind it; see `pack`."""
-    masks = [prompts.mask, *(part.mask for part in responses)]
+    behind = [part.behind for part in responses]
+    masks = [prompts.mask, *(part.mask for part in behind)]
     mask = torch.cat(masks, 1)
-    ids = torch.cat([prompts.ids, *(part.ids for part in responses)], 1)
-    positions = _positions(prompts, responses, model)
+    ids = torch.cat([prompts.ids, *(part.ids for part in behind)], 1)
+    positions = _positions(prompts, behind, model)
     places = (mask.flatten().cumsum(0) - 1).view(mask.shape)  # where a token comes to lie
     last = places.gather(1, prompts.mask.sum(1, keepdim=True) - 1)  # of each prompt, (B, 1)
     predicting, start = [], prompts.ids.shape[1]
-    for part in responses:
-        own = places[:, start : start + part.ids.shape[1]]
-        predicting.append(torch.cat([last, own[:, :-1]], 1)[part.mask])
-        start += part.ids.shape[1]
+    for part, own in zip(responses, behind, strict=True):
+        lying = places[:, start : start + own.ids.shape[1]]
+        before = [last, lying[:, :-1]]
+        if part.leading is not None:
+            before.insert(0, places.gather(1, _before(part.leading)))
+        predicting.append(torch.cat(before, 1)[part.mask])
+        start += own.ids.shape[1]
     lengths = torch.stack([part.sum(1) for part in masks], 1).tolist()
     more = (0, ids.shape[1] - prompts.ids.shape[1])
     return PackedRow(
@@ -124,6 +132,11 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
         spans=tuple(Span(prompt=row[0], responses=tuple(row[1:])) for row in lengths),
         predicting=tuple(predicting),
     )
+
+
+def _before(leading: Tensor) -> Tensor:
+    """Return the places in a prompt that predict others; where there is none, any."""
+    return (leading - 1).clamp(min=0)
 
 
 def _positions(prompts: Prompts, responses: Sequence[Responses], model: Any) -> Tensor:

@@ -33,7 +33,7 @@ class Decoder:
         """
         model.eval()
         self._model = model
-        self._tokenizer = processor.tokenizer
+        self._processor = processor
         self._encoder = Encoder(processor)
         self._decoding = decoding
         self._bf16 = bf16
@@ -96,10 +96,13 @@ class Decoder:
         made: Tensor = self._model.generate(
             **inputs,
             generation_config=self._settings,
+            tokenizer=self._processor.tokenizer,  # finds the model's own stop strings
             logits_processor=[ties] if ties is not None else [],
         )
         self.near_ties += 0 if ties is None else ties.decided
-        texts: list[str] = self._tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
+        texts: list[str] = self._processor.post_process_image_text_to_text(
+            made[:, start:], skip_special_tokens=True
+        )
         return [text.strip() for text in texts]
 
     def _may_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:

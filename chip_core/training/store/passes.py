@@ -99,13 +99,15 @@ class Part:
 def passes_of(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[ReferencePass, ...]:
-    """Return the passes that a trial can read, those it needs and no other.
+    """Return the passes that a trial can read, those it needs and no other; it may be none.
 
     Args:
         config: the trial.
         model: the model's own identity (chip_core.models.loading.identity).
         data: the data's own identity (chip_core.data.identity).
     """
+    if config.training.augment != "off":
+        return ()  # every epoch of every seed sees other images: nothing is seen twice
     engine, image = config.engine, config.rejected_image
     traits = strategy_class(image.strategy).traits
     visual = config.objective.needs_rejected_image
@@ -121,6 +123,8 @@ def passes_of(
     tower = {"attention": engine.attention, "threads": engine.threads}
     decoder = {**tower, "prefix_sharing": engine.prefix_sharing}
     of_text = {**common, "max_length": config.training.max_length, "engine": decoder}
+    if config.training.label_rule != "clean":
+        of_text["label_rule"] = config.training.label_rule
     of_tower = {**common, "engine": tower}
     hidden = config.reference_precision if config.objective.needs_divergence else None
     made: list[tuple[Kind, int | None, dict[str, Any]]] = [

@@ -16,6 +16,7 @@ from chip_core.config import DataConfig, ModelConfig, TrialConfig
 from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
 from chip_core.errors import ConfigError
+from chip_core.models import own
 from chip_core.models.loading import local_folder
 from chip_core.training.store.passes import ReferencePass
 
@@ -76,6 +77,7 @@ def _shape(model: ModelConfig) -> tuple[int, int] | None:
     except KeyError:  # left to the family's defaults
         from transformers import AutoConfig
 
+        own.register()
         found = AutoConfig.from_pretrained(file.parent, trust_remote_code=False).get_text_config()
         return int(found.hidden_size), int(found.vocab_size)
 

@@ -1,0 +1,87 @@
+"""A response as a model's family writes it behind a prompt, and which of its tokens are scored.
+
+A processor may say that itself: `labels(conversation, rule)` returns ids and labels of a whole
+conversation, as its chat template `training` writes it. Every other family's response is its text
+and an end of sequence, and all of it is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chip_core.errors import TrialError
+
+#: The chat template that a training takes where a processor has it.
+TRAINING = "training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A response behind its prompt."""
+
+    ids: list[int]  # behind the prompt
+    closing: int  # how many of them, at the end, end the response and are none of its text
+    #: Places in the prompt whose tokens are scored as the response's are.
+    leading: tuple[int, ...] = ()
+
+
+def check_rule(processor: Any, rule: str) -> None:
+    """Check that a processor knows `training.label_rule`.
+
+    Raises:
+        TrialError: it has one rule alone.
+    """
+    if rule != "clean" and not hasattr(processor, "labels"):
+        raise TrialError(
+            f"training.label_rule: {rule}: a {type(processor).__name__} scores the response alone: "
+            "write clean"
+        )
+
+
+def template_of(processor: Any) -> dict[str, str]:
+    """Return the chat template that a training names, as an option of `apply_chat_template`."""
+    named = processor.chat_template
+    return {"chat_template": TRAINING} if isinstance(named, dict) and TRAINING in named else {}
+
+
+def answer(
+    processor: Any, question: Mapping[str, Any], prompt: list[int], text: str, rule: str
+) -> Answer:
+    """Return a response behind a prompt.
+
+    Args:
+        processor: the model's.
+        question: the message that was made into the prompt.
+        prompt: its ids.
+        text: the response.
+        rule: `training.label_rule`.
+
+    Raises:
+        TrialError: response and prompt together are spelled in other tokens than one by one.
+    """
+    if not hasattr(processor, "labels"):
+        tokenizer = processor.tokenizer
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Answer(ids=[*ids, tokenizer.eos_token_id], closing=1)
+    said = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    conversation = [question, said]
+    whole, labels = processor.labels(conversation, rule)
+    if whole[: len(prompt)] != prompt:
+        raise TrialError(
+            f"the response {text[:40]!r} changes how the tokens of its prompt are spelled: leave "
+            "the pair out"
+        )
+    places = _scored(labels)
+    of_text = places if rule == "clean" else _scored(processor.labels(conversation, "clean")[1])
+    end = places[-1] + 1 if places else len(prompt)
+    return Answer(
+        ids=whole[len(prompt) : end],
+        closing=end - (of_text[-1] + 1) if of_text else 0,
+        leading=tuple(place for place in places if place < len(prompt)),
+    )
+
+
+def _scored(labels: list[int]) -> list[int]:
+    return [place for place, label in enumerate(labels) if label != -100]

@@ -1,0 +1,91 @@
+"""Muffin's tokenizer, out of what a LLaMA checkpoint has of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chip_core.errors import UserError
+from chip_core.models.muffin.processing import END, PATCH, START
+
+#: Added to LLaMA's vocabulary, in this order.
+ADDED = ("[PAD]", PATCH, START, END)
+
+_LONGEST = 2048
+
+
+def tokenizer_from(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any:
+    """Return a tokenizer that spells as LLaMA's of 2023 do, with Muffin's tokens added.
+
+    Text behind an added token begins as a new sentence does, with a space of its own. It is saved
+    as what it is, and not under the name of a class that would make it anew in another way.
+
+    Args:
+        vocabulary: piece -> id, `<unk>`, `<s>` and `</s>` among them.
+        merges: pairs of pieces, in the order in which they are merged.
+    """
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    llama = LlamaTokenizer(
+        vocab=dict(vocabulary), merges=list(merges), legacy=True, add_bos_token=True
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=llama.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=_LONGEST,
+        clean_up_tokenization_spaces=False,
+    )
+    return with_added(made)
+
+
+def with_added(tokenizer: Any) -> Any:
+    """Return a tokenizer that has Muffin's tokens, in their order, behind all others."""
+    padding, *images = ADDED
+    if tokenizer.pad_token != padding:
+        tokenizer.add_special_tokens({"pad_token": padding})
+    tokenizer.add_special_tokens({"additional_special_tokens": images})
+    return tokenizer
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a released checkpoint's folder: `tokenizer.model`, SentencePiece's.
+
+    Raises:
+        UserError: there is none, or it cannot be read; or its added tokens are others.
+    """
+    from google.protobuf.message import DecodeError
+    from transformers.convert_slow_tokenizer import import_protobuf
+    from transformers.tokenization_utils_base import generate_merges
+
+    file = folder / "tokenizer.model"
+    if not file.is_file():
+        raise UserError(f"no {file}: copy the checkpoint's tokenizer beside its weights")
+    model = import_protobuf().ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise UserError(f"{file} is no SentencePiece model ({error}): copy it again") from None
+    vocabulary = {piece.piece: place for place, piece in enumerate(model.pieces)}
+    if not {"<unk>", "<s>", "</s>"} <= set(vocabulary):
+        raise UserError(f"{file} lacks <unk>, <s> or </s>: it is no tokenizer of LLaMA's")
+    made = tokenizer_from(vocabulary, generate_merges(vocabulary))
+    _check_added(folder / "added_tokens.json", made)
+    return made
+
+
+def _check_added(file: Path, tokenizer: Any) -> None:
+    """Check that tokens were added as they are here."""
+    if not file.is_file():
+        return
+    for token, number in json.loads(file.read_text(encoding="utf-8")).items():
+        own = tokenizer.convert_tokens_to_ids(token)
+        if own != number:
+            raise UserError(
+                f"{file}: {token} is {number} there, and would be {own}: the checkpoint has other "
+                f"added tokens than {', '.join(ADDED)}"
+            )

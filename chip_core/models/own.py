@@ -1,0 +1,18 @@
+"""Families that transformers does not have and this package brings.
+
+transformers' Auto classes know them once `register` was called; whatever of this package loads a
+model or a processor calls it.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+#: `model_type` of a config.json -> the package that has the family; its `register` makes it known.
+FAMILIES = {"muffin": "chip_core.models.muffin"}
+
+
+def register() -> None:
+    """Let transformers' Auto classes find this package's own families."""
+    for package in FAMILIES.values():
+        importlib.import_module(package).register()
