@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chip_core.config import BenchmarksConfig
+from orchestrator.tune import Tune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,21 @@ class Study:
     secondary: tuple[Declared, ...] = ()
     exploratory: bool = False  # a search for what may be there: false findings are bounded by share
     published: tuple[Published, ...] = ()
+    tune: Tune | None = None  # what every arm chooses for itself before its seeds run
+
+    def __post_init__(self) -> None:
+        """Check that nothing quoted chooses.
+
+        Raises:
+            ConfigError: it does.
+        """
+        if self.tune is not None:
+            self.tune.check(self.benchmarks, self.seeds)
+
+    @property
+    def scored(self) -> BenchmarksConfig:
+        """What the trials of its seeds are asked: under a search, what is quoted alone."""
+        return self.benchmarks if self.tune is None else self.benchmarks.reporting
 
     @property
     def declared(self) -> tuple[Declared, ...]:
