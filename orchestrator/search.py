@@ -79,12 +79,14 @@ class Search:
         if not self.ended:
             return Held(reason="its search has not ended")
         undefined = len(self.trials) - len(self.failed)
-        causes = [f"{len(self.failed)} failed ({next(iter(self.failed.values()))})"] * bool(
-            self.failed
-        ) + [f"{undefined} had no defined figure"] * bool(undefined)
-        whole = len(self.trials)
+        causes = []
+        for reason in list(self.failed.values())[:1]:
+            causes.append(f"{len(self.failed)} failed ({reason})")
+        if undefined:
+            causes.append(f"{undefined} had no defined figure")
         return Held(
-            reason=f"its search came to nothing: of {whole} trials {' and '.join(causes)}",
+            reason=f"its search came to nothing: of {len(self.trials)} trials "
+            f"{' and '.join(causes)}",
             failed=True,
         )
 
