@@ -51,6 +51,11 @@ class SearchTrial(Trial):
         """What people call it: its arm, its number and what was drawn."""
         return self.arm
 
+    @property
+    def text(self) -> dict[str, str]:
+        """What was drawn, as text: key -> value."""
+        return {key: level_text(value) for key, value in self.values.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
@@ -242,8 +247,7 @@ def _settled(plan: Plan, search: Search) -> Arm:
         own = config.model_copy(update={"seed": trial.seed})
         mark = _training(plan, own)
         trials.append(replace(trial, config=own, fingerprint=mark, held=None))
-    tuned = {key: level_text(value) for key, value in chosen.values.items()}
-    return replace(arm, trials=tuple(trials), tuned=tuned)
+    return replace(arm, trials=tuple(trials), tuned=chosen.text)
 
 
 def _training(plan: Plan, config: TrialConfig) -> str:

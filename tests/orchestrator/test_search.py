@@ -12,7 +12,6 @@ from rich.console import Console
 
 from chip_core.benchmark_config import BenchmarksConfig
 from chip_core.errors import UserError
-from chip_core.results import Evaluation, TrialResult
 from orchestrator.executors.base import Job
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
@@ -20,63 +19,19 @@ from orchestrator.run import Outcome, run_study
 from orchestrator.search import TunedPlan, searches_of, settled
 from orchestrator.tune import Range, SelectMetric, Tune, Values
 
-from . import fakes
 from .fakes import FakeExecutor, FakeTracker
+from .tuned import STUDY, Figure
 
 PlanOf = Callable[..., Plan]
-Figure = Callable[[Job], float | None]
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
-STUDY = """
-study: tuned
-recipe: shapes
-factors:
-  objective: [dpo, chip]
-seeds: [0, 1]
-baseline: {objective: dpo}
-benchmarks:
-  select: [shapes]
-  report: [shapes]
-primary: {metric: shapes/chair_i, goal: minimize}
-tune:
-  keys:
-    optimizer.lr: [1e-5, 5e-5, 1e-4]
-  metric: select/shapes/chair_i
-  goal: minimize
-"""
 #: The learning rate that each objective's figure is best at; the figure is the distance from it.
 BEST = {"dpo": 1e-5, "chip": 1e-4}
 
 
 def distance(job: Job) -> float | None:
     return abs(job.config.optimizer.lr - BEST[job.config.objective.preset]) * 1e5
-
-
-@pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Figure], None]:
-    """Let trials come to the figures of a function of their job; None is undefined."""
-
-    def by(figure: Figure) -> None:
-        def result_of(job: Job) -> TrialResult:
-            evaluations = {}
-            for side in ("select", "report"):
-                for settings in getattr(job.config.benchmarks, side):
-                    prefix = "select/" if side == "select" else ""
-                    value = 30.0 if job.untrained else figure(job)
-                    metric = f"{prefix}{settings.name}/chair_i"
-                    evaluations[f"{side}/{settings.name}"] = Evaluation(
-                        metrics={} if value is None else {metric: value},
-                        items=4,
-                        scores=f"scores/{side}-{settings.name}.json",
-                        responses=f"responses/{side}-{settings.name}.jsonl",
-                    )
-            steps = 0 if job.untrained or job.trained_model else 5
-            return TrialResult(steps=steps, evaluations=evaluations, seconds={"train": 2.0})
-
-        monkeypatch.setattr(fakes, "result_of", result_of)
-
-    return by
 
 
 def run(
