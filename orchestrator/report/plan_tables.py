@@ -86,7 +86,7 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
     primary = plan.study.primary
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "arm", "seed", "state", "attempts"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     if primary is not None:
         table.add_column(primary.metric, justify="right")
     for trial in plan.trials:
