@@ -74,6 +74,11 @@ class BenchmarkConfig(Shorthand):
     num_beams: int | None = figure(
         None, ge=1, doc="beams of the decoding, 1 is greedy; null: 3 under 'chip', else 1"
     )
+    half: Literal["select", "report"] | None = figure(
+        None,
+        doc="of a benchmark without a split of its own: the half that is tuned on, or the other",
+    )
+    half_seed: int = figure(0, ge=0, doc="of the draw that halves it")
     judge: JudgeConfig | None = figure(None, doc="who reads the answers, where it takes a judge")
 
 
@@ -90,3 +95,24 @@ class BenchmarksConfig(Section):
             if len(set(names)) != len(names):
                 raise ValueError(f"{side}: a benchmark is named twice: name each once")
         return self
+
+    @model_validator(mode="after")
+    def _each_half_on_its_side(self) -> BenchmarksConfig:
+        for side in ("select", "report"):
+            for benchmark in getattr(self, side):
+                if benchmark.half not in (None, side):
+                    raise ValueError(
+                        f"{side}: '{benchmark.name}' asks the half that belongs to "
+                        f"`{benchmark.half}`: write `half: {side}`"
+                    )
+        return self
+
+    @property
+    def selecting(self) -> BenchmarksConfig:
+        """Those alone that may choose."""
+        return BenchmarksConfig(select=self.select)
+
+    @property
+    def reporting(self) -> BenchmarksConfig:
+        """Those alone that are quoted."""
+        return BenchmarksConfig(report=self.report)

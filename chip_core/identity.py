@@ -151,6 +151,8 @@ def evaluation_identity(
             settings come to.
     """
     resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
+    if benchmark.half is None:
+        resolved |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
     return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, resolved, ""), **content}
 
 

@@ -31,6 +31,14 @@ ABSENT = "—"  # in place of a level, where a factor does not apply
 
 
 @dataclass(frozen=True, kw_only=True)
+class Held:
+    """Why a trial cannot run: its arm has not chosen its settings, or will not."""
+
+    reason: str
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training and its scores: a cell with one seed. The untrained model is one too."""
 
@@ -40,6 +48,7 @@ class Trial:
     config: TrialConfig
     evaluations: Mapping[str, str]  # "report/shapes" -> fingerprint of that evaluation
     params: Mapping[str, str]  # every factor of the study, as text
+    held: Held | None = None  # its fingerprint stands for nothing yet
 
     @property
     def untrained(self) -> bool:
@@ -61,6 +70,7 @@ class Arm:
     reasons: tuple[str, ...]  # why those cells are one
     baseline: bool
     trials: tuple[Trial, ...]
+    tuned: Mapping[str, str] = field(default_factory=dict)  # what it chose: key -> value, as text
 
     @property
     def params(self) -> Mapping[str, str]:
@@ -86,7 +96,7 @@ class Plan:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial, the untrained model first; a fingerprint stands once."""
+        """Every trial that can run, the untrained model first; a fingerprint stands once."""
         trained = {trial.fingerprint: trial for trial in self._by_seed()}
         return (self.base, *trained.values())
 
@@ -98,7 +108,10 @@ class Plan:
     def _by_seed(self) -> Iterator[Trial]:
         # Seed by seed, so that a study cut short has every arm as often.
         return (
-            trial for seed in zip(*(arm.trials for arm in self.arms), strict=True) for trial in seed
+            trial
+            for seed in zip(*(arm.trials for arm in self.arms), strict=True)
+            for trial in seed
+            if trial.held is None
         )
 
 
@@ -176,7 +189,7 @@ def make_plan(
         f"{side}/{settings.name}": fingerprint(
             evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
         )
-        for side, settings in sides(study.benchmarks)
+        for side, settings in sides(study.scored)
     }
     params = [_params(study, group.cells) for group in groups.values()]
     arms = tuple(
@@ -221,7 +234,7 @@ def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
     """Return a tree's configuration with the study's benchmarks and first seed."""
     config = trial_config(tree, source or study.source)
-    return config.model_copy(update={"benchmarks": study.benchmarks, "seed": study.seeds[0]})
+    return config.model_copy(update={"benchmarks": study.scored, "seed": study.seeds[0]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,17 +264,21 @@ def _arm(
     evaluations: Mapping[str, str],
 ) -> Arm:
     cells = tuple(group.cells)
+    held = None if study.tune is None else Held(reason="its search has not ended")
+    # What is still to be chosen is not what was read: its fingerprint is that of no training.
+    training = group.training if held is None else {**group.training, "kind": "held"}
     trials = []
     for seed in study.seeds:
-        first = seed == study.seeds[0]
+        first = held is None and seed == study.seeds[0]
         trials.append(
             Trial(
-                fingerprint=group.key if first else fingerprint({**group.training, "seed": seed}),
+                fingerprint=group.key if first else fingerprint({**training, "seed": seed}),
                 arm=name,
                 seed=seed,
                 config=group.config.model_copy(update={"seed": seed}),
                 evaluations=evaluations,
                 params=params,
+                held=held,
             )
         )
     return Arm(

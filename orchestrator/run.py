@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -28,8 +29,9 @@ from orchestrator.report.model import make_report
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
+from orchestrator.search import failures_of, searches_of, settled
 from orchestrator.tracking.base import Status, Tracker
-from orchestrator.work import adopt, jobs_for, view
+from orchestrator.work import adopt, jobs_for, stages, view
 
 OnEvent = Callable[[Event], None]
 PASSES = "reference_passes.json"  # in a study's report folder
@@ -61,28 +63,33 @@ def run_study(
     _check_writable(workdir)
     with study_lock(workdir, study):
         ledger, storage = Ledger(workdir), workdir
+        plan = settled(plan, ledger)
         adopt(plan, ledger, storage)
+        plan = settled(plan, ledger)
         jobs = jobs_for(plan, ledger, storage)
-        passes = plan_passes(plan, ledger, storage)
         if jobs:
             check_ready(plan)
-            require_room(passes, storage)
+            require_room(plan_passes(plan, ledger, storage), storage)
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
-        waiting = {trial.fingerprint for _, trial, _ in jobs}
-        done = [trial for trial in _all_trials(plan) if trial.fingerprint not in waiting]
-        tracker.open(plan, [view(trial, ledger, storage, study, "FINISHED") for trial in done])
-        recorder = _Recorder(plan, ledger, storage, tracker, jobs)
+        recorder = _Recorder(plan, ledger, storage, tracker)
+        recorder.open(plan, jobs)
         interrupted = False
+        records: list[dict[str, Any]] = []  # of the reference passes
         try:
             if jobs:
                 with _opened(executor(), jobs) as running:
-                    _make_passes(passes, plan, workdir, storage, running, console)
-                    jobs = offer(jobs, passes, storage)
-                    with display_for(console, jobs) as display:
-                        listener = _both(recorder.take, display.take)
-                        running.run([job for job, _, _ in jobs], listener)
+                    for known, wanted in stages(plan, ledger, storage):
+                        recorder.open(known, wanted)
+                        passes = plan_passes(known, ledger, storage)
+                        records = _make_passes(
+                            passes, known, workdir, storage, running, console, earlier=records
+                        )
+                        jobs = offer(wanted, passes, storage)
+                        with display_for(console, jobs) as display:
+                            listener = _both(recorder.take, display.take)
+                            running.run([job for job, _, _ in jobs], listener)
         except KeyboardInterrupt:
             interrupted = True
             recorder.stop("stopped by the user")
@@ -90,19 +97,21 @@ def run_study(
             recorder.stop(reason_of(error))
             tracker.close([], "FAILED", None)
             raise
+        plan = settled(plan, ledger)
+        failed = {**recorder.failed, **failures_of(plan)}
         folder = report_folder(workdir, study)
         if not interrupted:
             _draw_gallery(plan, folder, console)
         report = make_report(plan, ledger, storage, folder)
         written = write_report(report, folder)
         status: Status = "FINISHED"
-        if recorder.failed or interrupted:
+        if failed or interrupted:
             status = "KILLED" if interrupted else "FAILED"
         tracker.close(arm_views(report.summary), status, folder)
         return Outcome(
             summary=report.summary,
             executed=recorder.executed,
-            failed=recorder.failed,
+            failed=failed,
             interrupted=interrupted,
             report=written,
             compare=tracker.compare_address(),
@@ -152,13 +161,32 @@ def _make_passes(
     storage: Path,
     executor: Executor,
     console: Console,
-) -> None:
-    """Make the reference passes; what became of each goes to the report's folder."""
+    *,
+    earlier: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Make the reference passes; what became of each goes to the report's folder.
+
+    Args:
+        passes: those of the jobs to come.
+        plan: the study's plan.
+        workdir: where the report's folder lies.
+        storage: where the passes lie.
+        executor: within `opened`.
+        console: where progress goes.
+        earlier: what became of those that this run made before: it stays written.
+    """
     if not passes:
-        return
+        return earlier
     study = plan.study.name
     records = make_passes(passes, study=study, storage=storage, executor=executor, console=console)
-    write_json(report_folder(workdir, study) / PASSES, records)
+    made = {record["hash"]: record for record in earlier}
+    for record in records:
+        before = made.get(record["hash"])
+        if before is not None and before["seconds"] is not None:
+            record |= {key: before[key] for key in ("state", "seconds")}
+        made[record["hash"]] = record
+    write_json(report_folder(workdir, study) / PASSES, list(made.values()))
+    return list(made.values())
 
 
 def _both(one: OnEvent, other: OnEvent) -> OnEvent:
@@ -178,19 +206,31 @@ class _Recorder:
         ledger: Ledger,
         storage: Path,
         tracker: Tracker,
-        jobs: list[tuple[Job, Trial, int]],
     ) -> None:
         self._study = plan.study.name
         self._ledger, self._storage, self._tracker = ledger, storage, tracker
-        self._jobs = {job.id: (trial, attempt) for job, trial, attempt in jobs}
+        self._opened: Plan | None = None
+        self._jobs: dict[str, tuple[Trial, int]] = {}
         self._same: dict[str, list[Trial]] = {}
-        for trial in _all_trials(plan):
-            self._same.setdefault(trial.fingerprint, []).append(trial)
         self._running: set[str] = set()
         self._followed = 0.0
         self._lock = threading.Lock()
         self.executed = 0
         self.failed: dict[str, str] = {}
+
+    def open(self, plan: Plan, jobs: list[tuple[Job, Trial, int]]) -> None:
+        """Show a plan's runs as far as they are done, and be ready for its jobs."""
+        self._jobs = {job.id: (trial, attempt) for job, trial, attempt in jobs}
+        if plan is self._opened:
+            return
+        self._opened, self._same = plan, {}
+        for trial in _all_trials(plan):
+            self._same.setdefault(trial.fingerprint, []).append(trial)
+        done = [trial for trial in _all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
+        views = [
+            view(trial, self._ledger, self._storage, self._study, "FINISHED") for trial in done
+        ]
+        self._tracker.open(plan, views)
 
     def take(self, event: Event) -> None:
         """Record an event."""
@@ -231,7 +271,10 @@ class _Recorder:
 
 
 def _all_trials(plan: Plan) -> list[Trial]:
-    return [plan.base, *(trial for arm in plan.arms for trial in arm.trials)]
+    """Return every trial that can run, in each place where it stands."""
+    searched = [trial for search in searches_of(plan) for trial in search.trials]
+    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]
+    return [plan.base, *searched, *seeds]
 
 
 def _check_writable(workdir: Path) -> None:

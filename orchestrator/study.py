@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chip_core.config import BenchmarksConfig
+from orchestrator.tune import Tune
 
 #: Factor -> level, of the factors that apply.
 Cell = dict[str, str]
@@ -72,6 +73,21 @@ class Study:
     design: Design = "grid"
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
     left_out: int = 0  # cells of the design that `include` and `exclude` leave out
+    tune: Tune | None = None  # what every arm chooses for itself before its seeds run
+
+    def __post_init__(self) -> None:
+        """Check that nothing quoted chooses.
+
+        Raises:
+            ConfigError: it does.
+        """
+        if self.tune is not None:
+            self.tune.check(self.benchmarks, self.seeds)
+
+    @property
+    def scored(self) -> BenchmarksConfig:
+        """What the trials of its seeds are asked: under a search, what is quoted alone."""
+        return self.benchmarks if self.tune is None else self.benchmarks.reporting
 
     @property
     def declared(self) -> tuple[Declared, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from chip_core.config import BenchmarksConfig
+from chip_core.evaluation.apart import declared_overlaps
 from chip_core.evaluation.asked import find_benchmark, protocol_problem
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import metric_name
@@ -23,7 +24,6 @@ def benchmark_goals(
         wrong: told (key, what is wrong).
     """
     goals: dict[str, Goal] = {}
-    tuned_on = {settings.name for settings in benchmarks.select}
     for side, settings in sides(benchmarks):
         place = getattr(benchmarks, side).index(settings)
         key = f"benchmarks.{side}[{place}]"
@@ -35,12 +35,8 @@ def benchmark_goals(
         unknown = protocol_problem(settings, benchmark)
         if unknown is not None:
             wrong(key, unknown)
-        if side == "report" and settings.name in tuned_on and not benchmark.splits:
-            wrong(
-                key,
-                f"'{settings.name}' is under `select` too and has one set of questions: what was "
-                "tuned on is not quoted: name it on one side",
-            )
         for metric, info in benchmark.metrics.items():
             goals[metric_name(side, settings.name, metric)] = info.goal
+    for side, settings, problem in declared_overlaps(benchmarks):
+        wrong(f"benchmarks.{side}[{getattr(benchmarks, side).index(settings)}]", problem)
     return goals

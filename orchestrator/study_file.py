@@ -23,6 +23,7 @@ from orchestrator.study_benchmarks import benchmark_goals
 from orchestrator.study_declared import Wrong, declare, take_published
 from orchestrator.study_factors import take_factors
 from orchestrator.study_grid import take_layout
+from orchestrator.study_tune import take_tune
 from orchestrator.study_variant import Changes as Changes
 from orchestrator.study_variant import extended, variant_name, variant_problems
 from orchestrator.study_written import StudyFile, follows, read_written
@@ -77,6 +78,16 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         return layout.cell(given, where, wrong)
 
     published = take_published(written.published, cell, goals, wrong)
+    tune = take_tune(
+        written.tune,
+        benchmarks=benchmarks,
+        goals=goals,
+        factors=factors,
+        seeds=seeds,
+        base=base,
+        overrides=changes.overrides,
+        wrong=wrong,
+    )
     if problems:
         raise ConfigError(
             line for line in dict.fromkeys(problems) if not follows(line, source, broken)
@@ -100,6 +111,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         design=written.design,
         when=layout.grid.when,
         left_out=layout.left_out,
+        tune=tune,
     )
 
 

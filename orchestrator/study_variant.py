@@ -14,6 +14,13 @@ from chip_core.validation import key_problem
 from orchestrator.study import Factor, level_text
 
 _LONGEST_VALUE, _LONGEST_NAME = 60, 160  # of a folder's name there are 255
+#: What `--set` does not reach, though there are keys of such names.
+_OWN = {
+    "benchmarks": "what is tuned on and what is quoted is the study file's `benchmarks:` alone: "
+    "change it there",
+    "tune": "what a search is judged by is the study file's `tune:` alone: change it there",
+    "seed": "the study's seeds are `seeds:`, or --seeds",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +79,9 @@ def variant_problems(
             "for this one's: rename the file"
         )
     for key in changes.overrides:
-        complaint = key_problem(key)
+        complaint = _OWN.get(key.split(".")[0]) or key_problem(key)
         if complaint is not None:
             yield f"--set: {key}: {complaint}"
-        elif key == "seed":
-            yield "--set: seed: is the study's own: give --seeds"
-        elif key.split(".")[0] == "benchmarks":
-            yield f"--set: {key}: benchmarks are the study's own: change them in its file"
     for factor in factors:
         always = [set(level.overrides) for level in factor.levels]
         if factor.name in conditional or not always:

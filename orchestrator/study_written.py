@@ -13,6 +13,7 @@ from chip_core.validation import explain
 from orchestrator.study import Design
 from orchestrator.study_declared import DeclaredFile, PublishedFile
 from orchestrator.study_schema import AnyFactor, Seeds
+from orchestrator.study_tune import TuneFile
 
 
 class StudyFile(BaseModel):
@@ -60,6 +61,9 @@ class StudyFile(BaseModel):
     published: list[PublishedFile] = Field(
         [], description="figures of others, each with its source: shown beside, never mixed in"
     )
+    tune: TuneFile | None = Field(
+        None, description="what every arm chooses for itself on `select` before its seeds run"
+    )
 
 
 def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
@@ -94,7 +98,7 @@ def follows(line: str, source: str, broken: frozenset[str]) -> bool:
         "when": ("baseline", "published"),
         "design": ("cells", "published"),
         "cells": ("cells", "published"),
-        "benchmarks": ("primary.metric: unknown", "secondary", "published"),
+        "benchmarks": ("primary.metric: unknown", "secondary", "published", "tune"),
     }
     return any(
         line.startswith(f"{source}: {start}") for key in broken for start in causes.get(key, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from chip_core.training.checkpoint import checkpoints
 from orchestrator.executors.base import Job
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial
+from orchestrator.search import SearchTrial, settled
 from orchestrator.tracking.base import Status, TrialView
 
 
@@ -63,6 +65,25 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
         )
         jobs.append((job, trial, attempt))
     return jobs
+
+
+def stages(
+    plan: Plan, ledger: Ledger, storage: Path
+) -> Iterator[tuple[Plan, list[tuple[Job, Trial, int]]]]:
+    """Yield what is to be run, with the plan as it is known by then.
+
+    The searches of all arms come first; what they chose is run when all of them have ended.
+    """
+    jobs = jobs_for(plan, ledger, storage)
+    searching = [job for job in jobs if isinstance(job[1], SearchTrial) or job[1].untrained]
+    if plan.study.tune is not None and searching:
+        yield plan, searching
+        plan = settled(plan, ledger)
+        tried = {trial.fingerprint for _, trial, _ in searching}
+        left = jobs_for(plan, ledger, storage)
+        jobs = [job for job in left if job[1].fingerprint not in tried]
+    if jobs:
+        yield plan, jobs
 
 
 def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status) -> TrialView:

@@ -64,17 +64,52 @@ def asked_items(
     """Return the questions that are asked, in the benchmark's order, and how many it has.
 
     Under `limit` they are the N first of a shuffle that depends on benchmark and ids alone: a
-    larger limit asks the same and more.
+    larger limit asks the same and more. Under `half` they are of that half.
 
     Raises:
-        UserError: a file of the benchmark is missing or broken.
+        UserError: a file of the benchmark is missing or broken, or it cannot be halved.
     """
     items = benchmark.items(side, data=places.data(settings.name), protocol=settings.protocol)
+    whole = len(items)
+    if settings.half is not None:
+        items = half_of(items, settings, benchmark)
     if settings.limit is None or settings.limit >= len(items):
-        return items, len(items)
+        return items, whole
     drawn = sorted(items, key=lambda item: _lot(settings.name, item.id))[: settings.limit]
     chosen = {item.id for item in drawn}
-    return [item for item in items if item.id in chosen], len(items)
+    return [item for item in items if item.id in chosen], whole
+
+
+def half_of(
+    items: Sequence[Item], settings: BenchmarkConfig, benchmark: Benchmark
+) -> Sequence[Item]:
+    """Return the items of the half that is asked for, in their order.
+
+    Which half a group is in depends on its name and the seed alone: no order, other item or
+    benchmark moves it, so that a picture is on one side of every benchmark that shows it.
+
+    Raises:
+        UserError: a picture is in both halves, or there is nothing in one.
+    """
+    halves: dict[str, list[Item]] = {"select": [], "report": []}
+    side_of: dict[str, str] = {}  # by picture
+    for item in items:
+        half = _half(settings.half_seed, benchmark.group(item))
+        halves[half].append(item)
+        for picture in item.pictures:
+            if side_of.setdefault(picture.key, half) != half:
+                raise UserError(
+                    f"{settings.name}: picture {picture.key} is in both halves: let the "
+                    "benchmark's `group` return the same for all items that show it"
+                )
+    empty = [half for half, found in halves.items() if not found]
+    if empty:
+        raise UserError(
+            f"{settings.name}: nothing is in its {empty[0]} half: it has too few groups of "
+            "questions to be halved; try another `half_seed`"
+        )
+    assert settings.half is not None
+    return halves[settings.half]
 
 
 def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
@@ -108,6 +143,11 @@ def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: Places) ->
         raise UserError(
             f"{settings.name}: {error.filename} cannot be read ({error.strerror})"
         ) from None
+
+
+def _half(seed: int, group: str) -> str:
+    bit = hashlib.sha256(f"half\x1f{seed}\x1f{group}".encode()).digest()[0] & 1
+    return "report" if bit else "select"
 
 
 def _lot(benchmark: str, item: str) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
 from chip_core.errors import UserError
+from chip_core.evaluation.apart import declared_overlaps, shared_questions
 from chip_core.evaluation.asked import asked_items, find_benchmark, protocol_problem
 from chip_core.evaluation.resources import resource_problems
 from chip_core.evaluation.task import AsksByItself, Item, Side
@@ -23,14 +24,18 @@ def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
 
 
 def problems(benchmarks: BenchmarksConfig, places: Places) -> list[str]:
-    """Return what the benchmarks lack on this machine; empty where all can be scored."""
-    return list(
-        dict.fromkeys(
-            f"{settings.name}: {problem}"
-            for side, settings in sides(benchmarks)
-            for problem in _problems(side, settings, places)
-        )
-    )
+    """Return what the benchmarks lack on this machine; empty where all can be scored.
+
+    That a question is tuned on and quoted is one of these problems.
+    """
+    lacking = [
+        f"{settings.name}: {problem}"
+        for side, settings in sides(benchmarks)
+        for problem in _problems(side, settings, places)
+    ]
+    overlaps = [f"benchmarks.{side}: {why}" for side, _, why in declared_overlaps(benchmarks)]
+    shared = [] if overlaps else shared_questions(benchmarks, places)
+    return list(dict.fromkeys([*lacking, *overlaps, *shared]))
 
 
 def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator[str]:
@@ -46,6 +51,8 @@ def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator
     if isinstance(benchmark, AsksByItself):
         if settings.limit is not None:
             yield "takes no limit: its own program would ask the first questions, not a subset"
+        if settings.half is not None:
+            yield "cannot be halved: its own program asks all questions"
         yield from benchmark.problems()
         return
     data = places.data(settings.name)

@@ -68,6 +68,8 @@ def evaluate(answering: Answering, side: Side, settings: BenchmarkConfig) -> Eva
     how["seconds"] = round(time.perf_counter() - began, 3)
     if len(items) < whole:
         how["limit"], how["of"] = len(items), whole
+    if settings.half is not None:
+        how["half"] = settings.half
 
     def scored() -> Evaluation:
         with _told(settings.name):

@@ -107,6 +107,13 @@ class Benchmark(ABC):
             UserError: as a scorer's `score`.
         """
 
+    def group(self, item: Item) -> str:
+        """Return what an item belongs to: the items of one group are never in different halves.
+
+        By default its first picture, and itself where it has none.
+        """
+        return item.pictures[0].key if item.pictures else item.id
+
     def needs_of(self, items: Sequence[Item]) -> frozenset[str]:
         """Return what these questions need, where that is less than `needs`."""
         return self.needs

@@ -86,7 +86,9 @@ def planned(
     from chip_core.errors import UserError
     from chip_core.places import Places
     from orchestrator.benchmarks_seen import seen_before
+    from orchestrator.ledger import Ledger
     from orchestrator.plan import make_plan
+    from orchestrator.search import settled
     from orchestrator.study_file import Changes, find_study, load_study
 
     keys = [key for key, _ in overrides]
@@ -96,7 +98,8 @@ def planned(
     changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
     loaded = load_study(find_study(study), changes)
     places = Places(benchmark_data=absolute(benchmark_data), judge_replies=absolute(judge_replies))
-    return make_plan(loaded, places=places, seen=seen_before(workdir, loaded.name))
+    plan = make_plan(loaded, places=places, seen=seen_before(workdir, loaded.name))
+    return settled(plan, Ledger(workdir)) if loaded.tune is not None else plan
 
 
 class Seeds(click.ParamType[Any]):

@@ -137,7 +137,7 @@ def _find_arm(plan: Plan, name: str) -> Arm:
 
 
 def _find_benchmark(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
-    chosen = plan.study.benchmarks
+    chosen = plan.study.scored
     known: dict[str, tuple[Side, BenchmarkConfig]] = {
         **{settings.name: ("report", settings) for settings in chosen.report},
         **{f"select/{settings.name}": ("select", settings) for settings in chosen.select},

@@ -12,7 +12,7 @@ from chip_core.evaluation.asked import asked_items, find_benchmark
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import AsksByItself
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, Trial
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
@@ -37,9 +37,12 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     if not parts:
         return
     line = f"questions a trial: {', '.join(parts)}"
+    if plan.study.tune is not None:
+        line += " (`select` to a trial of a search, `report` to one of the seeds)"
+    held = [trial for arm in plan.arms for trial in arm.trials if _waits(trial)]
     left = sum(
         counted[key] or 0
-        for trial in plan.trials
+        for trial in (*plan.trials, *held)
         for key in ledger[trial.fingerprint].missing(trial)
     )
     if left:
@@ -61,6 +64,10 @@ def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
         return
     for problem in problems(plan.study.benchmarks, plan.places):
         yield Text(f"cannot run yet: {problem}", style="bold red")
+
+
+def _waits(trial: Trial) -> bool:
+    return trial.held is not None and not trial.held.failed
 
 
 def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:

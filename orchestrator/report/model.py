@@ -23,6 +23,7 @@ from orchestrator.report.notes import notes
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.power import power_blocks
 from orchestrator.report.provenance import last_ended, provenance, provenance_blocks, when
+from orchestrator.report.search import search_blocks
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.training import training_curves
 
@@ -106,6 +107,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             [table for table in effects if table is not None],
             pictures(draw_effects(summary, metric) for metric in decided),
         ),
+        _section("search", "What each arm chose", search_blocks(plan, ledger)),
         _section(
             "response",
             "Response curves",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.report.search import CAUTION
 from orchestrator.report.summary import Summary
 from orchestrator.report.words import (
     FLAGS,
@@ -58,6 +59,17 @@ def _general(summary: Summary) -> Iterator[str]:
         "A figure shown is the benchmark's own; differences, intervals and p-values are computed "
         "from item outcomes, without constants that an official script adds."
     )
+    if study.tune is not None:
+        keys, metric = listed(list(study.tune.keys)), study.tune.metric.name
+        yield (
+            f"Each arm chose {keys} for itself by {metric}, with the same "
+            f"{counted(study.tune.trials, 'draw')} for every arm. {CAUTION}"
+        )
+    elif study.benchmarks.select:
+        yield (
+            "The study tuned nothing by itself. Figures under `select/` are there to choose "
+            "settings by; they get no verdict."
+        )
     if study.published:
         yield "Published figures are shown beside the study's own and enter no computation."
 

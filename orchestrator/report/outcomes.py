@@ -43,7 +43,13 @@ class Compared:
 
 def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> Loaded:
     """Return the scores of every trial of a plan, as far as they are there."""
-    return {trial.fingerprint: _scores(trial, ledger, storage) for trial in plan.trials}
+    found: dict[str, Mapping[str, Scores]] = {
+        trial.fingerprint: _scores(trial, ledger, storage) for trial in plan.trials
+    }
+    # Trials that cannot run have none.
+    return found | {
+        trial.fingerprint: {} for arm in plan.arms for trial in arm.trials if trial.held is not None
+    }
 
 
 def compared(plan: Plan, loaded: Loaded, metric: str, info: MetricInfo) -> Compared | None:

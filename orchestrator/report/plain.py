@@ -99,6 +99,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "arm": row.name,
                 "cells": [dict(cell) for cell in row.arm.cells] if row.arm else [],
                 "baseline": bool(row.arm and row.arm.baseline),
+                "tuned": dict(row.arm.tuned) if row.arm else {},
                 "seeds": {_seed(seed): state for seed, state in row.states.items()},
                 "figures": {name: _figure(figure) for name, figure in row.figures.items()},
             }

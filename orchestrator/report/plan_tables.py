@@ -16,6 +16,8 @@ from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.passes import PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.evaluation_plan import evaluation_lines
+from orchestrator.report.search_plan import search_json, search_lines
+from orchestrator.search import SearchTrial
 from orchestrator.study_cells import layout_notes
 
 
@@ -26,7 +28,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     if study.question:
         yield Text(study.question)
     cells = sum(len(arm.cells) for arm in plan.arms)
-    trained = [trial for trial in plan.trials if not trial.untrained]
+    trained = {trial.fingerprint: trial for arm in plan.arms for trial in arm.trials}.values()
     done = sum(ledger[trial.fingerprint].done(trial) for trial in trained)
     line = f"{cells} cells, {len(plan.arms)} arms, seeds {' '.join(map(str, study.seeds))}: "
     line += f"{len(trained)} trials, {done} done, {len(trained) - done} to run"
@@ -35,6 +37,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     yield Text(line)
     for note in layout_notes(study):
         yield Text(note)
+    yield from search_lines(plan, ledger)
     yield from evaluation_lines(plan, ledger)
     for arm in plan.arms:
         if len(arm.cells) > 1:
@@ -77,6 +80,7 @@ def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     states = [state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
     yield Text(f"study {plan.study.name}: {counts}", style="bold")
+    yield from search_lines(plan, ledger)
 
 
 def trial_table(plan: Plan, workdir: Path) -> Table:
@@ -85,7 +89,7 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
     primary = plan.study.primary
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "arm", "seed", "state", "attempts"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     if primary is not None:
         table.add_column(primary.metric, justify="right")
     for trial in plan.trials:
@@ -101,7 +105,19 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
             value = record.metrics(trial).get(primary.metric)
             cells.append("—" if value is None else f"{value:.2f}")
         table.add_row(*map(Text, cells))
+    for trial in _held(plan):
+        nothing = ["—"] * (primary is not None)
+        table.add_row(*map(Text, ("—", trial.arm, str(trial.seed), _waits(trial), "", *nothing)))
     return table
+
+
+def _held(plan: Plan) -> list[Trial]:
+    return [trial for arm in plan.arms for trial in arm.trials if trial.held is not None]
+
+
+def _waits(trial: Trial) -> str:
+    assert trial.held is not None
+    return f"{'failed' if trial.held.failed else 'waits'}: {trial.held.reason}"
 
 
 def state(trial: Trial, record: TrialRecord) -> str:
@@ -132,6 +148,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
                 "cells": [dict(cell) for cell in arm.cells],
                 "reasons": list(arm.reasons),
                 "baseline": arm.baseline,
+                "tuned": dict(arm.tuned),
             }
             for arm in plan.arms
         ],
@@ -146,6 +163,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
             }
             for planned in passes
         ],
+        "search": search_json(plan, ledger),
         "trials": [
             {
                 "fingerprint": trial.fingerprint,
@@ -154,7 +172,27 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
                 "state": state(trial, ledger[trial.fingerprint]),
                 "attempts": ledger[trial.fingerprint].attempts,
                 "metrics": ledger[trial.fingerprint].metrics(trial),
+                "search": _search(trial),
             }
             for trial in plan.trials
+        ]
+        + [
+            {
+                "fingerprint": None,
+                "arm": trial.arm,
+                "seed": trial.seed,
+                "state": _waits(trial),
+                "attempts": 0,
+                "metrics": {},
+                "search": None,
+            }
+            for trial in _held(plan)
         ],
     }
+
+
+def _search(trial: Trial) -> dict[str, Any] | None:
+    """Return whose search a trial is of and what was drawn; None where it is of none."""
+    if not isinstance(trial, SearchTrial):
+        return None
+    return {"of": trial.of, "number": trial.number, "values": dict(trial.values)}

@@ -11,7 +11,9 @@ from chip_core.config import BEHAVIOUR
 from orchestrator.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.layout import Detail, Table, Words, columns, text_row
+from orchestrator.report.search_plan import search_json
 from orchestrator.report.words import NOTHING
+from orchestrator.search import SearchTrial
 from orchestrator.version import CodeVersion
 
 _SHORT = 12  # hex digits that name a trial among a study's
@@ -31,6 +33,7 @@ def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "evaluations": dict(plan.base.evaluations),
         "benchmarks": study.benchmarks.model_dump(mode="json"),
         "benchmark_contents": {key: dict(found) for key, found in plan.benchmarks.items()},
+        "search": search_json(plan, ledger),
         "trials": [
             {
                 **_executed(trial, ledger[trial.fingerprint]),
@@ -129,6 +132,7 @@ def _executed(trial: Trial, record: TrialRecord) -> dict[str, Any]:
         "arm": trial.arm,
         "seed": trial.seed,
         "factors": dict(trial.params),
+        "searched": dict(trial.values) if isinstance(trial, SearchTrial) else None,
         "fingerprint": trial.fingerprint,
         "executed_for": record.study,
         "steps": record.steps,

@@ -29,7 +29,9 @@ def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
 def _said(hows: list[Mapping[str, Any]]) -> Iterator[str]:
     first = next(how for how in hows if how)
     yield f"protocol {first['protocol']}, scorer {first['scorer']}"
-    if "of" in first:
+    if "half" in first:
+        yield f"of its {first['half']} half {first['limit']:,} of {first['of']:,} questions"
+    elif "of" in first:
         yield f"a seeded subset of {first['limit']:,} of {first['of']:,} questions"
     judges = [how["judge"] for how in hows if "judge" in how]
     if judges:

@@ -162,8 +162,8 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     """Return the metrics of a study's benchmarks by full name, the declared ones first."""
     study = plan.study
     sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
-        ("report", study.benchmarks.report),
-        ("select", study.benchmarks.select),
+        ("report", study.scored.report),
+        ("select", study.scored.select),
     ]
     found = {
         metric_name(side, settings.name, metric): info
@@ -205,6 +205,8 @@ def _values(trials: Sequence[Trial], ledger: Ledger) -> dict[str, dict[int | Non
 
 
 def _state(trial: Trial, ledger: Ledger) -> State:
+    if trial.held is not None:
+        return "failed" if trial.held.failed else "missing"
     record = ledger[trial.fingerprint]
     if record.done(trial):
         return "done"

@@ -117,7 +117,7 @@ class MlflowTracker:
                 run = runs.replace(view.arm)  # a metric cannot be taken back
             self._store.log_figures(run, figures)
             self._store.describe(run, view.tags)
-        for run in runs.running("trial", BASE):
+        for run in runs.running("trial", "search", BASE):
             self._store.set_status(run, "KILLED")
         for view in arms:
             self._store.set_status(runs.arm(view.arm), view.status)

@@ -1,5 +1,6 @@
 """Which run stands for what: one run for the study, for each arm, each (arm, seed) and the base.
 
+Where arms choose for themselves, each trial of their searches has a run too, of kind `search`.
 A run has a slot, told by its tags `chip.kind`, `chip.arm` and `chip.seed`, and holds the results
 of the fingerprints in `chip.fingerprints`. It goes on as long as those are among what the plan
 wants. Otherwise its results are no longer the study's: it stays, as `chip.kind: superseded …`
@@ -12,16 +13,19 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.plan import BASE, Arm, Plan, Trial
+from orchestrator.search import Search, SearchTrial, searches_of
+from orchestrator.study import level_text
 from orchestrator.tracking.mlflow_store import MlflowStore, Run
 
-Slot = tuple[str, str, str]  # kind, arm, seed
+Slot = tuple[str, str, str]  # kind, arm, seed; of a search its number, in the seed's place
 
 STUDY: Slot = ("study", "", "")
 KIND, ARM, SEED, FINGERPRINT = "chip.kind", "chip.arm", "chip.seed", "chip.fingerprint"
 HOLDS = "chip.fingerprints"
+SEARCH, CHOSEN = "chip.search", "chip.chosen"  # a search's number in its arm, and whether it won
 SUPERSEDED_BY = "chip.superseded_by"
 NAME, PARENT, NOTE = "mlflow.runName", "mlflow.parentRunId", "mlflow.note.content"
 _SUPERSEDED = "superseded "
@@ -53,8 +57,14 @@ class StudyRuns:
         self._store = store
         self._study = plan.study.name
         self._wanted = {wanted.slot: wanted for wanted in _wanted(plan)}
+        searches = searches_of(plan)
         self._slots = {
             _place(plan.base): _trial_slot(plan.base, ""),
+            **{
+                _place(trial): _trial_slot(trial, arm_key(search.arm))
+                for search in searches
+                for trial in search.trials
+            },
             **{
                 _place(trial): _trial_slot(trial, arm_key(arm))
                 for arm in plan.arms
@@ -128,7 +138,7 @@ class StudyRuns:
         for below, wanted in self._wanted.items():
             if wanted.parent == slot and below in self._current:
                 self._store.describe(self._current[below], {PARENT: new.id})
-        self._supersede(old, self._wanted[slot].tags[FINGERPRINT])
+        self._supersede(old, self._wanted[slot].tags.get(FINGERPRINT))
         return new
 
     def _tags(self, wanted: Wanted) -> dict[str, str]:
@@ -137,7 +147,7 @@ class StudyRuns:
         if arm:
             tags[ARM] = arm
         if seed:
-            tags[SEED] = seed
+            tags[SEARCH if kind == "search" else SEED] = seed
         if wanted.holds:
             tags[HOLDS] = json.dumps(dict(wanted.holds))
         if wanted.parent is not None:
@@ -191,29 +201,46 @@ def _wanted(plan: Plan) -> Iterator[Wanted]:
         tags={NOTE: question} if question else {},
     )
     yield _wanted_trial(plan.base, "", STUDY)
+    searches = {search.arm.name: search for search in searches_of(plan)}
     for arm in plan.arms:
         # A tag has 8000 characters; a recipe that changes, changes every seed.
-        seeds = {f"seed {trial.seed}": trial.fingerprint for trial in arm.trials[:_SEEDS_HELD]}
+        known = [trial for trial in arm.trials if trial.held is None]
+        seeds = {f"seed {trial.seed}": trial.fingerprint for trial in known[:_SEEDS_HELD]}
         yield Wanted(
             slot=_arm_slot(arm),
             parent=STUDY,
             name=arm.name,
-            tags={FINGERPRINT: arm.trials[0].fingerprint},
+            tags={FINGERPRINT: known[0].fingerprint} if known else {},
             holds=_short({**seeds, **arm.trials[0].evaluations}),
-            params=arm.params,
+            params={**arm.params, **arm.tuned},
         )
-        for trial in arm.trials:
-            yield _wanted_trial(trial, arm_key(arm), _arm_slot(arm))
+        if arm.name in searches:
+            yield from _wanted_search(searches[arm.name])
+        for trial in known:
+            yield _wanted_trial(trial, arm_key(arm), _arm_slot(arm), arm.tuned)
 
 
-def _wanted_trial(trial: Trial, arm: str, parent: Slot) -> Wanted:
+def _wanted_search(search: Search) -> Iterator[Wanted]:
+    """Yield the runs of an arm's search; its winner is the first draw of equal ones."""
+    for trial in search.trials:
+        wanted = _wanted_trial(trial, arm_key(search.arm), _arm_slot(search.arm), trial.text)
+        chosen = search.chosen is not None and search.chosen.fingerprint == trial.fingerprint
+        tags = {**wanted.tags, SEED: str(trial.seed), CHOSEN: level_text(chosen)}
+        yield replace(wanted, tags=tags)
+
+
+def _wanted_trial(
+    trial: Trial, arm: str, parent: Slot, tuned: Mapping[str, str] | None = None
+) -> Wanted:
     return Wanted(
         slot=_trial_slot(trial, arm),
         parent=parent,
         name=trial.name,
         tags={FINGERPRINT: trial.fingerprint},
         holds=_short({"model": trial.fingerprint, **trial.evaluations}),
-        params={} if trial.untrained else {**trial.params, "seed": str(trial.seed)},
+        params={}
+        if trial.untrained
+        else {**trial.params, **(tuned or {}), "seed": str(trial.seed)},
     )
 
 
@@ -230,12 +257,15 @@ def _arm_slot(arm: Arm) -> Slot:
 
 
 def _trial_slot(trial: Trial, arm: str) -> Slot:
+    if isinstance(trial, SearchTrial):
+        return ("search", arm, str(trial.number))
     return (BASE, "", "") if trial.untrained else ("trial", arm, str(trial.seed))
 
 
 def _slot(run: Run) -> Slot:
     tags = run.tags
-    return tags[KIND].removeprefix(_SUPERSEDED), tags.get(ARM, ""), tags.get(SEED, "")
+    kind = tags[KIND].removeprefix(_SUPERSEDED)
+    return kind, tags.get(ARM, ""), tags.get(SEARCH if kind == "search" else SEED, "")
 
 
 def _precedence(run: Run) -> tuple[bool, bool, int, str]:

@@ -12,6 +12,9 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.study import Study
 from orchestrator.study_file import Changes, load_study
 
+from . import fakes
+from .tuned import Figure, results_by
+
 STUDY = """
 study: small
 question: Which?
@@ -66,3 +69,9 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "orchestrator.report.figures.base.rendered", lambda figure: (png, b"%PDF-1.4 blank")
     )
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Figure], None]:
+    """Let the fake executor's trials come to the figures of a function of their job."""
+    return lambda figure: monkeypatch.setattr(fakes, "result_of", results_by(figure))

@@ -79,10 +79,11 @@ def leave_result(job: Job) -> TrialResult:
     if result.steps:
         os.makedirs(job.folder / MODEL)
     for evaluation in result.evaluations.values():
-        (value,) = evaluation.metrics.values()
-        items = [{"item": str(i), "numerator": value, "denominator": 100.0} for i in range(4)]
-        metric = {"name": "chair_i", "value": value, "items": items}
-        write_json(job.folder / evaluation.scores, {"metrics": [metric]})
+        metrics = []
+        for value in evaluation.metrics.values():  # one, or none where it is undefined
+            items = [{"item": str(i), "numerator": value, "denominator": 100.0} for i in range(4)]
+            metrics.append({"name": "chair_i", "value": value, "items": items})
+        write_json(job.folder / evaluation.scores, {"metrics": metrics})
     write_json(job.folder / RESULT, asdict(result))
     return result
 

@@ -37,5 +37,9 @@ class HallusionBench(FileBenchmark):
             )
         return items
 
+    def group(self, item: Item) -> str:
+        """Return an item's set: figures are of a set's questions together."""
+        return item.id.rsplit("_", 2)[0]
+
 
 BENCHMARKS.register("hallusionbench")(HallusionBench(SCORERS["hallusionbench"]))
