@@ -16,6 +16,8 @@ from chip_core.errors import ConfigError, UserError
 from chip_core.evaluation.readiness import problems
 from chip_core.files import write_json
 from orchestrator import benchmarks_seen
+from orchestrator.cost import left_out
+from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
 from orchestrator.ledger import Ledger, study_lock
@@ -43,6 +45,7 @@ def run_study(
     executor: Callable[[], Executor],
     tracker: Tracker,
     console: Console,
+    trimmed: Trimmed | None = None,
 ) -> Outcome:
     """Run what is missing of a study and report the whole.
 
@@ -52,26 +55,28 @@ def run_study(
         executor: makes the executor; asked only if something is to be run.
         tracker: shows the runs.
         console: where progress goes.
+        trimmed: what of the plan is run, where a budget bounds it; the report is of the whole.
 
     Raises:
         UserError: another driver runs this study, the work directory cannot be written, or a
             benchmark lacks something.
     """
     study = plan.study.name
+    wanted = plan if trimmed is None else trimmed.plan
     _check_writable(workdir)
     with study_lock(workdir, study):
         ledger, storage = Ledger(workdir), workdir
         adopt(plan, ledger, storage)
-        jobs = jobs_for(plan, ledger, storage)
-        passes = plan_passes(plan, ledger, storage)
+        jobs = jobs_for(wanted, ledger, storage)
+        passes = plan_passes(wanted, ledger, storage)
+        left_out.keep(workdir, study, trimmed)
         if jobs:
             check_ready(plan)
             require_room(passes, storage)
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
-        waiting = {trial.fingerprint for _, trial, _ in jobs}
-        done = [trial for trial in _all_trials(plan) if trial.fingerprint not in waiting]
+        done = [trial for trial in _all_trials(plan) if ledger[trial.fingerprint].done(trial)]
         tracker.open(plan, [view(trial, ledger, storage, study, "FINISHED") for trial in done])
         recorder = _Recorder(plan, ledger, storage, tracker, jobs)
         interrupted = False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chip_core.config import BenchmarksConfig
+from orchestrator.study_budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Study:
     secondary: tuple[Declared, ...] = ()
     exploratory: bool = False  # a search for what may be there: false findings are bounded by share
     published: tuple[Published, ...] = ()
+    budget: Budget | None = None  # of what is still to be run
 
     @property
     def declared(self) -> tuple[Declared, ...]:

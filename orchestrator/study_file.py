@@ -24,6 +24,7 @@ from chip_core.registry import suggestion
 from chip_core.validation import explain, key_problem, set_key, trial_config
 from orchestrator.study import Factor, Level, Study, excludes, level_text
 from orchestrator.study_benchmarks import benchmark_goals
+from orchestrator.study_budget import Budget
 from orchestrator.study_declared import DeclaredFile, PublishedFile, declare, take_published
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
@@ -104,6 +105,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         secondary=secondary,
         exploratory=written.exploratory,
         published=published,
+        budget=written.budget,
     )
 
 
@@ -124,6 +126,7 @@ class _StudyFile(BaseModel):
     secondary: list[DeclaredFile] = []
     exploratory: bool = False
     published: list[PublishedFile] = []
+    budget: Budget | None = None
 
 
 def _read(path: Path) -> tuple[_StudyFile, list[str], frozenset[str]]:

@@ -1,0 +1,105 @@
+"""What a study will cost, all of it: the rates that are known, and what they come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cost.budget import Trimmed, trim
+from orchestrator.cost.calibrate import Say, calibrate, kept
+from orchestrator.cost.estimate import Estimate, Way, estimate
+from orchestrator.cost.given import Given
+from orchestrator.cost.machines import machines_of, places_for
+from orchestrator.cost.memory import Disk, Fit, Reckoner, disk, fits
+from orchestrator.cost.rates import Rates
+from orchestrator.cost.recorded import recorded
+from orchestrator.cost.seeds import Bought
+from orchestrator.cost.workload import Workload, workload
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.study_budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asks of a quote."""
+
+    given: Given = Given()
+    way: Way = "ray"
+    max_concurrent: int | None = None  # in place of what fits this machine
+    elsewhere: bool = False  # on a cluster: what fits this machine says nothing
+    calibrate: bool = False
+    budget: Budget | None = None  # in place of the study's
+
+    @property
+    def counts(self) -> bool:
+        """Whether models may be built without weights, to count parameters: it takes torch."""
+        return self.calibrate or self.given != Given()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """What a study will cost."""
+
+    plan: Plan  # what is run: within the budget
+    work: Workload
+    estimate: Estimate
+    rates: Rates
+    given: Given
+    fits: tuple[Fit, ...]
+    disk: Disk
+    problems: dict[str, str]  # what could not be calibrated, and why
+    trimmed: Trimmed | None  # None: no budget
+    bought: Bought | None = None  # what seeds buy
+
+
+def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Quote:
+    """Return what a study will cost.
+
+    Args:
+        plan: the study's plan.
+        ledger: what has been run.
+        storage: where attempts, stores and calibrations lie.
+        wish: what the user asks.
+        say: told what is being measured.
+
+    Raises:
+        UserError: the budget cannot be held, or what it bounds is not known.
+    """
+    work = workload(plan, ledger, storage)
+    at_once = wish.max_concurrent or wish.given.max_concurrent
+    if at_once is None and not wish.elsewhere:
+        at_once = places_for(work.trials)
+    slots = 1 if wish.way == "inline" else at_once
+    problems: dict[str, str] = {}
+    if wish.calibrate and work.trials:
+        problems = calibrate(work, storage, plan.places, at_once=slots or 1, say=say)
+    sources = [
+        wish.given.source,
+        recorded(plan, ledger, storage, machines_of(work.trials)) if work.trials else None,
+        kept(work, storage, slots or 1),
+    ]
+    rates = Rates(sources=[source for source in sources if source is not None])
+
+    def estimated(part: Plan) -> Estimate:
+        left = work if part is plan else workload(part, ledger, storage)
+        return estimate(left, rates, at_once=at_once, way=wish.way)
+
+    budget = wish.budget or plan.study.budget
+    trimmed = None
+    if budget is not None:
+        trimmed = trim(plan, budget, estimated, wish.given.prices, ledger)
+        if trimmed.plan is not plan:
+            plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
+    reckoner = Reckoner(count=wish.counts)
+    return Quote(
+        plan=plan,
+        work=work,
+        estimate=estimate(work, rates, at_once=at_once, way=wish.way),
+        rates=rates,
+        given=wish.given,
+        fits=tuple(fits(work, rates, reckoner, at_once=slots, given=wish.given.device_memory)),
+        disk=disk(work, rates, reckoner, at_once=slots, storage=storage),
+        problems=problems,
+        trimmed=trimmed,
+    )
