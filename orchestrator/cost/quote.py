@@ -66,31 +66,33 @@ def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Qu
     Raises:
         UserError: the budget cannot be held, or what it bounds is not known.
     """
-    work = workload(plan, ledger, storage)
+    whole = workload(plan, ledger, storage)
     at_once = wish.max_concurrent or wish.given.max_concurrent
     if at_once is None and not wish.elsewhere:
-        at_once = places_for(work.trials)
+        at_once = places_for(whole.trials)
     slots = 1 if wish.way == "inline" else at_once
     problems: dict[str, str] = {}
-    if wish.calibrate and work.trials:
-        problems = calibrate(work, storage, plan.places, at_once=slots or 1, say=say)
-    sources = [
-        wish.given.source,
-        recorded(plan, ledger, storage, machines_of(work.trials)) if work.trials else None,
-        kept(work, storage, slots or 1),
-    ]
-    rates = Rates(sources=[source for source in sources if source is not None])
+    earlier = recorded(plan, ledger, storage, machines_of(whole.trials)) if whole.trials else None
+
+    def rates_of(work: Workload) -> Rates:
+        if wish.calibrate and work.trials:
+            problems.update(calibrate(work, storage, plan.places, at_once=slots or 1, say=say))
+        sources = (wish.given.source, earlier, kept(work, storage, slots or 1))
+        return Rates(sources=[source for source in sources if source is not None])
 
     def estimated(part: Plan) -> Estimate:
-        left = work if part is plan else workload(part, ledger, storage)
-        return estimate(left, rates, at_once=at_once, way=wish.way)
+        # A part can have kinds of its own: with fewer trials a reference pass may not pay.
+        work = whole if part is plan else workload(part, ledger, storage)
+        return estimate(work, rates_of(work), at_once=at_once, way=wish.way)
 
     budget = wish.budget or plan.study.budget
     trimmed = None
     if budget is not None:
         trimmed = trim(plan, budget, estimated, wish.given.prices, ledger)
-        if trimmed.plan is not plan:
-            plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
+    work = whole
+    if trimmed is not None and trimmed.plan is not plan:
+        plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
+    rates = rates_of(work)
     reckoner = Reckoner(count=wish.counts)
     return Quote(
         plan=plan,

@@ -96,7 +96,7 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
         if each.state != "in the step":
             for fingerprint in each.trials:
                 read.setdefault(fingerprint, []).append(each.one)
-    questions = _questions(plan)
+    questions = questions_of(plan)
 
     @cache
     def rows(data: str) -> int | None:
@@ -178,7 +178,7 @@ def _groups(planned: list[PlannedPass]) -> list[PassWork]:
     return found
 
 
-def _questions(plan: Plan) -> dict[str, int | None]:
+def questions_of(plan: Plan) -> dict[str, int | None]:
     """Return how many questions each benchmark asks a model, by "report/shapes"."""
     found: dict[str, int | None] = {}
     for side, settings in sides(plan.study.benchmarks):
