@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import fmean
@@ -22,7 +23,10 @@ from typing import Any, cast
 
 from chip_core.config import TrialConfig
 from chip_core.files import write_json
+from chip_core.identity import fingerprint
+from chip_core.machine import processor
 from chip_core.places import Places
+from orchestrator.cost.estimate import OF_RAY, Way
 from orchestrator.cost.machines import gpus
 from orchestrator.cost.measurements import Measurement, measurements
 from orchestrator.cost.rates import Quantity, Seconds, Size, Source
@@ -30,24 +34,35 @@ from orchestrator.cost.workload import Workload
 
 Say = Callable[[str], None]
 
+#: What is found of Ray -> the kind it is of.
+_RAY = (("session", OF_RAY), ("dispatch", OF_RAY))
+
 
 def folder(workdir: Path) -> Path:
     """Return where calibrations are kept."""
     return workdir / "cache" / "cost"
 
 
-def kept(work: Workload, workdir: Path, at_once: int) -> Source | None:
+def kept(work: Workload, workdir: Path, at_once: int, way: Way = "ray") -> Source | None:
     """Return what earlier calibrations found of this work; None where there is nothing."""
-    found = []
+    found: list[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]] = []
+    if way == "ray" and _ray_file(workdir).is_file():
+        found.append((_RAY, json.loads(_ray_file(workdir).read_text(encoding="utf-8"))))
     for one in measurements(work):
         file = _file(workdir, one, at_once)
         if file.is_file():
-            found.append((one, json.loads(file.read_text(encoding="utf-8"))))
+            found.append((one.kinds, json.loads(file.read_text(encoding="utf-8"))))
     return _source(found) if found else None
 
 
 def calibrate(
-    work: Workload, workdir: Path, places: Places, *, at_once: int, say: Say
+    work: Workload,
+    workdir: Path,
+    places: Places,
+    *,
+    at_once: int,
+    say: Say,
+    way: Way = "inline",
 ) -> dict[str, str]:
     """Measure what is not kept yet; return what could not be measured, and why.
 
@@ -57,6 +72,7 @@ def calibrate(
         places: where benchmarks' data lie.
         at_once: how many trials will run at a time: so many processes share the machine here too.
         say: told what is measured.
+        way: how the study is run: what Ray takes is measured where it is used.
     """
     every = measurements(work)
     wanted = [one for one in every if not _file(workdir, one, at_once).is_file()]
@@ -65,6 +81,13 @@ def calibrate(
     problems: dict[str, str] = {}
     runs = min(at_once, len(work.trials))
     with tempfile.TemporaryDirectory(prefix="chip-cost-") as place:
+        if way == "ray" and work.trials and not _ray_file(workdir).is_file():
+            say("calibrating: Ray")
+            found = _measure_ray(Path(place) / "ray")
+            if "error" in found:
+                problems["Ray"] = found["error"]
+            else:
+                write_json(_ray_file(workdir), found)
         for stage in (True, False):  # passes first: trainings read them
             these = [one for one in wanted if one.make == stage]
             # A step takes longer beside others: every place is filled, if need be with the same.
@@ -80,6 +103,16 @@ def calibrate(
                     continue
                 write_json(_file(workdir, one, at_once), _mean(of_one))
     return problems
+
+
+def _ray_file(workdir: Path) -> Path:
+    decided_by = {"machine": processor(), "ray": metadata.version("ray")}
+    return folder(workdir) / f"ray-{fingerprint(decided_by)[:32]}.json"
+
+
+def _measure_ray(place: Path) -> dict[str, Any]:
+    place.mkdir()
+    return _ended([sys.executable, "-m", "orchestrator.cost.measure_ray", str(place)], place)
 
 
 def _file(workdir: Path, one: Measurement, at_once: int) -> Path:
@@ -132,11 +165,16 @@ def _measure(
     own = place / f"{'pass' if one.make else 'trial'}-{number}"
     write_json(own / "spec.json", spec)
     command = [sys.executable, "-m", "orchestrator.cost.measure", str(own / "spec.json")]
-    ended = subprocess.run(
-        command, env=_environment(one.config, slot), capture_output=True, text=True, check=False
-    )
+    return _ended(command, own, env=_environment(one.config, slot))
+
+
+def _ended(
+    command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a measurement; return what it left, or why it left nothing."""
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     try:
-        found: dict[str, Any] = json.loads((own / "found.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     except OSError:
         said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
         return {"error": said[-1]}
@@ -180,13 +218,13 @@ def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _source(found: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> Source:
+def _source(found: Sequence[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]]) -> Source:
     """Return what was found by kind; a kind that was measured more than once has the mean."""
     rates: dict[tuple[Quantity, str], list[Seconds]] = {}
     sizes: dict[tuple[Size, str], int] = {}
-    for one, result in found:
+    for kinds, result in found:
         seconds, bytes_of = result["seconds"], result["sizes"]
-        for name, kind in one.kinds:
+        for name, kind in kinds:
             if name in seconds:
                 wall, cpu = seconds[name]
                 key = cast(Quantity, name.partition(" ")[0]), kind  # "answer report/shapes"

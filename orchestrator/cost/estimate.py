@@ -11,6 +11,9 @@ from orchestrator.cost.kinds import row_kind, start_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
 from orchestrator.cost.workload import PassWork, TrialWork, Workload
 
+#: The kind of what Ray takes, whatever it runs.
+OF_RAY = "ray"
+
 WORDS: dict[Quantity, str] = {
     "imports": "the imports",
     "model": "loading the model",
@@ -43,7 +46,7 @@ class Prices:
 class Cost:
     """What some work comes to. What is not known of it is named, and is in no sum."""
 
-    start: Seconds = NOTHING
+    start: Seconds = NOTHING  # of Ray, of processes and models
     train: Seconds = NOTHING
     score: Seconds = NOTHING
     passes: Seconds = NOTHING
@@ -86,6 +89,7 @@ class Estimate:
     total: Cost
     wall: float | None  # seconds from start to end; None where not all is known
     at_once: int | None  # trials that run at a time; None: none can, as far as this machine knows
+    ray: bool | None  # whether what Ray takes is counted; None: it is not used
 
 
 def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "ray") -> Estimate:
@@ -99,24 +103,43 @@ def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "r
     """
     slots = 1 if way == "inline" else at_once
     imports = _Imports(way)
+    session, dispatch = (
+        None if way == "inline" else rates.of(name, OF_RAY) for name in ("session", "dispatch")
+    )
     passes: dict[str, Cost] = {}
     shares: list[float] = []  # seconds of each process that makes a part of a pass
     for group in work.passes:
         parts = max(1, min((slots or 1) // len(work.passes), group.parts))
         cost = _of_pass(group, rates, parts, imports)
+        if dispatch is not None:
+            cost.passes += dispatch[0] * parts
         passes[group.name] = cost
         shares += [cost.whole.wall / parts] * parts
     trials = {each.trial.fingerprint: _of_trial(each, rates, imports) for each in work.trials}
+    if dispatch is not None:
+        for cost in trials.values():
+            cost.start += dispatch[0]
     total = Cost()
     for cost in (*passes.values(), *trials.values()):
         total.add(cost)
+    if session is not None and trials:
+        total.start += session[0]
+        total.sources.add(session[1])
     wall = None
     if not total.unknown and slots is not None:
         lasting = [
             trials[each.trial.fingerprint].whole.wall / each.processes for each in work.trials
         ]
         wall = _makespan(shares, slots) + _makespan(lasting, slots)
-    return Estimate(trials=trials, passes=passes, total=total, wall=wall, at_once=slots)
+        wall += 0.0 if session is None or not trials else session[0].wall
+    return Estimate(
+        trials=trials,
+        passes=passes,
+        total=total,
+        wall=wall,
+        at_once=slots,
+        ray=None if way == "inline" else session is not None and dispatch is not None,
+    )
 
 
 class _Imports:

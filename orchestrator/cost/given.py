@@ -59,7 +59,8 @@ class Given(BaseModel):
             rates["model", ANY] = Seconds(wall=self.start, cpu=self.start)
             # What a given start is said to hold.
             rates |= {
-                (name, ANY): Seconds(wall=0.0, cpu=0.0) for name in ("imports", "row", "setup")
+                (name, ANY): Seconds(wall=0.0, cpu=0.0)
+                for name in ("session", "dispatch", "imports", "row", "setup")
             }
         for name in ("step", "answer", "sample"):
             seconds = getattr(self, name)

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-
 from chip_core.config import TrialConfig
 from chip_core.data import identity as data_identity
 from chip_core.errors import TrialError, UserError
@@ -83,6 +81,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             they lie; `untrained`; `places`.
         folder: for the trial's files.
     """
+    began, began_cpu = time.perf_counter(), cpu_seconds()
     config = TrialConfig.model_validate(spec["config"])
     cache = Path(spec["cache"])
     wanted = [(kind, epoch, hidden) for kind, epoch, hidden in spec["passes"]]
@@ -98,8 +97,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder=folder,
         report=steps,
         untrained=spec["untrained"],
-        began=time.perf_counter() - (time.time() - psutil.Process().create_time()),
-        began_cpu=0.0,  # of this process, which was begun for this alone
+        began=began,
+        began_cpu=began_cpu,
         places=Places(**{name: path and Path(path) for name, path in spec["places"].items()}),
         offered=offered,
     )

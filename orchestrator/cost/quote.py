@@ -76,8 +76,11 @@ def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Qu
 
     def rates_of(work: Workload) -> Rates:
         if wish.calibrate and work.trials:
-            problems.update(calibrate(work, storage, plan.places, at_once=slots or 1, say=say))
-        sources = (wish.given.source, earlier, kept(work, storage, slots or 1))
+            here = "inline" if wish.elsewhere else wish.way  # a cluster's Ray is not started
+            problems.update(
+                calibrate(work, storage, plan.places, at_once=slots or 1, say=say, way=here)
+            )
+        sources = (wish.given.source, earlier, kept(work, storage, slots or 1, wish.way))
         return Rates(sources=[source for source in sources if source is not None])
 
     def estimated(part: Plan) -> Estimate:

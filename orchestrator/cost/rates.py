@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+#: session: of Ray, once a run. dispatch: a trial's way to its worker on Ray.
 #: imports, model: once a trial, of its process. row: of the data, checked. setup: once a training,
 #: beside its steps. step: of training. answer: made and scored. sample: of a reference pass.
-Quantity = Literal["imports", "model", "row", "setup", "step", "answer", "sample"]
+Quantity = Literal[
+    "session", "dispatch", "imports", "model", "row", "setup", "step", "answer", "sample"
+]
 
 #: memory: the most that a trial held of its device. saved: a trained model's folder.
 Size = Literal["memory", "saved"]

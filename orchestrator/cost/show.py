@@ -110,6 +110,7 @@ def cost_json(quote: Quote) -> dict[str, Any]:
         "not_calibrated": quote.problems,
         "at_once": found.at_once,
         "wall_seconds": found.wall,
+        "ray_counted": found.ray,
         **amounts(found, quote.given.prices),
         "total": _cost_json(found.total, quote),
         "arms": [
@@ -212,6 +213,8 @@ def _in_all(quote: Quote) -> str:
         price = found.total.price(quote.given.prices)
         if price is not None:
             parts.append(f"price {money(price)}")
+    if found.ray is False:
+        parts.append("what Ray itself takes not counted")
     return f"{', '.join(parts)} (by {'; '.join(sorted(found.total.sources)) or 'nothing'})"
 
 
