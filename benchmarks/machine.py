@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from chip_core.machine import processor
 
 _VERSIONS = ("torch", "transformers", "peft", "ray", "mlflow", "numpy")
 
@@ -21,7 +22,7 @@ def describe() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
@@ -55,16 +56,6 @@ def line(machine: dict[str, Any]) -> str:
         f"{machine['memory_gib']} GiB, load {machine['load_before']}, "
         f"{machine['gpu'] or 'no GPU'}; Python {machine['python']}, {versions}"
     )
-
-
-def _processor() -> str:
-    try:
-        for entry in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if entry.startswith("model name"):
-                return entry.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _gpu() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import resource
 import time
@@ -14,6 +15,7 @@ def cpu_seconds() -> float:
     return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
+@functools.cache
 def processor() -> str:
     """Return the processor's name, with its kind where the system tells no more."""
     try:

@@ -85,6 +85,7 @@ def wish_of(
     executor: str,
     max_concurrent: int | None,
     address: str | None = None,
+    looks: bool = False,
 ) -> Wish:
     """Return what is asked of a quote.
 
@@ -118,6 +119,7 @@ def wish_of(
         elsewhere=address is not None,
         calibrate=calibrate,
         budget=bounds,
+        looks=looks,
     )
 
 

@@ -138,7 +138,7 @@ def plan(
     from orchestrator.report.plan_tables import pass_lines, plan_json, plan_lines, trial_table
 
     asked = {name: changes.pop(name) for name in _OF_COST}
-    wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent)
+    wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, looks=True)
     made = planned(study, workdir=workdir, **changes)
     found = quoted(made, workdir, wish, Console(stderr=True).print)
     if as_json:

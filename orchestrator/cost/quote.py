@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from chip_core.errors import UserError
 from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.calibrate import Say, calibrate, kept
 from orchestrator.cost.estimate import Estimate, Way, estimate
@@ -30,6 +31,7 @@ class Wish:
     elsewhere: bool = False  # on a cluster: what fits this machine says nothing
     calibrate: bool = False
     budget: Budget | None = None  # in place of the study's
+    looks: bool = False  # nothing is run: the study's own budget that cannot be held is only told
 
     @property
     def counts(self) -> bool:
@@ -49,7 +51,8 @@ class Quote:
     fits: tuple[Fit, ...]
     disk: Disk
     problems: dict[str, str]  # what could not be calibrated, and why
-    trimmed: Trimmed | None  # None: no budget
+    trimmed: Trimmed | None  # None: no budget, or none that can be held
+    unheld: str | None = None  # why the study's budget cannot be held
     bought: Bought | None = None  # what seeds buy
 
 
@@ -89,9 +92,14 @@ def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Qu
         return estimate(work, rates_of(work), at_once=at_once, way=wish.way)
 
     budget = wish.budget or plan.study.budget
-    trimmed = None
+    trimmed, unheld = None, None
     if budget is not None:
-        trimmed = trim(plan, budget, estimated, wish.given.prices, ledger)
+        try:
+            trimmed = trim(plan, budget, estimated, wish.given.prices, ledger)
+        except UserError as error:
+            if wish.budget is not None or not wish.looks:
+                raise
+            unheld = str(error)
     work = whole
     if trimmed is not None and trimmed.plan is not plan:
         plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
@@ -107,4 +115,5 @@ def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Qu
         disk=disk(work, rates, reckoner, at_once=slots, storage=storage),
         problems=problems,
         trimmed=trimmed,
+        unheld=unheld,
     )

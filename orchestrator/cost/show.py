@@ -35,6 +35,8 @@ def money(price: float) -> str:
 
 def cost_lines(quote: Quote) -> Iterator[RenderableType]:
     """Say what is left of a study, and what it takes; nothing where nothing is left."""
+    if quote.unheld is not None:
+        yield Text(quote.unheld, style="yellow")
     if quote.trimmed is not None:
         yield Text(quote.trimmed.sentence, style="yellow" if quote.trimmed.trials else "")
     if not quote.work.trials:
@@ -136,6 +138,7 @@ def cost_json(quote: Quote) -> dict[str, Any]:
             "checkpoints": disk.checkpoints,
             "free": disk.free,
         },
+        "budget_problem": quote.unheld,
         "budget": None
         if trimmed is None
         else {

@@ -86,6 +86,19 @@ def test_a_budget_in_the_plan(call: Callable[..., tuple[int, str, str]]) -> None
     assert wide["cost"]["budget"]["left_out"]["trials"] == []
 
 
+def test_a_studys_budget_that_cannot_be_held(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    budget = STUDY + "budget: {hours: 1}\n"
+    code, out, _ = call("plan", text=budget)
+    assert code == 0
+    assert "budget (hours 1): what the study takes is not known" in " ".join(out.split())
+    found = json.loads(call("plan", "--json", text=budget)[1])["cost"]
+    assert (found["budget"], "is not known" in found["budget_problem"]) == (None, True)
+    assert call("run", text=budget)[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}
+
+
 @pytest.mark.parametrize("command", ["plan", "run"])
 @pytest.mark.parametrize(
     ("arguments", "expected"),
