@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from chip_core.config import TrialConfig
 from orchestrator.cost.kinds import row_kind, start_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
-from orchestrator.cost.workload import PassWork, TrialWork, Workload
+from orchestrator.cost.workload import PassWork, TrialWork, Workload, steps_of
 
 #: The kind of what Ray takes, whatever it runs.
 OF_RAY = "ray"
@@ -184,14 +185,15 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
     cost.start = add.of("imports", work.start, imports.next(), model)
     cost.start += add.of("model", work.start, 1, model)
     if work.training is not None:
-        cost.start += add.of("row", work.row, work.rows, work.config.data.source)
+        rows = rows_of(work.config, work.rows, rates)
+        steps = steps_of(work.config, rows)
+        cost.start += add.of("row", work.row, rows, work.config.data.source)
         cost.train = add.of("setup", work.training, 1, work.trial.arm)
-        cost.train += add.of("step", work.training, work.steps, work.trial.arm)
+        cost.train += add.of("step", work.training, steps, work.trial.arm)
     for key, asked in work.asked.items():
         cost.score += add.of("answer", asked.kind, asked.questions, key)
-    workers = work.processes
-    for name in ("start", "train", "score"):
-        setattr(cost, name, getattr(cost, name) * workers)
+    cost.start *= work.processes
+    cost.train *= work.processes  # a step is all workers' together; answers are shared out
     cost.gpu = cost.whole.wall * work.config.engine.gpus_per_worker
     return cost
 
@@ -202,10 +204,20 @@ def _of_pass(work: PassWork, rates: Rates, parts: int, imports: _Imports) -> Cos
     add = _Sum(rates, cost)
     start, model = start_kind(work.config), work.config.model.path
     once = add.of("imports", start, imports.next(), model) + add.of("model", start, 1, model)
-    once += add.of("row", row_kind(work.config), work.samples, work.config.data.source)
-    cost.passes = once * parts + add.of("sample", work.kind, work.samples, work.name)
+    samples = rows_of(work.config, work.samples, rates)
+    once += add.of("row", row_kind(work.config), samples, work.config.data.source)
+    cost.passes = once * parts + add.of("sample", work.kind, samples, work.name)
     cost.gpu = cost.whole.wall * work.config.engine.gpus_per_worker
     return cost
+
+
+def rows_of(config: TrialConfig, counted: int | None, rates: Rates) -> int | None:
+    """Return how many rows a trial's data have, as planning counted or as a source knows it."""
+    if counted is not None:
+        return counted
+    found = rates.size("rows", row_kind(config))
+    limit = config.data.limit
+    return None if found is None else found[0] if limit is None else min(found[0], limit)
 
 
 def _makespan(seconds: Sequence[float], slots: int) -> float:

@@ -12,7 +12,7 @@ from chip_core.errors import ConfigError
 from chip_core.recipes import read_yaml
 from chip_core.validation import explain
 from orchestrator.cost.estimate import Prices
-from orchestrator.cost.rates import ANY, Quantity, Seconds, Source
+from orchestrator.cost.rates import ANY, Quantity, Seconds, Size, Source
 
 
 class Assumed(BaseModel):
@@ -40,6 +40,9 @@ class Given(BaseModel):
     step: float | None = Field(None, ge=0, description="seconds of a training step")
     answer: float | None = Field(None, ge=0, description="seconds of an answer, scored")
     sample: float | None = Field(None, ge=0, description="seconds of a reference pass's sample")
+    rows: int | None = Field(
+        None, ge=1, description="of the data, where planning cannot count them"
+    )
     price_per_gpu_hour: float | None = Field(None, ge=0, description="in your currency")
     price_per_cpu_hour: float | None = Field(None, ge=0, description="in your currency")
     max_concurrent: int | None = Field(None, ge=1, description="trials that run at a time")
@@ -66,7 +69,10 @@ class Given(BaseModel):
             seconds = getattr(self, name)
             if seconds is not None:
                 rates[name, ANY] = Seconds(wall=seconds, cpu=seconds)
-        return Source(name="given rates", rates=rates) if rates else None
+        sizes: dict[tuple[Size, str], int] = {}
+        if self.rows is not None:
+            sizes["rows", ANY] = self.rows
+        return Source(name="given rates", rates=rates, sizes=sizes) if rates or sizes else None
 
 
 def read_given(file: Path | None, flags: Mapping[str, Any]) -> Given:

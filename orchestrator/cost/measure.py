@@ -16,6 +16,8 @@ from typing import Any
 
 from chip_core.config import TrialConfig
 from chip_core.data import identity as data_identity
+from chip_core.data.files import is_hub_name
+from chip_core.data.source import open_source
 from chip_core.errors import TrialError, UserError
 from chip_core.files import write_json
 from chip_core.machine import cpu_seconds
@@ -122,6 +124,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     if (folder / MODEL).is_dir():
         files = (folder / MODEL).rglob("*")
         sizes["saved"] = sum(file.stat().st_size for file in files if file.is_file())
+    if not spec["untrained"] and is_hub_name(config.data.source):
+        sizes["rows"] = len(open_source(config.data.model_copy(update={"limit": None})))
     return {"seconds": seconds, "sizes": sizes}
 
 

@@ -91,7 +91,7 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
         kinds = {"imports": each.start, "model": each.start}
         if each.training is not None:
             kinds |= {"row": each.row, "setup": each.training, "step": each.training}
-            kinds |= {"memory": each.training, "saved": each.training}
+            kinds |= {"memory": each.training, "saved": each.training, "rows": each.row}
         kinds |= {f"answer {key}": kind for key, kind in answers.items()}
         one = Measurement(
             name=each.trial.arm,

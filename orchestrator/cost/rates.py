@@ -18,8 +18,9 @@ Quantity = Literal[
     "session", "dispatch", "imports", "model", "row", "setup", "step", "answer", "sample"
 ]
 
-#: memory: the most that a trial held of its device. saved: a trained model's folder.
-Size = Literal["memory", "saved"]
+#: memory: the most that a trial held of its device, in bytes. saved: a trained model's folder, in
+#: bytes. rows: of data that planning does not open, as of a hub name.
+Size = Literal["memory", "saved", "rows"]
 
 #: A kind that stands for every kind: what the user gives is said of all.
 ANY = "*"
@@ -50,7 +51,7 @@ class Source:
 
     name: str  # for people: "earlier trials"
     rates: Mapping[tuple[Quantity, str], Seconds]  # by (quantity, kind)
-    sizes: Mapping[tuple[Size, str], int] = field(default_factory=dict)  # bytes
+    sizes: Mapping[tuple[Size, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,10 @@ class Rates:
         return None
 
     def size(self, what: Size, kind: str) -> tuple[int, str] | None:
-        """Return a size in bytes and its source's name; None where nobody knows it."""
+        """Return a size and its source's name; None where nobody knows it."""
         for source in self.sources:
-            found = source.sizes.get((what, kind))
-            if found is not None:
-                return found, source.name
+            for name in (kind, ANY):
+                found = source.sizes.get((what, name))
+                if found is not None:
+                    return found, source.name
         return None

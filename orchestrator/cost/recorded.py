@@ -50,6 +50,9 @@ def recorded(
         for key, seconds in rates:
             found.setdefault(key, []).append(seconds)
         saved = _saved(record, storage)
+        if record.data and config.data.limit is None:
+            rows = record.data.get("pairs", 0) + record.data.get("skipped", 0)
+            sizes["rows", row_kind(config)] = rows
         if saved is not None:
             sizes["saved", _training(config, record)] = saved
     if not found:
@@ -92,7 +95,8 @@ def _of(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
             scored = _phase(record, f"score {key}")
             count = _answers(record, key)
             if scored is not None and count:
-                yield ("answer", answer_kind(config, settings)), scored * (1 / count)
+                workers = 1 if train is None else config.engine.workers_per_trial
+                yield ("answer", answer_kind(config, settings)), scored * (workers / count)
 
 
 def _phase(record: TrialRecord, phase: str) -> Seconds | None:

@@ -48,7 +48,6 @@ class TrialWork:
     row: str
     training: str | None  # None: it is trained already, or is the untrained model
     rows: int | None  # of its data; None: not known on this machine
-    steps: int | None
     asked: Mapping[str, Asked]  # by "report/shapes"
     offered: tuple[ReferencePass, ...] = ()  # the stores that its training reads
 
@@ -129,7 +128,7 @@ def _of_trial(
 ) -> TrialWork:
     config, record = trial.config, ledger[trial.fingerprint]
     trained = record.model is not None and (storage / record.model / MODEL).is_dir()
-    training, rows, steps = None, None, None
+    training, rows = None, None
     missing = set(record.missing(trial))
     if not trial.untrained and not trained:
         missing = set(trial.evaluations)  # trained anew: everything is scored
@@ -137,7 +136,6 @@ def _of_trial(
         training = training_kind(config, reference_of(config, offered), features=features)
         assert callable(rows_of)
         rows = rows_of(config.data.model_dump_json())
-        steps = steps_of(config, rows)
     asked = {
         f"{side}/{settings.name}": Asked(
             settings=settings,
@@ -153,7 +151,6 @@ def _of_trial(
         row=row_kind(config),
         training=training,
         rows=rows,
-        steps=steps,
         asked=asked,
         offered=offered,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from orchestrator.cost.estimate import Prices, estimate
-from orchestrator.cost.rates import Source
+from orchestrator.cost.rates import ANY, Rates, Source
 from orchestrator.cost.workload import Workload
 from orchestrator.plan import Plan
 
@@ -83,8 +84,10 @@ def test_gpu_time_is_what_is_held(plan_of: Callable[..., Plan], work_of: WorkOf)
 def test_workers_share_a_training(plan_of: Callable[..., Plan], work_of: WorkOf) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, "engine.workers_per_trial": 2})
     found = estimate(work_of(plan), known(**RATES), at_once=1)
-    assert found.total.whole.cpu == pytest.approx(12 * 2 * TRIAL + BASE)
-    assert found.wall == pytest.approx(12 * TRIAL + BASE)
+    # Both start and make every step; answers are shared out.
+    trial = 2 * (7.096 + 8) + 2
+    assert found.total.whole.cpu == pytest.approx(12 * trial + BASE)
+    assert found.wall == pytest.approx(12 * trial / 2 + BASE)
 
 
 def test_the_first_source_that_knows_is_believed(small: Plan, work_of: WorkOf) -> None:
@@ -95,3 +98,26 @@ def test_the_first_source_that_knows_is_believed(small: Plan, work_of: WorkOf) -
     both = type(rates)(sources=[own, *rates.sources])
     assert both.of("step", kind) == (seconds(7), "own")
     assert both.of("setup", kind) == (seconds(3), "a test")
+
+
+def test_what_ray_takes_is_once_a_run_and_once_a_trial(small: Plan, work_of: WorkOf) -> None:
+    work = work_of(small)
+    without = estimate(work, known(**RATES), at_once=1)
+    found = estimate(work, known(**RATES, session=20, dispatch=4), at_once=1)
+    assert (without.ray, found.ray) == (False, True)
+    assert without.wall is not None
+    assert found.wall == pytest.approx(without.wall + 20 + 13 * 4)
+    assert found.total.whole.cpu == pytest.approx(without.total.whole.cpu + 20 + 13 * 4)
+    inline = estimate(work, known(**RATES, session=20, dispatch=4), at_once=1, way="inline")
+    assert inline.ray is None
+    assert inline.wall == pytest.approx(without.wall - 12 * RATES["imports"])
+
+
+def test_rows_that_planning_cannot_count(small: Plan, work_of: WorkOf) -> None:
+    work = work_of(small)
+    hidden = replace(work, trials=tuple(replace(each, rows=None) for each in work.trials))
+    found = estimate(hidden, known(**RATES), at_once=1)
+    assert "how many: steps (dpo, 1e-05)" in found.total.unknown
+    told = Source(name="told", rates={}, sizes={("rows", ANY): 4096})
+    rates = Rates(sources=[told, *known(**RATES).sources])
+    assert estimate(hidden, rates, at_once=1).total == estimate(work, rates, at_once=1).total
