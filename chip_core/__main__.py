@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from chip_core import recipes
 from chip_core.config import TrialConfig
 from chip_core.errors import ConfigError, TrialError, UserError
+from chip_core.machine import cpu_seconds
 from chip_core.validation import key_problem, set_key, trial_config
 from chip_core.workers import Workers, joined
 
@@ -84,7 +85,7 @@ def _train(
 ) -> int:
     from chip_core import data
 
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), cpu_seconds()
     from chip_core.models import loading
     from chip_core.trial import run_trial
 
@@ -112,7 +113,13 @@ def _train(
         workers.wait()
         offered = _stores(config, cache, report)
     result = run_trial(
-        config, folder=out, report=report, resume_from=resume, began=began, offered=offered
+        config,
+        folder=out,
+        report=report,
+        resume_from=resume,
+        began=began,
+        began_cpu=began_cpu,
+        offered=offered,
     )
     if workers.first:
         for note in result.notes:

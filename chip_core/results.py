@@ -46,6 +46,8 @@ class TrialResult:
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
     #: how the work was done, by engine setting: `prefix_sharing` is `on` or `off (reason)`
     engine: dict[str, str] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
+    machine: str = ""  # the device it ran on; empty: noted by a version that did not note it
 
     @property
     def metrics(self) -> dict[str, float]:

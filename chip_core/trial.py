@@ -15,6 +15,8 @@ from chip_core.errors import TrialError
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.run import Answering, evaluate
 from chip_core.files import write_json
+from chip_core.machine import cpu_seconds
+from chip_core.machine import kind_of as machine_kind
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room, weights_fit
@@ -39,6 +41,7 @@ def run_trial(
     trained_model: Path | None = None,
     resume_from: Path | None = None,
     began: float | None = None,
+    began_cpu: float | None = None,
     places: Places | None = None,
     earlier: Sequence[Path] = (),
     offered: Offered | None = None,
@@ -57,6 +60,7 @@ def run_trial(
         resume_from: an earlier attempt's folder; its trained model is taken over, or its newest
             whole checkpoint gone on from.
         began: `time.perf_counter` when this process turned to the trial, before it imported this.
+        began_cpu: `cpu_seconds` (chip_core/machine.py) at that time.
         places: where the benchmarks' data and the judges' replies lie.
         earlier: folders of earlier attempts; answers of the same weights are taken over.
         offered: the stores of reference passes that the training may read.
@@ -64,7 +68,7 @@ def run_trial(
     Raises:
         TrialError: the trial cannot go on; the message is its reason.
     """
-    spans = _Spans(began)
+    spans = _Spans(began, began_cpu)
     places = places or Places()
     workers = current()
     _check_workers(config, workers)
@@ -170,6 +174,8 @@ def run_trial(
         data={} if trained is None else trained.data,
         notes=[] if trained is None else trained.notes,
         engine={} if trained is None else trained.engine,
+        cpu=spans.cpu,
+        machine=machine_kind(device.type),
     )
     if workers.first:
         write_json(folder / RESULT, asdict(result))
@@ -179,15 +185,17 @@ def run_trial(
 class _Spans:
     """Where a trial's time goes, one phase after the other."""
 
-    def __init__(self, began: float | None) -> None:
+    def __init__(self, began: float | None, began_cpu: float | None) -> None:
         self.seconds: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
         self._began = time.perf_counter() if began is None else began
+        self._began_cpu = cpu_seconds() if began_cpu is None else began_cpu
 
     def end(self, phase: str) -> None:
         """End a phase; the next begins."""
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._began
-        self._began = now
+        now, computed = time.perf_counter(), cpu_seconds()
+        self.seconds[phase], self.cpu[phase] = now - self._began, computed - self._began_cpu
+        self._began, self._began_cpu = now, computed
 
 
 def _check_workers(config: TrialConfig, workers: Workers) -> None:

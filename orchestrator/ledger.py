@@ -57,6 +57,8 @@ class TrialRecord:
     steps: int = 0
     evaluations: dict[str, Scored] = field(default_factory=dict)  # by evaluation fingerprint
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
+    machine: str = ""  # the device of the attempt that trained, else of the last; empty: not known
     data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
     engine: dict[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
@@ -132,6 +134,8 @@ class Ledger:
                 "trained": result.steps > 0,
                 "steps": result.steps,
                 "seconds": result.seconds,
+                "cpu": result.cpu,
+                "machine": result.machine,
                 "data": result.data,
                 "notes": result.notes,
                 "engine": result.engine,
@@ -174,6 +178,9 @@ class Ledger:
             record.study, record.arm = record.study or entry["study"], entry["arm"]
             record.seed = entry["seed"]
             record.seconds = {**record.seconds, **entry["seconds"]}
+            record.cpu = {**record.cpu, **entry.get("cpu", {})}
+            if entry["trained"] or record.model is None:
+                record.machine = entry.get("machine", "")
             for mark, evaluation in entry["evaluations"].items():
                 record.evaluations[mark] = Scored(
                     folder=entry["folder"], evaluation=Evaluation(**evaluation)

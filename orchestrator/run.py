@@ -17,6 +17,8 @@ from chip_core.errors import ConfigError, UserError
 from chip_core.evaluation.readiness import problems
 from chip_core.files import write_json
 from orchestrator import benchmarks_seen
+from orchestrator.cost import left_out
+from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
 from orchestrator.ledger import Ledger, study_lock
@@ -45,6 +47,7 @@ def run_study(
     executor: Callable[[], Executor],
     tracker: Tracker,
     console: Console,
+    trimmed: Trimmed | None = None,
 ) -> Outcome:
     """Run what is missing of a study and report the whole.
 
@@ -54,6 +57,7 @@ def run_study(
         executor: makes the executor; asked only if something is to be run.
         tracker: shows the runs.
         console: where progress goes.
+        trimmed: what of the plan is run, where a budget bounds it; the report is of the whole.
 
     Raises:
         UserError: another driver runs this study, the work directory cannot be written, or a
@@ -66,10 +70,12 @@ def run_study(
         plan = settled(plan, ledger)
         adopt(plan, ledger, storage)
         plan = settled(plan, ledger)
-        jobs = jobs_for(plan, ledger, storage)
+        bounded = plan if trimmed is None else trimmed.plan
+        jobs = jobs_for(bounded, ledger, storage)
+        left_out.keep(workdir, study, trimmed)
         if jobs:
             check_ready(plan)
-            require_room(plan_passes(plan, ledger, storage), storage)
+            require_room(plan_passes(bounded, ledger, storage), storage)
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
@@ -80,8 +86,8 @@ def run_study(
         try:
             if jobs:
                 with _opened(executor(), jobs) as running:
-                    for known, wanted in stages(plan, ledger, storage):
-                        recorder.open(known, wanted)
+                    for known, wanted in stages(bounded, ledger, storage):
+                        recorder.open(known if trimmed is None else plan, wanted)
                         passes = plan_passes(known, ledger, storage)
                         records = _make_passes(
                             passes, known, workdir, storage, running, console, earlier=records

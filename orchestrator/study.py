@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chip_core.config import BenchmarksConfig
+from orchestrator.study_budget import Budget
 from orchestrator.tune import Tune
 
 #: Factor -> level, of the factors that apply.
@@ -74,6 +75,7 @@ class Study:
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
     left_out: int = 0  # cells of the design that `include` and `exclude` leave out
     tune: Tune | None = None  # what every arm chooses for itself before its seeds run
+    budget: Budget | None = None  # of what is still to be run
 
     def __post_init__(self) -> None:
         """Check that nothing quoted chooses.

@@ -112,6 +112,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         when=layout.grid.when,
         left_out=layout.left_out,
         tune=tune,
+        budget=written.budget,
     )
 
 

@@ -11,6 +11,7 @@ from chip_core import recipes
 from chip_core.config import BenchmarksConfig
 from chip_core.validation import explain
 from orchestrator.study import Design
+from orchestrator.study_budget import Budget
 from orchestrator.study_declared import DeclaredFile, PublishedFile
 from orchestrator.study_schema import AnyFactor, Seeds
 from orchestrator.study_tune import TuneFile
@@ -63,6 +64,10 @@ class StudyFile(BaseModel):
     )
     tune: TuneFile | None = Field(
         None, description="what every arm chooses for itself on `select` before its seeds run"
+    )
+    budget: Budget | None = Field(
+        None,
+        description="bounds on what is still to be run: what does not fit is left out, and said",
     )
 
 

@@ -9,23 +9,40 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.commands.cost import cost_options, quoted, wish_of
 from orchestrator.commands.options import planned, study_options
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
 
 
+def _executor_options(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--executor",
+            type=click.Choice(["ray", "inline"]),
+            default="ray",
+            show_default=True,
+            help="ray: Tune schedules, Train executes. inline: one after another in this process.",
+        ),
+        click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time."),
+    ):
+        command = option(command)
+    return command
+
+
+#: Options on cost, as `wish_of` takes them.
+_OF_COST = (
+    "calibrate", "rates", "rate", "price_per_gpu_hour", "price_per_cpu_hour", "device_memory",
+    "budget",
+)  # fmt: skip
+
+
 @click.command(epilog="Example: chip-ablate run ablations/encoder.yaml --seeds 0 1 2 3")
 @study_options
-@click.option(
-    "--executor",
-    type=click.Choice(["ray", "inline"]),
-    default="ray",
-    show_default=True,
-    help="ray: Tune schedules, Train executes. inline: one after another in this process.",
-)
+@_executor_options
+@cost_options
 @click.option("--address", help="A running Ray cluster; without it Ray starts and stops here.")
-@click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time.")
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
 def run(
     study: str,
@@ -46,11 +63,21 @@ def run(
     from orchestrator.report.tables import result_lines, show
     from orchestrator.run import run_study
 
+    asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
     _single_threaded_waits()
     console = Console(stderr=as_json)
     for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
         console.print(line)
+    trimmed = None
+    if plan.study.budget is not None or any(asked.values()):
+        from orchestrator.cost.show import cost_lines
+
+        wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, address=address)
+        found = quoted(plan, workdir, wish, console.print)
+        trimmed = found.trimmed
+        for line in cost_lines(found):
+            console.print(line)
 
     def make_executor() -> Executor:
         if executor == "inline":
@@ -65,7 +92,12 @@ def run(
 
     tracker = MlflowTracker(workdir, tracking_uri)
     outcome = run_study(
-        plan, workdir=workdir, executor=make_executor, tracker=tracker, console=console
+        plan,
+        workdir=workdir,
+        executor=make_executor,
+        tracker=tracker,
+        console=console,
+        trimmed=trimmed,
     )
     show(console, result_lines(outcome, workdir, tracker.address))
     if as_json:
@@ -88,22 +120,36 @@ def run(
 
 @click.command(epilog="Example: chip-ablate plan encoder --set optimizer.lr=2e-5")
 @study_options
-def plan(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
-    """Show what would run, what is done already, and which cells are one trial."""
+@_executor_options
+@cost_options
+def plan(
+    study: str,
+    workdir: Path,
+    as_json: bool,
+    executor: str,
+    max_concurrent: int | None,
+    **changes: Any,
+) -> None:
+    """Show what would run, what is done, which cells are one trial, and what it will cost."""
     from rich.console import Console
 
+    from orchestrator.cost.show import cost_json, cost_lines
     from orchestrator.report.evaluation_plan import readiness_lines
     from orchestrator.report.plan_tables import pass_lines, plan_json, plan_lines, trial_table
 
+    asked = {name: changes.pop(name) for name in _OF_COST}
+    wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, looks=True)
     made = planned(study, workdir=workdir, **changes)
+    found = quoted(made, workdir, wish, Console(stderr=True).print)
     if as_json:
-        click.echo(json.dumps(plan_json(made, workdir)))
+        click.echo(json.dumps({**plan_json(made, workdir), "cost": cost_json(found)}))
         return
     console = Console()
     said = (
         *plan_lines(made, workdir),
         *pass_lines(made, workdir),
         *readiness_lines(made, workdir),
+        *cost_lines(found),
     )
     for line in said:
         console.print(line)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
+from chip_core.machine import cpu_seconds
 from chip_core.places import Places
 from chip_core.results import Progress, TrialResult
 from chip_core.training.store.passes import Offered, Part
@@ -98,7 +99,7 @@ class Executor(Protocol):
 
 def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     """Run one job in this process."""
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
     if job.part is not None:
         from chip_core.training.store.build import run_part
@@ -114,6 +115,7 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         trained_model=job.trained_model,
         resume_from=job.resume_from,
         began=began,
+        began_cpu=began_cpu,
         places=job.places,
         earlier=job.earlier,
         offered=job.offered,

@@ -153,6 +153,7 @@ def _rows(summary: Summary) -> Iterator[str]:
         yield f"Undefined (nothing to divide by), and left out of comparisons: {listed(undefined)}."
     if summary.missing:
         yield f"Not there: {'; '.join(summary.missing)}."
+    yield from summary.left_out
     if summary.gone:
         yield (
             f"{counted(summary.gone, 'trial')} of cells or settings that the study file no longer "

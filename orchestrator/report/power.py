@@ -22,7 +22,7 @@ def power_blocks(summary: Summary) -> list[Table | Words]:
     primary = summary.plan.study.primary
     if primary is None or primary.metric not in summary.compared:
         return []
-    found = _testable(summary, primary.metric)
+    found = testable(summary, primary.metric)
     if not found:
         return []
     unit = points_text(summary.metrics[primary.metric])
@@ -72,7 +72,7 @@ def power_blocks(summary: Summary) -> list[Table | Words]:
     return blocks
 
 
-def _testable(summary: Summary, metric: str) -> list[tuple[Comparison, Contrast]]:
+def testable(summary: Summary, metric: str) -> list[tuple[Comparison, Contrast]]:
     """Return the comparisons whose seed variance is known."""
     found = []
     for row in summary.rows:

@@ -11,6 +11,7 @@ from typing import Literal
 from chip_core.config import BenchmarkConfig
 from chip_core.evaluation.asked import find_benchmark
 from chip_core.evaluation.task import MetricInfo, Side, metric_name
+from orchestrator.cost.left_out import left_out
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import Compared, Loaded, compared
@@ -91,6 +92,7 @@ class Summary:
     effects: Mapping[str, Effects]  # of the declared metrics
     gone: int  # trials of the study's former cells: in the ledger, not reported
     scoring: Sequence[str] = ()  # what has to be known of how figures were made
+    left_out: Sequence[str] = ()  # for a budget
 
     @property
     def missing(self) -> list[str]:
@@ -155,6 +157,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
         },
         gone=_gone(plan, ledger),
         scoring=scoring_notes(plan, ledger),
+        left_out=left_out(plan, ledger),
     )
 
 

@@ -1,0 +1,97 @@
+"""Rates and prices that the user gives: a YAML file, and flags in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chip_core.errors import ConfigError
+from chip_core.recipes import read_yaml
+from chip_core.validation import explain
+from orchestrator.cost.estimate import Prices
+from orchestrator.cost.rates import ANY, Quantity, Seconds, Size, Source
+
+
+class Assumed(BaseModel):
+    """What is taken to be true of a metric in percent while no study has shown it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rate: float = Field(20.0, gt=0, lt=100, description="the metric, in percent")
+    correlation: float = Field(
+        0.5, ge=0, lt=1, description="between two arms' outcomes on the same items"
+    )
+    seed_sd: float = Field(
+        1.0, ge=0, description="standard deviation between seeds of an arm, in points"
+    )
+
+
+class Given(BaseModel):
+    """A file of rates. What is left out is measured or unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: float | None = Field(
+        None, ge=0, description="seconds of a trial beside steps and answers"
+    )
+    step: float | None = Field(None, ge=0, description="seconds of a training step")
+    answer: float | None = Field(None, ge=0, description="seconds of an answer, scored")
+    sample: float | None = Field(None, ge=0, description="seconds of a reference pass's sample")
+    rows: int | None = Field(
+        None, ge=1, description="of the data, where planning cannot count them"
+    )
+    price_per_gpu_hour: float | None = Field(None, ge=0, description="in your currency")
+    price_per_cpu_hour: float | None = Field(None, ge=0, description="in your currency")
+    max_concurrent: int | None = Field(None, ge=1, description="trials that run at a time")
+    device_memory: float | None = Field(None, gt=0, description="GiB of one device")
+    assumed: Assumed = Field(Assumed(), description="of the metric, before anything has run")
+
+    @property
+    def prices(self) -> Prices:
+        """What is paid."""
+        return Prices(gpu_hour=self.price_per_gpu_hour, cpu_hour=self.price_per_cpu_hour)
+
+    @property
+    def source(self) -> Source | None:
+        """The rates that are given; None without any. The CPU computes all of the time."""
+        rates: dict[tuple[Quantity, str], Seconds] = {}
+        if self.start is not None:
+            rates["model", ANY] = Seconds(wall=self.start, cpu=self.start)
+            # What a given start is said to hold.
+            rates |= {
+                (name, ANY): Seconds(wall=0.0, cpu=0.0)
+                for name in ("session", "dispatch", "imports", "row", "setup")
+            }
+        for name in ("step", "answer", "sample"):
+            seconds = getattr(self, name)
+            if seconds is not None:
+                rates[name, ANY] = Seconds(wall=seconds, cpu=seconds)
+        sizes: dict[tuple[Size, str], int] = {}
+        if self.rows is not None:
+            sizes["rows", ANY] = self.rows
+        return Source(name="given rates", rates=rates, sizes=sizes) if rates or sizes else None
+
+
+def read_given(file: Path | None, flags: Mapping[str, Any]) -> Given:
+    """Return what the user gives.
+
+    Args:
+        file: of rates; None: none.
+        flags: of the command line, which win over the file; None is not given.
+
+    Raises:
+        ConfigError: every problem at once.
+    """
+    tree = {} if file is None else read_yaml(file)
+    said = {name: value for name, value in flags.items() if value is not None}
+    try:
+        found = Given.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Given, str(file))) from None
+    try:
+        return Given.model_validate({**found.model_dump(exclude_unset=True), **said})
+    except ValidationError as error:
+        raise ConfigError(explain(error, Given, "--rate")) from None

@@ -1,0 +1,145 @@
+"""Which trials take equally long by the step, the answer, the sample: they are of one kind.
+
+A kind is a hash of what decides the time. Seeds, learning rates, weights of active terms, numeric
+settings of rejected images and the length of a training are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from chip_core import plugins
+from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.identity import fingerprint
+from chip_core.training.store.passes import ReferencePass
+
+#: Where a step's reference comes from, as a trial notes it in `engine.reference`.
+LIVE, PARTLY, STORED = "live", "partly stored", "stored"
+
+#: Keys of `engine` that change no step's time.
+_ASIDE = {"log_every", "checkpoint_every", "generation_batch"}
+#: What of `engine` a start and an answer take.
+_OF_MODEL = {"device", "threads", "gpus_per_worker", "cpus_per_worker", "attention"}
+#: Strategies whose settings decide how long an image takes.
+_BY_SETTINGS = {"inpaint"}
+
+
+def reference_of(config: TrialConfig, offered: Sequence[ReferencePass]) -> str:
+    """Return where a trial's reference comes from, given the stores that it may read.
+
+    Args:
+        config: the trial.
+        offered: stores that are there, or are made before it.
+    """
+    kinds = {one.kind for one in offered}
+    if "text" not in kinds:
+        return PARTLY if "rejected_image" in kinds else LIVE
+    if config.objective.needs_rejected_image and "rejected_image" not in kinds:
+        return PARTLY
+    return STORED
+
+
+def start_kind(config: TrialConfig) -> str:
+    """Return the kind of a trial's start: its imports and the loading of its model."""
+    return _hash("start", model=_model(config), engine=_engine(config, _OF_MODEL))
+
+
+def row_kind(config: TrialConfig) -> str:
+    """Return the kind of the data whose rows are checked."""
+    return _hash("row", data=_data(config))
+
+
+def training_kind(config: TrialConfig, reference: str, *, features: bool) -> str:
+    """Return the kind of a training.
+
+    Args:
+        config: the trial.
+        reference: of `reference_of`.
+        features: whether a frozen vision tower's output is read, and not computed.
+    """
+    objective = config.objective.model_dump(mode="json")
+    for name in ("preset", "terms", "weights", "betas", "beta", "custom"):
+        objective.pop(name, None)
+    engine = config.engine.model_dump(mode="json")
+    return _hash(
+        "training",
+        model=_model(config),
+        data=_data(config),
+        objective=objective,
+        terms=sorted(config.objective.active_terms),
+        custom=list(config.objective.active_custom),
+        rejected_image=_rejected_image(config) if config.objective.needs_rejected_image else None,
+        parts=[config.vision_encoder, config.projector],
+        staged=config.staged.model_dump() if config.vision_encoder == "staged" else None,
+        precision=config.reference_precision if config.objective.needs_divergence else None,
+        batch=[config.training.batch_size, config.training.max_length],
+        engine={key: value for key, value in engine.items() if key not in _ASIDE},
+        reference=[reference, features],
+    )
+
+
+def answer_kind(config: TrialConfig, settings: BenchmarkConfig) -> str:
+    """Return the kind of a benchmark's answers.
+
+    Args:
+        config: the trial.
+        settings: the benchmark's.
+    """
+    asked = settings.model_dump(mode="json")
+    asked.pop("limit")
+    return _hash(
+        "answer",
+        model=_model(config),
+        benchmark=asked,
+        engine=_engine(config, _OF_MODEL | {"generation_batch"}),
+    )
+
+
+def pass_kind(config: TrialConfig, group: Sequence[ReferencePass]) -> str:
+    """Return the kind of passes that are made together.
+
+    Args:
+        config: that they are made with.
+        group: the passes.
+    """
+    drawn = any(one.of_rejected_image for one in group)
+    return _hash(
+        "pass",
+        model=_model(config),
+        data=_data(config),
+        passes=sorted([one.kind, one.hidden] for one in group),
+        rejected_image=_rejected_image(config) if drawn else None,
+        length=config.training.max_length,
+        engine=_engine(config, _OF_MODEL | {"prefix_sharing", "logits_chunk"}),
+    )
+
+
+def _model(config: TrialConfig) -> dict[str, Any]:
+    adapted = config.language_model == "lora"
+    return {
+        **config.model.model_dump(mode="json"),
+        "language_model": config.language_model,
+        "lora": config.lora.model_dump(mode="json") if adapted else None,
+    }
+
+
+def _data(config: TrialConfig) -> dict[str, Any]:
+    data = config.data.model_dump(mode="json")
+    data.pop("limit")
+    return data
+
+
+def _engine(config: TrialConfig, names: set[str]) -> dict[str, Any]:
+    return {name: getattr(config.engine, name) for name in sorted(names)}
+
+
+def _rejected_image(config: TrialConfig) -> dict[str, Any]:
+    image = config.rejected_image
+    own = image.strategy in _BY_SETTINGS or plugins.is_plugin(image.strategy)
+    settings = image.settings.model_dump(mode="json") if own else None
+    return {"strategy": image.strategy, "redraw": image.redraw, "settings": settings}
+
+
+def _hash(what: str, **parts: Any) -> str:
+    return fingerprint({"of": what, **parts})[:32]

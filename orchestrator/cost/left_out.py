@@ -1,0 +1,42 @@
+"""What a study's last run left out for its budget: kept for the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from chip_core.files import write_json
+from orchestrator.cost.budget import Trimmed
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+
+
+def keep(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
+    """Keep what is left out; nothing where nothing is, so that no older word stays."""
+    file = _file(workdir, study)
+    if trimmed is None or not trimmed.trials:
+        file.unlink(missing_ok=True)
+        return
+    write_json(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
+
+
+def left_out(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
+    """Return what the report says of it; nothing once all that was left out is done."""
+    try:
+        text = _file(ledger.folder.parent, plan.study.name).read_text(encoding="utf-8")
+        kept = json.loads(text)
+    except (OSError, ValueError):
+        return ()
+    waiting = {
+        trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].done(trial)
+    }
+    count = len(waiting & set(kept["trials"]))
+    if not count:
+        return ()
+    sentence = f"{kept['sentence'][0].upper()}{kept['sentence'][1:]}."
+    whole = len(kept["trials"])
+    return (sentence if count == whole else f"{sentence} Of these {whole - count} are done since.",)
+
+
+def _file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / "left_out.json"

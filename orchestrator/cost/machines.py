@@ -1,0 +1,54 @@
+"""Which machine this is, and how many trials it runs at a time."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+
+from chip_core.config import TrialConfig
+from chip_core.machine import kind_of, processor
+from orchestrator.cost.workload import TrialWork
+
+
+def machine_of(config: TrialConfig) -> str | None:
+    """Return the device that a trial would run on here; None where there is no such one."""
+    engine = config.engine
+    if engine.device == "cuda" or (engine.device == "auto" and engine.gpus_per_worker > 0):
+        return kind_of("cuda") if gpus() else None
+    return processor()  # Ray hides the GPUs from a worker that asks for none
+
+
+def machines_of(work: Sequence[TrialWork]) -> set[str] | None:
+    """Return the devices that trials would run on here; None where some need another machine."""
+    found = {machine_of(each.config) for each in work}
+    return None if None in found else {name for name in found if name is not None}
+
+
+def places_for(work: Sequence[TrialWork]) -> int | None:
+    """Return how many of the largest trial this machine runs at a time; None: not one."""
+    fewest: int | None = None
+    for each in work:
+        engine, slots = (
+            each.config.engine,
+            cores() // (each.config.engine.cpus_per_worker * each.processes),
+        )
+        if engine.gpus_per_worker:
+            slots = min(slots, int(gpus() / (engine.gpus_per_worker * each.processes)))
+        fewest = slots if fewest is None else min(fewest, slots)
+    return fewest or None
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def gpus() -> int:
+    """Return how many GPUs torch finds."""
+    import torch
+
+    return int(torch.cuda.device_count())

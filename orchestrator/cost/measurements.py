@@ -1,0 +1,160 @@
+"""What a calibration measures of some work: each kind once, cut down to some steps and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from chip_core.config import BEHAVIOUR, BenchmarksConfig, TrialConfig
+from chip_core.evaluation.asked import find_benchmark
+from chip_core.evaluation.task import AsksByItself
+from chip_core.identity import fingerprint
+from chip_core.training.store.passes import ReferencePass
+from orchestrator.cost.machines import machine_of
+from orchestrator.cost.workload import PassWork, TrialWork, Workload
+
+#: Updates of a calibration's training; the first is not counted.
+STEPS = 6
+#: Answers, at most so many batches of them.
+BATCHES = 2
+#: Raised when what is measured changes.
+_FORMAT = 1
+
+#: A pass by what it is, whatever data it is of: kind, epoch, precision of hidden states.
+Named = tuple[str, int | None, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One thing to measure."""
+
+    name: str  # for people
+    config: TrialConfig  # cut down to what is measured
+    make: bool  # passes, and not a trial
+    passes: tuple[Named, ...]  # that are made, or read
+    untrained: bool
+    kinds: tuple[tuple[str, str], ...]  # name of what is found -> the kind it is of
+
+    def identity(self, at_once: int) -> str:
+        """Return a hash of all that the result depends on."""
+        return fingerprint(
+            {
+                "format": _FORMAT,
+                "behaviour": BEHAVIOUR,
+                "machine": machine_of(self.config),
+                "at_once": at_once,
+                "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
+                "config": self.config.model_dump(mode="json"),
+                "passes": [list(one) for one in self.passes],
+                "make": self.make,
+                "untrained": self.untrained,
+                "kinds": dict(self.kinds),
+            }
+        )
+
+
+def measurements(work: Workload) -> list[Measurement]:
+    """Return what is to be measured of some work, each kind once; passes first.
+
+    What is read by a training to be measured and is not made by the study, is made too.
+    """
+    trials = list(_of_trials(work))
+    groups = [_of_pass(group) for group in work.passes]
+    made = {one for group in groups for one in group.passes}
+    for each, one in trials:
+        lacking = tuple(name for name in one.passes if name not in made)
+        if lacking:
+            groups.append(_lacking(each, lacking))
+            made.update(lacking)
+    return [*groups, *(one for _, one in trials)]
+
+
+def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
+    seen: set[str] = set()
+    asked: set[str] = set()
+    # Trainings first: their answers are nearer to those of trained models.
+    for each in sorted(work.trials, key=lambda each: each.training is None):
+        kind = each.training or each.start
+        answers = {
+            key: one.kind
+            for key, one in each.asked.items()
+            if one.kind not in asked and one.questions and _may_be_asked(one.settings)
+        }
+        if each.processes > 1 or (kind in seen and not answers):
+            continue
+        if each.training is None and each.start in seen and not answers:
+            continue
+        seen |= {kind, each.start}
+        asked |= set(answers.values())
+        kinds = {"imports": each.start, "model": each.start}
+        if each.training is not None:
+            kinds |= {"row": each.row, "setup": each.training, "step": each.training}
+            kinds |= {"memory": each.training, "saved": each.training, "rows": each.row}
+        kinds |= {f"answer {key}": kind for key, kind in answers.items()}
+        one = Measurement(
+            name=each.trial.arm,
+            config=_short(each.config, set(answers)),
+            make=False,
+            passes=tuple(map(_named, each.offered)) if each.training is not None else (),
+            untrained=each.training is None,
+            kinds=tuple(sorted(kinds.items())),
+        )
+        yield each, one
+
+
+def _may_be_asked(settings: Any) -> bool:
+    """Return whether answers cost nothing but time: a judge's are paid for."""
+    return settings.judge is None and not isinstance(find_benchmark(settings.name), AsksByItself)
+
+
+def _of_pass(work: PassWork) -> Measurement:
+    return Measurement(
+        name=f"reference pass {work.name}",
+        config=_short(work.config, set()),
+        make=True,
+        passes=tuple(_named(planned.one) for planned in work.group),
+        untrained=True,
+        kinds=(("sample", work.kind),),
+    )
+
+
+def _lacking(each: TrialWork, passes: tuple[Named, ...]) -> Measurement:
+    return Measurement(
+        name=f"reference passes that {each.trial.arm} reads",
+        config=_short(each.config, set()),
+        make=True,
+        passes=passes,
+        untrained=True,
+        kinds=(),
+    )
+
+
+def _named(one: ReferencePass) -> Named:
+    return one.kind, one.epoch, one.hidden
+
+
+def _short(config: TrialConfig, answers: set[str]) -> TrialConfig:
+    """Return a configuration cut down to some steps and some answers."""
+
+    def cut(side: str) -> tuple[Any, ...]:
+        most = BATCHES * config.engine.generation_batch
+        return tuple(
+            settings.model_copy(update={"limit": min(settings.limit or most, most)})
+            for settings in getattr(config.benchmarks, side)
+            if f"{side}/{settings.name}" in answers
+        )
+
+    pairs = STEPS * config.training.batch_size
+    return config.model_copy(
+        update={
+            "seed": 0,
+            "data": config.data.model_copy(
+                update={"limit": min(config.data.limit or pairs, pairs)}
+            ),
+            "training": config.training.model_copy(update={"max_steps": STEPS}),
+            "engine": config.engine.model_copy(update={"checkpoint_every": None}),
+            "benchmarks": BenchmarksConfig(select=cut("select"), report=cut("report")),
+        }
+    )

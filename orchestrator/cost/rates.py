@@ -1,0 +1,79 @@
+"""How long one step, answer or sample takes, and who says so.
+
+A rate belongs to a quantity and a kind of work (orchestrator/cost/kinds.py). Sources are asked in
+order: what the user gives, what earlier trials took, what a calibration measured. What none of
+them knows is unknown, and stays so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+#: session: of Ray, once a run. dispatch: a trial's way to its worker on Ray.
+#: imports, model: once a trial, of its process. row: of the data, checked. setup: once a training,
+#: beside its steps. step: of training. answer: made and scored. sample: of a reference pass.
+Quantity = Literal[
+    "session", "dispatch", "imports", "model", "row", "setup", "step", "answer", "sample"
+]
+
+#: memory: the most that a trial held of its device, in bytes. saved: a trained model's folder, in
+#: bytes. rows: of data that planning does not open, as of a hub name.
+Size = Literal["memory", "saved", "rows"]
+
+#: A kind that stands for every kind: what the user gives is said of all.
+ANY = "*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """A time: by the clock, and computed by the CPU."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: Seconds) -> Seconds:
+        """Return both together."""
+        return Seconds(wall=self.wall + other.wall, cpu=self.cpu + other.cpu)
+
+    def __mul__(self, times: float) -> Seconds:
+        """Return so many of it."""
+        return Seconds(wall=self.wall * times, cpu=self.cpu * times)
+
+
+NOTHING = Seconds(wall=0.0, cpu=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One who knows rates."""
+
+    name: str  # for people: "earlier trials"
+    rates: Mapping[tuple[Quantity, str], Seconds]  # by (quantity, kind)
+    sizes: Mapping[tuple[Size, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """All sources, the most trusted first."""
+
+    sources: Sequence[Source] = ()
+
+    def of(self, quantity: Quantity, kind: str) -> tuple[Seconds, str] | None:
+        """Return a rate and its source's name; None where nobody knows it."""
+        for source in self.sources:
+            for name in (kind, ANY):
+                found = source.rates.get((quantity, name))
+                if found is not None:
+                    return found, source.name
+        return None
+
+    def size(self, what: Size, kind: str) -> tuple[int, str] | None:
+        """Return a size and its source's name; None where nobody knows it."""
+        for source in self.sources:
+            for name in (kind, ANY):
+                found = source.sizes.get((what, name))
+                if found is not None:
+                    return found, source.name
+        return None

@@ -1,0 +1,153 @@
+"""What earlier trials of a work directory took, on a machine like this one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from statistics import median
+
+from pydantic import ValidationError
+
+from chip_core.config import TrialConfig
+from chip_core.results import CONFIG, MODEL
+from orchestrator.cost.kinds import answer_kind, row_kind, start_kind, training_kind
+from orchestrator.cost.rates import Quantity, Seconds, Size, Source
+from orchestrator.ledger import Ledger, TrialRecord
+from orchestrator.plan import Plan
+
+_Rate = tuple[tuple[Quantity, str], Seconds]
+
+
+def recorded(
+    plan: Plan, ledger: Ledger, storage: Path, machines: Collection[str] | None
+) -> Source | None:
+    """Return the rates of earlier trials; None where there is none that tells.
+
+    Args:
+        plan: whose trials' configurations are known; others' are read from their folders.
+        ledger: what has been run.
+        storage: where attempts lie.
+        machines: the devices whose times count; None: any, as none of them is here.
+    """
+    known = {trial.fingerprint: trial.config for trial in plan.trials}
+    found: dict[tuple[Quantity, str], list[Seconds]] = {}
+    sizes: dict[tuple[Size, str], int] = {}
+    trials, where = 0, set[str]()
+    for fingerprint, record in ledger.items():
+        if not record.finished or not record.machine:
+            continue
+        if machines is not None and record.machine not in machines:
+            continue
+        config = known.get(fingerprint) or _config(record, storage)
+        if config is None:
+            continue
+        rates = list(_of(config, record))
+        if rates:
+            trials += 1
+            where.add(record.machine)
+        for key, seconds in rates:
+            found.setdefault(key, []).append(seconds)
+        saved = _saved(record, storage)
+        if record.data and config.data.limit is None:
+            rows = record.data.get("pairs", 0) + record.data.get("skipped", 0)
+            sizes["rows", row_kind(config)] = rows
+        if saved is not None:
+            sizes["saved", _training(config, record)] = saved
+    if not found:
+        return None
+    return Source(
+        name=f"{trials} earlier trial{'' if trials == 1 else 's'} on {', '.join(sorted(where))}",
+        rates={
+            # Only the first trial of a process that runs several has its imports before it.
+            key: max(all_, key=_wall) if key[0] == "imports" else _middle(all_)
+            for key, all_ in found.items()
+        },
+        sizes=sizes,
+    )
+
+
+def _of(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
+    """Yield what one trial tells; nothing of a phase that was cut short or resumed."""
+    start = start_kind(config)
+    imports, model = _phase(record, "imports"), _phase(record, "model")
+    if imports is not None and model is not None:
+        yield ("imports", start), imports
+        yield ("model", start), model
+    resumed = any("resumed" in note for note in record.notes)
+    train, first = _phase(record, "train"), record.seconds.get("first_step")
+    several = record.steps > 1 and train is not None and train.wall > 0
+    if train is not None and first is not None and several and not resumed:
+        kind = _training(config, record)
+        wall = max(train.wall - first, 0.0) / (record.steps - 1)
+        step = train * (wall / train.wall)
+        yield ("step", kind), step
+        # What is left beside the steps: the first one's further time.
+        yield ("setup", kind), train * max(1 - record.steps * wall / train.wall, 0.0)
+        rows = record.data.get("pairs", 0) + record.data.get("skipped", 0)
+        checked = _phase(record, "check data")
+        if rows and checked is not None:
+            yield ("row", row_kind(config)), checked * (1 / rows)
+    for side in ("select", "report"):
+        for settings in getattr(config.benchmarks, side):
+            key = f"{side}/{settings.name}"
+            scored = _phase(record, f"score {key}")
+            count = _answers(record, key)
+            if scored is not None and count:
+                workers = 1 if train is None else config.engine.workers_per_trial
+                yield ("answer", answer_kind(config, settings)), scored * (workers / count)
+
+
+def _phase(record: TrialRecord, phase: str) -> Seconds | None:
+    if phase not in record.seconds or phase not in record.cpu:
+        return None
+    return Seconds(wall=record.seconds[phase], cpu=record.cpu[phase])
+
+
+def _answers(record: TrialRecord, key: str) -> int:
+    """Return how many answers a benchmark's time was for; 0 where some were taken over."""
+    side, _, name = key.partition("/")
+    file = f"{side}-{re.sub(r'[^A-Za-z0-9_.-]', '.', name)}"  # as the evaluation names it
+    for scored in record.evaluations.values():
+        evaluation = scored.evaluation
+        if Path(evaluation.scores).stem == file and "taken_over" not in evaluation.how:
+            return evaluation.items
+    return 0
+
+
+def _training(config: TrialConfig, record: TrialRecord) -> str:
+    features = record.engine.get("image_features") == "stored"
+    return training_kind(config, record.engine.get("reference", "live"), features=features)
+
+
+def _config(record: TrialRecord, storage: Path) -> TrialConfig | None:
+    """Return a trial's configuration as its folder has it; None where it is gone."""
+    folder = record.model
+    if folder is None:
+        folder = next((scored.folder for scored in record.evaluations.values()), None)
+    if folder is None:
+        return None
+    try:
+        raw = json.loads((storage / folder / CONFIG).read_text(encoding="utf-8"))
+        return TrialConfig.model_validate(raw)
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def _saved(record: TrialRecord, storage: Path) -> int | None:
+    """Return the size of a trained model's folder."""
+    if record.model is None or not (storage / record.model / MODEL).is_dir():
+        return None
+    files = (storage / record.model / MODEL).rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _wall(seconds: Seconds) -> float:
+    return seconds.wall
+
+
+def _middle(values: list[Seconds]) -> Seconds:
+    return Seconds(
+        wall=median(each.wall for each in values), cpu=median(each.cpu for each in values)
+    )

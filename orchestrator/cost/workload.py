@@ -1,0 +1,191 @@
+"""What of a study is still to be done: passes, trainings, answers, each with its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from chip_core import data as preference_data
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.config import DataConfig, TrialConfig
+from chip_core.errors import UserError
+from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.task import AsksByItself
+from chip_core.results import MODEL
+from chip_core.training.store.folder import shard_count
+from chip_core.training.store.passes import ReferencePass, config_of, grouped
+from orchestrator.cost.kinds import (
+    answer_kind,
+    pass_kind,
+    reference_of,
+    row_kind,
+    start_kind,
+    training_kind,
+)
+from orchestrator.ledger import Ledger
+from orchestrator.passes import PlannedPass, plan_passes
+from orchestrator.plan import Plan, Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Questions of one benchmark that are still to be answered."""
+
+    settings: BenchmarkConfig
+    kind: str
+    questions: int | None  # None: not known on this machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialWork:
+    """What is left of a trial."""
+
+    trial: Trial
+    start: str  # its kind, as the four below
+    row: str
+    training: str | None  # None: it is trained already, or is the untrained model
+    rows: int | None  # of its data; None: not known on this machine
+    asked: Mapping[str, Asked]  # by "report/shapes"
+    offered: tuple[ReferencePass, ...] = ()  # the stores that its training reads
+
+    @property
+    def config(self) -> TrialConfig:
+        """The trial's configuration."""
+        return self.trial.config
+
+    @property
+    def processes(self) -> int:
+        """How many share it: those of a training; scoring is one's work."""
+        return 1 if self.training is None else self.config.engine.workers_per_trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassWork:
+    """Passes that are made together."""
+
+    group: tuple[PlannedPass, ...]
+    config: TrialConfig  # that they are made with
+    kind: str
+    samples: int | None
+    parts: int  # the most that it can be shared out to
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return " + ".join(planned.one.name for planned in self.group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """All that is left of a study, in the order in which it is run."""
+
+    passes: tuple[PassWork, ...]
+    trials: tuple[TrialWork, ...]
+    planned: tuple[PlannedPass, ...]  # every pass, whatever becomes of it
+
+
+def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
+    """Return what is left of a study; nothing is computed and nothing written."""
+    planned = plan_passes(plan, ledger, storage)
+    read: dict[str, list[ReferencePass]] = {}
+    for each in planned:
+        if each.state != "in the step":
+            for fingerprint in each.trials:
+                read.setdefault(fingerprint, []).append(each.one)
+    questions = questions_of(plan)
+
+    @cache
+    def rows(data: str) -> int | None:
+        return preference_data.count(DataConfig.model_validate_json(data))
+
+    trials = [
+        _of_trial(trial, ledger, storage, tuple(read.get(trial.fingerprint, ())), questions, rows)
+        for trial in plan.trials
+        if not ledger[trial.fingerprint].done(trial)
+    ]
+    return Workload(passes=tuple(_groups(planned)), trials=tuple(trials), planned=tuple(planned))
+
+
+def steps_of(config: TrialConfig, rows: int | None) -> int | None:
+    """Return how many updates a training makes; None where that is not known."""
+    settings = config.training
+    if rows is None:
+        return None
+    steps = rows // settings.batch_size * settings.epochs
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def _of_trial(
+    trial: Trial,
+    ledger: Ledger,
+    storage: Path,
+    offered: tuple[ReferencePass, ...],
+    questions: Mapping[str, int | None],
+    rows_of: object,
+) -> TrialWork:
+    config, record = trial.config, ledger[trial.fingerprint]
+    trained = record.model is not None and (storage / record.model / MODEL).is_dir()
+    training, rows = None, None
+    missing = set(record.missing(trial))
+    if not trial.untrained and not trained:
+        missing = set(trial.evaluations)  # trained anew: everything is scored
+        features = any(one.kind == "features" for one in offered)
+        training = training_kind(config, reference_of(config, offered), features=features)
+        assert callable(rows_of)
+        rows = rows_of(config.data.model_dump_json())
+    asked = {
+        f"{side}/{settings.name}": Asked(
+            settings=settings,
+            kind=answer_kind(config, settings),
+            questions=questions[f"{side}/{settings.name}"],
+        )
+        for side, settings in sides(config.benchmarks)
+        if f"{side}/{settings.name}" in missing
+    }
+    return TrialWork(
+        trial=trial,
+        start=start_kind(config),
+        row=row_kind(config),
+        training=training,
+        rows=rows,
+        asked=asked,
+        offered=offered,
+    )
+
+
+def _groups(planned: list[PlannedPass]) -> list[PassWork]:
+    by_key = {each.one.key: each for each in planned if each.state == "to make"}
+    found = []
+    for group in grouped([each.one for each in by_key.values()]):
+        of_group = tuple(by_key[one.key] for one in group)
+        config = config_of([(each.one, each.config) for each in of_group])
+        samples = of_group[0].samples
+        found.append(
+            PassWork(
+                group=of_group,
+                config=config,
+                kind=pass_kind(config, group),
+                samples=samples,
+                parts=1 if samples is None else max(1, shard_count(samples)),
+            )
+        )
+    return found
+
+
+def questions_of(plan: Plan) -> dict[str, int | None]:
+    """Return how many questions each benchmark asks a model, by "report/shapes"."""
+    found: dict[str, int | None] = {}
+    for side, settings in sides(plan.study.benchmarks):
+        key = f"{side}/{settings.name}"
+        found[key] = None
+        benchmark = find_benchmark(settings.name)
+        if isinstance(benchmark, AsksByItself):
+            continue
+        try:
+            found[key] = len(asked_items(side, settings, benchmark, plan.places)[0])
+        except UserError:
+            continue
+    return found

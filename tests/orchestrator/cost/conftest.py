@@ -1,0 +1,52 @@
+"""Work of a study with rates that are round numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cost.rates import ANY, Quantity, Rates, Seconds, Source
+from orchestrator.cost.workload import Workload, workload
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+
+#: 10 steps a trial, 20 answers a model; the passes do not pay for four trials of 160 samples.
+STUDY = """
+study: small
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+  optimizer.lr: [1e-5, 1e-6]
+seeds: [0, 1, 2]
+baseline: {objective: dpo, optimizer.lr: 1e-5}
+benchmarks:
+  report: [{name: shapes, limit: 20}]
+primary: {metric: shapes/chair_i, goal: minimize}
+"""
+SHORT = {"training.max_steps": 10, "engine.feature_cache": "off"}
+
+
+def seconds(wall: float, cpu: float | None = None) -> Seconds:
+    return Seconds(wall=wall, cpu=wall if cpu is None else cpu)
+
+
+def known(**rates: float | Seconds) -> Rates:
+    """Rates of every kind, by quantity; a number is both times."""
+    found: dict[tuple[Quantity, str], Seconds] = {
+        (name, ANY): rate if isinstance(rate, Seconds) else seconds(rate)  # type: ignore[misc]
+        for name, rate in rates.items()
+    }
+    return Rates(sources=[Source(name="a test", rates=found)])
+
+
+@pytest.fixture
+def small(plan_of: Callable[..., Plan]) -> Plan:
+    return plan_of(STUDY, overrides=SHORT)
+
+
+@pytest.fixture
+def work_of(tmp_path: Path) -> Callable[[Plan], Workload]:
+    """What is left of a plan in a work directory."""
+    return lambda plan: workload(plan, Ledger(tmp_path), tmp_path)

@@ -1,0 +1,167 @@
+"""What fits a budget, and that the rest is missing and said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from chip_core.errors import ConfigError, UserError
+from orchestrator.cost.budget import Trimmed, trim
+from orchestrator.cost.estimate import Estimate, Prices, estimate
+from orchestrator.cost.workload import workload
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.run import run_study
+from orchestrator.study_budget import Budget
+
+from ..fakes import FakeExecutor, FakeTracker
+from .conftest import SHORT, STUDY, known
+
+#: A trial is its 10 steps of a second.
+RATES = {"imports": 0, "model": 0, "row": 0, "setup": 0, "step": 1, "answer": 0}
+
+
+def hours(seconds: float) -> Budget:
+    return Budget(cpu_hours=seconds / 3600)
+
+
+@pytest.fixture
+def trimmed(tmp_path: Path) -> Callable[..., Trimmed]:
+    """Trim a plan, whose every trial takes 10 s."""
+
+    def made(plan: Plan, budget: Budget, **rates: float) -> Trimmed:
+        ledger = Ledger(tmp_path)
+
+        def estimated(part: Plan) -> Estimate:
+            work = workload(part, ledger, tmp_path)
+            return estimate(work, known(**(rates or RATES)), at_once=1)
+
+        return trim(plan, budget, estimated, Prices(), ledger)
+
+    return made
+
+
+def test_what_fits_is_kept_whole(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+    found = trimmed(small, hours(120))  # 12 trials
+    assert found.plan is small
+    assert not found.trials
+    assert "everything fits" in found.sentence
+
+
+def test_the_last_seeds_go_first(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+    found = trimmed(small, hours(119))
+    assert (found.seeds, found.arms, len(found.trials)) == ((2,), (), 4)
+    assert [len(arm.trials) for arm in found.plan.arms] == [2, 2, 2, 2]
+    assert found.takes["cpu_hours"] == pytest.approx(80 / 3600)
+    assert "seed 2 of every arm: 4 trials" in found.sentence
+
+
+def test_then_the_last_arms_at_two_seeds(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+    found = trimmed(small, hours(79))  # three arms take 60 s
+    assert found.arms == ("chip, 1e-06",)
+    assert len(found.trials) == 12 - 6
+    assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-05", "dpo, 1e-06", "chip, 1e-05"]
+
+
+def test_the_baseline_is_never_left_out(
+    plan_of: Callable[..., Plan], trimmed: Callable[..., Trimmed]
+) -> None:
+    last = STUDY.replace(
+        "{objective: dpo, optimizer.lr: 1e-5}", "{objective: chip, optimizer.lr: 1e-6}"
+    )
+    found = trimmed(plan_of(last, overrides=SHORT), hours(40))
+    assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-05", "chip, 1e-06"]
+    assert found.plan.baseline.name == "chip, 1e-06"
+
+
+def test_less_than_a_comparison_is_refused(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+    with pytest.raises(UserError, match="too small: the baseline and one arm with 2 seeds take"):
+        trimmed(small, hours(39))
+
+
+@pytest.mark.parametrize(
+    ("budget", "rates", "why"),
+    [
+        (hours(1), {"imports": 0.0}, "is not known .*--calibrate"),
+        (Budget(price=1), RATES, "no price is given.*--price-per-gpu-hour"),
+    ],
+)
+def test_an_unknown_cost_is_not_held_against_a_budget(
+    small: Plan, trimmed: Callable[..., Trimmed], budget: Budget, rates: dict[str, float], why: str
+) -> None:
+    with pytest.raises(UserError, match=why):
+        trimmed(small, budget, **rates)
+
+
+def test_the_study_file_has_a_budget(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(STUDY + "budget: {hours: 2, price: 30}\n", overrides=SHORT)
+    assert plan.study.budget == Budget(hours=2, price=30)
+    without = plan_of(STUDY, overrides=SHORT)
+    assert [trial.fingerprint for trial in plan.trials] == [
+        trial.fingerprint for trial in without.trials
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{hour: 2}", "budget.hour: unknown key: did you mean 'hours'"),
+        ("{}", "budget: bounds nothing: give hours"),
+        ("{hours: 0}", "budget.hours: input should be greater than 0"),
+    ],
+)
+def test_a_wrong_budget_is_told(plan_of: Callable[..., Plan], text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        plan_of(STUDY + f"budget: {text}\n")
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_what_is_left_out_is_missing_and_said(
+    small: Plan, trimmed: Callable[..., Trimmed], tmp_path: Path
+) -> None:
+    def run(part: Trimmed | None) -> tuple[FakeExecutor, str, FakeTracker]:
+        executor, tracker = FakeExecutor(), FakeTracker()
+        outcome = run_study(
+            small,
+            workdir=tmp_path,
+            executor=lambda: executor,
+            tracker=tracker,
+            console=Console(quiet=True),
+            trimmed=part,
+        )
+        missing = [name for name in outcome.summary.missing if "(missing)" in name]
+        assert len(missing) == (0 if part is None else 4)
+        return (
+            executor,
+            (tmp_path / "studies" / small.study.name / "report/report.md").read_text(),
+            tracker,
+        )
+
+    executor, report, _ = run(trimmed(small, hours(100)))
+    assert len(executor.names) == 1 + 8
+    assert not any(name.endswith("seed 2") for name in executor.names)
+    assert "Left out for the budget" in report
+    assert "seed 2 of every arm: 4 trials" in report
+    # What is done costs nothing: 4 trials are left, and 30 s do for three of them. The seed is
+    # left out whole.
+    again = trimmed(small, hours(30))
+    assert (again.needed, again.takes) == (
+        {"cpu_hours": pytest.approx(40 / 3600)},
+        {"cpu_hours": 0},
+    )
+    executor, report, tracker = run(again)
+    assert executor.names == []
+    assert len(tracker.opened) == 9  # those that are done, and no other
+    # Without a budget the rest is run, and nothing is said any more.
+    executor, report, _ = run(None)
+    assert len(executor.names) == 4
+    assert "Left out" not in report
+
+
+def test_a_trimmed_plan_is_of_the_same_study(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+    found = trimmed(small, hours(80))
+    assert replace(found.plan, arms=small.arms) == small

@@ -1,0 +1,123 @@
+"""Rates times work: hours, money, the time from start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.cost.estimate import Prices, estimate
+from orchestrator.cost.rates import ANY, Rates, Source
+from orchestrator.cost.workload import Workload
+from orchestrator.plan import Plan
+
+from .conftest import SHORT, STUDY, known, seconds
+
+WorkOf = Callable[[Plan], Workload]
+RATES = {"imports": 2, "model": 1, "row": 0.001, "setup": 3, "step": 0.5, "answer": 0.1}
+
+#: Start 2 + 1 + 4,096 · 0.001, training 3 + 10 · 0.5, scoring 20 · 0.1.
+TRIAL = 7.096 + 8 + 2
+#: It is not trained, and no data are checked.
+BASE = 2 + 1 + 2
+
+
+def test_a_study_without_passes(small: Plan, work_of: WorkOf) -> None:
+    found = estimate(work_of(small), known(**RATES), at_once=2)
+    assert not found.passes  # 12 trials of 160 samples read 4,096 samples less than once
+    one = found.trials[small.arms[0].trials[0].fingerprint]
+    assert one.start.wall == pytest.approx(7.096)
+    assert (one.train.wall, one.score.wall) == (8, 2)
+    assert found.trials[small.base.fingerprint].whole.wall == BASE
+    assert found.total.whole.cpu == pytest.approx(12 * TRIAL + BASE)
+    # Two places: the untrained model and six trials, beside six trials.
+    assert found.wall == pytest.approx(BASE + 6 * TRIAL)
+    assert found.total.sources == {"a test"}
+
+
+def test_one_process_imports_once(small: Plan, work_of: WorkOf) -> None:
+    found = estimate(work_of(small), known(**RATES), at_once=2, way="inline")
+    assert found.at_once == 1
+    assert found.wall == pytest.approx(12 * TRIAL + BASE - 12 * RATES["imports"])
+
+
+def test_passes_that_pay_are_made_first(plan_of: Callable[..., Plan], work_of: WorkOf) -> None:
+    plan = plan_of(STUDY, overrides={**SHORT, "training.max_steps": 60})
+    found = estimate(work_of(plan), known(**RATES, sample=0.01), at_once=2)
+    # 12 · 960 and 6 · 960 samples are read of 4,096: both passes pay, and are made together, in
+    # two parts that each load the model and check the data.
+    (cost,) = found.passes.values()
+    assert cost.whole.wall == pytest.approx(2 * 7.096 + 40.96)
+    trial = TRIAL + 50 * 0.5
+    assert found.wall == pytest.approx(cost.whole.wall / 2 + BASE + 6 * trial)
+    assert found.total.passes.wall == pytest.approx(cost.whole.wall)
+
+
+def test_what_is_not_known_is_named_and_in_no_sum(small: Plan, work_of: WorkOf) -> None:
+    rates = {name: rate for name, rate in RATES.items() if name != "step"}
+    found = estimate(work_of(small), known(**rates), at_once=2)
+    assert found.wall is None
+    assert found.total.price(Prices(cpu_hour=1.0)) is None
+    assert "seconds of a step (dpo, 1e-05)" in found.total.unknown
+    assert found.total.train.wall == 12 * 3
+    assert not found.trials[small.base.fingerprint].unknown
+
+
+def test_a_place_that_is_not_known_leaves_the_end_unknown(small: Plan, work_of: WorkOf) -> None:
+    found = estimate(work_of(small), known(**RATES), at_once=None)
+    assert found.wall is None
+    assert not found.total.unknown
+
+
+def test_gpu_time_is_what_is_held(plan_of: Callable[..., Plan], work_of: WorkOf) -> None:
+    plan = plan_of(STUDY, overrides={**SHORT, "engine.gpus_per_worker": 0.5})
+    half_computed = {name: seconds(rate, rate / 2) for name, rate in RATES.items()}
+    found = estimate(work_of(plan), known(**half_computed), at_once=4)
+    wall = 12 * TRIAL + BASE
+    assert found.total.gpu == pytest.approx(wall / 2)
+    price = found.total.price(Prices(gpu_hour=2.0, cpu_hour=0.1))
+    assert price == pytest.approx((wall / 2 * 2.0 + wall / 2 * 0.1) / 3600)
+    assert found.total.price(Prices(cpu_hour=0.1)) is None  # what the GPUs cost is not known
+
+
+def test_workers_share_a_training(plan_of: Callable[..., Plan], work_of: WorkOf) -> None:
+    plan = plan_of(STUDY, overrides={**SHORT, "engine.workers_per_trial": 2})
+    found = estimate(work_of(plan), known(**RATES), at_once=1)
+    # Both start and make every step; answers are shared out.
+    trial = 2 * (7.096 + 8) + 2
+    assert found.total.whole.cpu == pytest.approx(12 * trial + BASE)
+    assert found.wall == pytest.approx(12 * trial / 2 + BASE)
+
+
+def test_the_first_source_that_knows_is_believed(small: Plan, work_of: WorkOf) -> None:
+    rates = known(**RATES)
+    kind = work_of(small).trials[1].training
+    assert kind is not None
+    own = Source(name="own", rates={("step", kind): seconds(7)})
+    both = type(rates)(sources=[own, *rates.sources])
+    assert both.of("step", kind) == (seconds(7), "own")
+    assert both.of("setup", kind) == (seconds(3), "a test")
+
+
+def test_what_ray_takes_is_once_a_run_and_once_a_trial(small: Plan, work_of: WorkOf) -> None:
+    work = work_of(small)
+    without = estimate(work, known(**RATES), at_once=1)
+    found = estimate(work, known(**RATES, session=20, dispatch=4), at_once=1)
+    assert (without.ray, found.ray) == (False, True)
+    assert without.wall is not None
+    assert found.wall == pytest.approx(without.wall + 20 + 13 * 4)
+    assert found.total.whole.cpu == pytest.approx(without.total.whole.cpu + 20 + 13 * 4)
+    inline = estimate(work, known(**RATES, session=20, dispatch=4), at_once=1, way="inline")
+    assert inline.ray is None
+    assert inline.wall == pytest.approx(without.wall - 12 * RATES["imports"])
+
+
+def test_rows_that_planning_cannot_count(small: Plan, work_of: WorkOf) -> None:
+    work = work_of(small)
+    hidden = replace(work, trials=tuple(replace(each, rows=None) for each in work.trials))
+    found = estimate(hidden, known(**RATES), at_once=1)
+    assert "how many: steps (dpo, 1e-05)" in found.total.unknown
+    told = Source(name="told", rates={}, sizes={("rows", ANY): 4096})
+    rates = Rates(sources=[told, *known(**RATES).sources])
+    assert estimate(hidden, rates, at_once=1).total == estimate(work, rates, at_once=1).total

@@ -1,0 +1,108 @@
+"""What earlier trials tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.files import write_json
+from chip_core.results import CONFIG, Evaluation, TrialResult
+from orchestrator.cost.kinds import LIVE, answer_kind, row_kind, start_kind, training_kind
+from orchestrator.cost.rates import Source
+from orchestrator.cost.recorded import recorded
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+
+from .conftest import SHORT, STUDY, seconds
+
+HERE = "a processor"
+
+
+def result(**changes: Any) -> TrialResult:
+    """11 steps in 12 s, 2 s of them until the first; the CPU computes half of the time."""
+    spent = {"imports": 2.0, "check data": 1.0, "model": 1.0, "train": 12.0}
+    spent["score report/shapes"] = 4.0
+    how = changes.pop("how", {})
+    evaluation = Evaluation(
+        metrics={}, items=20, scores="scores/report-shapes.json", responses="", how=how
+    )
+    made: dict[str, Any] = {
+        "steps": 11,
+        "evaluations": {"report/shapes": evaluation},
+        "seconds": {**spent, "first_step": 2.0},
+        "cpu": {phase: value / 2 for phase, value in spent.items()},
+        "data": {"pairs": 90, "skipped": 10},
+        "engine": {"reference": "live", "image_features": "computed"},
+        "machine": HERE,
+    }
+    return TrialResult(**{**made, **changes})
+
+
+@pytest.fixture
+def told(small: Plan, tmp_path: Path) -> Callable[..., Source | None]:
+    """What a ledger with these results of the first trials tells."""
+
+    def made(*results: TrialResult, here: set[str] | None = frozenset({HERE})) -> Source | None:  # type: ignore[assignment]
+        ledger = Ledger(tmp_path)
+        for trial, each in zip(small.trials[1:], results, strict=False):
+            ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", each)
+        return recorded(small, ledger, tmp_path, here)
+
+    return made
+
+
+def test_phases_as_rates(small: Plan, told: Callable[..., Source | None]) -> None:
+    found = told(result())
+    assert found is not None
+    assert found.name == "1 earlier trial on a processor"
+    config = small.trials[1].config
+    kind = training_kind(config, LIVE, features=False)
+    assert found.rates["step", kind] == seconds(1, 0.5)  # (12 − 2) / 10
+    assert found.rates["setup", kind] == seconds(pytest.approx(1), pytest.approx(0.5))  # 12 − 11
+    assert found.rates["row", row_kind(config)] == seconds(0.01, 0.005)
+    assert found.rates["model", start_kind(config)] == seconds(1, 0.5)
+    answer = found.rates["answer", answer_kind(config, config.benchmarks.report[0])]
+    assert answer == seconds(0.2, 0.1)
+
+
+def test_the_middle_of_several(small: Plan, told: Callable[..., Source | None]) -> None:
+    slow = result(seconds={**result().seconds, "model": 9.0})
+    found = told(result(), slow, result())
+    assert found is not None
+    assert found.name.startswith("3 earlier trials")
+    assert found.rates["model", start_kind(small.trials[1].config)].wall == 1
+
+
+def test_what_does_not_count(small: Plan, told: Callable[..., Source | None]) -> None:
+    kind = training_kind(small.trials[1].config, LIVE, features=False)
+    found = told(result(notes=["resumed after step 3 from x"], how={"taken_over": 5}))
+    assert found is not None
+    assert ("step", kind) not in found.rates
+    assert not any(quantity == "answer" for quantity, _ in found.rates)
+
+
+def test_other_machines_and_versions_tell_nothing(told: Callable[..., Source | None]) -> None:
+    assert told(result(machine="")) is None
+    assert told(result(machine="another")) is None
+
+
+def test_where_none_is_here_any_machine_tells(told: Callable[..., Source | None]) -> None:
+    found = told(result(machine="a GPU"), here=None)
+    assert found is not None
+    assert found.name == "1 earlier trial on a GPU"
+
+
+def test_another_studys_trials_tell_by_their_folder(
+    small: Plan, plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    other = plan_of(STUDY.replace("study: small", "study: other"), overrides=SHORT, seeds=[7])
+    ledger, trial = Ledger(tmp_path), other.trials[1]
+    write_json(tmp_path / "trials/x" / CONFIG, trial.config.model_dump(mode="json"))
+    ledger.finished(trial, "other", 1, "trials/x", result())
+    found = recorded(small, ledger, tmp_path, {HERE})
+    assert found is not None
+    kind = training_kind(small.trials[1].config, LIVE, features=False)
+    assert found.rates["step", kind].wall == 1
