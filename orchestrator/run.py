@@ -18,6 +18,7 @@ from chip_core.files import write_json
 from orchestrator import benchmarks_seen
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
+from orchestrator.kept_plans import keep_plan
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.overlap import count_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
@@ -60,6 +61,7 @@ def run_study(
     study = plan.study.name
     _check_writable(workdir)
     with study_lock(workdir, study):
+        keep_plan(plan, workdir)
         ledger, storage = Ledger(workdir), workdir
         adopt(plan, ledger, storage)
         jobs = jobs_for(plan, ledger, storage)
