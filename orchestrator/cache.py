@@ -68,7 +68,12 @@ def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
     found = []
     for name in names:
         of_this = [use for use in uses if use["pass"] == name]
-        trials = {trial for use in of_this for trial in use["trials"]}
+        trials = {
+            trial
+            for use in of_this
+            for trial in use["trials"]
+            if not ledger.was_removed(trial)  # nobody waits for it
+        }
         kept = _kept(cache / name)
         kept.used = max((use["time"] for use in of_this), default=None)
         kept.studies = sorted({use["study"] for use in of_this})

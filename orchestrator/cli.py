@@ -16,11 +16,14 @@ from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.humans import judge_humans
 from orchestrator.commands.images import gallery
 from orchestrator.commands.models import export
+from orchestrator.commands.new import new
 from orchestrator.commands.plugins import plugin
+from orchestrator.commands.removal import rm
 from orchestrator.commands.represent import represent
 from orchestrator.commands.schema import schema
 from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
+from orchestrator.commands.trials import diff, show
 from orchestrator.commands.ui import ui
 
 PROGRAM = "chip-ablate"
@@ -91,8 +94,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    run, plan, status, report, evaluate, score, data, gallery, plugin, export, represent,
-    judge_humans, cache, schema, ui,
+    new, plan, run, status, report, show, diff, rm, evaluate, score, data, gallery, plugin,
+    export, represent, judge_humans, cache, schema, ui,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -43,6 +43,7 @@ class Attempt:
     outcome: Outcome | None = None  # None: it runs, or its driver died
     folder: str | None = None  # relative to the storage
     code: CodeVersion | None = None  # None: noted by a version that did not note it
+    reason: str | None = None  # why it failed or was killed
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -92,17 +93,24 @@ class Ledger:
         self.folder = workdir / "ledger"
         self._file = self.folder / "ledger.jsonl"
         self._records: dict[str, TrialRecord] = {}
+        self._attempts: dict[str, int] = {}  # of trials that were removed: numbers go on
         self.reload()
 
     def reload(self) -> None:
         """Read the file again: another driver may have written to it."""
         self._records = {}
+        self._attempts = {}
         for entry in read_records(self._file):
             self._apply(entry)
 
     def __getitem__(self, fingerprint: str) -> TrialRecord:
         """Return what is known of a fingerprint; empty where nothing is."""
-        return self._records.get(fingerprint, TrialRecord())
+        found = self._records.get(fingerprint)
+        return found or TrialRecord(attempts=self._attempts.get(fingerprint, 0))
+
+    def was_removed(self, fingerprint: str) -> bool:
+        """Return whether a trial was there and was removed."""
+        return fingerprint in self._attempts and fingerprint not in self._records
 
     def items(self) -> Iterator[tuple[str, TrialRecord]]:
         """Yield each fingerprint with what is known of it."""
@@ -153,6 +161,12 @@ class Ledger:
             trial, {"event": outcome, "attempt": attempt, "study": study, "reason": reason}
         )
 
+    def removed(self, fingerprint: str) -> None:
+        """Record that all of a trial is gone: nothing of it is known but how often it was tried."""
+        record = {"time": time.time(), "fingerprint": fingerprint, "event": "removed"}
+        append_record(self._file, record)
+        self._apply(record)
+
     def _append(self, trial: Trial, entry: Mapping[str, Any]) -> None:
         record = {
             "time": time.time(),
@@ -165,8 +179,14 @@ class Ledger:
         self._apply(record)
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
-        record = self._records.setdefault(entry["fingerprint"], TrialRecord())
+        if entry["event"] == "removed":
+            gone = self._records.pop(entry["fingerprint"], TrialRecord())
+            self._attempts[entry["fingerprint"]] = gone.attempts
+            return
+        mark = entry["fingerprint"]
+        record = self._records.setdefault(mark, TrialRecord(attempts=self._attempts.get(mark, 0)))
         record.attempts = max(record.attempts, int(entry["attempt"]))
+        record.arm, record.seed = entry["arm"], entry["seed"]
         _note(record.history.setdefault(entry["attempt"], Attempt(study=entry["study"])), entry)
         if entry["event"] == "finished":
             record.failure = None
@@ -175,8 +195,7 @@ class Ledger:
                 record.model, record.steps = entry["folder"], entry["steps"]
                 record.data, record.notes = entry["data"], entry["notes"]
                 record.engine = entry.get("engine", {})  # not there before it was recorded
-            record.study, record.arm = record.study or entry["study"], entry["arm"]
-            record.seed = entry["seed"]
+            record.study = record.study or entry["study"]
             record.seconds = {**record.seconds, **entry["seconds"]}
             record.cpu = {**record.cpu, **entry.get("cpu", {})}
             if entry["trained"] or record.model is None:
@@ -196,6 +215,7 @@ def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
         attempt.code = CodeVersion(**entry["code"]) if "code" in entry else None
         return
     attempt.ended, attempt.outcome = entry["time"], entry["event"]
+    attempt.reason = entry.get("reason")
     if entry["event"] == "finished":
         attempt.folder, attempt.seconds = entry["folder"], entry["seconds"]
 

@@ -97,22 +97,17 @@ class Plan:
     @property
     def trials(self) -> tuple[Trial, ...]:
         """Every trial that can run, the untrained model first; a fingerprint stands once."""
-        trained = {trial.fingerprint: trial for trial in self._by_seed()}
+        # Seed by seed, so that a study cut short has every arm as often.
+        seeds = zip(*(arm.trials for arm in self.arms), strict=True)
+        trained = {
+            trial.fingerprint: trial for seed in seeds for trial in seed if trial.held is None
+        }
         return (self.base, *trained.values())
 
     @property
     def baseline(self) -> Arm:
         """The arm that differences are taken against."""
         return next(arm for arm in self.arms if arm.baseline)
-
-    def _by_seed(self) -> Iterator[Trial]:
-        # Seed by seed, so that a study cut short has every arm as often.
-        return (
-            trial
-            for seed in zip(*(arm.trials for arm in self.arms), strict=True)
-            for trial in seed
-            if trial.held is None
-        )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from orchestrator.cost import left_out
 from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
+from orchestrator.kept_plans import keep_plan
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.overlap import count_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
@@ -66,6 +67,7 @@ def run_study(
     study = plan.study.name
     _check_writable(workdir)
     with study_lock(workdir, study):
+        keep_plan(plan, workdir)
         ledger, storage = Ledger(workdir), workdir
         plan = settled(plan, ledger)
         adopt(plan, ledger, storage)

@@ -24,7 +24,7 @@ def export(trial: str, folder: Path, merge: bool, workdir: Path) -> None:
     TRIAL is a fingerprint's first characters, or a name as in the plan: 'ARM, seed N'.
     """
     from chip_core.export import export_model
-    from orchestrator.export import find_trained
+    from orchestrator.named import find_trained
 
     said = export_model(find_trained(workdir, trial), folder, merge=merge)
     click.echo(f"written: {folder}")

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
 
 
+#: Where everything of a study lies.
+workdir_option = click.option(
+    "--workdir",
+    type=click.Path(path_type=Path),
+    default=Path("chip-runs"),
+    show_default=True,
+    help="Where runs, results and reports lie.",
+)
+
+
 def study_options(command: Any) -> Any:
     """Give a command STUDY and the options that change or place one."""
     for option in (
@@ -30,13 +40,7 @@ def study_options(command: Any) -> Any:
             metavar="KEY=VALUE",
             help="Change a key of the recipe: a variant of its own.",
         ),
-        click.option(
-            "--workdir",
-            type=click.Path(path_type=Path),
-            default=Path("chip-runs"),
-            show_default=True,
-            help="Where runs, results and reports lie.",
-        ),
+        workdir_option,
         *_places_options(),
         click.option("--json", "as_json", is_flag=True, help="Print results as JSON."),
     ):

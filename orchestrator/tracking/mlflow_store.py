@@ -104,7 +104,7 @@ class MlflowStore:
         """
         with self._told():
             self._check_server()
-            self._client = _client(self.uri)
+            self._client = connect(self.uri)
             known = self._client.get_experiment_by_name(experiment)
             if known is None:
                 location = None if self._artifacts is None else self._artifacts.as_uri()
@@ -273,7 +273,8 @@ def metric_name(name: str) -> str:
     return _NOT_IN_A_NAME.sub("", name)[:_LONGEST_METRIC]
 
 
-def _client(uri: str) -> Any:
+def connect(uri: str) -> Any:
+    """Return MLflow's client of a store."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient  # two seconds, and it reads the environment
