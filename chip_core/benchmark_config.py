@@ -87,6 +87,12 @@ class BenchmarkConfig(Section):
     def _bare_string_is_the_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _a_half_to_draw(self) -> BenchmarkConfig:
+        if self.half is None and self.half_seed != 0:
+            raise ValueError("half_seed draws nothing where all is asked: write `half`, too")
+        return self
+
 
 class BenchmarksConfig(Section):
     """`select` is tuned on, `report` is quoted from."""
