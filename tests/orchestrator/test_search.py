@@ -13,11 +13,14 @@ from rich.console import Console
 from chip_core.benchmark_config import BenchmarksConfig
 from chip_core.errors import UserError
 from orchestrator.executors.base import Job
+from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.run import Outcome, run_study
 from orchestrator.search import TunedPlan, searches_of, settled
+from orchestrator.study import Study
 from orchestrator.tune import Range, SelectMetric, Tune, Values
+from orchestrator.work import trial_folder
 
 from .fakes import FakeExecutor, FakeTracker
 from .tuned import STUDY, Figure, carry_out
@@ -305,3 +308,40 @@ def test_figures_of_report_do_not_move_a_choice(
 def test_names_that_a_search_may_be_judged_by_begin_with_select() -> None:
     metric = SelectMetric(benchmark="shapes", metric="chair_i", goal="minimize")
     assert (metric.name, metric.key) == ("select/shapes/chair_i", "select/shapes")
+
+
+def test_what_really_lies_on_disk_after_a_search(
+    load: Callable[..., Study], tmp_path: Path
+) -> None:
+    text = (
+        STUDY.replace("[dpo, chip]", "[dpo]")
+        .replace("seeds: [0, 1]", "seeds: [0]")
+        .replace("[1e-5, 5e-5, 1e-4]", "[1e-5, 1e-3]")
+        .replace("[shapes]", "[{name: shapes, limit: 3}]")
+    )
+    short = {"training.max_steps": 1, "training.batch_size": 2, "data.limit": 4}
+    outcome = run_study(
+        make_plan(load(text, overrides=short)),
+        workdir=tmp_path / "w",
+        executor=InlineExecutor,
+        tracker=FakeTracker(),
+        console=Console(quiet=True),
+    )
+    assert not outcome.failed
+    plan = outcome.summary.plan
+    folders = {
+        trial.name: sorted(
+            file.name
+            for file in (trial_folder(tmp_path / "w", trial) / "attempt-1" / "responses").iterdir()
+        )
+        for trial in plan.trials
+    }
+    assert folders == {
+        "base": ["report-shapes.jsonl"],
+        "dpo: search 1 of 2 (optimizer.lr=1e-05)": ["select-shapes.jsonl"],
+        "dpo: search 2 of 2 (optimizer.lr=0.001)": ["select-shapes.jsonl"],
+        "dpo, seed 0": ["report-shapes.jsonl"],
+    }
+    (search,) = searches_of(plan)
+    assert search.chosen is not None
+    assert search.figures[search.chosen.fingerprint] == min(search.figures.values())
