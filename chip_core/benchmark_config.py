@@ -81,6 +81,12 @@ class BenchmarkConfig(Shorthand):
     half_seed: int = figure(0, ge=0, doc="of the draw that halves it")
     judge: JudgeConfig | None = figure(None, doc="who reads the answers, where it takes a judge")
 
+    @model_validator(mode="after")
+    def _a_half_to_draw(self) -> BenchmarkConfig:
+        if self.half is None and self.half_seed != 0:
+            raise ValueError("half_seed draws nothing where all is asked: write `half`, too")
+        return self
+
 
 class BenchmarksConfig(Section):
     """`select` is tuned on, `report` is quoted from."""

@@ -190,8 +190,10 @@ def _make_passes(
     made = {record["hash"]: record for record in earlier}
     for record in records:
         before = made.get(record["hash"])
-        if before is not None and before["seconds"] is not None:
-            record |= {key: before[key] for key in ("state", "seconds")}
+        if before is not None:
+            record["trials"] += before["trials"]
+            if before["seconds"] is not None:
+                record |= {key: before[key] for key in ("state", "seconds")}
         made[record["hash"]] = record
     write_json(report_folder(workdir, study) / PASSES, list(made.values()))
     return list(made.values())

@@ -11,7 +11,7 @@ before every draw of the arm has ended, and failed ones are tried again by the n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -149,9 +149,9 @@ def settled(plan: Plan, ledger: Ledger) -> Plan:
     else:
         begun = _begun(plan, tune)
     searches = tuple(_judged(arm, draws, tune.metric, ledger) for arm, draws in begun)
-    fields = {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
-    fields["arms"] = tuple(_settled(plan, search) for search in searches)
-    return TunedPlan(**fields, searches=searches)
+    known = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+    known["arms"] = tuple(_settled(plan, search) for search in searches)
+    return TunedPlan(**known, searches=searches)
 
 
 def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:

@@ -13,14 +13,17 @@ from rich.console import Console
 from chip_core.benchmark_config import BenchmarksConfig
 from chip_core.errors import UserError
 from orchestrator.executors.base import Job
+from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.run import Outcome, run_study
 from orchestrator.search import TunedPlan, searches_of, settled
+from orchestrator.study import Study
 from orchestrator.tune import Range, SelectMetric, Tune, Values
+from orchestrator.work import trial_folder
 
 from .fakes import FakeExecutor, FakeTracker
-from .tuned import STUDY, Figure
+from .tuned import STUDY, Figure, carry_out
 
 PlanOf = Callable[..., Plan]
 
@@ -126,7 +129,7 @@ def test_a_rerun_finds_the_search_and_more_seeds_do_not_search_again(
     plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
 ) -> None:
     judged(distance)
-    run(plan_of(STUDY), tmp_path)
+    carry_out(plan_of(STUDY), tmp_path)
     _, executor, _ = run(plan_of(STUDY), tmp_path)
     assert executor.names == []
     _, executor, _ = run(plan_of(STUDY, seeds=[0, 1, 2]), tmp_path)
@@ -143,8 +146,7 @@ def test_of_equal_draws_the_first_counts_and_undefined_ones_do_not(
     plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
 ) -> None:
     judged(lambda job: None if job.config.optimizer.lr == 1e-5 else 7.0)
-    run(plan_of(STUDY), tmp_path)
-    assert chosen(planned(plan_of, tmp_path)) == {"dpo": 5e-5, "chip": 5e-5}
+    assert chosen(carry_out(plan_of(STUDY), tmp_path)) == {"dpo": 5e-5, "chip": 5e-5}
 
 
 def test_the_other_goal(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -216,9 +218,9 @@ def test_draws_that_cannot_differ_are_one_trial(
     assert [len(search.trials) for search in plan.searches] == [1, 3]
     assert [trial.number for trial in plan.searches[0].trials] == [1]
     judged(lambda job: -job.config.objective.weights.segment)
-    _, executor, _ = run(plan_of(text), tmp_path)
-    assert len(executor.names) == 1 + 4 + 4
-    searches = planned(plan_of, tmp_path, text).searches
+    done = carry_out(plan_of(text), tmp_path)
+    assert len(done.trials) == 1 + 4 + 4
+    searches = searches_of(done)
     values = [search.chosen.values for search in searches if search.chosen is not None]
     assert values == [{"objective.weights.segment": 1}, {"objective.weights.segment": 3}]
 
@@ -227,7 +229,7 @@ def test_untuned_figures_of_a_held_trial_are_not_taken_for_its_own(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
     text = STUDY[: STUDY.index("tune:")]
-    run(plan_of(text), tmp_path)
+    carry_out(plan_of(text), tmp_path)
     plan = planned(plan_of, tmp_path)
     assert not any(
         Ledger(tmp_path)[trial.fingerprint].attempts for arm in plan.arms for trial in arm.trials
@@ -291,7 +293,7 @@ def test_figures_of_report_do_not_move_a_choice(
     text = STUDY[: STUDY.index("tune:")].replace("study: tuned", "study: by_hand")
     # the very trainings of the search, scored on both sides, with `report` the other way round
     for rate in (1e-5, 5e-5, 1e-4):
-        run(plan_of(text, seeds=[1000], overrides={"optimizer.lr": rate}), tmp_path)
+        carry_out(plan_of(text, seeds=[1000], overrides={"optimizer.lr": rate}), tmp_path)
     ledger = Ledger(tmp_path)
     for _, record in ledger.items():
         for scored in record.evaluations.values():
@@ -306,3 +308,40 @@ def test_figures_of_report_do_not_move_a_choice(
 def test_names_that_a_search_may_be_judged_by_begin_with_select() -> None:
     metric = SelectMetric(benchmark="shapes", metric="chair_i", goal="minimize")
     assert (metric.name, metric.key) == ("select/shapes/chair_i", "select/shapes")
+
+
+def test_what_really_lies_on_disk_after_a_search(
+    load: Callable[..., Study], tmp_path: Path
+) -> None:
+    text = (
+        STUDY.replace("[dpo, chip]", "[dpo]")
+        .replace("seeds: [0, 1]", "seeds: [0]")
+        .replace("[1e-5, 5e-5, 1e-4]", "[1e-5, 1e-3]")
+        .replace("[shapes]", "[{name: shapes, limit: 3}]")
+    )
+    short = {"training.max_steps": 1, "training.batch_size": 2, "data.limit": 4}
+    outcome = run_study(
+        make_plan(load(text, overrides=short)),
+        workdir=tmp_path / "w",
+        executor=InlineExecutor,
+        tracker=FakeTracker(),
+        console=Console(quiet=True),
+    )
+    assert not outcome.failed
+    plan = outcome.summary.plan
+    folders = {
+        trial.name: sorted(
+            file.name
+            for file in (trial_folder(tmp_path / "w", trial) / "attempt-1" / "responses").iterdir()
+        )
+        for trial in plan.trials
+    }
+    assert folders == {
+        "base": ["report-shapes.jsonl"],
+        "dpo: search 1 of 2 (optimizer.lr=1e-05)": ["select-shapes.jsonl"],
+        "dpo: search 2 of 2 (optimizer.lr=0.001)": ["select-shapes.jsonl"],
+        "dpo, seed 0": ["report-shapes.jsonl"],
+    }
+    (search,) = searches_of(plan)
+    assert search.chosen is not None
+    assert search.figures[search.chosen.fingerprint] == min(search.figures.values())

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.executors.base import Job
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.search import settled
+from orchestrator.work import stages
+
+from . import fakes
 
 #: What a trial comes to; None is undefined.
 Figure = Callable[[Job], float | None]
@@ -49,3 +56,17 @@ def results_by(figure: Figure) -> Callable[[Job], TrialResult]:
         return TrialResult(steps=steps, evaluations=evaluations, seconds={"train": 2.0})
 
     return result_of
+
+
+def carry_out(plan: Plan, workdir: Path, failures: Mapping[str, str] | None = None) -> Plan:
+    """Run what is missing of a plan, but for tracker and report; return it settled."""
+    ledger, study = Ledger(workdir), plan.study.name
+    for _, jobs in stages(settled(plan, ledger), ledger, workdir):
+        for job, trial, attempt in jobs:
+            ledger.started(trial, study, attempt)
+            if job.name in (failures or {}):
+                ledger.ended(trial, study, attempt, "failed", (failures or {})[job.name])
+                continue
+            folder = str(job.folder.relative_to(workdir))
+            ledger.finished(trial, study, attempt, folder, fakes.leave_result(job))
+    return settled(plan, ledger)

@@ -100,7 +100,8 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
 
     found = [mark(), mark(half="report"), mark(half="report", half_seed=1), mark(half="select")]
     assert len(set(found)) == 4
-    assert mark(half_seed=1) == mark()  # without effect
+    with pytest.raises(ValidationError, match="half_seed draws nothing where all is asked"):
+        config(half_seed=1)
     # asked whole, an evaluation is what it was before there were halves
     known = {"name": "pope", "protocol": "official", "limit": None, "judge": None}
     before = {"behaviour": 1, "side": "report", **known}
