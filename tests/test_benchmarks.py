@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,18 @@ def test_the_naive_step_and_ours_have_the_same_gradient(
 
 def test_memory_is_that_of_one_variant_in_a_process_of_its_own(step: Any) -> None:
     assert step._peak_apart("dpo", 4, "stored reference") > 0
+
+
+def test_the_cpu_seconds_of_a_command_are_those_of_its_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    estimate = importlib.import_module("benchmarks.estimate")
+    burn = (
+        "import json, time\n"
+        "while time.process_time() < 1.5: pass\n"
+        "print('a line'), print(json.dumps({'burnt': time.process_time()}))"
+    )
+    taken, printed = estimate._timed([sys.executable, "-c", burn])
+    # It is looked at every quarter of a second: what came after the last look is not seen.
+    assert 1.0 < taken["cpu_s"] < printed["burnt"] + 0.5
