@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,18 @@ def test_the_gpu_benchmark_is_the_same_code_on_a_cpu(
         assert figures["mfu"] == pytest.approx(
             report["floor operations"] / seconds / 1e12, abs=1e-4
         )
+
+
+def test_the_cpu_seconds_of_a_command_are_those_of_its_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    estimate = importlib.import_module("benchmarks.estimate")
+    burn = (
+        "import json, time\n"
+        "while time.process_time() < 1.5: pass\n"
+        "print('a line'), print(json.dumps({'burnt': time.process_time()}))"
+    )
+    taken, printed = estimate._timed([sys.executable, "-c", burn])
+    # It is looked at every quarter of a second: what came after the last look is not seen.
+    assert 1.0 < taken["cpu_s"] < printed["burnt"] + 0.5

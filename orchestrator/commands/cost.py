@@ -136,6 +136,8 @@ def quoted(plan: Plan, workdir: Path, wish: Wish, say: Callable[[str], None]) ->
 
     ledger = Ledger(workdir)
     found = quote(plan, ledger, workdir, wish, say)
+    if not found.work.trials:
+        return found
     return replace(found, bought=_bought(plan, ledger, workdir, wish))
 
 

@@ -72,13 +72,15 @@ def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Qu
     whole = workload(plan, ledger, storage)
     at_once = wish.max_concurrent or wish.given.max_concurrent
     if at_once is None and not wish.elsewhere:
-        at_once = places_for(whole.trials)
+        at_once = places_for(whole.trials) if whole.trials else 1
     slots = 1 if wish.way == "inline" else at_once
     problems: dict[str, str] = {}
+    tried: list[Workload] = []  # what fails to be measured is not tried again at once
     earlier = recorded(plan, ledger, storage, machines_of(whole.trials)) if whole.trials else None
 
     def rates_of(work: Workload) -> Rates:
-        if wish.calibrate and work.trials:
+        if wish.calibrate and work.trials and not any(work is done for done in tried):
+            tried.append(work)
             here = "inline" if wish.elsewhere else wish.way  # a cluster's Ray is not started
             problems.update(
                 calibrate(work, storage, plan.places, at_once=slots or 1, say=say, way=here)
