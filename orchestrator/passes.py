@@ -149,6 +149,8 @@ def _of_trials(
             config.reference_cache,
             config.training.max_length,
             config.training.epochs,
+            config.training.label_rule,
+            config.training.augment,
             config.engine.model_dump_json(),
         )
         if key not in known:

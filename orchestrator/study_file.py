@@ -197,6 +197,9 @@ def _base(written: _StudyFile, changes: Changes, path: Path, problems: list[str]
     missing = data.problem(config.data)
     if missing is not None:
         problems.append(f"{file}: data.source: {missing}")
+    unknown = loading.label_rule_problem(config)
+    if unknown is not None:
+        problems.append(f"{file}: training.label_rule: {unknown}")
     return tree
 
 
@@ -260,6 +263,7 @@ def _check_level(
     for broken in (
         loading.problem(config.model) if "model" in sections else None,
         data.problem(config.data) if "data" in sections else None,
+        loading.label_rule_problem(config) if sections & {"model", "training"} else None,
     ):
         if broken is not None:
             problems.append(f"{source}: {key}: {broken}")

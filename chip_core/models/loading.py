@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from chip_core.config import ModelConfig
+from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
 from chip_core.files import expanded
 from chip_core.models import own
@@ -72,6 +72,23 @@ def problem(model: ModelConfig) -> str | None:
         except (OSError, SafetensorError) as error:
             return f"{file} cannot be read ({_brief(error)}): copy the weights again"
     return None
+
+
+def label_rule_problem(config: TrialConfig) -> str | None:
+    """Return what is wrong with a configuration's label rule for its model; None if nothing.
+
+    A hub name, or a folder with problems of its own, is not looked at.
+    """
+    rule, folder = config.training.label_rule, local_folder(config.model.path)
+    if rule == "clean" or folder is None or problem(config.model) is not None:
+        return None
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if model_type in own.WITH_LABEL_RULES:
+        return None
+    return (
+        f"{rule}: a {model_type} scores the response alone: write clean, or name a model of "
+        f"{', '.join(sorted(own.WITH_LABEL_RULES))}"
+    )
 
 
 def identity(model: ModelConfig) -> dict[str, Any]:

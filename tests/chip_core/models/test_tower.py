@@ -28,7 +28,11 @@ FIELDS = {
     "qwen3_vl": {"pooler_output", "deepstack_features:0"},
     "idefics3": {"last_hidden_state"},
     "smolvlm": {"last_hidden_state"},
+    "muffin": {"pooler_output"},
 }
+
+#: Whose projector lies within the vision tower.
+WITHIN = {"qwen2_5_vl", "qwen3_vl", "muffin"}
 
 
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
@@ -55,7 +59,7 @@ def test_a_model_says_the_same_without_looking(
     built: tuple[str, Any, Any], language_model: str
 ) -> None:
     family, model, processor = built
-    projector = "frozen" if family.startswith("qwen") else "trained"
+    projector = "frozen" if family in WITHIN else "trained"
     trial = config(language_model=language_model, projector=projector)
     if language_model == "lora":
         model, processor = families.build(family)  # an adapter stays
@@ -90,7 +94,7 @@ def test_a_model_says_the_same_without_looking(
 
 def test_a_projector_within_the_tower_is_part_of_it(built: tuple[str, Any, Any]) -> None:
     family, model, _ = built
-    assert is_frozen(model, config(projector="trained")) == (not family.startswith("qwen"))
+    assert is_frozen(model, config(projector="trained")) == (family not in WITHIN)
     assert not is_frozen(model, config(vision_encoder="trained"))
     assert not is_frozen(model, config(vision_encoder="staged"))
     assert is_frozen(model, config(projector="frozen"))
