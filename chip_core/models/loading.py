@@ -51,6 +51,8 @@ def problem(model: ModelConfig) -> str | None:
         return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
     if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
+    if model_type in own.CONVERTERS:
+        return f"{folder} is a checkpoint as released: {own.CONVERTERS[model_type]} converts it"
     if not _is_image_text_to_text(model_type):
         return (
             f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
@@ -179,6 +181,9 @@ def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
             if "attention" in str(error).lower()
             else "check the name and the network, or name a folder with its files"
         )
+        for model_type, command in own.CONVERTERS.items():
+            if model_type in str(error):
+                advice = f"it is as released: fetch it, and {command} converts it"
         raise TrialError(f"{source} cannot be loaded ({_brief(error)}): {advice}") from None
     lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
     if lacking:
