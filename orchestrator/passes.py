@@ -146,6 +146,7 @@ def _of_trials(
             config.objective.needs_divergence,
             config.objective.needs_rejected_image,
             config.vision_encoder,
+            config.projector,
             config.reference_cache,
             config.training.max_length,
             config.training.epochs,

@@ -16,6 +16,9 @@ from chip_core.shapes import MODEL_FOLDER
 
 ADAPTER_CONFIG = "adapter_config.json"
 
+#: Families that keep their projector, or a part of it, within the vision tower.
+PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
+
 #: Chat templates beside the one that is used where none is named.
 _MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
@@ -74,6 +77,21 @@ def problem(model: ModelConfig) -> str | None:
         except (OSError, SafetensorError) as error:
             return f"{file} cannot be read ({_brief(error)}): copy the weights again"
     return None
+
+
+def projector_in_tower(model: ModelConfig) -> bool:
+    """Return whether a model's vision tower holds a part of its projector.
+
+    A hub name is not looked up, and is taken to hold none.
+    """
+    folder = local_folder(model.path)
+    if folder is None:
+        return False
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and raw.get("model_type") in PROJECTOR_IN_TOWER
 
 
 def label_rule_problem(config: TrialConfig) -> str | None:

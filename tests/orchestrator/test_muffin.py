@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from chip_core.errors import ConfigError
-from chip_core.models.muffin import (
-    MuffinConfig,
-    MuffinForConditionalGeneration,
-    MuffinImageProcessor,
-    MuffinProcessor,
-)
-from chip_core.shapes.captions import vocabulary
-from chip_core.shapes.world import IMAGE_SIZE
+from chip_core.models.muffin.convert import convert
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan import make_plan
 from orchestrator.run import run_study
 from orchestrator.study_file import Changes, load_study
 
+from ..chip_core.models.muffin import made
 from .fakes import FakeTracker
-
-PatternMaker = Callable[[str], Path]
 
 STUDIES = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
 
@@ -50,48 +38,12 @@ primary: {metric: shapes/chair_i, goal: minimize}
 """
 
 
-def muffin(folder: Path) -> Path:
-    """Write a tiny Muffin with random weights that knows the embedded world's words."""
-    shown = ["<im_patch>", "<im_start>", "<im_end>"]
-    roles = ["###", "Human", "Assistant", ":"]
-    words = ["[PAD]", "<s>", "</s>", "<unk>", *shown, *roles, *vocabulary()]
-    backend = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", additional_special_tokens=shown, padding_side="left",
-    )  # fmt: skip
-    ids = tokenizer.convert_tokens_to_ids(shown)
-    config = MuffinConfig(
-        vision_config={
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "image_size": IMAGE_SIZE, "patch_size": 16, "num_query": 2,
-            "max_query_positions": 4,
-        },
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0,
-            "bos_token_id": 1, "eos_token_id": 2,
-        },
-        image_token_id=ids[0], image_start_token_id=ids[1], image_end_token_id=ids[2],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = MuffinForConditionalGeneration(config)
-    model.generation_config.stop_strings = ["###"]
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
-    model.save_pretrained(folder)
-    MuffinProcessor(
-        MuffinImageProcessor(size=IMAGE_SIZE), tokenizer, image_seq_length=2
-    ).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
+    source = made.released(tmp_path / "released")
+    convert(source, tmp_path / "muffin", vision_heads=made.HEADS)
     recipe = {
-        "model": str(muffin(tmp_path / "muffin")),
+        "model": str(tmp_path / "muffin"),
         "data": {"source": "shapes", "limit": 8},
         "optimizer": {"lr": 1e-3},
         "training": {"batch_size": 4, "max_steps": 2},
@@ -113,14 +65,19 @@ def test_a_study_from_end_to_end(study: Path, tmp_path: Path) -> None:
         tracker=FakeTracker(),
         console=Console(quiet=True),
     )
-    assert (outcome.executed, outcome.failed) == (4, [])  # base, and three arms
-    rows = {row.name: row.figures["shapes/chair_i"] for row in outcome.summary.rows}
-    assert len(rows) == 4
+    assert not outcome.failed
+    assert outcome.executed == 4  # base, and three arms
+    # A random model names nothing, so nothing that is not there either: CHAIR is undefined.
+    covered = [row.figures["shapes/cover"].mean for row in outcome.summary.rows]
+    assert covered == [0.0] * 4
     results = [json.loads(file.read_text()) for file in (tmp_path / "runs").rglob("result.json")]
     trained = [result for result in results if result["steps"]]
     assert [result["steps"] for result in trained] == [2, 2, 2]
-    # Three arms, two label rules: what is scored differs, and so do the stores of the reference.
-    assert {result["engine"]["reference"] for result in trained} == {"stored"}
+    # Each arm reads each of the 8 samples once, and a pass is made from 1.25 times on. Two arms
+    # score by the released rule and share its text pass; the third's is its own, and so is chip's
+    # over rejected images.
+    references = sorted(result["engine"]["reference"] for result in trained)
+    assert references == ["live", "partly stored", "stored"]
     assert {result["engine"]["prefix_sharing"] for result in trained} == {"on"}
 
 

@@ -11,6 +11,7 @@ import torch
 from chip_core.config import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
+from chip_core.models import loading
 from chip_core.models.adapters import attach
 from chip_core.models.parts import set_trained
 from chip_core.models.tower import is_frozen, joined, tower_features, tower_of
@@ -32,7 +33,7 @@ FIELDS = {
 }
 
 #: Whose projector lies within the vision tower.
-WITHIN = {"qwen2_5_vl", "qwen3_vl", "muffin"}
+WITHIN = loading.PROJECTOR_IN_TOWER
 
 
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
