@@ -89,7 +89,11 @@ def _train(
     from chip_core.models import loading
     from chip_core.trial import run_trial
 
-    broken = {"model.path": loading.problem(config.model), "data.source": data.problem(config.data)}
+    broken = {
+        "model.path": loading.problem(config.model),
+        "data.source": data.problem(config.data),
+        "training.label_rule": loading.label_rule_problem(config),
+    }
     problems = [f"{key}: {what}" for key, what in broken.items() if what is not None]
     if problems:
         raise ConfigError(problems)

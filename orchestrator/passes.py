@@ -146,9 +146,12 @@ def _of_trials(
             config.objective.needs_divergence,
             config.objective.needs_rejected_image,
             config.vision_encoder,
+            config.projector,
             config.reference_cache,
             config.training.max_length,
             config.training.epochs,
+            config.training.label_rule,
+            config.training.augment,
             config.engine.model_dump_json(),
         )
         if key not in known:

@@ -77,6 +77,7 @@ def _check_level(
     for broken in (
         loading.problem(config.model) if "model" in sections else None,
         data.problem(config.data) if "data" in sections else None,
+        loading.label_rule_problem(config) if sections & {"model", "training"} else None,
     ):
         if broken is not None:
             problems.append(f"{source}: {key}: {broken}")

@@ -150,6 +150,9 @@ def _base(written: StudyFile, changes: Changes, path: Path, problems: list[str])
     missing = data.problem(config.data)
     if missing is not None:
         problems.append(f"{file}: data.source: {missing}")
+    unknown = loading.label_rule_problem(config)
+    if unknown is not None:
+        problems.append(f"{file}: training.label_rule: {unknown}")
     return tree
 
 

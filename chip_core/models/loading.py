@@ -8,13 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from chip_core.config import ModelConfig
+from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
 from chip_core.files import expanded
 from chip_core.models import own
 from chip_core.shapes import MODEL_FOLDER
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+#: Families that keep their projector, or a part of it, within the vision tower.
+PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
 
 #: Chat templates beside the one that is used where none is named.
 _MORE_TEMPLATES = "additional_chat_templates/*.jinja"
@@ -51,6 +54,8 @@ def problem(model: ModelConfig) -> str | None:
         return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
     if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
+    if model_type in own.CONVERTERS:
+        return f"{folder} is a checkpoint as released: {own.CONVERTERS[model_type]} converts it"
     if not _is_image_text_to_text(model_type):
         return (
             f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
@@ -72,6 +77,38 @@ def problem(model: ModelConfig) -> str | None:
         except (OSError, SafetensorError) as error:
             return f"{file} cannot be read ({_brief(error)}): copy the weights again"
     return None
+
+
+def projector_in_tower(model: ModelConfig) -> bool:
+    """Return whether a model's vision tower holds a part of its projector.
+
+    A hub name is not looked up, and is taken to hold none.
+    """
+    folder = local_folder(model.path)
+    if folder is None:
+        return False
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and raw.get("model_type") in PROJECTOR_IN_TOWER
+
+
+def label_rule_problem(config: TrialConfig) -> str | None:
+    """Return what is wrong with a configuration's label rule for its model; None if nothing.
+
+    A hub name, or a folder with problems of its own, is not looked at.
+    """
+    rule, folder = config.training.label_rule, local_folder(config.model.path)
+    if rule == "clean" or folder is None or problem(config.model) is not None:
+        return None
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if model_type in own.WITH_LABEL_RULES:
+        return None
+    return (
+        f"{rule}: a {model_type} scores the response alone: write clean, or name a model of "
+        f"{', '.join(sorted(own.WITH_LABEL_RULES))}"
+    )
 
 
 def identity(model: ModelConfig) -> dict[str, Any]:
@@ -162,6 +199,9 @@ def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
             if "attention" in str(error).lower()
             else "check the name and the network, or name a folder with its files"
         )
+        for model_type, command in own.CONVERTERS.items():
+            if model_type in str(error):
+                advice = f"it is as released: fetch it, and {command} converts it"
         raise TrialError(f"{source} cannot be loaded ({_brief(error)}): {advice}") from None
     lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
     if lacking:

@@ -34,6 +34,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.evaluation.task import Item, Picture
+from chip_core.models import own
+from chip_core.models.muffin import MuffinConfig, MuffinImageProcessor, MuffinProcessor
 from chip_core.models.processing import compose
 
 SENTENCE = "user assistant : . ? what is here a the red blue green dog cat car tree and on with"
@@ -214,6 +216,28 @@ def smolvlm() -> tuple[Any, Any]:
     return _idefics("smolvlm", SmolVLMConfig, SmolVLMImageProcessorPil)
 
 
+def muffin() -> tuple[Any, Any]:
+    shown = ["<im_patch>", "<im_start>", "<im_end>"]
+    words = tokenizer([*shown, "###", "Human", "Assistant"], "</s>")
+    processor = MuffinProcessor(MuffinImageProcessor(size=SIDE), words, image_seq_length=4)
+    config = MuffinConfig(
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH, "num_query": 4,
+            "max_query_positions": 8,
+        },
+        text_config=_text(words),
+        **dict(
+            zip(
+                ("image_token_id", "image_start_token_id", "image_end_token_id"),
+                words.convert_tokens_to_ids(shown),
+                strict=True,
+            )
+        ),
+    )  # fmt: skip
+    return config, processor
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": llava,
     "llava_next": llava_next,
@@ -221,12 +245,14 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_vl": qwen3_vl,
     "idefics3": idefics3,
     "smolvlm": smolvlm,
+    "muffin": muffin,
 }
 
 
 def build(family: str) -> tuple[Any, Any]:
     """Return (model, processor) of a family, with seeded random weights."""
     config, processor = FAMILIES[family]()
+    own.register()
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id

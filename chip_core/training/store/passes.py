@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from chip_core.config import BEHAVIOUR, TrialConfig
 from chip_core.data.rejected_images import strategy_class
 from chip_core.identity import data_identity, fingerprint, rejected_image_identity
+from chip_core.models.loading import projector_in_tower
 from chip_core.training.store.folder import FORMAT
 
 #: What a pass says of each sample.
@@ -151,6 +152,9 @@ def _keeps_features(config: TrialConfig) -> bool:
     engine = config.engine
     if config.vision_encoder != "frozen" or engine.feature_cache == "off":
         return False
+    within = config.projector == "trained" and projector_in_tower(config.model)
+    if engine.feature_cache == "auto" and within:
+        return False  # what is trained within the tower changes what it says
     on_gpu = engine.gpus_per_worker > 0 or engine.device == "cuda"
     return engine.feature_cache == "on" or not on_gpu
 

@@ -11,6 +11,7 @@ import torch
 from chip_core.config import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
+from chip_core.models import loading
 from chip_core.models.adapters import attach
 from chip_core.models.parts import set_trained
 from chip_core.models.tower import is_frozen, joined, tower_features, tower_of
@@ -28,7 +29,11 @@ FIELDS = {
     "qwen3_vl": {"pooler_output", "deepstack_features:0"},
     "idefics3": {"last_hidden_state"},
     "smolvlm": {"last_hidden_state"},
+    "muffin": {"pooler_output"},
 }
+
+#: Whose projector lies within the vision tower.
+WITHIN = loading.PROJECTOR_IN_TOWER
 
 
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
@@ -55,7 +60,7 @@ def test_a_model_says_the_same_without_looking(
     built: tuple[str, Any, Any], language_model: str
 ) -> None:
     family, model, processor = built
-    projector = "frozen" if family.startswith("qwen") else "trained"
+    projector = "frozen" if family in WITHIN else "trained"
     trial = config(language_model=language_model, projector=projector)
     if language_model == "lora":
         model, processor = families.build(family)  # an adapter stays
@@ -90,7 +95,7 @@ def test_a_model_says_the_same_without_looking(
 
 def test_a_projector_within_the_tower_is_part_of_it(built: tuple[str, Any, Any]) -> None:
     family, model, _ = built
-    assert is_frozen(model, config(projector="trained")) == (not family.startswith("qwen"))
+    assert is_frozen(model, config(projector="trained")) == (family not in WITHIN)
     assert not is_frozen(model, config(vision_encoder="trained"))
     assert not is_frozen(model, config(vision_encoder="staged"))
     assert is_frozen(model, config(projector="frozen"))

@@ -17,7 +17,7 @@ def config(name: str) -> TrialConfig:
 
 def test_these_are_shipped() -> None:
     assert recipes.names() == [
-        "llava-1.5-7b", "llava-1.6-7b", "qwen2.5-vl-3b", "shapes", "smolvlm-500m"
+        "llava-1.5-7b", "llava-1.6-7b", "muffin-13b", "qwen2.5-vl-3b", "shapes", "smolvlm-500m"
     ]  # fmt: skip
 
 
@@ -39,3 +39,15 @@ def test_the_papers_recipe_has_the_released_settings() -> None:
     assert made.objective.weight("segment") == 3.0  # dpo_token_weight 4.0 = 1 + λ
     assert made.objective.weight("token") == 0.1
     assert made.rejected_image.diffusion.timestep == 500
+
+
+def test_muffins_recipe_has_the_released_settings_of_its_own() -> None:
+    made, other = config("muffin-13b"), config("llava-1.6-7b")
+    assert made.training.epochs == 3
+    assert made.training.max_length == 2048
+    assert made.objective.weight("segment") == 1.0  # dpo_token_weight 2.0 = 1 + λ
+    assert (made.training.label_rule, made.training.augment) == ("released", "off")
+    assert made.optimizer == other.optimizer
+    assert made.rejected_image == other.rejected_image
+    assert made.training.batch_size == other.training.batch_size
+    assert (made.vision_encoder, made.projector) == ("frozen", "trained")

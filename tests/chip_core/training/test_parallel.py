@@ -48,6 +48,7 @@ QUICK = [
     Case("ddp", "full"),
     Case("fsdp", "full", "float32", checkpoint_every=10, micro_batch=2),
     Case("fsdp", "lora", micro_batch=2),
+    Case("fsdp", "released", micro_batch=2, family="muffin"),
 ]
 SLOW = [
     Case("ddp", "lora"),
@@ -63,6 +64,11 @@ SLOW = [
     Case("fsdp", "lora", "float32", checkpoint_every=10),
     Case("ddp", "bf16", "float32"),
     Case("fsdp", "bf16", "float32"),
+    Case("ddp", "full", family="muffin"),
+    Case("fsdp", "full", "float32", checkpoint_every=10, family="muffin"),
+    Case("fsdp", "lora", family="muffin"),
+    Case("fsdp", "staged", family="muffin"),
+    Case("fsdp", "recomputed", family="muffin"),
 ]
 
 
@@ -84,7 +90,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(out: Path, cases: list[Any]) -> Path:
     torch.set_num_threads(1)
     helper.launch(out, cases)
-    for alone in {Case("alone", case.changes, case.dtype) for case in cases}:
+    for alone in {Case("alone", case.changes, case.dtype, family=case.family) for case in cases}:
         helper.run(alone, out, Workers())
     return out
 
@@ -96,7 +102,7 @@ def compare(out: Path, case: Any) -> None:
     tolerance, moved = {"float64": (1e-6, 1e-6), "float32": (1e-4, 1e-3)}[case.dtype]
     if case.changes == "bf16":  # which has 8 bits
         tolerance, moved = 2e-3, 1e-2
-    alone = Case("alone", case.changes, case.dtype)
+    alone = Case("alone", case.changes, case.dtype, family=case.family)
     curves = [helper.curve(out, each) for each in (alone, case)]
     assert len(curves[0]) == len(curves[1]) == helper.STEPS
     losses = [[figures["loss"] for figures in curve] for curve in curves]

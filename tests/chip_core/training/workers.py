@@ -1,4 +1,4 @@
-"""Trainings of a tiny LLaVA for the tests of several workers, and the program that each worker is.
+"""Trainings of a tiny model for the tests of several workers, and the program that each worker is.
 
 python workers.py OUT CASE…        with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set
 """
@@ -43,12 +43,13 @@ class Case:
     checkpoint_every: int = 0
     micro_batch: int = 1
     resume: str = ""  # another case's folder
+    family: str = "llava"
 
     @property
     def name(self) -> str:
-        return "-".join(
-            [self.kind, self.changes, self.dtype, *(["resumed"] if self.resume else [])]
-        )
+        more = [*(["resumed"] if self.resume else [])]
+        more += [] if self.family == "llava" else [self.family]
+        return "-".join([self.kind, self.changes, self.dtype, *more])
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -57,6 +58,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "staged": {"vision_encoder": "staged", "language_model": "lora", "lora": {"rank": 2}},
     "recomputed": {"vision_encoder": "trained", "engine": {"gradient_checkpointing": True}},
     "each_pass": {"vision_encoder": "trained"},  # gradients come together in each
+    "released": {
+        "vision_encoder": "trained",
+        "training": {"label_rule": "released", "augment": "released"},
+    },
     "bf16": {"model": {"path": "shapes", "dtype": "bf16"}},
 }
 
@@ -83,8 +88,8 @@ def configured(case: Case) -> TrialConfig:
             "model": "shapes",
             "objective": {"preset": "chip", "weights": {"segment": 3, "token": 0.1}},
             "optimizer": {"lr": 1e-3, "warmup": 0.1, "clip": 1.0},
-            "training": {"batch_size": 3, "epochs": STEPS},
-            **changes,
+            "training": {"batch_size": 3, "epochs": STEPS, **changes.get("training", {})},
+            **{name: value for name, value in changes.items() if name != "training"},
             "engine": {
                 "micro_batch": case.micro_batch,
                 "parallel": "auto" if case.kind == "alone" else case.kind,
@@ -99,7 +104,7 @@ def run(case: Case, out: Path, workers: Workers) -> Training:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
     sharded._room_for_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
-    model, processor = families.build("llava")
+    model, processor = families.build(case.family)
     model = attach(model.to(getattr(torch, case.dtype)), config)
     folder = out / case.name
     trained = train(

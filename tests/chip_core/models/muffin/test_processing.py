@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 from PIL import Image
 from transformers.convert_slow_tokenizer import generate_merges
 
+from chip_core.config import ModelConfig
+from chip_core.evaluation.generation import generate
+from chip_core.evaluation.task import Item, Picture
+from chip_core.models import loading
 from chip_core.models.muffin import MuffinImageProcessor, MuffinProcessor
+from chip_core.models.muffin.convert import convert
 from chip_core.models.muffin.tokens import tokenizer_from
 
-from .made import pieces
+from .made import pieces, released
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
@@ -127,6 +133,35 @@ def test_labels(processor: MuffinProcessor) -> None:
         "*▁A", "*<0x0A>", "*###", "*▁Human", "*:", "*▁what", "▁is", "?", "<0x0A>", "###",
         "▁Assistant", ":", "*▁red", "*<0x0A>", "*###", "*▁",
     ]  # fmt: skip
+
+
+def test_a_generation_stops_at_the_next_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(released(tmp_path / "released"), tmp_path / "muffin", vision_heads=2)
+    model, reader = loading.load(ModelConfig(path=str(tmp_path / "muffin")))
+    words = ["▁Assistant", ":", "▁A", "▁red", "###", "▁what", "▁what"]
+    said = iter(reader.tokenizer.convert_tokens_to_ids(words))
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        """One word after the other, whatever was asked; far ahead of all others."""
+        logits = torch.zeros(*hidden.shape[:2], len(reader.tokenizer))
+        logits[..., next(said)] = 10
+        return logits
+
+    monkeypatch.setattr(model.lm_head, "forward", head)
+    items = [
+        Item(
+            id=str(shade),
+            prompt="what is red?" * (1 + shade),
+            pictures=(
+                Picture(key=str(shade), read=lambda s=shade: Image.new("RGB", (9, 9), (s, 0, 0))),
+            ),
+        )
+        for shade in range(2)
+    ]
+    assert generate(model, reader, items, max_new_tokens=7) == ["A red"] * 2
+    assert reader.tokenizer.convert_ids_to_tokens(list(said)) == words[5:]  # never asked for
 
 
 def test_an_answer_ends_where_the_next_turn_opens(processor: MuffinProcessor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,21 @@ def test_a_frozen_tower_is_kept_where_it_is_computed_on_a_cpu(
 ) -> None:
     engine = {"feature_cache": "auto", **changes.get("engine", {})}
     assert [one.name for one in passes(**{**changes, "engine": engine})] == names
+
+
+@pytest.mark.parametrize("family", ["muffin", "qwen2_5_vl", "llava"])
+def test_a_tower_with_a_trained_projector_in_it_is_not_kept(family: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+
+    def names(feature_cache: str, projector: str) -> list[str]:
+        engine = {"feature_cache": feature_cache}
+        made = config(model=str(tmp_path), objective="dpo", projector=projector, engine=engine)
+        return [one.name for one in passes_of(made, MODEL, DATA)]
+
+    kept = ["text", "image features"]
+    assert names("auto", "trained") == (kept if family == "llava" else ["text"])
+    assert names("auto", "frozen") == kept
+    assert names("on", "trained") == kept  # and the pass says why it cannot be made
 
 
 def test_features_are_the_same_for_any_length_and_route() -> None:
