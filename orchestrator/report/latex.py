@@ -9,8 +9,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report.layout import Block, Cell, Picture, RowKind, Table, TableRow, Words
-from orchestrator.report.model import FIGURES, Report
+from orchestrator.report.layout import (
+    FIGURES,
+    Block,
+    Cell,
+    Picture,
+    RowKind,
+    Table,
+    TableRow,
+    Words,
+)
+from orchestrator.report.model import Report
 
 _ROWS = 40  # of a table on one page; the rest goes on in another
 _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
