@@ -92,6 +92,7 @@ def bare_table(report: Report) -> str:
     ]
     head = [
         f"% {_ascii(report.summary.plan.study.name)}: {_ascii(tables[0].caption)}",
+        *(f"% {_ascii(note)}" for note in report.footnotes),
         r"% In the preamble: \usepackage{booktabs}",
         r"\providecommand{\stacked}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-0.2ex]"
         r"{\footnotesize #2}\end{tabular}}",

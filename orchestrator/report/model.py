@@ -19,6 +19,7 @@ from orchestrator.report.figures.coverage import draw_pair, pairs
 from orchestrator.report.figures.forest import draw_differences, draw_effects
 from orchestrator.report.figures.response import MOST_PANELS, draw_response, numeric_factors
 from orchestrator.report.figures.training import draw_training
+from orchestrator.report.footnotes import footnotes
 from orchestrator.report.layout import Block, Changes, Picture, Section, Words
 from orchestrator.report.notes import notes
 from orchestrator.report.outcomes import load_scores
@@ -38,6 +39,7 @@ class Report:
     answer: str
     ended: str  # when the last trial did, in UTC; a dash where none has
     sections: tuple[Section, ...]
+    footnotes: tuple[str, ...]  # of the first table
     pdfs: Mapping[str, bytes] = field(repr=False)  # by figure name
     tables: Mapping[str, str] = field(repr=False)  # CSV of what came from beside, by file name
     provenance: Mapping[str, Any] = field(repr=False)
@@ -74,6 +76,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         pdfs.update({picture.name: pdf for picture, pdf in found})
         return [picture for picture, _ in found]
 
+    under = Words(lines=tuple(footnotes(summary, origin)), bulleted=True)
     decided = [metric for metric in summary.decided if metric in summary.compared]
     effects = [effect_table(summary, metric) for metric in decided]
     changes = largest_changes(summary, loaded, ledger, storage)
@@ -83,6 +86,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             "arms",
             "Arms against the baseline",
             [verdict_table(summary, metric) for metric in summary.decided],
+            [under] if summary.decided else [],
             pictures(draw_differences(summary, metric) for metric in decided),
         ),
         _section(
@@ -103,6 +107,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             "figures",
             "All figures",
             benchmark_tables(summary),
+            [] if summary.decided else [under],
             pictures(draw_pair(summary, across, up) for across, up in pairs(summary)),
         ),
         _section("training", "Training curves", pictures([draw_training(summary, curves)])),
@@ -128,6 +133,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         answer=answer(summary),
         ended=when(last_ended(plan, ledger)),
         sections=tuple(section for section in sections if section.blocks),
+        footnotes=under.lines,
         pdfs=pdfs,
         tables=beside.tables,
         provenance=origin,
