@@ -79,7 +79,8 @@ def _representation(folder: Path, name: str, plan: Plan, tables: dict[str, str])
         tables[f"{name}.csv"] = csv_text(REPRESENTATION_COLUMNS, representation_lines(found, name))
         return made
 
-    return _read(file, read) or [picture]
+    made = _read(file, read)
+    return made if any(isinstance(block, Picture) for block in made) else [picture, *made]
 
 
 def _humans(folder: Path, plan: Plan, tables: dict[str, str]) -> list[Block]:

@@ -102,14 +102,14 @@ def _figures(
 def _notes(found: Data) -> Iterator[str]:
     preference = found["preference"]
     if preference is not None:
-        said = f"Win less lose: {preference['value']:+.1f} points"
+        said = f"Win less lose: {_signed(preference['value'])} points"
         if preference["over_items"] is not None:
             said += f", 95 % interval {_points(preference['over_items'])} over items"
         if preference["over_seeds"] is not None:
             said += f", {_points(preference['over_seeds'])} over training seeds and items"
             said += f" (p = {preference['p']:.3g})"
         by_seed = ", ".join(
-            f"{seed}: {value:+.1f}" for seed, value in preference["by_seed"].items()
+            f"{seed}: {_signed(value)}" for seed, value in preference["by_seed"].items()
         )
         if len(preference["by_seed"]) > 1:
             said += f". By training seed: {by_seed}"
@@ -119,7 +119,7 @@ def _notes(found: Data) -> Iterator[str]:
         asked = 1 - found["same"] / found["pairs"]
         yield (
             "Over all pairs of answers, the same ones counted as ties, that is about "
-            f"{asked * preference['value']:+.1f} points."
+            f"{_signed(asked * preference['value'])} points."
         )
     yield _agreement(found["agreement"])
     yield (
@@ -155,4 +155,8 @@ def _range(interval: Sequence[float] | None) -> str:
 
 
 def _points(interval: Sequence[float]) -> str:
-    return f"{interval[0]:+.1f} to {interval[1]:+.1f}"
+    return f"{_signed(interval[0])} to {_signed(interval[1])}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
