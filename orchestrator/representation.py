@@ -118,6 +118,11 @@ def read_models(
                         for place in places
                     ),
                     points=_points(basis, vectors[places[0]]),
+                    trials={
+                        trial.name: trial.fingerprint
+                        for place in places
+                        if (trial := sources[place].trial) is not None
+                    },
                 )
                 for name, places in rows.items()
             ),

@@ -142,6 +142,26 @@ def report_folder(workdir: Path, study: str) -> Path:
     return workdir / "studies" / study / "report"
 
 
+def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
+    """Write a study's report again, with what came into its folder from beside.
+
+    Returns:
+        its files and where each lies among the artifacts of the study's run; none where no trial
+        has figures yet.
+    """
+    ledger = Ledger(workdir)
+    if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
+        return []
+    folder = report_folder(workdir, plan.study.name)
+    files = write_report(make_report(plan, ledger, workdir, folder), folder)
+    return [(file, artifact_folder(file, folder)) for file in files]
+
+
+def artifact_folder(file: Path, report: Path) -> str:
+    """Return where a file of a report lies among a run's artifacts."""
+    return (Path("report") / file.parent.relative_to(report)).as_posix()
+
+
 def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
     """Draw the rejected images of a study on them; neither that nor Ctrl-C here fails the study.
 

@@ -139,19 +139,21 @@ def import_replies(
     from orchestrator.humans.replies import find_key, read_replies
     from orchestrator.humans.section import as_json as comparison_json
     from orchestrator.humans.section import compare, markdown, metrics, write_comparison
-    from orchestrator.run import report_folder
+    from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import Attached, attach
 
-    name = planned(study, workdir=workdir, **changes).study.name
+    made = planned(study, workdir=workdir, **changes)
+    name = made.study.name
     replies = read_replies(files)
     key = find_key(_keys(workdir, name), key_file, replies[0].export, files)
     if key.study != name:
         raise UserError(f"{files[0]} is of study {key.study}, not of {name}: name that study")
     comparison = compare(key, replies)
-    written = write_comparison(comparison, report_folder(workdir, name))
-    attached = Attached(
-        study=metrics(comparison), files=[(file, "report/humans") for file in written]
-    )
+    folder = report_folder(workdir, name)
+    written = write_comparison(comparison, folder)
+    shown = [(file, artifact_folder(file, folder)) for file in written]
+    shown += refresh_report(made, workdir)
+    attached = Attached(study=metrics(comparison), files=shown)
     said = attach(workdir, tracking_uri, name, attached)
     if as_json:
         paths = [str(path) for path in written]

@@ -76,7 +76,7 @@ def represent(
     from orchestrator.report.representation import as_json as found_json
     from orchestrator.report.representation import markdown, write_represented
     from orchestrator.representation import read_models, study_sources
-    from orchestrator.run import report_folder
+    from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import attach
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
@@ -104,9 +104,8 @@ def represent(
         files = write_represented(found, folder)
         written += files
         attached = _attached(found, sources, own)
-        for file in files:
-            under = "report" if file.parent == folder else "report/figures"
-            attached.files.append((file, under))
+        attached.files.extend((file, artifact_folder(file, folder)) for file in files)
+        attached.files.extend(refresh_report(made, workdir))
         said = attach(workdir, tracking_uri, made.study.name, attached)
     if as_json:
         paths = [str(path) for path in written]

@@ -12,7 +12,8 @@ and lose (w + t + l = 1); d = w − l its preference; S training seeds.
   again: each item was shown with one seed's answers, so items are nested in seeds, and
   docs/statistics.md's V = max(V_seed + V_item − V_res, V_item, V_seed) has V_res = V_item:
   V = max(V_seed, V_item), V_seed = var(seed means)/S, V_item = var(d)/n,
-  df = max(1, V² / (V_seed²/(S − 1) + V_item²/(n − 1))). Only it comes with a p.
+  df = max(1, V² / (V_seed²/(S − 1) + V_item²/(n − 1))). Only it comes with a p. Both are cut at
+  −1 and 1, beyond which no preference is.
 """
 
 from __future__ import annotations
@@ -140,5 +141,6 @@ def _preference(told: Mapping[str, Sequence[Judgement]]) -> Preference | None:
 
 
 def _t_interval(mean: float, v: float, df: float) -> Interval:
+    """Return the interval, cut to what a preference can be."""
     half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(v)
-    return mean - half, mean + half
+    return max(-1.0, mean - half), min(1.0, mean + half)

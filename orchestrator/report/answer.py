@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.report.figures.coverage import pairs
 from orchestrator.report.summary import Summary
 from orchestrator.report.words import baseline_text, counted, listed, points_text, signed
 from orchestrator.statistics import Comparison, Verdict
@@ -28,6 +29,7 @@ _FOUND = (
     Verdict.WORSE_BELOW_DELTA,
     Verdict.NO_CLEAR_DIFFERENCE,
 )
+_BETTER = (Verdict.BETTER, Verdict.BETTER_BELOW_DELTA)
 _DETAILED = 4  # arms of a verdict whose figures stand in the sentence
 
 
@@ -61,6 +63,9 @@ def answer(summary: Summary) -> str:
     ]
     if averaged:
         sentence += f"; averaged over the other factors, {'; '.join(_said(averaged, unit))}"
+    less = _says_less(summary, comparisons)
+    if less:
+        sentence += f"; {less}"
     if not any(entry.verdict in _FOUND for entry in (*comparisons, *averaged)):
         tested = any(entry.p_adjusted is not None for entry in comparisons)
         sentence = f"{'Inconclusive' if tested else 'No answer'}: o{sentence[1:]}"
@@ -69,6 +74,34 @@ def answer(summary: Summary) -> str:
     if summary.missing:
         sentence += f" ({counted(len(summary.missing), 'trial is', 'trials are')} missing)"
     return f"{sentence}."
+
+
+def _says_less(summary: Summary, comparisons: Sequence[Comparison]) -> str:
+    """Return a clause on the arms that hallucinate less and name less of what is there, too."""
+    primary = summary.plan.study.primary
+    coverage = next(
+        (across for across, up in pairs(summary) if primary is not None and up == primary.metric),
+        None,
+    )
+    if coverage is None:
+        return ""
+    better = {entry.name for entry in comparisons if entry.verdict in _BETTER}
+    unit = points_text(summary.metrics[coverage])
+    named = []
+    for row in summary.rows:
+        figure = row.figures.get(coverage)
+        interval = None if figure is None else figure.interval
+        if figure is None or interval is None or row.name not in better or interval[1] >= 0:
+            continue
+        low, high = interval
+        named.append(
+            f"{row.name} ({signed(figure.difference or 0.0)} {unit}; 95 % interval {signed(low)} "
+            f"to {signed(high)})"
+        )
+    if not named:
+        return ""
+    verb = "name" if len(named) > 1 else "names"
+    return f"by {coverage}, {listed(named)} {verb} less of what is there"
 
 
 def _said(comparisons: Sequence[Comparison], unit: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from orchestrator.report.summary import Row, Summary
 from orchestrator.tracking.base import ArmView, Status
 
@@ -9,22 +11,32 @@ VERDICT = "chip.verdict"
 
 
 def arm_views(summary: Summary) -> list[ArmView]:
-    """Return each arm's means, deviations, differences, intervals and corrected p-values."""
+    """Return each arm's means, deviations, differences, intervals and corrected p-values.
+
+    A mean and its deviation have the scorer's unit, as the trials' own figures beside them; the
+    difference and its interval are in points, as everywhere.
+    """
     return [
-        ArmView(arm=row.arm, figures=_figures(row), status=_status(row), tags=_tags(summary, row))
+        ArmView(
+            arm=row.arm,
+            figures=_figures(row, summary.scales),
+            status=_status(row),
+            tags=_tags(summary, row),
+        )
         for row in summary.rows
         if row.arm is not None
     ]
 
 
-def _figures(row: Row) -> dict[str, float]:
+def _figures(row: Row, scales: Mapping[str, float]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, figure in row.figures.items():
         low, high = figure.interval or (None, None)
         found = figure.comparison
+        scale = scales[name]
         parts = {
-            name: figure.mean,
-            f"{name}.sd": figure.sd,
+            name: figure.mean / scale,
+            f"{name}.sd": None if figure.sd is None else figure.sd / scale,
             f"{name}.low": low,
             f"{name}.high": high,
             f"{name}.difference": figure.difference,

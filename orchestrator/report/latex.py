@@ -9,8 +9,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report.layout import Block, Cell, Picture, RowKind, Table, TableRow, Words
-from orchestrator.report.model import FIGURES, Report
+from orchestrator.report.layout import (
+    FIGURES,
+    Block,
+    Cell,
+    Picture,
+    RowKind,
+    Table,
+    TableRow,
+    Words,
+)
+from orchestrator.report.model import Report
 
 _ROWS = 40  # of a table on one page; the rest goes on in another
 _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
@@ -83,6 +92,7 @@ def bare_table(report: Report) -> str:
     ]
     head = [
         f"% {_ascii(report.summary.plan.study.name)}: {_ascii(tables[0].caption)}",
+        *(f"% {_ascii(note)}" for note in report.footnotes),
         r"% In the preamble: \usepackage{booktabs}",
         r"\providecommand{\stacked}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-0.2ex]"
         r"{\footnotesize #2}\end{tabular}}",

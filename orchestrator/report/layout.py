@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Tone = Literal["", "better", "worse", "same", "open"]
+FIGURES = "figures"  # the folder of a report's figures
+
 RowKind = Literal["", "untrained", "baseline", "published"]
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from orchestrator.report.layout import (
+    FIGURES,
     Answered,
     Block,
     Cell,
@@ -16,7 +17,7 @@ from orchestrator.report.layout import (
     Table,
     Words,
 )
-from orchestrator.report.model import FIGURES, Report
+from orchestrator.report.model import Report
 
 _LONGEST_ANSWER = 500  # characters; the whole answer is in the page and in the responses' file
 #: What would be markup; an underscore between letters is none, nor is a bracket that no address
@@ -35,10 +36,14 @@ def markdown(report: Report) -> str:
     if study.question:
         parts.append(escape(study.question))
     parts.append(f"**{escape(report.answer)}**")
-    for section in report.sections:
-        parts.append(f"## {escape(section.title)}")
-        parts += [text for block in section.blocks for text in _block(block)]
+    parts += [section_text(section.title, section.blocks).strip() for section in report.sections]
     parts.append(f"As of {report.ended} UTC.")
+    return "\n\n".join(parts) + "\n"
+
+
+def section_text(title: str, blocks: Sequence[Block]) -> str:
+    """Return a part of the report by itself."""
+    parts = [f"## {escape(title)}", *(text for block in blocks for text in _block(block))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,6 +11,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.report.answer import answer
 from orchestrator.report.arm_tables import benchmark_tables, effect_table, verdict_table
+from orchestrator.report.beside import found_beside
 from orchestrator.report.changes import largest_changes
 from orchestrator.report.costs import cost_table, costs
 from orchestrator.report.figures.cost import draw_costs
@@ -18,6 +19,7 @@ from orchestrator.report.figures.coverage import draw_pair, pairs
 from orchestrator.report.figures.forest import draw_differences, draw_effects
 from orchestrator.report.figures.response import MOST_PANELS, draw_response, numeric_factors
 from orchestrator.report.figures.training import draw_training
+from orchestrator.report.footnotes import footnotes
 from orchestrator.report.layout import Block, Changes, Picture, Section, Words
 from orchestrator.report.notes import notes
 from orchestrator.report.outcomes import load_scores
@@ -26,24 +28,6 @@ from orchestrator.report.provenance import last_ended, provenance, provenance_bl
 from orchestrator.report.search import search_blocks
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.training import training_curves
-
-FIGURES = "figures"
-#: Figures that are drawn into the report's folder from beside: title and caption.
-GIVEN = {
-    "rejected-images": (
-        "Rejected images",
-        "What each strategy and setting makes of some of the training images.",
-    ),
-    "representation": (
-        "Representation",
-        "Hidden representations of images, true and hallucinated descriptions.",
-    ),
-    "representation-alone": (
-        "Representation of descriptions alone",
-        "Hidden representations of images, true and hallucinated descriptions, these read without "
-        "image and prompt.",
-    ),
-}
 
 _Drawn = tuple[Picture, bytes] | None
 
@@ -56,7 +40,9 @@ class Report:
     answer: str
     ended: str  # when the last trial did, in UTC; a dash where none has
     sections: tuple[Section, ...]
+    footnotes: tuple[str, ...]  # of the first table
     pdfs: Mapping[str, bytes] = field(repr=False)  # by figure name
+    tables: Mapping[str, str] = field(repr=False)  # CSV of what came from beside, by file name
     provenance: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -77,12 +63,13 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         plan: the study's plan.
         ledger: what has been run.
         storage: where attempts lie.
-        folder: where the report goes; figures that were drawn into it are taken in.
+        folder: where the report goes; what other commands left in it is taken in.
     """
     loaded = load_scores(plan, ledger, storage)
     summary = summarise(plan, ledger, loaded)
     spent = costs(plan, ledger)
     origin = provenance(plan, ledger)
+    beside = found_beside(folder, plan)
     pdfs: dict[str, bytes] = {}
 
     def pictures(drawings: Iterable[_Drawn]) -> list[Picture]:
@@ -90,6 +77,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         pdfs.update({picture.name: pdf for picture, pdf in found})
         return [picture for picture, _ in found]
 
+    under = Words(lines=tuple(footnotes(summary, origin)), bulleted=True)
     decided = [metric for metric in summary.decided if metric in summary.compared]
     effects = [effect_table(summary, metric) for metric in decided]
     changes = largest_changes(summary, loaded, ledger, storage)
@@ -99,6 +87,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             "arms",
             "Arms against the baseline",
             [verdict_table(summary, metric) for metric in summary.decided],
+            [under] if summary.decided else [],
             pictures(draw_differences(summary, metric) for metric in decided),
         ),
         _section(
@@ -120,11 +109,12 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             "figures",
             "All figures",
             benchmark_tables(summary),
+            [] if summary.decided else [under],
             pictures(draw_pair(summary, across, up) for across, up in pairs(summary)),
         ),
         _section("training", "Training curves", pictures([draw_training(summary, curves)])),
         _section("items", "The items that changed most", _item_blocks(changes), in_paper=False),
-        *_given(folder),
+        *beside.sections,
         _section(
             "cost",
             "What it cost",
@@ -145,7 +135,9 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         answer=answer(summary),
         ended=when(last_ended(plan, ledger)),
         sections=tuple(section for section in sections if section.blocks),
+        footnotes=under.lines,
         pdfs=pdfs,
+        tables=beside.tables,
         provenance=origin,
     )
 
@@ -177,15 +169,3 @@ def _item_blocks(changes: list[Changes]) -> list[Block]:
         )
     )
     return [intro, *changes]
-
-
-def _given(folder: Path) -> list[Section]:
-    """Return a section for each figure that was drawn from beside."""
-    found = []
-    for name, (title, caption) in GIVEN.items():
-        file = folder / FIGURES / f"{name}.png"
-        if file.exists():
-            has_pdf = file.with_suffix(".pdf").exists()
-            picture = Picture(name=name, caption=caption, png=file.read_bytes(), has_pdf=has_pdf)
-            found.append(_section(name, title, [picture]))
-    return found

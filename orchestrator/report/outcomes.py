@@ -13,6 +13,7 @@ import numpy as np
 from chip_core.evaluation.task import MetricInfo, metric_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
+from orchestrator.report.units import shown, shown_scale
 from orchestrator.statistics import MetricResults, StudyArm, StudyResults
 from orchestrator.statistics.values import Array
 
@@ -58,6 +59,7 @@ def compared(plan: Plan, loaded: Loaded, metric: str, info: MetricInfo) -> Compa
     Seeds without the figure are left out of their arm, arms without such a seed of the study.
     Items that any trial lacks are left out of all; where a trial has no item outcomes at all, or
     those leave nothing to divide by, the trials' figures are compared, and items taken as fixed.
+    Values are in the unit that is shown; `info` is the scorer's own.
     """
     arms: list[tuple[Arm, list[tuple[int, Scores]]]] = []
     for arm in plan.arms:
@@ -150,7 +152,8 @@ def _metric_results(
         )
 
     if not items:
-        figures = tuple(np.array([scores.value for scores in row]) for row in rows)
+        scale = shown_scale(info)
+        figures = tuple(np.array([scale * scores.value for scores in row]) for row in rows)
         return MetricResults(
             goal=info.goal, figures=figures, smallest_difference=smallest_difference
         )
@@ -158,6 +161,6 @@ def _metric_results(
         goal=info.goal,
         numerators=part(0),
         denominators=part(1),
-        scale=100.0 if info.unit == "percent" else 1.0,
+        scale=100.0 if shown(info).unit == "percent" else 1.0,
         smallest_difference=smallest_difference,
     )

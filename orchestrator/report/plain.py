@@ -39,7 +39,7 @@ def arms_csv(summary: Summary) -> str:
                 ]
             )
     head = ["arm", *factors, "metric", "role", "unit", "goal", "seeds", "mean", "sd", *_COMPARED]
-    return _csv(head, lines)
+    return csv_text(head, lines)
 
 
 def values_csv(summary: Summary) -> str:
@@ -56,7 +56,7 @@ def values_csv(summary: Summary) -> str:
                     [row.name, *_levels(row, factors), label, metric, _text(value), info.unit,
                      state]
                 )  # fmt: skip
-    return _csv(["arm", *factors, "seed", "metric", "value", "unit", "state"], lines)
+    return csv_text(["arm", *factors, "seed", "metric", "value", "unit", "state"], lines)
 
 
 def effects_csv(summary: Summary) -> str:
@@ -67,7 +67,7 @@ def effects_csv(summary: Summary) -> str:
         for kind, group in (("main", effects.main), ("interaction", effects.interactions))
         for found in group
     ]
-    return _csv(["metric", "kind", "effect", "used", "combinations", *_COMPARED], lines)
+    return csv_text(["metric", "kind", "effect", "used", "combinations", *_COMPARED], lines)
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -203,7 +203,8 @@ def _text(value: float | str | None) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Return lines under their heads, as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)

@@ -17,6 +17,9 @@ from orchestrator.passes import PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.evaluation_plan import evaluation_lines
 from orchestrator.report.search_plan import search_json, search_lines
+from orchestrator.report.summary import study_metrics
+from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.words import metric_title, plain
 from orchestrator.search import SearchTrial
 from orchestrator.study_cells import layout_notes
 
@@ -90,8 +93,11 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "arm", "seed", "state", "attempts"):
         table.add_column(title, overflow="fold")
+    scale = 1.0
     if primary is not None:
-        table.add_column(primary.metric, justify="right")
+        info = study_metrics(plan)[primary.metric]
+        scale = shown_scale(info)
+        table.add_column(metric_title(primary.metric, shown(info)), justify="right")
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
         cells = [
@@ -103,7 +109,7 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
         ]
         if primary is not None:
             value = record.metrics(trial).get(primary.metric)
-            cells.append("—" if value is None else f"{value:.2f}")
+            cells.append("—" if value is None else plain(scale * value))
         table.add_row(*map(Text, cells))
     for trial in _held(plan):
         nothing = ["—"] * (primary is not None)

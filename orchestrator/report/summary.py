@@ -16,6 +16,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import Compared, Loaded, compared
 from orchestrator.report.scoring import scoring_notes
+from orchestrator.report.units import shown, shown_scale
 from orchestrator.statistics import (
     Comparison,
     interactions,
@@ -32,7 +33,7 @@ UNTRAINED = "base (untrained)"
 class Figure:
     """One metric of one arm over its seeds."""
 
-    values: Mapping[int | None, float]  # seed -> value; None is the untrained model
+    values: Mapping[int | None, float]  # seed -> value as shown; None is the untrained model
     comparison: Comparison | None = None  # with the baseline; None for the baseline itself
 
     @property
@@ -86,7 +87,9 @@ class Summary:
     """A study's table."""
 
     plan: Plan
-    metrics: Mapping[str, MetricInfo]  # in the order of the table: primary, secondary, the others
+    #: as they are shown, in the order of the table: primary, secondary, the others
+    metrics: Mapping[str, MetricInfo]
+    scales: Mapping[str, float]  # of each metric, from its scorer's unit to the shown one
     rows: Sequence[Row]  # the untrained model first
     compared: Mapping[str, Compared]  # by metric; without those the baseline lacks
     effects: Mapping[str, Effects]  # of the declared metrics
@@ -138,13 +141,15 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
         metric: {entry.name: entry for entry in verdicts(one.results, metric)}
         for metric, one in kept.items()
     }
-    rows = [_row(UNTRAINED, None, [plan.base], ledger, metrics, {})]
+    scales = {metric: shown_scale(info) for metric, info in metrics.items()}
+    rows = [_row(UNTRAINED, None, [plan.base], ledger, scales, {})]
     for arm in plan.arms:
         of_arm = {metric: named.get(arm.name) for metric, named in differences.items()}
-        rows.append(_row(arm.name, arm, arm.trials, ledger, metrics, of_arm))
+        rows.append(_row(arm.name, arm, arm.trials, ledger, scales, of_arm))
     return Summary(
         plan=plan,
-        metrics=metrics,
+        metrics={metric: shown(info) for metric, info in metrics.items()},
+        scales=scales,
         rows=rows,
         compared=kept,
         effects={
@@ -162,7 +167,10 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
 
 
 def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
-    """Return the metrics of a study's benchmarks by full name, the declared ones first."""
+    """Return the metrics of a study's benchmarks by full name, the declared ones first.
+
+    Their units are the scorers'.
+    """
     study = plan.study
     sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
         ("report", study.scored.report),
@@ -182,28 +190,30 @@ def _row(
     arm: Arm | None,
     trials: Sequence[Trial],
     ledger: Ledger,
-    metrics: Mapping[str, MetricInfo],
+    scales: Mapping[str, float],
     differences: Mapping[str, Comparison | None],
 ) -> Row:
-    values = _values(trials, ledger)
+    values = _values(trials, ledger, scales)
     return Row(
         name=name,
         arm=arm,
         states={trial.seed: _state(trial, ledger) for trial in trials},
         figures={
             metric: Figure(values=values[metric], comparison=differences.get(metric))
-            for metric in metrics
+            for metric in scales
             if metric in values
         },
     )
 
 
-def _values(trials: Sequence[Trial], ledger: Ledger) -> dict[str, dict[int | None, float]]:
-    """Return metric -> seed -> value, of what is there."""
+def _values(
+    trials: Sequence[Trial], ledger: Ledger, scales: Mapping[str, float]
+) -> dict[str, dict[int | None, float]]:
+    """Return metric -> seed -> value as it is shown, of what is there."""
     values: dict[str, dict[int | None, float]] = {}
     for trial in trials:
         for metric, value in ledger[trial.fingerprint].metrics(trial).items():
-            values.setdefault(metric, {})[trial.seed] = value
+            values.setdefault(metric, {})[trial.seed] = scales.get(metric, 1.0) * value
     return values
 
 

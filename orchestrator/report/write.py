@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 from chip_core.files import write_atomically, write_bytes
+from orchestrator.report.beside import GIVEN
 from orchestrator.report.html import page
 from orchestrator.report.latex import bare_table, latex
+from orchestrator.report.layout import FIGURES
 from orchestrator.report.markdown import markdown
-from orchestrator.report.model import FIGURES, GIVEN, Report
+from orchestrator.report.model import Report
 from orchestrator.report.plain import arms_csv, effects_csv, values_csv
 
 PAGE = "report.html"
@@ -31,6 +33,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         "values.csv": values_csv(summary),
         "effects.csv": effects_csv(summary),
         "provenance.json": json.dumps(report.provenance, indent=1, ensure_ascii=False) + "\n",
+        **report.tables,
     }
     pictures = {f"{FIGURES}/{picture.name}.png": picture.png for picture in report.pictures}
     pictures |= {f"{FIGURES}/{name}.pdf": pdf for name, pdf in report.pdfs.items()}

@@ -145,6 +145,9 @@ def write_pairs(folder: Path) -> Path:
 
 def test_it_shows_the_studys_own_images(plan_of: PlanOf, tmp_path: Path) -> None:
     data = write_pairs(tmp_path)
+    pairs = first_pairs(DataConfig(source=str(data)), 3)
+    assert [pair.image.size for pair in pairs] == [(60, 40), (80, 40), (100, 40)]
+    assert [pair.rejected_image is None for pair in pairs] == [True, False, False]
     factor = ON_THEM.replace("[", "[given, random, ")
     plan = plan_of(study(factor), overrides={"data.source": str(data)})
     draw_rejected_images(plan, tmp_path / "report")

@@ -48,8 +48,9 @@ def test_items_are_the_unit() -> None:
     assert found.preference is not None
     assert found.preference.value == pytest.approx((0.5 + 0 - 1 + 1) / 4)
     # d = .5, 0, −1, 1, mean .125: squares .140625 + .015625 + 1.265625 + .765625 = 2.1875
-    half = t.ppf(0.975, 3) * math.sqrt(2.1875 / 3 / 4)
-    assert found.preference.over_items == pytest.approx((0.125 - half, 0.125 + half))
+    # 3.18 · √(2.1875/3/4) = 1.36 to each side: all that a preference can be.
+    assert t.ppf(0.975, 3) * math.sqrt(2.1875 / 3 / 4) == pytest.approx(1.359, abs=1e-3)
+    assert found.preference.over_items == (-1.0, 1.0)
     assert found.preference.over_seeds is None and found.preference.p is None
     assert found.chose_a is not None and found.chose_a.value == 1.0
 
@@ -71,8 +72,7 @@ def test_training_seeds_widen_the_interval() -> None:
     assert found.by_seed == pytest.approx({0: 2 / 3, 1: -1 / 3})
     items = t.ppf(0.975, 5) * math.sqrt(17 / 180)
     assert found.over_items == pytest.approx((1 / 6 - items, 1 / 6 + items))
-    seeds = t.ppf(0.975, 1) * 0.5
-    assert found.over_seeds == pytest.approx((1 / 6 - seeds, 1 / 6 + seeds))
+    assert found.over_seeds == (-1.0, 1.0)  # 12.7 · √(1/4) to each side, cut
     assert found.p == pytest.approx(2 * t.sf(1 / 6 / 0.5, 1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.places import Places
+from orchestrator.cli import main
 from orchestrator.humans.draw import Key, draw_sheets
 from orchestrator.humans.pool import Pool, answer_pool, item_images
 from orchestrator.humans.replies import find_key, read_replies
@@ -17,6 +20,8 @@ from orchestrator.humans.section import compare
 from orchestrator.humans.sheet import sheet_page
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
+from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.mlflow_store import MlflowStore
 
 from ...browser import Browser, browser, needs_browser, wait_for
 
@@ -62,7 +67,7 @@ def press_for_arms(key: Key, verdicts: str) -> str:
 
 
 def test_forty_items_filled_in_saved_and_imported(
-    pool: Pool, tmp_path: Path, workdir: Path
+    pool: Pool, plan: Plan, study: Path, tmp_path: Path, workdir: Path
 ) -> None:
     key = draw_sheets(pool, study="small", items=40, annotators=1, overlap=None, seed=3)
     verdicts = "w" * 18 + "l" * 8 + "t" * 10 + "c" * 4
@@ -103,6 +108,35 @@ def test_forty_items_filled_in_saved_and_imported(
     assert figures.preference.value == pytest.approx((18 - 8) / 36)
     # One judgement an item: nobody to agree with.
     assert figures.agreement.alpha is None and figures.agreement.units == 0
+    _imported(file, key, plan, study, workdir)
+
+
+def _imported(file: Path, key: Key, plan: Plan, study: Path, workdir: Path) -> None:
+    """Import with the command; the figures stand in the report, in its CSV and in MLflow."""
+    tracker = MlflowTracker(workdir)
+    tracker.open(plan, [])
+    tracker.close([], "FINISHED", None)
+    keys = workdir / "studies" / "small" / "human-keys"
+    keys.mkdir(parents=True)
+    (keys / f"{key.export}.json").write_text(json.dumps(key.as_json()))
+    with pytest.raises(SystemExit) as ended:
+        main(["judge-humans", "import", str(study), str(file), "--workdir", str(workdir)])
+    assert ended.value.code == 0
+    report = workdir / "studies" / "small" / "report"
+    text = (report / "report.md").read_text().split("## Human evaluation")[1]
+    # 18/36, 10/36, 8/36 of the judged and 36/40 of all, in percent
+    for line in ("win: chip | 50.0 |", "tie | 27.8 |", "lose: dpo | 22.2 |", "judged | 90.0 |"):
+        assert line in text
+    assert "<h2>Human evaluation</h2>" in (report / "report.html").read_text()
+    store = MlflowStore(tracker.address, workdir / "artifacts")
+    store.open("small")
+    (run,) = [run for run in store.runs() if run.tags["chip.kind"] == "study"]
+    lines = csv.DictReader(io.StringIO((report / "humans.csv").read_text()))
+    written = {line["metric"]: float(line["value"]) for line in lines}
+    prefix = "human/shapes/chip vs dpo"
+    wanted = {"win": 50, "tie": 250 / 9, "lose": 200 / 9, "judged": 90, "preference": 250 / 9}
+    assert written == pytest.approx({f"{prefix}/{name}": at for name, at in wanted.items()})
+    assert {name: run.metrics[name] for name in written} == written
 
 
 def test_hostile_answers_are_text_and_the_layout_stays(pool: Pool, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_the_commands(
         {"sheet": 1, "judged": half, "questions": len(key.sheets[0])},
         {"sheet": 2, "judged": 0, "questions": len(key.sheets[1])},
     ]
-    assert figures["chose_a"]["value"] == 1.0
+    assert figures["chose_a"]["value"] == 100.0  # percent, as everywhere
     assert "no run of study small" in figures["note"]
     section = workdir / "studies" / "small" / "report" / "humans"
     (markdown,) = section.glob("*.md")

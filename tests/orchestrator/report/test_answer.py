@@ -31,6 +31,33 @@ def test_what_is_better_comes_first_with_its_interval(finished: Run) -> None:
     assert said.count(".\u0020") == 0  # one sentence
 
 
+def test_an_arm_that_is_better_and_says_less_is_told(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        if metric != "cover":
+            return noisy(trial, item, metric)
+        silent = trial.arm == "chip, frozen" and (item + (trial.seed or 0)) % 3 == 0
+        return (1.0 if silent else 3.0 - (item % 10 == 0), 3.0)
+
+    summary = finished(score=score).summary
+    cover = summary.rows[3].figures["shapes/cover"]
+    assert cover.interval is not None and cover.interval[1] < 0
+    low, high = map(signed, cover.interval)
+    assert answer(summary).endswith(
+        f"; by shapes/cover, chip, frozen ({signed(cover.difference or 0)} points; 95 % interval "
+        f"{low} to {high}) names less of what is there."
+    )
+
+
+def test_coverage_is_not_told_where_nothing_is_better_or_it_is_kept(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        kept = metric != "cover"
+        less = trial.arm == "chip, trained" and (item + (trial.seed or 0)) % 3 == 0
+        return noisy(trial, item, metric) if kept else (1.0 if less else 3.0, 3.0)
+
+    # chip, frozen is better and covers as much; chip, trained covers less and is not better.
+    assert "less of what is there" not in answer(finished(score=score).summary)
+
+
 def test_worse_where_the_metric_is_to_be_high(finished: Run) -> None:
     def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
         if metric != "cover":

@@ -21,6 +21,7 @@ from orchestrator.report.markdown import markdown
 from orchestrator.report.model import Report
 from orchestrator.report.write import write_report
 
+from ...browser import browser, needs_browser
 from .conftest import STUDY, Finished
 
 Run = Callable[..., Finished]
@@ -128,6 +129,45 @@ def test_a_browser_shows_it_in_its_width(report: Report, tmp_path: Path) -> None
     width, window, scripts = map(int, title.groups())
     assert width <= window
     assert scripts == 1  # the measuring one
+
+
+@pytest.mark.e2e
+@needs_browser
+def test_a_browser_shows_every_answer_as_text(report: Report, tmp_path: Path) -> None:
+    """Markup stays text, a word of 10 kB scrolls in its cell, Hebrew and Arabic run leftwards."""
+    file = tmp_path / "page.html"
+    file.write_text(page(report), encoding="utf-8")
+    with browser(tmp_path) as window:
+        for width in (1100, 500):
+            window.resize(width, 900)
+            window.open(file)
+            shown = window.run(_LOOK)
+            texts = {entry["text"] for entry in shown["answers"]}
+            assert set(ANSWERS) <= texts
+            for entry in shown["answers"]:
+                assert entry["elements"] == 0
+                assert entry["height"] < 300  # 12em: what is longer scrolls inside
+                assert entry["wide"] == 0  # nothing runs out at its side
+                # Each has a truth that begins like it, and direction is by the first strong letter.
+                wanted = "rtl" if entry["text"].startswith("\u202e") else "ltr"
+                assert entry["direction"] == wanted, entry["text"][:20]
+            assert shown["page"] == 0 and shown["scripts"] == 0
+            assert shown["title"] == "small"
+        assert not [entry for entry in window.log() if entry["level"] == "SEVERE"]
+
+
+_LOOK = """
+const root = document.documentElement;
+return {
+  answers: [...document.querySelectorAll(".said")].map((place) => ({
+    text: place.textContent, elements: place.children.length,
+    height: place.getBoundingClientRect().height, wide: place.scrollWidth - place.clientWidth,
+    direction: getComputedStyle(place).direction,
+  })),
+  page: root.scrollWidth - root.clientWidth, scripts: document.scripts.length,
+  title: document.title,
+};
+"""
 
 
 def test_in_markdown_answers_are_text(report: Report) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.plan import Plan, Trial
+from orchestrator.report.latex import bare_table
+from orchestrator.report.markdown import markdown
 from orchestrator.report.notes import notes
 
 from .conftest import STUDY, Finished, noisy
@@ -85,3 +87,28 @@ def test_cells_that_are_one_and_cells_that_are_gone(
     written = said(made)
     assert "dpo, 1|3: stands for 2 cells. objective.weights.segment has no effect: " in written
     assert "trials of cells or settings that the study file no longer has: in the" in written
+
+
+def test_the_arms_table_has_its_footnotes(finished: Run, blank_figures: None) -> None:
+    made = finished(without=["chip, trained, seed 2"])
+    report = made.report()
+    counts, hashes, missing = report.footnotes
+    assert counts == "n: 3 seeds an arm (0, 1, 2); 30 items on shapes/chair_i."
+    mark = made.plan.base.evaluations["report/shapes"][:12]
+    assert hashes.startswith("Made of: model content the model; data source shapes; ")
+    assert f"evaluation report/shapes {mark}; behaviour number " in hashes
+    # four arms of three seeds and the untrained model
+    assert missing == "Not there, 1 of 13 trials: chip, trained, seed 2 (missing)."
+    first = markdown(report).split("## Arms against the baseline")[1].split("\n## ")[0]
+    assert counts in first and missing in first
+    assert f"% {counts}" in bare_table(report)
+
+
+def test_without_a_declared_metric_the_footnotes_count_seeds(
+    finished: Run, blank_figures: None
+) -> None:
+    text = "\n".join(line for line in STUDY.splitlines() if not line.startswith("primary"))
+    report = finished(text).report()
+    assert report.footnotes[0] == "n: 3 seeds an arm (0, 1, 2)."
+    assert len(report.footnotes) == 2
+    assert report.footnotes[0] in markdown(report).split("## All figures")[1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from orchestrator.report.plain import arms_csv, as_json, effects_csv, values_csv
 from orchestrator.report.write import write_report
 
 from .conftest import STUDY, Finished
+from .reread import read_csv, read_tables
 
 Run = Callable[..., Finished]
 CHAIR = "shapes/chair_i"
@@ -35,30 +34,10 @@ published:
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def read(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def tables(text: str) -> list[list[dict[str, str]]]:
-    """Return the tables of a Markdown text as rows by heading, escapes taken out."""
-    found: list[list[dict[str, str]]] = []
-    for block in text.split("\n\n"):
-        lines = [line for line in block.splitlines() if line.startswith("| ")]
-        if len(lines) > 2:
-            cells = [
-                [re.sub(r"\\(.)", r"\1", cell.strip().replace("−", "-")) for cell in
-                 re.split(r"(?<!\\)\|", line)[1:-1]]
-                for line in lines
-            ]  # fmt: skip
-            head, _, *rows = cells
-            found.append([dict(zip(head, row, strict=True)) for row in rows])
-    return found
-
-
 def test_markdown_read_again_has_the_summarys_figures(finished: Run) -> None:
     made = finished(MORE)
     report = made.report()
-    found = tables(markdown(report))
+    found = read_tables(markdown(report))
     first = {row["objective, vision_encoder"].strip("*"): row for row in found[0]}
     for row in report.summary.rows[2:]:
         figure = row.figures[CHAIR]
@@ -92,7 +71,7 @@ def test_bold_is_what_the_verdict_allows(finished: Run) -> None:
 
 def test_published_figures_stand_beside_ours_and_enter_nothing(finished: Run) -> None:
     with_them, without = finished(MORE), finished(MORE[: MORE.index("published")])
-    found = tables(markdown(with_them.report()))
+    found = read_tables(markdown(with_them.report()))
     names = [row["objective, vision_encoder"] for row in found[0]]
     place = names.index("published: A paper, table 3")
     assert names[place - 1] == "**chip, frozen**"
@@ -107,7 +86,7 @@ def test_published_figures_stand_beside_ours_and_enter_nothing(finished: Run) ->
 
 def test_csv_read_again_equals_what_the_tracker_is_given(finished: Run) -> None:
     summary = finished(MORE, without=["chip, trained, seed 2"]).summary
-    lines = {(line["arm"], line["metric"]): line for line in read(arms_csv(summary))}
+    lines = {(line["arm"], line["metric"]): line for line in read_csv(arms_csv(summary))}
     views = arm_views(summary)
     assert len(views) == 4
     for view in views:
@@ -133,14 +112,14 @@ def test_csv_read_again_equals_what_the_tracker_is_given(finished: Run) -> None:
 
 def test_the_other_csv_files(finished: Run) -> None:
     summary = finished(MORE).summary
-    values = read(values_csv(summary))
+    values = read_csv(values_csv(summary))
     assert len(values) == (1 + 4 * 3) * 4
     one = next(
         line for line in values
         if (line["arm"], line["seed"], line["metric"]) == ("chip, frozen", "1", CHAIR)
     )  # fmt: skip
     assert float(one["value"]) == summary.rows[3].figures[CHAIR].values[1]
-    effects = read(effects_csv(summary))
+    effects = read_csv(effects_csv(summary))
     assert [(line["metric"], line["kind"]) for line in effects[:3]] == [
         (CHAIR, "main"), (CHAIR, "main"), (CHAIR, "interaction"),
     ]  # fmt: skip

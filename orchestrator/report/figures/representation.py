@@ -1,0 +1,81 @@
+"""The representation picture: images, true and hallucinated descriptions in one common basis."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+_COLOURS = {"image": "#4d4d4d", "true": "#0072b2", "hallucinated": "#d55e00"}
+_LABELS = {
+    "image": "image",
+    "true": "true description",
+    "hallucinated": "hallucinated description",
+}
+
+
+class Drawn(Protocol):
+    """What of a row is drawn."""
+
+    @property
+    def name(self) -> str:
+        """The panel's title."""
+
+    @property
+    def points(self) -> Mapping[str, list[list[float]]]:
+        """By kind, in the common basis."""
+
+
+def draw_representation(rows: Sequence[Drawn], explained: Sequence[float], kind: str) -> bytes:
+    """Return the picture: a panel a row, all with the same axes.
+
+    Args:
+        rows: models or arms.
+        explained: the axes' shares of all variance.
+        kind: "png" or "pdf".
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    columns = min(3, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = Canvas(figsize=(3.6 * columns, 3.4 * lines + 0.5), dpi=150)
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(
+        left=0.02, right=0.94, bottom=0.06, top=1 - 0.65 / (3.4 * lines), wspace=0.12, hspace=0.16
+    )
+    bounds = _bounds(rows)
+    axes = None
+    for place, row in enumerate(rows, start=1):
+        axes = figure.add_subplot(lines, columns, place, projection="3d")
+        for name, colour in _COLOURS.items():
+            across, along, up = zip(*row.points[name], strict=True)
+            axes.scatter(
+                across, along, up, s=7, c=colour, alpha=0.6, linewidths=0, label=_LABELS[name],
+                depthshade=False,
+            )  # fmt: skip
+        axes.set_title(row.name, fontsize=10, pad=0)
+        for which, (low, high) in zip("xyz", bounds, strict=True):
+            getattr(axes, f"set_{which}lim")(low, high)
+        axes.tick_params(labelsize=6, pad=-2)
+        names = (axes.set_xlabel, axes.set_ylabel, axes.set_zlabel)
+        for number, (name_axis, share) in enumerate(zip(names, explained, strict=True), start=1):
+            name_axis(f"PC {number} ({100 * share:.0f} %)", fontsize=7, labelpad=-6)
+    assert axes is not None
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=3, fontsize=9, frameon=False,
+                  markerscale=2)  # fmt: skip
+    out = io.BytesIO()
+    # Without a date the same figures give the same file.
+    figure.savefig(out, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+    return out.getvalue()
+
+
+def _bounds(rows: Sequence[Drawn]) -> list[tuple[float, float]]:
+    found = []
+    for axis in range(3):
+        values = [point[axis] for row in rows for points in row.points.values() for point in points]
+        margin = 0.03 * (max(values) - min(values)) or 1.0
+        found.append((min(values) - margin, max(values) + margin))
+    return found
