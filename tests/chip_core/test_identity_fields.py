@@ -75,6 +75,8 @@ COUNTS: dict[str, Any] = {
     "training.max_steps": 9,
     "training.batch_size": 2,
     "training.max_length": 64,
+    "training.label_rule": "released",
+    "training.augment": "released",
     "seed": 5,
 }
 #: The same of fields that count under another strategy alone.

@@ -9,12 +9,15 @@ import pytest
 from chip_core import recipes
 from chip_core.evaluation.readiness import problems
 from chip_core.places import Places
+from orchestrator.ledger import Ledger
 from orchestrator.plan import make_plan
+from orchestrator.search import settled
 from orchestrator.study_file import Changes, load_study
 
 ABLATIONS = Path(__file__).parents[2] / "ablations"
 #: Arms of each study: its cells, none of which are one trial.
 ARMS = {
+    "best_rate": 2,
     "encoder": 2 * 2,
     "general": 2,
     "hallucination": 4,
@@ -39,12 +42,14 @@ def test_these_are_shipped() -> None:
 @pytest.mark.parametrize("recipe", recipes.names())
 @pytest.mark.parametrize("study", ARMS)
 def test_it_is_planned_offline_on_every_recipe(
-    study: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+    study: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chip_core.evaluation.lmms.version", lambda: "0")  # its own process
     plan = make_plan(load_study(ABLATIONS / f"{study}.yaml", Changes(recipe=recipe)))
+    plan = settled(plan, Ledger(tmp_path))
     assert len(plan.arms) == ARMS[study]
-    assert len(plan.trials) == ARMS[study] * 3 + 1  # three seeds, and the untrained model
+    # three seeds, or before them three draws of each search; and the untrained model
+    assert len(plan.trials) == ARMS[study] * 3 + 1
     primary = plan.study.primary
     assert primary is not None and plan.baseline in plan.arms
 

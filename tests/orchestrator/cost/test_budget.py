@@ -62,9 +62,9 @@ def test_the_last_seeds_go_first(small: Plan, trimmed: Callable[..., Trimmed]) -
 
 def test_then_the_last_arms_at_two_seeds(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
     found = trimmed(small, hours(79))  # three arms take 60 s
-    assert found.arms == ("chip, 1e-06",)
+    assert found.arms == ("chip, 1e-6",)
     assert len(found.trials) == 12 - 6
-    assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-05", "dpo, 1e-06", "chip, 1e-05"]
+    assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-5", "dpo, 1e-6", "chip, 1e-5"]
 
 
 def test_the_baseline_is_never_left_out(
@@ -74,8 +74,8 @@ def test_the_baseline_is_never_left_out(
         "{objective: dpo, optimizer.lr: 1e-5}", "{objective: chip, optimizer.lr: 1e-6}"
     )
     found = trimmed(plan_of(last, overrides=SHORT), hours(40))
-    assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-05", "chip, 1e-06"]
-    assert found.plan.baseline.name == "chip, 1e-06"
+    assert [arm.name for arm in found.plan.arms] == ["dpo, 1e-5", "chip, 1e-6"]
+    assert found.plan.baseline.name == "chip, 1e-6"
 
 
 def test_less_than_a_comparison_is_refused(small: Plan, trimmed: Callable[..., Trimmed]) -> None:

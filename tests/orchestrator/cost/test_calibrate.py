@@ -43,7 +43,7 @@ def test_each_kind_once_and_kept(
     assert kept(work, tmp_path, 1) is None
     assert calibrate(work, tmp_path, Places(), at_once=1, say=said.append) == {}
     # Two objectives; the learning rate changes no time. The first one's model answers.
-    assert said == ["calibrating: dpo, 1e-05", "calibrating: chip, 1e-05"]
+    assert said == ["calibrating: dpo, 1e-5", "calibrating: chip, 1e-5"]
     assert [len(one.config.benchmarks.report) for one in measured] == [1, 0]
     assert all(one.config.training.max_steps == STEPS for one in measured)
     assert all(one.config.data.limit == STEPS * 16 for one in measured)
@@ -52,7 +52,7 @@ def test_each_kind_once_and_kept(
     found = kept(work, tmp_path, 1)
     assert found is not None
     by_arm = {each.trial.arm: each for each in work.trials}
-    for arm, wall in (("dpo, 1e-06", 1), ("chip, 1e-05", 2)):
+    for arm, wall in (("dpo, 1e-6", 1), ("chip, 1e-5", 2)):
         kind = by_arm[arm].training
         assert kind is not None
         assert found.rates["step", kind] == seconds(wall, wall / 2)
@@ -70,7 +70,7 @@ def test_every_place_is_filled(
 ) -> None:
     work = work_of(small)
     calibrate(work, tmp_path, Places(), at_once=4, say=lambda _: None)
-    assert [one.name for one in measured].count("dpo, 1e-05") == 2  # of four at a time
+    assert [one.name for one in measured].count("dpo, 1e-5") == 2  # of four at a time
     assert kept(work, tmp_path, 4) is not None
     assert kept(work, tmp_path, 1) is None  # beside others a step takes longer
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_measured_is_told_and_not_kept(
     monkeypatch.setattr(calibration, "_measure", lambda *_, **__: {"error": "it fails"})
     work = work_of(small)
     found = calibrate(work, tmp_path, Places(), at_once=1, say=lambda _: None)
-    assert found == {"dpo, 1e-05": "it fails", "chip, 1e-05": "it fails"}
+    assert found == {"dpo, 1e-5": "it fails", "chip, 1e-5": "it fails"}
     assert kept(work, tmp_path, 1) is None
 
 

@@ -59,7 +59,7 @@ def test_what_is_not_known_is_named_and_in_no_sum(small: Plan, work_of: WorkOf) 
     found = estimate(work_of(small), known(**rates), at_once=2)
     assert found.wall is None
     assert found.total.price(Prices(cpu_hour=1.0)) is None
-    assert "seconds of a step (dpo, 1e-05)" in found.total.unknown
+    assert "seconds of a step (dpo, 1e-5)" in found.total.unknown
     assert found.total.train.wall == 12 * 3
     assert not found.trials[small.base.fingerprint].unknown
 
@@ -117,7 +117,7 @@ def test_rows_that_planning_cannot_count(small: Plan, work_of: WorkOf) -> None:
     work = work_of(small)
     hidden = replace(work, trials=tuple(replace(each, rows=None) for each in work.trials))
     found = estimate(hidden, known(**RATES), at_once=1)
-    assert "how many: steps (dpo, 1e-05)" in found.total.unknown
+    assert "how many: steps (dpo, 1e-5)" in found.total.unknown
     told = Source(name="told", rates={}, sizes={("rows", ANY): 4096})
     rates = Rates(sources=[told, *known(**RATES).sources])
     assert estimate(hidden, rates, at_once=1).total == estimate(work, rates, at_once=1).total

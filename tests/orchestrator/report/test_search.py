@@ -27,7 +27,7 @@ PlanOf = Callable[..., Plan]
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 #: Figures are rates in units of 1e-5: dpo 1, 5, 10 and chip half of that.
-LOST = "chip: search 1 of 3 (optimizer.lr=1e-05)"
+LOST = "chip: search 1 of 3 (optimizer.lr=1e-5)"
 
 
 @pytest.fixture
@@ -50,18 +50,18 @@ def test_the_report_says_what_was_chosen_on_what_and_what_it_cost(
     said = " ".join(words.lines)
     assert "Chosen on select/shapes/chair_i, the lowest, by questions under `select` alone" in said
     assert "Quoted from shapes under `report`" in said
-    assert "the same 3 draws (optimizer.lr: 1e-05, 5e-05, 0.0001)" in said
+    assert "the same 3 draws (optimizer.lr: 1e-5, 5e-5, 0.0001)" in said
     assert "seed 1000, which is none of the study's seeds: 6 trials in all" in said
     # arm, key, figure, trials, failed, of another study; seconds are the machine's
     rows = texts(choices)
     assert [row[:6] for row in rows] == [
-        ["dpo", "1e-05", "1.00", "3", "0", "0"],
-        ["chip", "5e-05", "2.50", "3", "1", "0"],
+        ["dpo", "1e-5", "1.00", "3", "0", "0"],
+        ["chip", "5e-5", "2.50", "3", "1", "0"],
         ["all arms", "", "", "6", "1", "0"],
     ]
     assert texts(draws) == [
-        ["1", "1e-05", "1.00", "failed"],
-        ["2", "5e-05", "5.00", "2.50"],
+        ["1", "1e-5", "1.00", "failed"],
+        ["2", "5e-5", "5.00", "2.50"],
         ["3", "0.0001", "10.00", "5.00"],
     ]
     bold = [[cell.bold for cell in row.cells[2:]] for row in draws.rows]
@@ -98,8 +98,8 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
 
     text = shown(run, tmp_path)
     assert "by select/shapes/chair_i (minimize): 6 trials, 5 done, 1 to run" in text
-    assert "dpo chose optimizer.lr=1e-05 (1.00)" in text
-    assert "chip chose optimizer.lr=5e-05 (2.50)" in text
+    assert "dpo chose optimizer.lr=1e-5 (1.00)" in text
+    assert "chip chose optimizer.lr=5e-5 (2.50)" in text
     (tmp_path / "new").mkdir()
     before = shown(settled(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new")
     assert "6 trials, 0 done, 6 to run" in before
@@ -112,8 +112,8 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
 def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
     found = plan_json(run, tmp_path)
     assert [arm["tuned"] for arm in found["arms"]] == [
-        {"optimizer.lr": "1e-05"},
-        {"optimizer.lr": "5e-05"},
+        {"optimizer.lr": "1e-5"},
+        {"optimizer.lr": "5e-5"},
     ]
     dpo, chip = found["search"]["arms"]
     assert (dpo["state"], dpo["chosen"], dpo["figure"]) == (

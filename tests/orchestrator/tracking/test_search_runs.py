@@ -39,15 +39,15 @@ def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, shown, judged)
     for search in found.of("search"):
         assert search.data.tags["mlflow.parentRunId"] in arms
         assert search.data.tags["chip.seed"] == "1000"
-        won = search.data.params["optimizer.lr"] == "1e-05"
+        won = search.data.params["optimizer.lr"] == "1e-5"
         assert search.data.tags["chip.chosen"] == str(won).lower()
         assert list(search.data.metrics) == ["select/shapes/chair_i", "timing/train"]
     assert Counter(run.data.tags["chip.search"] for run in found.of("search")) == {"1": 2, "2": 2}
     for arm in arms.values():
-        assert arm.data.params["optimizer.lr"] == "1e-05"
+        assert arm.data.params["optimizer.lr"] == "1e-5"
         assert arm.data.metrics["shapes/chair_i"] == 1.0  # of the seed alone: 1e-5 * 1e5 + 0
         assert not [name for name in arm.data.metrics if name.startswith("select/")]
-    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-05"}
+    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-5"}
 
 
 def test_a_rerun_makes_no_run_and_a_new_winner_takes_the_seeds_place(
@@ -63,5 +63,5 @@ def test_a_rerun_makes_no_run_and_a_new_winner_takes_the_seeds_place(
     assert found.kinds() == {
         **ALL, "search": 6, "superseded arm": 2, "superseded trial": 2
     }  # fmt: skip
-    assert {run.data.params["optimizer.lr"] for run in found.of("arm")} == {"1e-06"}
-    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-06"}
+    assert {run.data.params["optimizer.lr"] for run in found.of("arm")} == {"1e-6"}
+    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-6"}
