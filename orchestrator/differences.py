@@ -85,6 +85,9 @@ def _by_training(plan: Plan) -> dict[str, Arm]:
     found = {}
     for arm in plan.arms:
         config = arm.trials[0].config
+        if arm.trials[0].held is not None:  # what it is trained with is still to be chosen
+            found[arm.trials[0].fingerprint] = arm
+            continue
         identity = training_identity(
             config, plan.identity(config.model), plan.identity(config.data)
         )

@@ -67,11 +67,11 @@ def run_study(
     study = plan.study.name
     _check_writable(workdir)
     with study_lock(workdir, study):
-        keep_plan(plan, workdir)
         ledger, storage = Ledger(workdir), workdir
         plan = settled(plan, ledger)
         adopt(plan, ledger, storage)
         plan = settled(plan, ledger)
+        keep_plan(plan, workdir)
         bounded = plan if trimmed is None else trimmed.plan
         jobs = jobs_for(bounded, ledger, storage)
         left_out.keep(workdir, study, trimmed)
@@ -89,6 +89,8 @@ def run_study(
             if jobs:
                 with _opened(executor(), jobs) as running:
                     for known, wanted in stages(bounded, ledger, storage):
+                        if known is not bounded:  # arms have chosen: these are the seeds' trials
+                            keep_plan(known, workdir)
                         recorder.open(known if trimmed is None else plan, wanted)
                         passes = plan_passes(known, ledger, storage)
                         records = _make_passes(

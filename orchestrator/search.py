@@ -131,6 +131,28 @@ def failures_of(plan: Plan) -> dict[str, str]:
     }
 
 
+def expected(plan: Plan) -> Plan:
+    """Return a plan as though arms that still search had chosen the recipe's own settings.
+
+    For what a study will cost: the fingerprints of those trials stand for nothing.
+    """
+    if plan.study.tune is None:
+        return plan
+    return replace(
+        plan,
+        arms=tuple(
+            replace(
+                arm,
+                trials=tuple(
+                    trial if trial.held is None or trial.held.failed else replace(trial, held=None)
+                    for trial in arm.trials
+                ),
+            )
+            for arm in plan.arms
+        ),
+    )
+
+
 def settled(plan: Plan, ledger: Ledger) -> Plan:
     """Return a plan as far as it can be known: arms whose search has ended have their settings.
 

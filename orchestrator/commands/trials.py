@@ -64,11 +64,13 @@ def diff(
 
     from orchestrator.differences import difference_lines, differences
     from orchestrator.ledger import Ledger
+    from orchestrator.search import settled
 
     where = {"workdir": workdir, "seeds": None, **places}
     one = planned(study_a, recipe=None, overrides=(), **where)
     other = planned(study_b, recipe=recipe, overrides=overrides, **where)
-    found = differences(one, other, Ledger(workdir))
+    ledger = Ledger(workdir)
+    found = differences(settled(one, ledger), settled(other, ledger), ledger)
     if as_json:
         click.echo(json.dumps(found))
         return

@@ -28,6 +28,7 @@ from orchestrator.cost.kinds import (
 from orchestrator.ledger import Ledger
 from orchestrator.passes import PlannedPass, plan_passes
 from orchestrator.plan import Plan, Trial
+from orchestrator.search import expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,12 @@ class Workload:
 
 
 def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
-    """Return what is left of a study; nothing is computed and nothing written."""
+    """Return what is left of a study; nothing is computed and nothing written.
+
+    What an arm will choose is not known while it searches: its seeds count as they would run with
+    the recipe's own settings.
+    """
+    plan = expected(plan)
     planned = plan_passes(plan, ledger, storage)
     read: dict[str, list[ReferencePass]] = {}
     for each in planned:

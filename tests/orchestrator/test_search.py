@@ -12,8 +12,10 @@ from rich.console import Console
 
 from chip_core.benchmark_config import BenchmarksConfig
 from chip_core.errors import UserError
+from orchestrator.differences import differences
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
+from orchestrator.kept_plans import kept_plans
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.run import Outcome, run_study
@@ -140,6 +142,36 @@ def test_a_rerun_finds_the_search_and_more_seeds_do_not_search_again(
     assert executor.names == [
         f"{arm}: search 4 of 4 (optimizer.lr=0.0002)" for arm in ("dpo", "chip")
     ]
+
+
+def test_the_kept_plan_has_the_searches_and_what_was_chosen(
+    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+) -> None:
+    judged(distance)
+    _, executor, _ = run(plan_of(STUDY), tmp_path)
+    (kept,) = kept_plans(tmp_path)
+    arms = [wanted.arm for wanted in kept.trials.values()]
+    assert len(arms) == len(executor.names) == 1 + 6 + 4
+    assert sum("search" in arm for arm in arms) == 6
+    assert all(mark in kept.trials for mark, _ in Ledger(tmp_path).items())
+
+
+def test_studies_differ_by_what_was_chosen(
+    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+) -> None:
+    judged(distance)
+    plain = plan_of(STUDY[: STUDY.index("tune:")].replace("study: tuned", "study: by_hand"))
+    ledger = Ledger(tmp_path)
+    before = differences(settled(plan_of(STUDY), ledger), plain, ledger)
+    assert before["same"] == []  # what is still to be chosen is the same as nothing
+    run(plan_of(STUDY), tmp_path)
+    after = differences(settled(plan_of(STUDY), Ledger(tmp_path)), plain, Ledger(tmp_path))
+    keys = {entry["arms"][0]: entry["keys"] for entry in after["changed"]}
+    rate = plain.base.config.optimizer.lr
+    assert keys == {
+        "dpo": {"optimizer.lr": [1e-5, rate]},
+        "chip": {"optimizer.lr": [1e-4, rate]},
+    }
 
 
 def test_of_equal_draws_the_first_counts_and_undefined_ones_do_not(
