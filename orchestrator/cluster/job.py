@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import shlex
 import time
@@ -55,6 +56,7 @@ def connected(head: Head) -> Iterator[JobSubmissionClient]:
         Unreachable: ssh gets no connection, or Ray does not run behind it.
         UserError: the cluster refuses the token.
     """
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every closed connection
     token = head.token()
     with head.tunnel() as port:
         headers = {"Authorization": f"Bearer {token}"}

@@ -70,5 +70,6 @@ def placeholder_problems(content: Any, where: str = "") -> Iterator[Problem]:
             yield from placeholder_problems(value, f"{where}[{index}]")
     elif isinstance(content, str):
         example = content.startswith(("192.0.2.", "198.51.100.", "203.0.113."))  # RFC 5737
-        if example or "FILL-IN" in content:
-            yield Problem(key=where, what=f"'{content}' is an example: fill in your own")
+        for word in content.split():
+            if example or "FILL-IN" in word:
+                yield Problem(key=where, what=f"'{word}' is an example: fill in your own")

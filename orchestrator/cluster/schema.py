@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ _HELP = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-config
 def _refused(content: dict[str, Any]) -> Iterator[Problem]:
     """Yield why Ray refuses a file that keeps its schema; it tells the first reason only."""
     said = io.StringIO()
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             validate_config(prepare_config(copy.deepcopy(content)))
@@ -65,6 +69,8 @@ def _refused(content: dict[str, Any]) -> Iterator[Problem]:
         lines = [line for line in (*str(error).splitlines(), *said.getvalue().splitlines()) if line]
         reason = lines[0].strip() if lines else type(error).__name__
         yield Problem(key="the file", what=f"Ray refuses it: {reason}: see {_HELP}")
+    finally:
+        logger.setLevel(level)
 
 
 def _dotted(path: Any) -> str:

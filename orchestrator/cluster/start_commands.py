@@ -20,7 +20,7 @@ TOKEN = "~/.ray/auth_token"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: Programs of the virtual environment, which a login shell's PATH need not have.
 _OURS = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
-_ENDS = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|\{)$")
+_ENDS = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 
 

@@ -30,7 +30,7 @@ def lacking() -> str | None:
     if missing:
         return f"{', '.join(missing)} not installed (Debian: openssh-server rsync iproute2)"
     tried = subprocess.run(
-        [*UNSHARE, "sh", "-c", "mount -t tmpfs none /mnt && ip link add b type bridge"],
+        [*UNSHARE, "sh", "-c", "mount -t tmpfs none /mnt && ip link add bridge0 type bridge"],
         capture_output=True,
         text=True,
         check=False,
