@@ -1,4 +1,4 @@
-"""The shipped cluster files: Ray takes them, they come up closed, and only places must be filled."""
+"""The shipped cluster files: Ray takes them, they come up closed, only places must be filled in."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ def main() -> None:
     assert all(Path(path).is_file() for path in result["report"]), result["report"]
     again = json.loads(ours("attach", "--json").stdout)
     assert again["report"] == result["report"], "attach fetches what run fetched"
+    figures["keeps the head up"] = business(head)
     with timed(figures, "down"):
         command("ray", "down", "-y", str(FILE))
     figures["processes left"] = {"head": ray_of(head)}
@@ -138,6 +139,14 @@ def listening(found: list[machines.Machine], head: machines.Machine) -> list[dic
                 }
             rows.append(row)
     return rows
+
+
+def business(head: machines.Machine) -> str:
+    """Return what `cluster idle` sees on the head, where one worker is up and no job runs."""
+    look = "from orchestrator.cluster.idle import business; print(business())"
+    told = head.inside("env", "RAY_AUTH_MODE=token", str(BIN / "python"), "-c", look).strip()
+    assert told == "Business(jobs=0, machines=1, people=0)", told
+    return told
 
 
 def ours(*arguments: str) -> subprocess.CompletedProcess[str]:
