@@ -188,7 +188,11 @@ def _fetched(head: Head, job: Submitted) -> object | None:
 
 
 def _local(workdir: Path, cluster: ClusterFile, study: str) -> Path:
+    """Return where a study's report goes; the study's name may come from the cluster."""
     name = str(cluster.content.get("cluster_name", "cluster"))
+    for part in (name, study):
+        if part in ("", ".", "..") or "/" in part or "\0" in part:
+            raise UserError(f"'{part}' is no name of a folder: the report is not fetched")
     return workdir.absolute() / "clusters" / name / study
 
 

@@ -9,21 +9,21 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-#: One call of each of Ray's services: (method, whether the answer comes as one message).
+#: What each of Ray's HTTP servers serves; the first that is not 404 tells.
+PAGES = (
+    "/api/job_agent/jobs/none/logs", "/get_runtime_envs_info", "/api/jobs/", "/metrics",
+    "/api/local_raylet_healthz",
+)  # fmt: skip
+#: One call of each of Ray's services. Each server has one of them.
 CALLS = (
     "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
-    "/ray.rpc.InternalKVGcsService/InternalKVKeys",
     "/ray.rpc.NodeManagerService/GetNodeStats",
-    "/ray.rpc.object_manager.v1.ObjectManagerService/FreeObjects",
-    "/ray.rpc.ObjectManagerService/FreeObjects",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
     "/ray.rpc.RayletDriver/ClusterInfo",
     "/ray.rpc.ReporterService/HealthCheck",
-    "/ray.rpc.LogService/ListLogs",
-    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
-    "/grpc.health.v1.Health/Check",
 )
-#: gRPC's answers of a server that has no such method.
-_UNKNOWN = ("UNIMPLEMENTED",)
+HEALTH = "/grpc.health.v1.Health/Check"  # says that the server is there, and nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +58,40 @@ def listeners(ss: str) -> list[Listener]:
 def answer(ip: str, port: int, token: str | None) -> str:
     """Return how a port answers from another machine: refused, or what was let through.
 
-    Each is tried as HTTP first, then by one call of each of Ray's gRPC services.
+    It is tried as HTTP first, then by one call of each of Ray's gRPC services.
     """
     told = _http(ip, port, token)
     return told if told is not None else _grpc(ip, port, token)
 
 
+def lets_in(told: str) -> bool:
+    """Return whether an answer to a call without the token shows more than health and metrics."""
+    refused = ("UNAUTHENTICATED", "PERMISSION_DENIED", "health OK", "metrics", "UNIMPLEMENTED")
+    kind, _, rest = told.partition(" ")
+    if kind == "gRPC":
+        return not all(part.endswith(refused) for part in rest.split(", "))
+    harmless = ("401", "403", "404", "200 /api/local_raylet_healthz", "200 metrics")
+    return not all(part.startswith(harmless) for part in rest.split(", "))
+
+
 def _http(ip: str, port: int, token: str | None) -> str | None:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    worst = None
-    for path in ("/api/version", "/metrics", "/get_runtime_envs_info", "/api/local_raylet_healthz"):
-        connection = http.client.HTTPConnection(ip, port, timeout=5)
+    told = []
+    for path in PAGES:
+        connection = http.client.HTTPConnection(ip, port, timeout=10)
         try:
             connection.request("GET", path, headers=headers)
-            status = connection.getresponse().status
-        except ConnectionRefusedError:
-            return "closed"
+            answered = connection.getresponse()
+            body = answered.read()
         except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
-        if status == 200:
-            return f"HTTP 200 {path}"
-        if worst is None or status in (401, 403):
-            worst = f"HTTP {status}"
-    return worst
+        if b"# HELP" in body or body == b"":  # an exporter of metrics: the same at every path
+            return f"HTTP {answered.status} metrics"
+        if answered.status != 404:
+            told.append(f"{answered.status} {path}")
+    return f"HTTP {', '.join(told) or 404}"
 
 
 def _grpc(ip: str, port: int, token: str | None) -> str:
@@ -91,20 +100,16 @@ def _grpc(ip: str, port: int, token: str | None) -> str:
     metadata = [] if token is None else [("authorization", f"Bearer {token}")]
     told = []
     with grpc.insecure_channel(f"{ip}:{port}") as channel:
-        for call in CALLS:
+        for call in (*CALLS, HEALTH):
             ask = channel.unary_unary(call, request_serializer=None, response_deserializer=None)
+            name = call.rpartition("/")[2] if call != HEALTH else "health"
             try:
-                ask(b"", timeout=3, metadata=metadata)
-                return f"gRPC OK {call.rpartition('/')[2]}"
+                ask(b"", timeout=5, metadata=metadata)
+                told.append(f"{name} OK")
             except grpc.RpcError as error:
-                told.append(error.code().name)
-    known = [code for code in told if code not in _UNKNOWN]
-    return f"gRPC {known[0] if known else told[0]}"
-
-
-if __name__ == "__main__":  # on a machine: ports.py IP PORT... reads the token from its input
-    given = sys.stdin.read().strip() or None
-    print(json.dumps({port: answer(sys.argv[1], int(port), given) for port in sys.argv[2:]}))
+                if error.code().name != "UNIMPLEMENTED":  # its server has no such service
+                    told.append(f"{name} {error.code().name}")
+    return f"gRPC {', '.join(told) or 'UNIMPLEMENTED'}"
 
 
 def answers(ip: str, ports: list[int], token: str | None) -> dict[int, str]:
@@ -114,3 +119,8 @@ def answers(ip: str, ports: list[int], token: str | None) -> dict[int, str]:
         input=token or "", capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     return {int(port): told for port, told in json.loads(done.stdout).items()}
+
+
+if __name__ == "__main__":  # on a machine: ports.py IP PORT... reads the token from its input
+    given = sys.stdin.read().strip() or None
+    print(json.dumps({port: answer(sys.argv[1], int(port), given) for port in sys.argv[2:]}))

@@ -215,6 +215,23 @@ def test_attach_finds_the_last_job_that_was_submitted_from_here(tmp_path: Path) 
         session.find_job("c-3", None, tmp_path)
 
 
+@pytest.mark.parametrize("study", ["../../etc", "..", "", "a/b"])
+def test_a_name_from_the_cluster_does_not_leave_the_folder(
+    study: str, server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server([], [])
+    cluster = tmp_path / "c.yaml"
+    cluster.write_text("provider: {type: local, head_ip: 10.0.0.9, worker_ips: []}\n")
+    monkeypatch.setattr(session, "head_of", lambda file: HEAD)
+    assert session.find_job(None, cluster, tmp_path)[1].local == str(
+        tmp_path / "clusters/cluster/encoder"
+    )
+    odd = Submitted(**{**JOB.as_json, "study": study})
+    monkeypatch.setattr(session, "latest", lambda head: odd)
+    with pytest.raises(UserError, match="is no name of a folder"):
+        session.find_job(None, cluster, tmp_path)
+
+
 def test_a_tokens_refusal_is_told_and_not_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
