@@ -24,8 +24,11 @@ from chip_core.errors import UserError
 from orchestrator.cluster.head import Head, Unreachable
 
 Say = Callable[[str], None]
+#: Stopped as by Ctrl-C, which Ray would block, and given time to write what it has.
+_STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
 #: What a lost connection looks like, from ssh's side, from HTTP's, and from Ray's client.
 _LOST = (Unreachable, OSError, ClientError, requests.RequestException, RuntimeError)
+STOPPED = 130  # exit code of what was stopped
 #: Seconds to the next try, the last one again and again.
 WAITS = (1.0, 2.0, 5.0, 10.0, 30.0)
 PATIENCE = 1800.0  # seconds without a connection, after which one is told to attach later
@@ -97,7 +100,12 @@ def submit(head: Head, job: Submitted, *, venv: str, arguments: Sequence[str], f
     entry = f"cd {shlex.quote(job.folder)} && exec {command} --json > result.json"
     with connected(head) as client:
         try:
-            client.submit_job(entrypoint=entry, submission_id=job.job, metadata=job.as_json)
+            client.submit_job(
+                entrypoint=entry,
+                submission_id=job.job,
+                metadata=job.as_json,
+                runtime_env={"env_vars": dict(_STOPPING)},
+            )
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"{head.host}: the job was not taken: {first}") from None
@@ -184,9 +192,11 @@ def named(head: Head, job: str) -> Submitted:
     return Submitted(**details.metadata)
 
 
-def ended_well(details: JobDetails) -> bool:
-    """Return whether a job ended with exit code 0."""
-    return bool(details.status == JobStatus.SUCCEEDED)
+def exit_code(details: JobDetails) -> int:
+    """Return the exit code of a job's command; where it was stopped, that of Ctrl-C."""
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    return STOPPED if details.status == JobStatus.STOPPED else int(details.driver_exit_code or 1)
 
 
 def _is_ours(details: JobDetails) -> bool:

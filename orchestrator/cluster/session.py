@@ -16,8 +16,9 @@ from orchestrator.cluster.check import require_good
 from orchestrator.cluster.cluster_file import ClusterFile, read_cluster
 from orchestrator.cluster.head import Head, Unreachable, head_of
 from orchestrator.cluster.job import (
+    STOPPED,
     Submitted,
-    ended_well,
+    exit_code,
     follow,
     latest,
     named,
@@ -31,7 +32,6 @@ from orchestrator.study_file import Changes, find_study, load_study
 
 JOBS = "jobs"  # in the work directory: what was submitted from here
 RESULT = "result.json"  # in a job's folder: what its command printed
-INTERRUPTED = 130  # exit code
 
 
 def run_on_cluster(
@@ -105,13 +105,12 @@ def watch(head: Head, job: Submitted, *, as_json: bool) -> int:
         details = follow(head, job.job, _write, _say)
     except KeyboardInterrupt:
         _say(f"the job goes on: chip-ablate attach {job.job} looks on, --stop ends it")
-        return INTERRUPTED
+        return STOPPED
     _say(f"{job.job}: {str(details.status.value).lower()}")
-    code = 0 if ended_well(details) else (details.driver_exit_code or 1)
     found = _fetched(head, job)
     if as_json and found is not None:
         click.echo(json.dumps(found))
-    return int(code)
+    return exit_code(details)
 
 
 def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, Submitted]:

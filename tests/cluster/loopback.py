@@ -72,6 +72,8 @@ def main() -> None:
     )
     assert again["executed"] == result["executed"]
     assert all(Path(path).is_file() and "/other/" in path for path in again["report"]), again
+    with timed(figures, "stop of a second study"):
+        stopped()
     figures["keeps the head up"] = business(head)
     with timed(figures, "down"):
         command("ray", "down", "-y", str(FILE))
@@ -122,6 +124,31 @@ def study() -> dict[str, Any]:
     assert cut and "connection lost" in said, said
     result: dict[str, Any] = json.loads(printed)
     return result
+
+
+def stopped() -> None:
+    """Leave a study alone by Ctrl-C, stop it, and see that it was recorded as stopped."""
+    process = subprocess.Popen(
+        [BIN / "chip-ablate", "run", "loopback.yaml", "--cluster", FILE,
+         "--set", "training.max_steps=9999"],
+        cwd=WORK, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        print(line, end="", file=sys.stderr)
+        if "seed 0: started" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130 and "the job goes on" in said, (process.returncode, said)
+    ours("attach", "--stop")
+    ended = subprocess.run(
+        [BIN / "chip-ablate", "attach"], cwd=WORK, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 130, ended.stderr
+    ledger = (machines.SHARED / "chip-runs" / "ledger").rglob("*")
+    text = "".join(path.read_text() for path in ledger if path.is_file())
+    assert '"killed"' in text, text[-2000:]
 
 
 def listening(found: list[machines.Machine], head: machines.Machine) -> list[dict[str, Any]]:

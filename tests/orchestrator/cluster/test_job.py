@@ -142,6 +142,7 @@ def test_what_is_submitted_runs_there_with_its_files(
     )
     assert sent[1]["submission_id"] == JOB.job
     assert sent[1]["metadata"] == JOB.as_json
+    assert sent[1]["runtime_env"]["env_vars"]["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
 
 
 def test_ssh_takes_a_hosts_key_once_and_only_the_given_key() -> None:
@@ -188,6 +189,19 @@ def test_the_report_is_fetched_and_the_exit_code_is_the_studys(
         assert found == {"report": [str(tmp_path / "got/report/report.html")], "executed": 3}
         assert (tmp_path / "got/report/report.html").read_text() == "<p>"
     assert printed.err.startswith("done\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "code"),
+    [
+        (JobStatus.SUCCEEDED, 0, 0),
+        (JobStatus.FAILED, 2, 2),
+        (JobStatus.FAILED, None, 1),  # killed, or its machine died
+        (JobStatus.STOPPED, None, 130),
+    ],
+)
+def test_exit_codes(status: JobStatus, told: int | None, code: int) -> None:
+    assert job.exit_code(SimpleNamespace(status=status, driver_exit_code=told)) == code
 
 
 def test_ctrl_c_leaves_the_job_running(
