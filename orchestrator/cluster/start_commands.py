@@ -21,6 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: Programs of the virtual environment, which a login shell's PATH need not have.
 _OURS = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
 _ENDS = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
+_BEFORE = ("if", "sudo", "exec", "env", "nohup", "setsid")  # what runs what follows
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -116,6 +117,13 @@ def command_problems(cluster: ClusterFile) -> Iterator[Problem]:
         yield Problem(
             key=worker.key, what="`ray start` of a worker needs --address=$RAY_HEAD_IP:PORT"
         )
+    for key in ("image", "head_image", "worker_image"):
+        if cluster.section("docker").get(key):
+            yield Problem(
+                key=f"docker.{key}",
+                what="`run --cluster` reaches machines, not containers on them: install into "
+                "metadata.chip_ablate.venv of the machines, and drop it",
+            )
     yield from _token_problems(cluster)
     yield from _open_pages(cluster)
 
@@ -190,19 +198,31 @@ def _words(text: str) -> list[str]:
 
 
 def _calls(key: str, words: list[str]) -> Iterator[Call]:
+    exported: dict[str, str] = {}
     current: list[str] = []
     for word in [*words, ";"]:
         if not _ENDS.match(word):
             current.append(word)
             continue
-        environment = {}
-        while current and (_ASSIGNMENT.match(current[0]) or current[0] in ("if", "sudo", "exec")):
-            name, equals, value = current.pop(0).partition("=")
-            if equals:
-                environment[name] = value
-        if current:
-            program, *arguments = current
-            yield Call(
-                key=key, program=program, arguments=tuple(arguments), environment=environment
-            )
+        environment, (program, *arguments) = _taken(current)
         current = []
+        if program == "export":
+            exported |= _taken(arguments)[0]
+        elif program:
+            yield Call(
+                key=key,
+                program=program,
+                arguments=tuple(arguments),
+                environment=exported | environment,
+            )
+
+
+def _taken(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the assignments before a program, and the program with its arguments."""
+    environment = {}
+    for index, word in enumerate(words):
+        if _ASSIGNMENT.match(word):
+            name, _, environment[name] = word.partition("=")
+        elif word not in _BEFORE:
+            return environment, words[index:]
+    return environment, [""]

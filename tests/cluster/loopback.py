@@ -55,11 +55,6 @@ def main() -> None:
     with timed(figures, "up: until the worker answers, after the head"):
         until(lambda: "ray::DashboardA" in worker.inside("ss", "-ltnpH"), 180)
         until(lambda: not live_problems(), 180)
-    figures["listening"] = listening(found, head)
-    figures["let in without the token"] = [
-        row for row in figures["listening"]
-        if any(ports.lets_in(row[how]) for how in ("without", "wrong") if how in row)
-    ]  # fmt: skip
     with timed(figures, "study"):
         result = study()
     figures["arms"] = len(result["arms"])
@@ -73,7 +68,11 @@ def main() -> None:
     assert again["executed"] == result["executed"]
     assert all(Path(path).is_file() and "/other/" in path for path in again["report"]), again
     with timed(figures, "stop of a second study"):
-        stopped()
+        running = stopped(found, head)
+    figures["listening"] = running
+    figures["let in without the token"] = [
+        row for row in running if any(ports.lets_in(row[how]) for how in ("without", "wrong"))
+    ]
     figures["keeps the head up"] = business(head)
     with timed(figures, "down"):
         command("ray", "down", "-y", str(FILE))
@@ -126,8 +125,12 @@ def study() -> dict[str, Any]:
     return result
 
 
-def stopped() -> None:
-    """Leave a study alone by Ctrl-C, stop it, and see that it was recorded as stopped."""
+def stopped(found: list[machines.Machine], head: machines.Machine) -> list[dict[str, Any]]:
+    """Leave a study alone by Ctrl-C, stop it, and see that it was recorded as stopped.
+
+    Returns:
+        who listens while a trial runs.
+    """
     process = subprocess.Popen(
         [BIN / "chip-ablate", "run", "loopback.yaml", "--cluster", FILE,
          "--set", "training.max_steps=9999"],
@@ -138,6 +141,7 @@ def stopped() -> None:
         print(line, end="", file=sys.stderr)
         if "seed 0: started" in line:
             break
+    rows = listening(found, head)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert process.returncode == 130 and "the job goes on" in said, (process.returncode, said)
@@ -149,30 +153,37 @@ def stopped() -> None:
     ledger = (machines.SHARED / "chip-runs" / "ledger").rglob("*")
     text = "".join(path.read_text() for path in ledger if path.is_file())
     assert '"killed"' in text, text[-2000:]
+    return rows
 
 
 def listening(found: list[machines.Machine], head: machines.Machine) -> list[dict[str, Any]]:
-    """Return who listens where, and how each answers another machine with and without token."""
+    """Return who listens where, and how each answers with and without the token.
+
+    They are asked from the client machine; what listens on loopback, from its own.
+    """
     token = head.inside("cat", "/root/.ray/auth_token").strip()
+    shown = {"without": None, "wrong": "0" * 64, "with": token}
     rows = []
     for machine in found:
-        there = ports.listeners(machine.inside("ss", "-ltnpH"))
-        outside = [each.port for each in there if not each.loopback and each.port != 22]
-        without = ports.answers(machine.ip, outside, None)
-        wrong = ports.answers(machine.ip, outside, "0" * 64)
-        given = ports.answers(machine.ip, outside, token)
-        for each in there:
-            row = {
-                "machine": "head" if machine is head else "worker",
-                "address": each.address, "port": each.port, "program": each.program,
-            }  # fmt: skip
-            if each.port in without and not each.loopback:
-                row |= {
-                    "without": without[each.port],
-                    "wrong": wrong[each.port],
-                    "with": given[each.port],
-                }
-            rows.append(row)
+        there = [
+            each for each in ports.listeners(machine.inside("ss", "-ltnpH")) if each.port != 22
+        ]
+        told = {
+            (how, inside): ports.answers(
+                "127.0.0.1" if inside else machine.ip,
+                [each.port for each in there if each.loopback == inside],
+                given,
+                machine.enter if inside else (),
+            )
+            for how, given in shown.items()
+            for inside in (False, True)
+        }
+        rows += [
+            {"machine": "head" if machine is head else "worker",
+             "address": each.address, "port": each.port, "program": each.program,
+             **{how: told[how, each.loopback][each.port] for how in shown}}
+            for each in there
+        ]  # fmt: skip
     return rows
 
 

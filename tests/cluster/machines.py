@@ -95,8 +95,14 @@ class Machine:
 
     def inside(self, *command: str) -> str:
         """Run a command on the machine, past sshd, and return what it prints."""
-        enter = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--ipc"]
-        return subprocess.run([*enter, *command], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [*self.enter, *command], capture_output=True, text=True, check=True
+        ).stdout
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """Return what a command begins with to be run on the machine."""
+        return ("nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--ipc")
 
     def processes(self) -> list[str]:
         """Return the command lines of what runs there, but for sshd's and those that look."""

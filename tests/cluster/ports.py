@@ -112,10 +112,19 @@ def _grpc(ip: str, port: int, token: str | None) -> str:
     return f"gRPC {', '.join(told) or 'UNIMPLEMENTED'}"
 
 
-def answers(ip: str, ports: list[int], token: str | None) -> dict[int, str]:
-    """Ask every port in a process of its own: gRPC keeps threads."""
+def answers(
+    ip: str, ports: list[int], token: str | None, enter: tuple[str, ...] = ()
+) -> dict[int, str]:
+    """Ask every port, in a process of its own: gRPC keeps threads.
+
+    Args:
+        ip: of the machine that is asked.
+        ports: of it.
+        token: what is shown; None: nothing.
+        enter: what the command begins with to be run on another machine.
+    """
     done = subprocess.run(
-        [sys.executable, __file__, ip, *map(str, ports)],
+        [*enter, sys.executable, __file__, ip, *map(str, ports)],
         input=token or "", capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     return {int(port): told for port, told in json.loads(done.stdout).items()}

@@ -130,6 +130,16 @@ def spoil_quotes(tree: Tree) -> None:
     tree["setup_commands"].append("echo 'never closed")
 
 
+def spoil_docker(tree: Tree) -> None:
+    tree["docker"] = {"image": "some/image", "container_name": "ray"}
+
+
+def spoil_nothing_by_exporting(tree: Tree) -> None:
+    replaced(
+        tree, "worker_start_ray_commands", "RAY_AUTH_MODE=token ", "export RAY_AUTH_MODE=token; "
+    )
+
+
 def spoil_install(tree: Tree) -> None:
     tree["setup_commands"].append("/opt/v/bin/pip install 'ray[default]==2.9.0'")
 
@@ -176,6 +186,8 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     ),
     (spoil_counts, [("min_workers", "1, and there are 2 worker_ips")]),
     (spoil_quotes, [("setup_commands[1]", "is no shell command")]),
+    (spoil_docker, [("docker.image", "reaches machines, not containers")]),
+    (spoil_nothing_by_exporting, []),
     (spoil_install, [("setup_commands[1]", "installs ray 2.9.0")]),
 ]
 
@@ -355,7 +367,10 @@ def test_what_a_study_needs_is_its_largest_trial(load: Callable[..., Study]) -> 
 
 
 def test_programs_of_a_command_are_read_as_a_shell_does() -> None:
-    text = "umask 077; A=1 B='x y' /v/ray start --head --port 6379 && { ray stop || python3 -c 1; }"
+    text = (
+        "umask 077; A=1 B='x y' /v/ray start --head --port 6379 && { ray stop || "
+        "C=2 setsid nohup python3 -c 1 >log 2>&1 & }"
+    )
     tree = {HEAD: [text]}
     found = list(calls(ClusterFile(path=Path("c"), content=tree, settings=None), HEAD))
     assert [call.program for call in found] == ["umask", "/v/ray", "ray", "python3"]
