@@ -133,7 +133,7 @@ def stopped(found: list[machines.Machine], head: machines.Machine) -> list[dict[
     """
     process = subprocess.Popen(
         [BIN / "chip-ablate", "run", "loopback.yaml", "--cluster", FILE,
-         "--set", "training.max_steps=9999"],
+         "--set", "training.max_steps=9999", "--set", "reference_cache=off"],
         cwd=WORK, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -247,7 +247,5 @@ if __name__ == "__main__":
         why = machines.lacking()
         if why is not None:
             raise SystemExit(f"test-cluster: {why}")
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child's
-        raise SystemExit(
-            subprocess.run(machines.in_namespaces(Path(__file__), "inside"), check=False).returncode
-        )
+        inside = machines.in_namespaces(Path(__file__), "inside")
+        os.execvp(inside[0], inside)  # who ends this process ends all of it
