@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo install test coverage check lint schemas clean
+.PHONY: demo install test test-cluster coverage check lint schemas clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -17,6 +17,11 @@ install: $(STAMP)
 
 test: install
 	.venv/bin/python -m pytest
+
+# A cluster of two machines in namespaces of this one: up, a study by job, down, and its figures. Needs
+# root, openssh-server, rsync and iproute2.
+test-cluster: install
+	.venv/bin/python tests/cluster/loopback.py
 
 # Lines and branches of chip_core that its own tests do not reach.
 coverage: install

@@ -11,6 +11,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.commands.cache import cache
+from orchestrator.commands.cluster import attach, cluster
 from orchestrator.commands.data import data
 from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.humans import judge_humans
@@ -95,7 +96,7 @@ def cli() -> None:
 
 _COMMANDS = (
     new, plan, run, status, report, show, diff, rm, evaluate, score, data, gallery, plugin,
-    export, represent, judge_humans, cache, schema, ui,
+    export, represent, judge_humans, cache, schema, ui, cluster, attach,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -50,8 +50,13 @@ def find_study(name: str) -> Path:
     raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
 
 
-def load_study(path: Path, changes: Changes | None = None) -> Study:
+def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = False) -> Study:
     """Return a study, checked whole.
+
+    Args:
+        path: its file.
+        changes: what the command line changes of it.
+        elsewhere: whether its model and data lie on other machines, and are not looked for here.
 
     Raises:
         ConfigError: every problem at once, each `file: key.path: what, what would do`.
@@ -65,7 +70,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
 
     if not _NAME.match(written.study):
         wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
-    base = _base(written, changes, path, problems)
+    base = _base(written, changes, path, problems, elsewhere)
     factors = take_factors(written, base, source, problems)
     seeds = _seeds(written, changes, wrong)
     layout = take_layout(written, factors, wrong)
@@ -116,7 +121,9 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
     )
 
 
-def _base(written: StudyFile, changes: Changes, path: Path, problems: list[str]) -> dict[str, Any]:
+def _base(
+    written: StudyFile, changes: Changes, path: Path, problems: list[str], elsewhere: bool
+) -> dict[str, Any]:
     """Return the recipe's tree with the command line's overrides, checked."""
     name = changes.recipe or written.recipe
     try:
@@ -144,6 +151,8 @@ def _base(written: StudyFile, changes: Changes, path: Path, problems: list[str])
     except ConfigError as error:
         problems.extend(error.problems)
         return {}
+    if elsewhere:
+        return tree
     broken = loading.problem(config.model)
     if broken is not None:
         problems.append(f"{file}: model.path: {broken}")

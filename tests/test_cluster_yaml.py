@@ -1,43 +1,108 @@
-"""cluster.yaml is a cluster that Ray itself accepts."""
+"""The shipped cluster files: Ray takes them, they come up closed, only places must be filled in."""
 
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from orchestrator.cluster.check import check_cluster
+from orchestrator.cluster.node_types import node_types
+from orchestrator.cluster.room import Need
+
 ROOT = Path(__file__).parent.parent
+FILES = ("cluster.yaml", "clusters/aws.yaml", "clusters/gcp.yaml")
+CLOUDS = FILES[1:]
 
 
-@pytest.fixture
-def cluster() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def read(file: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())
     return loaded
 
 
-def check(cluster: dict[str, Any]) -> None:
+def filled_in(file: str) -> str:
+    text = (ROOT / file).read_text().replace("FILL-IN", "mine")
+    return re.sub(r"192\.0\.2\.(\d+)", r"10.0.0.\1", text)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_ray_accepts_it(file: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(copy.deepcopy(cluster)))
+    validate_config(prepare_config(copy.deepcopy(read(file))))
 
 
-def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
-    check(cluster)
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_wrong_with_it_but_the_places_to_fill_in(file: str, tmp_path: Path) -> None:
+    as_shipped = check_cluster(ROOT / file)
+    assert as_shipped.problems
+    assert all("is an example: fill in your own" in line for line in as_shipped.lines)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(filled_in(file))
+    # What a shipped recipe of a 7B model asks of a trial.
+    need = Need(workers=1, each={"CPU": 4.0, "GPU": 1.0}, trials=12)
+    checked = check_cluster(mine, need)
+    assert checked.lines == []
+    # Two machines of 4 GPUs, each of 16 CPUs; eight of one GPU, and of 8 or 12 CPUs.
+    assert checked.room is not None
+    assert (checked.room.slots, checked.room.at_once) == (8, 8)
 
 
-def test_ray_would_not_accept_anything(cluster: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match="head_start_ray_command"):
-        check({**cluster, "head_start_ray_command": []})
-
-
-def test_start_commands_use_absolute_paths_and_a_token(cluster: dict[str, Any]) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_it_asks_for_the_token_and_makes_it_first(file: str) -> None:
+    cluster = read(file)
     for who in ("head", "worker"):
-        *_, start = cluster[f"{who}_start_ray_commands"]
+        commands = cluster[f"{who}_start_ray_commands"]
+        (start,) = [line for line in commands if " start " in line]
         assert "RAY_AUTH_MODE=token" in start
         assert " /opt/chip-ablate/.venv/bin/ray start " in start
-    (head,) = [line for line in cluster["head_start_ray_commands"] if "--head" in line]
+    commands = cluster["head_start_ray_commands"]
+    made = ["get-auth-token --generate" in line for line in commands].index(True)
+    begun = ["ray start" in line for line in commands].index(True)
+    assert made < begun
+    assert commands[made].startswith("umask 077;")
+    assert cluster["cluster_synced_files"] == ["~/.ray/auth_token"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_pages_are_on_loopback_and_drivers_on_the_head_alone(file: str, tmp_path: Path) -> None:
+    (head,) = [line for line in read(file)["head_start_ray_commands"] if "--head" in line]
     assert "--dashboard-host=127.0.0.1" in head
-    assert "chip_driver" in head
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(filled_in(file))
+    places = {
+        kind.head: (kind.resources.get("chip_driver"), kind.resources.get("CPU"))
+        for kind in node_types(check_cluster(mine).file)
+    }
+    assert places[True] == (64, 0)
+    assert places[False][0] is None
+
+
+@pytest.mark.parametrize("file", CLOUDS)
+def test_a_cloud_scales_to_zero_on_spot_machines_and_its_head_stops_when_idle(file: str) -> None:
+    cluster = read(file)
+    head, worker = (cluster["available_node_types"][name] for name in ("head", "worker"))
+    assert worker["min_workers"] == 0
+    assert 0 < cluster["idle_timeout_minutes"] <= 10
+    spot, demand = str(worker["node_config"]).lower(), str(head["node_config"]).lower()
+    assert "spot" in spot
+    assert "spot" not in demand
+    (idle,) = [line for line in cluster["head_start_ray_commands"] if "cluster idle" in line]
+    assert "--then 'sudo shutdown -h now'" in idle
+
+
+def test_aws_opens_ssh_alone() -> None:
+    provider = read("clusters/aws.yaml")["provider"]
+    assert "IpPermissions" not in provider["security_group"]  # Ray's own: port 22, and inside all
+    assert provider["use_internal_ips"] is True
+
+
+def test_gcp_gives_workers_no_public_address() -> None:
+    kinds = read("clusters/gcp.yaml")["available_node_types"]
+    (interface,) = kinds["worker"]["node_config"]["networkInterfaces"]
+    assert "accessConfigs" not in interface
+    assert "accessConfigs" in kinds["head"]["node_config"]["networkInterfaces"][0]

@@ -43,6 +43,11 @@ _OF_COST = (
 @_executor_options
 @cost_options
 @click.option("--address", help="A running Ray cluster; without it Ray starts and stops here.")
+@click.option(
+    "--cluster",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file of a running cluster: run it there, look on, fetch the report.",
+)
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
 def run(
     study: str,
@@ -52,9 +57,24 @@ def run(
     max_concurrent: int | None,
     tracking_uri: str | None,
     as_json: bool,
+    cluster: Path | None,
     **changes: Any,
 ) -> int:
     """Run what is missing of a study, and report the whole."""
+    if cluster is not None:
+        from orchestrator.commands.elsewhere import run_there
+
+        return run_there(
+            cluster,
+            study,
+            workdir=workdir,
+            executor=executor,
+            address=address,
+            max_concurrent=max_concurrent,
+            tracking_uri=tracking_uri,
+            as_json=as_json,
+            **changes,
+        )
     from rich.console import Console
 
     from orchestrator.executors.base import Executor

@@ -1,0 +1,105 @@
+"""A cluster file: Ray's own keys, and what chip-ablate reads of it under `metadata`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chip_core.recipes import read_yaml
+from chip_core.validation import explain
+
+#: Where the settings stand: Ray passes `metadata` over.
+SETTINGS = "metadata.chip_ablate"
+LOCAL = "local"  # the provider of machines that are there already
+
+
+class Versions(BaseModel):
+    """What is installed on the cluster's machines."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    python: str = Field(pattern=r"^\d+\.\d+(\.\d+)?$", description="3.11, or 3.11.7")
+    ray: str
+    chip_ablate: str = Field(alias="chip-ablate")
+
+
+class Settings(BaseModel):
+    """What Ray does not ask and a study needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    venv: str = Field(pattern="^/", description="the virtual environment's path on every machine")
+    shared: str = Field(pattern="^/", description="where every machine mounts the shared storage")
+    workdir: str = Field(pattern="^/", description="the work directory of studies")
+    worker: Mapping[str, float] = Field(
+        default={}, description="what a worker has, for provider local: CPU, GPU"
+    )
+    versions: Versions | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something of a cluster file that must be mended."""
+
+    key: str  # dotted, with [index] for lists
+    what: str  # what is wrong, and what to do
+
+    def line(self, path: Path) -> str:
+        """Return it for people."""
+        return f"{path}: {self.key}: {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFile:
+    """A file as written."""
+
+    path: Path
+    content: Mapping[str, Any]
+    settings: Settings | None  # None: there are none, or wrong ones
+    problems: tuple[Problem, ...] = ()  # of the settings
+
+    @property
+    def provider(self) -> str:
+        """Return the provider's type; empty where it is not said."""
+        return str(self.section("provider").get("type", ""))
+
+    def section(self, key: str) -> Mapping[str, Any]:
+        """Return a mapping of the file; an empty one where there is none."""
+        found = self.content.get(key)
+        return found if isinstance(found, dict) else {}
+
+    def commands(self, key: str) -> list[str]:
+        """Return a list of commands of the file; an empty one where there is none."""
+        found = self.content.get(key)
+        return [str(entry) for entry in found] if isinstance(found, list) else []
+
+
+def read_cluster(path: Path) -> ClusterFile:
+    """Return a cluster file as written.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a mapping.
+    """
+    content = read_yaml(path)
+    metadata = content.get("metadata")
+    written = metadata.get("chip_ablate") if isinstance(metadata, dict) else None
+    if written is None:
+        what = "is missing: say venv, shared and workdir (see cluster.yaml)"
+        missing = Problem(key=SETTINGS, what=what)
+        return ClusterFile(path=path, content=content, settings=None, problems=(missing,))
+    try:
+        settings = Settings.model_validate(written)
+    except ValidationError as error:
+        lines = explain(error, Settings, "", prefix=f"{SETTINGS}.")
+        problems = tuple(_problem(line) for line in lines)
+        return ClusterFile(path=path, content=content, settings=None, problems=problems)
+    return ClusterFile(path=path, content=content, settings=settings)
+
+
+def _problem(line: str) -> Problem:
+    key, _, what = line.removeprefix(": ").partition(": ")
+    return Problem(key=key, what=what)

@@ -1,0 +1,224 @@
+"""The head of a running cluster, reached over ssh: nothing of it listens to anyone else."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.errors import UserError
+from orchestrator.cluster.cluster_file import LOCAL, ClusterFile
+from orchestrator.cluster.start_commands import HEAD, TOKEN, ray_start
+
+DASHBOARD = 8265  # Ray's default port
+PAGES = 5000  # MLflow's
+
+
+class Unreachable(UserError):
+    """The head does not answer; it may again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Where the head is, and how one gets in."""
+
+    user: str
+    address: str
+    key: Path | None
+    proxy: str | None  # ssh's ProxyCommand
+    dashboard: int  # port, on its loopback
+
+    @property
+    def ssh(self) -> list[str]:
+        """Return the ssh command up to the host.
+
+        A host's key is taken as it is the first time, and must be the same ever after.
+        """
+        options = {
+            "BatchMode": "yes",
+            "StrictHostKeyChecking": "accept-new",
+            "ConnectTimeout": "15",
+            "ServerAliveInterval": "5",
+            "ServerAliveCountMax": "3",
+        }
+        if self.proxy is not None:
+            options["ProxyCommand"] = self.proxy
+        words = ["ssh"]
+        if self.key is not None:
+            words += ["-i", str(self.key), "-o", "IdentitiesOnly=yes"]
+        return words + [
+            word for name, value in options.items() for word in ("-o", f"{name}={value}")
+        ]
+
+    @property
+    def host(self) -> str:
+        """Return user and address, as ssh takes them."""
+        return f"{self.user}@{self.address}"
+
+    def run(self, command: str, *, timeout: float = 120.0) -> str:
+        """Run a shell command on the head and return what it prints.
+
+        Args:
+            command: for the user's shell there.
+            timeout: seconds.
+
+        Raises:
+            Unreachable: ssh gets no connection.
+            UserError: the command fails.
+        """
+        try:
+            done = subprocess.run(
+                [*self.ssh, self.host, command],
+                capture_output=True, text=True, check=False, timeout=timeout,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"{self.host}: no answer within {timeout:g} s") from None
+        if done.returncode == 255:  # ssh's own
+            raise Unreachable(f"{self.host}: {_last(done.stderr) or 'ssh gets no connection'}")
+        if done.returncode:
+            raise UserError(
+                f"{self.host}: `{command}` failed with exit code {done.returncode}: "
+                f"{_last(done.stderr) or _last(done.stdout)}"
+            )
+        return done.stdout
+
+    def token(self) -> str:
+        """Return the token that the cluster was started with.
+
+        Raises:
+            Unreachable: ssh gets no connection.
+            UserError: there is none: the cluster is not up.
+        """
+        found = self.run(f"cat {TOKEN} 2>/dev/null || true").strip()
+        if not found:
+            raise UserError(f"{self.host}: no token in {TOKEN}: bring the cluster up with `ray up`")
+        return found
+
+    @contextlib.contextmanager
+    def tunnel(self) -> Iterator[int]:
+        """Open a way to the head's dashboard, and give the local port it begins at.
+
+        Raises:
+            Unreachable: ssh gets no connection.
+        """
+        port = _free_port()
+        process = subprocess.Popen(
+            [*self.ssh, "-N", "-o", "ExitOnForwardFailure=yes",
+             "-L", f"127.0.0.1:{port}:127.0.0.1:{self.dashboard}", self.host],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is ours
+        )  # fmt: skip
+        try:
+            _await(process, port, self.host)
+            yield port
+        finally:
+            process.terminate()
+            process.communicate()
+
+    def fetch(self, source: str, target: Path) -> None:
+        """Copy the content of a folder of the head's into one of this machine's.
+
+        Raises:
+            Unreachable: it cannot be copied.
+        """
+        target.mkdir(parents=True, exist_ok=True)
+        self._rsync(f"{self.host}:{shlex.quote(source)}/", f"{target}/")
+
+    def send(self, source: Path, target: str) -> None:
+        """Copy the content of a folder of this machine's into one of the head's, made for it.
+
+        Raises:
+            Unreachable: it cannot be copied.
+            UserError: the folder cannot be made.
+        """
+        self.run(f"mkdir -p {shlex.quote(target)}")
+        self._rsync(f"{source}/", f"{self.host}:{shlex.quote(target)}/")
+
+    def tunnel_commands(self, venv: str, workdir: str) -> dict[str, str]:
+        """Return what a person types to see the pages, by their names."""
+        words = ["ssh"] + ([] if self.key is None else ["-i", str(self.key)])
+        way = shlex.join(words)
+        return {
+            "dashboard": f"{way} -N -L {DASHBOARD}:127.0.0.1:{self.dashboard} {self.host}",
+            "MLflow": f"{way} -t -L {PAGES}:127.0.0.1:{PAGES} {self.host} "
+            f"{venv}/bin/chip-ablate ui --workdir {shlex.quote(workdir)} --port {PAGES}",
+        }
+
+    def _rsync(self, source: str, target: str) -> None:
+        try:
+            done = subprocess.run(
+                ["rsync", "-rt", "--rsh", shlex.join(self.ssh), source, target],
+                capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise UserError("rsync is not on this machine: install it") from None
+        if done.returncode:
+            raise Unreachable(f"{source} cannot be copied: {_last(done.stderr)}")
+
+
+def head_of(cluster: ClusterFile) -> Head:
+    """Return the head of a cluster that was brought up.
+
+    Raises:
+        UserError: the provider knows of none.
+    """
+    content, address = cluster.content, ""
+    auth = cluster.section("auth")
+    if cluster.provider == LOCAL:
+        provider = cluster.section("provider")
+        address = str(provider.get("external_head_ip") or provider.get("head_ip"))
+    else:
+        auth, address = _asked(dict(content), cluster.path)
+    start = ray_start(cluster, HEAD)
+    port = start.option("--dashboard-port") if start else None
+    key = auth.get("ssh_private_key")
+    return Head(
+        user=str(auth.get("ssh_user", "ubuntu")),
+        address=address,
+        key=None if key is None else Path(str(key)).expanduser(),
+        proxy=auth.get("ssh_proxy_command"),
+        dashboard=int(port) if port else DASHBOARD,
+    )
+
+
+def _asked(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+    """Ask a cloud for the head's address, and for the key that Ray made for it."""
+    from ray.autoscaler._private.commands import _bootstrap_config
+    from ray.autoscaler.sdk import get_head_node_ip
+
+    try:
+        auth: dict[str, Any] = _bootstrap_config(content)["auth"]
+        return auth, str(get_head_node_ip(str(path)))
+    except Exception as error:  # whatever a cloud's client raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: no running head: {first}: bring it up with `ray up`") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await(process: subprocess.Popen[bytes], port: int, host: str) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            assert process.stderr is not None
+            told = _last(process.stderr.read().decode(errors="replace"))
+            raise Unreachable(f"{host}: {told or 'the tunnel closed'}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise Unreachable(f"{host}: no tunnel within 30 s")
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

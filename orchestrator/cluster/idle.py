@@ -1,0 +1,84 @@
+"""A head that nobody needs stops itself: it is paid for by the hour.
+
+Runs on the head, started by its start commands. Idle means: no job runs, no other machine is up,
+and nobody is logged in.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil  # type: ignore[import-untyped]
+
+LOOK_EVERY = 30.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Business:
+    """What keeps a head up."""
+
+    jobs: int  # that run, or wait to
+    machines: int  # but the head
+    people: int  # logged in
+
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing does."""
+        return not (self.jobs or self.machines or self.people)
+
+
+def business() -> Business:
+    """Look at this machine's cluster.
+
+    Raises:
+        ConnectionError: Ray does not run here.
+    """
+    from ray.dashboard.utils import get_address_for_submission_client
+    from ray.job_submission import JobSubmissionClient
+    from ray.util.state import list_nodes
+
+    address = get_address_for_submission_client(None)
+    jobs = JobSubmissionClient(address).list_jobs()
+    nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
+    return Business(
+        jobs=sum(not job.status.is_terminal() for job in jobs),
+        machines=max(0, len(nodes) - 1),
+        people=len(psutil.users()),
+    )
+
+
+def stop_when_idle(
+    seconds: float,
+    command: str,
+    *,
+    look: Callable[[], Business] = business,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
+) -> None:
+    """Wait until the head was idle for a time, then run a command once.
+
+    A head whose Ray does not answer counts as idle, too: nobody can use it.
+
+    Args:
+        seconds: how long it must be idle without a break.
+        command: what stops the machine, for the shell.
+        look: tells what keeps the head up.
+        sleep: waits some seconds.
+        now: a clock, in seconds.
+
+    Raises:
+        CalledProcessError: the command failed.
+    """
+    since = now()
+    while now() - since < seconds:
+        sleep(min(LOOK_EVERY, seconds))
+        try:
+            idle = look().idle
+        except Exception:  # whatever Ray's clients raise where it is gone
+            idle = True
+        if not idle:
+            since = now()
+    subprocess.run(["/bin/sh", "-c", command], check=True)

@@ -1,0 +1,239 @@
+"""A study as a Ray Job: submitted, followed over lost connections, fetched.
+
+The job runs on the head, and so outlives whoever submitted it: following it is looking on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from aiohttp import ClientError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from chip_core.errors import UserError
+from orchestrator.cluster.head import Head, Unreachable
+
+Say = Callable[[str], None]
+#: Stopped as by Ctrl-C, which Ray would block, and given time to write what it has.
+_STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
+#: What a lost connection looks like, from ssh's side, from HTTP's, and from Ray's client.
+_LOST = (Unreachable, OSError, ClientError, requests.RequestException, RuntimeError)
+STOPPED = 130  # exit code of what was stopped
+#: Seconds to the next try, the last one again and again.
+WAITS = (1.0, 2.0, 5.0, 10.0, 30.0)
+PATIENCE = 1800.0  # seconds without a connection, after which one is told to attach later
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A job, as the machine that submitted it keeps it."""
+
+    job: str
+    cluster: str  # the cluster file's path
+    study: str  # its name, as a variant
+    workdir: str  # on the cluster
+    folder: str  # the job's own, on the cluster
+    local: str  # where its report goes on this machine
+
+    @property
+    def as_json(self) -> dict[str, str]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@contextlib.contextmanager
+def connected(head: Head) -> Iterator[JobSubmissionClient]:
+    """Be connected to the cluster's job server, through a tunnel and with its token.
+
+    Raises:
+        Unreachable: ssh gets no connection, or Ray does not run behind it.
+        UserError: the cluster refuses the token.
+    """
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every closed connection
+    token = head.token()
+    with head.tunnel() as port:
+        headers = {"Authorization": f"Bearer {token}"}
+        try:
+            client = JobSubmissionClient(f"http://127.0.0.1:{port}", headers=headers)
+        except (ConnectionError, requests.RequestException):
+            raise Unreachable(
+                f"{head.host}: Ray does not run there: bring it up with `ray up`"
+            ) from None
+        except RuntimeError as error:
+            raise UserError(f"{head.host}: {str(error).strip().splitlines()[0]}") from None
+        yield client
+
+
+def new_job(study: str) -> str:
+    """Return a name for a job of a study."""
+    plain = "".join(letter if letter.isalnum() else "-" for letter in study)[:40]
+    return f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def submit(head: Head, job: Submitted, *, venv: str, arguments: Sequence[str], files: Path) -> None:
+    """Send a job's files and start it.
+
+    Args:
+        head: of the cluster.
+        job: what it is.
+        venv: the virtual environment on the cluster.
+        arguments: of `chip-ablate`; paths among them are relative to the job's folder.
+        files: a folder with what they name.
+
+    Raises:
+        Unreachable: there is no connection.
+        UserError: the cluster refuses it.
+    """
+    head.send(files, job.folder)
+    command = shlex.join([f"{venv}/bin/chip-ablate", *arguments])
+    # What it tells goes to the log; what it found, to a file that can be fetched.
+    entry = f"cd {shlex.quote(job.folder)} && exec {command} --json > result.json"
+    with connected(head) as client:
+        try:
+            client.submit_job(
+                entrypoint=entry,
+                submission_id=job.job,
+                metadata=job.as_json,
+                runtime_env={"env_vars": dict(_STOPPING)},
+            )
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"{head.host}: the job was not taken: {first}") from None
+
+
+def follow(head: Head, job: str, write: Say, say: Say, *, patience: float = PATIENCE) -> JobDetails:
+    """Print a job's log until it has ended, and return what became of it.
+
+    A lost connection is made again; nothing of the log is printed twice, or left out.
+
+    Args:
+        head: of the cluster.
+        job: its name.
+        write: takes the log's text.
+        say: takes sentences about the connection.
+        patience: seconds without a connection before it is given up.
+
+    Raises:
+        Unreachable: there was no connection for that long. The job may go on.
+        UserError: the cluster knows no such job.
+    """
+    seen, tries, since = 0, 0, time.monotonic()
+    while True:
+        try:
+            with connected(head) as client:
+                _require(client, job)
+                tries = 0
+                for text in _log(client, job, seen):
+                    write(text)
+                    seen += len(text)
+                    since = time.monotonic()
+                details = client.get_job_info(job)
+                if details.status.is_terminal():
+                    return details
+        except _LOST as error:
+            if isinstance(error, UserError) and not isinstance(error, Unreachable):
+                raise
+            if time.monotonic() - since > patience:
+                raise Unreachable(f"{error}: the job may go on: chip-ablate attach {job}") from None
+            wait = WAITS[min(tries, len(WAITS) - 1)]
+            tries += 1
+            say(f"connection lost ({_short(error)}); trying again in {wait:g} s")
+            time.sleep(wait)
+
+
+def stop(head: Head, job: str) -> bool:
+    """Ask a job to stop, and return whether it ran.
+
+    Raises:
+        Unreachable: there is no connection.
+        UserError: the cluster knows no such job.
+    """
+    with connected(head) as client:
+        _require(client, job)
+        return bool(client.stop_job(job))
+
+
+def latest(head: Head) -> Submitted:
+    """Return the job of this program that was submitted last.
+
+    Raises:
+        Unreachable: there is no connection.
+        UserError: there is none.
+    """
+    with connected(head) as client:
+        ours = [each for each in client.list_jobs() if _is_ours(each)]
+    if not ours:
+        raise UserError(f"{head.host}: no job of chip-ablate there: run one with --cluster")
+    newest = max(ours, key=lambda each: each.start_time or 0)
+    return Submitted(**newest.metadata)
+
+
+def named(head: Head, job: str) -> Submitted:
+    """Return a job by its name.
+
+    Raises:
+        Unreachable: there is no connection.
+        UserError: the cluster knows no such job.
+    """
+    with connected(head) as client:
+        details = _require(client, job)
+    if not _is_ours(details):
+        raise UserError(f"{job}: is no job of chip-ablate")
+    return Submitted(**details.metadata)
+
+
+def exit_code(details: JobDetails) -> int:
+    """Return the exit code of a job's command; where it was stopped, that of Ctrl-C."""
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    return STOPPED if details.status == JobStatus.STOPPED else int(details.driver_exit_code or 1)
+
+
+def _is_ours(details: JobDetails) -> bool:
+    metadata = details.metadata or {}
+    return set(metadata) == set(Submitted.__dataclass_fields__)
+
+
+def _require(client: JobSubmissionClient, job: str) -> JobDetails:
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        if "404" in str(error):
+            raise UserError(
+                f"{job}: the cluster knows no such job: it was restarted since, or it is another's"
+            ) from None
+        raise
+
+
+def _log(client: JobSubmissionClient, job: str, seen: int) -> Iterator[str]:
+    """Yield a job's log from a character on, as it grows, until the job has ended."""
+    loop = asyncio.new_event_loop()
+    tail: Any = client.tail_job_logs(job)
+    try:
+        while True:
+            try:
+                text: str = loop.run_until_complete(anext(tail))
+            except StopAsyncIteration:
+                return
+            skipped = min(seen, len(text))
+            seen -= skipped
+            if text[skipped:]:
+                yield text[skipped:]
+    finally:
+        loop.run_until_complete(tail.aclose())
+        loop.close()
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__

@@ -1,0 +1,112 @@
+"""What a running cluster's machines are: asked on the head, of each of them.
+
+`python -m orchestrator.cluster.live FOLDER` prints it as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.cluster_file import ClusterFile, Problem
+from orchestrator.cluster.head import Head
+from orchestrator.cluster.room import DRIVER
+from orchestrator.cluster.versions import differences, here
+
+MARK = "CHIP-ABLATE-LIVE "  # before the JSON, which Ray's own words may surround
+WAIT = 120.0  # seconds for a machine's answer
+
+
+def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
+    """Ask a running cluster, and yield what does not go together.
+
+    Raises:
+        Unreachable: there is no connection.
+        UserError: the head cannot tell.
+    """
+    assert cluster.settings is not None, "a file without settings is refused before"
+    settings = cluster.settings
+    told = head.run(
+        f"RAY_AUTH_MODE=token {settings.venv}/bin/python -m orchestrator.cluster.live "
+        f"{settings.shared}",
+        timeout=WAIT + 60,
+    )
+    (line,) = (line for line in told.splitlines() if line.startswith(MARK))
+    machines: list[dict[str, Any]] = json.loads(line.removeprefix(MARK))
+    for machine in machines:
+        where = f"machine {machine['address']}"
+        if "error" in machine:
+            yield Problem(key=where, what=f"does not answer: {machine['error']}")
+            continue
+        for what, name in differences(machine["versions"]):
+            yield Problem(key=where, what=f"{name} is {what}")
+        if not machine["shared"]:
+            yield Problem(
+                key=where,
+                what=f"does not see in {settings.shared} what the head wrote there: mount the "
+                "shared storage on it",
+            )
+        offers = machine["resources"].get(DRIVER, 0)
+        if machine["head"] != bool(offers):
+            what = "offers no" if machine["head"] else "is a worker and offers"
+            yield Problem(key=where, what=f"{what} {DRIVER}: see the start commands")
+    expected = cluster.content.get("min_workers") if cluster.provider == "local" else None
+    up = sum(not machine["head"] for machine in machines)
+    if isinstance(expected, int) and up < expected:
+        what = f"{up} of {expected} workers are up: see `ray exec {cluster.path}` with "
+        yield Problem(key="min_workers", what=f"{what}'tail /tmp/ray/session_latest/logs/monitor*'")
+
+
+def look(folder: Path) -> list[dict[str, Any]]:
+    """Ask each machine of the cluster that this one is the head of.
+
+    Args:
+        folder: on shared storage; a file is written there, and removed.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    mark = folder / f".seen-{secrets.token_hex(8)}"
+    mark.touch()
+    try:
+
+        @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+        def tell() -> dict[str, Any]:
+            return {"versions": here(), "shared": mark.exists()}
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        asked = [
+            tell.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote()
+            for node in nodes
+        ]
+        found = []
+        for node, answer in zip(nodes, asked, strict=True):
+            resources = node["Resources"]
+            machine = {
+                "address": node["NodeManagerAddress"],
+                "head": "node:__internal_head__" in resources,
+                "resources": {
+                    name: amount for name, amount in resources.items() if ":" not in name
+                },
+            }
+            try:
+                machine |= ray.get(answer, timeout=WAIT)
+            except Exception as error:  # whatever Ray raises for a machine that is gone
+                machine["error"] = (str(error).splitlines() or [type(error).__name__])[0]
+            found.append(machine)
+        return found
+    finally:
+        mark.unlink(missing_ok=True)
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    print(f"\n{MARK}{json.dumps(look(Path(sys.argv[1])))}", flush=True)

@@ -1,0 +1,204 @@
+"""run --cluster and attach: a job from its submission to its report on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from chip_core.errors import UserError
+from chip_core.files import write_json
+from orchestrator.cluster.check import require_good
+from orchestrator.cluster.cluster_file import ClusterFile, read_cluster
+from orchestrator.cluster.head import Head, Unreachable, head_of
+from orchestrator.cluster.job import (
+    STOPPED,
+    Submitted,
+    exit_code,
+    follow,
+    latest,
+    named,
+    new_job,
+    stop,
+    submit,
+)
+from orchestrator.cluster.room import need_of
+from orchestrator.cluster.send import pack
+from orchestrator.study_file import Changes, find_study, load_study
+
+JOBS = "jobs"  # in the work directory: what was submitted from here
+RESULT = "result.json"  # in a job's folder: what its command printed
+
+
+def run_on_cluster(
+    file: Path,
+    study: str,
+    *,
+    changes: Changes,
+    options: Sequence[str],
+    max_concurrent: int | None,
+    workdir: Path,
+    as_json: bool,
+) -> int:
+    """Run a study on a running cluster, as `run` does here, and fetch its report.
+
+    Args:
+        file: the cluster file.
+        study: a study's file or name.
+        changes: of the study.
+        options: further words of the command line for the cluster's `chip-ablate run`.
+        max_concurrent: most trials at a time; by default as many as find room.
+        workdir: on this machine: the job is noted there, and the report comes there.
+        as_json: whether the results are printed as JSON.
+
+    Returns:
+        the exit code of the study.
+
+    Raises:
+        ConfigError: study or cluster file are wrong, or the trials find no room.
+        UserError: the cluster cannot be reached, or refuses the job.
+    """
+    loaded = load_study(find_study(study), changes, elsewhere=True)
+    checked = require_good(file, need_of(loaded))
+    assert checked.room is not None and checked.file.settings is not None, "what is good has both"
+    settings, head = checked.file.settings, head_of(checked.file)
+    name = new_job(loaded.name)
+    job = Submitted(
+        job=name,
+        cluster=str(file.absolute()),
+        study=loaded.name,
+        workdir=settings.workdir,
+        folder=f"{settings.workdir}/{JOBS}/{name}",
+        local=str(_local(workdir, checked.file, loaded.name)),
+    )
+    at_once = max_concurrent or checked.room.at_once
+    with tempfile.TemporaryDirectory() as folder:
+        parcel = pack(study, changes.recipe, Path(folder))
+        arguments = [
+            "run", parcel.study, *([] if parcel.recipe is None else ["--recipe", parcel.recipe]),
+            *options, "--address", "auto", "--workdir", settings.workdir,
+            "--max-concurrent", str(at_once),
+        ]  # fmt: skip
+        submit(head, job, venv=settings.venv, arguments=arguments, files=parcel.folder)
+    keep(job, workdir)
+    _say(f"{job.job} runs on {head.host}; it goes on whatever becomes of this command")
+    for page, command in head.tunnel_commands(settings.venv, settings.workdir).items():
+        _say(f"{page}: {command}")
+    return watch(head, job, as_json=as_json)
+
+
+def watch(head: Head, job: Submitted, *, as_json: bool) -> int:
+    """Look on until a job has ended, then fetch its report.
+
+    Returns:
+        the exit code of its command.
+
+    Raises:
+        Unreachable: there was no connection for long.
+        UserError: the cluster knows no such job.
+    """
+    try:
+        details = follow(head, job.job, _write, _say)
+    except KeyboardInterrupt:
+        _say(f"the job goes on: chip-ablate attach {job.job} looks on, --stop ends it")
+        return STOPPED
+    _say(f"{job.job}: {str(details.status.value).lower()}")
+    found = _fetched(head, job)
+    if as_json and found is not None:
+        click.echo(json.dumps(found))
+    return exit_code(details)
+
+
+def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, Submitted]:
+    """Return a job and its cluster's head.
+
+    Args:
+        job: its name; None: the last one.
+        file: the cluster file; None: the job was submitted from here.
+        workdir: on this machine.
+
+    Raises:
+        ConfigError: the cluster file cannot be read.
+        UserError: there is no such job.
+    """
+    if file is not None:
+        cluster = read_cluster(file)
+        head = head_of(cluster)
+        found = latest(head) if job is None else named(head, job)
+        return head, Submitted(
+            **{**found.as_json, "local": str(_local(workdir, cluster, found.study))}
+        )
+    kept = sorted((workdir / JOBS).glob("*.json"), key=lambda path: path.stat().st_mtime)
+    wanted = [path for path in kept if job is None or path.stem == job]
+    if not wanted:
+        what = (
+            "no job was submitted from here"
+            if job is None
+            else f"no job {job} was submitted from here"
+        )
+        raise UserError(f"{workdir}: {what}: name its --cluster FILE, or the --workdir")
+    found = Submitted(**json.loads(wanted[-1].read_text(encoding="utf-8")))
+    return head_of(read_cluster(Path(found.cluster))), found
+
+
+def stop_job(head: Head, job: Submitted) -> None:
+    """Ask a job to stop.
+
+    Raises:
+        UserError: it does not run.
+    """
+    if not stop(head, job.job):
+        raise UserError(
+            f"{job.job}: does not run any more: chip-ablate attach {job.job} fetches it"
+        )
+
+
+def keep(job: Submitted, workdir: Path) -> None:
+    """Note a job, so that `attach` finds it."""
+    folder = workdir / JOBS
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{job.job}.json", job.as_json)
+
+
+def _fetched(head: Head, job: Submitted) -> object | None:
+    """Fetch report and result; return the result with the report's files as they lie here."""
+    local = Path(job.local)
+    source = f"{job.workdir}/studies/{job.study}/report"
+    with tempfile.TemporaryDirectory() as folder:
+        head.fetch(job.folder, Path(folder))
+        try:
+            found = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None  # the study ended before it found anything: the log says why
+    try:
+        head.fetch(source, local / "report")
+    except Unreachable as error:
+        raise Unreachable(f"{error}: chip-ablate attach {job.job} tries again") from None
+    _say(f"report: {local / 'report' / 'report.html'}")
+    if isinstance(found, dict) and isinstance(found.get("report"), list):
+        found["report"] = [
+            str(path).replace(source, str(local / "report")) for path in found["report"]
+        ]
+    return found  # type: ignore[no-any-return]
+
+
+def _local(workdir: Path, cluster: ClusterFile, study: str) -> Path:
+    """Return where a study's report goes; the study's name may come from the cluster."""
+    name = str(cluster.content.get("cluster_name", "cluster"))
+    for part in (name, study):
+        if part in ("", ".", "..") or "/" in part or "\0" in part:
+            raise UserError(f"'{part}' is no name of a folder: the report is not fetched")
+    return workdir.absolute() / "clusters" / name / study
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

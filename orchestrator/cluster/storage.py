@@ -1,0 +1,49 @@
+"""Storage must be shared: a trial goes on from a checkpoint that another machine wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from orchestrator.cluster.cluster_file import LOCAL, SETTINGS, ClusterFile, Problem
+from orchestrator.cluster.start_commands import LISTS
+
+#: Where each machine has files of its own.
+_OWN = ("/tmp", "/var/tmp", "/dev", "/run", "/root", "/proc", "/sys", "/opt", "/usr", "/etc")
+
+
+def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
+    """Yield why a machine would not see what another wrote, as far as a file can tell."""
+    if cluster.settings is None:
+        return
+    shared, workdir = (
+        PurePosixPath(path) for path in (cluster.settings.shared, cluster.settings.workdir)
+    )
+    if not workdir.is_relative_to(shared):
+        yield Problem(
+            key=f"{SETTINGS}.workdir",
+            what=f"{workdir} does not lie in {shared} (`shared`), so each machine would have its "
+            "own: move it there",
+        )
+    own = [folder for folder in _OWN if shared.is_relative_to(folder)]
+    if own or shared == PurePosixPath("/"):
+        yield Problem(
+            key=f"{SETTINGS}.shared",
+            what=f"{shared}: each machine has its own {own[0] if own else '/'}: mount shared "
+            "storage elsewhere (/mnt/…)",
+        )
+    if cluster.provider != LOCAL and not _is_mounted(cluster, str(shared)):
+        yield Problem(
+            key=f"{SETTINGS}.shared",
+            what=f"no command mounts {shared} on new machines: add one to setup_commands",
+        )
+
+
+def _is_mounted(cluster: ClusterFile, path: str) -> bool:
+    """Return whether a command that every machine runs mounts the path."""
+    everywhere = [name for name in LISTS if not name.startswith(("head_", "worker_"))]
+    return any(
+        "mount" in command and path in command
+        for name in everywhere
+        for command in cluster.commands(name)
+    )

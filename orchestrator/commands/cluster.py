@@ -1,0 +1,106 @@
+"""cluster, attach: whether a cluster file will do, and studies that run on one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.commands.options import workdir_option
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.check import Checked
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
+def cluster() -> None:
+    """Look at cluster files."""
+
+
+@cluster.command(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
+@click.argument("file", type=FILE)
+@click.option("--study", help="Whether its trials find room, too.")
+@click.option("--recipe", help="In place of the study's recipe.")
+@click.option("--live", is_flag=True, help="Ask the machines of the running cluster, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json: bool) -> int:
+    """Say all that is wrong with a cluster file; exit code 2 where anything is.
+
+    Without --live no machine is asked.
+    """
+    from chip_core.errors import ConfigError
+    from orchestrator.cluster.check import check_cluster, with_problems
+    from orchestrator.cluster.room import need_of
+    from orchestrator.study_file import Changes, find_study, load_study
+
+    need = None
+    if recipe is not None and study is None:
+        raise click.UsageError("--recipe is of a study: give --study, too")
+    if study is not None:
+        need = need_of(load_study(find_study(study), Changes(recipe=recipe), elsewhere=True))
+    checked = check_cluster(file, need)
+    if live and not checked.problems:
+        from orchestrator.cluster.head import head_of
+        from orchestrator.cluster.live import live_problems
+
+        checked = with_problems(checked, live_problems(checked.file, head_of(checked.file)))
+    if as_json:
+        click.echo(json.dumps(_as_json(checked)))
+        return 2 if checked.problems else 0
+    if checked.problems:
+        raise ConfigError(checked.lines)
+    for line in _good_lines(checked, study):
+        click.echo(line)
+    return 0
+
+
+@cluster.command(epilog="Example: chip-ablate cluster idle --then 'sudo shutdown -h now'")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
+@click.option("--then", "command", required=True, help="What stops the machine: a shell command.")
+def idle(minutes: float, command: str) -> None:
+    """On a head: run a command once no job, other machine or person was there for a while."""
+    from orchestrator.cluster.idle import stop_when_idle
+
+    stop_when_idle(60 * minutes, command)
+
+
+@click.command(epilog="Example: chip-ablate attach")
+@click.argument("job", required=False)
+@click.option("--cluster", "file", type=FILE, help="Its file; by default the one it was sent with.")
+@click.option("--stop", is_flag=True, help="Ask the job to stop, as Ctrl-C does a study.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@workdir_option
+def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdir: Path) -> int:
+    """Look on at a study that runs on a cluster, and fetch its report when it has ended.
+
+    Without JOB it is the last one that was submitted from here; with --cluster, by anyone.
+    """
+    from orchestrator.cluster.session import find_job, stop_job, watch
+
+    head, found = find_job(job, file, workdir)
+    if stop:
+        stop_job(head, found)
+        click.echo(f"{found.job} is asked to stop; chip-ablate attach {found.job} looks on")
+        return 0
+    return watch(head, found, as_json=as_json)
+
+
+def _as_json(checked: Checked) -> dict[str, Any]:
+    return {
+        "file": str(checked.file.path),
+        "problems": [{"key": each.key, "what": each.what} for each in checked.problems],
+        "room": None if checked.room is None else vars(checked.room),
+    }
+
+
+def _good_lines(checked: Checked, study: str | None) -> list[str]:
+    lines = [f"{checked.file.path}: nothing is wrong with it"]
+    if checked.room is not None:
+        lines.append(
+            f"{study}: {checked.room.at_once} trials at once; room for {checked.room.slots} workers"
+        )
+    return lines

@@ -1,0 +1,170 @@
+"""Machines in a machine: each has its own processes, network, home and /tmp, and a real sshd.
+
+Needs root (or a user namespace that maps it), iproute2, openssh-server and rsync. Everything is
+made inside namespaces that end with the process: nothing of it can be seen, or seen from, outside.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NETWORK = "10.77.0"
+CLIENT = f"{NETWORK}.1"
+BASE = Path("/mnt")  # a tmpfs: upper folders of overlays cannot lie on an overlay
+SHARED = BASE / "chip-ablate"
+#: What each machine has for itself; what is below shines through, and is never written.
+OWN = ("/root", "/tmp", "/opt", "/var/log", "/run", "/etc/ssh")
+#: What a machine does not see of this one: its token, and its Ray.
+EMPTY = ("/root/.ray", "/tmp/ray")
+TOOLS = ("unshare", "nsenter", "ip", "ss", "rsync", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+
+
+def lacking() -> str | None:
+    """Return why machines cannot be made here."""
+    missing = [Path(tool).name for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed (Debian: openssh-server rsync iproute2)"
+    tried = subprocess.run(
+        [*UNSHARE, "sh", "-c", "mount -t tmpfs none /mnt && ip link add bridge0 type bridge"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return None if tried.returncode == 0 else f"no namespaces here: {tried.stderr.strip()}"
+
+
+UNSHARE = (
+    "unshare",
+    "--mount",
+    "--net",
+    "--ipc",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
+
+
+def in_namespaces(script: Path, *arguments: str) -> list[str]:
+    """Return the command that runs a script of this folder as the client machine."""
+    return [*UNSHARE, sys.executable, str(script), *arguments]
+
+
+class Machine:
+    """One machine with sshd."""
+
+    def __init__(self, name: str, number: int) -> None:
+        """Start it.
+
+        Args:
+            name: of its folder below BASE.
+            number: the last part of its address.
+        """
+        self.ip = f"{NETWORK}.{number}"
+        folder = BASE / name
+        folder.mkdir()
+        config = folder / "sshd_config"
+        config.write_text(
+            f"Port 22\nListenAddress {self.ip}\nHostKey {BASE}/host_key\nPidFile none\n"
+            f"AuthorizedKeysFile {BASE}/key.pub\nStrictModes no\nUsePAM no\n"
+            f"PasswordAuthentication no\nSubsystem sftp internal-sftp\n"
+            f"SetEnv PYTHONPATH={os.environ.get('PYTHONPATH', '')} OMP_NUM_THREADS=1\n"
+        )
+        script = (
+            f"read _; {overlays(folder)}; mkdir -p /run/sshd; ip link set lo up; "
+            f"ip addr add {self.ip}/24 dev eth0; ip link set eth0 up; "
+            f"ip route add default via {CLIENT}; "
+            f"exec /usr/sbin/sshd -D -e -f {config}"
+        )
+        with (folder / "sshd.log").open("wb") as log:
+            self._unshare = subprocess.Popen(
+                [*UNSHARE, "sh", "-ec", script], stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
+        self.pid = _child(self._unshare.pid)
+        _run("ip", "link", "add", f"to-{name}", "type", "veth", "peer", "name", "eth0",
+             "netns", str(self.pid))  # fmt: skip
+        _run("ip", "link", "set", f"to-{name}", "master", "bridge0", "up")
+        assert self._unshare.stdin is not None
+        self._unshare.stdin.write(b"go\n")
+        self._unshare.stdin.close()
+
+    def inside(self, *command: str) -> str:
+        """Run a command on the machine, past sshd, and return what it prints."""
+        return subprocess.run(
+            [*self.enter, *command], capture_output=True, text=True, check=True
+        ).stdout
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """Return what a command begins with to be run on the machine."""
+        return ("nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--ipc")
+
+    def processes(self) -> list[str]:
+        """Return the command lines of what runs there, but for sshd's and those that look."""
+        found = []
+        for line in self.inside("ps", "-eo", "pid=,args=").splitlines():
+            pid, args = line.split(maxsplit=1)
+            if int(pid) != 1 and "sshd" not in args and not args.startswith("ps "):
+                found.append(args)
+        return found
+
+
+def start(count: int) -> list[Machine]:
+    """Make the network, the shared folder and the machines; this process is the client."""
+    _run("mount", "-t", "tmpfs", "none", str(BASE))
+    SHARED.mkdir()
+    client = BASE / "client"
+    client.mkdir()
+    _run("sh", "-ec", overlays(client))
+    for key in ("host_key", "key"):
+        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(BASE / key))
+    _run("ip", "link", "set", "lo", "up")
+    _run("ip", "link", "add", "bridge0", "type", "bridge")
+    _run("ip", "addr", "add", f"{CLIENT}/24", "dev", "bridge0")
+    _run("ip", "link", "set", "bridge0", "up")
+    machines = [Machine(f"machine{number}", number + 1) for number in range(1, count + 1)]
+    for machine in machines:
+        _until_ssh(machine.ip)
+    return machines
+
+
+def overlays(folder: Path) -> str:
+    """Return the shell commands that give a machine folders of its own."""
+    commands = []
+    for own in OWN:
+        if not Path(own).is_dir():
+            continue
+        upper, work = (folder / kind / own.strip("/").replace("/", "-") for kind in ("up", "work"))
+        commands.append(
+            f"mkdir -p {upper} {work} && mount -t overlay overlay "
+            f"-o lowerdir={own},upperdir={upper},workdir={work} {own}"
+        )
+    commands += [f"mkdir -p {secret} && mount -t tmpfs none {secret}" for secret in EMPTY]
+    return "; ".join(commands)
+
+
+def _until_ssh(ip: str) -> None:
+    for _ in range(200):
+        asked = subprocess.run(["ssh-keyscan", "-T", "2", ip], capture_output=True, check=False)
+        if asked.stdout:
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"no sshd at {ip}")
+
+
+def _child(pid: int) -> int:
+    for _ in range(200):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if children:
+            return int(children[0])
+        time.sleep(0.02)
+    raise TimeoutError("unshare started nothing")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)

@@ -1,0 +1,59 @@
+"""A cluster of two machines on loopback comes up closed, runs a study by job, and goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow  # two and a half minutes on a quiet machine: `make test-cluster`
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_a_cluster_comes_up_closed_runs_a_study_and_goes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, HERE / "loopback.py"],
+        capture_output=True, text=True, check=False, timeout=550,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+    )  # fmt: skip
+    if done.returncode and done.stderr.startswith("test-cluster: "):
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr[-4000:]
+    figures: dict[str, Any] = json.loads(done.stdout)
+    assert figures["executed"] == 3  # two arms of one seed, and the untrained model
+    assert "report.html" in figures["report"]
+    assert figures["processes left"] == {"head": []}
+    assert figures["let in without the token"] == []
+
+
+def test_what_is_let_in_is_read_from_the_answers() -> None:
+    sys.path.insert(0, str(HERE))
+    try:
+        import ports
+    finally:
+        sys.path.remove(str(HERE))
+    for closed in (
+        "gRPC GetAllNodeInfo UNAUTHENTICATED, health OK", "HTTP 401 /api/jobs/", "HTTP 404",
+        "HTTP 200 metrics", "HTTP 401 /metrics, 200 /api/local_raylet_healthz",
+    ):  # fmt: skip
+        assert not ports.lets_in(closed)
+    for opened in (
+        "gRPC GetAllNodeInfo OK, health OK", "gRPC GetNodeStats INVALID_ARGUMENT",
+        "HTTP 200 /api/jobs/", "HTTP 500 /api/job_agent/jobs/none/logs",
+    ):  # fmt: skip
+        assert ports.lets_in(opened)
+    found = ports.listeners(
+        'LISTEN 0 128 127.0.0.1:8265 0.0.0.0:* users:(("python3",pid=2,fd=5))\n'
+        'LISTEN 0 128 *:6379 *:* users:(("gcs_server",pid=2,fd=5))\n'
+        'LISTEN 0 128 [::ffff:127.0.0.1]:10001 *:* users:(("python3",pid=2,fd=5))\n'
+    )
+    assert [(each.port, each.loopback) for each in found] == [
+        (6379, False), (8265, True), (10001, True),
+    ]  # fmt: skip
