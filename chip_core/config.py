@@ -6,6 +6,7 @@ the trial's figures (chip_core/fields.py).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -149,7 +150,7 @@ class RejectedImageConfig(Shorthand):
             return self
         if path is None:
             raise ValueError("'inpaint' needs rejected_image.inpaint.path: a pipeline's folder")
-        if not (expanded(path) / "model_index.json").is_file():
+        if not os.path.isfile(expanded(path) / "model_index.json"):
             raise ValueError(f"inpaint.path: no diffusers pipeline in {path}: name its folder")
         return self
 

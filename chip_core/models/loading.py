@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
-from chip_core.files import expanded
+from chip_core.files import expanded, read_json
 from chip_core.models import own
 from chip_core.shapes import MODEL_FOLDER
 
@@ -22,7 +22,7 @@ PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
 #: Chat templates beside the one that is used where none is named.
 _MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def local_folder(path: str) -> Path | None:
@@ -30,7 +30,8 @@ def local_folder(path: str) -> Path | None:
     if path == "shapes":
         return MODEL_FOLDER
     folder = expanded(path)
-    if not folder.exists() and _HUB_NAME.match(path) and not path.startswith("."):
+    there = os.path.exists(folder)  # a name that no file can have is not there
+    if not there and _HUB_NAME.fullmatch(path) and not path.startswith("."):
         return None
     return folder
 
@@ -43,13 +44,12 @@ def problem(model: ModelConfig) -> str | None:
     folder = local_folder(model.path)
     if folder is None:
         return None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"no folder {folder}: name a folder with a Hugging Face model, or a hub name"
     if (folder / ADAPTER_CONFIG).exists():
         return f"{folder} holds an adapter: name its base model, or export it with --merge"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = config.get("model_type")
+        model_type = read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
     if not isinstance(model_type, str):
@@ -88,7 +88,7 @@ def projector_in_tower(model: ModelConfig) -> bool:
     if folder is None:
         return False
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(raw, dict) and raw.get("model_type") in PROJECTOR_IN_TOWER
@@ -102,7 +102,7 @@ def label_rule_problem(config: TrialConfig) -> str | None:
     rule, folder = config.training.label_rule, local_folder(config.model.path)
     if rule == "clean" or folder is None or problem(config.model) is not None:
         return None
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    model_type = read_json(folder / "config.json")["model_type"]
     if model_type in own.WITH_LABEL_RULES:
         return None
     return (
@@ -243,10 +243,11 @@ def _missing_shards(folder: Path) -> list[str]:
     if not index.exists():
         return []
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+        shards = set(read_json(index)["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return [f"a readable {index.name}"]
-    return sorted(shard for shard in shards if not (folder / shard).exists())
+    own = {path.name for path in folder.iterdir()}  # a shard lies beside its index, nowhere else
+    return sorted(str(shard) for shard in shards if shard not in own)
 
 
 def _brief(error: Exception) -> str:
