@@ -56,6 +56,11 @@ class ModelConfig(Shorthand):
     path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
     revision: str | None = figure(None, doc="a hub revision")
     dtype: Literal["fp32", "bf16"] = figure("fp32", doc="precision of training and scoring")
+    trust_remote_code: bool = figure(
+        False,
+        doc="true: code that comes with the model is run, with all your rights; a hub name needs "
+        "its commit as `revision`",
+    )
 
 
 class DataConfig(Section):
