@@ -238,7 +238,9 @@ def damaged(draw: st.DrawFn) -> bytes:
         tree = copy.deepcopy(TREE)
         node: Any = tree
         while True:
-            key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+            key = draw(
+                st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node)))
+            )
             below = node[key]
             if isinstance(below, (dict, list)) and below and draw(st.booleans()):
                 node = below
