@@ -22,7 +22,7 @@ import numpy
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.errors import TrialError, printable
 from chip_core.files import read_json, sync_folder, write_json
 from chip_core.identity import fingerprint, training_identity
 from chip_core.models.adapters import read_weights, write_weights
@@ -195,7 +195,7 @@ def _said(resumed: Resumed) -> Resumed:
 
 def _brief(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
 
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:

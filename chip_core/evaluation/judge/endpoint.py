@@ -177,7 +177,10 @@ class EndpointJudge:
             except openai.APIConnectionError:
                 self._last_failure = "no connection"
                 return None
-            except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError):
+            except (
+                *(openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError),
+                RecursionError,  # JSON that is nested too deep
+            ):
                 self._last_failure = "an answer that is no chat completion"
         return None
 
