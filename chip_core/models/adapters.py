@@ -212,6 +212,8 @@ def with_adapter(base: Any, folder: Path) -> Any:
     """Return a base model with the adapter, and what was trained beside it, of a folder."""
     import peft
 
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # peft would look for a pickle
+        raise TrialError(f"no {ADAPTER_WEIGHTS} in {folder}: save the adapter as safetensors")
     read_beside(base, folder)
     return peft.PeftModel.from_pretrained(base, folder).eval()
 

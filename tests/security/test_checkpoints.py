@@ -134,6 +134,14 @@ def test_models_that_only_loading_sees(tmp_path: Path, name: str) -> None:
     told.refused(KIND, lambda: loading.load(ModelConfig(path=str(folder))), TrialError)
 
 
+def test_an_adapter_of_pickled_weights(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
+    act = lambda: loading.load(ModelConfig(path="shapes"), trained=tmp_path)  # noqa: E731
+    told.refused("trials FAILED", act, TrialError)
+    assert not Path("pwned").exists()
+
+
 @settings(
     max_examples=80,
     deadline=None,
