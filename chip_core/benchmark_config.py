@@ -33,6 +33,7 @@ class JudgeConfig(Shorthand):
     base_url: str | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
     api_key_env: str | None = engine(
         "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         doc="the environment variable that holds the key, where trials run; null: no key",
     )
     timeout: float = engine(60.0, gt=0, doc="seconds that one call may take")
@@ -45,8 +46,12 @@ class JudgeConfig(Shorthand):
     def _no_secret_in_it(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(value)
+            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of a port or an IPv6 address that is none
+            named = False
+        if not named or not value.isprintable() or " " in value:
             raise ValueError("is no address: write https://HOST/v1")
         if parts.username is not None or parts.password is not None or parts.query:
             raise ValueError(

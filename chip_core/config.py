@@ -6,6 +6,7 @@ the trial's figures (chip_core/fields.py).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,11 @@ class ModelConfig(Shorthand):
     path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
     revision: str | None = figure(None, doc="a hub revision")
     dtype: Literal["fp32", "bf16"] = figure("fp32", doc="precision of training and scoring")
+    trust_remote_code: bool = figure(
+        False,
+        doc="true: code that comes with the model is run, with all your rights; a hub name needs "
+        "its commit as `revision`",
+    )
 
 
 class DataConfig(Section):
@@ -149,7 +155,7 @@ class RejectedImageConfig(Shorthand):
             return self
         if path is None:
             raise ValueError("'inpaint' needs rejected_image.inpaint.path: a pipeline's folder")
-        if not (expanded(path) / "model_index.json").is_file():
+        if not os.path.isfile(expanded(path) / "model_index.json"):
             raise ValueError(f"inpaint.path: no diffusers pipeline in {path}: name its folder")
         return self
 

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+LONGEST_LINE = 2000  # characters of a message that are shown
+
+
+def printable(line: str, longest: int = LONGEST_LINE) -> str:
+    """Return a line as it may be shown, whatever of an input's own words is in it.
+
+    A terminal obeys control characters; they and others that cannot be seen become U+FFFD.
+    """
+    seen = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
+    return seen if len(seen) <= longest else f"{seen[:longest]}…"
+
 
 class UserError(Exception):
     """Something the user can mend: shown as one line without a traceback, exit code 2."""

@@ -38,6 +38,37 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text of any origin.
+
+    Raises:
+        ValueError: it is not JSON, is not UTF-8, is nested too deep, or holds a number of more
+            digits than are read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(path: Path, longest: int = 2**26) -> Any:
+    """Return the value of a JSON file of any origin.
+
+    Args:
+        path: the file.
+        longest: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is longer, or as `parse_json`.
+    """
+    with path.open("rb") as file:
+        content = file.read(longest + 1)
+    if len(content) > longest:
+        raise ValueError(f"it is longer than {longest:,} bytes")
+    return parse_json(content)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)

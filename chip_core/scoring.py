@@ -14,6 +14,7 @@ from chip_core.config import ModelConfig
 from chip_core.errors import ConfigError, UserError
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.run import Answering, evaluate
+from chip_core.files import read_json
 from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
@@ -82,7 +83,7 @@ def _model(
             raise UserError(f"--base: {model} holds no adapter: leave it out")
         return ModelConfig(path=model, dtype=dtype), None
     try:
-        named = json.loads((folder / loading.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        named = read_json(folder / loading.ADAPTER_CONFIG)
         path = base or named["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         path = base

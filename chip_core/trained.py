@@ -7,12 +7,11 @@ attempt takes it over and only scores.
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from chip_core.files import sync_folder, write_json
+from chip_core.files import read_json, sync_folder, write_json
 from chip_core.results import MODEL, TRAINED
 
 
@@ -34,10 +33,13 @@ def write_trained(folder: Path, trained: Trained) -> None:
 
 
 def read_trained(folder: Path) -> Trained | None:
-    """Return what a folder's training came to; None where it did not end, or its model is gone."""
+    """Return what a folder's training came to; None where none can be told."""
     if not (folder / MODEL).is_dir() or not (folder / TRAINED).exists():
         return None
-    return Trained(**json.loads((folder / TRAINED).read_text(encoding="utf-8")))
+    try:
+        return Trained(**read_json(folder / TRAINED))
+    except (OSError, ValueError, TypeError):
+        return None  # it was changed since: what it says of the model is not known
 
 
 def take_over(earlier: Path, folder: Path) -> Trained | None:

@@ -61,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _complain(text: str) -> None:
+    from chip_core.errors import printable
+
     for line in text.splitlines():
-        click.echo(f"{PROGRAM}: {line}", err=True)
+        click.echo(f"{PROGRAM}: {printable(line)}", err=True)
 
 
 def _join_seeds(arguments: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from rich.text import Text
 from chip_core.errors import ConfigError, UserError
 from chip_core.evaluation.readiness import problems
 from chip_core.files import write_json
+from chip_core.private import make_private
 from orchestrator import benchmarks_seen
 from orchestrator.cost import left_out
 from orchestrator.cost.budget import Trimmed
@@ -311,7 +312,7 @@ def _all_trials(plan: Plan) -> list[Trial]:
 
 def _check_writable(workdir: Path) -> None:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_private(workdir)
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:

@@ -5,6 +5,7 @@ Everything is checked before anything runs; all problems of a file are told at o
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from orchestrator.study_written import StudyFile, follows, read_written
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
 LARGEST_COUNT = 1000  # of seeds: who wants more has mistaken a seed for a count
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def find_study(name: str) -> Path:
@@ -40,7 +41,7 @@ def find_study(name: str) -> Path:
         ConfigError: there is none.
     """
     path = expanded(name)
-    if path.is_file():
+    if os.path.isfile(path):  # a name that no file can have is no file
         return path
     shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}
     if name in shipped:
@@ -64,11 +65,12 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
     changes = changes or Changes()
     source = str(path)
     written, problems, broken = read_written(path)
+    of_shape = len(problems)
 
     def wrong(key: str, what: str) -> None:
         problems.append(f"{source}: {key}: {what}")
 
-    if not _NAME.match(written.study):
+    if not _NAME.fullmatch(written.study):
         wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
     base = _base(written, changes, path, problems, elsewhere)
     factors = take_factors(written, base, source, problems)
@@ -94,8 +96,11 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
         wrong=wrong,
     )
     if problems:
+        causes, others = problems[:of_shape], problems[of_shape:]
         raise ConfigError(
-            line for line in dict.fromkeys(problems) if not follows(line, source, broken)
+            dict.fromkeys(
+                [*causes, *(line for line in others if not follows(line, source, broken))]
+            )
         )
     assert layout.baseline is not None, "what is wrong with a layout is told"
     return Study(
@@ -183,6 +188,9 @@ def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:
     seeds = list(range(given)) if type(given) is int else given
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         wrong(where, f"give a count or a list of whole numbers, not {given!r}")
+        return ()
+    if len(seeds) > LARGEST_COUNT:
+        wrong(where, f"are {len(seeds):,}, above {LARGEST_COUNT:,}: give fewer")
         return ()
     repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     found = {

@@ -13,7 +13,7 @@ from chip_core.errors import ConfigError
 from chip_core.files import expanded
 
 PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson")
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GLOB = re.compile(r"[*?\[]")
 _digests: dict[tuple[str, int, int], str] = {}
 
@@ -21,10 +21,10 @@ _digests: dict[tuple[str, int, int], str] = {}
 def is_hub_name(source: str) -> bool:
     """Return whether a source is a data set's name on the hub: `owner/name`, and no file here."""
     return (
-        bool(_HUB_NAME.match(source))
+        bool(_HUB_NAME.fullmatch(source))
         and not source.startswith(".")
         and Path(source).suffix not in (*PARQUET, *LINES)
-        and not expanded(source).exists()
+        and not os.path.exists(expanded(source))
     )
 
 
@@ -36,7 +36,7 @@ def shards(data: DataConfig) -> list[Path]:
     """
     source = data.source
     path = expanded(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # a name that no file can have is none
         found = _in_folder(path, data.split)
         if not found:
             of_split = f" of the split '{data.split}'" if data.split else ""
@@ -44,7 +44,7 @@ def shards(data: DataConfig) -> list[Path]:
     else:
         if data.split is not None:
             raise ConfigError([f"split '{data.split}': only a folder or a hub name has splits"])
-        if path.is_file():
+        if os.path.isfile(path):
             found = [path]
         else:
             matches = glob.glob(str(path), recursive=True) if _GLOB.search(source) else []

@@ -13,6 +13,8 @@ from chip_core.data.rows import ImageRef, RowError
 
 #: Pillow's own bound; an image's header is looked at before a pixel is decoded.
 MAX_PIXELS = 89_478_485
+#: Of an image as it is stored: more is no picture of that many pixels.
+MAX_BYTES = 2**28
 _KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -66,48 +68,90 @@ class ImageReader:
             raise RowError(f"image {path[:80]!r} is a URL: fetch the images, then name paths")
         if self._root is None:
             raise RowError(f"image {path!r} is a path: say under which folder by data.image_root")
-        try:
-            file = (self._root / path).resolve()
-            inside = file.is_relative_to(self._root)
-            found = inside and file.is_file()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RowError(f"image path {path[:80]!r} is no path ({error})") from None
-        if not inside:
-            raise RowError(f"image path {path!r} leaves its folder {self._root}")
-        if not found:
-            raise RowError(f"no image {path!r} in {self._root}")
-        return file
+        return inside(self._root, path)
 
     def _open(self, ref: ImageRef) -> Image.Image:
         if ref.data is None and ref.path is None:
             raise RowError("no image")
         if ref.data is not None and not ref.data:
             raise RowError("the image has no bytes")
-        source = self.file(ref.path or "") if ref.data is None else io.BytesIO(ref.data)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a bad image is told as a bad row
-                image = Image.open(source, formats=_KINDS)
-        except Image.DecompressionBombError:
-            raise RowError(f"the image has more than {MAX_PIXELS} pixels") from None
-        except UnidentifiedImageError:
-            raise RowError(f"the image is none of {', '.join(_KINDS)}") from None
-        except Exception as error:  # a decoder may raise anything on broken bytes
-            raise RowError(f"the image cannot be read ({_brief(error)})") from None
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            image.close()
-            raise RowError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS}")
-        return image
+        return open_image(self.file(ref.path or "") if ref.data is None else ref.data)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def open_image(source: Path | bytes) -> Image.Image:
+    """Return an image of any origin, bounded and not yet decoded; of several frames the first.
+
+    Raises:
+        RowError: it is of no kind that is read, broken, or larger than the bounds.
+    """
+    try:
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+        if size > MAX_BYTES:
+            raise RowError(f"the image has {size} bytes, more than {MAX_BYTES}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a bad image is told as a bad row
+            image = Image.open(
+                source if isinstance(source, Path) else io.BytesIO(source), formats=_KINDS
+            )
+    except RowError:
+        raise
+    except Image.DecompressionBombError:
+        raise RowError(f"the image has more than {MAX_PIXELS} pixels") from None
+    except UnidentifiedImageError:
+        raise RowError(f"the image is none of {', '.join(_KINDS)}") from None
+    except Exception as error:  # a decoder may raise anything on broken bytes
+        raise RowError(f"the image cannot be read ({_brief(error)})") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise RowError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS}")
+    return image
+
+
+def inside(root: Path, path: str) -> Path:
+    """Return the image file that a path of any origin names below a folder.
+
+    Args:
+        root: the folder, resolved.
+        path: relative to it; neither `..` nor a link may lead out of it.
+
+    Raises:
+        RowError: it leaves the folder, or there is no such file.
+    """
+    try:
+        file = (root / path).resolve()
+        within = file.is_relative_to(root)
+        found = within and file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RowError(f"image path {path[:80]!r} is no path ({error})") from None
+    if not within:
+        raise RowError(f"image path {path!r} leaves its folder {root}")
+    if not found:
+        raise RowError(f"no image {path!r} in {root}")
+    return file
+
+
+def decoded(image: Image.Image) -> Image.Image:
+    """Decode an open image.
+
+    Raises:
+        RowError: it is broken.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            image = _upright(image)
-            return eight_bits(image).convert("RGB")
+        return image
+    except Exception as error:  # a decoder may raise anything on broken bytes
+        raise RowError(f"the image is broken ({_brief(error)})") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image = decoded(image)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return eight_bits(_upright(image)).convert("RGB")
     except Exception as error:  # a decoder may raise anything on broken bytes
         raise RowError(f"the image is broken ({_brief(error)})") from None
 

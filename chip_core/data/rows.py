@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chip_core.errors import printable
+
 LONGEST = 300  # characters of a reason; a row's own words may be in it
 
 
@@ -11,11 +13,7 @@ class RowError(ValueError):
     """A row that cannot become a preference pair. Its message is the reason, in one line."""
 
     def __init__(self, reason: str) -> None:
-        line = " ".join(reason.split())
-        shown = "".join(
-            sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line
-        )
-        super().__init__(shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…")
+        super().__init__(printable(" ".join(reason.split()), LONGEST))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def problem(data: DataConfig) -> str | None:
     """
     if data.source == SHAPES or is_hub_name(data.source):
         return None
-    if data.image_root is not None and not expanded(data.image_root).is_dir():
+    if data.image_root is not None and not os.path.isdir(expanded(data.image_root)):
         return f"no folder {data.image_root}: data.image_root names where image paths begin"
     try:
         source = open_source(data)

@@ -31,14 +31,14 @@ class Picture:
     @cached_property
     def pixels(self) -> int:
         """Its size, 0 where no file says: like sizes are answered together."""
-        from PIL import Image
+        from chip_core.data.image_files import open_image
 
         if self.file is None:
             return 0
         try:
-            with Image.open(self.file) as image:
+            with open_image(self.file) as image:
                 return image.width * image.height
-        except (OSError, ValueError):
+        except ValueError:
             return 0  # told when it is read
 
 

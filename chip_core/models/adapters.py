@@ -179,15 +179,24 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
         save_file(beside, folder / TRAINED_PARTS, metadata={"format": "pt"})
 
 
-def read_weights(model: Any, folder: Path) -> None:
-    """Put the weights of a trained model's folder into a model of the same making."""
+def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Put the weights of a trained model's folder into a model of the same making.
+
+    Args:
+        model: takes them.
+        folder: a Hugging Face or a PEFT one.
+        trust_remote_code: `model.trust_remote_code`.
+    """
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText
 
     own.register()
     if not is_adapted(model):
         stored = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
         put_weights(model, stored.state_dict())
         return
@@ -203,6 +212,8 @@ def with_adapter(base: Any, folder: Path) -> Any:
     """Return a base model with the adapter, and what was trained beside it, of a folder."""
     import peft
 
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # peft would look for a pickle
+        raise TrialError(f"no {ADAPTER_WEIGHTS} in {folder}: save the adapter as safetensors")
     read_beside(base, folder)
     return peft.PeftModel.from_pretrained(base, folder).eval()
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
-from chip_core.files import expanded
-from chip_core.models import own
+from chip_core.files import expanded, read_json
+from chip_core.models import own, remote
 from chip_core.shapes import MODEL_FOLDER
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -22,7 +22,7 @@ PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
 #: Chat templates beside the one that is used where none is named.
 _MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def local_folder(path: str) -> Path | None:
@@ -30,7 +30,8 @@ def local_folder(path: str) -> Path | None:
     if path == "shapes":
         return MODEL_FOLDER
     folder = expanded(path)
-    if not folder.exists() and _HUB_NAME.match(path) and not path.startswith("."):
+    there = os.path.exists(folder)  # a name that no file can have is not there
+    if not there and _HUB_NAME.fullmatch(path) and not path.startswith("."):
         return None
     return folder
 
@@ -42,13 +43,13 @@ def problem(model: ModelConfig) -> str | None:
     """
     folder = local_folder(model.path)
     if folder is None:
-        return None
-    if not folder.is_dir():
+        return remote.revision_problem(model)
+    if not os.path.isdir(folder):
         return f"no folder {folder}: name a folder with a Hugging Face model, or a hub name"
     if (folder / ADAPTER_CONFIG).exists():
         return f"{folder} holds an adapter: name its base model, or export it with --merge"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
@@ -56,7 +57,13 @@ def problem(model: ModelConfig) -> str | None:
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
         return f"{folder} is a checkpoint as released: {own.CONVERTERS[model_type]} converts it"
-    if not _is_image_text_to_text(model_type):
+    own_code = remote.brings_model(config)
+    if own_code and not model.trust_remote_code and not _is_image_text_to_text(model_type):
+        return (
+            f"{folder} brings code of its own for model_type {model_type}: read it, and write "
+            "model.trust_remote_code: true to have it run"
+        )
+    if not (own_code and model.trust_remote_code) and not _is_image_text_to_text(model_type):
         return (
             f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
             "transformers knows: name a vision-language model, such as one of llava, llava_next, "
@@ -88,7 +95,7 @@ def projector_in_tower(model: ModelConfig) -> bool:
     if folder is None:
         return False
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(raw, dict) and raw.get("model_type") in PROJECTOR_IN_TOWER
@@ -102,7 +109,7 @@ def label_rule_problem(config: TrialConfig) -> str | None:
     rule, folder = config.training.label_rule, local_folder(config.model.path)
     if rule == "clean" or folder is None or problem(config.model) is not None:
         return None
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    model_type = read_json(folder / "config.json")["model_type"]
     if model_type in own.WITH_LABEL_RULES:
         return None
     return (
@@ -115,14 +122,18 @@ def identity(model: ModelConfig) -> dict[str, Any]:
     """Return what a fingerprint holds of a model: its content, not where it lies."""
     folder = local_folder(model.path)
     if folder is None:
-        return {"hub": model.path, "revision": model.revision or "main"}
+        code = {"code": "its own"} if model.trust_remote_code else {}
+        return {"hub": model.path, "revision": model.revision or "main", **code}
     digest = hashlib.sha256()
-    for file in [*sorted(folder.iterdir()), *sorted(folder.glob(_MORE_TEMPLATES))]:
-        if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"}:
+    parts = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+    scripts = sorted(folder.rglob("*.py")) if model.trust_remote_code else []
+    for file in [*sorted(folder.iterdir()), *sorted(folder.glob(_MORE_TEMPLATES)), *scripts]:
+        if file.suffix in parts or file in scripts:
             digest.update(file.name.encode() + b"\0")
             with file.open("rb") as opened:  # a file of weights is larger than memory may be
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return {"content": digest.hexdigest()}
+    code = {"code": "its own"} if model.trust_remote_code else {}
+    return {"content": digest.hexdigest(), **code}
 
 
 def load(
@@ -130,7 +141,8 @@ def load(
 ) -> tuple[Any, Any]:
     """Return (model, processor) in fp32, on the CPU, in evaluation mode.
 
-    Weights come from safetensors alone, and no code of the model's folder is run.
+    Weights come from safetensors alone. No code of the model's folder is run, unless
+    `model.trust_remote_code` says so.
 
     Args:
         model: the model.
@@ -154,9 +166,15 @@ def load(
         raise TrialError(broken)
     folder = local_folder(model.path)
     source = model.path if folder is None else str(folder)
-    revision = {} if folder is not None or model.revision is None else {"revision": model.revision}
-    loaded = _load_whole(source, attention, revision)
-    processor = load_processor(source, **revision)
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if folder is None and model.revision is not None:
+        options["revision"] = model.revision
+    if model.trust_remote_code:
+        remote.check_own_code(
+            source, **{name: options[name] for name in options.keys() & {"revision"}}
+        )
+    loaded = _load_whole(source, attention, options)
+    processor = load_processor(source, **options)
     _check_processor(processor, source)
     if adapter:
         assert trained is not None
@@ -176,7 +194,7 @@ def import_libraries(*, adapters: bool) -> None:
         import peft  # noqa: F401
 
 
-def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
+def _load_whole(source: str, attention: str, options: dict[str, Any]) -> Any:
     """Return a model none of whose weights is missing."""
     import torch
     from transformers import AutoModelForImageTextToText
@@ -188,10 +206,9 @@ def _load_whole(source: str, attention: str, revision: dict[str, str]) -> Any:
             source,
             dtype=torch.float32,
             use_safetensors=True,
-            trust_remote_code=False,
             output_loading_info=True,
             **kind,
-            **revision,
+            **options,
         )
     except (OSError, ImportError, ValueError) as error:
         advice = (
@@ -243,10 +260,11 @@ def _missing_shards(folder: Path) -> list[str]:
     if not index.exists():
         return []
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+        shards = set(read_json(index)["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return [f"a readable {index.name}"]
-    return sorted(shard for shard in shards if not (folder / shard).exists())
+    own = {path.name for path in folder.iterdir()}  # a shard lies beside its index, nowhere else
+    return sorted(str(shard) for shard in shards if shard not in own)
 
 
 def _brief(error: Exception) -> str:

@@ -25,8 +25,13 @@ _SETTINGS = (
 )
 
 
-def load_processor(source: str, **options: Any) -> Any:
+def load_processor(source: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """Return the processor of a folder or hub name.
+
+    Args:
+        source: the folder or the name.
+        trust_remote_code: `model.trust_remote_code`.
+        options: `revision`, where there is one.
 
     Raises:
         TrialError: none can be made.
@@ -35,14 +40,16 @@ def load_processor(source: str, **options: Any) -> Any:
 
     own.register()
     try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **options)
+        processor = AutoProcessor.from_pretrained(
+            source, trust_remote_code=trust_remote_code, **options
+        )
         if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
             return processor
         reason = f"AutoProcessor found a {type(processor).__name__} alone"
     except (ImportError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
         reason = _first_line(error)
     try:
-        return _from_parts(source, **options)
+        return _from_parts(source, trust_remote_code, **options)
     except (ImportError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
         raise TrialError(
             f"{source} has no processor that can be made: {reason}; from its parts: "
@@ -86,15 +93,15 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
     return WithoutVideo(image_processor, tokenizer, **settings)
 
 
-def _from_parts(source: str, **options: Any) -> Any:
+def _from_parts(source: str, trusted: bool, **options: Any) -> Any:
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
     from transformers.utils import cached_file
 
-    model_type = AutoConfig.from_pretrained(source, trust_remote_code=False, **options).model_type
+    model_type = AutoConfig.from_pretrained(source, trust_remote_code=trusted, **options).model_type
     image_processor = AutoImageProcessor.from_pretrained(
-        source, use_fast=False, trust_remote_code=False, **options
+        source, use_fast=False, trust_remote_code=trusted, **options
     )
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted, **options)
 
     def text(name: str) -> str | None:
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)

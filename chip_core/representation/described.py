@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,11 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from chip_core.data.image_files import decoded, inside, open_image
 from chip_core.data.rejected_images.images import as_rgb, bounded
+from chip_core.data.rows import RowError
 from chip_core.errors import TrialError, UserError
+from chip_core.files import parse_json
 from chip_core.shapes.captions import faithful_caption, partner_caption, question
 from chip_core.shapes.world import SPLIT_SIZES, draw, scene
 
@@ -87,7 +89,7 @@ def _scenes(items: int) -> list[Described]:
 
 def _row(line: str, where: str, folder: Path) -> Described:
     try:
-        row: Any = json.loads(line)
+        row: Any = parse_json(line)
     except ValueError:
         row = None
     if not isinstance(row, dict):
@@ -96,9 +98,10 @@ def _row(line: str, where: str, folder: Path) -> Described:
     lacking = [name for name in wanted if not isinstance(row.get(name), str) or not row[name]]
     if lacking:
         raise UserError(f"{where}: {_listed(lacking)} is missing or no text")
-    path = folder / row["image"]
-    if not path.is_file():
-        raise UserError(f"{where}: no image {path}")
+    try:
+        path = inside(folder.resolve(), row["image"])
+    except RowError as error:
+        raise UserError(f"{where}: {error}") from None
     return Described(
         id=str(row.get("id", path.stem)),
         image=lambda: _read_image(path),
@@ -110,9 +113,9 @@ def _row(line: str, where: str, folder: Path) -> Described:
 
 def _read_image(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as opened:
-            return bounded(as_rgb(ImageOps.exif_transpose(opened)))
-    except (OSError, ValueError, SyntaxError, TrialError, Image.DecompressionBombError) as error:
+        with open_image(path) as opened:
+            return bounded(as_rgb(ImageOps.exif_transpose(decoded(opened))))
+    except (OSError, ValueError, TrialError) as error:
         raise UserError(f"{path} cannot be read as an image ({error})") from None
 
 

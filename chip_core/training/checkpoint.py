@@ -9,7 +9,6 @@ folder gets its name last, when all of it is on the disk.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import random
@@ -23,7 +22,8 @@ import numpy
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.files import sync_folder, write_json
+from chip_core.errors import TrialError, printable
+from chip_core.files import read_json, sync_folder, write_json
 from chip_core.identity import fingerprint, training_identity
 from chip_core.models.adapters import read_weights, write_weights
 
@@ -125,11 +125,21 @@ def restore(
             notes.append(f"checkpoint {checkpoint.name} is not used: {problem}")
             continue
         step = int(_manifest(checkpoint)["step"])
-        read_weights(policy, checkpoint / MODEL)
-        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        _set_random_state(state["random"])
+        try:
+            state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+        except Exception as error:  # a file that is not torch's may raise anything
+            notes.append(f"checkpoint {checkpoint.name} is not used: {STATE} ({_brief(error)})")
+            continue
+        try:
+            trusted = config.model.trust_remote_code
+            read_weights(policy, checkpoint / MODEL, trust_remote_code=trusted)
+            for name, part in stateful.items():
+                part.load_state_dict(state[name])
+            _set_random_state(state["random"])
+        except Exception as error:  # the policy may be half of it: nothing can go on from that
+            raise TrialError(
+                f"{checkpoint} is whole and cannot be used ({_brief(error)}): remove it"
+            ) from error
         notes.append(f"resumed after step {step} from {checkpoint}")
         return _said(Resumed(step=step, notes=tuple(notes)))
     notes.append(f"no whole checkpoint in {folder / FOLDER}: trained from the start")
@@ -151,6 +161,8 @@ def broken(checkpoint: Path, config: TrialConfig) -> str | None:
             return "it is of another training (model, data, objective or settings differ)"
         for name, expected in manifest["files"].items():
             path = checkpoint / name
+            if not path.resolve().is_relative_to(checkpoint.resolve()):
+                return f"{MANIFEST} names {name!r}, which lies outside"
             if not path.is_file():
                 return f"{name} is missing"
             size = path.stat().st_size
@@ -181,8 +193,13 @@ def _said(resumed: Resumed) -> Resumed:
     return resumed
 
 
+def _brief(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
+
+
 def _manifest(checkpoint: Path) -> dict[str, Any]:
-    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(checkpoint / MANIFEST)
     if not isinstance(manifest, dict):
         raise ValueError("no mapping")
     return manifest

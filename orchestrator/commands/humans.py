@@ -65,7 +65,8 @@ def export_sheets(
 ) -> None:
     """Write one blinded HTML sheet for each annotator, and the key that stays with you."""
     from chip_core.errors import UserError
-    from chip_core.files import write_atomically, write_json
+    from chip_core.files import write_atomically
+    from chip_core.private import write_private_json
     from orchestrator.humans.draw import draw_sheets
     from orchestrator.humans.pool import answer_pool, item_images
     from orchestrator.humans.sheet import sheet_page
@@ -89,7 +90,7 @@ def export_sheets(
         sheets.append(out / f"sheet-{number}.html")
         write_atomically(sheets[-1], sheet_page(key, number, pool, images))
     for file in (_keys(workdir, key.study) / f"{key.export}.json", out / "key.json"):
-        write_json(file, key.as_json())
+        write_private_json(file, key.as_json())
     asked = len({entry.item for sheet in key.sheets for entry in sheet})
     if as_json:
         click.echo(

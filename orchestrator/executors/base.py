@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.errors import TrialError, printable
 from chip_core.machine import cpu_seconds
 from chip_core.places import Places
 from chip_core.results import Progress, TrialResult
@@ -124,7 +124,7 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
 
 def reason_of(error: BaseException) -> str:
     """Return an exception as a trial's reason, in one line."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = printable((str(error).strip().splitlines() or [""])[0])
     if isinstance(error, TrialError) and first:
         return first
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

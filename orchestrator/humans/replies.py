@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.errors import UserError
+from chip_core.files import read_json
 from orchestrator.humans.draw import Key, read_key
 
 FORMAT = "chip-ablate human replies 1"
+#: Names a file of the key: nothing that leaves its folder.
+_EXPORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 CHOICES = ("a", "b", "tie", "cant_tell")
 
 #: Of the second arm against the first.
@@ -85,8 +88,8 @@ def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path
             else f"--key: no file {given}"
         )
     try:
-        key = read_key(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        key = read_key(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no key of an export ({error})") from None
     if key.export != export:
         raise UserError(
@@ -137,9 +140,11 @@ def _verdict(choice: str, left: int) -> Verdict:
 
 def _read(file: Path) -> Replies:
     try:
-        raw: Any = json.loads(file.read_text(encoding="utf-8"))
+        raw: Any = read_json(file)
         if raw["format"] != FORMAT:
             raise ValueError("another format")
+        if not _EXPORT.fullmatch(str(raw["export"])):
+            raise ValueError("the export's name is none")
         choices = tuple(raw["choices"])
         if any(choice is not None and choice not in CHOICES for choice in choices):
             raise ValueError(f"choices are {', '.join(CHOICES)} or null")
@@ -152,7 +157,7 @@ def _read(file: Path) -> Replies:
         )
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} is no sheet that was saved ({_said(error)})") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from chip_core.config import RejectedImageConfig
+from chip_core.data.image_files import decoded, open_image
 from chip_core.data.rejected_images import Pictured, RejectedImages, strategy_class
 from chip_core.data.rejected_images.images import as_rgb, bounded
 from chip_core.errors import TrialError, UserError
@@ -61,17 +62,11 @@ def read_images(paths: Iterable[Path]) -> list[Shown]:
         numbered = (f"{path.stem} ({number})" for number in itertools.count(2))
         name = next(name for name in itertools.chain([path.stem], numbered) if name not in names)
         try:
-            with Image.open(path) as opened:
-                images.append(
-                    Shown(id=name, image=bounded(as_rgb(ImageOps.exif_transpose(opened))))
-                )
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            TrialError,
-            Image.DecompressionBombError,
-        ) as error:
+            path.stat()
+            with open_image(path) as opened:
+                upright = ImageOps.exif_transpose(decoded(opened))
+                images.append(Shown(id=name, image=bounded(as_rgb(upright))))
+        except (OSError, ValueError, TrialError) as error:
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
             raise UserError(f"{path}: cannot be read as an image: {reason}") from None
     return images

@@ -18,6 +18,7 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.report.evaluation_plan import evaluation_lines
 from orchestrator.report.search_plan import search_json, search_lines
 from orchestrator.report.summary import study_metrics
+from orchestrator.report.trusted import trusted_json, trusted_lines
 from orchestrator.report.units import shown, shown_scale
 from orchestrator.report.words import metric_title, plain
 from orchestrator.search import SearchTrial
@@ -40,6 +41,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     yield Text(line)
     for note in layout_notes(study):
         yield Text(note)
+    yield from trusted_lines(plan)
     yield from search_lines(plan, ledger)
     yield from evaluation_lines(plan, ledger)
     for arm in plan.arms:
@@ -148,6 +150,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "seeds": list(plan.study.seeds),
         "design": plan.study.design,
         "notes": list(layout_notes(plan.study)),
+        "trusted": trusted_json(plan),
         "arms": [
             {
                 "arm": arm.name,

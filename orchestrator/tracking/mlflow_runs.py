@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from chip_core.files import parse_json
 from orchestrator.plan import BASE, Arm, Plan, Trial
 from orchestrator.search import Search, SearchTrial, searches_of
 from orchestrator.study import level_text
@@ -46,8 +47,11 @@ class Wanted:
 
     def takes(self, run: Run) -> bool:
         """Return whether all that a run holds is wanted."""
-        held = json.loads(run.tags.get(HOLDS, "{}"))
-        return bool(held.items() <= self.holds.items())
+        try:
+            held = parse_json(run.tags.get(HOLDS, "{}"))
+            return bool(held.items() <= self.holds.items())
+        except (ValueError, TypeError, AttributeError):
+            return False  # the store says what was never written: the run is nobody's
 
 
 class StudyRuns:

@@ -20,7 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from chip_core.errors import UserError
+from chip_core.errors import UserError, printable
+from orchestrator.tracking.addresses import shown_address, without_secrets
 
 #: Where the curves of a run are among its metrics.
 CURVE = "train/"
@@ -74,9 +75,8 @@ class MlflowStore:
 
     @property
     def address(self) -> str:
-        """The URI without its password."""
-        password = urlsplit(self.uri).password
-        return self.uri.replace(f":{password}@", ":***@") if password else self.uri
+        """The URI without what opens the store."""
+        return shown_address(self.uri)
 
     @property
     def is_server(self) -> bool:
@@ -111,6 +111,8 @@ class MlflowStore:
                 self._experiment = self._client.create_experiment(experiment, location)
                 return
             self._experiment = known.experiment_id
+            if not self._experiment:
+                raise ValueError("it has an experiment without an id")
             if known.lifecycle_stage == "deleted":
                 self._client.restore_experiment(known.experiment_id)
 
@@ -244,9 +246,8 @@ class MlflowStore:
             raise UserError(self._line(error)) from error
 
     def _line(self, error: Exception) -> str:
-        text = " ".join(str(error).split("\n")[0].split())[:300].replace(self.uri, self.address)
-        password = urlsplit(self.uri).password
-        text = text.replace(password, "***") if password else text
+        said = without_secrets(str(error).split("\n")[0], self.uri)
+        text = printable(" ".join(said.split()), 300)
         where = f"the MLflow store {self.address}"
         if "out-of-date database schema" in str(error):
             return (

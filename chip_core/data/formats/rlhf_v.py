@@ -25,8 +25,8 @@ def _texts(raw: Raw) -> Texts:
         said = json.loads(text_cell(raw, "text"))
     except json.JSONDecodeError as error:
         raise RowError(f"text is not JSON ({error.msg} at character {error.pos})") from None
-    except RecursionError:
-        raise RowError("text is not JSON (too deep)") from None
+    except (ValueError, RecursionError):  # a number of 5,000 digits, for one
+        raise RowError("text is not JSON (too deep, or a number too long)") from None
     if not isinstance(said, dict):
         raise RowError("text is no JSON object of question, chosen, rejected")
     return Texts(

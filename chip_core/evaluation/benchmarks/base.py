@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from chip_core.data.image_files import open_image
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.published import SOURCES
 from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored, Scorer
@@ -84,12 +85,27 @@ class Pictures:
         A file that is nowhere is said to be missing under its first name in the first folder.
         """
         if names[0] not in self._made:
-            places = [folder / name for folder in self._folders for name in names]
-            found = next((place for place in places if place.is_file()), places[0])
+            found = self._found(names)
             self._made[names[0]] = Picture(
                 key=names[0], read=lambda: _opened(found, str(found)), file=found
             )
         return self._made[names[0]]
+
+    def _found(self, names: Sequence[str]) -> Path:
+        """Return the file of a name.
+
+        Raises:
+            UserError: a file's row names what lies outside the benchmark's folders.
+        """
+        for folder in self._folders:
+            for name in names:
+                place = folder / name
+                if not os.path.isfile(place):
+                    continue
+                if not place.resolve().is_relative_to(folder.resolve()):
+                    raise UserError(f"picture {name!r} leaves its folder {folder}: put it there")
+                return place
+        return self._folders[0] / names[0]  # told when it is read
 
 
 def inside(key: str, load: Callable[[], Any]) -> Picture:
@@ -107,7 +123,7 @@ def inside(key: str, load: Callable[[], Any]) -> Picture:
                 data = base64.b64decode(data, validate=True)
             except binascii.Error:
                 raise TrialError(f"picture {key} is no base64") from None
-        return _opened(io.BytesIO(data), key)
+        return _opened(data, key)
 
     return Picture(key=key, read=read)
 
@@ -122,9 +138,9 @@ def coco_folders(data: Path) -> list[Path]:
     ]
 
 
-def _opened(source: Any, name: str) -> Image.Image:
+def _opened(source: Path | bytes, name: str) -> Image.Image:
     try:
-        with Image.open(source) as image:
+        with open_image(source) as image:
             return image.convert("RGB")
     except Exception as error:  # a decoder may raise anything on broken bytes
         what = (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,6 +20,8 @@ from chip_core.evaluation.judge.cache import Reply, ReplyCache, request_key
 from chip_core.evaluation.scorers.base import JudgeRequest
 
 _BODY_TRIES = 3  # calls that were answered with something else than a reply
+LONGEST_REPLY = 1_000_000  # characters
+_MOST_TOKENS = 10**9  # of one call: an endpoint that counts more, or below 0, counts nothing
 _LOST = 8  # calls that fail one after the other: the endpoint is away
 
 
@@ -175,7 +177,10 @@ class EndpointJudge:
             except openai.APIConnectionError:
                 self._last_failure = "no connection"
                 return None
-            except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError):
+            except (
+                *(openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError),
+                RecursionError,  # JSON that is nested too deep
+            ):
                 self._last_failure = "an answer that is no chat completion"
         return None
 
@@ -221,11 +226,18 @@ def _reply(said: Any) -> Reply:
     text = choices[0].message.content
     if text is not None and not isinstance(text, str):
         raise ValueError("the content is no text")
+    if len(text or "") > LONGEST_REPLY:
+        raise ValueError("the content is no reply to what was asked: it is too long")
     usage = getattr(said, "usage", None)
     tokens = getattr(usage, "total_tokens", None)
     returned = getattr(said, "model", None)
     return Reply(
-        text=text or "",
-        returned=returned if isinstance(returned, str) else "unnamed",
-        tokens=tokens if isinstance(tokens, int) else 0,
+        text=_written(text or ""),
+        returned=_written(returned[:200]) if isinstance(returned, str) else "unnamed",
+        tokens=tokens if type(tokens) is int and 0 <= tokens < _MOST_TOKENS else 0,
     )
+
+
+def _written(text: str) -> str:
+    """Return a text as UTF-8 can hold it: half a surrogate pair, which JSON can name, is none."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -193,8 +193,8 @@ def _listed(options: Any) -> list[str]:
     """Return options as a list; the benchmark writes the list as Python text."""
     try:
         found = ast.literal_eval(options) if isinstance(options, str) else list(options)
-    except (ValueError, SyntaxError, TypeError):
-        found = None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        found = None  # of what is nested too deep, too
     if not isinstance(found, list) or not all(isinstance(option, str) for option in found):
         raise UserError(f"mmmu: options must be a list of texts, got {str(options)[:60]}")
     return found

@@ -5,7 +5,6 @@ Planning reads this: it imports no torch and loads no image.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from chip_core.config import DataConfig, ModelConfig, TrialConfig
 from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
 from chip_core.errors import ConfigError
+from chip_core.files import read_json
 from chip_core.models import own
 from chip_core.models.loading import local_folder
 from chip_core.training.store.passes import ReferencePass
@@ -70,30 +70,42 @@ def _shape(model: ModelConfig) -> tuple[int, int] | None:
     file = _file(model, "config.json")
     if file is None:
         return None
-    raw = json.loads(file.read_text(encoding="utf-8"))
-    text: dict[str, Any] = raw.get("text_config") or raw
     try:
+        raw = read_json(file)
+        text: dict[str, Any] = raw.get("text_config") or raw
         return int(text["hidden_size"]), int(text["vocab_size"])
-    except KeyError:  # left to the family's defaults
-        from transformers import AutoConfig
+    except KeyError:
+        return _default_shape(file.parent)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # told when the model is loaded
 
-        own.register()
-        found = AutoConfig.from_pretrained(file.parent, trust_remote_code=False).get_text_config()
+
+def _default_shape(folder: Path) -> tuple[int, int] | None:
+    """Return (width, vocabulary) of a configuration that leaves them to its family's defaults."""
+    from transformers import AutoConfig
+
+    own.register()
+    try:
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         return int(found.hidden_size), int(found.vocab_size)
+    except Exception:  # a configuration's class may raise anything; told when it is loaded
+        return None
 
 
 def _image_bytes(model: ModelConfig) -> int | None:
     """Return the size of an image's features, where every image has the same number of patches."""
     file = _file(model, "config.json")
-    raw = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
-    if raw.get("model_type") != "llava":
+    if file is None:
         return None
     try:
+        raw = read_json(file)
+        if raw.get("model_type") != "llava":
+            return None
         vision = raw["vision_config"]
         patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
         return int(patches * vision["hidden_size"] * BYTES[model.dtype])
-    except KeyError:
-        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None  # told when the model is loaded
 
 
 def _counter(model: ModelConfig) -> Any:

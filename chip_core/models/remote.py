@@ -1,0 +1,77 @@
+"""Code that comes with a model: run where `model.trust_remote_code` says so, and nowhere else.
+
+It has every right of whoever starts a trial. So it is part of the model's identity, a hub name is
+taken at one commit alone, and code of a third place, which no commit here pins, is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from chip_core.config import ModelConfig
+from chip_core.errors import TrialError
+from chip_core.files import read_json
+
+#: Files that may name classes of a model's own, under `auto_map`.
+_NAMING = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WANTED = "AutoModelForImageTextToText"
+
+
+def revision_problem(model: ModelConfig) -> str | None:
+    """Return what is wrong with running a hub name's code; None if nothing."""
+    if not model.trust_remote_code or _COMMIT.fullmatch(model.revision or ""):
+        return None
+    return (
+        f"{model.path}: trust_remote_code runs the code of a hub name at one commit alone: write "
+        "the 40 digits of it as model.revision"
+    )
+
+
+def brings_model(config: Any) -> bool:
+    """Return whether a config.json names an image-text-to-text model of its own."""
+    named = config.get("auto_map") if isinstance(config, dict) else None
+    return isinstance(named, dict) and isinstance(named.get(_WANTED), str)
+
+
+def check_own_code(source: str, **options: Any) -> None:
+    """Check that all code that a model names comes with it.
+
+    Args:
+        source: a folder or a hub name.
+        options: `revision`, where there is one.
+
+    Raises:
+        TrialError: it names code of another place.
+    """
+    from transformers.utils import cached_file
+
+    for name in _NAMING:
+        try:
+            found = cached_file(
+                source, name, _raise_exceptions_for_missing_entries=False, **options
+            )
+            held = None if found is None else read_json(Path(found))
+        except (OSError, ValueError):
+            continue  # told when it is loaded
+        for classes in _classes(held):
+            if "--" in classes:
+                raise TrialError(
+                    f"{source}: {name} names code of another place ({classes.partition('--')[0]}), "
+                    "which no revision pins: put that code into the model's own folder"
+                )
+
+
+def _classes(held: Any) -> list[str]:
+    """Return the names of classes of a file's `auto_map`."""
+    named = held.get("auto_map") if isinstance(held, dict) else None
+    values = named.values() if isinstance(named, dict) else ()
+    every = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return [one for one in every if isinstance(one, str)]

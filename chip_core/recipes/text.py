@@ -1,0 +1,174 @@
+"""YAML of any origin, read into plain data within bounds.
+
+A study file or a recipe may come from anywhere. Before anything is made of it, it is bounded in
+size, in depth and in how much its aliases stand for, and it may only hold plain values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from chip_core.errors import ConfigError
+
+LONGEST = 2**20  # bytes; the longest shipped study has 3 KiB
+MOST_VALUES = 100_000  # keys and values, those that an alias stands for counted each time
+DEEPEST = 50
+_LARGEST_NUMBER = 2**64  # nothing counts further; a float holds every smaller one
+_KEPT_CONTROLS = frozenset("\t\n\r")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `off` is text, `1e-6` is a number; a key is text and stands once."""
+
+    def get_single_node(self) -> Any:
+        """Return the document's tree, its bounds checked."""
+        node = super().get_single_node()
+        if node is not None:
+            _check_bounds(node)
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # told by the loader
+            if not isinstance(key, str):
+                raise _fault(f"the key {key_node.value} is no text: write '{key_node.value}'",
+                             key_node)  # fmt: skip
+            if key in seen:
+                raise _fault(f"the key '{key}' stands twice", key_node)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+    def plain(self, node: Any) -> Any:
+        """Return a scalar's value."""
+        kind = node.tag.rsplit(":", 1)[-1]
+        try:
+            value = _PLAIN[kind](self, node)
+        except (ValueError, KeyError):  # a tag that the text does not fit, or 5,000 digits
+            raise _fault(f"{_shown(str(node.value))} is no {kind} that can be read", node) from None
+        if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:
+            raise _fault(f"{_shown(str(node.value))} is too large a number", node)
+        if isinstance(value, str):
+            _check_text(value, node)
+        return value
+
+
+_PLAIN: dict[str, Any] = {
+    "null": yaml.SafeLoader.construct_yaml_null,
+    "bool": yaml.SafeLoader.construct_yaml_bool,
+    "int": yaml.SafeLoader.construct_yaml_int,
+    "float": yaml.SafeLoader.construct_yaml_float,
+    "str": yaml.SafeLoader.construct_yaml_str,
+}
+#: Every other tag is refused.
+_Loader.yaml_constructors = {
+    **{f"tag:yaml.org,2002:{kind}": _Loader.plain for kind in _PLAIN},
+    "tag:yaml.org,2002:seq": yaml.SafeLoader.construct_yaml_seq,
+    "tag:yaml.org,2002:map": yaml.SafeLoader.construct_yaml_map,
+    None: yaml.SafeLoader.construct_undefined,
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.rsplit(":", 1)[-1] not in {"bool", "float", "timestamp", "int"}
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return the value of a YAML text: mappings with text as keys, lists and plain scalars.
+
+    Raises:
+        ConfigError: a syntax error, with its line and column, or more than the bounds allow.
+    """
+    if len(text) > LONGEST:
+        raise ConfigError([f"{source}: is longer than {LONGEST:,} characters: shorten it"])
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        what = error.problem or error.context or "not YAML"
+        if "\\t" in what:
+            what = "a tab where YAML wants spaces: indent with spaces"
+        raise ConfigError([f"{place}: {what}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{source}: not YAML that can be read: too deep"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{source}: not YAML: {str(error).splitlines()[0]}"]) from None
+    except ValueError:  # of PyYAML's scanner: an escape or a version that is no number
+        raise ConfigError([f"{source}: not YAML: a number in it cannot be read"]) from None
+
+
+def _check_bounds(top: Any) -> None:
+    """Check depth and number of values; what an alias stands for counts wherever it stands."""
+    found: dict[int, tuple[int, int]] = {}  # by node: values, depth
+    open_nodes: set[int] = set()
+
+    def measure(node: Any) -> tuple[int, int]:
+        known = found.get(id(node))
+        if known is not None:
+            return known
+        if id(node) in open_nodes:
+            raise _fault("an alias stands within what it names: write it out", node)
+        open_nodes.add(id(node))
+        values, depth = 1, 1
+        for below in _below(node):
+            more, deeper = measure(below)
+            values, depth = values + more, max(depth, deeper + 1)
+        open_nodes.discard(id(node))
+        if depth > DEEPEST:
+            raise _fault(f"is nested more than {DEEPEST} deep: flatten it", node)
+        if values > MOST_VALUES:
+            raise _fault(
+                f"holds more than {MOST_VALUES:,} values, aliases written out: shorten it", node
+            )
+        found[id(node)] = (values, depth)
+        return values, depth
+
+    measure(top)
+
+
+def _below(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_text(text: str, node: Any) -> None:
+    """Check that a text can be written and shown: no lone surrogate, no control character."""
+    for sign in text:
+        code = ord(sign)
+        control = code < 0x20 or 0x7F <= code < 0xA0
+        if 0xD800 <= code < 0xE000 or (control and sign not in _KEPT_CONTROLS):
+            raise _fault(f"holds the character U+{code:04X}, which no text has: remove it", node)
+
+
+def _shown(text: str) -> str:
+    return f"'{text}'" if len(text) <= 40 else f"'{text[:40]}…'"
+
+
+def _fault(what: str, node: Any) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)

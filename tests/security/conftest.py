@@ -1,0 +1,16 @@
+"""Says how many malformed inputs were refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import told
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the counts by kind."""
+    if told.COUNTS:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(told.COUNTS.items()))
+        terminalreporter.write_line(
+            f"malformed inputs refused by one line each: {sum(told.COUNTS.values())} ({kinds})"
+        )

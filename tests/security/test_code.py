@@ -1,0 +1,61 @@
+"""What no line of the package may do, whatever it is given."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import chip_core
+import orchestrator
+
+FILES = [
+    file
+    for package in (chip_core, orchestrator)
+    for file in sorted(Path(str(package.__file__)).parent.rglob("*.py"))
+]
+#: The driver's own jobs on their way to its workers; and an error's class, nothing is read by it.
+PICKLES = {"ray_tune.py": {"dumps"}, "ray_worker.py": {"loads"}, "released.py": {"UnpicklingError"}}
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keywords(call: ast.Call) -> dict[str, str]:
+    return {one.arg: ast.unparse(one.value) for one in call.keywords if one.arg is not None}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_a_file(file: Path) -> None:
+    for name, call in calls(file):
+        given = keywords(call)
+        assert name not in ("eval", "exec", "os.system", "os.popen", "subprocess.getoutput"), name
+        assert given.get("shell", "False") == "False", f"{name} by a shell"
+        assert given.get("trust_remote_code", "False") != "True", name
+        assert given.get("allow_pickle", "False") == "False", name
+        if name == "torch.load":
+            assert given.get("weights_only") == "True", f"{file}:{call.lineno} unpickles"
+        if name == "yaml.load":
+            assert given.get("Loader") == "_Loader", "the one that is bounded"
+        if name.endswith("AutoModelForImageTextToText.from_pretrained"):
+            assert given["use_safetensors"] == "True", f"{file}:{call.lineno} may unpickle"
+        if name in ("Image.open", "PIL.Image.open"):
+            assert file.name in ("image_files.py", "study_gallery.py"), "open_image is bounded"
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("pickle", "cloudpickle", "joblib", "shelve", "marshal", "dill")
+    }
+    assert used <= PICKLES.get(file.name, set())
+
+
+def test_the_files_are_found() -> None:
+    assert len(FILES) > 200
+    assert any(name == "torch.load" for file in FILES for name, _ in calls(file))

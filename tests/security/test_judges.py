@@ -1,0 +1,215 @@
+"""Malformed replies of judges, answers of models and people, and benchmarks' own files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chip_core.benchmark_config import JudgeConfig
+from chip_core.errors import TrialError, UserError
+from chip_core.evaluation.judge import EndpointJudge, ReplyCache
+from chip_core.evaluation.judge import endpoint as endpoints
+from chip_core.evaluation.replay import ReplayJudge
+from chip_core.evaluation.scorers import llava_bench, objhal_judge
+from chip_core.evaluation.scorers.base import JudgeRequest
+from chip_core.evaluation.scorers.mmmu import _listed
+from chip_core.evaluation.scorers.rows import read_json, read_rows
+from orchestrator.humans.replies import FORMAT, find_key, read_replies
+
+from ..chip_core.evaluation.judge.server import Handler, serving
+from . import told
+
+KIND = "judge replies"
+GOOD = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "j",
+    "choices": [
+        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "1"}}
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
+def answering(content: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content}
+    return {**GOOD, "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+
+
+BODIES: dict[str, Any] = {
+    "nothing": b"",
+    "text": b"hello",
+    "HTML": b"<html><script>alert(1)</script></html>",
+    "half of it": json.dumps(GOOD).encode()[:60],
+    "not UTF-8": b'{"choices": "\xff"}',
+    "a list": [],
+    "a number": 5,
+    "null": None,
+    "an empty object": {},
+    "no choices": {**GOOD, "choices": None},
+    "empty choices": {**GOOD, "choices": []},
+    "choices of numbers": {**GOOD, "choices": [1]},
+    "choices of text": {**GOOD, "choices": "abc"},
+    "no message": {**GOOD, "choices": [{"index": 0}]},
+    "a message of text": {**GOOD, "choices": [{"message": "hi"}]},
+    "a content of numbers": answering(5),
+    "a content of lists": answering(["a"]),
+    "a content of objects": answering({"a": 1}),
+    "a content too long": answering("x" * (endpoints.LONGEST_REPLY + 1)),
+    "deep": b"[" * 100_000,
+    "5,000 digits": b'{"choices": ' + b"9" * 5000 + b"}",
+}
+
+
+def asked(cache: Path, url: str) -> list[str | None]:
+    settings_ = JudgeConfig(
+        model="j", base_url=url, api_key_env=None, retries=0, timeout=10, concurrency=1
+    )
+    request = JudgeRequest(
+        item="1", messages=({"role": "user", "content": "?"},), temperature=0.0, max_tokens=8
+    )
+    return EndpointJudge(settings_, ReplyCache(cache)).ask([request])
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_by_hand(tmp_path: Path, name: str) -> None:
+    """No reply is made of what is none; the trial fails with the reason and nothing is kept."""
+
+    def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
+        handler.send(BODIES[name])
+
+    with serving(answer) as server:
+        said = told.refused(KIND, lambda: asked(tmp_path, server.url), TrialError)
+    assert "no call was answered" in said
+    assert not (tmp_path / "replies.jsonl").exists()
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 418, 500, 503])
+def test_statuses(tmp_path: Path, status: int) -> None:
+    def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
+        handler.send({"error": "\x1b[31m" * 50}, status, {"Location": "file:///etc/passwd"})
+
+    with serving(answer) as server:
+        told.refused(KIND, lambda: asked(tmp_path, server.url), TrialError)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"usage": {"total_tokens": -(10**9)}},
+        {"usage": {"total_tokens": 10**30}},
+        {"usage": {"total_tokens": "many"}},
+        {"usage": {"total_tokens": True}},
+        {"usage": []},
+        {"model": "\ud800" * 500},
+        {"model": None},
+        {"model": {"a": 1}},
+    ],
+)
+def test_what_stands_beside_a_reply_is_bounded(tmp_path: Path, changes: dict[str, Any]) -> None:
+    def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
+        handler.send({**answering("half \ud800 a pair"), **changes})
+
+    with serving(answer) as server:
+        assert asked(tmp_path, server.url) == ["half ? a pair"]
+    (kept,) = read_rows(tmp_path / "replies.jsonl")
+    assert kept["tokens"] == 0 or "usage" not in changes
+    assert len(kept["returned"]) <= 200
+    json.dumps(kept, ensure_ascii=False).encode()  # it can be written anywhere
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(
+    reply=st.one_of(
+        st.text(max_size=60),
+        st.text(alphabet='[]{}",:`0129.eE+-naif \n\\u', max_size=60),
+        st.sampled_from(["nan nan", "inf inf", "1e999 1", "9" * 5000 + " 1", "[" * 100_000]),
+    )
+)
+def test_readers_take_any_text(reply: str) -> None:
+    """A reply is read or it is none: no reader raises anything else, no figure is NaN."""
+    with contextlib.suppress(objhal_judge.UnreadableReplyError):
+        objhal_judge.read_reply_as_script(reply)
+    try:
+        objhal_judge.read_reply(reply)
+    except objhal_judge.UnreadableReplyError as error:
+        told.note(f"{KIND}, generated", str(error))
+    for pair in (llava_bench.read_officially(reply), llava_bench.read_ratings(reply)):
+        assert pair is None or all(abs(rating) <= 1e6 for rating in pair)
+
+
+ROWS: dict[str, bytes] = {
+    "not UTF-8": b'{"item": "\xff"}',
+    "cut short": b'{"item": "1"}\n{"item": ',
+    "deep": b"[" * 100_000,
+    "5,000 digits": b'{"item": ' + b"9" * 5000 + b"}",
+    "a list of numbers": b"[1, 2]",
+    "a number": b"5",
+    "two on a line": b'{"a": 1} {"b": 2}',
+    "a pickle": b"cos\nsystem\n(S'touch pwned'\ntR.",
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_files_of_replies_and_answers(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(ROWS[name])
+    told.refused(KIND, lambda: ReplayJudge.from_file(file), UserError)
+    told.refused("answers", lambda: read_rows(file), UserError)
+    told.exits("answers", tmp_path, "score", "pope", str(file), "--data", str(tmp_path))
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff", b"{", b"9" * 5000])
+def test_benchmarks_own_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "annotations.json").write_bytes(content)
+    told.refused("benchmarks' files", lambda: read_json(tmp_path / "annotations.json"), UserError)
+
+
+@pytest.mark.parametrize("options", ["[" * 100_000, "__import__('os').system('touch pwned')", "{"])
+def test_options_that_are_written_as_python(options: str) -> None:
+    told.refused("benchmarks' files", lambda: _listed(options), UserError)
+    assert not Path("pwned").exists()
+
+
+SHEET: dict[str, Any] = {
+    "format": FORMAT, "export": "abc", "sheet": 1, "annotator": "a", "choices": ["a"]
+}  # fmt: skip
+SHEETS: dict[str, bytes | dict[str, Any]] = {
+    "nothing": b"",
+    "a list": b"[]",
+    "deep": b"[" * 100_000,
+    "not UTF-8": b'{"format": "\xff"}',
+    "another format": {"format": "other"},
+    "no choices": {"choices": None},
+    "choices of others": {"choices": ["<script>"]},
+    "choices of lists": {"choices": [["a"]]},
+    "a sheet of infinity": {"sheet": float("inf")},
+    "a sheet of text": {"sheet": "one"},
+    "an export that climbs": {"export": "../../../secret"},
+    "an absolute export": {"export": "/etc/passwd"},
+    "an export of a null byte": {"export": "\0"},
+    "an export no file can be": {"export": "e" * 5000},
+}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_sheets_of_people(tmp_path: Path, name: str) -> None:
+    changed = SHEETS[name]
+    text = changed if isinstance(changed, bytes) else json.dumps({**SHEET, **changed}).encode()
+    (tmp_path / "sheet.json").write_bytes(text)
+    told.refused("sheets", lambda: read_replies([tmp_path / "sheet.json"]), UserError)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{}", '{"export": "abc"}'])
+def test_keys_of_sheets(tmp_path: Path, text: str) -> None:
+    (tmp_path / "abc.json").write_text(text)
+    files = [tmp_path / "sheet.json"]
+    told.refused("sheets", lambda: find_key(tmp_path, None, "abc", files), UserError)
