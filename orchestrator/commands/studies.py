@@ -62,6 +62,7 @@ def run(
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
     from orchestrator.run import run_study
+    from orchestrator.stopping import Stop
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
@@ -79,14 +80,18 @@ def run(
         for line in cost_lines(found):
             console.print(line)
 
+    stop = Stop()
+
     def make_executor() -> Executor:
         if executor == "inline":
             from orchestrator.executors.inline import InlineExecutor
 
-            return InlineExecutor()
+            return InlineExecutor(stop)
         from orchestrator.executors.ray_tune import RayTuneExecutor
 
-        return RayTuneExecutor(workdir=workdir, address=address, max_concurrent=max_concurrent)
+        return RayTuneExecutor(
+            workdir=workdir, address=address, max_concurrent=max_concurrent, stop=stop
+        )
 
     from orchestrator.tracking.mlflow import MlflowTracker
 
@@ -98,6 +103,7 @@ def run(
         tracker=tracker,
         console=console,
         trimmed=trimmed,
+        stop=stop,
     )
     show(console, result_lines(outcome, workdir, tracker.address))
     if as_json:

@@ -92,7 +92,7 @@ class Inline(InlineExecutor):
     def __init__(self) -> None:
         self.jobs: list[Job] = []
 
-    def run(self, jobs: Any, on_event: Any) -> None:
+    def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
         self.jobs += jobs
         super().run(jobs, on_event)
 
@@ -333,7 +333,7 @@ def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> N
     events: list[Event] = []
 
     class Watched(Inline):
-        def run(self, jobs: Any, on_event: Any) -> None:
+        def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
             def both(event: Event) -> None:
                 events.append(event)
                 on_event(event)

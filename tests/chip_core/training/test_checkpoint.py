@@ -220,7 +220,7 @@ def test_a_write_that_was_cut_off_leaves_no_checkpoint(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = several(shapes_config)
-    monkeypatch.setattr("chip_core.training.checkpoint._sync_file", at_once)
+    monkeypatch.setattr("chip_core.training.checkpoint.sync_files", at_once)
     with pytest.raises(Cut):
         run_trial(config, folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
