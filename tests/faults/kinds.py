@@ -185,7 +185,7 @@ KINDS: dict[str, Kind] = {
     "driver's node preempted": Kind(do=_preempt_driver_node),
     "Ctrl-C": Kind(do=_interrupt, exits=(130,)),
     "SIGTERM": Kind(do=_terminate, exits=(130,)),
-    "worker hangs": Kind(do=_hang, stall_after=20.0),
+    "worker hangs": Kind(do=_hang, stall_after=90.0),
     "checkpoint cut short": Kind(do=_cut_checkpoint),
     "NaN loss": Kind(do=_poison, exits=(1,), plan=lambda fault: {"nan": max(fault.step, 2)}),
     "disk full at a checkpoint": Kind(do=_fill_disk, exits=(1,), disk="trials", mend=_empty_disk),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -171,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = given.kinds.split(",") if given.kinds else None
     for unknown in set(kinds or ()) - KINDS.keys():
         parser.error(f"unknown kind '{unknown}': known are {', '.join(KINDS)}")
+    for number_ in (signal.SIGINT, signal.SIGTERM):  # put in the background, a shell ignores Ctrl-C
+        signal.signal(number_, signal.default_int_handler)
     console, outcomes = Console(), []
     above = given.keep or Path(tempfile.mkdtemp(prefix="chip-faults-"))
     above.mkdir(parents=True, exist_ok=True)

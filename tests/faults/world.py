@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
+from orchestrator.executors.ray_session import ENVIRONMENT
 from tests.faults.injected import MOMENTS, PLAN
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +63,7 @@ class World:
         os.environ["PYTHONPATH"] = os.pathsep.join(
             [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
-        os.environ.update(
-            RAY_USAGE_STATS_ENABLED="0", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0"
-        )
+        os.environ.update(ENVIRONMENT)
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
