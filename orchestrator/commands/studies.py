@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,9 @@ def run(
         trimmed=trimmed,
         stop=stop,
     )
-    show(console, result_lines(outcome, workdir, tracker.address))
+    given = click.get_current_context().find_root().obj
+    command = "the same command" if given is None else shlex.join(["chip-ablate", *given])
+    show(console, result_lines(outcome, workdir, tracker.address, command))
     if as_json:
         click.echo(
             json.dumps(

@@ -130,6 +130,7 @@ class Outcome:
     interrupted: bool
     report: Sequence[Path]
     compare: str | None = None  # where the arms can be compared in a browser
+    held_back: bool = False  # whether trials were not begun because a disk is full
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:

@@ -37,23 +37,49 @@ class Fault:
 
 
 @dataclass(kw_only=True)
-class Case:
-    """A study that runs, and what is known of its fault so far."""
+class Met:
+    """The attempt that a fault met, and when, in seconds since 1970."""
 
-    fault: Fault
+    folder: Path | None
+    at: float
+
+
+@dataclass(kw_only=True)
+class Case:
+    """A study that runs, and what is known of its faults so far."""
+
     world: World
     workdir: Path
-    driver: subprocess.Popen[bytes]
     server: Server | None = None
-    hit: Path | None = None  # folder of the attempt that was met
-    at: float = 0.0  # when it happened, seconds since 1970
-    mounted: Path | None = None
+    mounted: dict[str, Path | None] = field(default_factory=dict)  # small disks, where they are
+    met: list[Met] = field(default_factory=list)
+    fault: Fault = field(init=False)  # the one that is being done
+    driver: subprocess.Popen[bytes] = field(init=False)
+    hit: Path | None = None  # folder of the attempt that it met
+    at: float = 0.0
+
+    def start(self) -> None:
+        """Start the study's driver."""
+        tracking = None if self.server is None else self.server.uri
+        self.driver = self.world.start(self.workdir, tracking=tracking)
+
+    def end(self) -> None:
+        """Leave no driver behind."""
+        if self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
 
     def meet(self) -> dict[str, Any]:
         """Wait for the moment; return what the attempt told there."""
-        self.hit, moment = training(self.workdir, self.driver, step=self.fault.step)
+        before = [met.folder for met in self.met]
+        self.hit, moment = training(self.workdir, self.driver, step=self.fault.step, but=before)
         self.at = time.time()
         return moment
+
+    @property
+    def disk(self) -> Path | None:
+        """The small disk that the fault is about, where one could be mounted."""
+        return self.mounted.get(KINDS[self.fault.kind].disk or "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +95,34 @@ class Kind:
     mend: Callable[[Case], None] = field(default=lambda case: None)  # before it is run again
 
 
-def schedule(count: int, seed: int, kinds: list[str] | None = None) -> list[Fault]:
-    """Return a seeded schedule in which each kind comes about equally often."""
+def schedules(
+    count: int, seed: int, *, each: int = 1, kinds: list[str] | None = None
+) -> list[tuple[Fault, ...]]:
+    """Return seeded schedules in which each kind comes about equally often.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+        each: faults of one schedule, no two of one kind.
+        kinds: to draw from; by default all.
+    """
     draw = random.Random(seed)
-    names: list[str] = []
-    while len(names) < count:
-        round_ = sorted(kinds or KINDS)
-        draw.shuffle(round_)
-        names += round_
-    return [Fault(kind=name, step=draw.randint(1, STEPS - 2)) for name in names[:count]]
+    drawn: list[tuple[Fault, ...]] = []
+    left: list[str] = []
+    while len(drawn) < count:
+        one: list[str] = []
+        while len(one) < min(each, len(kinds or KINDS)):
+            if not left:
+                left = sorted(kinds or KINDS)
+                draw.shuffle(left)
+            one.append(left.pop(next(i for i, name in enumerate(left) if name not in one)))
+            if left and all(name in one for name in left):
+                left = []
+        one.sort(key=lambda name: name != "NaN loss")  # it meets the first training there is
+        # Later ones come early in a training: it may be the last.
+        steps = [draw.randint(1, STEPS // 2 if after else STEPS - 2) for after in range(len(one))]
+        drawn.append(tuple(Fault(kind=n, step=s) for n, s in zip(one, steps, strict=True)))
+    return drawn
 
 
 def _kill_worker(case: Case) -> None:
@@ -136,21 +181,21 @@ def _cut_checkpoint(case: Case) -> None:
 def _poison(case: Case) -> None:
     """Nothing: the worker itself writes NaN."""
     case.driver.wait(600)
-    case.at = time.time()
+    case.hit, case.at = None, time.time()
 
 
 def _fill_disk(case: Case) -> None:
     case.meet()
-    if case.mounted is not None:
-        fill(case.mounted)
+    if case.disk is not None:
+        fill(case.disk)
     else:
         _flag(case).touch()
     case.driver.wait(600)
 
 
 def _empty_disk(case: Case) -> None:
-    if case.mounted is not None:
-        (case.mounted / FILLER).unlink()
+    if case.disk is not None:
+        (case.disk / FILLER).unlink()
     else:
         _flag(case).unlink()
 
@@ -170,7 +215,8 @@ def _server_gone(case: Case) -> None:
 
 def _lock_store(case: Case) -> None:
     case.meet()
-    with contextlib.closing(sqlite3.connect(case.workdir / "mlflow.db", timeout=60)) as store:
+    database = case.workdir / "mlflow.db" if case.server is None else case.server.database
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
         store.isolation_level = None
         store.execute("begin exclusive")
         time.sleep(AWAY)
@@ -206,11 +252,8 @@ def fill(disk: Path) -> None:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path | None, size: str = "160m") -> Iterator[Path | None]:
-    """A small disk at a folder; None where none is wanted, or none can be mounted."""
-    if folder is None:
-        yield None
-        return
+def small_disk(folder: Path, size: str = "160m") -> Iterator[Path | None]:
+    """A small disk at a folder; None where none can be mounted."""
     folder.mkdir(parents=True)
     mount = shutil.which("mount")
     command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ def recipe(stall_after: float) -> str:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     return text
+
+
+class NotMet(Exception):
+    """The study ended before the moment that a fault was meant for."""
 
 
 class World:
@@ -151,19 +155,32 @@ def moments(workdir: Path) -> dict[Path, list[dict[str, Any]]]:
 
 
 def training(
-    workdir: Path, driver: subprocess.Popen[bytes], *, step: int, timeout: float = 300.0
+    workdir: Path,
+    driver: subprocess.Popen[bytes],
+    *,
+    step: int,
+    but: Sequence[Path | None] = (),
+    timeout: float = 600.0,
 ) -> tuple[Path, dict[str, Any]]:
-    """Wait until a training is at a step; return its attempt's folder and that moment."""
+    """Wait until a training is at a step; return its attempt's folder and that moment.
+
+    Args:
+        workdir: the study's.
+        driver: the study's.
+        step: the one, or a later one: a training that was gone on with may be past it.
+        but: attempts that were met before.
+        timeout: seconds.
+    """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         for folder, told in moments(workdir).items():
-            if (folder / "result.json").exists():
+            if folder in but or (folder / "result.json").exists():
                 continue
             last = told[-1] if told else {"phase": ""}
             if last["phase"] == "train" and step <= last["done"] < STEPS:
                 return folder, last
         if driver.poll() is not None:
             log = (workdir / "driver.log").read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"the driver ended before a training was at step {step}:\n{log}")
+            raise NotMet(f"the driver ended before a training was at step {step}:\n{log}")
         time.sleep(0.02)
     raise TimeoutError(f"no training came to step {step} in {timeout:.0f} s")
