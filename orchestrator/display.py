@@ -225,7 +225,7 @@ class PlainDisplay:
                 self._say(f"{line.trial.name}: done in {line.ended - line.began:.0f} s {tally}")
             case Failed(again=Job() as following):
                 said = "".join(f"; {note}" for note in following.notes[len(event.job.notes) :])
-                self._say(f"{line.trial.name}: lost: {event.reason}: it is tried again{said}")
+                self._say(f"{line.trial.name}: tried again: {event.reason}{said}")
             case Failed(cause="stopped"):
                 self._say(f"{line.trial.name}: KILLED: {event.reason}")
             case Failed(reason=reason):

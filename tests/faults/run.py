@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tests.faults.check import Left, differences, look
 from tests.faults.kinds import KINDS, Case, Fault, Kind, Met, Server, schedules, small_disk
-from tests.faults.world import NotMet, World, moments, opened, prepare
+from tests.faults.world import NotMet, World, moments, opened, prepare, start
 
 #: Times that a study is run again before it counts as lost.
 AGAIN = 3
@@ -65,11 +65,11 @@ class Outcome:
         return not (wrong or self.error or any(fault.error for fault in self.faults))
 
 
-def undisturbed(world: World, workdir: Path) -> Left:
-    """Run the study without a fault, once, if it is not there from before (`--keep`)."""
+def undisturbed(workdir: Path) -> Left:
+    """Run the study without a fault and without Ray, once, if it is not there yet (`--keep`)."""
     prepare(workdir)
     if not (workdir / "studies" / "small" / "report").exists():
-        code = world.start(workdir).wait(PATIENCE)
+        code = start(workdir, "--executor", "inline").wait(PATIENCE)
         if code != 0:
             raise RuntimeError((workdir / "driver.log").read_text(errors="replace")[-3000:])
     left = look(workdir)
@@ -201,12 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     above = given.keep or Path(tempfile.mkdtemp(prefix="chip-faults-"))
     above.mkdir(parents=True, exist_ok=True)
     try:
+        expected = undisturbed(above / "undisturbed")
+        console.print("the study without a fault: done")
         with opened() as world:
             # Ray took these; and put in the background, a shell switches Ctrl-C off.
             for which in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(which, signal.default_int_handler)
-            expected = undisturbed(world, above / "undisturbed")
-            console.print("the study without a fault: done")
             drawn = schedules(given.schedules, given.seed, each=given.each, kinds=kinds)
             for number, faults in enumerate(drawn, start=1):
                 outcome = one(world, faults, above / f"{number}", expected)

@@ -64,10 +64,7 @@ class World:
     """The cluster: a head with nothing on it, and two nodes with a CPU and room for drivers."""
 
     def __init__(self, temp: Path) -> None:
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(environment())
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -107,21 +104,32 @@ class World:
 
     def start(self, workdir: Path, *, tracking: str | None = None) -> subprocess.Popen[bytes]:
         """Start the study's driver; what it says goes to `driver.log`."""
-        arguments = ["run", "study.yaml", "--workdir", str(workdir)]
-        arguments += ["--address", self.cluster.address]
-        arguments += [] if tracking is None else ["--tracking-uri", tracking]
-        with (workdir / "driver.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.drive", *arguments],
-                cwd=workdir,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        tracked = [] if tracking is None else ["--tracking-uri", tracking]
+        return start(workdir, "--address", self.cluster.address, *tracked)
 
     def close(self) -> None:
         """End all of it."""
         self.cluster.shutdown()
+
+
+def environment() -> dict[str, str]:
+    """Return what the study's processes are to find beside what this one has."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def start(workdir: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start a driver of the study; what it says goes to `driver.log`."""
+    with (workdir / "driver.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.drive", "run", "study.yaml",
+             "--workdir", str(workdir), *options],
+            cwd=workdir,
+            env={**os.environ, **environment()},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
