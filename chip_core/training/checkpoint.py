@@ -22,10 +22,11 @@ import numpy
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.errors import DiskFullError
+from chip_core.errors import DiskFullError, NonFiniteLossError
 from chip_core.files import room_for, sync_files, sync_folder, write_json
 from chip_core.identity import fingerprint, training_identity
 from chip_core.models.adapters import read_weights, write_weights
+from chip_core.models.shards import held
 
 FOLDER, MANIFEST, MODEL, STATE = "checkpoints", "manifest.json", "model", "state.pt"
 
@@ -74,8 +75,10 @@ def save(
         write: whether this worker writes: all come here, and what is spread comes together.
 
     Raises:
+        NonFiniteLossError: a weight is no number; what went on from it would fail for ever.
         DiskFullError: it does not fit; nothing of it is left, and the ones before stay.
     """
+    _check_finite(policy, step)
     whole = folder / FOLDER / f"step-{step:08d}"
     partial = whole.with_name(f".{whole.name}.partial")
     if write:
@@ -90,6 +93,12 @@ def save(
     if write:
         for old in checkpoints(folder)[:-KEPT]:
             shutil.rmtree(old)
+
+
+def _check_finite(policy: Any, step: int) -> None:
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(held(parameter)).all():
+            raise NonFiniteLossError(f"{name} is not finite after step {step}")
 
 
 def _write(

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from chip_core.errors import DiskFullError, StoppedError
+from chip_core.errors import DiskFullError, NonFiniteLossError, StoppedError
 from chip_core.files import read_records
 from chip_core.results import Progress, read_result
-from chip_core.training import checkpoint
+from chip_core.training import checkpoint, loop
 from chip_core.training.checkpoint import broken, checkpoints, remove_after
 from chip_core.trial import run_trial
 
@@ -291,4 +291,26 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     monkeypatch.setattr(checkpoint, "write_weights", full)
     with pytest.raises(DiskFullError, match="no room for the checkpoint after step 4"):
         run_trial(config, folder=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_no_checkpoint_is_written_of_a_weight_that_is_no_number(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = loop.make_optimizer
+
+    def poisoned(*arguments: Any) -> Any:
+        optimizer, schedule = made(*arguments)
+        steps = iter(range(1, STEPS + 1))
+
+        def after(*_: Any) -> None:
+            if next(steps) == 4:
+                optimizer.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
+
+        optimizer.register_step_post_hook(after)
+        return optimizer, schedule
+
+    monkeypatch.setattr(loop, "make_optimizer", poisoned)
+    with pytest.raises(NonFiniteLossError, match="weight is not finite after step 4"):
+        run_trial(several(shapes_config), folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
