@@ -82,7 +82,7 @@ class Recorder:
                         self.failed[trial.name] = reason
                         self._show(trial, "FAILED")
                     if event.cause == "disk":  # the next ones would find it as full
-                        self._stop.begin_no_more()
+                        self._stop.begin_no_more("a disk is full")
             if time.monotonic() - self._followed >= FOLLOW_EVERY:
                 self._tracker.follow()
                 self._followed = time.monotonic()

@@ -127,7 +127,7 @@ def run_study(
             interrupted=interrupted,
             report=written,
             compare=tracker.compare_address(),
-            held_back=stop.no_more and not interrupted,
+            held_back=stop.why,
         )
 
 

@@ -24,7 +24,7 @@ class Stop:
     def __init__(self) -> None:
         """Nobody asked yet."""
         self._asked = False
-        self._no_more = False
+        self._why: str | None = None
 
     @property
     def asked(self) -> bool:
@@ -34,15 +34,24 @@ class Stop:
     @property
     def no_more(self) -> bool:
         """Whether nothing new is to begin; what runs goes on to its end, unless `asked`."""
-        return self._no_more or self._asked
+        return self._why is not None or self._asked
+
+    @property
+    def why(self) -> str | None:
+        """Why nothing new is to begin, where `begin_no_more` said so."""
+        return self._why
 
     def ask(self) -> None:
         """Let running trials leave a checkpoint and end, and begin nothing new."""
         self._asked = True
 
-    def begin_no_more(self) -> None:
-        """Let running trials come to their end, and begin nothing new."""
-        self._no_more = True
+    def begin_no_more(self, why: str) -> None:
+        """Let running trials come to their end, and begin nothing new.
+
+        Args:
+            why: said at the end; the first one stays.
+        """
+        self._why = self._why or why
 
     @contextmanager
     def heard(self) -> Iterator[None]:

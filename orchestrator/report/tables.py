@@ -57,8 +57,8 @@ def result_lines(
         yield Text(f"FAILED {trial}: {reason}", style="bold red")
     if outcome.interrupted:
         yield _address(f"stopped; go on with: {command}")
-    elif outcome.held_back:
-        yield _address(f"the disk is full, so nothing more was begun; free some, then: {command}")
+    elif outcome.held_back is not None:
+        yield _address(f"nothing more was begun: {outcome.held_back}; go on with: {command}")
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")

@@ -38,8 +38,8 @@ def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str
 
 def test_beginning_no_more_is_not_ending() -> None:
     stop = Stop()
-    stop.begin_no_more()
-    assert (stop.no_more, stop.asked) == (True, False)
+    stop.begin_no_more("no room")
+    assert (stop.no_more, stop.asked, stop.why) == (True, False, "no room")
 
 
 def jobs(folder: Path) -> list[Job]:
@@ -75,7 +75,7 @@ def test_where_nothing_more_is_to_begin_what_runs_comes_to_its_end(tmp_path: Pat
 
     def listener(event: Event) -> None:
         events.append(event)
-        stop.begin_no_more()
+        stop.begin_no_more("no room")
 
     first, second = jobs(tmp_path)
     InlineExecutor(stop).run([first, second], listener)
