@@ -245,10 +245,9 @@ FILLER = "filler"
 
 def fill(disk: Path) -> None:
     """Take all that a small disk has free."""
-    with (disk / FILLER).open("wb") as file, contextlib.suppress(OSError):
+    with (disk / FILLER).open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"\0" * 4096)
-            file.flush()
 
 
 @contextlib.contextmanager
