@@ -168,6 +168,8 @@ def reason_of(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, TrialError) and first:
         return first
+    if is_full(error):
+        return f"a disk is full ({first}): free some space and run the study again"
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -136,8 +137,9 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
                 running.how = (reason, "lost", True)
         else:
             if self._stop.asked and not running.told_to_stop:
-                (running.job.folder / STOP).touch()
-                running.told_to_stop = True
+                with contextlib.suppress(OSError):  # a full disk: later, perhaps
+                    (running.job.folder / STOP).touch()
+                    running.told_to_stop = True
             if stall_after is not None and silent > stall_after:
                 where = f"{running.last.phase} {running.last.done}/{running.last.total}"
                 reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
@@ -156,8 +158,9 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         running.path.unlink(missing_ok=True)
         place = job.folder / PLACE
         if place.exists():
-            group = ray.PlacementGroupID.from_hex(place.read_text(encoding="ascii"))
-            remove_placement_group(PlacementGroup(group))
+            name = place.read_text(encoding="ascii")
+            if name:  # else its disk was full
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
             place.unlink()
         result = None if running.how else read_result(job.folder)
         if result is not None:

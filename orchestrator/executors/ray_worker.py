@@ -134,14 +134,14 @@ def work(settings: dict[str, Any]) -> Ended | None:
     parcel: Parcel = settings["parcel"]
     first = train.get_context().get_world_rank() == 0
     folder = Path(parcel.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if first:
-        (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
 
     from orchestrator.executors.base import cause_of, keep_traceback, reason_of
 
     job: Job | None = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if first:
+            (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
         job = pickle.loads(parcel.job)
         module, _, function = parcel.entry.partition(":")
         execute = getattr(importlib.import_module(module), function)

@@ -12,7 +12,7 @@ import torch
 from chip_core.config import TrialConfig
 from chip_core.errors import MemoryFullError
 from chip_core.files import read_records
-from orchestrator.executors.base import Cause, Event, Failed, Finished, Job
+from orchestrator.executors.base import Cause, Event, Failed, Finished, Job, cause_of, reason_of
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
@@ -161,8 +161,11 @@ def test_a_training_goes_on_with_a_smaller_micro_batch(
 
 
 def test_memory_errors_are_told_from_others() -> None:
-    from orchestrator.executors.base import cause_of
-
     assert cause_of(MemoryFullError("x")) == "memory"
     assert cause_of(OSError(28, "No space left on device")) == "disk"
     assert cause_of(RuntimeError("No such thing")) == "own"
+    full = OSError(28, "No space left on device", "curves.jsonl")
+    assert reason_of(full) == (
+        "a disk is full ([Errno 28] No space left on device: 'curves.jsonl'): free some space and "
+        "run the study again"
+    )
