@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         expected = undisturbed(above / "undisturbed")
         console.print("the study without a fault: done")
         with opened() as world:
-            # Ray took these; and put in the background, a shell switches Ctrl-C off.
+            # Starting Ray took these, and what a shell puts in the background has no Ctrl-C.
             for which in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(which, signal.default_int_handler)
             drawn = schedules(given.schedules, given.seed, each=given.each, kinds=kinds)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from orchestrator.executors.ray_session import ENVIRONMENT
+from orchestrator.executors.ray_session import ENVIRONMENT, _signals_kept
 from tests.faults.injected import MOMENTS, PLAN
 
 ROOT = Path(__file__).parents[2]
@@ -78,10 +78,11 @@ class World:
 
     def heal(self) -> None:
         """Have two nodes again."""
-        while len(self.cluster.worker_nodes) < 2:
-            self.cluster.add_node(
-                num_cpus=1, resources={"chip_driver": 2}, object_store_memory=80 * 1024**2
-            )
+        with _signals_kept():  # starting a node takes them
+            while len(self.cluster.worker_nodes) < 2:
+                self.cluster.add_node(
+                    num_cpus=1, resources={"chip_driver": 2}, object_store_memory=80 * 1024**2
+                )
 
     def node_of(self, pid: int) -> Any:
         """Return the node whose raylet started a process."""
