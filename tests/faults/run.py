@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import describe
 from tests.faults.check import Left, differences, look
 from tests.faults.kinds import KINDS, Case, Fault, Kind, Met, Server, schedules, small_disk
 from tests.faults.world import NotMet, World, moments, opened, prepare, start
@@ -237,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _summary(given: argparse.Namespace, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
-        "seed": given.seed,
+        "machine": describe(),
+        "command": f"python -m tests.faults.run -n {given.schedules} --each {given.each} "
+        f"--seed {given.seed}" + (f" --kinds '{given.kinds}'" if given.kinds else ""),
         "studies": len(outcomes),
         "injected": sum(len(outcome.faults) for outcome in outcomes),
         "survived": sum(outcome.survived for outcome in outcomes),
