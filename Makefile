@@ -39,9 +39,10 @@ schemas: install
 	.venv/bin/chip-ablate schema study > ablations/study.schema.json
 	.venv/bin/chip-ablate schema recipe > chip_core/recipes/recipe.schema.json
 
-# Spoil a small study N times on a cluster of three nodes, two faults each: see docs/faults.md.
+# Spoil a small study N times on a cluster of three nodes, two faults each (docs/faults.md);
+# JSON=FILE keeps the outcomes.
 faults: install
-	.venv/bin/python -m tests.faults.run --schedules $(N) --seed $(SEED)
+	.venv/bin/python -m tests.faults.run --schedules $(N) --seed $(SEED) $(if $(JSON),--json $(JSON))
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH: install one, or say PYTHON=/path/to/python"; exit 2; }

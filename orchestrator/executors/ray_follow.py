@@ -162,8 +162,8 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
             if name:  # else its disk was full
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
             place.unlink()
-        result = None if running.how else read_result(job.folder)
-        if result is not None:
+        result = read_result(job.folder)
+        if result is not None:  # written last: whatever came after it took nothing away
             self._queue.ended(job, None)
             self._emit(Finished(job=job, result=result))
             return
