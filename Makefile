@@ -8,7 +8,11 @@ STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo install test test-cluster coverage check lint audit schemas clean
+# Schedules of `make faults`, and the seed that they are drawn by.
+N ?= 10
+SEED ?= 0
+
+.PHONY: demo install test test-cluster coverage check lint audit schemas faults clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -48,6 +52,11 @@ endif
 schemas: install
 	.venv/bin/chip-ablate schema study > ablations/study.schema.json
 	.venv/bin/chip-ablate schema recipe > chip_core/recipes/recipe.schema.json
+
+# Spoil a small study N times on a cluster of three nodes, two faults each (docs/faults.md);
+# JSON=FILE keeps the outcomes.
+faults: install
+	.venv/bin/python -m tests.faults.run --schedules $(N) --seed $(SEED) $(if $(JSON),--json $(JSON))
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH: install one, or say PYTHON=/path/to/python"; exit 2; }

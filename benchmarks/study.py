@@ -34,7 +34,7 @@ import yaml
 
 from benchmarks.machine import describe, line, spread
 from benchmarks.startup import Meter
-from orchestrator.executors.base import Event, Executor, Finished, Job, Progressed, Started
+from orchestrator.executors.base import Again, Event, Executor, Finished, Job, Progressed, Started
 
 WAYS = ("bare", "shared", "in step")
 #: Phases in which a job does nothing yet that its figures come from.
@@ -69,14 +69,19 @@ class Watched:
         """Return 1: a pass in parts has a start-up each."""
         return 1
 
-    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        again: Again | None = None,
+    ) -> None:
         """As the executor's."""
 
         def listener(event: Event) -> None:
             self._note(event)
             on_event(event)
 
-        self._executor.run(jobs, listener)
+        self._executor.run(jobs, listener, again)
 
     def _note(self, event: Event) -> None:
         marks = self._marks.setdefault(event.job.id, {})

@@ -267,6 +267,17 @@ class EngineConfig(Section):
     checkpoint_every: int | None = engine(
         None, ge=1, doc="steps between checkpoints of a training; null: none"
     )
+    retries: int = engine(
+        3,
+        ge=0,
+        doc="attempts more that a trial gets within a run after its worker or its node was lost",
+    )
+    stall_after: float | None = engine(
+        3600.0,
+        gt=0,
+        doc="seconds without progress after which a worker on Ray counts as hanging, and is lost; "
+        "null: never",
+    )
     gradient_checkpointing: bool = engine(
         False, doc="whether layers are computed again in the backward pass, to save memory"
     )

@@ -35,5 +35,17 @@ class TrialError(Exception):
     """A trial cannot go on; the study does. Its message is the trial's reason."""
 
 
+class MemoryFullError(TrialError):
+    """A training does not fit the memory; a smaller micro-batch may."""
+
+
+class DiskFullError(TrialError):
+    """Something of a trial cannot be written: the disk is full."""
+
+
+class StoppedError(TrialError):
+    """A trial ends because it was asked to; it can go on where it is."""
+
+
 class NonFiniteLossError(TrialError):
     """The loss or a gradient is not finite; raised before the update is applied."""

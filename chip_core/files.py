@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from chip_core.errors import DiskFullError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: Fewer free bytes than that, and a write that failed without a reason failed for want of room.
+_NO_ROOM = 2**20
 
 
 def expanded(path: str) -> Path:
@@ -76,6 +84,54 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_files(folder: Path) -> None:
+    """Make all that a folder holds durable."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(inner)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an exception, or what led to it, says that a disk is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, DiskFullError) or (isinstance(seen, OSError) and seen.errno in _FULL):
+            return True
+        if any(os.strerror(number) in str(seen) for number in _FULL):  # from Rust and C++
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def room_for(what: str, folder: Path) -> Iterator[None]:
+    """Tell in one line where something of a trial does not fit its disk.
+
+    Raises:
+        DiskFullError: in place of what a library raises then, which may not say so.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error) and _free(folder) >= _NO_ROOM:
+            raise
+        raise DiskFullError(
+            f"no room for {what}: the disk of {folder} is full: free some space and run the study "
+            "again"
+        ) from None
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder is on, or will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_frsize
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

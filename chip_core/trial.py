@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.errors import StoppedError, TrialError
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.run import Answering, evaluate
 from chip_core.files import write_json
@@ -25,7 +25,7 @@ from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, Trial
 from chip_core.seeding import seed_process
 from chip_core.trained import Trained, take_over, weights_mark, write_trained
 from chip_core.training.checkpoint import remove_all
-from chip_core.training.loop import train
+from chip_core.training.loop import never, train
 from chip_core.training.parallel import Kind, kind_of
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.store.passes import Offered
@@ -45,6 +45,8 @@ def run_trial(
     places: Places | None = None,
     earlier: Sequence[Path] = (),
     offered: Offered | None = None,
+    stop: Callable[[], bool] = never,
+    notes: Sequence[str] = (),
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
 
@@ -64,11 +66,15 @@ def run_trial(
         places: where the benchmarks' data and the judges' replies lie.
         earlier: folders of earlier attempts; answers of the same weights are taken over.
         offered: the stores of reference passes that the training may read.
+        stop: asked after each step and batch whether to end there; a training leaves a checkpoint.
+        notes: what is to be said of this attempt beside what it says itself.
 
     Raises:
+        StoppedError: it was asked to stop.
         TrialError: the trial cannot go on; the message is its reason.
     """
     spans = _Spans(began, began_cpu)
+    report = stopped_by(stop, report)
     places = places or Places()
     workers = current()
     _check_workers(config, workers)
@@ -120,10 +126,12 @@ def run_trial(
                 Progress(phase="train", done=step, total=total, figures=figures)
             ),
             resume_from=resume_from,
+            earlier=earlier,
             device=device,
             workers=workers,
             kind=kind,
             offered=offered,
+            stop=stop,
         )
         save_model(model, processor, folder / MODEL, config, write=workers.first)
         spans.end("train")
@@ -132,7 +140,7 @@ def run_trial(
             steps=done.steps,
             seconds=spans.seconds["train"],
             data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut},
-            notes=list(done.notes),
+            notes=[*notes, *done.notes],
             engine=done.engine,
         )
         if workers.first:
@@ -180,6 +188,25 @@ def run_trial(
     if workers.first:
         write_json(folder / RESULT, asdict(result))
     return result
+
+
+def stopped_by(
+    stop: Callable[[], bool], report: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    """Return what reports progress, and ends the work there where it is asked to.
+
+    A training ends by itself, after a checkpoint that all its workers write.
+
+    Raises:
+        StoppedError: from what is returned.
+    """
+
+    def told(progress: Progress) -> None:
+        report(progress)
+        if progress.phase != "train" and stop():
+            raise StoppedError(f"stopped in '{progress.phase}', {progress.done}/{progress.total}")
+
+    return told
 
 
 class _Spans:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     given = _join_seeds(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        code = cli.main(args=given, prog_name=PROGRAM, standalone_mode=False)
+        code = cli.main(args=given, prog_name=PROGRAM, standalone_mode=False, obj=tuple(given))
     except UserError as error:
         _complain(str(error))
         code = 2
@@ -57,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        from chip_core.files import is_full
+
+        if not is_full(error):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}the disk is full: free some space and give the same command again")
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 

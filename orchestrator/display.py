@@ -98,6 +98,9 @@ class Board:
                 line.take(progress)
             case Finished():
                 line.state, line.ended = "done", time.monotonic()
+            case Failed(again=Job() as following):
+                line.state, line.job, line.reason = "waiting", following, event.reason
+                self.lines[following.id] = self.lines.pop(event.job.id)
             case Failed(reason=reason):
                 line.state, line.ended, line.reason = "failed", time.monotonic(), reason
         return line
@@ -220,6 +223,11 @@ class PlainDisplay:
                 self._say(f"{line.trial.name}: started")
             case Finished():
                 self._say(f"{line.trial.name}: done in {line.ended - line.began:.0f} s {tally}")
+            case Failed(again=Job() as following):
+                said = "".join(f"; {note}" for note in following.notes[len(event.job.notes) :])
+                self._say(f"{line.trial.name}: tried again: {event.reason}{said}")
+            case Failed(cause="stopped"):
+                self._say(f"{line.trial.name}: KILLED: {event.reason}")
             case Failed(reason=reason):
                 self._say(f"{line.trial.name}: FAILED: {reason} {tally}")
             case Progressed(progress=progress) if progress.phase != "start":

@@ -164,7 +164,7 @@ class Ledger:
     def removed(self, fingerprint: str) -> None:
         """Record that all of a trial is gone: nothing of it is known but how often it was tried."""
         record = {"time": time.time(), "fingerprint": fingerprint, "event": "removed"}
-        append_record(self._file, record)
+        self._write(record)
         self._apply(record)
 
     def _append(self, trial: Trial, entry: Mapping[str, Any]) -> None:
@@ -175,8 +175,17 @@ class Ledger:
             "seed": trial.seed,
             **entry,
         }
-        append_record(self._file, record)
+        self._write(record)
         self._apply(record)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        try:
+            append_record(self._file, record)
+        except OSError as error:
+            raise UserError(
+                f"{self._file}: cannot be written ({error.strerror}): free some space or mend it, "
+                "and run the study again: nothing that finished is lost"
+            ) from error
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
         if entry["event"] == "removed":

@@ -149,28 +149,37 @@ def _make(
     parts = {group[0].one.key: _parts(group, cache, executor, len(groups)) for group in groups}
     jobs = [job for of_group in parts.values() for job in of_group]
     entries = [(job, _shown(job), 1) for job in jobs]
-    results: dict[str, Finished] = {}
-    ended: dict[str, float] = {}
+    results: dict[Path, Finished] = {}
+    ended: dict[Path, float] = {}
+    lost: dict[Path, int] = {}
     began = time.perf_counter()
 
     def listener(event: Event) -> None:
-        if isinstance(event, Failed):
+        if isinstance(event, Failed) and event.again is None:
             assert event.job.part is not None
             for one in event.job.part.passes:
                 reasons.setdefault(one.key, event.reason)
         elif isinstance(event, Finished):
-            results[event.job.id] = event
-            ended[event.job.id] = time.perf_counter() - began
+            results[event.job.folder] = event
+            ended[event.job.folder] = time.perf_counter() - began
         display.take(event)
 
+    def again(failed: Failed) -> Job | None:
+        """Go on with a part whose worker was lost: the shards that it made are there."""
+        job, tried = failed.job, lost.get(failed.job.folder, 0)
+        if failed.cause != "lost" or tried >= job.config.engine.retries:
+            return None
+        lost[job.folder] = tried + 1
+        return replace(job, id=f"{job.id}-again")
+
     with display_for(console, entries) as display:
-        executor.run(jobs, listener)
+        executor.run(jobs, listener, again)
     for group in groups:
         of_group = parts[group[0].one.key]
         for planned in group:
             if planned.one.key not in reasons:
-                rows = results[of_group[0].id].result.data["samples"]
-                taken = max(ended[job.id] for job in of_group)
+                rows = results[of_group[0].folder].result.data["samples"]
+                taken = max(ended[job.folder] for job in of_group)
                 _finish(planned, cache, rows, taken, console, reasons, seconds)
             if planned.one.key in reasons:
                 planned.state = "in the step"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,26 @@ from orchestrator import benchmarks_seen
 from orchestrator.cost import left_out
 from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
-from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
+from orchestrator.executors.base import Event, Executor, Job, reason_of
 from orchestrator.kept_plans import keep_plan
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.overlap import count_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
+from orchestrator.recorder import Recorder
 from orchestrator.reference import make_passes, offer
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.model import make_report
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
-from orchestrator.search import failures_of, searches_of, settled
+from orchestrator.search import failures_of, settled
+from orchestrator.stopping import Stop
 from orchestrator.tracking.base import Status, Tracker
-from orchestrator.work import adopt, jobs_for, stages, view
+from orchestrator.work import adopt, jobs_for, stages
 
 OnEvent = Callable[[Event], None]
 PASSES = "reference_passes.json"  # in a study's report folder
-FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
 
 
 def run_study(
@@ -50,6 +49,7 @@ def run_study(
     tracker: Tracker,
     console: Console,
     trimmed: Trimmed | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Run what is missing of a study and report the whole.
 
@@ -60,12 +60,14 @@ def run_study(
         tracker: shows the runs.
         console: where progress goes.
         trimmed: what of the plan is run, where a budget bounds it; the report is of the whole.
+        stop: asked by Ctrl-C and SIGTERM while trials run; the executor looks at the same.
 
     Raises:
         UserError: another driver runs this study, the work directory cannot be written, or a
             benchmark lacks something.
     """
     study = plan.study.name
+    stop = stop or Stop()
     _check_writable(workdir)
     with study_lock(workdir, study):
         ledger, storage = Ledger(workdir), workdir
@@ -82,13 +84,13 @@ def run_study(
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
-        recorder = _Recorder(plan, ledger, storage, tracker)
+        recorder = Recorder(plan, ledger, storage, tracker, stop)
         recorder.open(plan, jobs)
         interrupted = False
         records: list[dict[str, Any]] = []  # of the reference passes
         try:
             if jobs:
-                with _opened(executor(), jobs) as running:
+                with stop.heard(), _opened(executor(), jobs) as running:
                     for known, wanted in stages(bounded, ledger, storage):
                         if known is not bounded:  # arms have chosen: these are the seeds' trials
                             keep_plan(known, workdir)
@@ -100,13 +102,15 @@ def run_study(
                         jobs = offer(wanted, passes, storage)
                         with display_for(console, jobs) as display:
                             listener = _both(recorder.take, display.take)
-                            running.run([job for job, _, _ in jobs], listener)
+                            running.run([job for job, _, _ in jobs], listener, recorder.again)
         except KeyboardInterrupt:
             interrupted = True
             recorder.stop("stopped by the user")
         except BaseException as error:
-            recorder.stop(reason_of(error))
-            tracker.close([], "FAILED", None)
+            # What failed may be what these write to; the next run sets it right.
+            with suppress(UserError, OSError):
+                recorder.stop(reason_of(error))
+                tracker.close([], "FAILED", None)
             raise
         plan = settled(plan, ledger)
         failed = {**recorder.failed, **failures_of(plan)}
@@ -126,6 +130,7 @@ def run_study(
             interrupted=interrupted,
             report=written,
             compare=tracker.compare_address(),
+            held_back=stop.why,
         )
 
 
@@ -228,86 +233,6 @@ def _both(one: OnEvent, other: OnEvent) -> OnEvent:
         other(event)
 
     return listener
-
-
-class _Recorder:
-    """Writes each event to the ledger first, then shows it in the tracker."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        ledger: Ledger,
-        storage: Path,
-        tracker: Tracker,
-    ) -> None:
-        self._study = plan.study.name
-        self._ledger, self._storage, self._tracker = ledger, storage, tracker
-        self._opened: Plan | None = None
-        self._jobs: dict[str, tuple[Trial, int]] = {}
-        self._same: dict[str, list[Trial]] = {}
-        self._running: set[str] = set()
-        self._followed = 0.0
-        self._lock = threading.Lock()
-        self.executed = 0
-        self.failed: dict[str, str] = {}
-
-    def open(self, plan: Plan, jobs: list[tuple[Job, Trial, int]]) -> None:
-        """Show a plan's runs as far as they are done, and be ready for its jobs."""
-        self._jobs = {job.id: (trial, attempt) for job, trial, attempt in jobs}
-        if plan is self._opened:
-            return
-        self._opened, self._same = plan, {}
-        for trial in _all_trials(plan):
-            self._same.setdefault(trial.fingerprint, []).append(trial)
-        done = [trial for trial in _all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
-        views = [
-            view(trial, self._ledger, self._storage, self._study, "FINISHED") for trial in done
-        ]
-        self._tracker.open(plan, views)
-
-    def take(self, event: Event) -> None:
-        """Record an event."""
-        with self._lock:
-            trial, attempt = self._jobs[event.job.id]
-            match event:
-                case Started():
-                    self.executed += 1
-                    self._running.add(event.job.id)
-                    self._ledger.started(trial, self._study, attempt)
-                    self._tracker.start(trial, event.job.folder)
-                case Finished(result=result):
-                    self._running.discard(event.job.id)
-                    folder = str(event.job.folder.relative_to(self._storage))
-                    self._ledger.finished(trial, self._study, attempt, folder, result)
-                    self._show(trial, "FINISHED")
-                case Failed(reason=reason):
-                    self._running.discard(event.job.id)
-                    self.failed[trial.name] = reason
-                    self._ledger.ended(trial, self._study, attempt, "failed", reason)
-                    self._show(trial, "FAILED")
-            if time.monotonic() - self._followed >= FOLLOW_EVERY:
-                self._tracker.follow()
-                self._followed = time.monotonic()
-
-    def stop(self, reason: str) -> None:
-        """Record that what still ran was killed."""
-        with self._lock:
-            for job_id in sorted(self._running):
-                trial, attempt = self._jobs[job_id]
-                self._ledger.ended(trial, self._study, attempt, "killed", reason)
-                self._show(trial, "KILLED")
-            self._running.clear()
-
-    def _show(self, trial: Trial, status: Status) -> None:
-        for same in self._same[trial.fingerprint]:
-            self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
-
-
-def _all_trials(plan: Plan) -> list[Trial]:
-    """Return every trial that can run, in each place where it stands."""
-    searched = [trial for search in searches_of(plan) for trial in search.trials]
-    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]
-    return [plan.base, *searched, *seeds]
 
 
 def _check_writable(workdir: Path) -> None:

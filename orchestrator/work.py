@@ -23,17 +23,28 @@ def trial_folder(storage: Path, trial: Trial) -> Path:
     return storage / "trials" / trial.fingerprint[:16]
 
 
+#: Why an attempt ended that nobody saw end.
+UNSEEN = "the driver of its study ended before it did"
+
+
 def adopt(plan: Plan, ledger: Ledger, storage: Path) -> None:
-    """Record what workers finished after their driver was gone: nothing finished is run again."""
+    """Record what became of attempts whose driver is gone: nothing finished is run again.
+
+    Call it under the study's lock: then no driver of the study is at work.
+    """
+    study = plan.study.name
     for trial in plan.trials:
         for attempt, folder in _attempts(storage, trial).items():
-            if attempt in ledger[trial.fingerprint].finished:
+            record = ledger[trial.fingerprint]
+            # One that ended after another had taken its place adds nothing.
+            if attempt in record.finished or record.done(trial):
                 continue
             result = read_result(folder)
             if result is not None:
-                ledger.finished(
-                    trial, plan.study.name, attempt, str(folder.relative_to(storage)), result
-                )
+                ledger.finished(trial, study, attempt, str(folder.relative_to(storage)), result)
+        for number, tried in ledger[trial.fingerprint].history.items():
+            if tried.outcome is None and tried.study == study:
+                ledger.ended(trial, study, number, "killed", UNSEEN)
 
 
 def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
@@ -65,6 +76,28 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
         )
         jobs.append((job, trial, attempt))
     return jobs
+
+
+def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
+    """Return a trial's next attempt in the same run, and its number.
+
+    It goes on from what the attempts before left.
+
+    Args:
+        job: the attempt before, with what is to be otherwise this time.
+        trial: whose it is.
+        storage: where its attempts lie.
+    """
+    done = _attempts(storage, trial)
+    attempt = max([int(job.id.rpartition("-")[2]), *done]) + 1
+    following = replace(
+        job,
+        id=f"{trial.fingerprint[:16]}-{attempt}",
+        folder=trial_folder(storage, trial) / f"attempt-{attempt}",
+        resume_from=_to_resume(storage, trial) if job.trains else job.resume_from,
+        earlier=tuple(reversed(done.values())),
+    )
+    return following, attempt
 
 
 def stages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ class Loader:
                     num_workers=min(processes, len(schedule)),
                     prefetch_factor=AHEAD,
                     collate_fn=_as_it_is,
+                    worker_init_fn=_leave_ctrl_c,
                     # Forked: a new interpreter would import for five seconds, and a processor
                     # composed here (chip_core/models/processing.py) cannot be sent to one.
                     multiprocessing_context="fork",
@@ -79,6 +81,11 @@ class _Encoded(Dataset[Any]):
             if get_worker_info() is not None:  # what is lost on the way from process to process
                 error.add_note(traceback.format_exc())
             return error
+
+
+def _leave_ctrl_c(number: int) -> None:
+    """Let the training decide what a Ctrl-C at the terminal, which all processes get, comes to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config import LoraConfig, TrialConfig
-from chip_core.errors import TrialError
+from chip_core.errors import DiskFullError, TrialError
+from chip_core.files import room_for, sync_files
 from chip_core.models import own
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
@@ -141,14 +142,24 @@ def save_model(
         folder: where.
         config: the trial.
         write: whether this worker writes.
+
+    Raises:
+        DiskFullError: it does not fit.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     if write:
         shutil.rmtree(partial, ignore_errors=True)
-    write_weights(model, partial, config, write=write)
-    if write:
-        processor.save_pretrained(partial)
-        partial.replace(folder)
+    try:
+        with room_for("the trained model", folder.parent):
+            write_weights(model, partial, config, write=write)
+            if write:
+                processor.save_pretrained(partial)
+                sync_files(partial)
+                partial.replace(folder)
+    except DiskFullError:
+        if write:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool = True) -> None:

@@ -45,6 +45,11 @@ def whole_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     return weights
 
 
+def held(weight: Tensor) -> Tensor:
+    """Return what this worker holds of a weight, spread or not, sharing its memory."""
+    return local_part(weight) if _is_shard(weight) else weight.detach()
+
+
 def local_part(shard: Tensor) -> Tensor:
     """Return this worker's part of a weight, sharing its memory; no graph goes through it."""
     part: Tensor = shard.detach().to_local()  # type: ignore[attr-defined]

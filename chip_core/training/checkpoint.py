@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +21,11 @@ import numpy
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.errors import TrialError, printable
-from chip_core.files import read_json, sync_folder, write_json
+from chip_core.errors import DiskFullError, NonFiniteLossError, TrialError, printable
+from chip_core.files import read_json, room_for, sync_files, sync_folder, write_json
 from chip_core.identity import fingerprint, training_identity
 from chip_core.models.adapters import read_weights, write_weights
+from chip_core.models.shards import held
 
 FOLDER, MANIFEST, MODEL, STATE = "checkpoints", "manifest.json", "model", "state.pt"
 
@@ -50,6 +50,7 @@ class Resumed:
     """Where a training goes on, and what is to be said of it."""
 
     step: int  # updates already made
+    folder: Path | None  # the attempt whose checkpoint it was; None: there was none
     notes: tuple[str, ...]
 
 
@@ -71,11 +72,43 @@ def save(
         stateful: what else has a state: optimizer, schedule, what was cut.
         step: how many updates were made.
         write: whether this worker writes: all come here, and what is spread comes together.
+
+    Raises:
+        NonFiniteLossError: a weight is no number; what went on from it would fail for ever.
+        DiskFullError: it does not fit; nothing of it is left, and the ones before stay.
     """
+    _check_finite(policy, step)
     whole = folder / FOLDER / f"step-{step:08d}"
     partial = whole.with_name(f".{whole.name}.partial")
     if write:
         shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with room_for(f"the checkpoint after step {step}", folder):
+            _write(partial, whole, config, policy, stateful, step, write)
+    except DiskFullError:
+        if write:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if write:
+        for old in checkpoints(folder)[:-KEPT]:
+            shutil.rmtree(old)
+
+
+def _check_finite(policy: Any, step: int) -> None:
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(held(parameter)).all():
+            raise NonFiniteLossError(f"{name} is not finite after step {step}")
+
+
+def _write(
+    partial: Path,
+    whole: Path,
+    config: TrialConfig,
+    policy: Any,
+    stateful: Mapping[str, Stateful],
+    step: int,
+    write: bool,
+) -> None:
     write_weights(policy, partial / MODEL, config, write=write)
     state = {
         **{name: part.state_dict() for name, part in stateful.items()},
@@ -98,28 +131,37 @@ def save(
             for path in files
         },
     }
-    for path in files:
-        _sync_file(path)
     write_json(partial / MANIFEST, manifest)
-    for inner in {path.parent for path in files}:
-        sync_folder(inner)
+    sync_files(partial)
     shutil.rmtree(whole, ignore_errors=True)  # of a run of this folder that went over it before
     partial.replace(whole)
     sync_folder(whole.parent)
-    for old in checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old)
 
 
 def restore(
-    folder: Path, *, config: TrialConfig, policy: Any, stateful: Mapping[str, Stateful]
+    folder: Path,
+    *,
+    config: TrialConfig,
+    policy: Any,
+    stateful: Mapping[str, Stateful],
+    before: Sequence[Path] = (),
 ) -> Resumed:
     """Go on from the newest whole checkpoint of an earlier attempt's folder.
 
     A checkpoint that is not whole is passed over for the one before, and a note says so; where
     there is none, the training starts anew.
+
+    Args:
+        folder: the attempt's.
+        config: the trial.
+        policy: the model that is trained.
+        stateful: what else was kept.
+        before: folders of the attempts before that one, newest first: theirs are next.
     """
     notes = []
-    for checkpoint in reversed(checkpoints(folder)):
+    folders = [folder, *(each for each in before if each != folder)]
+    found = [(each, path) for each in folders for path in reversed(checkpoints(each))]
+    for attempt, checkpoint in found:
         problem = broken(checkpoint, config)
         if problem is not None:
             notes.append(f"checkpoint {checkpoint.name} is not used: {problem}")
@@ -141,9 +183,9 @@ def restore(
                 f"{checkpoint} is whole and cannot be used ({_brief(error)}): remove it"
             ) from error
         notes.append(f"resumed after step {step} from {checkpoint}")
-        return _said(Resumed(step=step, notes=tuple(notes)))
+        return _said(Resumed(step=step, folder=attempt, notes=tuple(notes)))
     notes.append(f"no whole checkpoint in {folder / FOLDER}: trained from the start")
-    return _said(Resumed(step=0, notes=tuple(notes)))
+    return _said(Resumed(step=0, folder=None, notes=tuple(notes)))
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -235,8 +277,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from chip_core.data.loader import Loader
 from chip_core.data.portions import Portion, portions
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.errors import NonFiniteLossError, TrialError
+from chip_core.errors import MemoryFullError, NonFiniteLossError, StoppedError, TrialError
 from chip_core.files import Spool, read_records, write_atomically
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
@@ -40,8 +40,16 @@ CPU, ALONE = torch.device("cpu"), Workers()
 #: Processes that encode ahead where none are asked for and a GPU would wait for them.
 LOADERS = 2
 
+#: What torch says where the machine's own memory does not hold a tensor.
+_NO_MEMORY = "can't allocate memory"
+
 #: Called after each update with (step, steps, figures of that step).
 StepReport = Callable[[int, int, dict[str, float]], None]
+
+
+def never() -> bool:
+    """Nobody asks a training to stop."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +72,12 @@ def train(
     folder: Path,
     on_step: StepReport,
     resume_from: Path | None = None,
+    earlier: Sequence[Path] = (),
     device: torch.device = CPU,
     workers: Workers = ALONE,
     kind: Kind = "alone",
     offered: Offered | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Training:
     """Train `model` in place against itself as it is now, frozen.
 
@@ -82,14 +92,18 @@ def train(
         folder: the trial's.
         on_step: told of each update.
         resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
+        earlier: further attempts' folders, newest first, for where that one has none.
         device: where it is trained.
         workers: who share it.
         kind: how they share it (`parallel.kind_of`).
         offered: the stores of reference passes that may be read.
+        stop: asked after each update whether to end there, with a checkpoint.
 
     Raises:
         NonFiniteLossError: before an update whose loss or gradient is not finite.
-        TrialError: there is less than one batch of pairs, or the device's memory ran out.
+        MemoryFullError: the device's memory ran out.
+        StoppedError: it was asked to stop.
+        TrialError: there is less than one batch of pairs.
     """
     started = time.perf_counter()
     settings = config.training
@@ -131,7 +145,9 @@ def train(
     }
     resumed = None
     if resume_from is not None:
-        resumed = checkpoint.restore(resume_from, config=config, policy=model, stateful=stateful)
+        resumed = checkpoint.restore(
+            resume_from, config=config, policy=model, stateful=stateful, before=earlier
+        )
     done = 0 if resumed is None else resumed.step
     alone = encoder_alone_steps(config, steps)
     trained = set_trained(model, config, encoder_alone=done < alone)
@@ -143,13 +159,13 @@ def train(
         encoder.batch, [pass_ for share in shares for pass_ in share], processes=loaders
     )
     first_step = 0.0
-    curves = _curves(folder, resume_from, done, write=workers.first)
+    curves = _curves(folder, None if resumed is None else resumed.folder, done, write=workers.first)
     with within, curves as spool, _memory_told():
         for step, share in enumerate(shares, start=done + 1):
             if step == alone + 1:
                 trained = set_trained(model, config)
             began, waited = time.perf_counter(), loader.waited
-            figures, tokens = _accumulate(
+            figures, tokens, stopping = _accumulate(
                 together,
                 opened.reference,
                 (
@@ -159,6 +175,7 @@ def train(
                 len(share),
                 cut,
                 step,
+                stop,
             )
             if encoder.may_be_void:
                 figures["rejected_image/void"] = figures["void"]
@@ -175,7 +192,8 @@ def train(
             if spool is not None and (step % config.engine.log_every == 0 or step == steps):
                 spool.append({"step": step, "time": time.time(), "figures": figures})
             every = config.engine.checkpoint_every
-            if every is not None and step % every == 0 and step < steps:
+            due = every is not None and step % every == 0
+            if (due or stopping) and step < steps:
                 if spool is not None:
                     spool.sync()
                 checkpoint.save(
@@ -186,6 +204,8 @@ def train(
                     step=step,
                     write=workers.first,
                 )
+            if stopping and step < steps:
+                raise StoppedError(f"stopped after step {step} of {steps}")
             on_step(step, steps, figures)
     if config.engine.gradient_checkpointing:
         keep_activations(model)
@@ -253,10 +273,13 @@ def _curves(
 def _memory_told() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise TrialError(
-            "the GPU's memory ran out in training: lower engine.micro_batch, or set "
-            "engine.gradient_checkpointing: true"
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (gpu or isinstance(error, MemoryError) or _NO_MEMORY in str(error)):
+            raise
+        raise MemoryFullError(
+            f"the {'GPU' if gpu else 'machine'}'s memory ran out in training: lower "
+            "engine.micro_batch, or set engine.gradient_checkpointing: true"
         ) from None
 
 
@@ -267,8 +290,10 @@ def _accumulate(
     passes: int,
     cut: CutCount,
     step: int,
-) -> tuple[dict[str, float], float]:
-    """Add up the gradient of a global batch; return its figures and how many tokens it has.
+    stop: Callable[[], bool],
+) -> tuple[dict[str, float], float, bool]:
+    """Add up the gradient of a global batch; return its figures, how many tokens it has, whether
+    any worker was asked to stop.
 
     Figures and tokens are of all workers' pairs. The gradient is this worker's until its last
     pass, in which it becomes the mean over the global batch.
@@ -297,12 +322,13 @@ def _accumulate(
             sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
         if counts:
             cut.add(batch)
-    sums = workers.sums(sums, batch.prompts.ids.device)
-    tokens = sums.pop("tokens")
+    sums["stop"] = float(stop())
+    sums = workers.sums(sums, batch.prompts.ids.device)  # from here on, known to all workers alike
+    tokens, stopping = sums.pop("tokens"), sums.pop("stop") > 0
     figures = {name: value / size for name, value in sums.items()}
-    if not math.isfinite(figures["loss"]):  # known to all workers alike
+    if not math.isfinite(figures["loss"]):
         raise NonFiniteLossError(f"the loss is {figures['loss']} at step {step}")
-    return figures, tokens
+    return figures, tokens, stopping
 
 
 def _clip(together: Alone, parameters: list[nn.Parameter], step: int) -> float:

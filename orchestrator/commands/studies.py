@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def run(
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
     from orchestrator.run import run_study
+    from orchestrator.stopping import Stop
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
@@ -99,14 +101,18 @@ def run(
         for line in cost_lines(found):
             console.print(line)
 
+    stop = Stop()
+
     def make_executor() -> Executor:
         if executor == "inline":
             from orchestrator.executors.inline import InlineExecutor
 
-            return InlineExecutor()
+            return InlineExecutor(stop)
         from orchestrator.executors.ray_tune import RayTuneExecutor
 
-        return RayTuneExecutor(workdir=workdir, address=address, max_concurrent=max_concurrent)
+        return RayTuneExecutor(
+            workdir=workdir, address=address, max_concurrent=max_concurrent, stop=stop
+        )
 
     from orchestrator.tracking.mlflow import MlflowTracker
 
@@ -118,8 +124,11 @@ def run(
         tracker=tracker,
         console=console,
         trimmed=trimmed,
+        stop=stop,
     )
-    show(console, result_lines(outcome, workdir, tracker.address))
+    given = click.get_current_context().find_root().obj
+    command = "the same command" if given is None else shlex.join(["chip-ablate", *given])
+    show(console, result_lines(outcome, workdir, tracker.address, command))
     if as_json:
         click.echo(
             json.dumps(

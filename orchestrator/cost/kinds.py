@@ -18,7 +18,7 @@ from chip_core.training.store.passes import ReferencePass
 LIVE, PARTLY, STORED = "live", "partly stored", "stored"
 
 #: Keys of `engine` that change no step's time.
-_ASIDE = {"log_every", "checkpoint_every", "generation_batch"}
+_ASIDE = {"log_every", "checkpoint_every", "generation_batch", "retries", "stall_after"}
 #: What of `engine` a start and an answer take.
 _OF_MODEL = {"device", "threads", "gpus_per_worker", "cpus_per_worker", "attention"}
 #: Strategies whose settings decide how long an image takes.

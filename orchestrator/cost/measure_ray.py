@@ -56,7 +56,7 @@ class Tree:
             self.seconds()
 
 
-def nothing(job: Job, report: Callable[[Progress], None]) -> None:
+def nothing(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
     """Be a trial that ends at once."""
     report(Progress(phase="start", done=0, total=1))
     write_json(job.folder / RESULT, asdict(TrialResult(steps=0, evaluations={}, seconds={})))

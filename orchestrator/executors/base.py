@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from chip_core.config import TrialConfig
-from chip_core.errors import TrialError, printable
+from chip_core.errors import MemoryFullError, StoppedError, TrialError, printable
+from chip_core.files import is_full
 from chip_core.machine import cpu_seconds
 from chip_core.places import Places
 from chip_core.results import Progress, TrialResult
@@ -36,12 +37,22 @@ class Job:
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
     offered: Offered | None = None  # the stores of reference passes that it may read
     part: Part | None = None  # make this share of a reference pass, and nothing else
+    notes: tuple[str, ...] = ()  # what is to be said of this attempt
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training that is to be made, or gone on with."""
+        return not self.untrained and self.trained_model is None and self.part is None
 
     @property
     def workers(self) -> int:
         """How many processes share it: those of a training; scoring is one's work."""
-        training = not self.untrained and self.trained_model is None and self.part is None
-        return self.config.engine.workers_per_trial if training else 1
+        return self.config.engine.workers_per_trial if self.trains else 1
+
+
+#: What ended an attempt: its own (a wrong configuration, a loss that is no number, a bug), a worker
+#: or node that was lost, memory that ran out, a full disk, a wish to stop.
+Cause = Literal["own", "lost", "memory", "disk", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +84,23 @@ class Failed:
 
     job: Job
     reason: str
+    cause: Cause = "own"
+    from_outside: bool = False  # the worker did not say so itself: it was found dead
+    again: Job | None = None  # the trial's next attempt, which this run makes
+
+
+#: Says how a job that failed is tried again, as another job; None where it is not.
+Again = Callable[[Failed], Job | None]
 
 
 Event = Started | Progressed | Finished | Failed
 
 
 class Executor(Protocol):
-    """Runs jobs. Every job gets one Started, then one Finished or Failed; the others go on."""
+    """Runs jobs. Every job gets one Started, then one Finished or Failed; the others go on.
+
+    A job that is tried again is another job: Failed names it, and it is the next to begin.
+    """
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         """Be ready for several runs of jobs no larger than these; a run alone needs it not."""
@@ -87,24 +108,33 @@ class Executor(Protocol):
     def slots(self, job: Job) -> int:
         """Return how many jobs as large as this run at once; within `opened`."""
 
-    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        again: Again | None = None,
+    ) -> None:
         """Run all jobs and return when they have ended.
 
-        `on_event` is called in the caller's thread or another, never from two at once.
+        `on_event` and `again` are called in the caller's thread or another, never from two at once.
 
         Raises:
             KeyboardInterrupt: the user stopped it; jobs that have not ended were stopped.
         """
 
 
-def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
-    """Run one job in this process."""
+def execute(
+    job: Job, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False
+) -> TrialResult:
+    """Run one job in this process; it ends at its next step or batch where `stop` says so."""
     began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
     if job.part is not None:
         from chip_core.training.store.build import run_part
+        from chip_core.trial import stopped_by
 
-        return run_part(job.part, job.config, folder=job.folder, report=report)
+        told = stopped_by(stop, report)
+        return run_part(job.part, job.config, folder=job.folder, report=told)
     from chip_core.trial import run_trial
 
     return run_trial(
@@ -119,7 +149,18 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         places=job.places,
         earlier=job.earlier,
         offered=job.offered,
+        stop=stop,
+        notes=job.notes,
     )
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Return what ended an attempt, of what it raised."""
+    if isinstance(error, StoppedError):
+        return "stopped"
+    if isinstance(error, MemoryFullError | MemoryError):
+        return "memory"
+    return "disk" if is_full(error) else "own"
 
 
 def reason_of(error: BaseException) -> str:
@@ -127,6 +168,8 @@ def reason_of(error: BaseException) -> str:
     first = printable((str(error).strip().splitlines() or [""])[0])
     if isinstance(error, TrialError) and first:
         return first
+    if is_full(error):
+        return f"a disk is full ({first}): free some space and run the study again"
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

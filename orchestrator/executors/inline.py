@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from chip_core.errors import UserError
 from chip_core.results import Progress
 from orchestrator.executors.base import (
+    Again,
     Event,
     Failed,
     Finished,
     Job,
     Progressed,
     Started,
+    cause_of,
     execute,
     keep_traceback,
     reason_of,
 )
+from orchestrator.stopping import Stop
 
 
 class InlineExecutor:
     """Runs jobs in the caller's thread."""
+
+    def __init__(self, stop: Stop | None = None) -> None:
+        """Nothing runs yet.
+
+        Args:
+            stop: looked at between jobs, and within each between steps and batches.
+        """
+        self._stop = stop or Stop()
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         """There is nothing to open."""
@@ -31,11 +46,17 @@ class InlineExecutor:
         """Return 1: they run one after another."""
         return 1
 
-    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        again: Again | None = None,
+    ) -> None:
         """Run all jobs in order.
 
         Raises:
             UserError: a job needs more workers than this process.
+            KeyboardInterrupt: the user stopped it.
         """
         most = max((job.workers for job in jobs), default=1)
         if most > 1:
@@ -43,18 +64,39 @@ class InlineExecutor:
                 f"engine.workers_per_trial is {most}, and the inline executor has one process: "
                 "use --executor ray, or set engine.workers_per_trial=1"
             )
-        for job in jobs:
-            on_event(Started(job=job))
-            listener = _Listener(job, on_event)
-            try:
-                result = execute(job, listener)
-            except Exception as error:  # whatever a trial raises is its own failure
-                if error is listener.error:
-                    raise  # what the listener raised is not
-                keep_traceback(job)
-                on_event(Failed(job=job, reason=reason_of(error)))
-            else:
-                on_event(Finished(job=job, result=result))
+        left = deque(jobs)
+        while left and not self._stop.no_more:
+            failed = self._run(left.popleft(), on_event)
+            if failed is None:
+                continue
+            following = again(failed) if again is not None else None
+            on_event(replace(failed, again=following))
+            if following is not None:
+                _free_memory()
+                left.appendleft(following)
+        if self._stop.asked:
+            raise KeyboardInterrupt
+
+    def _run(self, job: Job, on_event: Callable[[Event], None]) -> Failed | None:
+        on_event(Started(job=job))
+        listener = _Listener(job, on_event)
+        try:
+            result = execute(job, listener, lambda: self._stop.asked)
+        except Exception as error:  # whatever a trial raises is its own failure
+            if error is listener.error:
+                raise  # what the listener raised is not
+            keep_traceback(job)
+            return Failed(job=job, reason=reason_of(error), cause=cause_of(error))
+        on_event(Finished(job=job, result=result))
+        return None
+
+
+def _free_memory() -> None:
+    """Give back what a failed attempt held, for the next one."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class _Listener:

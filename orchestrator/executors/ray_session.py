@@ -51,6 +51,8 @@ TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # How many begin at the same time: as many as fit. Ray's own is 1 where a list is added to.
+    "TUNE_MAX_PENDING_TRIALS_PG": "200",
 }
 
 #: Bytes of a local Ray's object store: what passes through it is small.

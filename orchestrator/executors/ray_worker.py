@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from chip_core.results import Progress
     from orchestrator.executors.base import Job
 
-#: What a driver returns through Tune: why its job failed.
-REASON = "reason"
+#: What a driver returns through Tune: why its job failed, and what that is a case of.
+REASON, CAUSE = "reason", "cause"
+
+#: Whether that was found from outside: the worker itself said nothing.
+OUTSIDE = "from_outside"
+
+#: There while a job is to end at its next step or batch, in its folder.
+STOP = "stop"
 
 #: The placement group that a job's workers hold, in its folder. A file and no report: a report is
 #: lost with the controller that it passes, and the place of a worker whose controller died is
@@ -59,9 +65,9 @@ class Parcel:
     folder: str  # the job's own
 
 
-def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any]:
+def drive(settings: dict[str, Any]) -> dict[str, Any]:
     """Run one job as a run of Train with its workers. This is Tune's trainable."""
-    parcel = parcels[settings["job"]]
+    parcel: Parcel = settings["parcel"]
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(parcel.place_within)
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -82,9 +88,10 @@ def drive(settings: dict[str, Any], parcels: dict[str, Parcel]) -> dict[str, Any
         ),
     )
     try:
-        return {REASON: trainer.fit().return_value}
+        ended = trainer.fit().return_value
     except TrainingFailedError as error:
-        return {REASON: _without_a_word(error, parcel)}
+        ended = _without_a_word(error, parcel)
+    return {} if ended is None else {CAUSE: ended[0], REASON: ended[1], OUTSIDE: ended[2]}
 
 
 def _trainer(workers: int, **settings: Any) -> Any:
@@ -111,10 +118,14 @@ def _trainer(workers: int, **settings: Any) -> Any:
     return Trainer(work, **settings)
 
 
-def work(settings: dict[str, Any]) -> str | None:
-    """Run one job in this worker; return the reason where it failed.
+#: How a job failed: its cause, the reason, whether that was found from outside.
+Ended = tuple[str, str, bool]
 
-    The reason is returned, not raised: so it comes through in the job's words, not in Ray's. But
+
+def work(settings: dict[str, Any]) -> Ended | None:
+    """Run one job in this worker; return how it failed, where it did.
+
+    That is returned, not raised: so it comes through in the job's words, not in Ray's. But
     one of several raises it: the others wait for it, until Train ends them.
     """
     from ray import train
@@ -123,29 +134,30 @@ def work(settings: dict[str, Any]) -> str | None:
     parcel: Parcel = settings["parcel"]
     first = train.get_context().get_world_rank() == 0
     folder = Path(parcel.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if first:
-        (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
 
-    from orchestrator.executors.base import keep_traceback, reason_of
+    from orchestrator.executors.base import cause_of, keep_traceback, reason_of
 
     job: Job | None = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if first:
+            (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
         job = pickle.loads(parcel.job)
         module, _, function = parcel.entry.partition(":")
         execute = getattr(importlib.import_module(module), function)
-        execute(job, throttled(_teller(folder)) if first else lambda progress: None)
+        report = throttled(_teller(folder)) if first else lambda progress: None
+        execute(job, report, (folder / STOP).exists)
     except BaseException as error:  # whatever a trial raises, SystemExit too, is its own failure
         if job is not None:
             keep_traceback(job)
         if parcel.workers > 1:
-            raise JobFailed(reason_of(error)) from None
-        return reason_of(error)
+            raise JobFailed(f"{cause_of(error)}: {reason_of(error)}") from None
+        return cause_of(error), reason_of(error), False
     return None
 
 
 class JobFailed(Exception):
-    """One of several workers cannot go on; the message is the job's reason."""
+    """One of several workers cannot go on; the message is the cause and the job's reason."""
 
 
 def _teller(folder: Path) -> Callable[[Progress], None]:
@@ -175,30 +187,33 @@ def throttled(
     return report
 
 
-def _without_a_word(error: Exception, parcel: Parcel) -> str:
-    """Return why a run of Train ended without its worker having said so, in one line."""
+def _without_a_word(error: Exception, parcel: Parcel) -> Ended:
+    """Return how a run of Train ended without its worker having returned it."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     cause = _first_cause(failures) or getattr(error, "controller_failure", error)
     died = "the worker process died"
     match type(cause).__name__:
         case "JobFailed":
-            return str(cause)
+            known, _, reason = str(cause).partition(": ")
+            return known, reason, False
         case "WorkerGroupStartupTimeoutError" | "InsufficientClusterResourcesError":
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in parcel.resources.items())
-            return f"no place for its worker ({wanted}) within {parcel.place_within:.0f} s"
+            reason = f"no place for its worker ({wanted}) within {parcel.place_within:.0f} s"
+            return "lost", reason, True
         case "WorkerGroupStartupFailedError":
-            return f"{died} (while it started)"
+            return "lost", f"{died} (while it started)", True
         case "WorkerHealthCheckTimeoutError":
-            return f"{died} (it no longer answers)"
+            return "lost", f"{died} (it no longer answers)", True
         case "WorkerHealthCheckFailedError":
             text = str(cause)
             if "OutOfMemory" in text or "low on memory" in text:
-                return f"{died} (its machine ran out of memory)"
+                return "memory", f"{died} (its machine ran out of memory)", True
             if "node has died" in text or "node died" in text:
-                return f"{died} (its machine is gone)"
-            return f"{died} (killed, out of memory, or crashed)"
+                return "lost", f"{died} (its machine is gone)", True
+            return "lost", f"{died} (killed, out of memory, or crashed)", True
     lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[0]}"
+    # Train's own controller gave up: of what a worker did, it says one of the above.
+    return "lost", f"{type(cause).__name__}: {lines[0]}", True
 
 
 def _first_cause(failures: dict[int, Exception]) -> Exception | None:

@@ -130,6 +130,7 @@ class Outcome:
     interrupted: bool
     report: Sequence[Path]
     compare: str | None = None  # where the arms can be compared in a browser
+    held_back: str | None = None  # why it began nothing more, where it did not
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:

@@ -48,14 +48,17 @@ def report_lines(summary: Summary, files: Sequence[Path]) -> Iterator[Renderable
         yield Text(note, style="dim")
 
 
-def result_lines(outcome: Outcome, workdir: Path, tracking: str) -> Iterator[RenderableType]:
-    """Say what a run came to and where everything lies."""
+def result_lines(
+    outcome: Outcome, workdir: Path, tracking: str, command: str
+) -> Iterator[RenderableType]:
+    """Say what a run came to, where everything lies, and how to go on (`command`)."""
     yield from report_lines(outcome.summary, outcome.report)
-    name = outcome.summary.plan.study.name
     for trial, reason in outcome.failed.items():
         yield Text(f"FAILED {trial}: {reason}", style="bold red")
     if outcome.interrupted:
-        yield Text(f"stopped; go on with: chip-ablate run {name} --workdir {workdir}")
+        yield _address(f"stopped; go on with: {command}")
+    elif outcome.held_back is not None:
+        yield _address(f"nothing more was begun: {outcome.held_back}; go on with: {command}")
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")

@@ -121,6 +121,8 @@ CHANGES_NOTHING: dict[str, Any] = {
     "engine.bucket": False,
     "engine.loader_workers": 3,
     "engine.generation_batch": 3,
+    "engine.retries": 1,
+    "engine.stall_after": 60.0,
     "engine.log_every": 7,
     "engine.checkpoint_every": 7,
     "engine.gradient_checkpointing": True,

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from chip_core.files import write_json
 from chip_core.results import MODEL, RESULT, Evaluation, Progress, TrialResult
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import (
+    Again,
+    Cause,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Progressed,
+    Started,
+)
 from orchestrator.plan import Plan, Trial
 from orchestrator.tracking.base import ArmView, Status, TrialView
 
@@ -39,6 +49,7 @@ class FakeExecutor:
     """Ends each job at once as `failures` and `dies_before` say."""
 
     failures: dict[str, str] = field(default_factory=dict)  # job name -> reason
+    lost: dict[str, list[Cause]] = field(default_factory=dict)  # what its attempts end by, in order
     dies_before: str | None = None  # job name at which the user presses Ctrl-C
     jobs: list[Job] = field(default_factory=list)
     parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
@@ -50,8 +61,15 @@ class FakeExecutor:
     def slots(self, job: Job) -> int:
         return self.at_once
 
-    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
-        for job in jobs:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        again: Again | None = None,
+    ) -> None:
+        left = deque(jobs)
+        while left:
+            job = left.popleft()
             if job.part is not None:
                 self.parts.append(job)
                 on_event(Started(job=job))
@@ -65,6 +83,13 @@ class FakeExecutor:
             on_event(Progressed(job=job, progress=progress))
             if job.name in self.failures:
                 on_event(Failed(job=job, reason=self.failures[job.name]))
+                continue
+            if self.lost.get(job.name):
+                cause, failed = self.lost[job.name].pop(0), Failed(job=job, reason="it died")
+                failed = replace(failed, cause=cause)
+                following = None if again is None else again(failed)
+                on_event(replace(failed, again=following))
+                left.extendleft([] if following is None else [following])
                 continue
             on_event(Finished(job=job, result=leave_result(job)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from chip_core.results import CURVES, MODEL
 from chip_core.training.store.folder import store_folder
 from chip_core.training.store.lock import making
 from chip_core.training.store.passes import ReferencePass
-from orchestrator.executors.base import Event, Finished, Job, Progressed, Started
+from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
 from orchestrator.passes import USES, PlannedPass, cache_folder, plan_passes
@@ -90,11 +91,12 @@ class Inline(InlineExecutor):
     """Notes what it is given."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.jobs: list[Job] = []
 
-    def run(self, jobs: Any, on_event: Any) -> None:
+    def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
         self.jobs += jobs
-        super().run(jobs, on_event)
+        super().run(jobs, on_event, again)
 
     @property
     def parts(self) -> list[str]:
@@ -329,16 +331,34 @@ def test_without_room_nothing_is_begun(
     run(plan_of(overrides={"reference_cache": "off"}), tmp_path, executor)
 
 
+def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_path: Path) -> None:
+    class LosesOne(Inline):
+        def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
+            if not self.jobs:
+                first, *rest = jobs
+                assert first.part is not None
+                on_event(Started(job=first))
+                failed = Failed(job=first, reason="it died", cause="lost")
+                following = again(failed)
+                on_event(replace(failed, again=following))
+                jobs = [following, *rest]
+            super().run(jobs, on_event, again)
+
+    records, executor = run(plan_of(TINY, overrides=SHORT), tmp_path, LosesOne())
+    assert {record["state"] for record in records} == {"made"}
+    assert executor.jobs[0].id.endswith("-again")
+
+
 def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> None:
     events: list[Event] = []
 
     class Watched(Inline):
-        def run(self, jobs: Any, on_event: Any) -> None:
+        def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
             def both(event: Event) -> None:
                 events.append(event)
                 on_event(event)
 
-            super().run(jobs, both)
+            super().run(jobs, both, again)
 
     run(plan_of(TINY, overrides=SHORT), tmp_path, Watched())
     of_text = [event for event in events if event.job.part is not None]

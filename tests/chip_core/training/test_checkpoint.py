@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import re
 from collections.abc import Callable
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
+from chip_core.errors import DiskFullError, NonFiniteLossError, StoppedError
 from chip_core.files import read_records
 from chip_core.results import Progress, read_result
+from chip_core.training import checkpoint, loop
 from chip_core.training.checkpoint import broken, checkpoints, remove_after
 from chip_core.trial import run_trial
 
@@ -220,7 +224,7 @@ def test_a_write_that_was_cut_off_leaves_no_checkpoint(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = several(shapes_config)
-    monkeypatch.setattr("chip_core.training.checkpoint._sync_file", at_once)
+    monkeypatch.setattr("chip_core.training.checkpoint.sync_files", at_once)
     with pytest.raises(Cut):
         run_trial(config, folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
@@ -230,3 +234,83 @@ def test_a_write_that_was_cut_off_leaves_no_checkpoint(
 
 def at_once(path: Path) -> None:
     raise Cut
+
+
+def test_where_the_last_attempts_checkpoints_are_broken_the_one_befores_are_used(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = several(shapes_config)
+    whole = tmp_path / "whole"
+    run_trial(config, folder=whole)
+    first = cut(config, tmp_path / "first", 3)  # left step 2
+    second = tmp_path / "second"
+    with pytest.raises(Cut):
+        run_trial(config, folder=second, resume_from=first, report=at(5))  # left step 4
+    (left,) = checkpoints(second)
+    state = left / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    third = tmp_path / "third"
+    result = run_trial(config, folder=third, resume_from=second, earlier=[second, first])
+    assert result.notes[-2].startswith("checkpoint step-00000004 is not used: state.pt is cut off")
+    assert result.notes[-1] == f"resumed after step 2 from {checkpoints(first)[0]}"
+    assert curves(third) == curves(whole)
+    assert weights(third) == weights(whole)
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_same_bits(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = shapes_config(training__max_steps=STEPS, training__batch_size=2)
+    whole, first, second = (tmp_path / name for name in ("whole", "first", "second"))
+    run_trial(config, folder=whole)
+    steps: list[int] = []
+    with pytest.raises(StoppedError, match=f"stopped after step 3 of {STEPS}"):
+        run_trial(
+            config,
+            folder=first,
+            report=lambda progress: steps.append(progress.done),
+            stop=lambda: bool(steps) and steps[-1] == 2,  # asked within step 3
+        )
+    assert [path.name for path in checkpoints(first)] == ["step-00000003"]
+    run_trial(config, folder=second, resume_from=first)
+    assert curves(second) == curves(whole)
+    assert weights(second) == weights(whole)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = several(shapes_config)
+    written = checkpoint.write_weights
+
+    def full(model: Any, folder: Path, *rest: Any, **options: Any) -> None:
+        written(model, folder, *rest, **options)
+        if "step-00000004" in str(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_weights", full)
+    with pytest.raises(DiskFullError, match="no room for the checkpoint after step 4"):
+        run_trial(config, folder=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_no_checkpoint_is_written_of_a_weight_that_is_no_number(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = loop.make_optimizer
+
+    def poisoned(*arguments: Any) -> Any:
+        optimizer, schedule = made(*arguments)
+        steps = iter(range(1, STEPS + 1))
+
+        def after(*_: Any) -> None:
+            if next(steps) == 4:
+                optimizer.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
+
+        optimizer.register_step_post_hook(after)
+        return optimizer, schedule
+
+    monkeypatch.setattr(loop, "make_optimizer", poisoned)
+    with pytest.raises(NonFiniteLossError, match="weight is not finite after step 4"):
+        run_trial(several(shapes_config), folder=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]

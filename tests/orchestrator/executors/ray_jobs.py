@@ -18,16 +18,17 @@ from orchestrator.executors.base import Job, execute
 from orchestrator.executors.ray_session import ENVIRONMENT
 
 Report = Callable[[Progress], None]
+Stop = Callable[[], bool]
 
 BEGAN = time.time()
 
 
-def play(job: Job, report: Report) -> None:
+def play(job: Job, report: Report, stop: Stop) -> None:
     """Do what the job's name says."""
-    globals()[f"_{job.name}"](job, report)
+    globals()[f"_{job.name}"](job, report, stop)
 
 
-def _steps(job: Job, report: Report) -> None:
+def _steps(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     for step in range(1, 4):
         report(Progress(phase="train", done=step, total=3, figures={"loss": 1 / step}))
@@ -39,27 +40,27 @@ def _steps(job: Job, report: Report) -> None:
 _again = _steps
 
 
-def _environment(job: Job, report: Report) -> None:
+def _environment(job: Job, report: Report, stop: Stop) -> None:
     figures = {name: float(os.environ.get(name) == value) for name, value in ENVIRONMENT.items()}
     report(Progress(phase="start", done=0, total=1, figures=figures))
-    _steps(job, report)
+    _steps(job, report, stop)
     report(Progress(phase="environment", done=1, total=1, figures=figures))
 
 
-def _boom(job: Job, report: Report) -> None:
+def _boom(job: Job, report: Report, stop: Stop) -> None:
     raise RuntimeError("boom\nsecond line")
 
 
-def _not_finite(job: Job, report: Report) -> None:
+def _not_finite(job: Job, report: Report, stop: Stop) -> None:
     raise NonFiniteLossError("the loss is nan at step 3")
 
 
-def _killed(job: Job, report: Report) -> None:
+def _killed(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kills_controller(job: Job, report: Report) -> None:
+def _kills_controller(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     others = psutil.Process().parent().children()
     mine = [p for p in others if "TrainController" in "".join(p.cmdline())]
@@ -67,11 +68,11 @@ def _kills_controller(job: Job, report: Report) -> None:
     time.sleep(600)
 
 
-def _trains(job: Job, report: Report) -> None:
-    execute(job, report)
+def _trains(job: Job, report: Report, stop: Stop) -> None:
+    execute(job, report, stop)
 
 
-def _second_fails(job: Job, report: Report) -> None:
+def _second_fails(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     workers = current()
     assert workers.size == 2
@@ -80,7 +81,7 @@ def _second_fails(job: Job, report: Report) -> None:
     workers.wait()
 
 
-def _second_dies(job: Job, report: Report) -> None:
+def _second_dies(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     workers = current()
     if not workers.first:
@@ -88,10 +89,10 @@ def _second_dies(job: Job, report: Report) -> None:
     workers.wait()
 
 
-def _silent(job: Job, report: Report) -> None:
+def _silent(job: Job, report: Report, stop: Stop) -> None:
     time.sleep(600)
 
 
-def _sleeps(job: Job, report: Report) -> None:
+def _sleeps(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     time.sleep(600)

@@ -1,0 +1,121 @@
+"""What a run's events come to: in the ledger first, then in the tracker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from orchestrator.executors.base import Event, Failed, Finished, Job, Started
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, Trial
+from orchestrator.retries import another
+from orchestrator.search import searches_of
+from orchestrator.stopping import Stop
+from orchestrator.tracking.base import Status, Tracker
+from orchestrator.work import next_attempt, view
+
+FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
+
+
+class Recorder:
+    """Writes each event to the ledger first, then shows it in the tracker."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        storage: Path,
+        tracker: Tracker,
+        stop: Stop,
+    ) -> None:
+        self._study = plan.study.name
+        self._ledger, self._storage, self._tracker = ledger, storage, tracker
+        self._stop = stop
+        self._opened: Plan | None = None
+        self._jobs: dict[str, tuple[Trial, int]] = {}
+        self._same: dict[str, list[Trial]] = {}
+        self._running: set[str] = set()
+        self._lost: dict[str, int] = {}  # how often a trial was tried again for being lost
+        self._followed = 0.0
+        self._lock = threading.Lock()
+        self.executed = 0
+        self.failed: dict[str, str] = {}
+
+    def open(self, plan: Plan, jobs: list[tuple[Job, Trial, int]]) -> None:
+        """Show a plan's runs as far as they are done, and be ready for its jobs."""
+        self._jobs = {job.id: (trial, attempt) for job, trial, attempt in jobs}
+        if plan is self._opened:
+            return
+        self._opened, self._same = plan, {}
+        for trial in _all_trials(plan):
+            self._same.setdefault(trial.fingerprint, []).append(trial)
+        done = [trial for trial in _all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
+        views = [
+            view(trial, self._ledger, self._storage, self._study, "FINISHED") for trial in done
+        ]
+        self._tracker.open(plan, views)
+
+    def take(self, event: Event) -> None:
+        """Record an event."""
+        with self._lock:
+            trial, attempt = self._jobs[event.job.id]
+            match event:
+                case Started():
+                    self.executed += 1
+                    self._running.add(event.job.id)
+                    self._ledger.started(trial, self._study, attempt)
+                    self._tracker.start(trial, event.job.folder)
+                case Finished(result=result):
+                    self._running.discard(event.job.id)
+                    folder = str(event.job.folder.relative_to(self._storage))
+                    self._ledger.finished(trial, self._study, attempt, folder, result)
+                    self._show(trial, "FINISHED")
+                case Failed(reason=reason, cause="stopped"):
+                    self._running.discard(event.job.id)
+                    self._ledger.ended(trial, self._study, attempt, "killed", reason)
+                    self._show(trial, "KILLED")
+                case Failed(reason=reason, again=following):
+                    self._running.discard(event.job.id)
+                    self._ledger.ended(trial, self._study, attempt, "failed", reason)
+                    if following is None:
+                        self.failed[trial.name] = reason
+                        self._show(trial, "FAILED")
+                    if event.cause == "disk":  # the next ones would find it as full
+                        self._stop.begin_no_more("a disk is full")
+            if time.monotonic() - self._followed >= FOLLOW_EVERY:
+                self._tracker.follow()
+                self._followed = time.monotonic()
+
+    def again(self, failed: Failed) -> Job | None:
+        """Return the next attempt of a trial that is worth one, and be ready for it."""
+        with self._lock:
+            trial, _ = self._jobs[failed.job.id]
+            job = another(failed, lost=self._lost.get(trial.fingerprint, 0))
+            if job is None:
+                return None
+            if job is failed.job:  # as it was: it was lost
+                self._lost[trial.fingerprint] = self._lost.get(trial.fingerprint, 0) + 1
+            job, attempt = next_attempt(job, trial, self._storage)
+            self._jobs[job.id] = (trial, attempt)
+            return job
+
+    def stop(self, reason: str) -> None:
+        """Record that what still ran was killed."""
+        with self._lock:
+            for job_id in sorted(self._running):
+                trial, attempt = self._jobs[job_id]
+                self._ledger.ended(trial, self._study, attempt, "killed", reason)
+                self._show(trial, "KILLED")
+            self._running.clear()
+
+    def _show(self, trial: Trial, status: Status) -> None:
+        for same in self._same[trial.fingerprint]:
+            self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
+
+
+def _all_trials(plan: Plan) -> list[Trial]:
+    """Return every trial that can run, in each place where it stands."""
+    searched = [trial for search in searches_of(plan) for trial in search.trials]
+    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]
+    return [plan.base, *searched, *seeds]

@@ -1,0 +1,105 @@
+"""What is left of a study when it is done, held against the study that nothing happened to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import read_records
+from tests.faults.world import STEPS
+
+
+@dataclass(kw_only=True)
+class Left:
+    """What a study came to, by arm ("base" too)."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)  # sha256 of the trained model
+    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    lost: int = 0  # finished trials that began again
+    doubled: int = 0  # ledger records or runs of which there is more than one
+    open_ends: int = 0  # attempts that began and whose end is in no record
+    untracked: list[str] = field(default_factory=list)  # what MLflow does not show
+
+
+def look(workdir: Path, database: Path | None = None) -> Left:
+    """Read a work directory's ledger, its trials' folders and its MLflow store."""
+    left = Left()
+    entries = read_records(workdir / "ledger" / "ledger.jsonl")
+    ends: Counter[tuple[str, int]] = Counter()
+    begun: set[tuple[str, int]] = set()
+    finished: set[str] = set()
+    for entry in entries:
+        mark, key = entry["fingerprint"], (entry["fingerprint"], entry["attempt"])
+        if entry["event"] == "started":
+            begun.add(key)
+            left.lost += mark in finished
+            left.attempts[entry["arm"]] = left.attempts.get(entry["arm"], 0) + 1
+            continue
+        ends[key] += 1
+        if entry["event"] == "finished":
+            left.doubled += mark in finished
+            finished.add(mark)
+            arm = entry["arm"]
+            left.figures[arm] = [each["metrics"] for each in entry["evaluations"].values()]
+            _of_training(left, arm, workdir / entry["folder"])
+    left.doubled += sum(count - 1 for count in ends.values())
+    left.open_ends = len(begun - ends.keys())
+    _of_tracking(left, database or workdir / "mlflow.db")
+    return left
+
+
+def _of_training(left: Left, arm: str, folder: Path) -> None:
+    model = folder / "model" / "model.safetensors"
+    if not model.exists():
+        return
+    left.weights[arm] = hashlib.sha256(model.read_bytes()).hexdigest()
+    left.losses[arm] = [
+        (record["step"], record["figures"]["loss"])
+        for record in read_records(folder / "curves.jsonl")
+    ]
+
+
+def _of_tracking(left: Left, database: Path) -> None:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
+        runs = store.execute(
+            "select tags.value, runs.name, runs.status, runs.run_uuid from runs "
+            "join tags on tags.run_uuid = runs.run_uuid "
+            "where tags.key = 'chip.kind' and runs.lifecycle_stage = 'active'"
+        ).fetchall()
+        points = dict(
+            store.execute(
+                "select run_uuid, count(*) from metrics where key = 'train/loss' group by run_uuid"
+            ).fetchall()
+        )
+    kinds = Counter(kind for kind, *_ in runs)
+    wanted = {"study": 1, "arm": 2, "trial": 2, "base": 1}
+    for kind, count in wanted.items():
+        if kinds[kind] > count:
+            left.doubled += kinds[kind] - count
+        elif kinds[kind] < count:
+            left.untracked.append(f"{count - kinds[kind]} run of kind {kind} is missing")
+    for kind, name, status, run in runs:
+        if status != "FINISHED":
+            left.untracked.append(f"{kind} {name} is {status}")
+        if kind == "trial" and points.get(run, 0) != STEPS:
+            left.untracked.append(f"trial {name} has {points.get(run, 0)} points of its loss")
+
+
+def differences(left: Left, undisturbed: Left) -> list[str]:
+    """Return which figures, weights and losses are not the undisturbed study's, to the bit."""
+    found = []
+    for what in ("figures", "weights", "losses"):
+        here, there = getattr(left, what), getattr(undisturbed, what)
+        found += [
+            f"{what} of {arm}"
+            for arm in there
+            if json.dumps(here.get(arm)) != json.dumps(there[arm])
+        ]
+    return found

@@ -1,0 +1,308 @@
+"""The faults: what is done to a study that runs, and what it has to come to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.faults.injected import FULL
+from tests.faults.world import STEPS, World, training
+
+#: Seconds that a tracking store is away.
+AWAY = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault of a schedule."""
+
+    kind: str
+    step: int  # of a training, from which on it may happen
+
+    def __str__(self) -> str:
+        return f"{self.kind} at step {self.step}"
+
+
+@dataclass(kw_only=True)
+class Met:
+    """The attempt that a fault met, and when, in seconds since 1970."""
+
+    folder: Path | None
+    at: float
+
+
+@dataclass(kw_only=True)
+class Case:
+    """A study that runs, and what is known of its faults so far."""
+
+    world: World
+    workdir: Path
+    server: Server | None = None
+    mounted: dict[str, Path | None] = field(default_factory=dict)  # small disks, where they are
+    met: list[Met] = field(default_factory=list)
+    fault: Fault = field(init=False)  # the one that is being done
+    driver: subprocess.Popen[bytes] = field(init=False)
+    hit: Path | None = None  # folder of the attempt that it met
+    at: float = 0.0
+
+    def start(self) -> None:
+        """Start the study's driver."""
+        tracking = None if self.server is None else self.server.uri
+        self.driver = self.world.start(self.workdir, tracking=tracking)
+
+    def end(self) -> None:
+        """Leave no driver behind."""
+        if self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
+
+    def meet(self) -> dict[str, Any]:
+        """Wait for the moment; return what the attempt told there."""
+        before = [met.folder for met in self.met]
+        self.hit, moment = training(self.workdir, self.driver, step=self.fault.step, but=before)
+        self.at = time.time()
+        return moment
+
+    @property
+    def disk(self) -> Path | None:
+        """The small disk that the fault is about, where one could be mounted."""
+        return self.mounted.get(KINDS[self.fault.kind].disk or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is done, and how the driver is to end where the study does not go through it."""
+
+    do: Callable[[Case], None]
+    exits: tuple[int, ...] = (0,)  # what the driver that was met may end with
+    stall_after: float = 3600.0
+    plan: Callable[[Fault], dict[str, Any]] = field(default=lambda fault: {})
+    server: bool = False  # whether runs are tracked by a server
+    disk: str | None = None  # folder of the work directory that is a small disk of its own
+    mend: Callable[[Case], None] = field(default=lambda case: None)  # before it is run again
+
+
+def schedules(
+    count: int, seed: int, *, each: int = 1, kinds: list[str] | None = None
+) -> list[tuple[Fault, ...]]:
+    """Return seeded schedules in which each kind comes about equally often.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+        each: faults of one schedule, no two of one kind.
+        kinds: to draw from; by default all.
+    """
+    draw = random.Random(seed)
+    drawn: list[tuple[Fault, ...]] = []
+    left: list[str] = []
+    while len(drawn) < count:
+        one: list[str] = []
+        while len(one) < min(each, len(kinds or KINDS)):
+            if not left:
+                left = sorted(kinds or KINDS)
+                draw.shuffle(left)
+            one.append(left.pop(next(i for i, name in enumerate(left) if name not in one)))
+            if left and all(name in one for name in left):
+                left = []
+        one.sort(key=lambda name: name != "NaN loss")  # it meets the first training there is
+        # Later ones come early in a training: it may be the last.
+        steps = [draw.randint(1, STEPS // 2 if after else STEPS - 2) for after in range(len(one))]
+        drawn.append(tuple(Fault(kind=n, step=s) for n, s in zip(one, steps, strict=True)))
+    return drawn
+
+
+def _kill_worker(case: Case) -> None:
+    os.kill(case.meet()["pid"], signal.SIGKILL)
+
+
+def _kill_trial_driver(case: Case) -> None:
+    case.meet()
+    busy = case.world.drivers()
+    assert busy, "no process drives a trial"
+    busy[0].kill()
+
+
+def _kill_study_driver(case: Case) -> None:
+    case.meet()
+    case.driver.kill()
+
+
+def _interrupt(case: Case) -> None:
+    case.meet()
+    case.driver.send_signal(signal.SIGINT)
+
+
+def _terminate(case: Case) -> None:
+    case.meet()
+    case.driver.send_signal(signal.SIGTERM)
+
+
+def _kill_node(case: Case) -> None:
+    node = case.world.node_of(case.meet()["pid"])
+    case.world.cluster.remove_node(node, allow_graceful=False)
+
+
+def _preempt_driver_node(case: Case) -> None:
+    case.meet()
+    node = case.world.node_of(case.world.drivers()[0].pid)
+    case.world.cluster.remove_node(node, allow_graceful=True)
+
+
+def _hang(case: Case) -> None:
+    os.kill(case.meet()["pid"], signal.SIGSTOP)
+
+
+def _cut_checkpoint(case: Case) -> None:
+    """Kill a worker, and cut its newest checkpoint as a crash of its machine might."""
+    pid = case.meet()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    assert case.hit is not None
+    whole = sorted((case.hit / "checkpoints").glob("step-*"))
+    if whole:
+        state = whole[-1] / "state.pt"
+        os.truncate(state, state.stat().st_size // 2)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _poison(case: Case) -> None:
+    """Nothing: the worker itself writes NaN."""
+    case.driver.wait(600)
+    case.hit, case.at = None, time.time()
+
+
+def _fill_disk(case: Case) -> None:
+    case.meet()
+    if case.disk is not None:
+        fill(case.disk)
+    else:
+        _flag(case).touch()
+    case.driver.wait(600)
+
+
+def _empty_disk(case: Case) -> None:
+    if case.disk is not None:
+        (case.disk / FILLER).unlink()
+    else:
+        _flag(case).unlink()
+
+
+def _flag(case: Case) -> Path:
+    ledger = case.fault.kind == "disk full at the ledger"
+    return case.workdir / (f"{FULL}-ledger" if ledger else FULL)
+
+
+def _server_gone(case: Case) -> None:
+    case.meet()
+    assert case.server is not None
+    case.server.kill()
+    time.sleep(AWAY)
+    case.server.start()
+
+
+def _lock_store(case: Case) -> None:
+    case.meet()
+    database = case.workdir / "mlflow.db" if case.server is None else case.server.database
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
+        store.isolation_level = None
+        store.execute("begin exclusive")
+        time.sleep(AWAY)
+        store.execute("rollback")
+
+
+KINDS: dict[str, Kind] = {
+    "worker killed": Kind(do=_kill_worker),
+    "trial's driver killed": Kind(do=_kill_trial_driver),
+    "study's driver killed": Kind(do=_kill_study_driver, exits=(-9,)),
+    "node killed": Kind(do=_kill_node),
+    "driver's node preempted": Kind(do=_preempt_driver_node),
+    "Ctrl-C": Kind(do=_interrupt, exits=(130,)),
+    "SIGTERM": Kind(do=_terminate, exits=(130,)),
+    "worker hangs": Kind(do=_hang, stall_after=90.0),
+    "checkpoint cut short": Kind(do=_cut_checkpoint),
+    "NaN loss": Kind(do=_poison, exits=(1,), plan=lambda fault: {"nan": max(fault.step, 2)}),
+    "disk full at a checkpoint": Kind(do=_fill_disk, exits=(1,), disk="trials", mend=_empty_disk),
+    "disk full at the ledger": Kind(do=_fill_disk, exits=(2,), disk="ledger", mend=_empty_disk),
+    "tracking server gone": Kind(do=_server_gone, server=True),
+    "tracking store locked": Kind(do=_lock_store),
+}
+
+FILLER = "filler"
+
+
+def fill(disk: Path) -> None:
+    """Take all that a small disk has free."""
+    with (disk / FILLER).open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str = "160m") -> Iterator[Path | None]:
+    """A small disk at a folder; None where none can be mounted."""
+    folder.mkdir(parents=True)
+    mount = shutil.which("mount")
+    command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    done = None if mount is None else subprocess.run(command, capture_output=True, check=False)
+    if done is None or done.returncode != 0:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class Server:
+    """An MLflow server over a work directory's database, on loopback."""
+
+    def __init__(self, workdir: Path, port: int) -> None:
+        self.uri = f"http://127.0.0.1:{port}"
+        self.database = workdir / "server.db"
+        self._command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+            "--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1",
+            "--artifacts-destination", str(workdir / "server-artifacts"),
+        ]  # fmt: skip
+        self._log = workdir / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        import urllib.request
+
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            time.sleep(0.5)
+        raise TimeoutError("the tracking server does not answer")
+
+    def kill(self) -> None:
+        """End it and all its children without a word."""
+        if self._process is None:
+            return
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                child.kill()
+        self._process.kill()
+        self._process.wait()
+        self._process = None

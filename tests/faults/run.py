@@ -1,0 +1,255 @@
+"""`make faults N=20`: spoil a small study N times by a seeded schedule, and say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import describe
+from tests.faults.check import Left, differences, look
+from tests.faults.kinds import KINDS, Case, Fault, Kind, Met, Server, schedules, small_disk
+from tests.faults.world import NotMet, World, moments, opened, prepare, start
+
+#: Times that a study is run again before it counts as lost.
+AGAIN = 3
+#: Seconds that one run of the driver may take.
+PATIENCE = 900.0
+
+
+@dataclass(kw_only=True)
+class Injected:
+    """One fault, and what the study's driver and the trial that was met did about it."""
+
+    kind: str
+    step: int
+    exit: int | None = None  # of the driver that was met, where the fault ends it
+    trains_again: float | None = None  # seconds from the fault, or from the rerun's start
+    from_step: int | None = None  # the first that it makes then
+    error: str = ""
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What came of one schedule."""
+
+    faults: list[Injected] = field(default_factory=list)
+    exits: list[int] = field(default_factory=list)  # of the study's driver, run after run
+    attempts: int = 0  # of all trials together; 3 where nothing happens
+    lost: int = 0  # finished trials that ran again
+    doubled: int = 0  # ledger records, active runs of which there are more than one
+    open_ends: int = 0  # attempts without an end in the ledger
+    differing: list[str] = field(default_factory=list)  # from the undisturbed study, to the bit
+    untracked: list[str] = field(default_factory=list)
+    not_met: list[str] = field(default_factory=list)  # faults that came too late to be done
+    said: str = ""  # the driver's lines on it
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def survived(self) -> bool:
+        """Whether all is there, once, and the same."""
+        wrong = self.lost or self.doubled or self.open_ends or self.differing or self.untracked
+        return not (wrong or self.error or any(fault.error for fault in self.faults))
+
+
+def undisturbed(workdir: Path) -> Left:
+    """Run the study without a fault and without Ray, once, if it is not there yet (`--keep`)."""
+    prepare(workdir)
+    if not (workdir / "studies" / "small" / "report").exists():
+        code = start(workdir, "--executor", "inline").wait(PATIENCE)
+        if code != 0:
+            raise RuntimeError((workdir / "driver.log").read_text(errors="replace")[-3000:])
+    left = look(workdir)
+    assert not left.untracked, left.untracked
+    return left
+
+
+def one(world: World, faults: Sequence[Fault], workdir: Path, expected: Left) -> Outcome:
+    """Spoil one study, run it until it is done, and look at what is left."""
+    kinds = [KINDS[fault.kind] for fault in faults]
+    outcome, began = Outcome(), time.monotonic()
+    world.heal()
+    plan: dict[str, Any] = {}
+    for fault, kind in zip(faults, kinds, strict=True):
+        plan |= kind.plan(fault)
+    prepare(workdir, stall_after=min(kind.stall_after for kind in kinds), **plan)
+    server = Server(workdir, _free_port()) if any(kind.server for kind in kinds) else None
+    disks = {kind.disk for kind in kinds if kind.disk is not None}
+    case = Case(world=world, workdir=workdir, server=server)
+    try:
+        with ExitStack() as stack:
+            for disk in sorted(disks):
+                case.mounted[disk] = stack.enter_context(small_disk(workdir / disk))
+            if server is not None:
+                stack.callback(server.kill)
+                server.start()
+            stack.callback(case.end)
+            case.start()
+            for fault, kind in zip(faults, kinds, strict=True):
+                try:
+                    outcome.faults.append(_inject(case, fault, kind, outcome))
+                except NotMet:
+                    outcome.not_met.append(str(fault))  # all trainings were past it
+            while True:
+                outcome.exits.append(case.driver.wait(PATIENCE))
+                if outcome.exits[-1] == 0:
+                    break
+                if len(outcome.exits) > len(faults) + AGAIN:
+                    raise RuntimeError(f"the study is not done after {len(outcome.exits)} runs")
+                case.start()
+            left = look(workdir, None if server is None else server.database)
+            for fault_, met in zip(outcome.faults, case.met, strict=True):
+                _trains_again(fault_, met, workdir)
+            outcome.attempts = sum(left.attempts.values())
+            outcome.lost, outcome.doubled = left.lost, left.doubled
+            outcome.open_ends, outcome.untracked = left.open_ends, left.untracked
+            outcome.differing = differences(left, expected)
+    except Exception as error:
+        outcome.error = f"{type(error).__name__}: {error}"
+    outcome.said = _said(workdir)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def _inject(case: Case, fault: Fault, kind: Kind, outcome: Outcome) -> Injected:
+    """Do one fault to the study as it runs; where it ends the driver, start that again."""
+    injected = Injected(kind=fault.kind, step=fault.step)
+    case.fault = fault
+    kind.do(case)
+    met = Met(folder=case.hit, at=case.at)
+    case.met.append(met)
+    if 0 in kind.exits:
+        return injected
+    injected.exit = case.driver.wait(PATIENCE)
+    outcome.exits.append(injected.exit)
+    if injected.exit not in kind.exits:
+        injected.error = f"the driver ended with {injected.exit}, not {kind.exits}"
+    kind.mend(case)
+    met.at = time.time()
+    case.start()
+    return injected
+
+
+def _trains_again(injected: Injected, met: Met, workdir: Path) -> None:
+    """Note when the trial that was met made its next step, in a later attempt, and which."""
+    if met.folder is None:
+        return
+    for folder, told in moments(workdir).items():
+        trained = [moment for moment in told if moment["phase"] == "train"]
+        if folder.parent == met.folder.parent and folder.name > met.folder.name and trained:
+            injected.trains_again = trained[0]["time"] - met.at
+            injected.from_step = trained[0]["done"]
+            return
+
+
+def _said(workdir: Path) -> str:
+    """Return the lines in which the driver spoke of a fault."""
+    log = (workdir / "driver.log").read_text(errors="replace")
+    words = ("tried again", "FAILED", "KILLED", "stopped", "chip-ablate:", "Traceback")
+    return "\n".join(line for line in log.splitlines() if any(word in line for word in words))
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Return what was injected, what survived, how soon it went on: a line a kind."""
+    shown = Table("fault", "injected", "survived", "trains again after, s")
+    pairs = [(fault, outcome) for outcome in outcomes for fault in outcome.faults]
+    for kind in sorted({fault.kind for fault, _ in pairs}):
+        of_kind = [(fault, outcome) for fault, outcome in pairs if fault.kind == kind]
+        times = [fault.trains_again for fault, _ in of_kind]
+        shown.add_row(
+            kind,
+            str(len(of_kind)),
+            str(sum(outcome.survived for _, outcome in of_kind)),
+            ", ".join(f"{seconds:.0f}" for seconds in times if seconds is not None),
+        )
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a schedule; 0 where all of it was survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-n", "--schedules", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--each", type=int, default=2, help="faults that one study meets")
+    parser.add_argument("--kinds", help="only these, separated by commas")
+    parser.add_argument("--json", type=Path, help="where the outcomes go")
+    parser.add_argument("--keep", type=Path, help="keep the work directories here")
+    given = parser.parse_args(arguments)
+    kinds = given.kinds.split(",") if given.kinds else None
+    for unknown in set(kinds or ()) - KINDS.keys():
+        parser.error(f"unknown kind '{unknown}': known are {', '.join(KINDS)}")
+    console, outcomes = Console(), []
+    above = given.keep or Path(tempfile.mkdtemp(prefix="chip-faults-"))
+    above.mkdir(parents=True, exist_ok=True)
+    try:
+        expected = undisturbed(above / "undisturbed")
+        console.print("the study without a fault: done")
+        with opened() as world:
+            # Starting Ray took these, and what a shell puts in the background has no Ctrl-C.
+            for which in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(which, signal.default_int_handler)
+            drawn = schedules(given.schedules, given.seed, each=given.each, kinds=kinds)
+            for number, faults in enumerate(drawn, start=1):
+                outcome = one(world, faults, above / f"{number}", expected)
+                outcomes.append(outcome)
+                word = "survived" if outcome.survived else "NOT SURVIVED"
+                what = ", then ".join(map(str, faults))
+                said = f"{number}: {what}: {word}, {outcome.seconds:.0f} s"
+                console.print(said, highlight=False)
+                if not outcome.survived:
+                    console.print_json(json.dumps(asdict(outcome)))
+                if given.json is not None:
+                    given.json.write_text(json.dumps(_summary(given, outcomes), indent=1) + "\n")
+                if given.keep is None:
+                    shutil.rmtree(above / f"{number}", ignore_errors=True)
+    finally:
+        if given.keep is None:
+            shutil.rmtree(above, ignore_errors=True)
+    console.print(table(outcomes))
+    found = _summary(given, outcomes)
+    console.print(
+        f"{found['survived']} of {len(outcomes)} studies survived {found['injected']} faults; "
+        f"finished trials that ran again: {found['finished trials that ran again']}; "
+        f"doubled: {found['doubled']}; figures that differ: {found['differing']}",
+        highlight=False,
+    )
+    return 0 if found["survived"] == len(outcomes) else 1
+
+
+def _summary(given: argparse.Namespace, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "machine": describe(),
+        "command": f"python -m tests.faults.run -n {given.schedules} --each {given.each} "
+        f"--seed {given.seed}" + (f" --kinds '{given.kinds}'" if given.kinds else ""),
+        "studies": len(outcomes),
+        "injected": sum(len(outcome.faults) for outcome in outcomes),
+        "survived": sum(outcome.survived for outcome in outcomes),
+        "finished trials that ran again": sum(outcome.lost for outcome in outcomes),
+        "doubled": sum(outcome.doubled for outcome in outcomes),
+        "differing": sum(len(outcome.differing) for outcome in outcomes),
+        "outcomes": [asdict(outcome) | {"survived": outcome.survived} for outcome in outcomes],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

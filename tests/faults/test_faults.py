@@ -1,0 +1,61 @@
+"""The harness' own parts, and a short selection of faults. `make faults N=20` runs more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import ray
+
+from tests.faults.check import Left, differences
+from tests.faults.kinds import KINDS, Fault, fill, schedules, small_disk
+from tests.faults.run import one, undisturbed
+from tests.faults.world import STEPS, opened
+
+
+def test_schedules_are_a_function_of_the_seed_and_use_every_kind_alike() -> None:
+    drawn = schedules(14, 3, each=2)
+    assert drawn == schedules(14, 3, each=2)
+    assert drawn != schedules(14, 4, each=2)
+    counts = Counter(fault.kind for faults in drawn for fault in faults)
+    assert counts.keys() == KINDS.keys()
+    assert max(counts.values()) - min(counts.values()) <= 1  # 28 faults of 14 kinds
+    for first, second in drawn:
+        assert first.kind != second.kind
+        assert 1 <= second.step <= STEPS // 2
+
+
+def test_a_small_disk_is_full_when_it_is_filled(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        if disk is None:
+            pytest.skip("no disk can be mounted here")
+        fill(disk)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "more").write_bytes(b"1" * 4096)
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_figure_that_differs_in_its_last_bit_is_told() -> None:
+    one_ = Left(figures={"dpo": [{"a": 0.1}]}, weights={"dpo": "x"}, losses={"dpo": [(1, 0.5)]})
+    other = Left(figures={"dpo": [{"a": 0.1 + 2**-56}]}, weights={"dpo": "x"}, losses={})
+    assert 0.1 + 2**-56 != 0.1
+    assert differences(other, one_) == ["figures of dpo", "losses of dpo"]
+    assert differences(one_, one_) == []
+
+
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_a_worker_and_then_the_studys_driver_are_killed(tmp_path: Path) -> None:
+    faults = [Fault(kind="worker killed", step=4), Fault(kind="study's driver killed", step=2)]
+    expected = undisturbed(tmp_path / "undisturbed")
+    try:
+        with opened() as world:
+            outcome = one(world, faults, tmp_path / "spoilt", expected)
+    finally:
+        ray.shutdown()
+    assert outcome.survived, outcome
+    assert [fault.kind for fault in outcome.faults] == [fault.kind for fault in faults]
+    assert outcome.exits == [-9, 0]
+    # from step 4's checkpoint; where this machine is busy, it may have come to step 6's
+    assert outcome.faults[0].from_step in (5, 7)

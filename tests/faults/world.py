@@ -1,0 +1,195 @@
+"""A cluster of three nodes on this machine, and a study small enough to be spoilt twenty times."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from orchestrator.executors.ray_session import ENVIRONMENT, _signals_kept
+from tests.faults.injected import MOMENTS, PLAN
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+
+STUDY = """
+study: small
+question: Is anything lost?
+recipe: recipe.yaml
+factors:
+  objective: [dpo, chip]
+seeds: [0]
+baseline: {objective: dpo}
+benchmarks:
+  report: [{name: shapes, limit: 8}]
+primary: {metric: shapes/chair_i, goal: minimize}
+"""
+
+
+def recipe(stall_after: float) -> str:
+    """The embedded world's recipe with few steps and a checkpoint after every second."""
+    from chip_core import recipes
+
+    text = recipes.find("shapes").read_text()
+    for old, new in (
+        ("batch_size: 16", "batch_size: 2"),
+        ("max_steps: 60", f"max_steps: {STEPS}"),
+        ("reference_cache: fp32", "reference_cache: 'off'"),
+        (
+            "  micro_batch: 16",
+            f"  micro_batch: 2\n  checkpoint_every: 2\n  stall_after: {stall_after}",
+        ),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+class NotMet(Exception):
+    """The study ended before the moment that a fault was meant for."""
+
+
+class World:
+    """The cluster: a head with nothing on it, and two nodes with a CPU and room for drivers."""
+
+    def __init__(self, temp: Path) -> None:
+        os.environ.update(environment())
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "temp_dir": str(temp),
+                "include_dashboard": False,
+                "object_store_memory": 80 * 1024**2,
+            },
+        )
+        self.heal()
+
+    def heal(self) -> None:
+        """Have two nodes again."""
+        with _signals_kept():  # starting a node takes them
+            while len(self.cluster.worker_nodes) < 2:
+                self.cluster.add_node(
+                    num_cpus=1, resources={"chip_driver": 2}, object_store_memory=80 * 1024**2
+                )
+
+    def node_of(self, pid: int) -> Any:
+        """Return the node whose raylet started a process."""
+        above = {parent.pid for parent in psutil.Process(pid).parents()}
+        for node in self.cluster.worker_nodes:
+            if node.all_processes["raylet"][0].process.pid in above:
+                return node
+        raise LookupError(f"process {pid} is on no node")
+
+    def drivers(self) -> list[psutil.Process]:
+        """Return the processes that drive a trial, newest first."""
+        found = []
+        for node in self.cluster.worker_nodes:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            for process in raylet.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "ImplicitFunc" in " ".join(process.cmdline()):
+                        found.append(process)
+        return sorted(found, key=lambda process: -process.create_time())
+
+    def start(self, workdir: Path, *, tracking: str | None = None) -> subprocess.Popen[bytes]:
+        """Start the study's driver; what it says goes to `driver.log`."""
+        tracked = [] if tracking is None else ["--tracking-uri", tracking]
+        return start(workdir, "--address", self.cluster.address, *tracked)
+
+    def close(self) -> None:
+        """End all of it."""
+        self.cluster.shutdown()
+
+
+def environment() -> dict[str, str]:
+    """Return what the study's processes are to find beside what this one has."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def start(workdir: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start a driver of the study; what it says goes to `driver.log`."""
+    with (workdir / "driver.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.drive", "run", "study.yaml",
+             "--workdir", str(workdir), *options],
+            cwd=workdir,
+            env={**os.environ, **environment()},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[World]:
+    """A world, and nothing of it afterwards."""
+    # Sockets lie in it, and their paths must be short.
+    temp = Path(tempfile.mkdtemp(prefix="cf-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
+    world = World(temp)
+    try:
+        yield world
+    finally:
+        world.close()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def prepare(workdir: Path, *, stall_after: float = 3600.0, **plan: Any) -> None:
+    """Write a study into a work directory, and what workers themselves are to get wrong."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "study.yaml").write_text(STUDY)
+    (workdir / "recipe.yaml").write_text(recipe(stall_after))
+    (workdir / PLAN).write_text(json.dumps(plan))
+
+
+def moments(workdir: Path) -> dict[Path, list[dict[str, Any]]]:
+    """Return what each attempt has told, by its folder, in order."""
+    found = {}
+    for path in sorted(workdir.glob(f"trials/*/attempt-*/{MOMENTS}")):
+        lines = path.read_bytes().split(b"\n")[:-1]
+        found[path.parent] = [json.loads(line) for line in lines]
+    return found
+
+
+def training(
+    workdir: Path,
+    driver: subprocess.Popen[bytes],
+    *,
+    step: int,
+    but: Sequence[Path | None] = (),
+    timeout: float = 600.0,
+) -> tuple[Path, dict[str, Any]]:
+    """Wait until a training is at a step; return its attempt's folder and that moment.
+
+    Args:
+        workdir: the study's.
+        driver: the study's.
+        step: the one, or a later one: a training that was gone on with may be past it.
+        but: attempts that were met before.
+        timeout: seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for folder, told in moments(workdir).items():
+            if folder in but or (folder / "result.json").exists():
+                continue
+            last = told[-1] if told else {"phase": ""}
+            if last["phase"] == "train" and step <= last["done"] < STEPS:
+                return folder, last
+        if driver.poll() is not None:
+            log = (workdir / "driver.log").read_text(errors="replace")[-2000:]
+            raise NotMet(f"the driver ended before a training was at step {step}:\n{log}")
+        time.sleep(0.02)
+    raise TimeoutError(f"no training came to step {step} in {timeout:.0f} s")
