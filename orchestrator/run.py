@@ -29,11 +29,13 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.reference import make_passes, offer
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.model import make_report
+from orchestrator.report.provenance import last_ended
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
 from orchestrator.search import failures_of, searches_of, settled
 from orchestrator.tracking.base import Status, Tracker
+from orchestrator.tracking.closed import keep_close
 from orchestrator.work import adopt, jobs_for, stages, view
 
 OnEvent = Callable[[Event], None]
@@ -67,7 +69,7 @@ def run_study(
     study = plan.study.name
     _check_writable(workdir)
     with study_lock(workdir, study):
-        keep_plan(plan, workdir)
+        began = keep_plan(plan, workdir).began
         ledger, storage = Ledger(workdir), workdir
         plan = settled(plan, ledger)
         adopt(plan, ledger, storage)
@@ -81,7 +83,7 @@ def run_study(
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
-        recorder = _Recorder(plan, ledger, storage, tracker)
+        recorder = _Recorder(plan, ledger, storage, tracker, began)
         recorder.open(plan, jobs)
         interrupted = False
         records: list[dict[str, Any]] = []  # of the reference passes
@@ -115,7 +117,9 @@ def run_study(
         status: Status = "FINISHED"
         if failed or interrupted:
             status = "KILLED" if interrupted else "FAILED"
-        tracker.close(arm_views(report.summary), status, folder)
+        arms, ended = arm_views(report.summary), last_ended(plan, ledger)
+        keep_close(workdir, study, arms, status, ended)
+        tracker.close(arms, status, folder, ended)
         return Outcome(
             summary=report.summary,
             executed=recorder.executed,
@@ -123,6 +127,7 @@ def run_study(
             interrupted=interrupted,
             report=written,
             compare=tracker.compare_address(),
+            waiting=tracker.waiting(),
         )
 
 
@@ -236,8 +241,9 @@ class _Recorder:
         ledger: Ledger,
         storage: Path,
         tracker: Tracker,
+        began: float | None,
     ) -> None:
-        self._study = plan.study.name
+        self._study, self._began = plan.study.name, began
         self._ledger, self._storage, self._tracker = ledger, storage, tracker
         self._opened: Plan | None = None
         self._jobs: dict[str, tuple[Trial, int]] = {}
@@ -254,13 +260,13 @@ class _Recorder:
         if plan is self._opened:
             return
         self._opened, self._same = plan, {}
-        for trial in _all_trials(plan):
+        for trial in all_trials(plan):
             self._same.setdefault(trial.fingerprint, []).append(trial)
-        done = [trial for trial in _all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
+        done = [trial for trial in all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
         views = [
             view(trial, self._ledger, self._storage, self._study, "FINISHED") for trial in done
         ]
-        self._tracker.open(plan, views)
+        self._tracker.open(plan, views, self._began)
 
     def take(self, event: Event) -> None:
         """Record an event."""
@@ -271,7 +277,9 @@ class _Recorder:
                     self.executed += 1
                     self._running.add(event.job.id)
                     self._ledger.started(trial, self._study, attempt)
-                    self._tracker.start(trial, event.job.folder)
+                    shown = view(trial, self._ledger, self._storage, self._study, "KILLED")
+                    folders = [*shown.folders, event.job.folder]
+                    self._tracker.start(trial, list(dict.fromkeys(folders)), shown.began)
                 case Finished(result=result):
                     self._running.discard(event.job.id)
                     folder = str(event.job.folder.relative_to(self._storage))
@@ -300,7 +308,7 @@ class _Recorder:
             self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
 
 
-def _all_trials(plan: Plan) -> list[Trial]:
+def all_trials(plan: Plan) -> list[Trial]:
     """Return every trial that can run, in each place where it stands."""
     searched = [trial for search in searches_of(plan) for trial in search.trials]
     seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]

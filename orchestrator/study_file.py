@@ -18,13 +18,12 @@ from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import key_problem, set_key, trial_config
-from orchestrator.study import Cell, Study
+from orchestrator.study import Cell, Changes, Study
 from orchestrator.study_benchmarks import benchmark_goals
 from orchestrator.study_declared import Wrong, declare, take_published
 from orchestrator.study_factors import take_factors
 from orchestrator.study_grid import take_layout
 from orchestrator.study_tune import take_tune
-from orchestrator.study_variant import Changes as Changes
 from orchestrator.study_variant import extended, variant_name, variant_problems
 from orchestrator.study_written import StudyFile, follows, read_written
 
@@ -113,6 +112,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         left_out=layout.left_out,
         tune=tune,
         budget=written.budget,
+        changes=changes,
     )
 
 

@@ -89,6 +89,10 @@ def stages(
 def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status) -> TrialView:
     """Return what a tracker shows of a trial."""
     record = ledger[trial.fingerprint]
+    attempts = [record.history[number] for number in sorted(record.history)]
+    begun = [attempt.started for attempt in attempts if attempt.started is not None]
+    ended = [attempt.ended for attempt in attempts if attempt.ended is not None]
+    codes = [attempt.code for attempt in attempts if attempt.code is not None]
     return TrialView(
         trial=trial,
         status=status,
@@ -104,6 +108,9 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
         },
         reason=record.failure,
         reused_from=record.study if record.study not in (None, study) else None,
+        code=codes[-1] if codes else None,
+        began=min(begun, default=None),
+        ended=max(ended, default=None),
     )
 
 

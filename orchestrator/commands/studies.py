@@ -61,6 +61,7 @@ def run(
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
+    from orchestrator.report.tracked import sync_command, untracked_json
     from orchestrator.run import run_study
 
     asked = {name: changes.pop(name) for name in _OF_COST}
@@ -88,9 +89,10 @@ def run(
 
         return RayTuneExecutor(workdir=workdir, address=address, max_concurrent=max_concurrent)
 
+    from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.mlflow import MlflowTracker
 
-    tracker = MlflowTracker(workdir, tracking_uri)
+    tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -99,7 +101,8 @@ def run(
         console=console,
         trimmed=trimmed,
     )
-    show(console, result_lines(outcome, workdir, tracker.address))
+    again = sync_command(plan.study.name, workdir, tracking_uri)
+    show(console, result_lines(outcome, workdir, tracker.address, again))
     if as_json:
         click.echo(
             json.dumps(
@@ -109,6 +112,7 @@ def run(
                     "failed": outcome.failed,
                     "report": [str(path) for path in outcome.report],
                     "tracking": tracker.address,
+                    "untracked": untracked_json(outcome.waiting, again),
                     "compare": outcome.compare,
                 }
             )

@@ -23,6 +23,7 @@ from orchestrator.statistics import (
     main_effects,
     verdicts,
 )
+from orchestrator.tracking.base import Waiting
 
 State = Literal["done", "failed", "missing"]
 Role = Literal["primary", "secondary"]
@@ -130,6 +131,7 @@ class Outcome:
     interrupted: bool
     report: Sequence[Path]
     compare: str | None = None  # where the arms can be compared in a browser
+    waiting: Waiting | None = None  # what of all that MLflow lacks
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:

@@ -13,6 +13,7 @@ from rich.text import Text
 from orchestrator.report.answer import answer
 from orchestrator.report.notes import particulars
 from orchestrator.report.summary import Figure, Outcome, Summary
+from orchestrator.report.tracked import tracked_text
 from orchestrator.report.words import (
     correction,
     difference_text,
@@ -48,8 +49,17 @@ def report_lines(summary: Summary, files: Sequence[Path]) -> Iterator[Renderable
         yield Text(note, style="dim")
 
 
-def result_lines(outcome: Outcome, workdir: Path, tracking: str) -> Iterator[RenderableType]:
-    """Say what a run came to and where everything lies."""
+def result_lines(
+    outcome: Outcome, workdir: Path, tracking: str, sync: str
+) -> Iterator[RenderableType]:
+    """Say what a run came to and where everything lies.
+
+    Args:
+        outcome: what it came to.
+        workdir: the work directory.
+        tracking: the tracking URI.
+        sync: the command that sends what waits.
+    """
     yield from report_lines(outcome.summary, outcome.report)
     name = outcome.summary.plan.study.name
     for trial, reason in outcome.failed.items():
@@ -59,6 +69,7 @@ def result_lines(outcome: Outcome, workdir: Path, tracking: str) -> Iterator[Ren
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")
+    yield Text(tracked_text(outcome.waiting, sync), style="" if outcome.waiting is None else "bold")
     if outcome.compare is not None:
         yield _address(f"arms side by side: {outcome.compare}")
 

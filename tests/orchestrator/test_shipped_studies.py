@@ -10,7 +10,8 @@ from chip_core import recipes
 from chip_core.evaluation.readiness import problems
 from chip_core.places import Places
 from orchestrator.plan import make_plan
-from orchestrator.study_file import Changes, load_study
+from orchestrator.study import Changes
+from orchestrator.study_file import load_study
 
 ABLATIONS = Path(__file__).parents[2] / "ablations"
 #: Arms of each study: its cells, none of which are one trial.
