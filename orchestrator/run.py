@@ -20,7 +20,16 @@ from orchestrator import benchmarks_seen
 from orchestrator.cost import left_out
 from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
-from orchestrator.executors.base import Event, Executor, Failed, Finished, Job, Started, reason_of
+from orchestrator.executors.base import (
+    Cut,
+    Event,
+    Executor,
+    Failed,
+    Finished,
+    Job,
+    Started,
+    reason_of,
+)
 from orchestrator.kept_plans import keep_plan
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.overlap import count_overlaps
@@ -244,6 +253,7 @@ class _Recorder:
         began: float | None,
     ) -> None:
         self._study, self._began = plan.study.name, began
+        self._rule = plan.study.early_stopping
         self._ledger, self._storage, self._tracker = ledger, storage, tracker
         self._opened: Plan | None = None
         self._jobs: dict[str, tuple[Trial, int]] = {}
@@ -290,6 +300,11 @@ class _Recorder:
                     self.failed[trial.name] = reason
                     self._ledger.ended(trial, self._study, attempt, "failed", reason)
                     self._show(trial, "FAILED")
+                case Cut(reason=reason):
+                    self._running.discard(event.job.id)
+                    assert self._rule is not None, "nothing is cut without a rule"
+                    self._ledger.cut(trial, self._study, attempt, self._rule, reason)
+                    self._show(trial, "KILLED")
             if time.monotonic() - self._followed >= FOLLOW_EVERY:
                 self._tracker.follow()
                 self._followed = time.monotonic()

@@ -21,6 +21,7 @@ from chip_core.validation import key_problem, set_key, trial_config
 from orchestrator.study import Cell, Changes, Study
 from orchestrator.study_benchmarks import benchmark_goals
 from orchestrator.study_declared import Wrong, declare, take_published
+from orchestrator.study_early_check import check_early
 from orchestrator.study_factors import take_factors
 from orchestrator.study_grid import take_layout
 from orchestrator.study_tune import take_tune
@@ -87,6 +88,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         overrides=changes.overrides,
         wrong=wrong,
     )
+    check_early(written.early_stopping, factors, goals, tuned=written.tune is not None, wrong=wrong)
     if problems:
         raise ConfigError(
             line for line in dict.fromkeys(problems) if not follows(line, source, broken)
@@ -112,6 +114,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         left_out=layout.left_out,
         tune=tune,
         budget=written.budget,
+        early_stopping=written.early_stopping,
         changes=changes,
     )
 

@@ -57,6 +57,7 @@ def run(
     """Run what is missing of a study, and report the whole."""
     from rich.console import Console
 
+    from chip_core.errors import UserError
     from orchestrator.executors.base import Executor
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
@@ -66,6 +67,11 @@ def run(
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
+    if executor == "inline" and plan.study.early_stopping is not None:
+        raise UserError(
+            f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
+            "executor has one at a time: use --executor ray, or leave the block out"
+        )
     _single_threaded_waits()
     console = Console(stderr=as_json)
     for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
@@ -87,7 +93,12 @@ def run(
             return InlineExecutor()
         from orchestrator.executors.ray_tune import RayTuneExecutor
 
-        return RayTuneExecutor(workdir=workdir, address=address, max_concurrent=max_concurrent)
+        return RayTuneExecutor(
+            workdir=workdir,
+            address=address,
+            max_concurrent=max_concurrent,
+            early_stopping=plan.study.early_stopping,
+        )
 
     from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.mlflow import MlflowTracker

@@ -19,6 +19,8 @@ from chip_core.training.store.passes import Offered, Part
 
 #: Where a failed job's traceback is, in its folder.
 TRACEBACK = "traceback.txt"
+#: There once a training is to be cut, in its folder: why.
+CUT = "cut"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Job:
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
     offered: Offered | None = None  # the stores of reference passes that it may read
     part: Part | None = None  # make this share of a reference pass, and nothing else
+    may_be_cut: bool = False  # whether early stopping may end its training
 
     @property
     def workers(self) -> int:
@@ -75,11 +78,19 @@ class Failed:
     reason: str
 
 
-Event = Started | Progressed | Finished | Failed
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Early stopping ended a job's training; it is not scored."""
+
+    job: Job
+    reason: str
+
+
+Event = Started | Progressed | Finished | Failed | Cut
 
 
 class Executor(Protocol):
-    """Runs jobs. Every job gets one Started, then one Finished or Failed; the others go on."""
+    """Runs jobs. Every job gets one Started, then one Finished, Failed or Cut; the others go on."""
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         """Be ready for several runs of jobs no larger than these; a run alone needs it not."""
@@ -110,7 +121,7 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
     return run_trial(
         job.config,
         folder=job.folder,
-        report=report,
+        report=_until_cut(job, report) if job.may_be_cut else report,
         untrained=job.untrained,
         trained_model=job.trained_model,
         resume_from=job.resume_from,
@@ -120,6 +131,18 @@ def execute(job: Job, report: Callable[[Progress], None]) -> TrialResult:
         earlier=job.earlier,
         offered=job.offered,
     )
+
+
+def _until_cut(job: Job, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return a report function that ends the training once it is to be cut."""
+
+    def watched(progress: Progress) -> None:
+        report(progress)
+        under_way = progress.phase == "train" and progress.done < progress.total
+        if under_way and (job.folder / CUT).exists():
+            raise TrialError((job.folder / CUT).read_text(encoding="utf-8"))
+
+    return watched
 
 
 def reason_of(error: BaseException) -> str:

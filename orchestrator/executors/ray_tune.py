@@ -21,8 +21,10 @@ from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from chip_core.files import write_atomically
 from chip_core.results import Progress, read_result
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import CUT, Cut, Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.ray_early import Referee
 from orchestrator.executors.ray_session import (
     DRIVER,
     HEAD_NODE,
@@ -33,6 +35,7 @@ from orchestrator.executors.ray_session import (
     session,
 )
 from orchestrator.executors.ray_worker import PLACE, PROGRESS, REASON, Parcel, drive
+from orchestrator.study_early import EarlyStopping
 
 #: More jobs than any cluster runs at once.
 _MANY = 4096
@@ -51,6 +54,7 @@ class RayTuneExecutor:
         max_concurrent: int | None = None,
         begin_within: float = 600.0,
         entry: str = "orchestrator.executors.base:execute",
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -63,12 +67,14 @@ class RayTuneExecutor:
                 that; on a cluster, jobs above it wait for the cluster to grow.
             begin_within: seconds from a job's start to its first progress; then it has failed.
             entry: what a worker calls with the job and a report function.
+            early_stopping: by what trainings are cut that may be.
         """
         self._workdir = workdir
         self._address = address
         self._max_concurrent = max_concurrent
         self._begin_within = begin_within
         self._entry = entry
+        self._early_stopping = early_stopping
         self._folder: str | None = None  # for Tune's and Train's own files, while it is open
 
     @contextlib.contextmanager
@@ -102,7 +108,9 @@ class RayTuneExecutor:
             with self.opened(jobs):
                 self.run(jobs, on_event)
             return
-        listener = _Listener(jobs, on_event, self._begin_within)
+        rule = self._early_stopping
+        referee = None if rule is None else Referee(rule)
+        listener = _Listener(jobs, on_event, self._begin_within, referee)
         # A folder for each run: Tune takes a second one in the same for a part of the first.
         tuner = self._tuner(jobs, listener, tempfile.mkdtemp(prefix="tune-", dir=self._folder))
         try:
@@ -190,9 +198,15 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
     """Turns what Tune says into events, in place of the callback by which Tune prints it."""
 
     def __init__(
-        self, jobs: Sequence[Job], on_event: Callable[[Event], None], begin_within: float
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        begin_within: float,
+        referee: Referee | None = None,
     ) -> None:
         super().__init__()
+        self._referee = referee
+        self._cut: dict[str, str] = {}  # why, by job
         self.error: Exception | None = None  # what `on_event` raised
         self._jobs = {job.id: job for job in jobs}
         self._on_event = on_event
@@ -251,9 +265,12 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
             group = ray.PlacementGroupID.from_hex(place.read_text(encoding="ascii"))
             remove_placement_group(PlacementGroup(group))
             place.unlink()
+        (job.folder / CUT).unlink(missing_ok=True)
         reason = self._reasons.get(job.id)
         result = None if reason else read_result(job.folder)
-        if result is None:
+        if result is None and reason is not None and reason == self._cut.get(job.id):
+            self._emit(Cut(job=job, reason=reason))
+        elif result is None:
             self._emit(Failed(job=job, reason=reason or otherwise.format(folder=job.folder)))
         else:
             self._emit(Finished(job=job, result=result))
@@ -262,6 +279,10 @@ class _Listener(TrialProgressCallback):  # type: ignore[misc]
         for progress in told.news():
             self._waiting.pop(told.job.id, None)
             self._emit(Progressed(job=told.job, progress=progress))
+            why = None if self._referee is None else self._referee.verdict(told.job, progress)
+            if why is not None:
+                self._cut[told.job.id] = why
+                write_atomically(told.job.folder / CUT, why)
 
     def _emit(self, event: Event) -> None:
         if self.error is not None:

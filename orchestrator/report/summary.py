@@ -23,9 +23,10 @@ from orchestrator.statistics import (
     main_effects,
     verdicts,
 )
+from orchestrator.study_early import EarlyStopping
 from orchestrator.tracking.base import Waiting
 
-State = Literal["done", "failed", "missing"]
+State = Literal["done", "failed", "cut", "missing"]
 Role = Literal["primary", "secondary"]
 UNTRAINED = "base (untrained)"
 
@@ -144,10 +145,11 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
         for metric, one in kept.items()
     }
     scales = {metric: shown_scale(info) for metric, info in metrics.items()}
-    rows = [_row(UNTRAINED, None, [plan.base], ledger, scales, {})]
+    rule = plan.study.early_stopping
+    rows = [_row(UNTRAINED, None, [plan.base], ledger, scales, {}, rule)]
     for arm in plan.arms:
         of_arm = {metric: named.get(arm.name) for metric, named in differences.items()}
-        rows.append(_row(arm.name, arm, arm.trials, ledger, scales, of_arm))
+        rows.append(_row(arm.name, arm, arm.trials, ledger, scales, of_arm, rule))
     return Summary(
         plan=plan,
         metrics={metric: shown(info) for metric, info in metrics.items()},
@@ -194,12 +196,13 @@ def _row(
     ledger: Ledger,
     scales: Mapping[str, float],
     differences: Mapping[str, Comparison | None],
+    rule: EarlyStopping | None,
 ) -> Row:
     values = _values(trials, ledger, scales)
     return Row(
         name=name,
         arm=arm,
-        states={trial.seed: _state(trial, ledger) for trial in trials},
+        states={trial.seed: _state(trial, ledger, rule) for trial in trials},
         figures={
             metric: Figure(values=values[metric], comparison=differences.get(metric))
             for metric in scales
@@ -219,12 +222,14 @@ def _values(
     return values
 
 
-def _state(trial: Trial, ledger: Ledger) -> State:
+def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
     if trial.held is not None:
         return "failed" if trial.held.failed else "missing"
     record = ledger[trial.fingerprint]
     if record.done(trial):
         return "done"
+    if record.is_cut(rule):
+        return "cut"
     return "missing" if record.failure is None else "failed"
 
 

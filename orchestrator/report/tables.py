@@ -13,7 +13,7 @@ from rich.text import Text
 from orchestrator.report.answer import answer
 from orchestrator.report.notes import particulars
 from orchestrator.report.summary import Figure, Outcome, Summary
-from orchestrator.report.tracked import tracked_text
+from orchestrator.report.tracked import tracked_lines
 from orchestrator.report.words import (
     correction,
     difference_text,
@@ -69,7 +69,8 @@ def result_lines(
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")
-    yield Text(tracked_text(outcome.waiting, sync), style="" if outcome.waiting is None else "bold")
+    for line in tracked_lines(outcome.waiting, sync):
+        yield _address(line)
     if outcome.compare is not None:
         yield _address(f"arms side by side: {outcome.compare}")
 

@@ -23,12 +23,12 @@ def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
     return shlex.join(words)
 
 
-def tracked_text(waiting: Waiting | None, sync: str) -> str:
+def tracked_lines(waiting: Waiting | None, sync: str) -> list[str]:
     """Say whether all is tracked; else what waits, why, and what sends it."""
     if waiting is None:
-        return "all tracked"
+        return ["all tracked"]
     what = f"{counted(len(waiting.trials), 'trial')} and " if waiting.trials else ""
-    return f"not tracked yet: {what}the study's own run: {waiting.reason}; send it with: {sync}"
+    return [f"not tracked yet: {what}the study's own run: {waiting.reason}", f"send it: {sync}"]
 
 
 def untracked_json(waiting: Waiting | None, sync: str) -> dict[str, Any] | None:

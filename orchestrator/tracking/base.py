@@ -27,6 +27,7 @@ class TrialView:
     #: by key ("report/amber"): protocol, scorer, judge, n, missing, … of its figures
     how: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reason: str | None = None  # why it failed
+    cut: str | None = None  # the rule of early stopping that cut it
     reused_from: str | None = None  # the study it was executed in, where that is another
     code: CodeVersion | None = None  # that executed it last; None: not noted
     began: float | None = None  # when its first attempt did, in seconds since 1970

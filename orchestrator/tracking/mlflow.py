@@ -22,7 +22,7 @@ from orchestrator.tracking.mlflow_runs import StudyRuns
 from orchestrator.tracking.mlflow_store import MlflowStore, Run, finite
 from orchestrator.version import CodeVersion, code_version
 
-_REASON, _REUSED = "chip.reason", "chip.reused_from"
+_REASON, _REUSED, _CUT = "chip.reason", "chip.reused_from", "chip.cut"
 _HOW = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's figures
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _COMPARED = 50  # arms that one address names
@@ -100,7 +100,7 @@ class MlflowTracker:
         """Show a trial as running."""
         run = self._opened.trial_or_new(trial, began)
         code = _code_tags(code_version())
-        self._store.describe(run, {**code, _REASON: None, _REUSED: None})
+        self._store.describe(run, {**code, _REASON: None, _REUSED: None, _CUT: None})
         self._store.describe(self._opened.study, code)
         for shown in (run, self._opened.parent(trial), self._opened.study):
             self._store.set_status(shown, "RUNNING")
@@ -215,7 +215,8 @@ def _tags(view: TrialView) -> dict[str, str | None]:
         for key, how in view.how.items()
     }
     code = _code_tags(view.code) if view.reused_from is None else {}
-    return {_REASON: view.reason, _REUSED: view.reused_from, **engine, **scored, **code}
+    how = {_REASON: view.reason, _REUSED: view.reused_from, _CUT: view.cut}
+    return {**how, **engine, **scored, **code}
 
 
 def _table_tag(tables: Sequence[str]) -> str | None:
