@@ -32,6 +32,7 @@ from orchestrator.executors.base import (
 )
 from orchestrator.kept_plans import keep_plan
 from orchestrator.ledger import Ledger, study_lock
+from orchestrator.limits import Limited, LimitReached, check_limits
 from orchestrator.overlap import count_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
@@ -43,6 +44,7 @@ from orchestrator.report.study_gallery import draw_rejected_images, varies_rejec
 from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
 from orchestrator.search import failures_of, searches_of, settled
+from orchestrator.study_limits import Limits
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.tracking.closed import keep_close
 from orchestrator.work import adopt, jobs_for, stages, view
@@ -60,6 +62,7 @@ def run_study(
     tracker: Tracker,
     console: Console,
     trimmed: Trimmed | None = None,
+    limits: Limits | None = None,
 ) -> Outcome:
     """Run what is missing of a study and report the whole.
 
@@ -70,10 +73,11 @@ def run_study(
         tracker: shows the runs.
         console: where progress goes.
         trimmed: what of the plan is run, where a budget bounds it; the report is of the whole.
+        limits: where the run stops, whatever is left.
 
     Raises:
-        UserError: another driver runs this study, the work directory cannot be written, or a
-            benchmark lacks something.
+        UserError: another driver runs this study, the work directory cannot be written, a
+            benchmark lacks something, or a limit can never be reached.
     """
     study = plan.study.name
     _check_writable(workdir)
@@ -86,6 +90,8 @@ def run_study(
         bounded = plan if trimmed is None else trimmed.plan
         jobs = jobs_for(bounded, ledger, storage)
         left_out.keep(workdir, study, trimmed)
+        if limits is not None:
+            check_limits(limits, plan)
         if jobs:
             check_ready(plan)
             require_room(plan_passes(bounded, ledger, storage), storage)
@@ -94,11 +100,11 @@ def run_study(
                 console.print(overlap.sentence, markup=False, highlight=False)
         recorder = _Recorder(plan, ledger, storage, tracker, began)
         recorder.open(plan, jobs)
-        interrupted = False
+        interrupted, limit = False, None
         records: list[dict[str, Any]] = []  # of the reference passes
         try:
             if jobs:
-                with _opened(executor(), jobs) as running:
+                with _opened(executor(), limits, jobs) as running:
                     for known, wanted in stages(bounded, ledger, storage):
                         recorder.open(known if trimmed is None else plan, wanted)
                         passes = plan_passes(known, ledger, storage)
@@ -112,6 +118,9 @@ def run_study(
         except KeyboardInterrupt:
             interrupted = True
             recorder.stop("stopped by the user")
+        except LimitReached as reached:
+            limit = str(reached)
+            recorder.stop(f"stopped at {limit}")
         except BaseException as error:
             recorder.stop(reason_of(error))
             tracker.close([], "FAILED", None)
@@ -123,9 +132,11 @@ def run_study(
             _draw_gallery(plan, folder, console)
         report = make_report(plan, ledger, storage, folder)
         written = write_report(report, folder)
+        if not report.summary.left:
+            limit = None  # its last trial ended there
         status: Status = "FINISHED"
-        if failed or interrupted:
-            status = "KILLED" if interrupted else "FAILED"
+        if failed or interrupted or limit:
+            status = "KILLED" if interrupted or limit else "FAILED"
         arms, ended = arm_views(report.summary), last_ended(plan, ledger)
         keep_close(workdir, study, arms, status, ended)
         tracker.close(arms, status, folder, ended)
@@ -134,6 +145,7 @@ def run_study(
             executed=recorder.executed,
             failed=failed,
             interrupted=interrupted,
+            limit=limit,
             report=written,
             compare=tracker.compare_address(),
             waiting=tracker.waiting(),
@@ -191,9 +203,11 @@ def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
 
 
 @contextmanager
-def _opened(executor: Executor, jobs: list[tuple[Job, Trial, int]]) -> Iterator[Executor]:
+def _opened(
+    executor: Executor, limits: Limits | None, jobs: list[tuple[Job, Trial, int]]
+) -> Iterator[Executor]:
     with executor.opened([job for job, _, _ in jobs]):
-        yield executor
+        yield executor if limits is None else Limited(executor, limits)
 
 
 def _make_passes(

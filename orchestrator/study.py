@@ -10,6 +10,7 @@ from typing import Any, Literal
 from chip_core.config import BenchmarksConfig
 from orchestrator.study_budget import Budget
 from orchestrator.study_early import EarlyStopping
+from orchestrator.study_limits import Limits
 from orchestrator.tune import Tune
 
 #: Factor -> level, of the factors that apply.
@@ -86,6 +87,7 @@ class Study:
     left_out: int = 0  # cells of the design that `include` and `exclude` leave out
     tune: Tune | None = None  # what every arm chooses for itself before its seeds run
     budget: Budget | None = None  # of what is still to be run
+    limits: Limits | None = None  # where each run of it stops
     early_stopping: EarlyStopping | None = None  # of trainings that fall behind
     changes: Changes = Changes()  # of its file, by the command line
 

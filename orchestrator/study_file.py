@@ -114,6 +114,7 @@ def load_study(path: Path, changes: Changes | None = None) -> Study:
         left_out=layout.left_out,
         tune=tune,
         budget=written.budget,
+        limits=written.limits,
         early_stopping=written.early_stopping,
         changes=changes,
     )

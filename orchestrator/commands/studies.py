@@ -14,6 +14,7 @@ from orchestrator.commands.options import planned, study_options
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
+    from orchestrator.study_limits import Limits
 
 
 def _executor_options(command: Any) -> Any:
@@ -31,6 +32,7 @@ def _executor_options(command: Any) -> Any:
     return command
 
 
+_POSITIVE = click.FloatRange(0, min_open=True)
 #: Options on cost, as `wish_of` takes them.
 _OF_COST = (
     "calibrate", "rates", "rate", "price_per_gpu_hour", "price_per_cpu_hour", "device_memory",
@@ -42,6 +44,9 @@ _OF_COST = (
 @study_options
 @_executor_options
 @cost_options
+@click.option("--max-hours", type=_POSITIVE, help="Stop after so many hours.")
+@click.option("--max-gpu-hours", type=_POSITIVE, help="Stop when GPUs were held so long.")
+@click.option("--max-failures", type=click.IntRange(1), help="Stop when so many trials failed.")
 @click.option("--address", help="A running Ray cluster; without it Ray starts and stops here.")
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
 def run(
@@ -51,6 +56,9 @@ def run(
     address: str | None,
     max_concurrent: int | None,
     tracking_uri: str | None,
+    max_hours: float | None,
+    max_gpu_hours: float | None,
+    max_failures: int | None,
     as_json: bool,
     **changes: Any,
 ) -> int:
@@ -62,7 +70,7 @@ def run(
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
-    from orchestrator.report.tracked import sync_command, untracked_json
+    from orchestrator.report.tracked import run_command, sync_command, untracked_json
     from orchestrator.run import run_study
 
     asked = {name: changes.pop(name) for name in _OF_COST}
@@ -111,6 +119,7 @@ def run(
         tracker=tracker,
         console=console,
         trimmed=trimmed,
+        limits=_limits(plan.study.limits, max_hours, max_gpu_hours, max_failures),
     )
     again = sync_command(plan.study.name, workdir, tracking_uri)
     show(console, result_lines(outcome, workdir, tracker.address, again))
@@ -121,6 +130,9 @@ def run(
                     **summary_json(outcome.summary),
                     "executed": outcome.executed,
                     "failed": outcome.failed,
+                    "stopped_at": outcome.limit,
+                    "left": outcome.summary.left,
+                    "go_on": run_command(plan.study, workdir),
                     "report": [str(path) for path in outcome.report],
                     "tracking": tracker.address,
                     "untracked": untracked_json(outcome.waiting, again),
@@ -130,6 +142,8 @@ def run(
         )
     if outcome.interrupted:
         return 130
+    if outcome.limit is not None:
+        return 3
     return 1 if outcome.failed else 0
 
 
@@ -224,6 +238,25 @@ def _require_results(made: Plan, workdir: Path) -> None:
             f"study {made.study.name} has no figures in {workdir}: run it first, "
             "or name its --workdir"
         )
+
+
+def _limits(
+    written: Limits | None,
+    max_hours: float | None,
+    max_gpu_hours: float | None,
+    max_failures: int | None,
+) -> Limits | None:
+    """Return the study file's limits with the command line's in their place."""
+    from orchestrator.study_limits import Limits
+
+    given = {
+        "max_hours": max_hours,
+        "max_gpu_hours": max_gpu_hours,
+        "max_failures": max_failures,
+    }
+    known = {} if written is None else written.limits
+    known |= {name: value for name, value in given.items() if value is not None}
+    return Limits(**known) if known else None
 
 
 def _single_threaded_waits() -> None:

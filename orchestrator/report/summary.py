@@ -110,6 +110,12 @@ class Summary:
         ]
 
     @property
+    def left(self) -> int:
+        """How many trials a run would still make."""
+        states = [state for row in self.rows for state in row.states.values()]
+        return sum(state in ("missing", "failed") for state in states)
+
+    @property
     def decided(self) -> list[str]:
         """The metrics that get a verdict, the primary first."""
         return [entry.metric for entry in self.plan.study.declared]
@@ -130,6 +136,7 @@ class Outcome:
     executed: int  # attempts made now
     failed: Mapping[str, str]  # trial -> reason
     interrupted: bool
+    limit: str | None  # that stopped it
     report: Sequence[Path]
     compare: str | None = None  # where the arms can be compared in a browser
     waiting: Waiting | None = None  # what of all that MLflow lacks

@@ -13,9 +13,10 @@ from rich.text import Text
 from orchestrator.report.answer import answer
 from orchestrator.report.notes import particulars
 from orchestrator.report.summary import Figure, Outcome, Summary
-from orchestrator.report.tracked import tracked_lines
+from orchestrator.report.tracked import run_command, tracked_lines
 from orchestrator.report.words import (
     correction,
+    counted,
     difference_text,
     mean_text,
     metric_title,
@@ -61,11 +62,13 @@ def result_lines(
         sync: the command that sends what waits.
     """
     yield from report_lines(outcome.summary, outcome.report)
-    name = outcome.summary.plan.study.name
     for trial, reason in outcome.failed.items():
         yield Text(f"FAILED {trial}: {reason}", style="bold red")
-    if outcome.interrupted:
-        yield Text(f"stopped; go on with: chip-ablate run {name} --workdir {workdir}")
+    if outcome.interrupted or outcome.limit:
+        why = f" at {outcome.limit}" if outcome.limit else ""
+        left = counted(outcome.summary.left, "trial")
+        yield Text(f"stopped{why}: {left} left; go on with:")
+        yield _address(run_command(outcome.summary.plan.study, workdir))
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")

@@ -1,16 +1,34 @@
-"""Whether all of a study is tracked, or what waits and how it is sent."""
+"""What is left of a study and how to go on: trials to run, runs that MLflow lacks."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from orchestrator.report.words import counted
+from orchestrator.study import Study, level_text
 from orchestrator.tracking.base import Waiting
 from orchestrator.tracking.trouble import shown_address
 
 _WORKDIR = Path("chip-runs")  # the command's own default
+
+
+def run_command(study: Study, workdir: Path) -> str:
+    """Return the command that runs what is left of a study, or of a variant of it."""
+    changes = study.changes
+    words = ["chip-ablate", "run", study.source]
+    if changes.recipe is not None:
+        words += ["--recipe", changes.recipe]
+    if changes.seeds is not None:
+        words += ["--seeds", *map(str, changes.seeds)]
+    for key, value in changes.overrides.items():
+        nested = isinstance(value, (list, dict))
+        words += ["--set", f"{key}={json.dumps(value) if nested else level_text(value)}"]
+    if workdir != _WORKDIR:
+        words += ["--workdir", str(workdir)]
+    return shlex.join(words)
 
 
 def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
