@@ -52,7 +52,7 @@ def through_the_tracker(folder: Path, uri: str | None, steps: int) -> dict[str, 
     folders = {trial.fingerprint: folder / "trials" / trial.fingerprint[:8] for trial in trials}
     wall, cpu = time.perf_counter(), time.process_time()
     for trial in trials:
-        tracker.start(trial, folders[trial.fingerprint])
+        tracker.start(trial, [folders[trial.fingerprint]])
     for portion in range(PORTIONS):
         for trial in trials:
             grow(folders[trial.fingerprint], portion * steps // PORTIONS, steps // PORTIONS)

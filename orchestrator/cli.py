@@ -24,6 +24,7 @@ from orchestrator.commands.represent import represent
 from orchestrator.commands.schema import schema
 from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
+from orchestrator.commands.sync import sync
 from orchestrator.commands.trials import diff, show
 from orchestrator.commands.ui import ui
 
@@ -106,7 +107,7 @@ def cli() -> None:
 
 _COMMANDS = (
     new, plan, run, status, report, show, diff, rm, evaluate, score, data, gallery, plugin,
-    export, represent, judge_humans, cache, schema, ui, cluster, attach,
+    export, represent, judge_humans, cache, schema, sync, ui, cluster, attach,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

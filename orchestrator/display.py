@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.results import Progress
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Progressed, Started
 
 ROWS = 24  # of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
 _BEFORE = ("start", "check data")  # phases before the work whose share is told
-_STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "waiting": "dim"}
+_STYLES = {
+    "running": "cyan", "done": "green", "failed": "bold red", "cut": "yellow", "waiting": "dim",
+}  # fmt: skip
 
 
 class Shown(Protocol):
@@ -49,7 +51,7 @@ Entry = tuple[Job, Shown, int]
 class _Line:
     job: Job
     trial: Shown
-    state: Literal["waiting", "running", "done", "failed"] = "waiting"
+    state: Literal["waiting", "running", "done", "failed", "cut"] = "waiting"
     progress: Progress | None = None
     loss: float | None = None
     began: float = 0.0
@@ -103,6 +105,8 @@ class Board:
                 self.lines[following.id] = self.lines.pop(event.job.id)
             case Failed(reason=reason):
                 line.state, line.ended, line.reason = "failed", time.monotonic(), reason
+            case Cut(reason=reason):
+                line.state, line.ended, line.reason = "cut", time.monotonic(), reason
         return line
 
     def count(self, state: str) -> int:
@@ -118,9 +122,10 @@ class Board:
 
     def overall_eta(self) -> float | None:
         """Return the seconds the run has left, from the share done so far."""
+        over = ("done", "failed", "cut")
         weights = {line.job.id: 0.25 if line.job.untrained else 1.0 for line in self.lines.values()}
         done = sum(
-            weights[line.job.id] * (1.0 if line.state in ("done", "failed") else line.share())
+            weights[line.job.id] * (1.0 if line.state in over else line.share())
             for line in self.lines.values()
             if line.state != "waiting"
         )
@@ -170,7 +175,7 @@ class LiveDisplay:
             table.add_column(
                 title, justify="right" if title in ("step", "loss", "left") else "left"
             )
-        order = {"running": 0, "failed": 1, "done": 2, "waiting": 3}
+        order = {"running": 0, "failed": 1, "cut": 2, "done": 3, "waiting": 4}
         lines = sorted(board.lines.values(), key=lambda line: (order[line.state], -line.ended))
         for line in lines[:ROWS]:
             table.add_row(*self._cells(line))
@@ -180,6 +185,8 @@ class LiveDisplay:
         head = f"{board.count('done')} of {len(lines)} {what} done"
         if board.count("failed"):
             head += f", {board.count('failed')} failed"
+        if board.count("cut"):
+            head += f", {board.count('cut')} cut"
         head += f" · {_left(board.overall_eta())} left"
         more = [Text(f"… and {hidden} more", style="dim")] if hidden > 0 else []
         return Group(Text(head, style="bold"), table, *more)
@@ -191,8 +198,8 @@ class LiveDisplay:
             left = _left(self._board.eta(line))
             if line.progress is not None:
                 where = _where(line.progress)
-        elif line.state == "failed":
-            state = Text(f"failed: {line.reason}", style=_STYLES["failed"])
+        elif line.state in ("failed", "cut"):
+            state = Text(f"{line.state}: {line.reason}", style=_STYLES[line.state])
         seed = "—" if line.trial.seed is None else str(line.trial.seed)
         loss = "" if line.loss is None else f"{line.loss:.4f}"
         return [line.trial.fingerprint[:8], line.trial.arm, seed, state, where, loss, left]
@@ -216,7 +223,7 @@ class PlainDisplay:
         """Say an event, progress at most every ten seconds a trial."""
         board = self._board
         line = board.take(event)
-        ended = board.count("done") + board.count("failed")
+        ended = sum(board.count(state) for state in ("done", "failed", "cut"))
         tally = f"[{ended}/{len(board.lines)}, {_left(board.overall_eta())} left]"
         match event:
             case Started():
@@ -230,6 +237,8 @@ class PlainDisplay:
                 self._say(f"{line.trial.name}: KILLED: {event.reason}")
             case Failed(reason=reason):
                 self._say(f"{line.trial.name}: FAILED: {reason} {tally}")
+            case Cut(reason=reason):
+                self._say(f"{line.trial.name}: {reason} {tally}")
             case Progressed(progress=progress) if progress.phase != "start":
                 now = time.monotonic()
                 if now - line.told >= PLAIN_EVERY:

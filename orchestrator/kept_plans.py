@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.files import write_json
+from chip_core.places import Places
 from orchestrator.plan import Plan
+from orchestrator.study import Changes
 
 _FILE = "plan.json"  # in a study's folder
 _REPORT = Path("report", "provenance.json")  # has the same, of studies last run before it was kept
@@ -36,18 +38,39 @@ class KeptPlan:
     study: str
     file: str
     trials: Mapping[str, Wanted]  # by fingerprint
+    time: float = 0.0  # when it was last run, in seconds since 1970
+    began: float | None = None  # when it was first run; None: not noted
+    changes: Changes = Changes()  # of the command line
+    places: Places = Places()  # where its benchmarks' data lay
 
 
-def keep_plan(plan: Plan, workdir: Path) -> None:
-    """Note what a study wants, before anything of it runs."""
+def keep_plan(plan: Plan, workdir: Path) -> KeptPlan:
+    """Note what a study wants, before anything of it runs; return it as it is kept."""
+    file = workdir / "studies" / plan.study.name / _FILE
+    now = time.time()
+    began = now
+    if file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        began = kept.get("began", kept["time"])
+    changes, places = plan.study.changes, plan.places
     identities = list(plan.identities)
     place = {key: number for number, key in enumerate(identities)}
     write_json(
-        workdir / "studies" / plan.study.name / _FILE,
+        file,
         {
             "study": plan.study.name,
             "file": plan.study.source,
-            "time": time.time(),
+            "time": now,
+            "began": began,
+            "changes": {
+                "recipe": changes.recipe,
+                "seeds": None if changes.seeds is None else list(changes.seeds),
+                "overrides": dict(changes.overrides),
+            },
+            "places": {
+                "benchmark_data": _text(places.benchmark_data),
+                "judge_replies": _text(places.judge_replies),
+            },
             "identities": [dict(plan.identities[key]) for key in identities],
             "trials": [
                 {
@@ -61,6 +84,7 @@ def keep_plan(plan: Plan, workdir: Path) -> None:
             ],
         },
     )
+    return _read(json.loads(file.read_text(encoding="utf-8")))
 
 
 def kept_plans(workdir: Path) -> Iterator[KeptPlan]:
@@ -79,9 +103,14 @@ def _read(raw: Mapping[str, Any]) -> KeptPlan:
     def identity(found: Any) -> Any:
         return identities[found] if identities is not None and found is not None else found
 
+    lay = {name: Path(place) for name, place in raw.get("places", {}).items() if place}
     return KeptPlan(
         study=raw["study"],
         file=raw["file"],
+        time=raw.get("time", 0.0),
+        began=raw.get("began", raw.get("time")),
+        changes=Changes(**raw.get("changes", {})),
+        places=Places(**lay),
         trials={
             entry["fingerprint"]: Wanted(
                 arm=entry["arm"],
@@ -92,3 +121,7 @@ def _read(raw: Mapping[str, Any]) -> KeptPlan:
             for entry in raw["trials"]
         },
     )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

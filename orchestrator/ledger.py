@@ -20,9 +20,10 @@ from chip_core.errors import UserError
 from chip_core.files import append_record, read_records, write_atomically
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.plan import Trial
+from orchestrator.study_early import EarlyStopping
 from orchestrator.version import CodeVersion, code_version
 
-Outcome = Literal["finished", "failed", "killed"]
+Outcome = Literal["finished", "failed", "killed", "cut"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class TrialRecord:
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
     engine: dict[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
     failure: str | None = None  # the last attempt's reason, where it did not finish
+    cut: str | None = None  # by which rule of early stopping the last attempt was cut
     study: str | None = None  # where it was executed
     arm: str | None = None
     seed: int | None = None
@@ -75,6 +77,10 @@ class TrialRecord:
     def done(self, trial: Trial) -> bool:
         """Return whether nothing of the trial is left to run."""
         return (trial.untrained or self.model is not None) and not self.missing(trial)
+
+    def is_cut(self, rule: EarlyStopping | None) -> bool:
+        """Return whether the rule cut the trial: then it stays cut as long as that is the rule."""
+        return rule is not None and self.cut == rule.words
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         """Return the trial's figures by full name, those that are there."""
@@ -161,6 +167,19 @@ class Ledger:
             trial, {"event": outcome, "attempt": attempt, "study": study, "reason": reason}
         )
 
+    def cut(self, trial: Trial, study: str, attempt: int, rule: EarlyStopping, reason: str) -> None:
+        """Record that early stopping ended an attempt's training."""
+        self._append(
+            trial,
+            {
+                "event": "cut",
+                "attempt": attempt,
+                "study": study,
+                "rule": rule.words,
+                "reason": reason,
+            },
+        )
+
     def removed(self, fingerprint: str) -> None:
         """Record that all of a trial is gone: nothing of it is known but how often it was tried."""
         record = {"time": time.time(), "fingerprint": fingerprint, "event": "removed"}
@@ -196,6 +215,7 @@ class Ledger:
         record = self._records.setdefault(mark, TrialRecord(attempts=self._attempts.get(mark, 0)))
         record.attempts = max(record.attempts, int(entry["attempt"]))
         record.arm, record.seed = entry["arm"], entry["seed"]
+        record.cut = entry.get("rule")  # of the last event
         _note(record.history.setdefault(entry["attempt"], Attempt(study=entry["study"])), entry)
         if entry["event"] == "finished":
             record.failure = None
@@ -213,7 +233,7 @@ class Ledger:
                 record.evaluations[mark] = Scored(
                     folder=entry["folder"], evaluation=Evaluation(**evaluation)
                 )
-        elif entry["event"] in ("failed", "killed"):
+        elif entry["event"] in ("failed", "killed", "cut"):
             record.failure = entry["reason"]
 
 

@@ -133,7 +133,7 @@ def _of_trials(
         if trial.untrained or config.reference_cache == "off":
             continue
         record = ledger[trial.fingerprint]
-        if record.done(trial):
+        if record.done(trial) or record.is_cut(plan.study.early_stopping):
             continue
         if record.model is not None and (storage / record.model / MODEL).is_dir():
             continue  # it lacks scores alone

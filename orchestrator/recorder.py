@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator.executors.base import Event, Failed, Finished, Job, Started
+from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Started
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
 from orchestrator.retries import another
@@ -28,8 +28,10 @@ class Recorder:
         storage: Path,
         tracker: Tracker,
         stop: Stop,
+        began: float | None,
     ) -> None:
-        self._study = plan.study.name
+        self._study, self._began = plan.study.name, began
+        self._rule = plan.study.early_stopping
         self._ledger, self._storage, self._tracker = ledger, storage, tracker
         self._stop = stop
         self._opened: Plan | None = None
@@ -48,13 +50,13 @@ class Recorder:
         if plan is self._opened:
             return
         self._opened, self._same = plan, {}
-        for trial in _all_trials(plan):
+        for trial in all_trials(plan):
             self._same.setdefault(trial.fingerprint, []).append(trial)
-        done = [trial for trial in _all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
+        done = [trial for trial in all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
         views = [
             view(trial, self._ledger, self._storage, self._study, "FINISHED") for trial in done
         ]
-        self._tracker.open(plan, views)
+        self._tracker.open(plan, views, self._began)
 
     def take(self, event: Event) -> None:
         """Record an event."""
@@ -65,7 +67,9 @@ class Recorder:
                     self.executed += 1
                     self._running.add(event.job.id)
                     self._ledger.started(trial, self._study, attempt)
-                    self._tracker.start(trial, event.job.folder)
+                    shown = view(trial, self._ledger, self._storage, self._study, "KILLED")
+                    folders = [*shown.folders, event.job.folder]
+                    self._tracker.start(trial, list(dict.fromkeys(folders)), shown.began)
                 case Finished(result=result):
                     self._running.discard(event.job.id)
                     folder = str(event.job.folder.relative_to(self._storage))
@@ -83,6 +87,11 @@ class Recorder:
                         self._show(trial, "FAILED")
                     if event.cause == "disk":  # the next ones would find it as full
                         self._stop.begin_no_more("a disk is full")
+                case Cut(reason=reason):
+                    self._running.discard(event.job.id)
+                    assert self._rule is not None, "nothing is cut without a rule"
+                    self._ledger.cut(trial, self._study, attempt, self._rule, reason)
+                    self._show(trial, "KILLED")
             if time.monotonic() - self._followed >= FOLLOW_EVERY:
                 self._tracker.follow()
                 self._followed = time.monotonic()
@@ -114,7 +123,7 @@ class Recorder:
             self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
 
 
-def _all_trials(plan: Plan) -> list[Trial]:
+def all_trials(plan: Plan) -> list[Trial]:
     """Return every trial that can run, in each place where it stands."""
     searched = [trial for search in searches_of(plan) for trial in search.trials]
     seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]

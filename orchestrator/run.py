@@ -22,6 +22,7 @@ from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Job, reason_of
 from orchestrator.kept_plans import keep_plan
 from orchestrator.ledger import Ledger, study_lock
+from orchestrator.limits import Limited, LimitReached, check_limits
 from orchestrator.overlap import count_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
@@ -29,12 +30,15 @@ from orchestrator.recorder import Recorder
 from orchestrator.reference import make_passes, offer
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.model import make_report
+from orchestrator.report.provenance import last_ended
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
 from orchestrator.search import failures_of, settled
 from orchestrator.stopping import Stop
+from orchestrator.study_limits import Limits
 from orchestrator.tracking.base import Status, Tracker
+from orchestrator.tracking.closed import keep_close
 from orchestrator.work import adopt, jobs_for, stages
 
 OnEvent = Callable[[Event], None]
@@ -50,6 +54,7 @@ def run_study(
     console: Console,
     trimmed: Trimmed | None = None,
     stop: Stop | None = None,
+    limits: Limits | None = None,
 ) -> Outcome:
     """Run what is missing of a study and report the whole.
 
@@ -61,10 +66,11 @@ def run_study(
         console: where progress goes.
         trimmed: what of the plan is run, where a budget bounds it; the report is of the whole.
         stop: asked by Ctrl-C and SIGTERM while trials run; the executor looks at the same.
+        limits: where the run stops, whatever is left.
 
     Raises:
-        UserError: another driver runs this study, the work directory cannot be written, or a
-            benchmark lacks something.
+        UserError: another driver runs this study, the work directory cannot be written, a
+            benchmark lacks something, or a limit can never be reached.
     """
     study = plan.study.name
     stop = stop or Stop()
@@ -74,23 +80,25 @@ def run_study(
         plan = settled(plan, ledger)
         adopt(plan, ledger, storage)
         plan = settled(plan, ledger)
-        keep_plan(plan, workdir)
+        began = keep_plan(plan, workdir).began
         bounded = plan if trimmed is None else trimmed.plan
         jobs = jobs_for(bounded, ledger, storage)
         left_out.keep(workdir, study, trimmed)
+        if limits is not None:
+            check_limits(limits, plan)
         if jobs:
             check_ready(plan)
             require_room(plan_passes(bounded, ledger, storage), storage)
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
-        recorder = Recorder(plan, ledger, storage, tracker, stop)
+        recorder = Recorder(plan, ledger, storage, tracker, stop, began)
         recorder.open(plan, jobs)
-        interrupted = False
+        interrupted, limit = False, None
         records: list[dict[str, Any]] = []  # of the reference passes
         try:
             if jobs:
-                with stop.heard(), _opened(executor(), jobs) as running:
+                with stop.heard(), _opened(executor(), limits, jobs) as running:
                     for known, wanted in stages(bounded, ledger, storage):
                         if known is not bounded:  # arms have chosen: these are the seeds' trials
                             keep_plan(known, workdir)
@@ -106,6 +114,9 @@ def run_study(
         except KeyboardInterrupt:
             interrupted = True
             recorder.stop("stopped by the user")
+        except LimitReached as reached:
+            limit = str(reached)
+            recorder.stop(f"stopped at {limit}")
         except BaseException as error:
             # What failed may be what these write to; the next run sets it right.
             with suppress(UserError, OSError):
@@ -119,18 +130,24 @@ def run_study(
             _draw_gallery(plan, folder, console)
         report = make_report(plan, ledger, storage, folder)
         written = write_report(report, folder)
+        if not report.summary.left:
+            limit = None  # its last trial ended there
         status: Status = "FINISHED"
-        if failed or interrupted:
-            status = "KILLED" if interrupted else "FAILED"
-        tracker.close(arm_views(report.summary), status, folder)
+        if failed or interrupted or limit:
+            status = "KILLED" if interrupted or limit else "FAILED"
+        arms, ended = arm_views(report.summary), last_ended(plan, ledger)
+        keep_close(workdir, study, arms, status, ended)
+        tracker.close(arms, status, folder, ended)
         return Outcome(
             summary=report.summary,
             executed=recorder.executed,
             failed=failed,
             interrupted=interrupted,
+            limit=limit,
             report=written,
             compare=tracker.compare_address(),
             held_back=stop.why,
+            waiting=tracker.waiting(),
         )
 
 
@@ -185,9 +202,11 @@ def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
 
 
 @contextmanager
-def _opened(executor: Executor, jobs: list[tuple[Job, Trial, int]]) -> Iterator[Executor]:
+def _opened(
+    executor: Executor, limits: Limits | None, jobs: list[tuple[Job, Trial, int]]
+) -> Iterator[Executor]:
     with executor.opened([job for job, _, _ in jobs]):
-        yield executor
+        yield executor if limits is None else Limited(executor, limits)
 
 
 def _make_passes(

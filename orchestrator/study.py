@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chip_core.config import BenchmarksConfig
 from orchestrator.study_budget import Budget
+from orchestrator.study_early import EarlyStopping
+from orchestrator.study_limits import Limits
 from orchestrator.tune import Tune
 
 #: Factor -> level, of the factors that apply.
@@ -54,6 +56,15 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What the command line changes of a study file."""
+
+    recipe: str | None = None
+    seeds: Sequence[int] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A study, checked."""
 
@@ -76,6 +87,9 @@ class Study:
     left_out: int = 0  # cells of the design that `include` and `exclude` leave out
     tune: Tune | None = None  # what every arm chooses for itself before its seeds run
     budget: Budget | None = None  # of what is still to be run
+    limits: Limits | None = None  # where each run of it stops
+    early_stopping: EarlyStopping | None = None  # of trainings that fall behind
+    changes: Changes = Changes()  # of its file, by the command line
 
     def __post_init__(self) -> None:
         """Check that nothing quoted chooses.

@@ -19,13 +19,13 @@ from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import key_problem, set_key, trial_config
-from orchestrator.study import Cell, Study
+from orchestrator.study import Cell, Changes, Study
 from orchestrator.study_benchmarks import benchmark_goals
 from orchestrator.study_declared import Wrong, declare, take_published
+from orchestrator.study_early_check import check_early
 from orchestrator.study_factors import take_factors
 from orchestrator.study_grid import take_layout
 from orchestrator.study_tune import take_tune
-from orchestrator.study_variant import Changes as Changes
 from orchestrator.study_variant import extended, variant_name, variant_problems
 from orchestrator.study_written import StudyFile, follows, read_written
 
@@ -95,6 +95,7 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
         overrides=changes.overrides,
         wrong=wrong,
     )
+    check_early(written.early_stopping, factors, goals, tuned=written.tune is not None, wrong=wrong)
     if problems:
         causes, others = problems[:of_shape], problems[of_shape:]
         raise ConfigError(
@@ -123,6 +124,9 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
         left_out=layout.left_out,
         tune=tune,
         budget=written.budget,
+        limits=written.limits,
+        early_stopping=written.early_stopping,
+        changes=changes,
     )
 
 

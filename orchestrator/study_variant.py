@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from chip_core import recipes
 from chip_core.validation import key_problem
-from orchestrator.study import Factor, level_text
+from orchestrator.study import Changes, Factor, level_text
 
 _LONGEST_VALUE, _LONGEST_NAME = 60, 160  # of a folder's name there are 255
 #: What `--set` does not reach, though there are keys of such names.
@@ -21,15 +19,6 @@ _OWN = {
     "tune": "what a search is judged by is the study file's `tune:` alone: change it there",
     "seed": "the study's seeds are `seeds:`, or --seeds",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What the command line changes of a study file."""
-
-    recipe: str | None = None
-    seeds: Sequence[int] | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def variant_name(study: str, changes: Changes) -> str:

@@ -13,6 +13,8 @@ from chip_core.validation import explain
 from orchestrator.study import Design
 from orchestrator.study_budget import Budget
 from orchestrator.study_declared import DeclaredFile, PublishedFile
+from orchestrator.study_early import EarlyStopping
+from orchestrator.study_limits import Limits
 from orchestrator.study_schema import AnyFactor, Seeds
 from orchestrator.study_tune import TuneFile
 
@@ -68,6 +70,10 @@ class StudyFile(BaseModel):
     budget: Budget | None = Field(
         None,
         description="bounds on what is still to be run: what does not fit is left out, and said",
+    )
+    limits: Limits | None = Field(None, description="where each run of it stops, whatever is left")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="cuts trainings that fall behind the others of a run; off by default"
     )
 
 

@@ -53,9 +53,11 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
     A trial that is trained but lacks a benchmark's figures is scored, not trained again.
     """
     jobs = []
+    rule = plan.study.early_stopping
+    compared_with = {trial.fingerprint for trial in plan.baseline.trials}
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
-        if record.done(trial):
+        if record.done(trial) or record.is_cut(rule):
             continue
         attempt = max([record.attempts, *_attempts(storage, trial)], default=0) + 1
         model = None if record.model is None else storage / record.model / MODEL
@@ -73,6 +75,8 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
             else _to_resume(storage, trial),
             places=replace(plan.places, judge_cache=storage / "cache" / "judge"),
             earlier=tuple(reversed(_attempts(storage, trial).values())),
+            may_be_cut=rule is not None
+            and not (trial.untrained or model is not None or trial.fingerprint in compared_with),
         )
         jobs.append((job, trial, attempt))
     return jobs
@@ -122,6 +126,10 @@ def stages(
 def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status) -> TrialView:
     """Return what a tracker shows of a trial."""
     record = ledger[trial.fingerprint]
+    attempts = [record.history[number] for number in sorted(record.history)]
+    begun = [attempt.started for attempt in attempts if attempt.started is not None]
+    ended = [attempt.ended for attempt in attempts if attempt.ended is not None]
+    codes = [attempt.code for attempt in attempts if attempt.code is not None]
     return TrialView(
         trial=trial,
         status=status,
@@ -136,7 +144,11 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
             if mark in record.evaluations and record.evaluations[mark].evaluation.how
         },
         reason=record.failure,
+        cut=record.cut,
         reused_from=record.study if record.study not in (None, study) else None,
+        code=codes[-1] if codes else None,
+        began=min(begun, default=None),
+        ended=max(ended, default=None),
     )
 
 

@@ -28,7 +28,8 @@ from orchestrator.cluster.job import (
 )
 from orchestrator.cluster.room import need_of
 from orchestrator.cluster.send import pack
-from orchestrator.study_file import Changes, find_study, load_study
+from orchestrator.study import Changes
+from orchestrator.study_file import find_study, load_study
 
 JOBS = "jobs"  # in the work directory: what was submitted from here
 RESULT = "result.json"  # in a job's folder: what its command printed

@@ -35,7 +35,8 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     from chip_core.errors import ConfigError
     from orchestrator.cluster.check import check_cluster, with_problems
     from orchestrator.cluster.room import need_of
-    from orchestrator.study_file import Changes, find_study, load_study
+    from orchestrator.study import Changes
+    from orchestrator.study_file import find_study, load_study
 
     need = None
     if recipe is not None and study is None:

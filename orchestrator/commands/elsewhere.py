@@ -12,7 +12,7 @@ import click
 #: Options whose value is one word, as they are there and here.
 _WORDS = (
     "benchmark_data", "judge_replies", "tracking_uri", "price_per_gpu_hour", "price_per_cpu_hour",
-    "device_memory",
+    "device_memory", "max_hours", "max_gpu_hours", "max_failures",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def run_there(
         the study's exit code.
     """
     from orchestrator.cluster.session import run_on_cluster
-    from orchestrator.study_variant import Changes
+    from orchestrator.study import Changes
 
     for option, given, why in (
         ("--executor inline", executor == "inline", "a cluster has Ray"),

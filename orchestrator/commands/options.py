@@ -93,7 +93,8 @@ def planned(
     from orchestrator.ledger import Ledger
     from orchestrator.plan import make_plan
     from orchestrator.search import settled
-    from orchestrator.study_file import Changes, find_study, load_study
+    from orchestrator.study import Changes
+    from orchestrator.study_file import find_study, load_study
 
     keys = [key for key, _ in overrides]
     for key in dict.fromkeys(keys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from orchestrator.commands.options import planned, study_options
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
+    from orchestrator.study_limits import Limits
 
 
 def _executor_options(command: Any) -> Any:
@@ -32,6 +32,7 @@ def _executor_options(command: Any) -> Any:
     return command
 
 
+_POSITIVE = click.FloatRange(0, min_open=True)
 #: Options on cost, as `wish_of` takes them.
 _OF_COST = (
     "calibrate", "rates", "rate", "price_per_gpu_hour", "price_per_cpu_hour", "device_memory",
@@ -43,6 +44,9 @@ _OF_COST = (
 @study_options
 @_executor_options
 @cost_options
+@click.option("--max-hours", type=_POSITIVE, help="Stop after so many hours.")
+@click.option("--max-gpu-hours", type=_POSITIVE, help="Stop when GPUs were held so long.")
+@click.option("--max-failures", type=click.IntRange(1), help="Stop when so many trials failed.")
 @click.option("--address", help="A running Ray cluster; without it Ray starts and stops here.")
 @click.option(
     "--cluster",
@@ -57,6 +61,9 @@ def run(
     address: str | None,
     max_concurrent: int | None,
     tracking_uri: str | None,
+    max_hours: float | None,
+    max_gpu_hours: float | None,
+    max_failures: int | None,
     as_json: bool,
     cluster: Path | None,
     **changes: Any,
@@ -74,19 +81,29 @@ def run(
             max_concurrent=max_concurrent,
             tracking_uri=tracking_uri,
             as_json=as_json,
+            max_hours=max_hours,
+            max_gpu_hours=max_gpu_hours,
+            max_failures=max_failures,
             **changes,
         )
     from rich.console import Console
 
+    from chip_core.errors import UserError
     from orchestrator.executors.base import Executor
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
+    from orchestrator.report.tracked import same_command, sync_command, untracked_json
     from orchestrator.run import run_study
     from orchestrator.stopping import Stop
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
+    if executor == "inline" and plan.study.early_stopping is not None:
+        raise UserError(
+            f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
+            "executor has one at a time: use --executor ray, or leave the block out"
+        )
     _single_threaded_waits()
     console = Console(stderr=as_json)
     for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
@@ -111,12 +128,17 @@ def run(
         from orchestrator.executors.ray_tune import RayTuneExecutor
 
         return RayTuneExecutor(
-            workdir=workdir, address=address, max_concurrent=max_concurrent, stop=stop
+            workdir=workdir,
+            address=address,
+            max_concurrent=max_concurrent,
+            stop=stop,
+            early_stopping=plan.study.early_stopping,
         )
 
+    from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.mlflow import MlflowTracker
 
-    tracker = MlflowTracker(workdir, tracking_uri)
+    tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -124,11 +146,12 @@ def run(
         tracker=tracker,
         console=console,
         trimmed=trimmed,
+        limits=_limits(plan.study.limits, max_hours, max_gpu_hours, max_failures),
         stop=stop,
     )
-    given = click.get_current_context().find_root().obj
-    command = "the same command" if given is None else shlex.join(["chip-ablate", *given])
-    show(console, result_lines(outcome, workdir, tracker.address, command))
+    command = same_command(click.get_current_context().find_root().obj)
+    again = sync_command(plan.study.name, workdir, tracking_uri)
+    show(console, result_lines(outcome, workdir, tracker.address, command, again))
     if as_json:
         click.echo(
             json.dumps(
@@ -136,14 +159,20 @@ def run(
                     **summary_json(outcome.summary),
                     "executed": outcome.executed,
                     "failed": outcome.failed,
+                    "stopped_at": outcome.limit,
+                    "left": outcome.summary.left,
+                    "go_on": command,
                     "report": [str(path) for path in outcome.report],
                     "tracking": tracker.address,
+                    "untracked": untracked_json(outcome.waiting, again),
                     "compare": outcome.compare,
                 }
             )
         )
     if outcome.interrupted:
         return 130
+    if outcome.limit is not None:
+        return 3
     return 1 if outcome.failed else 0
 
 
@@ -238,6 +267,25 @@ def _require_results(made: Plan, workdir: Path) -> None:
             f"study {made.study.name} has no figures in {workdir}: run it first, "
             "or name its --workdir"
         )
+
+
+def _limits(
+    written: Limits | None,
+    max_hours: float | None,
+    max_gpu_hours: float | None,
+    max_failures: int | None,
+) -> Limits | None:
+    """Return the study file's limits with the command line's in their place."""
+    from orchestrator.study_limits import Limits
+
+    given = {
+        "max_hours": max_hours,
+        "max_gpu_hours": max_gpu_hours,
+        "max_failures": max_failures,
+    }
+    known = {} if written is None else written.limits
+    known |= {name: value for name, value in given.items() if value is not None}
+    return Limits(**known) if known else None
 
 
 def _single_threaded_waits() -> None:

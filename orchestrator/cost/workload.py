@@ -111,6 +111,7 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
         _of_trial(trial, ledger, storage, tuple(read.get(trial.fingerprint, ())), questions, rows)
         for trial in plan.trials
         if not ledger[trial.fingerprint].done(trial)
+        and not ledger[trial.fingerprint].is_cut(plan.study.early_stopping)
     ]
     return Workload(passes=tuple(_groups(planned)), trials=tuple(trials), planned=tuple(planned))
 

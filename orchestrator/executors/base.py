@@ -20,6 +20,8 @@ from chip_core.training.store.passes import Offered, Part
 
 #: Where a failed job's traceback is, in its folder.
 TRACEBACK = "traceback.txt"
+#: There once a training is to be cut, in its folder: why.
+CUT = "cut"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Job:
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
     offered: Offered | None = None  # the stores of reference passes that it may read
     part: Part | None = None  # make this share of a reference pass, and nothing else
+    may_be_cut: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # what is to be said of this attempt
 
     @property
@@ -93,11 +96,19 @@ class Failed:
 Again = Callable[[Failed], Job | None]
 
 
-Event = Started | Progressed | Finished | Failed
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Early stopping ended a job's training; it is not scored."""
+
+    job: Job
+    reason: str
+
+
+Event = Started | Progressed | Finished | Failed | Cut
 
 
 class Executor(Protocol):
-    """Runs jobs. Every job gets one Started, then one Finished or Failed; the others go on.
+    """Runs jobs. Every job gets one Started, then one Finished, Failed or Cut; the others go on.
 
     A job that is tried again is another job: Failed names it, and it is the next to begin.
     """
@@ -140,7 +151,7 @@ def execute(
     return run_trial(
         job.config,
         folder=job.folder,
-        report=report,
+        report=_until_cut(job, report) if job.may_be_cut else report,
         untrained=job.untrained,
         trained_model=job.trained_model,
         resume_from=job.resume_from,
@@ -152,6 +163,18 @@ def execute(
         stop=stop,
         notes=job.notes,
     )
+
+
+def _until_cut(job: Job, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return a report function that ends the training once it is to be cut."""
+
+    def watched(progress: Progress) -> None:
+        report(progress)
+        under_way = progress.phase == "train" and progress.done < progress.total
+        if under_way and (job.folder / CUT).exists():
+            raise TrialError((job.folder / CUT).read_text(encoding="utf-8"))
+
+    return watched
 
 
 def cause_of(error: BaseException) -> Cause:

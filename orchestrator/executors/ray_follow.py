@@ -14,10 +14,13 @@ import ray
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from chip_core.files import write_atomically
 from chip_core.results import Progress, read_result
 from orchestrator.executors.base import (
+    CUT,
     Again,
     Cause,
+    Cut,
     Event,
     Failed,
     Finished,
@@ -25,6 +28,7 @@ from orchestrator.executors.base import (
     Progressed,
     Started,
 )
+from orchestrator.executors.ray_early import Referee
 from orchestrator.executors.ray_queue import Queue
 from orchestrator.executors.ray_worker import CAUSE, OUTSIDE, PLACE, PROGRESS, REASON, STOP
 from orchestrator.stopping import Stop
@@ -41,6 +45,7 @@ class _Running:
     news_at: float = field(default_factory=time.monotonic)  # when it last told something
     last: Progress | None = None
     how: tuple[str, Cause, bool] | None = None  # reason, cause, from outside: where it failed
+    cut: str | None = None  # why early stopping ends it
     told_to_stop: bool = False
     begun: bool = True  # whether it was said to have started
     read: int = 0  # bytes of its file
@@ -76,6 +81,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         *,
         begin_within: float,
         stop: Stop,
+        referee: Referee | None = None,
     ) -> None:
         super().__init__()
         self.error: Exception | None = None  # what `on_event` or `again` raised
@@ -84,6 +90,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         self._again = again
         self._begin_within = begin_within
         self._stop = stop
+        self._referee = referee
         self._running: dict[str, _Running] = {}
         self._due = 0.0  # when running jobs are looked at next
 
@@ -162,6 +169,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
             if name:  # else its disk was full
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
             place.unlink()
+        (job.folder / CUT).unlink(missing_ok=True)
         result = read_result(job.folder)
         if result is not None:  # written last: whatever came after it took nothing away
             self._queue.ended(job, None)
@@ -169,6 +177,10 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
             return
         unsaid = otherwise.format(folder=job.folder)
         reason, cause, outside = running.how or (unsaid, cause_otherwise, True)
+        if reason == running.cut:
+            self._queue.ended(job, None)
+            self._emit(Cut(job=job, reason=reason))
+            return
         failed = Failed(job=job, reason=reason, cause=cause, from_outside=outside)
         following = None if self._stop.no_more else self._following(failed)
         self._queue.ended(job, following)
@@ -186,6 +198,10 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
     def _pass_on(self, running: _Running) -> None:
         for progress in running.news():
             self._emit(Progressed(job=running.job, progress=progress))
+            why = None if self._referee is None else self._referee.verdict(running.job, progress)
+            if why is not None:
+                running.cut = why
+                write_atomically(running.job.folder / CUT, why)
 
     def _emit(self, event: Event) -> None:
         if self.error is not None:

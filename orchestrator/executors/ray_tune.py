@@ -17,6 +17,7 @@ import ray
 from ray import tune
 
 from orchestrator.executors.base import Again, Event, Job
+from orchestrator.executors.ray_early import Referee
 from orchestrator.executors.ray_follow import Listener
 from orchestrator.executors.ray_queue import Queue
 from orchestrator.executors.ray_session import (
@@ -30,6 +31,7 @@ from orchestrator.executors.ray_session import (
 )
 from orchestrator.executors.ray_worker import Parcel, drive
 from orchestrator.stopping import Stop
+from orchestrator.study_early import EarlyStopping
 
 #: More jobs than any cluster runs at once.
 _MANY = 4096
@@ -49,6 +51,7 @@ class RayTuneExecutor:
         begin_within: float = 600.0,
         entry: str = "orchestrator.executors.base:execute",
         stop: Stop | None = None,
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -63,6 +66,7 @@ class RayTuneExecutor:
             entry: what a worker calls with the job, a report function, and one that says whether it
                 is to stop.
             stop: looked at while jobs run.
+            early_stopping: by what trainings are cut that may be.
         """
         self._workdir = workdir
         self._address = address
@@ -70,6 +74,7 @@ class RayTuneExecutor:
         self._begin_within = begin_within
         self._entry = entry
         self._stop = stop or Stop()
+        self._early_stopping = early_stopping
         self._folder: str | None = None  # for Tune's and Train's own files, while it is open
 
     @contextlib.contextmanager
@@ -109,6 +114,7 @@ class RayTuneExecutor:
                 self.run(jobs, on_event, again)
             return
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
+        rule = self._early_stopping
         # A folder for each run: Tune takes a second one in the same for a part of the first.
         storage = tempfile.mkdtemp(prefix="tune-", dir=self._folder)
         queue = Queue(
@@ -118,7 +124,12 @@ class RayTuneExecutor:
             stop=self._stop,
         )
         listener = Listener(
-            queue, on_event, again, begin_within=self._begin_within, stop=self._stop
+            queue,
+            on_event,
+            again,
+            begin_within=self._begin_within,
+            stop=self._stop,
+            referee=None if rule is None else Referee(rule),
         )
         try:
             self._tuner(queue, listener, storage).fit()

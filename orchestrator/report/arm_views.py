@@ -48,7 +48,9 @@ def _figures(row: Row, scales: Mapping[str, float]) -> dict[str, float]:
 
 def _status(row: Row) -> Status:
     states = set(row.states.values())
-    return "FAILED" if "failed" in states else "KILLED" if "missing" in states else "FINISHED"
+    if "failed" in states:
+        return "FAILED"
+    return "KILLED" if states & {"missing", "cut"} else "FINISHED"
 
 
 def _tags(summary: Summary, row: Row) -> dict[str, str | None]:

@@ -153,12 +153,31 @@ def _rows(summary: Summary) -> Iterator[str]:
         yield f"Undefined (nothing to divide by), and left out of comparisons: {listed(undefined)}."
     if summary.missing:
         yield f"Not there: {'; '.join(summary.missing)}."
+    yield from _cut(summary)
     yield from summary.left_out
     if summary.gone:
         yield (
             f"{counted(summary.gone, 'trial')} of cells or settings that the study file no longer "
             "has: in the ledger, not reported."
         )
+
+
+def _cut(summary: Summary) -> Iterator[str]:
+    """Say what early stopping did to the comparison."""
+    rule = summary.plan.study.early_stopping
+    if rule is None:
+        return
+    cut = [
+        f"{row.name} ({counted(count, 'seed')} of {len(row.states)})"
+        for row in summary.rows
+        if (count := sum(state == "cut" for state in row.states.values()))
+    ]
+    yield f"Early stopping: {rule.words}; the baseline's trainings are never cut." + (
+        f" Cut: {listed(cut)}. A cut training gives no figures. Differences with these arms are no "
+        "fair comparison: which of their seeds are left, the rule chose."
+        if cut
+        else " Nothing was cut."
+    )
 
 
 def _comparisons(summary: Summary) -> Iterator[tuple[str, Comparison]]:

@@ -132,6 +132,8 @@ def state(trial: Trial, record: TrialRecord) -> str:
     """Return a trial's state in words."""
     if record.done(trial):
         return "done"
+    if record.cut is not None:
+        return record.failure or "cut by early stopping"
     if record.failure is not None:
         return f"failed: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):

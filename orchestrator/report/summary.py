@@ -23,8 +23,10 @@ from orchestrator.statistics import (
     main_effects,
     verdicts,
 )
+from orchestrator.study_early import EarlyStopping
+from orchestrator.tracking.base import Waiting
 
-State = Literal["done", "failed", "missing"]
+State = Literal["done", "failed", "cut", "missing"]
 Role = Literal["primary", "secondary"]
 UNTRAINED = "base (untrained)"
 
@@ -108,6 +110,12 @@ class Summary:
         ]
 
     @property
+    def left(self) -> int:
+        """How many trials a run would still make."""
+        states = [state for row in self.rows for state in row.states.values()]
+        return sum(state in ("missing", "failed") for state in states)
+
+    @property
     def decided(self) -> list[str]:
         """The metrics that get a verdict, the primary first."""
         return [entry.metric for entry in self.plan.study.declared]
@@ -128,9 +136,11 @@ class Outcome:
     executed: int  # attempts made now
     failed: Mapping[str, str]  # trial -> reason
     interrupted: bool
+    limit: str | None  # that stopped it
     report: Sequence[Path]
     compare: str | None = None  # where the arms can be compared in a browser
     held_back: str | None = None  # why it began nothing more, where it did not
+    waiting: Waiting | None = None  # what of all that MLflow lacks
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
@@ -143,10 +153,11 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
         for metric, one in kept.items()
     }
     scales = {metric: shown_scale(info) for metric, info in metrics.items()}
-    rows = [_row(UNTRAINED, None, [plan.base], ledger, scales, {})]
+    rule = plan.study.early_stopping
+    rows = [_row(UNTRAINED, None, [plan.base], ledger, scales, {}, rule)]
     for arm in plan.arms:
         of_arm = {metric: named.get(arm.name) for metric, named in differences.items()}
-        rows.append(_row(arm.name, arm, arm.trials, ledger, scales, of_arm))
+        rows.append(_row(arm.name, arm, arm.trials, ledger, scales, of_arm, rule))
     return Summary(
         plan=plan,
         metrics={metric: shown(info) for metric, info in metrics.items()},
@@ -193,12 +204,13 @@ def _row(
     ledger: Ledger,
     scales: Mapping[str, float],
     differences: Mapping[str, Comparison | None],
+    rule: EarlyStopping | None,
 ) -> Row:
     values = _values(trials, ledger, scales)
     return Row(
         name=name,
         arm=arm,
-        states={trial.seed: _state(trial, ledger) for trial in trials},
+        states={trial.seed: _state(trial, ledger, rule) for trial in trials},
         figures={
             metric: Figure(values=values[metric], comparison=differences.get(metric))
             for metric in scales
@@ -218,12 +230,14 @@ def _values(
     return values
 
 
-def _state(trial: Trial, ledger: Ledger) -> State:
+def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
     if trial.held is not None:
         return "failed" if trial.held.failed else "missing"
     record = ledger[trial.fingerprint]
     if record.done(trial):
         return "done"
+    if record.is_cut(rule):
+        return "cut"
     return "missing" if record.failure is None else "failed"
 
 

@@ -13,8 +13,10 @@ from rich.text import Text
 from orchestrator.report.answer import answer
 from orchestrator.report.notes import particulars
 from orchestrator.report.summary import Figure, Outcome, Summary
+from orchestrator.report.tracked import tracked_lines
 from orchestrator.report.words import (
     correction,
+    counted,
     difference_text,
     mean_text,
     metric_title,
@@ -49,19 +51,31 @@ def report_lines(summary: Summary, files: Sequence[Path]) -> Iterator[Renderable
 
 
 def result_lines(
-    outcome: Outcome, workdir: Path, tracking: str, command: str
+    outcome: Outcome, workdir: Path, tracking: str, command: str, sync: str
 ) -> Iterator[RenderableType]:
-    """Say what a run came to, where everything lies, and how to go on (`command`)."""
+    """Say what a run came to and where everything lies.
+
+    Args:
+        outcome: what it came to.
+        workdir: the work directory.
+        tracking: the tracking URI.
+        command: the one to go on with.
+        sync: the command that sends what waits.
+    """
     yield from report_lines(outcome.summary, outcome.report)
     for trial, reason in outcome.failed.items():
         yield Text(f"FAILED {trial}: {reason}", style="bold red")
-    if outcome.interrupted:
-        yield _address(f"stopped; go on with: {command}")
+    if outcome.interrupted or outcome.limit:
+        why = f" at {outcome.limit}" if outcome.limit else ""
+        left = counted(outcome.summary.left, "trial")
+        yield _address(f"stopped{why}: {left} left; go on with: {command}")
     elif outcome.held_back is not None:
         yield _address(f"nothing more was begun: {outcome.held_back}; go on with: {command}")
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")
+    for line in tracked_lines(outcome.waiting, sync):
+        yield _address(line)
     if outcome.compare is not None:
         yield _address(f"arms side by side: {outcome.compare}")
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from chip_core.files import append_record, read_records
 from orchestrator.plan import Arm, Trial
 from orchestrator.tracking.mlflow import tracking_uri
-from orchestrator.tracking.mlflow_runs import ARM, KIND, SEED, arm_key
+from orchestrator.tracking.mlflow_runs import ARM, FINGERPRINT, KIND, SEED, arm_key
 from orchestrator.tracking.mlflow_store import MlflowStore, Run, metric_name
+from orchestrator.tracking.trouble import StoreAway
+
+_Slot = tuple[str, str, str]
+_STUDY: _Slot = ("study", "", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class Attached:
 
 
 def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> str | None:
-    """Show figures and files with a study's runs, as far as there are runs.
+    """Show figures and files with a study's runs, as far as there are runs, and keep the figures.
 
     Runs are only added to: none is made, ended or put in another's place.
 
@@ -35,36 +42,87 @@ def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> st
         attached: what to show.
 
     Returns:
-        What is to be said to the user where the study has no run; else None.
+        What is to be said to the user where the study has no run or the store is away; else None.
 
     Raises:
         UserError: the store cannot be used.
     """
-    address = tracking_uri(workdir, uri)
-    database = workdir.resolve() / "mlflow.db"
-    own = address == f"sqlite:///{database}"
-    missing = f"MLflow has no run of study {study}: the figures are in its report folder alone"
-    if own and not database.exists():
-        return missing
-    store = MlflowStore(address, workdir.resolve() / "artifacts" if own else None)
-    store.open(study)
-    runs = {_slot(run): run for run in store.runs() if KIND in run.tags}
-    wanted = {("study", "", ""): attached.study, ("base", "", ""): attached.base}
-    wanted |= {("arm", arm_key(arm), ""): figures for arm, figures in attached.arms.values()}
-    wanted |= {
-        ("trial", arm_key(arm), str(trial.seed)): figures for arm, trial, figures in attached.trials
+    record = {
+        "time": time.time(),
+        "figures": [
+            {"slot": slot, "fingerprint": mark, "figures": dict(figures)}
+            for slot, mark, figures in _wanted(attached)
+            if figures
+        ],
     }
-    if ("study", "", "") not in runs:
-        return missing
-    for slot, figures in wanted.items():
-        if figures and slot in runs:
-            named = {metric_name(name): value for name, value in figures.items()}
-            store.log_figures(runs[slot], named)
-    for file, under in attached.files:
-        store.upload_file(runs["study", "", ""], file, under)
+    append_record(_file(workdir, study), record)
+    try:
+        if not _show(workdir, uri, study, [record], attached.files):
+            return f"MLflow has no run of study {study}: the figures are in its report folder alone"
+    except StoreAway as error:
+        return (
+            f"{error}; the figures are in the report folder: "
+            f"chip-ablate sync {study} --workdir {workdir}"
+        )
     return None
 
 
-def _slot(run: Run) -> tuple[str, str, str]:
+def attach_kept(workdir: Path, uri: str | None, study: str) -> None:
+    """Show the figures of a study that were attached before, in the order in which they were.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    records = read_records(_file(workdir, study))
+    if records:
+        _show(workdir, uri, study, records, [])
+
+
+def _show(
+    workdir: Path,
+    uri: str | None,
+    study: str,
+    records: Sequence[Mapping[str, Any]],
+    files: Sequence[tuple[Path, str]],
+) -> bool:
+    """Show records and files; return whether the study has a run."""
+    address = tracking_uri(workdir, uri)
+    database = workdir.resolve() / "mlflow.db"
+    own = address == f"sqlite:///{database}"
+    if own and not database.exists():
+        return False
+    store = MlflowStore(address, workdir.resolve() / "artifacts" if own else None)
+    store.open(study)
+    runs = {_slot(run): run for run in store.runs() if KIND in run.tags}
+    if _STUDY not in runs:
+        return False
+    for record in records:
+        for entry in record["figures"]:
+            run = runs.get(tuple(entry["slot"]))
+            mark = entry["fingerprint"]
+            if run is None or mark not in (None, run.tags.get(FINGERPRINT)):
+                continue  # it stands for another training now
+            named = {metric_name(name): value for name, value in entry["figures"].items()}
+            store.log_figures(run, named, record["time"])
+    for file, under in files:
+        store.upload_file(runs[_STUDY], file, under)
+    return True
+
+
+def _wanted(attached: Attached) -> Iterator[tuple[_Slot, str | None, Mapping[str, float]]]:
+    """Yield what run is to show which figures, and the fingerprint it must have."""
+    yield _STUDY, None, attached.study
+    yield ("base", "", ""), None, attached.base
+    for arm, figures in attached.arms.values():
+        yield ("arm", arm_key(arm), ""), arm.trials[0].fingerprint, figures
+    for arm, trial, figures in attached.trials:
+        yield ("trial", arm_key(arm), str(trial.seed)), trial.fingerprint, figures
+
+
+def _file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / "attached.jsonl"
+
+
+def _slot(run: Run) -> _Slot:
     """Return what a run stands for; one that was superseded stands for nothing that is wanted."""
     return run.tags[KIND], run.tags.get(ARM, ""), run.tags.get(SEED, "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.plan import Arm, Plan, Trial
+from orchestrator.version import CodeVersion
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -26,7 +27,11 @@ class TrialView:
     #: by key ("report/amber"): protocol, scorer, judge, n, missing, … of its figures
     how: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reason: str | None = None  # why it failed
+    cut: str | None = None  # the rule of early stopping that cut it
     reused_from: str | None = None  # the study it was executed in, where that is another
+    code: CodeVersion | None = None  # that executed it last; None: not noted
+    began: float | None = None  # when its first attempt did, in seconds since 1970
+    ended: float | None = None  # when its last attempt did
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +44,33 @@ class ArmView:
     tags: Mapping[str, str | None] = field(default_factory=dict)  # None: is no more
 
 
-class Tracker(Protocol):
-    """Holds a study's runs. Every (arm, seed) has one active run, whatever happened before."""
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """What a tracker could not show."""
 
-    def open(self, plan: Plan, done: Sequence[TrialView]) -> None:
+    reason: str
+    trials: tuple[str, ...]  # whose end, by name; the study's own run waits in any case
+
+
+class Tracker(Protocol):
+    """Holds a study's runs. Every (arm, seed) has one active run, whatever happened before.
+
+    Whatever is shown twice is there once. Times are in seconds since 1970.
+    """
+
+    def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         """Make the study's run, its arms' runs and the runs of trials that are done already.
 
         Runs that an earlier driver left RUNNING are taken up again or ended.
+
+        Args:
+            plan: the study's plan.
+            done: its trials that are not to be run.
+            began: when the study was first run; now if not said.
         """
 
-    def start(self, trial: Trial, folder: Path) -> None:
-        """Show a trial as running."""
+    def start(self, trial: Trial, folders: Sequence[Path], began: float | None = None) -> None:
+        """Show a trial as running: its attempts' folders, in order, the last one growing."""
 
     def follow(self) -> None:
         """Send what is new in the curves of running trials. Called now and then."""
@@ -57,8 +78,24 @@ class Tracker(Protocol):
     def end(self, view: TrialView) -> None:
         """Show a trial as ended: figures, the rest of its curves, its files."""
 
-    def close(self, arms: Sequence[ArmView], status: Status, report: Path | None) -> None:
-        """End the arms' and the study's runs; attach the report folder's files."""
+    def close(
+        self,
+        arms: Sequence[ArmView],
+        status: Status,
+        report: Path | None,
+        ended: float | None = None,
+    ) -> None:
+        """End the arms' and the study's runs; attach the report folder's files.
+
+        Args:
+            arms: what the arms came to.
+            status: the study's.
+            report: its folder.
+            ended: when its last trial ended; now if not said.
+        """
+
+    def waiting(self) -> Waiting | None:
+        """Return what of all that could not be shown; None: it is all there."""
 
     @property
     def address(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.tracking.mlflow import tracking_uri
 from orchestrator.tracking.mlflow_runs import FINGERPRINT, KIND
 from orchestrator.tracking.mlflow_store import MlflowStore, connect
+from orchestrator.tracking.trouble import check_reachable
 
 _OF_TRIALS = ("trial", "base")
 
@@ -58,7 +59,7 @@ class _Bin(MlflowStore):
     def take_up(self, experiment: str) -> bool:
         """Connect, make nothing; return whether there is such an experiment."""
         with self._told():
-            self._check_server()
+            check_reachable(self.uri)
             self._client = connect(self.uri)
             known = self._client.get_experiment_by_name(experiment)
         if known is None or known.lifecycle_stage == "deleted":

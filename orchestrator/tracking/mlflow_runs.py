@@ -57,8 +57,16 @@ class Wanted:
 class StudyRuns:
     """The runs of a plan in its experiment."""
 
-    def __init__(self, store: MlflowStore, plan: Plan) -> None:
+    def __init__(self, store: MlflowStore, plan: Plan, began: float | None = None) -> None:
+        """Nothing is looked up yet.
+
+        Args:
+            store: the study's experiment.
+            plan: what is wanted.
+            began: when the study was first run, in seconds since 1970; now if not said.
+        """
         self._store = store
+        self._began = began
         self._study = plan.study.name
         self._wanted = {wanted.slot: wanted for wanted in _wanted(plan)}
         searches = searches_of(plan)
@@ -80,6 +88,7 @@ class StudyRuns:
     def load(self) -> None:
         """Take up what is there, make the runs of study and arms, supersede the rest."""
         found: dict[Slot, list[Run]] = defaultdict(list)
+        self._current = {}
         for run in self._store.runs():
             if KIND in run.tags:
                 found[_slot(run)].append(run)
@@ -120,10 +129,10 @@ class StudyRuns:
         """Return a trial's run, where there is one."""
         return self._current.get(self._slots[_place(trial)])
 
-    def trial_or_new(self, trial: Trial) -> Run:
-        """Return a trial's run; make it where there is none."""
+    def trial_or_new(self, trial: Trial, began: float | None = None) -> Run:
+        """Return a trial's run; make it where there is none, of a trial that began then."""
         wanted = self._wanted[self._slots[_place(trial)]]
-        run = self.trial(trial) or self._create(wanted)
+        run = self.trial(trial) or self._create(wanted, began)
         self._store.describe(run, params=wanted.params)
         return run
 
@@ -158,8 +167,9 @@ class StudyRuns:
             tags[PARENT] = self._current[wanted.parent].id
         return tags
 
-    def _create(self, wanted: Wanted) -> Run:
-        run = self._store.create(self._tags(wanted))
+    def _create(self, wanted: Wanted, began: float | None = None) -> Run:
+        began = self._began if wanted.slot[0] in ("study", "arm") else began
+        run = self._store.create(self._tags(wanted), began)
         self._current[wanted.slot] = run
         if wanted.slot[0] == "arm":
             self._store.describe(run, params=wanted.params)
@@ -195,6 +205,14 @@ def arm_key(arm: Arm) -> str:
     return f"{key[:_LONGEST_KEY]}… {hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
+def held_by(arm: Arm) -> dict[str, str]:
+    """Return what an arm's figures are of: what is shown -> its fingerprint."""
+    # A tag has 8000 characters; a recipe that changes, changes every seed.
+    known = [trial for trial in arm.trials if trial.held is None][:_SEEDS_HELD]
+    seeds = {f"seed {trial.seed}": trial.fingerprint for trial in known}
+    return _short({**seeds, **arm.trials[0].evaluations})
+
+
 def _wanted(plan: Plan) -> Iterator[Wanted]:
     """Yield the runs of a plan, each after the one it lies under."""
     question = plan.study.question
@@ -207,15 +225,13 @@ def _wanted(plan: Plan) -> Iterator[Wanted]:
     yield _wanted_trial(plan.base, "", STUDY)
     searches = {search.arm.name: search for search in searches_of(plan)}
     for arm in plan.arms:
-        # A tag has 8000 characters; a recipe that changes, changes every seed.
         known = [trial for trial in arm.trials if trial.held is None]
-        seeds = {f"seed {trial.seed}": trial.fingerprint for trial in known[:_SEEDS_HELD]}
         yield Wanted(
             slot=_arm_slot(arm),
             parent=STUDY,
             name=arm.name,
             tags={FINGERPRINT: known[0].fingerprint} if known else {},
-            holds=_short({**seeds, **arm.trials[0].evaluations}),
+            holds=held_by(arm),
             params={**arm.params, **arm.tuned},
         )
         if arm.name in searches:

@@ -1,7 +1,7 @@
 """The MLflow store: everything that is asked of MLflow's client.
 
-Whatever goes wrong in a store is a `UserError` of one line here. Nothing is written that the store
-has already.
+Whatever goes wrong in a store is a `UserError` of one line here, a `StoreAway` where it may be well
+again by itself. Nothing is written that the store has already.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import re
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from chip_core.errors import UserError, printable
-from orchestrator.tracking.addresses import shown_address, without_secrets
+from orchestrator.tracking.addresses import shown_address
+from orchestrator.tracking.trouble import check_reachable, is_server, told
 
 #: Where the curves of a run are among its metrics.
 CURVE = "train/"
@@ -31,12 +29,11 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow's own (7 retries, 120 s each) would hold a study up for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # MLflow's own (7 retries, 120 s each) would say nothing for minutes. No retry: what was asked
+    # for is looked up before it is asked for again, so that no run is made twice.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-_CONNECT_SECONDS = 5.0
 _BATCH = 1000  # metrics that the store takes at once
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_METRIC = 6000, 8000, 250
 _NOT_IN_A_NAME = re.compile(r"[^\w./: -]")
@@ -61,6 +58,7 @@ class Run:
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]  # the latest value of each
+    stamps: dict[str, int]  # when that was logged, in milliseconds since 1970
     last_step: int  # of its curves; 0 where there is none
 
 
@@ -72,6 +70,7 @@ class MlflowStore:
         self._artifacts = artifacts
         self._client: Any = None
         self._experiment = ""
+        self.answers = 0  # how often the store did what was asked
 
     @property
     def address(self) -> str:
@@ -79,14 +78,9 @@ class MlflowStore:
         return shown_address(self.uri)
 
     @property
-    def is_server(self) -> bool:
-        """Whether the store is a server."""
-        return self.uri.startswith(("http://", "https://"))
-
-    @property
     def pages(self) -> str | None:
         """The address of a server's pages, without user and password; None of a database."""
-        if not self.is_server:
+        if not is_server(self.uri):
             return None
         server = urlsplit(self.uri)
         return f"{server.scheme}://{server.netloc.rpartition('@')[2]}{server.path}".rstrip("/")
@@ -103,7 +97,7 @@ class MlflowStore:
             UserError: the store cannot be used.
         """
         with self._told():
-            self._check_server()
+            check_reachable(self.uri)
             self._client = connect(self.uri)
             known = self._client.get_experiment_by_name(experiment)
             if known is None:
@@ -130,10 +124,11 @@ class MlflowStore:
                 if not token:
                     return found
 
-    def create(self, tags: Mapping[str, str]) -> Run:
-        """Make a run; it is RUNNING."""
+    def create(self, tags: Mapping[str, str], began: float | None = None) -> Run:
+        """Make a run; it is RUNNING, since `began` (seconds since 1970) or now."""
+        start = None if began is None else _milliseconds(began)
         with self._told():
-            return _run(self._client.create_run(self._experiment, tags=dict(tags)))
+            return _run(self._client.create_run(self._experiment, start, dict(tags)))
 
     def describe(
         self,
@@ -166,16 +161,25 @@ class MlflowStore:
                 self._client.delete_tag(run.id, key)
                 del run.tags[key]
 
-    def log_figures(self, run: Run, figures: Mapping[str, float]) -> None:
-        """Log final figures, each one value; one that is there already is not logged again."""
+    def log_figures(self, run: Run, figures: Mapping[str, float], at: float | None = None) -> None:
+        """Log final figures, each one value; one that is there already is not logged again.
+
+        Args:
+            run: whose.
+            figures: by name.
+            at: when they were made, in seconds since 1970; now if not said. One that replaces an
+                older figure is never the older of the two.
+        """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        made = _milliseconds(time.time() if at is None else at)
         changed = {
             key: value for key, value in finite(figures).items() if run.metrics.get(key) != value
         }
-        self._log(run, [Metric(key, value, now, 0) for key, value in changed.items()])
+        stamps = {key: max(made, run.stamps.get(key, 0) + 1) for key in changed}
+        self._log(run, [Metric(key, value, stamps[key], 0) for key, value in changed.items()])
         run.metrics.update(changed)
+        run.stamps.update(stamps)
 
     def log_points(self, run: Run, points: Iterable[Point]) -> None:
         """Log a curve's points, those after the last step that the run has.
@@ -213,15 +217,16 @@ class MlflowStore:
         with self._told():
             self._client.log_artifact(run.id, str(file), under)
 
-    def set_status(self, run: Run, status: str) -> None:
-        """Set a run's status, where it is another."""
+    def set_status(self, run: Run, status: str, ended: float | None = None) -> None:
+        """Set a run's status, where it is another; it ended at `ended`, or now."""
         if run.status == status:
             return
         with self._told():
             if status == "RUNNING":
                 self._client.update_run(run.id, status=status)
             else:
-                self._client.set_terminated(run.id, status=status)
+                end = None if ended is None else _milliseconds(ended)
+                self._client.set_terminated(run.id, status, end)
         run.status = status
 
     def _log(self, run: Run, metrics: Sequence[Any]) -> None:
@@ -229,39 +234,14 @@ class MlflowStore:
             with self._told():
                 self._client.log_batch(run.id, metrics=metrics[start : start + _BATCH])
 
-    def _check_server(self) -> None:
-        """Find out soon whether a server is there at all."""
-        server = urlsplit(self.uri)
-        if server.scheme not in ("http", "https") or server.scheme in getproxies():
-            return
-        port = server.port or (443 if server.scheme == "https" else 80)
-        socket.create_connection((server.hostname, port), timeout=_CONNECT_SECONDS).close()
-
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Turn a store's trouble into one line for the user."""
         try:
             yield
         except Exception as error:  # drivers of databases and servers raise what they like
-            raise UserError(self._line(error)) from error
-
-    def _line(self, error: Exception) -> str:
-        said = without_secrets(str(error).split("\n")[0], self.uri)
-        text = printable(" ".join(said.split()), 300)
-        where = f"the MLflow store {self.address}"
-        if "out-of-date database schema" in str(error):
-            return (
-                f"{where} has another MLflow version's schema: back it up and run "
-                f"`mlflow db upgrade {self.address}`, or name another store by --tracking-uri"
-            )
-        if "maintenance mode" in text:
-            return f"{where} is a folder, which MLflow gave up: name a database, as sqlite:///FILE"
-        if self.is_server:
-            return (
-                f"{where} does not answer as it should ({text}): "
-                "start the server, or name another store by --tracking-uri"
-            )
-        return f"{where} cannot be used ({text}): mend it, or name another by --tracking-uri"
+            raise told(error, self.uri) from error
+        self.answers += 1
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float]:
@@ -286,8 +266,13 @@ def connect(uri: str) -> Any:
     return MlflowClient(uri)
 
 
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
 def _run(run: Any) -> Run:
-    steps = [metric.step for metric in run.data.to_proto().metrics if metric.key.startswith(CURVE)]
+    latest = run.data.to_proto().metrics
+    steps = [metric.step for metric in latest if metric.key.startswith(CURVE)]
     return Run(
         id=run.info.run_id,
         status=run.info.status,
@@ -295,5 +280,6 @@ def _run(run: Any) -> Run:
         tags=dict(run.data.tags),
         params=dict(run.data.params),
         metrics=dict(run.data.metrics),
+        stamps={metric.key: metric.timestamp for metric in latest},
         last_step=max(steps, default=0),
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan import Plan, make_plan
-from orchestrator.study import Study
-from orchestrator.study_file import Changes, load_study
+from orchestrator.study import Changes, Study
+from orchestrator.study_file import load_study
 
 from . import fakes
 from .tuned import Figure, results_by

@@ -22,7 +22,7 @@ from orchestrator.executors.base import (
     Started,
 )
 from orchestrator.plan import Plan, Trial
-from orchestrator.tracking.base import ArmView, Status, TrialView
+from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
 
 
 def result_of(job: Job) -> TrialResult:
@@ -124,10 +124,10 @@ class FakeTracker:
     status: Status | None = None
     address: str = "nowhere"
 
-    def open(self, plan: Plan, done: Sequence[TrialView]) -> None:
+    def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         self.opened = list(done)
 
-    def start(self, trial: Trial, folder: Path) -> None:
+    def start(self, trial: Trial, folders: Sequence[Path], began: float | None = None) -> None:
         self.started.append(trial)
 
     def follow(self) -> None:
@@ -136,8 +136,17 @@ class FakeTracker:
     def end(self, view: TrialView) -> None:
         self.ended.append(view)
 
-    def close(self, arms: Sequence[ArmView], status: Status, report: Path | None) -> None:
+    def close(
+        self,
+        arms: Sequence[ArmView],
+        status: Status,
+        report: Path | None,
+        ended: float | None = None,
+    ) -> None:
         self.arms, self.status = arms, status
+
+    def waiting(self) -> Waiting | None:
+        return None
 
     def compare_address(self) -> str | None:
         return None

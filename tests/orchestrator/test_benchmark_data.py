@@ -23,7 +23,8 @@ from orchestrator.report.evaluation_plan import evaluation_lines, readiness_line
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.run import Outcome, run_study
-from orchestrator.study_file import Changes, load_study
+from orchestrator.study import Changes
+from orchestrator.study_file import load_study
 from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
 
 from ..chip_core.evaluation import made

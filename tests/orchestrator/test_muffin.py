@@ -15,7 +15,8 @@ from chip_core.models.muffin.convert import convert
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan import make_plan
 from orchestrator.run import run_study
-from orchestrator.study_file import Changes, load_study
+from orchestrator.study import Changes
+from orchestrator.study_file import load_study
 
 from ..chip_core.models.muffin import made
 from .fakes import FakeTracker

@@ -10,8 +10,8 @@ import pytest
 
 from chip_core import recipes
 from orchestrator.plan import make_plan
-from orchestrator.study import Study
-from orchestrator.study_file import Changes, find_study, load_study
+from orchestrator.study import Changes, Study
+from orchestrator.study_file import find_study, load_study
 
 STAGES = """
 study: stages

@@ -12,7 +12,8 @@ from chip_core.places import Places
 from orchestrator.ledger import Ledger
 from orchestrator.plan import make_plan
 from orchestrator.search import settled
-from orchestrator.study_file import Changes, load_study
+from orchestrator.study import Changes
+from orchestrator.study_file import load_study
 
 ABLATIONS = Path(__file__).parents[2] / "ablations"
 #: Arms of each study: its cells, none of which are one trial.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from chip_core.errors import ConfigError
-from orchestrator.study import Study
-from orchestrator.study_file import Changes, find_study, load_study
+from orchestrator.study import Changes, Study
+from orchestrator.study_file import find_study, load_study
 
 from .conftest import STUDY
 

@@ -12,8 +12,8 @@ import pytest
 from chip_core.benchmark_config import BenchmarksConfig
 from chip_core.errors import ConfigError
 from orchestrator.cli import main
-from orchestrator.study import Study
-from orchestrator.study_file import Changes, load_study
+from orchestrator.study import Changes, Study
+from orchestrator.study_file import load_study
 from orchestrator.tune import SelectMetric
 
 from .tuned import STUDY

@@ -145,7 +145,7 @@ def run_all(finish: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
         views = [finish(trial) for trial in plan.trials]
         tracker.open(plan, [])
         for view in views:
-            tracker.start(view.trial, view.folders[0])
+            tracker.start(view.trial, view.folders)
             tracker.end(view)
         return views
 

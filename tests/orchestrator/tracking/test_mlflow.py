@@ -17,9 +17,11 @@ from rich.console import Console
 from chip_core.errors import UserError
 from orchestrator.plan import Plan
 from orchestrator.run import run_study
+from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import ArmView, TrialView
 from orchestrator.tracking.mlflow import UI, MlflowTracker, tracking_uri
 from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.trouble import StoreAway
 
 from ..fakes import FakeExecutor
 
@@ -142,7 +144,7 @@ def test_a_curve_is_sent_as_it_grows(tracker, plan, attempt, finish, shown):
     with (folder / "curves.jsonl").open("a") as file:
         file.write('{"step": 3, "time": 1003.0, "fig')  # a line that is not whole yet
     tracker.open(plan, [])
-    tracker.start(trial, folder)
+    tracker.start(trial, [folder])
     assert len(shown().history(shown().trial(trial), "train/loss")) == 2
     with (folder / "curves.jsonl").open("a") as file:
         file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
@@ -169,7 +171,7 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, fini
     first = attempt(trial, steps=2)
     killed = MlflowTracker(workdir, None)
     killed.open(plan, [])
-    killed.start(trial, first)
+    killed.start(trial, [first])
     before = shown()
     run_ids = {run.info.run_id for run in before.runs}
     assert before.trial(trial).info.status == "RUNNING"
@@ -177,7 +179,7 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, fini
     second = attempt(trial, steps=4, time=5000.0)
     tracker = MlflowTracker(workdir, None)
     tracker.open(plan, [])
-    tracker.start(trial, second)
+    tracker.start(trial, [second])
     tracker.end(finish(trial, folders=[first, second]))
     tracker.close(arm_views(plan), "FINISHED", None)
     after = shown()
@@ -193,7 +195,7 @@ def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, attempt, s
     killed = MlflowTracker(workdir, None)
     killed.open(plan, [])
     for trial in trials:
-        killed.start(trial, attempt(trial))
+        killed.start(trial, [attempt(trial)])
 
     smaller = plan_of(STUDY.replace("[dpo, chip]", "[dpo]"))
     tracker = MlflowTracker(workdir, None)
@@ -256,7 +258,7 @@ def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, fini
     trial = plan.arms[0].trials[0]
     failed = finish(trial, status="FAILED", metrics={}, seconds={}, reason="the loss is nan")
     tracker.open(plan, [])
-    tracker.start(trial, failed.folders[0])
+    tracker.start(trial, [failed.folders[0]])
     tracker.end(failed)
     tracker.close([ArmView(arm=plan.arms[0], figures={}, status="FAILED")], "FAILED", None)
     seen = shown()
@@ -267,7 +269,7 @@ def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, fini
 
     again = MlflowTracker(workdir, None)
     again.open(plan, [])
-    again.start(trial, failed.folders[0])
+    again.start(trial, [failed.folders[0]])
     assert "chip.reason" not in shown().trial(trial).data.tags
     again.end(finish(trial, folders=failed.folders))
     assert shown().trial(trial).info.status == "FINISHED"
@@ -459,7 +461,8 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
     tracker, plan, finish, shown, monkeypatch, caplog
 ):
     trial = plan.arms[0].trials[0]
-    tracker.open(plan, [])
+    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind.open(plan, [])
     with monkeypatch.context() as away:
 
         def refuse(*words: Any, **named: Any) -> None:
@@ -467,16 +470,39 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
 
         away.setattr(tracker._store._client, "log_batch", refuse)
         view: TrialView = finish(trial)
-        tracker.start(trial, view.folders[0])
-        tracker.end(view)
-        assert "nobody there" in caplog.text
-        with pytest.raises(UserError, match="nobody there"):
-            tracker.close(arm_views(plan), "FINISHED", None)
-    tracker.close(arm_views(plan), "FINISHED", None)
+        behind.start(trial, [view.folders[0]])
+        behind.end(view)
+        _until(lambda: "nobody there" in caplog.text)
+    behind.close(arm_views(plan), "FINISHED", None)
+    assert behind.waiting() is None
     run = shown().trial(trial)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"objective": "dpo", "seed": "0"}
     assert len(shown().history(run, "train/loss")) == 3
+
+
+def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
+    tracker, plan, finish, shown, monkeypatch
+):
+    trial = plan.arms[0].trials[0]
+    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind.open(plan, [])
+    made = tracker._store._client.create_run
+    lost = []
+
+    def unanswered(*words: Any, **named: Any) -> Any:
+        run = made(*words, **named)
+        if not lost:
+            lost.append(run)
+            raise TimeoutError("no answer")
+        return run
+
+    monkeypatch.setattr(tracker._store._client, "create_run", unanswered)
+    behind.end(finish(trial))
+    behind.close(arm_views(plan), "FINISHED", None)
+    seen = shown()
+    assert seen.trial(trial).info.run_id == lost[0].info.run_id
+    assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
 
 
 def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkeypatch):
@@ -493,6 +519,23 @@ def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkey
     (tmp_path / "notes.txt").write_text("no database at all, but long enough for a header" * 9)
     assert "mend it" in complaint(f"sqlite:///{tmp_path}/notes.txt")
     assert "secret" not in complaint("http://me:secret@127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("uri", "away"),
+    [
+        ("http://127.0.0.1:9", True),  # nobody listens there
+        ("http://nowhere.invalid", True),  # a name that nobody has, or no network
+        ("postgresql://127.0.0.1:9/mlflow", True),
+        ("gopher://127.0.0.1", False),  # MLflow knows no such store
+        ("http://127.0.0.1:notaport", False),
+    ],
+)
+def test_a_store_that_is_away_is_told_from_one_that_is_wrong(uri, away, workdir, plan):
+    with pytest.raises(UserError) as told:
+        MlflowTracker(workdir, uri).open(plan, [])
+    assert isinstance(told.value, StoreAway) == away
+    assert "\n" not in str(told.value)
 
 
 def test_an_old_schema_says_how_to_mend_it(workdir, plan):
@@ -515,3 +558,10 @@ def test_where_runs_are_kept(tmp_path, monkeypatch):
 def test_a_password_is_not_shown():
     address = MlflowStore("postgresql://me:secret@host/db", None).address
     assert address == "postgresql://me:***@host/db"
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    due = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < due
+        time.sleep(0.01)

@@ -1,0 +1,98 @@
+"""What an MLflow store holds of a study, in a form in which two stores can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+#: Figures and tags that two executions of one trial do not share: they are of clocks.
+_OF_CLOCKS = ("timing/", "train/tokens_per_second", "train/data_wait")
+_PARENT = "mlflow.parentRunId"
+
+
+def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str, Any]]:
+    """Return run -> status, times, tags, params, histories of metrics, and artifacts' hashes.
+
+    A run is told by what it stands for, and its parent too: ids differ from store to store.
+
+    Args:
+        uri: the store's.
+        study: the study's name.
+        clocks: False leaves out what differs between two executions: times, rates and what is
+            made of them, of artifacts all but their names, responses and scores.
+    """
+    from orchestrator.tracking.mlflow_store import connect
+
+    client = connect(uri)
+    experiment = client.get_experiment_by_name(study)
+    runs, token = [], None
+    while token != "":
+        page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
+        runs += page
+        token = page.token or ""
+    names = {run.info.run_id: _stands_for(run) for run in runs}
+    found = {}
+    for run in runs:
+        tags = dict(run.data.tags)
+        if _PARENT in tags:
+            tags[_PARENT] = names[tags[_PARENT]]
+        metrics = {
+            key: sorted(
+                (point.step, point.timestamp if clocks else 0, point.value)
+                for point in client.get_metric_history(run.info.run_id, key)
+            )
+            for key in run.data.metrics
+            if clocks or not key.startswith(_OF_CLOCKS)
+        }
+        one = {
+            "status": run.info.status,
+            "tags": tags,
+            "params": dict(run.data.params),
+            "metrics": metrics,
+            "artifacts": _artifacts(client, run.info.run_id, clocks),
+        }
+        if clocks:
+            one |= {"start": run.info.start_time, "end": run.info.end_time}
+        assert names[run.info.run_id] not in found, f"two runs of {names[run.info.run_id]}"
+        found[names[run.info.run_id]] = one
+    return found
+
+
+def differences(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what differs between two stores' contents, each as `run: what`."""
+    found = [f"{run}: in one store alone" for run in sorted(set(one) ^ set(other))]
+    for run in sorted(set(one) & set(other)):
+        for part in one[run]:
+            if one[run][part] != other[run][part]:
+                found.append(f"{run}: {part}: {_first(one[run][part], other[run][part])}")
+    return found
+
+
+def _first(one: Any, other: Any) -> str:
+    if isinstance(one, dict):
+        for key in sorted(set(one) | set(other)):
+            if one.get(key) != other.get(key):
+                return f"{key}: {str(one.get(key))[:200]} / {str(other.get(key))[:200]}"
+    return f"{one} / {other}"
+
+
+def _stands_for(run: Any) -> str:
+    tags = run.data.tags
+    slot = (tags["chip.kind"], tags.get("chip.arm"), tags.get("chip.search"), tags.get("chip.seed"))
+    return " ".join(part for part in slot if part)
+
+
+def _artifacts(client: Any, run: str, clocks: bool) -> dict[str, str]:
+    found = {}
+    folders: list[str | None] = [None]
+    while folders:
+        for entry in client.list_artifacts(run, folders.pop()):
+            if entry.is_dir:
+                folders.append(entry.path)
+            elif clocks or entry.path.startswith(("responses/", "scores/")):
+                file = Path(client.download_artifacts(run, entry.path))
+                found[entry.path] = hashlib.sha256(file.read_bytes()).hexdigest()
+            else:
+                found[entry.path] = ""
+    return found

@@ -1,0 +1,43 @@
+"""sync: MLflow is shown what it missed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from orchestrator.commands.options import workdir_option
+
+
+@click.command(epilog="Example: chip-ablate sync encoder --tracking-uri http://127.0.0.1:5000")
+@click.argument("studies", metavar="[STUDY]...", nargs=-1)
+@workdir_option
+@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_json: bool) -> None:
+    """Show MLflow what it missed of studies: all of the work directory, or those named.
+
+    Whatever it has already stays as it is.
+    """
+    from chip_core.errors import ConfigError, UserError
+    from orchestrator.sync import find_kept, sync_study
+    from orchestrator.tracking.attached import attach_kept
+    from orchestrator.tracking.mlflow import MlflowTracker
+
+    done, problems = [], []
+    for kept in find_kept(workdir, studies):
+        try:
+            found = sync_study(kept, workdir, MlflowTracker(workdir, tracking_uri))
+            attach_kept(workdir, tracking_uri, kept.study)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        done.append(found)
+        if not as_json:
+            click.echo(f"{found.study}: all tracked: {found.trials} trials on {found.address}")
+    if as_json:
+        click.echo(json.dumps({"synced": [asdict(one) for one in done], "problems": problems}))
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))

@@ -1,0 +1,46 @@
+"""How to go on: with what a run left, and with what MLflow lacks."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.words import counted
+from orchestrator.tracking.addresses import shown_address
+from orchestrator.tracking.base import Waiting
+
+_WORKDIR = Path("chip-runs")  # the command's own default
+
+
+def same_command(given: Sequence[str] | None) -> str:
+    """Return the command that goes on: the one that was given, without an address's secrets."""
+    if given is None:
+        return "the same command"
+    return shlex.join(["chip-ablate", *(shown_address(word) for word in given)])
+
+
+def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
+    """Return the command that sends what waits; a password is not shown in it."""
+    words = ["chip-ablate", "sync", study]
+    if workdir != _WORKDIR:
+        words += ["--workdir", str(workdir)]
+    if tracking_uri is not None:
+        words += ["--tracking-uri", shown_address(tracking_uri)]
+    return shlex.join(words)
+
+
+def tracked_lines(waiting: Waiting | None, sync: str) -> list[str]:
+    """Say whether all is tracked; else what waits, why, and what sends it."""
+    if waiting is None:
+        return ["all tracked"]
+    what = f"{counted(len(waiting.trials), 'trial')} and " if waiting.trials else ""
+    return [f"not tracked yet: {what}the study's own run: {waiting.reason}", f"send it: {sync}"]
+
+
+def untracked_json(waiting: Waiting | None, sync: str) -> dict[str, Any] | None:
+    """Return the same as data; None where all is tracked."""
+    if waiting is None:
+        return None
+    return {"trials": list(waiting.trials), "reason": waiting.reason, "command": sync}

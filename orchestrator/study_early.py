@@ -1,0 +1,72 @@
+"""The `early_stopping:` block of a study file: which trials are cut short, by what."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Goal = Literal["minimize", "maximize"]
+
+#: What may decide: figures of a training as it goes on, and which way is better.
+TRAINING_METRICS: dict[str, Goal] = {
+    "reward/accuracy": "maximize",
+    "reward/margin": "maximize",
+    "loss": "minimize",
+}
+
+
+class EarlyStopping(BaseModel):
+    """Trainings that fall behind the others of a run are cut; the baseline's never are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["asha", "median"] = Field(
+        description="asha: at each rung the best 1/reduction_factor go on; median: a trial whose "
+        "best figure is below the median of the others' means ends"
+    )
+    metric: str = Field(
+        description="the training figure that decides: reward/accuracy, reward/margin or loss"
+    )
+    grace: float = Field(
+        0.25, gt=0, lt=1, description="the share of its steps that every training makes"
+    )
+    reduction_factor: float | None = Field(
+        None, gt=1, allow_inf_nan=False, description="of asha: 3 if not said"
+    )
+    min_trials: int | None = Field(
+        None, ge=1, description="of median: how many others must be as far: 3 if not said"
+    )
+
+    @model_validator(mode="after")
+    def _of_the_method(self) -> EarlyStopping:
+        if self.method == "median" and self.reduction_factor is not None:
+            raise ValueError("reduction_factor is of asha: leave it out under median")
+        if self.method == "asha" and self.min_trials is not None:
+            raise ValueError("min_trials is of median: leave it out under asha")
+        return self
+
+    @property
+    def goal(self) -> Goal:
+        """Which way is better."""
+        return TRAINING_METRICS[self.metric]
+
+    @property
+    def factor(self) -> float:
+        """Of asha: one in so many goes on."""
+        return self.reduction_factor or 3.0
+
+    @property
+    def others(self) -> int:
+        """Of median: how many others must be as far."""
+        return self.min_trials or 3
+
+    @property
+    def words(self) -> str:
+        """For people; equal rules have equal words."""
+        own = (
+            f"reduction factor {self.factor:g}"
+            if self.method == "asha"
+            else f"{self.others} others at least"
+        )
+        return f"{self.method} on {self.metric}, grace {100 * self.grace:g} %, {own}"

@@ -1,0 +1,30 @@
+"""The limits of a run: where it stops, whatever is left."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Limits(BaseModel):
+    """Limits as written, in the study file or on the command line; each run counts anew."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_hours: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="from the first trial's start"
+    )
+    max_gpu_hours: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="that trials and reference passes hold GPUs"
+    )
+    max_failures: int | None = Field(None, ge=1, description="trials that have failed")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Limits:
+        if not self.limits:
+            raise ValueError("limits nothing: give max_hours, max_gpu_hours or max_failures")
+        return self
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Return the limits that are set, by name."""
+        return {name: value for name, value in self if value is not None}

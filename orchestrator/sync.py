@@ -1,0 +1,120 @@
+"""Showing a study again from its own records: what a tracking server missed is there afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chip_core.errors import UserError
+from orchestrator.benchmarks_seen import seen_before
+from orchestrator.kept_plans import KeptPlan, kept_plans
+from orchestrator.ledger import Ledger, TrialRecord, study_lock
+from orchestrator.plan import Plan, Trial, make_plan
+from orchestrator.recorder import all_trials
+from orchestrator.report.arm_views import arm_views
+from orchestrator.report.outcomes import load_scores
+from orchestrator.report.provenance import last_ended
+from orchestrator.report.summary import summarise
+from orchestrator.run import report_folder
+from orchestrator.search import settled
+from orchestrator.study_file import load_study
+from orchestrator.tracking.base import Status
+from orchestrator.tracking.closed import Closed, kept_closes
+from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.work import view
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synced:
+    """What a study's runs show now."""
+
+    study: str
+    trials: int  # the untrained model among them
+    address: str
+
+
+def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
+    """Return the studies of a work directory that are named, by name or by file; all if none is.
+
+    Raises:
+        UserError: one was never run there, or nothing was.
+    """
+    kept = list(kept_plans(workdir))
+    known = ", ".join(plan.study for plan in kept)
+    if not kept:
+        raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
+    found = []
+    for name in names:
+        own = [plan for plan in kept if plan.study == name]
+        of_file = [plan for plan in kept if Path(plan.file).resolve() == Path(name).resolve()]
+        if not own and not of_file:
+            raise UserError(f"{name}: was not run in {workdir}: name one of {known}")
+        found += own or of_file
+    return found if names else kept
+
+
+def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
+    """Show all that ledger, attempts and report folder hold of a study.
+
+    Args:
+        kept: the study as it was last run.
+        workdir: its work directory.
+        tracker: where it is shown.
+
+    Raises:
+        UserError: its file is gone or has changed for the worse, it is being run, or the store
+            cannot be used.
+    """
+    if not Path(kept.file).is_file():
+        raise UserError(
+            f"study {kept.study}: its file {kept.file} is gone: put it back, so that it is known "
+            "what stands for what"
+        )
+    study = load_study(Path(kept.file), kept.changes)
+    if study.name != kept.study:
+        raise UserError(
+            f"study {kept.study}: its file {kept.file} is now that of {study.name}: run that, or "
+            "give it its name back"
+        )
+    with study_lock(workdir, kept.study):
+        ledger = Ledger(workdir)
+        seen = seen_before(workdir, kept.study)
+        plan = settled(make_plan(study, places=kept.places, seen=seen), ledger)
+        begun = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
+        views = [
+            view(trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial))
+            for trial in begun
+        ]
+        tracker.open(plan, views, kept.began)
+        *before, last = _closes(kept, plan, ledger, workdir)
+        for closed in before:
+            tracker.replay(closed.arms, closed.ended)
+        tracker.close(last.arms, last.status, report_folder(workdir, kept.study), last.ended)
+    return Synced(study=kept.study, trials=len(views), address=tracker.address)
+
+
+def _status(record: TrialRecord, trial: Trial) -> Status:
+    if record.done(trial):
+        return "FINISHED"
+    return "FAILED" if record.history[max(record.history)].outcome == "failed" else "KILLED"
+
+
+def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[Closed]:
+    """Return how the study's runs ended, the last one as its trials are if it was cut short."""
+    closes = kept_closes(workdir, plan)
+    if closes and closes[-1].time >= kept.time:
+        return closes
+    summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))
+    states = {state for row in summary.rows for state in row.states.values()}
+    status: Status = "FAILED" if "failed" in states else "FINISHED"
+    return [
+        *closes,
+        Closed(
+            time=time.time(),
+            status="KILLED" if "missing" in states else status,
+            ended=last_ended(plan, ledger),
+            arms=tuple(arm_views(summary)),
+        ),
+    ]

@@ -1,0 +1,73 @@
+"""What a study's arms came to whenever a run of it ended: kept, to be shown again in that order."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import append_record, read_records
+from orchestrator.plan import Plan
+from orchestrator.tracking.base import ArmView, Status
+from orchestrator.tracking.mlflow_runs import arm_key, held_by
+
+_FILE = "closed.jsonl"  # in a study's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """How a run of a study ended. Times are in seconds since 1970."""
+
+    time: float  # when it was noted
+    status: Status
+    ended: float | None  # when its last trial ended
+    arms: tuple[ArmView, ...]
+
+
+def keep_close(
+    workdir: Path, study: str, arms: Sequence[ArmView], status: Status, ended: float | None
+) -> None:
+    """Note how a run ended, before a tracker is told."""
+    noted = [
+        {
+            "arm": arm_key(view.arm),
+            "holds": held_by(view.arm),
+            "figures": {k: v for k, v in view.figures.items() if math.isfinite(v)},
+            "tags": dict(view.tags),
+            "status": view.status,
+        }
+        for view in arms
+    ]
+    record = {"time": time.time(), "status": status, "ended": ended, "arms": noted}
+    append_record(workdir / "studies" / study / _FILE, record)
+
+
+def kept_closes(workdir: Path, plan: Plan) -> list[Closed]:
+    """Return how runs of a study ended, in order; of the arms those that its plan still has."""
+    arms = {arm_key(arm): arm for arm in plan.arms}
+
+    def stands(entry: dict[str, Any]) -> bool:
+        arm = arms.get(entry["arm"])
+        return arm is not None and entry["holds"].items() <= held_by(arm).items()
+
+    return [
+        Closed(
+            time=record["time"],
+            status=record["status"],
+            ended=record["ended"],
+            arms=tuple(
+                ArmView(
+                    arm=arms[entry["arm"]],
+                    figures=entry["figures"],
+                    tags=entry["tags"],
+                    status=entry["status"],
+                )
+                for entry in record["arms"]
+                if stands(entry)
+            ),
+        )
+        for record in read_records(workdir / "studies" / plan.study.name / _FILE)
+    ]
