@@ -20,6 +20,7 @@ import torch
 
 from chip_core.errors import UserError
 from orchestrator.executors.base import Job
+from orchestrator.executors.ray_token import keep_token_private
 
 #: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
 DRIVER = "chip_driver"
@@ -135,6 +136,7 @@ def living_nodes() -> list[dict[str, float]]:
 def _started(jobs: Sequence[Job]) -> Iterator[None]:
     machine = _machine()
     _slots(jobs, [machine], "this machine")
+    keep_token_private()
     # Sockets lie in it, and their paths must be short.
     folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
     others = set(psutil.Process().children(recursive=True))

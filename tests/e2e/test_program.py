@@ -204,9 +204,9 @@ def test_a_failing_trial_is_told_and_the_others_go_on(study: Path, tmp_path: Pat
     assert done.returncode == 1
     found = json.loads(done.stdout)
     ((name, reason),) = found["failed"].items()
-    assert name == "1e+30, seed 0"
+    assert name == "1e30, seed 0"
     assert reason.startswith(("the loss is", "the gradient's norm is"))
-    assert found["missing"] == ["1e+30, seed 0 (failed)"]
+    assert found["missing"] == ["1e30, seed 0 (failed)"]
     assert found["arms"][1]["seeds"] == {"0": "done"}
     assert sorted(tagged(tmp_path / "w")["trial"]) == ["FAILED", "FINISHED"]
     ledger = (tmp_path / "w" / "ledger" / "ledger.jsonl").read_text()
