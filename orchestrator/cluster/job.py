@@ -59,7 +59,8 @@ def connected(head: Head) -> Iterator[JobSubmissionClient]:
         Unreachable: ssh gets no connection, or Ray does not run behind it.
         UserError: the cluster refuses the token.
     """
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every closed connection
+    # It tells of every closed connection.
+    logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
     token = head.token()
     with head.tunnel() as port:
         headers = {"Authorization": f"Bearer {token}"}
