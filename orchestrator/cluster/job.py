@@ -59,7 +59,8 @@ def connected(head: Head) -> Iterator[JobSubmissionClient]:
         Unreachable: ssh gets no connection, or Ray does not run behind it.
         UserError: the cluster refuses the token.
     """
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every closed connection
+    # It tells of every closed connection.
+    logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
     token = head.token()
     with head.tunnel() as port:
         headers = {"Authorization": f"Bearer {token}"}
@@ -217,21 +218,18 @@ def _require(client: JobSubmissionClient, job: str) -> JobDetails:
 
 def _log(client: JobSubmissionClient, job: str, seen: int) -> Iterator[str]:
     """Yield a job's log from a character on, as it grows, until the job has ended."""
-    loop = asyncio.new_event_loop()
     tail: Any = client.tail_job_logs(job)
-    try:
-        while True:
-            try:
-                text: str = loop.run_until_complete(anext(tail))
-            except StopAsyncIteration:
-                return
+
+    async def more() -> str | None:
+        found: str | None = await anext(tail, None)
+        return found
+
+    with asyncio.Runner() as runner:  # on Ctrl-C it ends what waits, and then tells
+        while (text := runner.run(more())) is not None:
             skipped = min(seen, len(text))
             seen -= skipped
             if text[skipped:]:
                 yield text[skipped:]
-    finally:
-        loop.run_until_complete(tail.aclose())
-        loop.close()
 
 
 def _short(error: BaseException) -> str:

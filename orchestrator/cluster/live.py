@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.cluster_file import ClusterFile, Problem
+from orchestrator.cluster.cluster_file import SETTINGS, ClusterFile, Problem
 from orchestrator.cluster.head import Head
 from orchestrator.cluster.room import DRIVER
 from orchestrator.cluster.versions import differences, here
@@ -51,6 +51,11 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
                 what=f"does not see in {settings.shared} what the head wrote there: mount the "
                 "shared storage on it",
             )
+        for name, said in settings.worker.items():
+            has = machine["resources"].get(name, 0)
+            if not machine["head"] and has < said:
+                what = f"has {has:g} {name}, and {SETTINGS}.worker says {said:g}: write what it has"
+                yield Problem(key=where, what=what)
         offers = machine["resources"].get(DRIVER, 0)
         if machine["head"] != bool(offers):
             what = "offers no" if machine["head"] else "is a worker and offers"

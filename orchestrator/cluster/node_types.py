@@ -62,7 +62,7 @@ def node_type_problems(cluster: ClusterFile) -> Iterator[Problem]:
         )
         return
     head = cluster.content.get("head_node_type")
-    if head not in kinds:
+    if head not in list(kinds):  # it need not be hashable
         what = f"'{head}' is none of available_node_types: {', '.join(map(str, kinds))}"
         yield Problem(key="head_node_type", what=what)
     if not any(True for _ in worker_types(cluster)):

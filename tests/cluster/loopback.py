@@ -53,8 +53,8 @@ def main() -> None:
     with timed(figures, "up: head"):
         command("ray", "up", "-y", str(FILE))
     with timed(figures, "up: until the worker answers, after the head"):
-        until(lambda: "ray::DashboardA" in worker.inside("ss", "-ltnpH"), 180)
-        until(lambda: not live_problems(), 180)
+        until(lambda: "ray::DashboardA" in worker.inside("ss", "-ltnpH"), 400)
+        until(lambda: not live_problems(), 400)
     with timed(figures, "study"):
         result = study()
     figures["arms"] = len(result["arms"])
@@ -78,7 +78,7 @@ def main() -> None:
         command("ray", "down", "-y", str(FILE))
     figures["processes left"] = {"head": ray_of(head)}
     with timed(figures, "down: worker, after the head"):
-        until(lambda: not ray_of(worker), 120)
+        until(lambda: not ray_of(worker), 400)
     print(json.dumps(figures))
 
 

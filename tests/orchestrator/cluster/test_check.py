@@ -251,6 +251,12 @@ def test_what_ray_sets_itself_is_refused(tmp_path: Path) -> None:
     assert "leave it out" in what
 
 
+def test_a_head_type_of_no_name_at_all(tmp_path: Path) -> None:
+    tree = good("clusters/gcp.yaml")
+    tree["head_node_type"] = []
+    assert "head_node_type" in [key for key, _ in problems(tree, tmp_path)]
+
+
 def test_keys_of_other_providers_are_not_known() -> None:
     assert known_keys("azure") is None
 
@@ -377,3 +383,43 @@ def test_programs_of_a_command_are_read_as_a_shell_does() -> None:
     assert found[1].environment == {"A": "1", "B": "x y"}
     assert found[1].option("--port") == "6379"
     assert found[1].key == "head_start_ray_commands[0]"
+
+
+def paths(tree: Any, above: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Return the path of every value of a tree."""
+    below = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    found = []
+    for key, value in below:
+        found.append((*above, key))
+        if isinstance(value, dict | list):
+            found += paths(value, (*above, key))
+    return found
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    [],
+    {},
+    "x 'y",
+    -1,
+    [None],
+    {"a": None},
+    1e30,
+    True,
+    [[1]],
+    {"": [{}]},
+)
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "clusters/aws.yaml", "clusters/gcp.yaml"])
+def test_an_odd_value_anywhere_is_no_traceback(name: str, tmp_path: Path) -> None:
+    need = Need(workers=1, each={"CPU": 4.0, "GPU": 1.0}, trials=12)
+    refused = 0
+    for index, path in enumerate(paths(good(name))[::3]):
+        tree = good(name)
+        node: Any = tree
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = ODD[index % len(ODD)]
+        refused += bool(problems(tree, tmp_path, need))
+    assert refused > 10  # the others are sound: a list that may be empty, a name of one's own

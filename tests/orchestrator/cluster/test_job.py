@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +96,23 @@ def test_the_log_is_whole_and_once_however_often_the_connection_is_lost(
     assert there.connections == len(shown) + 1
     assert len(said) == len(shown)
     assert all("connection lost" in line for line in said)
+
+
+def test_ctrl_c_ends_the_looking_on_at_once(server: Callable[..., Server]) -> None:
+    there = server(["one\n"], [])
+
+    async def waits(name: str) -> AsyncIterator[str]:
+        yield "one\n"
+        asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGINT)
+        await asyncio.sleep(60)
+        yield "never"
+
+    there.tail_job_logs = waits  # type: ignore[method-assign]
+    written: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        job.follow(HEAD, JOB.job, written.append, written.append)
+    assert written == ["one\n"]
+    assert there.connections == 1
 
 
 def test_it_is_given_up_after_its_patience(

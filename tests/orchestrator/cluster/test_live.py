@@ -19,7 +19,7 @@ HEAD = Head(user="u", address="10.0.0.1", key=None, proxy="nc %h %p", dashboard=
 FILE = ClusterFile(
     path=Path("c.yaml"),
     content={"provider": {"type": "local"}, "min_workers": 1},
-    settings=Settings(venv="/v", shared="/mnt/s", workdir="/mnt/s/w"),
+    settings=Settings(venv="/v", shared="/mnt/s", workdir="/mnt/s/w", worker={"CPU": 16}),
 )
 
 
@@ -57,7 +57,8 @@ def test_a_good_cluster_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"versions": {**here(), "ray": "2.9.0"}}, "ray is 2.9.0, and here is ray 2."),
         ({"versions": {**here(), "python": "3.9.1"}}, "python is 3.9.1, and here is python 3."),
         ({"shared": False}, "does not see in /mnt/s what the head wrote there"),
-        ({"resources": {"chip_driver": 4.0}}, "is a worker and offers chip_driver"),
+        ({"resources": {"CPU": 16.0, "chip_driver": 4.0}}, "is a worker and offers chip_driver"),
+        ({"resources": {"CPU": 8.0}}, "has 8 CPU, and metadata.chip_ablate.worker says 16"),
         ({"error": "the node died"}, "does not answer: the node died"),
     ],
 )
