@@ -65,20 +65,21 @@ class World:
 
     def __init__(self, temp: Path) -> None:
         os.environ.update(environment())
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "temp_dir": str(temp),
-                "include_dashboard": False,
-                "object_store_memory": 80 * 1024**2,
-            },
-        )
+        with _signals_kept():  # starting a node takes them
+            self.cluster = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "temp_dir": str(temp),
+                    "include_dashboard": False,
+                    "object_store_memory": 80 * 1024**2,
+                },
+            )
         self.heal()
 
     def heal(self) -> None:
         """Have two nodes again."""
-        with _signals_kept():  # starting a node takes them
+        with _signals_kept():
             while len(self.cluster.worker_nodes) < 2:
                 self.cluster.add_node(
                     num_cpus=1, resources={"chip_driver": 2}, object_store_memory=80 * 1024**2
