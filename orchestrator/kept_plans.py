@@ -38,6 +38,7 @@ class KeptPlan:
     study: str
     file: str
     trials: Mapping[str, Wanted]  # by fingerprint
+    path: Path = Path()  # the same file, wherever the command was given
     time: float = 0.0  # when it was last run, in seconds since 1970
     began: float | None = None  # when it was first run; None: not noted
     changes: Changes = Changes()  # of the command line
@@ -60,6 +61,7 @@ def keep_plan(plan: Plan, workdir: Path) -> KeptPlan:
         {
             "study": plan.study.name,
             "file": plan.study.source,
+            "path": str(Path(plan.study.source).absolute()),
             "time": now,
             "began": began,
             "changes": {
@@ -107,6 +109,7 @@ def _read(raw: Mapping[str, Any]) -> KeptPlan:
     return KeptPlan(
         study=raw["study"],
         file=raw["file"],
+        path=Path(raw.get("path", raw["file"])),
         time=raw.get("time", 0.0),
         began=raw.get("began", raw.get("time")),
         changes=Changes(**raw.get("changes", {})),

@@ -48,7 +48,7 @@ def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
     found = []
     for name in names:
         own = [plan for plan in kept if plan.study == name]
-        of_file = [plan for plan in kept if Path(plan.file).resolve() == Path(name).resolve()]
+        of_file = [plan for plan in kept if plan.path.resolve() == Path(name).resolve()]
         if not own and not of_file:
             raise UserError(f"{name}: was not run in {workdir}: name one of {known}")
         found += own or of_file
@@ -67,15 +67,15 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
         UserError: its file is gone or has changed for the worse, it is being run, or the store
             cannot be used.
     """
-    if not Path(kept.file).is_file():
+    if not kept.path.is_file():
         raise UserError(
-            f"study {kept.study}: its file {kept.file} is gone: put it back, so that it is known "
+            f"study {kept.study}: its file {kept.path} is gone: put it back, so that it is known "
             "what stands for what"
         )
-    study = load_study(Path(kept.file), kept.changes)
+    study = load_study(kept.path, kept.changes)
     if study.name != kept.study:
         raise UserError(
-            f"study {kept.study}: its file {kept.file} is now that of {study.name}: run that, or "
+            f"study {kept.study}: its file {kept.path} is now that of {study.name}: run that, or "
             "give it its name back"
         )
     with study_lock(workdir, kept.study):

@@ -30,8 +30,8 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "seeds: [0, 1]",
             "sedes: [0, 1]",
             "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, budget, "
-            "cells, design, exclude, exploratory, factors, include, primary, published, question, "
-            "recipe, secondary, seeds, study, tune, when",
+            "cells, design, early_stopping, exclude, exploratory, factors, include, limits, "
+            "primary, published, question, recipe, secondary, seeds, study, tune, when",
         ),
         (
             "[dpo, chip]",

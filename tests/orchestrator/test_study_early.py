@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from rich.console import Console
 from chip_core.errors import ConfigError, TrialError
 from chip_core.results import Progress
 from orchestrator.cli import cli
-from orchestrator.executors.base import CUT, Cut, Event, Job, Started, _until_cut
+from orchestrator.executors.base import CUT, Cut, Event, Job, Started, _until_cut, execute
 from orchestrator.ledger import Ledger
 from orchestrator.passes import plan_passes
 from orchestrator.plan import Plan
@@ -119,6 +119,26 @@ def test_a_worker_ends_its_training_when_it_is_to_be_cut_and_nothing_else(
     with pytest.raises(TrialError, match=WHY):
         report(Progress(phase="train", done=2, total=5))
     assert len(told) == 4  # the last one too
+
+
+@pytest.mark.parametrize("may_be_cut", [True, False])
+def test_a_trials_own_steps_look_whether_it_is_to_be_cut(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_be_cut: bool
+) -> None:
+    def two_steps(config: object, *, report: Callable[[Progress], None], **given: object) -> str:
+        report(Progress(phase="train", done=1, total=2))
+        return "trained"
+
+    monkeypatch.setattr("chip_core.trial.run_trial", two_steps)
+    job = jobs_for(plan_of(STUDY), Ledger(tmp_path), tmp_path)[-1][0]
+    job = replace(job, may_be_cut=may_be_cut)
+    job.folder.mkdir(parents=True)
+    (job.folder / CUT).write_text(WHY)
+    if may_be_cut:
+        with pytest.raises(TrialError, match=WHY):
+            execute(job, lambda progress: None)
+    else:
+        assert execute(job, lambda progress: None) == "trained"
 
 
 @dataclass
