@@ -83,7 +83,7 @@ class Working(FakeExecutor):
                 self.clock.seconds += 1800
             on_event(event)
 
-        super().run(jobs, listener)
+        super().run(jobs, listener, again)
 
 
 def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list[str], str]:
@@ -185,6 +185,14 @@ def test_the_command_to_go_on_is_the_one_that_was_given_without_its_secrets() ->
         "'http://me:***@there'"
     )
     assert same_command(None) == "the same command"
+
+
+def test_an_attempt_that_is_tried_again_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -> None:
+    limits = Limits(max_failures=1)
+    outcome, executor, _ = run(plan_of(), tmp_path, limits, lost={FIRST: ["lost"]})
+    assert outcome.limit is None
+    assert executor.names.count(FIRST) == 2
+    assert outcome.summary.left == 0
 
 
 def test_progress_of_a_pass_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -> None:

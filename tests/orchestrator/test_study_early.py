@@ -13,7 +13,7 @@ from rich.console import Console
 from chip_core.errors import ConfigError, TrialError
 from chip_core.results import Progress
 from orchestrator.cli import cli
-from orchestrator.executors.base import CUT, Cut, Event, Job, Started, _until_cut, execute
+from orchestrator.executors.base import CUT, Again, Cut, Event, Job, Started, _until_cut, execute
 from orchestrator.ledger import Ledger
 from orchestrator.passes import plan_passes
 from orchestrator.plan import Plan
@@ -145,14 +145,19 @@ def test_a_trials_own_steps_look_whether_it_is_to_be_cut(
 class Cutting(FakeExecutor):
     """Cuts one trial, as the Ray executor would."""
 
-    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        again: Again | None = None,
+    ) -> None:
         for job in jobs:
             if job.name == LOSER and job.may_be_cut:
                 self.jobs.append(job)
                 on_event(Started(job=job))
                 on_event(Cut(job=job, reason=WHY))
             else:
-                super().run([job], on_event)
+                super().run([job], on_event, again)
 
 
 def run(plan: Plan, workdir: Path) -> tuple[Outcome, Cutting, FakeTracker]:

@@ -17,7 +17,7 @@ from benchmarks.stores import contents, differences
 from chip_core.errors import UserError
 from chip_core.files import append_record
 from orchestrator.cli import cli
-from orchestrator.executors.base import Event, Job, Started
+from orchestrator.executors.base import Again, Event, Job, Started
 from orchestrator.plan import Plan, make_plan
 from orchestrator.run import run_study
 from orchestrator.study import Study
@@ -46,7 +46,12 @@ NOWHERE = "http://127.0.0.1:9"
 class Learning(FakeExecutor):
     """Leaves curves and responses too; dies within a trial once its curve has begun."""
 
-    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        again: Again | None = None,
+    ) -> None:
         def listener(event: Event) -> None:
             job = event.job
             if isinstance(event, Started) and not job.untrained:
@@ -59,7 +64,7 @@ class Learning(FakeExecutor):
                 )
             on_event(event)
 
-        super().run(jobs, listener)
+        super().run(jobs, listener, again)
 
 
 @pytest.fixture
