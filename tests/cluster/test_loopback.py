@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.slow  # two and a half minutes on a quiet machine: `make test-cluster`
+@pytest.mark.slow  # more than three minutes: docs/results/cluster.md
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_a_cluster_comes_up_closed_runs_a_study_and_goes(tmp_path: Path) -> None:
