@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from chip_core.ending import end_without_libraries
 from orchestrator import __version__
 from orchestrator.commands.cache import cache
 from orchestrator.commands.cluster import attach, cluster
@@ -29,6 +30,18 @@ from orchestrator.commands.trials import diff, show
 from orchestrator.commands.ui import ui
 
 PROGRAM = "chip-ablate"
+
+
+def program() -> NoReturn:
+    """Run the program as a process of its own; its exit code is `main`'s, whatever libraries do."""
+    code = 1  # of an error that nobody expected
+
+    end_without_libraries(lambda: code)
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from chip_core.ending import end_without_libraries
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+
+_status = 1  # of the whole run, once it is known
+end_without_libraries(lambda: _status)
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Remember how the tests ended."""
+    global _status
+    _status = int(exitstatus)
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,6 @@ from chip_core.evaluation.scorers.base import (
 )
 from chip_core.evaluation.task import MetricInfo
 
-_FARTHEST = 1e6  # of a number that can be a rating, even one beyond the scale
 CATEGORIES = ("conv", "detail", "complex")
 #: What the judge is told first. In our own words.
 SYSTEM = "You check the quality of answers, helpfully and precisely."
@@ -136,8 +135,6 @@ def read_officially(reply: str) -> tuple[float, float]:
         reference, answer = map(float, words)
     except ValueError:
         return -1.0, -1.0
-    if not (abs(reference) <= _FARTHEST and abs(answer) <= _FARTHEST):
-        return -1.0, -1.0  # the script takes "nan" for a number, and no figure is left
     return reference, answer
 
 

@@ -98,6 +98,15 @@ def test_the_log_is_whole_and_once_however_often_the_connection_is_lost(
     assert all("connection lost" in line for line in said)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises, as at a terminal; what runs in a shell's background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_looking_on_at_once(server: Callable[..., Server]) -> None:
     there = server(["one\n"], [])
 
