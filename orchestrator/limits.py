@@ -1,4 +1,4 @@
-"""A run that stops at a limit: nothing new is begun, and what runs is ended."""
+"""A run that stops at a limit: nothing new is begun, what runs leaves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from contextlib import AbstractContextManager
 from chip_core.errors import UserError
 from orchestrator.executors.base import Again, Event, Executor, Failed, Job, Progressed, Started
 from orchestrator.plan import Plan
+from orchestrator.stopping import Stop
 from orchestrator.study_limits import Limits
-
-
-class LimitReached(Exception):
-    """A run is over; the message is the limit."""
 
 
 def check_limits(limits: Limits, plan: Plan) -> None:
@@ -37,16 +34,21 @@ class Limited:
     """
 
     def __init__(
-        self, executor: Executor, limits: Limits, clock: Callable[[], float] = time.monotonic
+        self,
+        executor: Executor,
+        limits: Limits,
+        stop: Stop,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing has begun.
 
         Args:
             executor: what runs the jobs.
             limits: where it stops.
+            stop: what the executor looks at.
             clock: seconds.
         """
-        self._executor, self._limits, self._clock = executor, limits, clock
+        self._executor, self._limits, self._stop, self._clock = executor, limits, stop, clock
         self._began: float | None = None
         self._running: dict[str, tuple[float, float]] = {}  # since when, with how many GPUs
         self._gpu_seconds = 0.0  # of jobs that have ended
@@ -69,12 +71,10 @@ class Limited:
         """Run all jobs, as the executor does.
 
         Raises:
-            LimitReached: the run is over; jobs that have not ended were stopped.
+            KeyboardInterrupt: a limit was reached, or the user stopped it.
         """
 
         def listener(event: Event) -> None:
-            if isinstance(event, Started):
-                self._check()  # what has not begun does not begin
             self._note(event)
             on_event(event)
             self._check()
@@ -101,8 +101,8 @@ class Limited:
         held = sum(gpus * (now - since) for since, gpus in self._running.values())
         gpu_hours = (self._gpu_seconds + held) / 3600
         if limits.max_hours is not None and hours >= limits.max_hours:
-            raise LimitReached(f"max_hours {limits.max_hours:g}")
+            self._stop.ask(f"max_hours {limits.max_hours:g}")
         if limits.max_gpu_hours is not None and gpu_hours >= limits.max_gpu_hours:
-            raise LimitReached(f"max_gpu_hours {limits.max_gpu_hours:g}")
+            self._stop.ask(f"max_gpu_hours {limits.max_gpu_hours:g}")
         if limits.max_failures is not None and self._failures >= limits.max_failures:
-            raise LimitReached(f"max_failures {limits.max_failures}")
+            self._stop.ask(f"max_failures {limits.max_failures}")

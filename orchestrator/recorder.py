@@ -77,6 +77,8 @@ class Recorder:
                     self._show(trial, "FINISHED")
                 case Failed(reason=reason, cause="stopped"):
                     self._running.discard(event.job.id)
+                    if self._stop.limit is not None:
+                        reason = f"stopped at {self._stop.limit}, {reason}"
                     self._ledger.ended(trial, self._study, attempt, "killed", reason)
                     self._show(trial, "KILLED")
                 case Failed(reason=reason, again=following):

@@ -22,7 +22,7 @@ from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Job, reason_of
 from orchestrator.kept_plans import keep_plan
 from orchestrator.ledger import Ledger, study_lock
-from orchestrator.limits import Limited, LimitReached, check_limits
+from orchestrator.limits import Limited, check_limits
 from orchestrator.overlap import count_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
@@ -98,7 +98,7 @@ def run_study(
         records: list[dict[str, Any]] = []  # of the reference passes
         try:
             if jobs:
-                with stop.heard(), _opened(executor(), limits, jobs) as running:
+                with stop.heard(), _opened(executor(), limits, stop, jobs) as running:
                     for known, wanted in stages(bounded, ledger, storage):
                         if known is not bounded:  # arms have chosen: these are the seeds' trials
                             keep_plan(known, workdir)
@@ -112,11 +112,9 @@ def run_study(
                             listener = _both(recorder.take, display.take)
                             running.run([job for job, _, _ in jobs], listener, recorder.again)
         except KeyboardInterrupt:
-            interrupted = True
-            recorder.stop("stopped by the user")
-        except LimitReached as reached:
-            limit = str(reached)
-            recorder.stop(f"stopped at {limit}")
+            limit = stop.limit
+            interrupted = limit is None
+            recorder.stop("stopped by the user" if limit is None else f"stopped at {limit}")
         except BaseException as error:
             # What failed may be what these write to; the next run sets it right.
             with suppress(UserError, OSError):
@@ -203,10 +201,10 @@ def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
 
 @contextmanager
 def _opened(
-    executor: Executor, limits: Limits | None, jobs: list[tuple[Job, Trial, int]]
+    executor: Executor, limits: Limits | None, stop: Stop, jobs: list[tuple[Job, Trial, int]]
 ) -> Iterator[Executor]:
     with executor.opened([job for job, _, _ in jobs]):
-        yield executor if limits is None else Limited(executor, limits)
+        yield executor if limits is None else Limited(executor, limits, stop)
 
 
 def _make_passes(

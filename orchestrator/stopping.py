@@ -24,12 +24,18 @@ class Stop:
     def __init__(self) -> None:
         """Nobody asked yet."""
         self._asked = False
+        self._limit: str | None = None
         self._why: str | None = None
 
     @property
     def asked(self) -> bool:
         """Whether running trials are to leave a checkpoint and end."""
         return self._asked
+
+    @property
+    def limit(self) -> str | None:
+        """The limit that asked, where it was no person."""
+        return self._limit
 
     @property
     def no_more(self) -> bool:
@@ -41,8 +47,14 @@ class Stop:
         """Why nothing new is to begin, where `begin_no_more` said so."""
         return self._why
 
-    def ask(self) -> None:
-        """Let running trials leave a checkpoint and end, and begin nothing new."""
+    def ask(self, limit: str | None = None) -> None:
+        """Let running trials leave a checkpoint and end, and begin nothing new.
+
+        Args:
+            limit: what was reached, where that asks; who asked first stays.
+        """
+        if not self._asked:
+            self._limit = limit
         self._asked = True
 
     def begin_no_more(self, why: str) -> None:

@@ -22,6 +22,7 @@ from orchestrator.executors.base import (
     Started,
 )
 from orchestrator.plan import Plan, Trial
+from orchestrator.stopping import Stop
 from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
 
 
@@ -54,6 +55,7 @@ class FakeExecutor:
     jobs: list[Job] = field(default_factory=list)
     parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
     at_once: int = 1
+    stop: Stop = field(default_factory=Stop)
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         return nullcontext()
@@ -68,7 +70,7 @@ class FakeExecutor:
         again: Again | None = None,
     ) -> None:
         left = deque(jobs)
-        while left:
+        while left and not self.stop.no_more:
             job = left.popleft()
             if job.part is not None:
                 self.parts.append(job)
@@ -81,6 +83,9 @@ class FakeExecutor:
                 raise KeyboardInterrupt
             progress = Progress(phase="train", done=1, total=5, figures={"loss": 0.5})
             on_event(Progressed(job=job, progress=progress))
+            if self.stop.asked:
+                on_event(Failed(job=job, reason="stopped after step 1 of 5", cause="stopped"))
+                break
             if job.name in self.failures:
                 on_event(Failed(job=job, reason=self.failures[job.name]))
                 continue
@@ -92,6 +97,8 @@ class FakeExecutor:
                 left.extendleft([] if following is None else [following])
                 continue
             on_event(Finished(job=job, result=leave_result(job)))
+        if self.stop.asked:
+            raise KeyboardInterrupt
 
     @property
     def names(self) -> list[str]:

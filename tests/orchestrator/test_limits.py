@@ -14,11 +14,12 @@ from chip_core.results import Progress
 from orchestrator.commands.studies import _limits
 from orchestrator.executors.base import Event, Failed, Job, Progressed, Started
 from orchestrator.ledger import Ledger
-from orchestrator.limits import Limited, LimitReached
+from orchestrator.limits import Limited
 from orchestrator.plan import Plan
 from orchestrator.report.tables import result_lines
 from orchestrator.report.tracked import same_command
 from orchestrator.run import Outcome, run_study
+from orchestrator.stopping import Stop
 from orchestrator.study import Study
 from orchestrator.study_limits import Limits
 from orchestrator.work import jobs_for
@@ -36,6 +37,7 @@ def run(
     plan: Plan, workdir: Path, limits: Limits | None, **given: object
 ) -> tuple[Outcome, FakeExecutor, FakeTracker]:
     executor, tracker = FakeExecutor(**given), FakeTracker()  # type: ignore[arg-type]
+    stop = executor.stop
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -43,6 +45,7 @@ def run(
         tracker=tracker,
         console=Console(quiet=True),
         limits=limits,
+        stop=stop,
     )
     return outcome, executor, tracker
 
@@ -95,11 +98,11 @@ def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list
     executor = Working()
     executor.clock = Clock()
     told: list[str] = []
-    with pytest.raises(LimitReached) as reached:
-        Limited(executor, limits, executor.clock).run(
+    with pytest.raises(KeyboardInterrupt):
+        Limited(executor, limits, executor.stop, executor.clock).run(
             jobs, lambda event: told.append(f"{type(event).__name__} {event.job.name}")
         )
-    return told, str(reached.value)
+    return told, str(executor.stop.limit)
 
 
 def test_hours_count_from_the_first_trials_start(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_hours_count_from_the_first_trials_start(plan_of: PlanOf, tmp_path: Path
     assert limit == "max_hours 1.5"
     # base takes an hour; half an hour later the first training tells of itself
     assert told == ["Started base", "Progressed base", "Finished base", f"Started {FIRST}",
-                    f"Progressed {FIRST}"]  # fmt: skip
+                    f"Progressed {FIRST}", f"Failed {FIRST}"]  # fmt: skip
 
 
 def test_nothing_begins_at_the_limit(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_gpu_hours_are_those_that_jobs_hold(plan_of: PlanOf, tmp_path: Path) -> 
     # Two GPUs: base 2 GPU hours, the first training 2; 1 more when the second tells of itself.
     told, limit = limited(plan_of(), tmp_path, Limits(max_gpu_hours=5.0), gpus=2)
     assert limit == "max_gpu_hours 5"
-    assert told[-1] == f"Progressed {SECOND}"
+    assert told[-2:] == [f"Progressed {SECOND}", f"Failed {SECOND}"]
 
 
 def run_timed(
@@ -129,7 +132,8 @@ def run_timed(
     executor, tracker = Working(), FakeTracker()
     executor.clock = Clock()
     monkeypatch.setattr(
-        "orchestrator.run.Limited", lambda inner, limits: Limited(inner, limits, executor.clock)
+        "orchestrator.run.Limited",
+        lambda inner, limits, stop: Limited(inner, limits, stop, executor.clock),
     )
     outcome = run_study(
         plan,
@@ -138,6 +142,7 @@ def run_timed(
         tracker=tracker,
         console=Console(quiet=True),
         limits=limits,
+        stop=executor.stop,
     )
     return outcome, tracker
 
@@ -149,7 +154,8 @@ def test_what_ran_at_the_limit_is_killed_with_the_limit_for_a_reason(
     assert outcome.limit == "max_hours 1.5"
     assert outcome.failed == {}
     [killed] = [view for view in tracker.ended if view.status == "KILLED"]
-    assert (killed.trial.name, killed.reason) == (FIRST, "stopped at max_hours 1.5")
+    assert killed.trial.name == FIRST
+    assert killed.reason == "stopped at max_hours 1.5, stopped after step 1 of 5"
 
 
 def test_a_limit_that_the_last_trial_ends_at_stops_nothing(
@@ -205,4 +211,6 @@ def test_progress_of_a_pass_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -
             on_event(Progressed(job=part, progress=Progress(phase="start", done=0, total=1)))
             on_event(Failed(job=part, reason="nothing is computed here"))
 
-    Limited(Failing(), Limits(max_failures=1)).run([part], lambda event: None)
+    stop = Stop()
+    Limited(Failing(), Limits(max_failures=1), stop).run([part], lambda event: None)
+    assert not stop.asked
