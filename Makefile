@@ -19,8 +19,9 @@ demo: install
 
 install: $(STAMP)
 
+# Two workers of one thread each: tests on Ray wait most of their time.
 test: install
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup
 
 # A cluster of two machines in namespaces of this one: up, a study by job, down, and its figures. Needs
 # root, openssh-server, rsync and iproute2.

@@ -66,7 +66,8 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     assert program.returncode == 130
     assert "once more stops now" in error
     assert "Traceback" not in error
-    assert f"stopped; go on with: chip-ablate {' '.join(arguments)}" in told
+    assert "stopped: " in told
+    assert f" left; go on with: chip-ablate {' '.join(arguments)}" in told
     (end,) = [entry for entry in ledger(tmp_path) if entry["event"] == "killed"]
     step = int(str(end["reason"]).split()[3])
     assert end["reason"] == f"stopped after step {step} of {STEPS}"

@@ -13,7 +13,7 @@ from orchestrator.executors.base import Job, _until_cut
 STEPS, SECONDS = 40, 0.5
 
 
-def play(job: Job, report: Callable[[Progress], None]) -> None:
+def play(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
     """Make steps; `good` is right in all pairs, `bad` in none."""
     report = _until_cut(job, report) if job.may_be_cut else report
     value = 1.0 if job.name == "good" else 0.0
