@@ -16,7 +16,7 @@ end_without_libraries(lambda: _status)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray, which mostly wait, begin first and go to one worker, the others file by file."""
+    """Tests on Ray, which mostly wait, begin first and go to one worker; others file by file."""
     for item in items:
         on_ray = item.get_closest_marker("ray") is not None
         item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.split("::")[0]))
