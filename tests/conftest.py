@@ -15,6 +15,7 @@ _status = 1  # of the whole run, once it is known
 end_without_libraries(lambda: _status)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests on Ray, which mostly wait, begin first and go to one worker; others file by file."""
     for item in items:
