@@ -19,9 +19,9 @@ demo: install
 
 install: $(STAMP)
 
-# Two workers of one thread each: tests on Ray wait most of their time.
+# Two workers of one thread each, file by file: tests on Ray wait most of their time.
 test: install
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 # A cluster of two machines in namespaces of this one: up, a study by job, down, and its figures. Needs
 # root, openssh-server, rsync and iproute2.

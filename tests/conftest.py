@@ -15,15 +15,6 @@ _status = 1  # of the whole run, once it is known
 end_without_libraries(lambda: _status)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray, which mostly wait, begin first and go to one worker; others file by file."""
-    for item in items:
-        on_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.split("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-
-
 def pytest_sessionfinish(exitstatus: int) -> None:
     """Remember how the tests ended."""
     global _status
