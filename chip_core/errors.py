@@ -43,6 +43,10 @@ class DiskFullError(TrialError):
     """Something of a trial cannot be written: the disk is full."""
 
 
+class StorageError(TrialError):
+    """The storage cannot be reached: the attempt is lost, and may go on elsewhere or later."""
+
+
 class StoppedError(TrialError):
     """A trial ends because it was asked to; it can go on where it is."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 #: What lies in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
+CHECKPOINTS = "checkpoints"  # folder; see chip_core/training/checkpoint.py
 TRAINED = "trained.json"  # beside a model that is whole
 
 

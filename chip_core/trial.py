@@ -47,6 +47,7 @@ def run_trial(
     offered: Offered | None = None,
     stop: Callable[[], bool] = never,
     notes: Sequence[str] = (),
+    share: Callable[[], None] = lambda: None,
 ) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
 
@@ -68,6 +69,8 @@ def run_trial(
         offered: the stores of reference passes that the training may read.
         stop: asked after each step and batch whether to end there; a training leaves a checkpoint.
         notes: what is to be said of this attempt beside what it says itself.
+        share: called by all processes together, where those on other machines go on with what the
+            first one left in `folder`.
 
     Raises:
         StoppedError: it was asked to stop.
@@ -93,6 +96,8 @@ def run_trial(
         left = resume_from
         trained = workers.from_first(lambda: take_over(left, folder))
         trained_model = None if trained is None else folder / MODEL
+        if trained is not None:
+            share()
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = checked_pairs(config, report)
@@ -148,6 +153,7 @@ def run_trial(
             remove_all(folder)  # of the checkpoints: the model is there
         workers.wait()
         if kind == "fsdp":  # its weights are spread over the workers
+            share()
             model, _ = loading.load(
                 config.model, attention=config.engine.attention, trained=folder / MODEL
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,6 @@ from chip_core.files import read_records
 from chip_core.training.store.folder import (
     BrokenStoreError,
     Manifest,
-    check,
-    glance,
     partial_folder,
     remove,
 )
@@ -27,6 +25,8 @@ from chip_core.training.store.room import gigabytes
 from orchestrator.ledger import Ledger
 from orchestrator.passes import USES, cache_folder
 from orchestrator.progress import progress
+from orchestrator.storage.place import storage_of
+from orchestrator.storage.shelf import CACHE, Shelf, jobs_folder
 
 #: whole: it can be used. broken: it cannot. half-made: what an interrupted making left, which the
 #: next one goes on with. being made: by a process that runs.
@@ -58,13 +58,10 @@ class Kept:
 
 def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
     """Return all stores of a storage, and what is half-made, largest first; nothing is hashed."""
-    cache = cache_folder(storage)
-    uses = read_records(cache / USES)
-    names = {
-        path.name.split(".")[0]
-        for path in (cache.iterdir() if cache.is_dir() else ())
-        if path.is_dir() and not path.name.startswith(".")
-    }
+    shelf = Shelf(storage)
+    uses = read_records(shelf.cache / USES)
+    sizes = shelf.sizes()
+    names = {name.split(".")[0] for name in sizes}
     found = []
     for name in names:
         of_this = [use for use in uses if use["pass"] == name]
@@ -74,7 +71,7 @@ def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
             for trial in use["trials"]
             if not ledger.was_removed(trial)  # nobody waits for it
         }
-        kept = _kept(cache / name)
+        kept = _kept(shelf, shelf.cache / name, sizes)
         kept.used = max((use["time"] for use in of_this), default=None)
         kept.studies = sorted({use["study"] for use in of_this})
         kept.waiting = sum(ledger[trial].model is None for trial in trials)
@@ -82,15 +79,19 @@ def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
     return sorted(found, key=lambda kept: (-kept.bytes, kept.folder.name))
 
 
-def check_stores(stores: Sequence[Kept], console: Console) -> None:
-    """Hash every file of every whole store; say in its state and problem what is wrong."""
+def check_stores(stores: Sequence[Kept], console: Console, storage: Path) -> None:
+    """Hash every file of every whole store; say in its state and problem what is wrong.
+
+    In a storage of its own their sizes alone are looked at.
+    """
+    shelf = Shelf(storage)
     whole = [kept for kept in stores if kept.state == "whole"]
     total = sum(kept.bytes for kept in whole)
     done = 0
     with progress(console, "bytes checked", total) as step:
         for kept in whole:
             try:
-                check(kept.folder, again=True)
+                shelf.check(kept.folder, again=True)
             except BrokenStoreError as error:
                 kept.state, kept.problem = "broken", str(error)
             done += kept.bytes
@@ -116,11 +117,12 @@ def prunable(stores: Sequence[Kept], older_than: float | None) -> list[Kept]:
     ]
 
 
-def prune(stores: Sequence[Kept]) -> int:
+def prune(stores: Sequence[Kept], storage: Path) -> int:
     """Remove stores; return how many bytes that frees. What is open is read on."""
-    freed = 0
+    freed, shelf = 0, Shelf(storage)
     for kept in stores:
         with making(kept.folder):  # nobody begins it meanwhile
+            shelf.remove(kept.folder)
             for path in _paths(kept.folder):
                 remove(path)
         freed += kept.bytes
@@ -129,7 +131,8 @@ def prune(stores: Sequence[Kept]) -> int:
 
 def cache_lines(stores: Sequence[Kept], storage: Path) -> Iterator[RenderableType]:
     """Say what there is."""
-    cache = cache_folder(storage)
+    remote = storage_of(storage)
+    cache = cache_folder(storage) if remote is None else f"{remote.uri}/{CACHE}"
     if not stores:
         yield Text(f"no reference passes in {cache}")
         return
@@ -171,16 +174,16 @@ def cache_json(stores: Sequence[Kept]) -> list[dict[str, Any]]:
     ]
 
 
-def _kept(folder: Path) -> Kept:
-    size = sum(
-        path.stat().st_size for each in _paths(folder) for path in each.rglob("*") if path.is_file()
-    )
+def _kept(shelf: Shelf, folder: Path, sizes: Mapping[str, int]) -> Kept:
+    partial = partial_folder(folder)
+    names = {folder.name, partial.name, jobs_folder(folder).name}
+    size = sum(sizes.get(name, 0) for name in names)
     made = max((path.stat().st_mtime for path in _paths(folder)), default=None)
-    half_made = partial_folder(folder).is_dir()
+    half_made = partial.name in sizes
     if who_makes(folder) is not None:
         return Kept(folder=folder, state="being made", what="?", bytes=size, made=made)
     try:
-        manifest = glance(folder)
+        manifest = shelf.glance(folder)
     except BrokenStoreError as error:
         what, problem = "?", None if half_made else str(error)
         state: State = "half-made" if half_made else "broken"
@@ -204,8 +207,8 @@ def _name(manifest: Manifest) -> str:
 
 def _paths(folder: Path) -> list[Path]:
     """Return what there is of a store: itself, what is half-made, its workers' own files."""
-    jobs = folder.with_name(f"{folder.name}.jobs")
-    return [path for path in (folder, partial_folder(folder), jobs) if path.is_dir()]
+    folders = (folder, partial_folder(folder), jobs_folder(folder))
+    return [path for path in folders if path.is_dir()]
 
 
 def _studies(kept: Kept) -> str:

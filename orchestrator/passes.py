@@ -15,7 +15,6 @@ from chip_core.results import MODEL
 from chip_core.training.store.folder import (
     BrokenStoreError,
     Manifest,
-    glance,
     store_folder,
 )
 from chip_core.training.store.passes import (
@@ -29,6 +28,7 @@ from chip_core.training.store.room import NoRoomError, check_room
 from chip_core.training.store.size import estimated_bytes
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
+from orchestrator.storage.shelf import CACHE, Shelf
 
 #: How often the trials must read a sample, in the mean, for a pass over all samples to pay: a pass
 #: prepares its samples too, which a trial does in any case, and a tower's share of a step is small.
@@ -45,7 +45,7 @@ USES = "uses.jsonl"
 
 def cache_folder(storage: Path) -> Path:
     """Return where a storage's reference passes lie."""
-    return storage / "cache" / "reference"
+    return storage / CACHE
 
 
 @dataclass(kw_only=True)
@@ -90,12 +90,12 @@ def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
         planned = found.setdefault(one.key, fresh)
         planned.trials.append(trial.fingerprint)
         planned.reads += reads
-    folder = cache_folder(storage)
+    shelf = Shelf(storage)
     for planned in found.values():
-        planned.bytes = _bytes_there(folder, planned.one)
+        planned.bytes = _bytes_there(shelf, planned.one)
         if planned.bytes is not None:
             planned.state = "cached"
-    kept = _served(found, folder)
+    kept = _served(found, shelf)
     for planned in kept:
         if planned.state != "cached":
             planned.decide()
@@ -106,9 +106,13 @@ def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
 def require_room(passes: list[PlannedPass], storage: Path) -> None:
     """Check that the disk has room for what is to be made, as far as its size is known.
 
+    Of a storage of its own no such thing is known; each machine looks after its disk.
+
     Raises:
         UserError: it has not.
     """
+    if Shelf(storage).remote is not None:
+        return
     wanted = [planned for planned in passes if planned.state == "to make"]
     what = ", ".join(f"'{planned.one.name}'" for planned in wanted)
     try:
@@ -170,13 +174,13 @@ def _reads(one: ReferencePass, config: TrialConfig, samples: int | None) -> floa
     return 1 if one.epoch is not None else config.training.epochs
 
 
-def _served(found: dict[str, PlannedPass], folder: Path) -> list[PlannedPass]:
+def _served(found: dict[str, PlannedPass], shelf: Shelf) -> list[PlannedPass]:
     """Return the passes without those that another one's store serves, whose trials it takes."""
     kept = []
     for planned in found.values():
         host = None
         if planned.one.kind == "text" and planned.one.hidden is None:
-            host = _host(planned, found, folder)
+            host = _host(planned, found, shelf)
         if host is None:
             kept.append(planned)
         else:
@@ -187,7 +191,7 @@ def _served(found: dict[str, PlannedPass], folder: Path) -> list[PlannedPass]:
     return sorted(kept, key=lambda planned: KINDS.index(planned.one.kind))
 
 
-def _host(planned: PlannedPass, found: dict[str, PlannedPass], folder: Path) -> PlannedPass | None:
+def _host(planned: PlannedPass, found: dict[str, PlannedPass], shelf: Shelf) -> PlannedPass | None:
     """Return the pass with hidden states that serves one without; None where there is none."""
     if planned.state == "cached":
         return None
@@ -195,15 +199,15 @@ def _host(planned: PlannedPass, found: dict[str, PlannedPass], folder: Path) -> 
         one = with_hidden(planned.one, precision)
         if one.key in found:
             return found[one.key]
-        size = _bytes_there(folder, one)
+        size = _bytes_there(shelf, one)
         if size is not None:
             return replace(planned, one=one, state="cached", bytes=size, trials=[], reads=0.0)
     return None
 
 
-def _bytes_there(folder: Path, one: ReferencePass) -> int | None:
+def _bytes_there(shelf: Shelf, one: ReferencePass) -> int | None:
     """Return the size of a pass's store; None where it is not there."""
     try:
-        return glance(store_folder(folder, one.key), one.identity).bytes
+        return shelf.glance(store_folder(shelf.cache, one.key), one.identity).bytes
     except BrokenStoreError:
         return None

@@ -16,6 +16,7 @@ from chip_core.errors import UserError
 from orchestrator.kept_plans import KeptPlan, kept_plans
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.named import find_trial, trial_name
+from orchestrator.storage.place import storage_of, trial_key
 
 _GOING = ".removed-"  # a folder that is on its way out; what a crash left of one goes too
 
@@ -62,10 +63,12 @@ def removal(workdir: Path, name: str) -> Removal:
 
 def remove(workdir: Path, what: Removal) -> None:
     """Remove it from ledger and disk. MLflow's runs are the tracker's to forget."""
-    ledger = Ledger(workdir)
+    ledger, remote = Ledger(workdir), storage_of(workdir)
     for mark in what.trials:
         ledger.removed(mark)
         _delete(_trial_folder(workdir, mark))
+        if remote is not None:
+            remote.remove_all(trial_key(mark))
     if what.study is not None:
         _delete(workdir / "studies" / what.study)
 
@@ -115,13 +118,20 @@ def _made(
     folders = [_trial_folder(workdir, mark) for mark in trials]
     folders += [] if study is None else [workdir / "studies" / study]
     there = tuple(folder for folder in folders if folder.is_dir())
+    remote = storage_of(workdir)
+    beside = 0
+    if remote is not None:
+        going = {trial_key(mark) for mark in trials}
+        sizes = remote.sizes("trials").items()
+        beside = sum(size for key, size in sizes if "/".join(key.split("/")[:2]) in going)
     return Removal(
         study=study,
         trials=trials,
         shared=shared,
         shown_by=shown_by,
         folders=there,
-        bytes=sum(
+        bytes=beside
+        + sum(
             path.stat().st_size
             for folder in there
             for path in folder.rglob("*")

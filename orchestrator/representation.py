@@ -16,6 +16,7 @@ from chip_core.results import MODEL
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.representation import Represented, Row
+from orchestrator.storage.place import whole_model
 
 OnModel = Callable[[str, int, int], None]  # what is read, items done, items in all
 UNTRAINED = "base (untrained)"
@@ -54,7 +55,7 @@ def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Sourc
                     row=arm.name,
                     model=trial.config.model,
                     seed=trial.seed,
-                    trained=storage / folder / MODEL,
+                    trained=whole_model(storage, folder),
                     engine=trial.config.engine,
                     trial=trial,
                     arm=arm,

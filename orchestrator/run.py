@@ -36,6 +36,7 @@ from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
 from orchestrator.search import failures_of, settled
 from orchestrator.stopping import Stop
+from orchestrator.storage.place import fetch_trials, storage_of
 from orchestrator.study_limits import Limits
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.tracking.closed import keep_close
@@ -76,8 +77,10 @@ def run_study(
     stop = stop or Stop()
     _check_writable(workdir)
     with study_lock(workdir, study):
-        ledger, storage = Ledger(workdir), workdir
+        ledger, storage, remote = Ledger(workdir), workdir, storage_of(workdir)
         plan = settled(plan, ledger)
+        if remote is not None:
+            fetch_trials(remote, workdir, [trial.fingerprint for trial in plan.trials])
         adopt(plan, ledger, storage)
         plan = settled(plan, ledger)
         began = keep_plan(plan, workdir).began

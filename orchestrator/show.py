@@ -19,6 +19,7 @@ from orchestrator.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.named import trial_name
 from orchestrator.report.provenance import code_text, when
 from orchestrator.report.words import NOTHING
+from orchestrator.storage.place import storage_of
 
 _TOLD_FIRST = ("protocol", "scorer", "judge", "n", "missing")
 
@@ -68,12 +69,17 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         "engine": dict(record.engine),
         "notes": list(record.notes),
         "failure": record.failure,
-        "trained_model": None if record.model is None else str(workdir / record.model / MODEL),
+        "trained_model": None if record.model is None else _model(workdir, record.model),
         "attempts": [
             _attempt(workdir, fingerprint, number, attempt)
             for number, attempt in sorted(record.history.items())
         ],
     }
+
+
+def _model(workdir: Path, folder: str) -> str:
+    remote = storage_of(workdir)
+    return f"{workdir if remote is None else remote.uri}/{folder}/{MODEL}"
 
 
 def fact_lines(facts: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -26,8 +26,9 @@ from chip_core.files import read_json, room_for, sync_files, sync_folder, write_
 from chip_core.identity import fingerprint, training_identity
 from chip_core.models.adapters import read_weights, write_weights
 from chip_core.models.shards import held
+from chip_core.results import CHECKPOINTS
 
-FOLDER, MANIFEST, MODEL, STATE = "checkpoints", "manifest.json", "model", "state.pt"
+MANIFEST, MODEL, STATE = "manifest.json", "model", "state.pt"
 
 #: How many are kept: the newest, and the one before in case the newest turns out broken.
 KEPT = 2
@@ -78,7 +79,7 @@ def save(
         DiskFullError: it does not fit; nothing of it is left, and the ones before stay.
     """
     _check_finite(policy, step)
-    whole = folder / FOLDER / f"step-{step:08d}"
+    whole = folder / CHECKPOINTS / f"step-{step:08d}"
     partial = whole.with_name(f".{whole.name}.partial")
     if write:
         shutil.rmtree(partial, ignore_errors=True)
@@ -184,13 +185,13 @@ def restore(
             ) from error
         notes.append(f"resumed after step {step} from {checkpoint}")
         return _said(Resumed(step=step, folder=attempt, notes=tuple(notes)))
-    notes.append(f"no whole checkpoint in {folder / FOLDER}: trained from the start")
+    notes.append(f"no whole checkpoint in {folder / CHECKPOINTS}: trained from the start")
     return _said(Resumed(step=0, folder=None, notes=tuple(notes)))
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a trial's folder, oldest first; none is checked."""
-    return sorted((folder / FOLDER).glob("step-*"))
+    return sorted((folder / CHECKPOINTS).glob("step-*"))
 
 
 def broken(checkpoint: Path, config: TrialConfig) -> str | None:
@@ -226,7 +227,7 @@ def remove_after(folder: Path, step: int) -> None:
 
 def remove_all(folder: Path) -> None:
     """Remove a trial's checkpoints: its trained model is there."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _said(resumed: Resumed) -> Resumed:

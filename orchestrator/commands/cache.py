@@ -57,7 +57,7 @@ def cache(
         raise click.UsageError("--older-than and --yes go with --prune")
     stores = kept_stores(workdir, Ledger(workdir))
     if checks:
-        check_stores(stores, Console(stderr=True))
+        check_stores(stores, Console(stderr=True), workdir)
     console = Console(stderr=as_json)
     for line in cache_lines(stores, workdir):
         console.print(line)
@@ -67,7 +67,7 @@ def cache(
         names = ", ".join(kept.folder.name[:8] for kept in pruned)
         if not yes and not click.confirm(f"remove {names} ({size})?", err=as_json):
             pruned = []
-        freed = prune(pruned)
+        freed = prune(pruned, workdir)
         console.print(f"removed {len(pruned)}, {gigabytes(freed)} freed", highlight=False)
     elif prunes:
         console.print("nothing to remove")

@@ -53,6 +53,11 @@ _OF_COST = (
     type=click.Path(path_type=Path, dir_okay=False),
     help="The file of a running cluster: run it there, look on, fetch the report.",
 )
+@click.option(
+    "--storage",
+    help="Where models and reference passes go: a folder that all machines see, or s3://…, gs://…; "
+    "default: WORKDIR.",
+)
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
 def run(
     study: str,
@@ -60,6 +65,7 @@ def run(
     executor: str,
     address: str | None,
     max_concurrent: int | None,
+    storage: str | None,
     tracking_uri: str | None,
     max_hours: float | None,
     max_gpu_hours: float | None,
@@ -79,6 +85,7 @@ def run(
             executor=executor,
             address=address,
             max_concurrent=max_concurrent,
+            storage=storage,
             tracking_uri=tracking_uri,
             as_json=as_json,
             max_hours=max_hours,
@@ -96,6 +103,7 @@ def run(
     from orchestrator.report.tracked import same_command, sync_command, untracked_json
     from orchestrator.run import run_study
     from orchestrator.stopping import Stop
+    from orchestrator.storage.place import settle_storage
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
@@ -104,6 +112,7 @@ def run(
             f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
             "executor has one at a time: use --executor ray, or leave the block out"
         )
+    remote = settle_storage(workdir, storage)
     _single_threaded_waits()
     console = Console(stderr=as_json)
     for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
@@ -124,7 +133,7 @@ def run(
         if executor == "inline":
             from orchestrator.executors.inline import InlineExecutor
 
-            return InlineExecutor(stop)
+            return InlineExecutor(stop, workdir=workdir, remote=remote)
         from orchestrator.executors.ray_tune import RayTuneExecutor
 
         return RayTuneExecutor(
@@ -133,6 +142,7 @@ def run(
             max_concurrent=max_concurrent,
             stop=stop,
             early_stopping=plan.study.early_stopping,
+            remote=remote,
         )
 
     from orchestrator.tracking.background import BackgroundTracker

@@ -16,6 +16,7 @@ from orchestrator.cost.kinds import answer_kind, row_kind, start_kind, training_
 from orchestrator.cost.rates import Quantity, Seconds, Size, Source
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan
+from orchestrator.storage.place import storage_of
 
 _Rate = tuple[tuple[Quantity, str], Seconds]
 
@@ -139,6 +140,9 @@ def _saved(record: TrialRecord, storage: Path) -> int | None:
     """Return the size of a trained model's folder."""
     if record.model is None or not (storage / record.model / MODEL).is_dir():
         return None
+    remote = storage_of(storage)
+    if remote is not None:
+        return sum(remote.sizes(f"{record.model}/{MODEL}").values())
     files = (storage / record.model / MODEL).rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 

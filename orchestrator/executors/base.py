@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from chip_core.config import TrialConfig
-from chip_core.errors import MemoryFullError, StoppedError, TrialError, printable
+from chip_core.errors import (
+    MemoryFullError,
+    StoppedError,
+    StorageError,
+    TrialError,
+    printable,
+)
 from chip_core.files import is_full
 from chip_core.machine import cpu_seconds
 from chip_core.places import Places
@@ -20,6 +26,8 @@ from chip_core.training.store.passes import Offered, Part
 
 #: Where a failed job's traceback is, in its folder.
 TRACEBACK = "traceback.txt"
+#: There while a job is to end at its next step or batch, in its folder.
+STOP = "stop"
 #: There once a training is to be cut, in its folder: why.
 CUT = "cut"
 
@@ -41,6 +49,8 @@ class Job:
     part: Part | None = None  # make this share of a reference pass, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # what is to be said of this attempt
+    #: brings what the first worker left in `folder` to the machines of all, who call it together
+    share: Callable[[], None] | None = None
 
     @property
     def trains(self) -> bool:
@@ -162,6 +172,7 @@ def execute(
         offered=job.offered,
         stop=stop,
         notes=job.notes,
+        share=job.share or (lambda: None),
     )
 
 
@@ -183,7 +194,9 @@ def cause_of(error: BaseException) -> Cause:
         return "stopped"
     if isinstance(error, MemoryFullError | MemoryError):
         return "memory"
-    return "disk" if is_full(error) else "own"
+    if is_full(error):
+        return "disk"
+    return "lost" if isinstance(error, StorageError) else "own"
 
 
 def reason_of(error: BaseException) -> str:

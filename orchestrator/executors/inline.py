@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import sys
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from chip_core.errors import UserError
-from chip_core.results import Progress
+from chip_core.results import Progress, TrialResult
 from orchestrator.executors.base import (
     Again,
     Event,
@@ -25,18 +27,29 @@ from orchestrator.executors.base import (
     reason_of,
 )
 from orchestrator.stopping import Stop
+from orchestrator.storage.remote import Remote
 
 
 class InlineExecutor:
     """Runs jobs in the caller's thread."""
 
-    def __init__(self, stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        stop: Stop | None = None,
+        *,
+        workdir: Path | None = None,
+        remote: Remote | None = None,
+    ) -> None:
         """Nothing runs yet.
 
         Args:
             stop: looked at between jobs, and within each between steps and batches.
+            workdir: the study's, below which jobs' folders lie; needed with `remote`.
+            remote: the storage by which jobs have and leave files, where that is not the work
+                directory.
         """
         self._stop = stop or Stop()
+        self._workdir, self._remote = workdir, remote
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         """There is nothing to open."""
@@ -81,7 +94,7 @@ class InlineExecutor:
         on_event(Started(job=job))
         listener = _Listener(job, on_event)
         try:
-            result = execute(job, listener, lambda: self._stop.asked)
+            result = self._execute(job, listener)
         except Exception as error:  # whatever a trial raises is its own failure
             if error is listener.error:
                 raise  # what the listener raised is not
@@ -89,6 +102,22 @@ class InlineExecutor:
             return Failed(job=job, reason=reason_of(error), cause=cause_of(error))
         on_event(Finished(job=job, result=result))
         return None
+
+    def _execute(self, job: Job, listener: _Listener) -> TrialResult:
+        if self._remote is None:
+            return execute(job, listener, lambda: self._stop.asked)
+        from orchestrator.executors.desk import FarDesk
+        from orchestrator.executors.elsewhere import Elsewhere
+
+        assert self._workdir is not None
+        workdir = self._workdir.absolute()
+        token = f"{job.id}-{uuid.uuid4().hex[:12]}"
+        elsewhere = Elsewhere(remote=self._remote, workdir=workdir, token=token)
+        try:
+            with elsewhere.hand(job.folder) as hand:
+                return execute(hand.brought(job), listener, lambda: self._stop.asked)
+        finally:
+            FarDesk(self._remote, workdir, ()).ended(job)
 
 
 def _free_memory() -> None:

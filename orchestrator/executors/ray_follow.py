@@ -14,10 +14,11 @@ import ray
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from chip_core.files import write_atomically
+from chip_core.errors import StorageError
 from chip_core.results import Progress, read_result
 from orchestrator.executors.base import (
     CUT,
+    STOP,
     Again,
     Cause,
     Cut,
@@ -27,10 +28,12 @@ from orchestrator.executors.base import (
     Job,
     Progressed,
     Started,
+    reason_of,
 )
+from orchestrator.executors.desk import Desk
 from orchestrator.executors.ray_early import Referee
 from orchestrator.executors.ray_queue import Queue
-from orchestrator.executors.ray_worker import CAUSE, OUTSIDE, PLACE, PROGRESS, REASON, STOP
+from orchestrator.executors.ray_worker import CAUSE, OUTSIDE, PLACE, PROGRESS, REASON
 from orchestrator.stopping import Stop
 
 #: Seconds between two looks at what running jobs tell.
@@ -81,6 +84,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         *,
         begin_within: float,
         stop: Stop,
+        desk: Desk,
         referee: Referee | None = None,
     ) -> None:
         super().__init__()
@@ -90,6 +94,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         self._again = again
         self._begin_within = begin_within
         self._stop = stop
+        self._desk = desk
         self._referee = referee
         self._running: dict[str, _Running] = {}
         self._due = 0.0  # when running jobs are looked at next
@@ -114,6 +119,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         """A job's driver has its place."""
         job = self._queue.job(trial.config["job"])
         self._running[job.id] = _Running(job=job)
+        self._desk.begun(job)
         self._emit(Started(job=job))
 
     def on_trial_result(
@@ -144,8 +150,8 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
                 running.how = (reason, "lost", True)
         else:
             if self._stop.asked and not running.told_to_stop:
-                with contextlib.suppress(OSError):  # a full disk: later, perhaps
-                    (running.job.folder / STOP).touch()
+                with contextlib.suppress(OSError, StorageError):  # a full disk: later, perhaps
+                    self._desk.tell(running.job, STOP)
                     running.told_to_stop = True
             if stall_after is not None and silent > stall_after:
                 where = f"{running.last.phase} {running.last.done}/{running.last.total}"
@@ -161,6 +167,10 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         running = self._running.pop(job.id, None) or _Running(job=job, begun=False)
         if not running.begun:
             self._emit(Started(job=job))
+        try:
+            self._desk.ended(job)
+        except (StorageError, OSError) as error:  # its result may be there, and is found later
+            running.how = (reason_of(error), "lost", True)
         self._pass_on(running)
         running.path.unlink(missing_ok=True)
         place = job.folder / PLACE
@@ -201,7 +211,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
             why = None if self._referee is None else self._referee.verdict(running.job, progress)
             if why is not None:
                 running.cut = why
-                write_atomically(running.job.folder / CUT, why)
+                self._desk.tell(running.job, CUT, why)
 
     def _emit(self, event: Event) -> None:
         if self.error is not None:

@@ -9,6 +9,7 @@ import contextlib
 import pickle
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import ray
 from ray import tune
 
 from orchestrator.executors.base import Again, Event, Job
+from orchestrator.executors.desk import Desk, FarDesk
 from orchestrator.executors.ray_early import Referee
 from orchestrator.executors.ray_follow import Listener
 from orchestrator.executors.ray_queue import Queue
@@ -29,8 +31,9 @@ from orchestrator.executors.ray_session import (
     resources_of,
     session,
 )
-from orchestrator.executors.ray_worker import Parcel, drive
+from orchestrator.executors.ray_worker import PLACE, PROGRESS, Parcel, drive
 from orchestrator.stopping import Stop
+from orchestrator.storage.remote import Remote
 from orchestrator.study_early import EarlyStopping
 
 #: More jobs than any cluster runs at once.
@@ -52,12 +55,13 @@ class RayTuneExecutor:
         entry: str = "orchestrator.executors.base:execute",
         stop: Stop | None = None,
         early_stopping: EarlyStopping | None = None,
+        remote: Remote | None = None,
     ) -> None:
         """Nothing is started yet.
 
         Args:
-            workdir: Ray's files lie in `ray/` below it while jobs run; with `address`, all nodes
-                must see it.
+            workdir: Ray's files lie in `ray/` below it while jobs run; with `address` and without
+                `remote`, all nodes must see it.
             address: "auto" or "host:port" of a running cluster, which is left running; None: Ray
                 is started on this machine and stopped at the end.
             max_concurrent: jobs at once, by default as many as fit. On this machine it is at most
@@ -67,6 +71,8 @@ class RayTuneExecutor:
                 is to stop.
             stop: looked at while jobs run.
             early_stopping: by what trainings are cut that may be.
+            remote: the storage by which workers have and leave files, where that is not the work
+                directory; then no node need see it.
         """
         self._workdir = workdir
         self._address = address
@@ -75,6 +81,7 @@ class RayTuneExecutor:
         self._entry = entry
         self._stop = stop or Stop()
         self._early_stopping = early_stopping
+        self._remote = remote
         self._folder: str | None = None  # for Tune's and Train's own files, while it is open
 
     @contextlib.contextmanager
@@ -123,12 +130,16 @@ class RayTuneExecutor:
             parcel=lambda job: self._parcel(job, storage),
             stop=self._stop,
         )
+        desk = Desk()
+        if self._remote is not None:
+            desk = FarDesk(self._remote, self._workdir, (PROGRESS, PLACE))
         listener = Listener(
             queue,
             on_event,
             again,
             begin_within=self._begin_within,
             stop=self._stop,
+            desk=desk,
             referee=None if rule is None else Referee(rule),
         )
         try:
@@ -137,6 +148,8 @@ class RayTuneExecutor:
             if listener.error is not None:  # Tune wraps what its callbacks raise
                 raise listener.error from None
             raise
+        finally:
+            desk.close()
         if self._stop.asked:
             raise KeyboardInterrupt
 
@@ -154,6 +167,15 @@ class RayTuneExecutor:
                 above.rmdir()
 
     def _parcel(self, job: Job, storage: str) -> Parcel:
+        elsewhere = None
+        if self._remote is not None:
+            # Imported here: it takes what only a worker needs otherwise.
+            from orchestrator.executors.elsewhere import Elsewhere
+
+            token = f"{job.id}-{uuid.uuid4().hex[:12]}"
+            elsewhere = pickle.dumps(
+                Elsewhere(remote=self._remote, workdir=self._workdir.absolute(), token=token)
+            )
         return Parcel(
             id=job.id,
             job=pickle.dumps(replace(job, folder=job.folder.absolute())),
@@ -164,6 +186,7 @@ class RayTuneExecutor:
             place_within=0.8 * self._begin_within,
             storage=storage,
             folder=str(job.folder.absolute()),
+            elsewhere=elsewhere,
         )
 
     def _tuner(self, queue: Queue, listener: Listener, storage: str) -> tune.Tuner:

@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chip_core.results import Progress
     from orchestrator.executors.base import Job
+    from orchestrator.executors.elsewhere import Hand
 
 #: What a driver returns through Tune: why its job failed, and what that is a case of.
 REASON, CAUSE = "reason", "cause"
 
 #: Whether that was found from outside: the worker itself said nothing.
 OUTSIDE = "from_outside"
-
-#: There while a job is to end at its next step or batch, in its folder.
-STOP = "stop"
 
 #: The placement group that a job's workers hold, in its folder. A file and no report: a report is
 #: lost with the controller that it passes, and the place of a worker whose controller died is
@@ -62,7 +60,8 @@ class Parcel:
     placement: str  # Ray's strategy for the workers of one job
     place_within: float  # seconds that its workers may wait for a place
     storage: str  # Train's own files
-    folder: str  # the job's own
+    folder: str  # the job's own, as the executor names it
+    elsewhere: bytes | None  # an `Elsewhere`, where workers do not see that folder
 
 
 def drive(settings: dict[str, Any]) -> dict[str, Any]:
@@ -128,21 +127,41 @@ def work(settings: dict[str, Any]) -> Ended | None:
     That is returned, not raised: so it comes through in the job's words, not in Ray's. But
     one of several raises it: the others wait for it, until Train ends them.
     """
+    parcel: Parcel = settings["parcel"]
+    if parcel.elsewhere is None:
+        return _run(parcel, None)
+
+    from ray import train
+
+    from orchestrator.executors.base import cause_of, reason_of
+
+    folder, alone_here = Path(parcel.folder), train.get_context().get_local_rank() == 0
+    try:
+        elsewhere = pickle.loads(parcel.elsewhere)
+        with elsewhere.hand(folder, copies=alone_here, passing=(PLACE, PROGRESS)) as hand:
+            return _run(parcel, hand)
+    except Exception as error:  # what the job left cannot be copied
+        if parcel.workers > 1:
+            raise
+        return cause_of(error), reason_of(error), False
+
+
+def _run(parcel: Parcel, hand: Hand | None) -> Ended | None:
+    """Run a job in this worker, in the folder that it has here."""
     from ray import train
     from ray.util import get_current_placement_group
 
-    parcel: Parcel = settings["parcel"]
+    from orchestrator.executors.base import STOP, cause_of, keep_traceback, reason_of
+
     first = train.get_context().get_world_rank() == 0
-    folder = Path(parcel.folder)
-
-    from orchestrator.executors.base import cause_of, keep_traceback, reason_of
-
+    folder = Path(parcel.folder) if hand is None else hand.folder
     job: Job | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if first:
             (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
-        job = pickle.loads(parcel.job)
+        unpacked: Job = pickle.loads(parcel.job)
+        job = unpacked if hand is None else hand.brought(unpacked)
         module, _, function = parcel.entry.partition(":")
         execute = getattr(importlib.import_module(module), function)
         report = throttled(_teller(folder)) if first else lambda progress: None

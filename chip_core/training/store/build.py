@@ -163,8 +163,22 @@ def make_part(
     return len(pairs)
 
 
-def finish(one: ReferencePass, *, cache: Path, rows: int, seconds: float) -> Manifest:
+def finish(
+    one: ReferencePass,
+    *,
+    cache: Path,
+    rows: int,
+    seconds: float,
+    sealed: Callable[..., Manifest] = seal,
+) -> Manifest:
     """Give a pass its name, all of whose parts are made.
+
+    Args:
+        one: the pass.
+        cache: where stores lie.
+        rows: how many samples it has.
+        seconds: how long it took.
+        sealed: what gives it its name, as `seal` does.
 
     Raises:
         BrokenStoreError: a part is missing.
@@ -183,7 +197,7 @@ def finish(one: ReferencePass, *, cache: Path, rows: int, seconds: float) -> Man
     folder = store_folder(cache, one.key)
     with suppress(FileNotFoundError):
         made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
-    return seal(folder, identity=one.identity, rows=rows, names=names, made=made)
+    return sealed(folder, identity=one.identity, rows=rows, names=names, made=made)
 
 
 def _write(

@@ -126,7 +126,7 @@ def glance(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
         BrokenStoreError: it is not there, not whole, or of something else.
     """
     manifest = read_manifest(folder)
-    if identity is not None and manifest.identity != _plain(identity):
+    if identity is not None and manifest.identity != plain(identity):
         raise BrokenStoreError("it is of another model, data set or setting")
     for name, facts in manifest.files.items():
         try:
@@ -191,7 +191,7 @@ def seal(
         if facts is None:
             raise BrokenStoreError(f"{name} was not made")
         files[name] = facts
-    manifest = Manifest(identity=_plain(identity), rows=rows, files=files, made=made)
+    manifest = Manifest(identity=plain(identity), rows=rows, files=files, made=made)
     for each in partial.glob("*.note.json"):
         each.unlink()
     write_json(partial / MANIFEST, {"format": FORMAT, **asdict(manifest)})
@@ -264,7 +264,7 @@ def _note(partial: Path, name: str) -> Path:
     return partial / f"{name}.note.json"
 
 
-def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity as it comes out of JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain

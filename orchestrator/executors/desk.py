@@ -1,0 +1,116 @@
+"""What passes between a study's driver and its running jobs, by files in their folders.
+
+Where the machines share a disk, a file is there for both at once. Where they do not, it goes
+through the storage: the driver copies what jobs tell, and everything but weights when they end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from chip_core.errors import StorageError
+from chip_core.files import write_atomically, write_bytes
+from chip_core.results import CURVES
+from orchestrator.executors.base import Job
+from orchestrator.storage.place import fetch_folder
+from orchestrator.storage.remote import Remote
+
+#: Seconds between two looks at what jobs tell through a storage.
+EVERY = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class Desk:
+    """Driver and jobs share a disk."""
+
+    def begun(self, job: Job) -> None:
+        """Follow a job."""
+
+    def tell(self, job: Job, name: str, text: str = "") -> None:
+        """Leave a file in a job's folder.
+
+        Raises:
+            OSError: it cannot be written.
+            StorageError: likewise.
+        """
+        write_atomically(job.folder / name, text)
+
+    def ended(self, job: Job) -> None:
+        """Have everything here that a job left, but for its weights.
+
+        Raises:
+            StorageError: it cannot be copied.
+        """
+
+    def close(self) -> None:
+        """Follow no job any more."""
+
+
+class FarDesk(Desk):
+    """Driver and jobs share a storage."""
+
+    def __init__(
+        self, remote: Remote, workdir: Path, told: Sequence[str], *, every: float = EVERY
+    ) -> None:
+        """No job runs yet.
+
+        Args:
+            remote: the storage.
+            workdir: the driver's.
+            told: names of the files in a job's folder by which it tells of itself.
+            every: seconds between two looks.
+        """
+        self._remote, self._workdir, self._every = remote, workdir.absolute(), every
+        self._told = (*told, CURVES)
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begun(self, job: Job) -> None:
+        """Follow a job."""
+        with self._lock:
+            self._jobs[job.id] = job
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+            self._thread.start()
+
+    def tell(self, job: Job, name: str, text: str = "") -> None:
+        """Leave a file in a job's folder; see `Desk.tell`."""
+        self._remote.write(f"{self._key(job)}/{name}", text.encode())
+
+    def ended(self, job: Job) -> None:
+        """Have everything here that a job left; see `Desk.ended`."""
+        with self._lock:
+            self._jobs.pop(job.id, None)
+            self._look([job])
+        fetch_folder(self._remote, self._workdir, self._key(job))
+
+    def close(self) -> None:
+        """Follow no job any more."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(self._every):
+            with self._lock:
+                try:
+                    self._look(list(self._jobs.values()))
+                except (StorageError, OSError) as error:  # a job of which nothing comes hangs
+                    _log.warning("%s", error)
+
+    def _look(self, jobs: Sequence[Job]) -> None:
+        paths = {
+            f"{self._key(job)}/{name}": job.folder / name for job in jobs for name in self._told
+        }
+        for key, content in self._remote.read(paths).items():
+            if not paths[key].exists() or paths[key].stat().st_size != len(content):
+                write_bytes(paths[key], content)
+
+    def _key(self, job: Job) -> str:
+        return job.folder.absolute().relative_to(self._workdir).as_posix()

@@ -1,0 +1,1 @@
+"""Where checkpoints, models, answers and reference passes go: all machines reach it."""

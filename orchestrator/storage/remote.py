@@ -1,0 +1,254 @@
+"""Files below a URI, or in a shared folder, by fsspec.
+
+There is no rename there that can be trusted, and no lock: whoever writes something of several files
+writes last the one that says it is whole (a checkpoint's manifest, a trial's result).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chip_core.errors import StorageError, UserError
+from chip_core.files import sync_folder
+
+T = TypeVar("T")
+
+#: Seconds between the tries of one operation: a server may be gone for a moment.
+PAUSES = (1.0, 4.0, 15.0)
+
+#: Which package knows a URI's scheme, where it is none of the usual ones' own.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+_log = logging.getLogger(__name__)
+
+
+class Remote:
+    """A place for files that every machine reaches. It travels between processes as its URI."""
+
+    def __init__(self, uri: str, *, pauses: Iterable[float] = PAUSES) -> None:
+        """Nothing is asked of it yet.
+
+        Args:
+            uri: of a folder: an absolute path, or an fsspec URI such as s3://BUCKET/FOLDER. What it
+                takes to be let in comes from the machine's own settings (the environment, an
+                instance's role), never from the URI.
+            pauses: seconds to wait after each try that fails but the last.
+        """
+        self.uri = uri
+        self._pauses = tuple(pauses)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remote, (self.uri,)
+
+    def require(self) -> None:
+        """Check that it is there and can be written.
+
+        Raises:
+            UserError: it is not.
+        """
+        key = f".written-by-{os.getpid()}"
+        try:
+            self._fs  # noqa: B018
+        except ImportError as error:
+            extra = _EXTRAS.get(self.uri.partition("://")[0])
+            package = f"'chip-ablate[{extra}]'" if extra else "what fsspec names for it"
+            raise UserError(f"--storage: {self.uri}: {error}: pip install {package}") from None
+        except Exception as error:  # of any library
+            raise UserError(f"--storage: {self.uri}: {_brief(error)}") from None
+        try:
+            self._whole(key, lambda path: self._fs.pipe_file(path, b""))
+            self._fs.rm_file(self._at(key))
+        except Exception as error:
+            raise UserError(
+                f"--storage: {self.uri}: cannot be written ({_brief(error)}): make the folder or "
+                "bucket, or give this machine what lets it in"
+            ) from None
+
+    def sizes(self, under: str) -> dict[str, int]:
+        """Return the bytes of all files under a folder, by their keys."""
+
+        def look() -> dict[str, int]:
+            self._fs.invalidate_cache()
+            try:
+                found: Mapping[str, Mapping[str, Any]] = self._fs.find(self._at(under), detail=True)
+            except FileNotFoundError:
+                return {}
+            above = len(self._root) + 1
+            return {
+                path[above:]: int(facts["size"] or 0)
+                for path, facts in found.items()
+                if facts["type"] == "file"
+                and path.startswith(f"{self._at(under)}/")
+                and not path.rpartition("/")[2].startswith(".")
+            }
+
+        return self._tried(f"{under} cannot be listed", look)
+
+    def read(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Return the content of small files, of those that are there."""
+        paths = {self._at(key): key for key in keys}
+        if not paths:
+            return {}
+
+        def look() -> dict[str, bytes]:
+            found: dict[str, Any] = self._fs.cat(list(paths), on_error="return")
+            for value in found.values():
+                if isinstance(value, Exception) and not isinstance(value, FileNotFoundError):
+                    raise value
+            return {paths[path]: value for path, value in found.items() if type(value) is bytes}
+
+        return self._tried("a file cannot be read", look)
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write a small file."""
+        self._tried(
+            f"{key} cannot be written",
+            lambda: self._whole(key, lambda path: self._fs.pipe_file(path, content)),
+        )
+
+    def put(self, path: Path, key: str) -> None:
+        """Copy a file of this machine there.
+
+        Raises:
+            FileNotFoundError: it is gone from this machine.
+            StorageError: it cannot be written.
+        """
+
+        def copy() -> None:
+            if not path.exists():
+                raise FileNotFoundError(path)
+            self._whole(key, lambda to: self._fs.put_file(str(path), to))
+
+        self._tried(f"{key} cannot be written", copy)
+
+    def get(self, key: str, path: Path) -> None:
+        """Copy a file from there to this machine: it is here whole or not at all.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            StorageError: it cannot be read.
+        """
+
+        def copy() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            self._fs.get_file(self._at(key), str(partial))
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+
+        self._tried(f"{key} cannot be read", copy)
+
+    def copy(self, key: str, to: str) -> None:
+        """Copy a file within."""
+        self._tried(
+            f"{to} cannot be written",
+            lambda: self._whole(to, lambda path: self._fs.cp_file(self._at(key), path)),
+        )
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove files; those that are not there are no matter."""
+        for key in keys:
+
+            def delete(path: str = self._at(key)) -> None:
+                try:
+                    self._fs.rm_file(path)
+                except FileNotFoundError:
+                    return
+
+            self._tried(f"{key} cannot be removed", delete)
+
+    def remove_all(self, under: str) -> None:
+        """Remove all files under a folder."""
+        self.remove(self.sizes(under))
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        import fsspec
+
+        fs, root = fsspec.core.url_to_fs(self.uri)
+        return fs, str(root).rstrip("/")
+
+    @property
+    def _fs(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def _root(self) -> str:
+        return self._opened[1]
+
+    def _at(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _whole(self, key: str, write: Callable[[str], Any]) -> None:
+        """Have a file written so that nobody sees a part of it: object stores do so themselves."""
+        path = self._at(key)
+        if not isinstance(self._fs.protocol, tuple) or "file" not in self._fs.protocol:
+            write(path)
+            return
+        place = Path(path)
+        partial = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}.partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write(str(partial))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(place)
+        sync_folder(place.parent)
+
+    def _tried(self, what: str, do: Callable[[], T]) -> T:
+        """Do it, and again after a while where it fails.
+
+        Raises:
+            FileNotFoundError: at once.
+            StorageError: it failed each time; the message says what.
+        """
+        for pause in (*self._pauses, None):
+            try:
+                return do()
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # of any library
+                if pause is None:
+                    raise StorageError(f"{self.uri}: {what}: {_brief(error)}") from error
+                _log.warning("%s: %s: %s: tried again", self.uri, what, _brief(error))
+            time.sleep(pause)
+        raise AssertionError
+
+
+def checked_uri(text: str) -> str:
+    """Return the storage that a user means: a URI, or an absolute path.
+
+    Raises:
+        UserError: it is neither, or holds a secret.
+    """
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        return str(Path(os.path.expanduser(text)).absolute())
+    import fsspec
+
+    if scheme not in fsspec.available_protocols():
+        raise UserError(
+            f"--storage: {scheme}://: no such kind of storage is known: give a folder that all "
+            "machines see, or a URI such as s3://BUCKET/FOLDER"
+        )
+    if "@" in rest.partition("/")[0]:
+        raise UserError(
+            "--storage: a URI with a user or password would be written down: leave them to the "
+            "machine's own settings"
+        )
+    if not rest.strip("/"):
+        raise UserError(f"--storage: {text}: names no folder: write {scheme}://BUCKET/FOLDER")
+    return text.rstrip("/")
+
+
+def _brief(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,0 +1,212 @@
+"""The stores of reference passes, wherever they lie.
+
+In a storage of its own a store is a folder as in a work directory, whose manifest is written last:
+without one it is not there. The work directory then has the manifest alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from chip_core.errors import StorageError
+from chip_core.files import write_bytes
+from chip_core.training.store.folder import (
+    FORMAT,
+    MANIFEST,
+    BrokenStoreError,
+    FileFacts,
+    Manifest,
+    check,
+    glance,
+    partial_folder,
+    plain,
+    read_manifest,
+    seal,
+)
+from orchestrator.storage.place import storage_of
+from orchestrator.storage.remote import Remote
+
+#: The key of the folder of all stores.
+CACHE = "cache/reference"
+
+_NOTE = ".note.json"
+
+
+class Shelf:
+    """The stores of a work directory or of its storage."""
+
+    def __init__(self, workdir: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            workdir: the work directory.
+        """
+        self.cache = workdir / CACHE
+        self.remote = storage_of(workdir)
+
+    def glance(self, folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
+        """Return the manifest of a store all of whose files are there, in their sizes.
+
+        Raises:
+            BrokenStoreError: it is not there, not whole, or of something else.
+        """
+        if self.remote is None:
+            return glance(folder, identity)
+        try:
+            there = self.remote.sizes(_key(folder))
+            found = self.remote.read([f"{_key(folder)}/{MANIFEST}"])
+        except StorageError as error:
+            raise BrokenStoreError(str(error)) from None
+        if not found:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            raise BrokenStoreError("it is not there")
+        write_bytes(folder / MANIFEST, next(iter(found.values())))
+        manifest = read_manifest(folder)
+        if identity is not None and manifest.identity != plain(identity):
+            raise BrokenStoreError("it is of another model, data set or setting")
+        for name, facts in manifest.files.items():
+            size = there.get(f"{_key(folder)}/{name}")
+            if size is None:
+                raise BrokenStoreError(f"{name} is missing")
+            if size != facts.bytes:
+                raise BrokenStoreError(f"{name} is cut off: {size} of {facts.bytes} bytes")
+        return manifest
+
+    def check(
+        self, folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
+    ) -> Manifest:
+        """Return the manifest of a store all of whose files are as they were written.
+
+        In a storage of its own their sizes alone are looked at: every machine that copies a store
+        hashes what it got before it reads it.
+
+        Raises:
+            BrokenStoreError: it is not there, not whole, or of something else.
+        """
+        if self.remote is None:
+            return check(folder, identity, again=again)
+        return self.glance(folder, identity)
+
+    def seal(
+        self,
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        rows: int,
+        names: list[str],
+        made: Any,
+    ) -> Manifest:
+        """Give a store that is made its name; see chip_core.training.store.folder.seal.
+
+        Raises:
+            BrokenStoreError: a file is not there or not whole.
+        """
+        if self.remote is None:
+            return seal(folder, identity=identity, rows=rows, names=names, made=made)
+        try:
+            return self._seal(self.remote, folder, identity, rows, names, made)
+        except StorageError as error:
+            raise BrokenStoreError(str(error)) from None
+
+    def remove(self, folder: Path) -> None:
+        """Remove what the storage has of a store: its manifest first, so it is there no more.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        if self.remote is not None:
+            self.remote.remove([f"{_key(folder)}/{MANIFEST}"])
+            for each in (folder, partial_folder(folder), jobs_folder(folder)):
+                self.remote.remove_all(_key(each))
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of every folder beside and of the stores, by its name.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        found: dict[str, int] = {}
+        if self.remote is not None:
+            for key, size in self.remote.sizes(CACHE).items():
+                name = key.removeprefix(f"{CACHE}/").partition("/")
+                if name[1]:
+                    found[name[0]] = found.get(name[0], 0) + size
+            return found
+        for folder in self.cache.iterdir() if self.cache.is_dir() else ():
+            if folder.is_dir() and not folder.name.startswith("."):
+                files = (path for path in folder.rglob("*") if path.is_file())
+                found[folder.name] = sum(path.stat().st_size for path in files)
+        return found
+
+    def forget_jobs(self, folder: Path) -> None:
+        """Remove the results of the jobs that made a store, or began to.
+
+        Raises:
+            StorageError: they cannot be removed.
+        """
+        shutil.rmtree(jobs_folder(folder), ignore_errors=True)
+        if self.remote is not None:
+            self.remote.remove_all(_key(jobs_folder(folder)))
+
+    def fetch_notes(self, folder: Path) -> None:
+        """Bring what workers noted of the store that they make.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if self.remote is None:
+            return
+        partial = partial_folder(folder)
+        notes = [key for key in self.remote.sizes(_key(partial)) if key.endswith(_NOTE)]
+        for key, content in self.remote.read(notes).items():
+            write_bytes(partial / key.rpartition("/")[2], content)
+
+    def _seal(
+        self,
+        remote: Remote,
+        folder: Path,
+        identity: Mapping[str, Any],
+        rows: int,
+        names: list[str],
+        made: Any,
+    ) -> Manifest:
+        partial = partial_folder(folder)
+        there = remote.sizes(_key(partial))
+        files = {}
+        for name in names:
+            facts = _facts(partial / f"{name}{_NOTE}")
+            if facts is None or there.get(f"{_key(partial)}/{name}") != facts.bytes:
+                raise BrokenStoreError(f"{name} was not made")
+            files[name] = facts
+        manifest = Manifest(identity=plain(identity), rows=rows, files=files, made=made)
+        remote.remove([f"{_key(folder)}/{MANIFEST}"])  # of a broken one, first
+        for name in names:
+            remote.copy(f"{_key(partial)}/{name}", f"{_key(folder)}/{name}")
+        content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).encode()
+        remote.write(f"{_key(folder)}/{MANIFEST}", content)
+        remote.remove_all(_key(partial))
+        self.forget_jobs(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        write_bytes(folder / MANIFEST, content)
+        return manifest
+
+
+def jobs_folder(folder: Path) -> Path:
+    """Return where the jobs that make a store leave their results."""
+    return folder.with_name(f"{folder.name}.jobs")
+
+
+def _key(folder: Path) -> str:
+    return f"{CACHE}/{folder.name}"
+
+
+def _facts(path: Path) -> FileFacts | None:
+    try:
+        return FileFacts(**json.loads(path.read_text(encoding="utf-8"))["facts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
