@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from tests.faults.injected import FULL
-from tests.faults.world import STEPS, World, training
+from tests.faults.world import STEPS, World, start, training
 
 #: Seconds that a tracking store is away.
 AWAY = 20.0
@@ -62,6 +62,11 @@ class Case:
         """Start the study's driver."""
         tracking = None if self.server is None else self.server.uri
         self.driver = self.world.start(self.workdir, tracking=tracking)
+
+    def sync(self) -> bool:
+        """Send what the study could not, as its user would; return whether that is done."""
+        tracked = [] if self.server is None else ["--tracking-uri", self.server.uri]
+        return start(self.workdir, *tracked, command=("sync", "small")).wait(300) == 0
 
     def end(self) -> None:
         """Leave no driver behind."""

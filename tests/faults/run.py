@@ -53,6 +53,7 @@ class Outcome:
     doubled: int = 0  # ledger records, active runs of which there are more than one
     open_ends: int = 0  # attempts without an end in the ledger
     differing: list[str] = field(default_factory=list)  # from the undisturbed study, to the bit
+    synced: bool = False  # whether `chip-ablate sync` was needed, as the study's last lines said
     untracked: list[str] = field(default_factory=list)
     not_met: list[str] = field(default_factory=list)  # faults that came too late to be done
     said: str = ""  # the driver's lines on it
@@ -112,6 +113,9 @@ def one(world: World, faults: Sequence[Fault], workdir: Path, expected: Left) ->
                     raise RuntimeError(f"the study is not done after {len(outcome.exits)} runs")
                 case.start()
             left = look(workdir, None if server is None else server.database)
+            if left.untracked and "send it: chip-ablate sync" in _log(workdir):
+                outcome.synced = case.sync()  # as that line says
+                left = look(workdir, None if server is None else server.database)
             for fault_, met in zip(outcome.faults, case.met, strict=True):
                 _trains_again(fault_, met, workdir)
             outcome.attempts = sum(left.attempts.values())
@@ -158,9 +162,14 @@ def _trains_again(injected: Injected, met: Met, workdir: Path) -> None:
 
 def _said(workdir: Path) -> str:
     """Return the lines in which the driver spoke of a fault."""
-    log = (workdir / "driver.log").read_text(errors="replace")
     words = ("tried again", "FAILED", "KILLED", "stopped", "chip-ablate:", "Traceback")
-    return "\n".join(line for line in log.splitlines() if any(word in line for word in words))
+    return "\n".join(
+        line for line in _log(workdir).splitlines() if any(word in line for word in words)
+    )
+
+
+def _log(workdir: Path) -> str:
+    return (workdir / "driver.log").read_text(errors="replace")
 
 
 def _free_port() -> int:
@@ -245,6 +254,7 @@ def _summary(given: argparse.Namespace, outcomes: Sequence[Outcome]) -> dict[str
         "injected": sum(len(outcome.faults) for outcome in outcomes),
         "survived": sum(outcome.survived for outcome in outcomes),
         "finished trials that ran again": sum(outcome.lost for outcome in outcomes),
+        "studies that `sync` completed": sum(outcome.synced for outcome in outcomes),
         "doubled": sum(outcome.doubled for outcome in outcomes),
         "differing": sum(len(outcome.differing) for outcome in outcomes),
         "outcomes": [asdict(outcome) | {"survived": outcome.survived} for outcome in outcomes],

@@ -120,11 +120,13 @@ def environment() -> dict[str, str]:
     return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def start(workdir: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Start a driver of the study; what it says goes to `driver.log`."""
+def start(
+    workdir: Path, *options: str, command: tuple[str, ...] = ("run", "study.yaml")
+) -> subprocess.Popen[bytes]:
+    """Start a driver of the study, or another command; what it says goes to `driver.log`."""
     with (workdir / "driver.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.drive", "run", "study.yaml",
+            [sys.executable, "-m", "tests.faults.drive", *command,
              "--workdir", str(workdir), *options],
             cwd=workdir,
             env={**os.environ, **environment()},
