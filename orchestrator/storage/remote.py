@@ -126,7 +126,7 @@ class Remote:
                 raise FileNotFoundError(path)
             self._whole(key, lambda to: self._fs.put_file(str(path), to))
 
-        self._tried(f"{key} cannot be written", copy)
+        self._tried(f"{key} cannot be written", copy, missing=lambda: not path.exists())
 
     def get(self, key: str, path: Path) -> None:
         """Copy a file from there to this machine: it is here whole or not at all.
@@ -145,7 +145,7 @@ class Remote:
             partial.replace(path)
             sync_folder(path.parent)
 
-        self._tried(f"{key} cannot be read", copy)
+        self._tried(f"{key} cannot be read", copy, missing=lambda: True)
 
     def copy(self, key: str, to: str) -> None:
         """Copy a file within."""
@@ -203,19 +203,26 @@ class Remote:
         partial.replace(place)
         sync_folder(place.parent)
 
-    def _tried(self, what: str, do: Callable[[], T]) -> T:
+    def _tried(
+        self, what: str, do: Callable[[], T], missing: Callable[[], bool] = lambda: False
+    ) -> T:
         """Do it, and again after a while where it fails.
 
+        Args:
+            what: what has failed then.
+            do: it.
+            missing: whether it is the file itself that a FileNotFoundError speaks of.
+
         Raises:
-            FileNotFoundError: at once.
+            FileNotFoundError: at once, where the file itself is missing.
             StorageError: it failed each time; the message says what.
         """
         for pause in (*self._pauses, None):
             try:
                 return do()
-            except FileNotFoundError:
-                raise
             except Exception as error:  # of any library
+                if isinstance(error, FileNotFoundError) and missing():
+                    raise
                 if pause is None:
                     raise StorageError(f"{self.uri}: {what}: {_brief(error)}") from error
                 _log.warning("%s: %s: %s: tried again", self.uri, what, _brief(error))

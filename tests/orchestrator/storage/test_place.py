@@ -1,0 +1,96 @@
+"""Which storage a work directory has, and what of it lies in the work directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chip_core.errors import UserError
+from chip_core.files import read_json
+from orchestrator.storage.place import (
+    FILE,
+    fetch_trials,
+    settle_storage,
+    storage_of,
+    trial_key,
+    whole_model,
+)
+from orchestrator.storage.remote import Remote
+
+MARK = "0123456789abcdef" * 4
+ATTEMPT = f"{trial_key(MARK)}/attempt-1"
+
+
+def test_it_is_the_work_directory_itself_by_default(tmp_path: Path) -> None:
+    assert settle_storage(tmp_path / "work", None) is None
+    assert not (tmp_path / "work").exists()
+
+
+def test_it_is_named_once(tmp_path: Path, uri: str) -> None:
+    work = tmp_path / "work"
+    first = settle_storage(work, uri)
+    assert first is not None and first.uri == uri
+    assert read_json(work / FILE) == {"storage": uri}
+    for wish in (None, uri):
+        again = settle_storage(work, wish)
+        assert again is not None and again.uri == uri
+    with pytest.raises(UserError, match=r"^--storage: .*work keeps its trials in .*: leave"):
+        settle_storage(work, str(tmp_path / "other"))
+
+
+def test_trials_do_not_move_by_themselves(tmp_path: Path) -> None:
+    (tmp_path / "work" / "trials").mkdir(parents=True)
+    with pytest.raises(UserError, match="the trials of .*work lie in it"):
+        settle_storage(tmp_path / "work", str(tmp_path / "shared"))
+
+
+def test_one_that_cannot_be_used_is_not_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        settle_storage(tmp_path / "work", str(tmp_path / "file" / "here"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_broken_note_is_told(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("[]")
+    with pytest.raises(UserError, match=r"storage.json: cannot be read \(TypeError\): name the"):
+        storage_of(tmp_path)
+
+
+def test_all_but_weights_comes(remote: Remote, tmp_path: Path) -> None:
+    other = f"{trial_key('f' * 64)}/attempt-1/result.json"
+    names = ["result.json", "model/config.json", "model/model.safetensors",
+             "checkpoints/step-00000002/state.pt", "checkpoints/step-00000002/manifest.json"]  # fmt: skip
+    for key in (*(f"{ATTEMPT}/{name}" for name in names), other):
+        remote.write(key, key.encode())
+    fetch_trials(remote, tmp_path / "work", [MARK])
+    here = {path.relative_to(tmp_path / "work" / ATTEMPT).as_posix()
+            for path in (tmp_path / "work").rglob("*") if path.is_file()}  # fmt: skip
+    assert here == {"result.json", "model/config.json", "checkpoints/step-00000002/manifest.json"}
+    assert not (tmp_path / "work" / other).exists()
+
+
+def test_what_grew_comes_again_and_a_model_that_went_goes(remote: Remote, tmp_path: Path) -> None:
+    remote.write(f"{ATTEMPT}/curves.jsonl", b"1\n")
+    remote.write(f"{ATTEMPT}/model/config.json", b"{}")
+    fetch_trials(remote, tmp_path, [MARK])
+    remote.write(f"{ATTEMPT}/curves.jsonl", b"1\n2\n")
+    remote.remove_all(f"{ATTEMPT}/model")
+    fetch_trials(remote, tmp_path, [MARK])
+    assert (tmp_path / ATTEMPT / "curves.jsonl").read_bytes() == b"1\n2\n"
+    assert not (tmp_path / ATTEMPT / "model").exists()
+
+
+def test_a_whole_model(
+    remote: Remote, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+) -> None:
+    for name in ("trained.json", "model/config.json", "model/model.safetensors", "result.json"):
+        remote.write(f"{ATTEMPT}/{name}", name.encode())
+    settle_storage(tmp_path / "work", uri)
+    found = whole_model(tmp_path / "work", ATTEMPT)
+    assert found.is_relative_to(machine("one"))
+    assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
+    assert [path.name for path in found.parent.iterdir() if path.is_file()] == ["trained.json"]
+    assert whole_model(tmp_path / "plain", ATTEMPT) == tmp_path / "plain" / ATTEMPT / "model"

@@ -1,0 +1,116 @@
+"""Files below a URI: the same for a shared folder and for an object store."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from chip_core.errors import StorageError, UserError
+from orchestrator.storage.remote import Remote, checked_uri
+
+
+def test_what_is_put_is_there(remote: Remote, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"12345")
+    remote.put(tmp_path / "weights", "trials/a/model/weights")
+    remote.write("trials/b/result.json", b"{}")
+    assert remote.sizes("trials") == {"trials/a/model/weights": 5, "trials/b/result.json": 2}
+    assert remote.sizes("trials/a") == {"trials/a/model/weights": 5}
+    assert remote.read(["trials/b/result.json", "trials/c"]) == {"trials/b/result.json": b"{}"}
+    remote.get("trials/a/model/weights", tmp_path / "here" / "weights")
+    assert (tmp_path / "here" / "weights").read_bytes() == b"12345"
+
+
+def test_a_name_that_another_begins_with_is_another(remote: Remote) -> None:
+    remote.write("cache/abc/x", b"1")
+    remote.write("cache/abc.partial/x", b"22")
+    assert remote.sizes("cache/abc") == {"cache/abc/x": 1}
+
+
+def test_what_is_written_again_is_read_again(remote: Remote) -> None:
+    for content in (b"a line\n", b"a line\nanother\n"):
+        remote.write("job/progress.jsonl", content)
+        assert remote.sizes("job") == {"job/progress.jsonl": len(content)}
+        assert remote.read(["job/progress.jsonl"]) == {"job/progress.jsonl": content}
+
+
+def test_copied_and_removed(remote: Remote) -> None:
+    remote.write("a/x", b"1")
+    remote.copy("a/x", "b/y")
+    remote.remove(["a/x", "a/never"])
+    assert (remote.sizes("a"), remote.sizes("b")) == ({}, {"b/y": 1})
+    remote.remove_all("b")
+    assert remote.sizes("b") == {}
+
+
+def test_nothing_is_there_at_first(remote: Remote, tmp_path: Path) -> None:
+    assert remote.sizes("trials") == {}
+    with pytest.raises(FileNotFoundError):
+        remote.get("trials/x", tmp_path / "x")
+    with pytest.raises(FileNotFoundError):
+        remote.put(tmp_path / "gone", "x")
+    assert not list(tmp_path.glob(".x*")) and not (tmp_path / "x").exists()
+
+
+def test_it_travels_as_its_uri(remote: Remote) -> None:
+    remote.write("x", b"1")
+    assert pickle.loads(pickle.dumps(remote)).read(["x"]) == {"x": b"1"}
+
+
+def test_it_can_be_written(remote: Remote) -> None:
+    remote.require()
+    assert remote.sizes("") == {}
+
+
+def test_a_bucket_that_is_not_there(s3: None) -> None:
+    remote = Remote("s3://no-such-bucket/here", pauses=())
+    with pytest.raises(UserError, match=r"^--storage: s3://no-such-bucket/here: cannot be written"):
+        remote.require()
+    with pytest.raises(StorageError, match="s3://no-such-bucket/here: x cannot be written"):
+        remote.write("x", b"")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/here: cannot be written \(NotADirectoryError"):
+        Remote(str(tmp_path / "file" / "here")).require()
+
+
+def test_it_tries_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(remote.uri, pauses=(0.0, 0.0))
+    remote.write("x", b"1")
+    fs, calls = remote._fs, []
+    really = fs.cat
+
+    def fails_twice(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) <= 2:
+            raise ConnectionError("gone")
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(fs, "cat", fails_twice)
+    assert remote.read(["x"]) == {"x": b"1"}
+    calls.clear()
+    with pytest.raises(StorageError, match="a file cannot be read: ConnectionError: gone"):
+        Remote(remote.uri, pauses=(0.0,)).read(["x"])  # the same file system, by fsspec's cache
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("nosuch://bucket/x", "no such kind of storage"),
+        ("s3://key:secret@bucket/x", "a user or password would be written down"),
+        ("s3://", "names no folder"),
+    ],
+)
+def test_uris_that_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem) as caught:
+        checked_uri(text)
+    assert "secret" not in str(caught.value)
+
+
+def test_what_users_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checked_uri("shared") == str(tmp_path / "shared")
+    assert checked_uri("s3://bucket/x/") == "s3://bucket/x"

@@ -1,0 +1,252 @@
+"""A study through a storage: the same figures, and no machine needs another's disk."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from chip_core.files import read_json, write_json
+from chip_core.results import CURVES, Progress
+from chip_core.training.checkpoint import checkpoints
+from orchestrator.cache import check_stores, kept_stores, prunable, prune
+from orchestrator.executors import inline
+from orchestrator.executors.base import Job
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.removal import removal, remove
+from orchestrator.report.summary import Outcome
+from orchestrator.run import PASSES, report_folder, run_study
+from orchestrator.stopping import Stop
+from orchestrator.storage.place import settle_storage, storage_of, trial_key
+from orchestrator.storage.remote import Remote
+from orchestrator.storage.shelf import CACHE
+
+from ..fakes import FakeTracker
+
+STUDY = """
+study: tiny
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+seeds: [0]
+baseline: {objective: dpo}
+benchmarks:
+  report: [{name: shapes, limit: 2, max_new_tokens: 2}]
+"""
+SHORT = {
+    "data.limit": 10,
+    "training.batch_size": 4,
+    "training.epochs": 2,
+    "training.max_steps": 4,
+    "engine.checkpoint_every": 2,
+}
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def plan(plan_of: Callable[..., Plan]) -> Plan:
+    return plan_of(STUDY, overrides=SHORT)
+
+
+@pytest.fixture
+def run(plan: Plan, machine: Callable[[str], Path]) -> Run:
+    """Run the study inline."""
+
+    def ran(workdir: Path, uri: str | None = None, **options: Any) -> Outcome:
+        remote, stop = settle_storage(workdir, uri), options.pop("stop", None) or Stop()
+        return run_study(
+            plan,
+            workdir=workdir,
+            executor=lambda: InlineExecutor(stop, workdir=workdir, remote=remote),
+            tracker=options.pop("tracker", FakeTracker()),
+            console=Console(quiet=True),
+            stop=stop,
+            **options,
+        )
+
+    return ran
+
+
+def figures(workdir: Path) -> dict[str, Any]:
+    """Return what trials came to: metrics and loss curves."""
+    found = {}
+    for mark, record in Ledger(workdir).items():
+        metrics = [each.evaluation.metrics for each in record.evaluations.values()]
+        folder = workdir / next(iter(record.evaluations.values())).folder
+        curve = folder / CURVES
+        losses = [line.split('"loss": ')[1].split(",")[0]
+                  for line in curve.read_text().splitlines()] if curve.exists() else []  # fmt: skip
+        found[mark] = (metrics, losses)
+    return found
+
+
+def weights(sizes_of: Remote, tmp_path: Path) -> dict[str, str]:
+    """Return the sha256 of every model in a storage, by its trial."""
+    found = {}
+    for number, key in enumerate(sizes_of.sizes("trials")):
+        if key.endswith("model/model.safetensors"):
+            sizes_of.get(key, tmp_path / f"weights-{number}")
+            content = (tmp_path / f"weights-{number}").read_bytes()
+            found[key.split("/")[1]] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def test_the_figures_are_those_without(
+    run: Run, remote: Remote, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+) -> None:
+    assert run(tmp_path / "plain").executed == 3
+    outcome = run(tmp_path / "work", uri)
+    assert outcome.executed == 3 and not outcome.failed
+    assert figures(tmp_path / "work") == figures(tmp_path / "plain")
+    plain = Remote(str(tmp_path / "plain"))
+    assert weights(remote, tmp_path) == weights(plain, tmp_path)
+    # Weights lie in the storage alone, a store's files on machines that read them.
+    assert not list((tmp_path / "work").rglob("*.safetensors"))
+    kept = read_json(report_folder(tmp_path / "work", outcome.summary.plan.study.name) / PASSES)
+    made = [record for record in kept if record["state"] == "made"]
+    assert len(made) == 3  # the fourth, features of rejected images, is read by one trial alone
+    stores = {path.name for path in machine("one").glob(f"*/{CACHE}/*") if path.is_dir()}
+    assert stores == {record["hash"] for record in made}
+    assert not list(machine("one").glob("*/jobs/*/"))
+    engines = {record.engine["reference"] for _, record in Ledger(tmp_path / "work").items()
+               if record.engine}  # fmt: skip
+    assert engines == {"stored"}
+    assert run(tmp_path / "work").executed == 0
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_another_driver_finds_what_is_done(run: Run, uri: str, tmp_path: Path) -> None:
+    run(tmp_path / "work", uri)
+    outcome = run(tmp_path / "another", uri)  # another machine's, with nothing but the URI
+    assert outcome.executed == 0 and not outcome.summary.left
+    assert figures(tmp_path / "another") == figures(tmp_path / "work")
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_a_training_goes_on_elsewhere(
+    run: Run,
+    remote: Remote,
+    uri: str,
+    tmp_path: Path,
+    machine: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(tmp_path / "plain")
+    stop, really = Stop(), inline.execute
+
+    def interrupted(job: Job, report: Callable[[Progress], None], *rest: Any) -> Any:
+        def told(progress: Progress) -> None:
+            report(progress)
+            if progress.phase == "train" and progress.done == 2:
+                stop.ask()
+
+        return really(job, told, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inline, "execute", interrupted)
+        assert run(tmp_path / "work", uri, stop=stop).interrupted
+    left = [key for key in remote.sizes("trials") if "/checkpoints/" in key]
+    assert any(key.endswith("state.pt") for key in left)
+    machine("another")
+    outcome = run(tmp_path / "work", uri)
+    assert not outcome.failed and not outcome.summary.left
+    assert {mark: metrics for mark, (metrics, _) in figures(tmp_path / "work").items()} == {
+        mark: metrics for mark, (metrics, _) in figures(tmp_path / "plain").items()
+    }
+    assert weights(remote, tmp_path) == weights(Remote(str(tmp_path / "plain")), tmp_path)
+    notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
+    assert any(note.startswith("resumed after step ") for note in notes), notes
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_stores_are_listed_and_pruned(run: Run, remote: Remote, uri: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    run(work, uri)
+    stores = kept_stores(work, Ledger(work))
+    assert {kept.state for kept in stores} == {"whole"}
+    assert sum(kept.bytes for kept in stores) == sum(remote.sizes(CACHE).values())
+    cut = next(key for key in remote.sizes(CACHE) if key.endswith("shard-00000.safetensors"))
+    remote.write(cut, b"short")
+    broken = [kept for kept in kept_stores(work, Ledger(work)) if kept.state == "broken"]
+    assert [kept.problem for kept in broken] == [
+        f"shard-00000.safetensors is cut off: 5 of {_size(work, cut)} bytes"
+    ]
+    check_stores(stores, Console(quiet=True), work)
+    assert [kept.state for kept in stores].count("broken") == 1
+    assert len(prunable(stores, None)) == len(stores)
+    prune(stores, work)
+    assert remote.sizes(CACHE) == {} and kept_stores(work, Ledger(work)) == []
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_a_store_that_went_is_computed_in_the_step(
+    run: Run, remote: Remote, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "plain")
+    really = inline.execute
+
+    def without(job: Job, *arguments: Any) -> Any:
+        if job.offered is not None:  # what this machine copied goes, as if it had never come
+            shutil.rmtree(job.offered.cache)
+        return really(job, *arguments)
+
+    monkeypatch.setattr(inline, "execute", without)
+    assert not run(tmp_path / "work", uri).failed
+    assert figures(tmp_path / "work") == figures(tmp_path / "plain")
+    notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
+    assert any("is not used: it is not there; computed in the step" in note for note in notes)
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_what_is_removed_goes_there_too(
+    run: Run, plan: Plan, remote: Remote, uri: str, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    run(work, uri)
+    before = sum(size for key, size in remote.sizes("trials").items() if "model" in key)
+    going = removal(work, plan.study.name)
+    assert going.bytes > before > 0
+    remove(work, going)
+    assert remote.sizes("trials") == {} and storage_of(work) is not None
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_what_a_dead_job_left_on_a_machine_goes(
+    run: Run, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+) -> None:
+    settled = settle_storage(tmp_path / "work", uri)
+    assert settled is not None
+    from orchestrator.storage.place import node_folder
+
+    jobs = node_folder(settled) / "jobs"
+    (jobs / "dead").mkdir(parents=True)
+    write_json(jobs / "dead" / "model.json", {})
+    (jobs / "dead.lock").touch()  # nobody holds it
+    run(tmp_path / "work")
+    assert not (jobs / "dead").exists()
+
+
+def _size(work: Path, key: str) -> int:
+    manifest = read_json(work / key.rpartition("/")[0] / "manifest.json")
+    return int(manifest["files"]["shard-00000.safetensors"]["bytes"])
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_an_attempt_of_a_driver_that_lost_its_ledger_is_counted(
+    run: Run, remote: Remote, uri: str, tmp_path: Path
+) -> None:
+    """The storage has attempt 1, unfinished; a new work directory begins with attempt 2."""
+    plan_marks = run(tmp_path / "plain").summary
+    assert plan_marks is not None
+    mark = next(mark for mark, record in Ledger(tmp_path / "plain").items() if record.model)
+    remote.write(f"{trial_key(mark)}/attempt-1/config.json", b"{}")
+    run(tmp_path / "work", uri)
+    assert checkpoints(tmp_path / "work") == []
+    assert sorted(Ledger(tmp_path / "work")[mark].history) == [2]
