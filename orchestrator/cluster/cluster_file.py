@@ -33,8 +33,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     venv: str = Field(pattern="^/", description="the virtual environment's path on every machine")
-    shared: str = Field(pattern="^/", description="where every machine mounts the shared storage")
-    workdir: str = Field(pattern="^/", description="the work directory of studies")
+    shared: str | None = Field(
+        default=None, pattern="^/", description="where every machine mounts the shared storage"
+    )
+    storage: str | None = Field(
+        default=None,
+        pattern="^[a-z0-9+.-]+://.+",
+        description="in place of shared: a URI that every machine reaches, such as s3://BUCKET/X",
+    )
+    workdir: str = Field(
+        pattern="^/", description="the work directory of studies; with storage, the head's own"
+    )
     worker: Mapping[str, float] = Field(
         default={}, description="what a worker has, for provider local: CPU, GPU"
     )

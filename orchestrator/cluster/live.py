@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from chip_core.errors import StorageError
 from orchestrator.cluster.cluster_file import SETTINGS, ClusterFile, Problem
 from orchestrator.cluster.head import Head
 from orchestrator.cluster.room import DRIVER
 from orchestrator.cluster.versions import differences, here
+from orchestrator.storage.remote import Remote
 
 MARK = "CHIP-ABLATE-LIVE "  # before the JSON, which Ray's own words may surround
 WAIT = 120.0  # seconds for a machine's answer
@@ -31,9 +33,11 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
     """
     assert cluster.settings is not None, "a file without settings is refused before"
     settings = cluster.settings
+    place = settings.storage or settings.shared
+    assert place is not None, "a file without storage is refused before"
     told = head.run(
         f"RAY_AUTH_MODE=token {settings.venv}/bin/python -m orchestrator.cluster.live "
-        f"{settings.shared}",
+        f"{shlex.quote(place)}",
         timeout=WAIT + 60,
     )
     (line,) = (line for line in told.splitlines() if line.startswith(MARK))
@@ -48,8 +52,12 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
         if not machine["shared"]:
             yield Problem(
                 key=where,
-                what=f"does not see in {settings.shared} what the head wrote there: mount the "
-                "shared storage on it",
+                what=f"does not see in {place} what the head wrote there: "
+                + (
+                    "mount the shared storage on it"
+                    if settings.storage is None
+                    else "give it what lets it in"
+                ),
             )
         for name, said in settings.worker.items():
             has = machine["resources"].get(name, 0)
@@ -67,23 +75,26 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
         yield Problem(key="min_workers", what=f"{what}'tail /tmp/ray/session_latest/logs/monitor*'")
 
 
-def look(folder: Path) -> list[dict[str, Any]]:
+def look(place: str) -> list[dict[str, Any]]:
     """Ask each machine of the cluster that this one is the head of.
 
     Args:
-        folder: on shared storage; a file is written there, and removed.
+        place: the storage, a folder or a URI; a file is written there, and removed.
+
+    Raises:
+        StorageError: it cannot be written.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    mark = folder / f".seen-{secrets.token_hex(8)}"
-    mark.touch()
+    remote, mark = Remote(place), f".seen-{secrets.token_hex(8)}"
+    remote.write(mark, b"")
     try:
 
         @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
         def tell() -> dict[str, Any]:
-            return {"versions": here(), "shared": mark.exists()}
+            return {"versions": here(), "shared": _sees(remote, mark)}
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
         asked = [
@@ -109,9 +120,16 @@ def look(folder: Path) -> list[dict[str, Any]]:
             found.append(machine)
         return found
     finally:
-        mark.unlink(missing_ok=True)
+        remote.remove([mark])
         ray.shutdown()
 
 
+def _sees(remote: Remote, mark: str) -> bool:
+    try:
+        return bool(remote.read([mark]))
+    except StorageError:
+        return False
+
+
 if __name__ == "__main__":
-    print(f"\n{MARK}{json.dumps(look(Path(sys.argv[1])))}", flush=True)
+    print(f"\n{MARK}{json.dumps(look(sys.argv[1]))}", flush=True)

@@ -76,12 +76,14 @@ def run_on_cluster(
         folder=f"{settings.workdir}/{JOBS}/{name}",
         local=str(_local(workdir, checked.file, loaded.name)),
     )
+    named = settings.storage is not None and "--storage" not in options
+    storage = ["--storage", str(settings.storage)] if named else []
     at_once = max_concurrent or checked.room.at_once
     with tempfile.TemporaryDirectory() as folder:
         parcel = pack(study, changes.recipe, Path(folder))
         arguments = [
             "run", parcel.study, *([] if parcel.recipe is None else ["--recipe", parcel.recipe]),
-            *options, "--address", "auto", "--workdir", settings.workdir,
+            *options, *storage, "--address", "auto", "--workdir", settings.workdir,
             "--max-concurrent", str(at_once),
         ]  # fmt: skip
         submit(head, job, venv=settings.venv, arguments=arguments, files=parcel.folder)

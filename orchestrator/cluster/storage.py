@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from chip_core.errors import UserError
 from orchestrator.cluster.cluster_file import LOCAL, SETTINGS, ClusterFile, Problem
 from orchestrator.cluster.start_commands import LISTS
+from orchestrator.storage.remote import checked_uri
 
 #: Where each machine has files of its own.
 _OWN = ("/tmp", "/var/tmp", "/dev", "/run", "/root", "/proc", "/sys", "/opt", "/usr", "/etc")
@@ -14,11 +16,27 @@ _OWN = ("/tmp", "/var/tmp", "/dev", "/run", "/root", "/proc", "/sys", "/opt", "/
 
 def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
     """Yield why a machine would not see what another wrote, as far as a file can tell."""
-    if cluster.settings is None:
+    settings = cluster.settings
+    if settings is None:
         return
-    shared, workdir = (
-        PurePosixPath(path) for path in (cluster.settings.shared, cluster.settings.workdir)
-    )
+    if (settings.shared is None) == (settings.storage is None):
+        yield Problem(
+            key=SETTINGS,
+            what="say where all machines find what one of them wrote: `shared`, a folder that each "
+            "mounts, or `storage`, a URI such as s3://BUCKET/FOLDER; one of the two",
+        )
+    if settings.storage is not None:
+        try:
+            checked_uri(settings.storage)
+        except UserError as error:
+            what = str(error).removeprefix("--storage: ")
+            yield Problem(key=f"{SETTINGS}.storage", what=what)
+    if settings.shared is not None:
+        yield from _shared_problems(cluster, settings.shared, settings.workdir)
+
+
+def _shared_problems(cluster: ClusterFile, mounted: str, work: str) -> Iterator[Problem]:
+    shared, workdir = PurePosixPath(mounted), PurePosixPath(work)
     if not workdir.is_relative_to(shared):
         yield Problem(
             key=f"{SETTINGS}.workdir",

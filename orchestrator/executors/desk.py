@@ -14,7 +14,7 @@ from pathlib import Path
 from chip_core.errors import StorageError
 from chip_core.files import write_atomically, write_bytes
 from chip_core.results import CURVES
-from orchestrator.executors.base import Job
+from orchestrator.executors.base import CUT, STOP, Job
 from orchestrator.storage.place import fetch_folder
 from orchestrator.storage.remote import Remote
 
@@ -65,7 +65,7 @@ class FarDesk(Desk):
             every: seconds between two looks.
         """
         self._remote, self._workdir, self._every = remote, workdir.absolute(), every
-        self._told = (*told, CURVES)
+        self._told = tuple(told)
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -89,6 +89,8 @@ class FarDesk(Desk):
             self._jobs.pop(job.id, None)
             self._look([job])
         fetch_folder(self._remote, self._workdir, self._key(job))
+        passed = (*self._told, STOP, CUT)  # of use while it ran
+        self._remote.remove(f"{self._key(job)}/{name}" for name in passed)
 
     def close(self) -> None:
         """Follow no job any more."""
@@ -106,7 +108,9 @@ class FarDesk(Desk):
 
     def _look(self, jobs: Sequence[Job]) -> None:
         paths = {
-            f"{self._key(job)}/{name}": job.folder / name for job in jobs for name in self._told
+            f"{self._key(job)}/{name}": job.folder / name
+            for job in jobs
+            for name in (*self._told, CURVES)
         }
         for key, content in self._remote.read(paths).items():
             if not paths[key].exists() or paths[key].stat().st_size != len(content):

@@ -44,32 +44,26 @@ class Elsewhere:
     token: str  # of this attempt: no other ever has it
 
     @contextlib.contextmanager
-    def hand(
-        self, folder: Path, *, copies: bool = True, passing: tuple[str, ...] = ()
-    ) -> Iterator[Hand]:
+    def hand(self, folder: Path) -> Iterator[Hand]:
         """Have a job's files on this machine; at the end the storage has what it left.
+
+        Of several workers on one machine the first to come copies, and cleans up.
 
         Args:
             folder: the job's, as its driver names it.
-            copies: whether this process copies: one of those that this machine has of the job.
-            passing: names of files in the folder that are of use while the job runs.
 
         Raises:
             StorageError: the storage cannot be written.
         """
-        hand = Hand(self, folder, passing)
-        with hand.held(cleans=copies):
-            if copies:
-                with hand.mirror:
-                    yield hand
-            else:
-                yield hand
+        hand = Hand(self, folder)
+        with hand.held() as first_here, hand.mirror if first_here else contextlib.nullcontext():
+            yield hand
 
 
 class Hand:
     """A job's files on this machine."""
 
-    def __init__(self, elsewhere: Elsewhere, folder: Path, passing: tuple[str, ...]) -> None:
+    def __init__(self, elsewhere: Elsewhere, folder: Path) -> None:
         """Nothing is there yet: `Elsewhere.hand` makes it."""
         self._remote, self._workdir = elsewhere.remote, elsewhere.workdir
         self._kept = node_folder(elsewhere.remote)
@@ -80,7 +74,6 @@ class Hand:
             [self.folder, self._here / _JUDGE, self._here / CACHE],
             self._here,
             asked=[self.folder / STOP, self.folder / CUT],
-            passing=[self.folder / name for name in passing],
         )
 
     def moved(self, path: Path) -> Path:
@@ -142,18 +135,22 @@ class Hand:
         workers.wait()
 
     @contextlib.contextmanager
-    def held(self, *, cleans: bool) -> Iterator[None]:
-        """Keep this machine's copy from being taken for a dead job's; remove it at the end."""
+    def held(self) -> Iterator[bool]:
+        """Keep this machine's copy from being taken for a dead job's; at the end it goes.
+
+        Yields:
+            whether this process is the first of the job's on this machine, which copies.
+        """
         jobs = self._here.parent
         jobs.mkdir(parents=True, exist_ok=True)
-        with _locked(self._here, shared=True):
-            if cleans:
+        with _locked(self._here, shared=True), _tried(_beside(self._here, ".first")) as first_here:
+            if first_here:
                 _remove_dead(jobs)
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                yield
+                yield first_here
             finally:
-                if cleans:
+                if first_here:
                     shutil.rmtree(self._here, ignore_errors=True)
 
     def _below(self, path: Path, root: Path | None = None) -> str:
@@ -194,18 +191,31 @@ class Hand:
 @contextlib.contextmanager
 def _locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Lock a file beside a folder; the lock goes with the process, however it ends."""
-    with folder.with_name(f"{folder.name}.lock").open("a") as file:
+    with _beside(folder, ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _tried(folder: Path) -> Iterator[bool]:
+    """Lock a file beside a folder where nobody has; yield whether it is locked."""
+    with _beside(folder, ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}{suffix}")
 
 
 def _remove_dead(jobs: Path) -> None:
     """Remove what jobs left on this machine whose processes were killed."""
     for lock in jobs.glob("*.lock"):
-        with lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink(missing_ok=True)
+        with _tried(lock.with_suffix("")) as dead:
+            if dead:
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)

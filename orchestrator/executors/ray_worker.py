@@ -131,14 +131,11 @@ def work(settings: dict[str, Any]) -> Ended | None:
     if parcel.elsewhere is None:
         return _run(parcel, None)
 
-    from ray import train
-
     from orchestrator.executors.base import cause_of, reason_of
 
-    folder, alone_here = Path(parcel.folder), train.get_context().get_local_rank() == 0
     try:
         elsewhere = pickle.loads(parcel.elsewhere)
-        with elsewhere.hand(folder, copies=alone_here, passing=(PLACE, PROGRESS)) as hand:
+        with elsewhere.hand(Path(parcel.folder)) as hand:
             return _run(parcel, hand)
     except Exception as error:  # what the job left cannot be copied
         if parcel.workers > 1:

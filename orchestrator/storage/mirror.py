@@ -35,7 +35,6 @@ class Mirror:
         root: Path,
         *,
         asked: Sequence[Path] = (),
-        passing: Sequence[Path] = (),
         every: float = EVERY,
     ) -> None:
         """Nothing is copied yet.
@@ -45,12 +44,10 @@ class Mirror:
             folders: what is copied, below `root`.
             root: a file's key in the storage is its path below it.
             asked: files that the driver leaves in the storage: they are copied here.
-            passing: files that are of use while the job runs: at its end they go.
             every: seconds between two looks.
         """
         self._remote, self._folders, self._root, self._every = remote, folders, root, every
         self._asked = {self._key(path): path for path in asked}
-        self._passing = {self._key(path) for path in passing}
         self._there: dict[str, tuple[int, int]] = {}
         self._turn = threading.Lock()
         self._end = threading.Event()
@@ -74,7 +71,6 @@ class Mirror:
         self._end.set()
         self._thread.join()
         self.copy()
-        self._remote.remove(key for key in self._passing if key in self._there)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

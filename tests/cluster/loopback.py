@@ -93,13 +93,16 @@ def live_problems() -> list[dict[str, str]]:
     return problems
 
 
-def fill_in(head: machines.Machine, worker: machines.Machine) -> None:
-    """Write cluster.yaml with its FILL IN places filled in."""
+def fill_in(head: machines.Machine, *workers: machines.Machine, storage: str | None = None) -> None:
+    """Write cluster.yaml with its FILL IN places filled in; `storage` replaces a shared disk."""
     content = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    content["provider"] |= {"head_ip": head.ip, "worker_ips": [worker.ip]}
+    content["provider"] |= {"head_ip": head.ip, "worker_ips": [worker.ip for worker in workers]}
+    if storage is not None:
+        del content["metadata"]["chip_ablate"]["shared"]
+        content["metadata"]["chip_ablate"]["storage"] = storage
     content["auth"] = {"ssh_user": "root", "ssh_private_key": f"{machines.BASE}/key"}
     content["metadata"]["chip_ablate"]["worker"] = {"CPU": os.cpu_count()}
-    content["min_workers"] = content["max_workers"] = 1
+    content["min_workers"] = content["max_workers"] = len(workers)
     FILE.write_text(yaml.safe_dump(content, sort_keys=False))
 
 

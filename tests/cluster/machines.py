@@ -68,12 +68,14 @@ class Machine:
         self.ip = f"{NETWORK}.{number}"
         folder = BASE / name
         folder.mkdir()
+        given = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
+        given |= {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
         config = folder / "sshd_config"
         config.write_text(
             f"Port 22\nListenAddress {self.ip}\nHostKey {BASE}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {BASE}/key.pub\nStrictModes no\nUsePAM no\n"
             f"PasswordAuthentication no\nSubsystem sftp internal-sftp\n"
-            f"SetEnv PYTHONPATH={os.environ.get('PYTHONPATH', '')} OMP_NUM_THREADS=1\n"
+            f"SetEnv {' '.join(f'{name}={value}' for name, value in given.items())}\n"
         )
         script = (
             f"read _; {overlays(folder)}; mkdir -p /run/sshd; ip link set lo up; "
@@ -92,6 +94,16 @@ class Machine:
         assert self._unshare.stdin is not None
         self._unshare.stdin.write(b"go\n")
         self._unshare.stdin.close()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it was not ended."""
+        return self._unshare.poll() is None
+
+    def end(self) -> None:
+        """Take it away with all that runs there, as if its power went."""
+        self._unshare.kill()
+        self._unshare.wait()
 
     def inside(self, *command: str) -> str:
         """Run a command on the machine, past sshd, and return what it prints."""

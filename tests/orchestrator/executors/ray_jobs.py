@@ -96,3 +96,20 @@ def _silent(job: Job, report: Report, stop: Stop) -> None:
 def _sleeps(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     time.sleep(600)
+
+
+def _shares(job: Job, report: Report, stop: Stop) -> None:
+    """Two workers on two machines: the second reads what the first wrote."""
+    report(Progress(phase="start", done=0, total=1))
+    workers = current()
+    assert workers.size == 2 and job.share is not None
+    if workers.first:
+        (job.folder / "model").mkdir()
+        (job.folder / "model" / "model.safetensors").write_bytes(b"weights")
+        write_json(job.folder / "trained.json", {})
+    job.share()
+    assert (job.folder / "model" / "model.safetensors").read_bytes() == b"weights"
+    folders = workers.gathered(str(job.folder))
+    assert len(set(folders)) == 2, folders
+    if workers.first:
+        write_json(job.folder / RESULT, asdict(TrialResult(steps=1, evaluations={}, seconds={})))

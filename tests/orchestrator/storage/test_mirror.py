@@ -90,12 +90,10 @@ def test_what_went_goes_there_too(noting: Noting, folder: Path) -> None:
     assert set(noting.sizes(JOB)) == {f"{JOB}/config.json", f"{JOB}/left-by-another"}
 
 
-def test_all_is_there_at_the_end_and_what_passes_is_gone(noting: Noting, folder: Path) -> None:
-    with mirror(noting, folder, passing=[folder / "progress.jsonl"]) as copies:
-        leave(folder, "progress.jsonl")
-        copies.copy()
-        assert set(noting.sizes(JOB)) == {f"{JOB}/progress.jsonl"}
+def test_all_is_there_at_the_end(noting: Noting, folder: Path) -> None:
+    with mirror(noting, folder):
         write_json(folder / "result.json", {})
+        assert noting.sizes(JOB) == {}
     assert set(noting.sizes(JOB)) == {f"{JOB}/result.json"}
 
 

@@ -62,7 +62,8 @@ def test_a_broken_note_is_told(tmp_path: Path) -> None:
 def test_all_but_weights_comes(remote: Remote, tmp_path: Path) -> None:
     other = f"{trial_key('f' * 64)}/attempt-1/result.json"
     names = ["result.json", "model/config.json", "model/model.safetensors",
-             "checkpoints/step-00000002/state.pt", "checkpoints/step-00000002/manifest.json"]  # fmt: skip
+             "checkpoints/step-00000002/state.pt",
+             "checkpoints/step-00000002/manifest.json"]  # fmt: skip
     for key in (*(f"{ATTEMPT}/{name}" for name in names), other):
         remote.write(key, key.encode())
     fetch_trials(remote, tmp_path / "work", [MARK])
