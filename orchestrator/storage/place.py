@@ -81,6 +81,19 @@ def node_folder(remote: Remote) -> Path:
     return above / fingerprint({"storage": remote.uri})[:16]
 
 
+def artifacts_of(workdir: Path) -> str:
+    """Return the URI of MLflow's artifacts, where runs are kept in the work directory's database.
+
+    That is the storage where it is a folder or S3, whose client MLflow has by the same package.
+    """
+    remote = storage_of(workdir)
+    if remote is not None and remote.uri.startswith("s3://"):
+        return f"{remote.uri}/artifacts"
+    inside = remote is None or "://" in remote.uri
+    above = workdir.resolve() if remote is None or inside else Path(remote.uri)
+    return (above / "artifacts").as_uri()
+
+
 def trial_key(mark: str) -> str:
     """Return the key of the folder of a trial's attempts, by its fingerprint."""
     return f"trials/{mark[:16]}"

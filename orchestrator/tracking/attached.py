@@ -10,6 +10,7 @@ from typing import Any
 
 from chip_core.files import append_record, read_records
 from orchestrator.plan import Arm, Trial
+from orchestrator.storage.place import artifacts_of
 from orchestrator.tracking.mlflow import tracking_uri
 from orchestrator.tracking.mlflow_runs import ARM, FINGERPRINT, KIND, SEED, arm_key
 from orchestrator.tracking.mlflow_store import MlflowStore, Run, metric_name
@@ -91,7 +92,7 @@ def _show(
     own = address == f"sqlite:///{database}"
     if own and not database.exists():
         return False
-    store = MlflowStore(address, workdir.resolve() / "artifacts" if own else None)
+    store = MlflowStore(address, artifacts_of(workdir) if own else None)
     store.open(study)
     runs = {_slot(run): run for run in store.runs() if KIND in run.tags}
     if _STUDY not in runs:

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from orchestrator.plan import BASE, Plan, Trial
+from orchestrator.storage.place import artifacts_of
 from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
 from orchestrator.tracking.mlflow_files import Curve, stage
 from orchestrator.tracking.mlflow_runs import StudyRuns
@@ -55,7 +56,7 @@ class MlflowTracker:
         address = tracking_uri(workdir, uri)
         own = address == _default_uri(workdir)
         # A database without a server would put artifacts under the current folder.
-        self._store = MlflowStore(address, workdir.resolve() / "artifacts" if own else None)
+        self._store = MlflowStore(address, artifacts_of(workdir) if own else None)
         self._workdir = workdir if own else None
         self._runs: StudyRuns | None = None
         self._running: dict[str, tuple[Trial, Path]] = {}  # by fingerprint

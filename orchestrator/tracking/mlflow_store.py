@@ -65,7 +65,7 @@ class Run:
 class MlflowStore:
     """One experiment in an MLflow store."""
 
-    def __init__(self, uri: str, artifacts: Path | None) -> None:
+    def __init__(self, uri: str, artifacts: str | None) -> None:
         self.uri = uri
         self._artifacts = artifacts
         self._client: Any = None
@@ -101,8 +101,7 @@ class MlflowStore:
             self._client = connect(self.uri)
             known = self._client.get_experiment_by_name(experiment)
             if known is None:
-                location = None if self._artifacts is None else self._artifacts.as_uri()
-                self._experiment = self._client.create_experiment(experiment, location)
+                self._experiment = self._client.create_experiment(experiment, self._artifacts)
                 return
             self._experiment = known.experiment_id
             if not self._experiment:

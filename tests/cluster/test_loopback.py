@@ -33,6 +33,25 @@ def test_a_cluster_comes_up_closed_runs_a_study_and_goes(tmp_path: Path) -> None
     assert figures["let in without the token"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_machines_that_share_no_disk(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, HERE / "apart.py"],
+        capture_output=True, text=True, check=False, timeout=590,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+    )  # fmt: skip
+    if done.returncode and done.stderr.startswith("test-cluster: "):
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr[-4000:]
+    figures: dict[str, Any] = json.loads(done.stdout)
+    assert figures["executed"] == 3 and not figures["failed"]
+    assert figures["weights in the head's work directory"] == 0
+    assert figures["files in the workers' work directories"] == [0, 0]
+    assert figures["models in the storage"] == 2
+
+
 def test_what_is_let_in_is_read_from_the_answers() -> None:
     sys.path.insert(0, str(HERE))
     try:

@@ -104,6 +104,24 @@ def spoil_shared(tree: Tree) -> None:
     tree["metadata"]["chip_ablate"] |= {"shared": "/tmp/x", "workdir": "/tmp/x/runs"}
 
 
+def without_a_shared_disk(tree: Tree) -> None:
+    del tree["metadata"]["chip_ablate"]["shared"]
+    tree["metadata"]["chip_ablate"] |= {"storage": "s3://b/x", "workdir": "/home/u/chip-runs"}
+
+
+def spoil_storage(tree: Tree) -> None:
+    without_a_shared_disk(tree)
+    tree["metadata"]["chip_ablate"]["storage"] = "s4://b/x"
+
+
+def spoil_both(tree: Tree) -> None:
+    tree["metadata"]["chip_ablate"]["storage"] = "s3://b/x"
+
+
+def spoil_neither(tree: Tree) -> None:
+    del tree["metadata"]["chip_ablate"]["shared"]
+
+
 def spoil_versions(tree: Tree) -> None:
     tree["metadata"]["chip_ablate"]["versions"] = {
         "python": "3.9", "ray": "2.9.0", "chip-ablate": "0.0.1",
@@ -166,6 +184,10 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     (spoil_bootstrap, [("head_start_ray_commands[2]", "no worker is ever started")]),
     (spoil_workdir, [("metadata.chip_ablate.workdir", "does not lie in /mnt/chip-ablate")]),
     (spoil_shared, [("metadata.chip_ablate.shared", "each machine has its own /tmp")]),
+    (without_a_shared_disk, []),
+    (spoil_storage, [("metadata.chip_ablate.storage", "s4://: no such kind of storage")]),
+    (spoil_both, [("metadata.chip_ablate", "or `storage`, a URI such as s3://BUCKET/FOLDER")]),
+    (spoil_neither, [("metadata.chip_ablate", "say where all machines find what one of them")]),
     (
         spoil_versions,
         [

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from chip_core.errors import UserError
-from chip_core.files import read_json
+from chip_core.files import read_json, write_json
 from orchestrator.storage.place import (
     FILE,
+    artifacts_of,
     fetch_trials,
     settle_storage,
     storage_of,
@@ -57,6 +58,18 @@ def test_a_broken_note_is_told(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("[]")
     with pytest.raises(UserError, match=r"storage.json: cannot be read \(TypeError\): name the"):
         storage_of(tmp_path)
+
+
+def test_artifacts_go_where_mlflow_can_put_them(tmp_path: Path) -> None:
+    inside = (tmp_path / "work" / "artifacts").as_uri()
+    assert artifacts_of(tmp_path / "work") == inside
+    for uri, place in (
+        ("s3://bucket/x", "s3://bucket/x/artifacts"),
+        ("/mnt/shared/x", "file:///mnt/shared/x/artifacts"),
+        ("gs://bucket/x", inside),  # another package's than the storage's
+    ):
+        write_json(tmp_path / "work" / FILE, {"storage": uri})
+        assert artifacts_of(tmp_path / "work") == place
 
 
 def test_all_but_weights_comes(remote: Remote, tmp_path: Path) -> None:

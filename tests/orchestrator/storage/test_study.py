@@ -27,6 +27,7 @@ from orchestrator.stopping import Stop
 from orchestrator.storage.place import settle_storage, storage_of, trial_key
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.shelf import CACHE
+from orchestrator.tracking.mlflow import MlflowTracker
 
 from ..fakes import FakeTracker
 
@@ -250,3 +251,15 @@ def test_an_attempt_of_a_driver_that_lost_its_ledger_is_counted(
     run(tmp_path / "work", uri)
     assert checkpoints(tmp_path / "work") == []
     assert sorted(Ledger(tmp_path / "work")[mark].history) == [2]
+
+
+def test_artifacts_lie_in_the_storage_too(
+    run: Run, plan: Plan, remote: Remote, uri: str, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    settle_storage(work, uri)
+    run(work, uri, tracker=MlflowTracker(work))
+    artifacts = remote.sizes("artifacts")
+    assert sum(key.endswith("/report/report.html") for key in artifacts) == 1
+    assert sum(key.endswith("/config.json") for key in artifacts) == len(plan.trials)
+    assert not (work / "artifacts").exists()
