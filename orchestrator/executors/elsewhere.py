@@ -29,7 +29,7 @@ from chip_core.workers import current
 from orchestrator.executors.base import CUT, STOP, Job
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.place import fetch_folder, node_folder
-from orchestrator.storage.remote import Remote
+from orchestrator.storage.remote import PATIENT, Remote
 from orchestrator.storage.shelf import CACHE
 
 _JUDGE = "cache/judge"
@@ -65,7 +65,8 @@ class Hand:
 
     def __init__(self, elsewhere: Elsewhere, folder: Path) -> None:
         """Nothing is there yet: `Elsewhere.hand` makes it."""
-        self._remote, self._workdir = elsewhere.remote, elsewhere.workdir
+        self._remote = Remote(elsewhere.remote.uri, pauses=PATIENT)
+        self._workdir = elsewhere.workdir
         self._kept = node_folder(elsewhere.remote)
         self._here = self._kept / "jobs" / elsewhere.token
         self.folder = self.moved(folder)

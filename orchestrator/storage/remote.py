@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 #: Seconds between the tries of one operation: a server may be gone for a moment.
 PAUSES = (1.0, 4.0, 15.0)
+#: The same for what would be lost otherwise: what a job left.
+PATIENT = (*PAUSES, 60.0, 120.0)
 
 #: Which package knows a URI's scheme, where it is none of the usual ones' own.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -71,13 +73,17 @@ class Remote:
                 "bucket, or give this machine what lets it in"
             ) from None
 
-    def sizes(self, under: str) -> dict[str, int]:
-        """Return the bytes of all files under a folder, by their keys."""
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Return the bytes of all files under a folder, by their keys.
+
+        A key that would lead out of the folder is no file of ours, and is left out.
+        """
+        folder = self._at(under) if under else self._root
 
         def look() -> dict[str, int]:
             self._fs.invalidate_cache()
             try:
-                found: Mapping[str, Mapping[str, Any]] = self._fs.find(self._at(under), detail=True)
+                found: Mapping[str, Mapping[str, Any]] = self._fs.find(folder, detail=True)
             except FileNotFoundError:
                 return {}
             above = len(self._root) + 1
@@ -85,11 +91,12 @@ class Remote:
                 path[above:]: int(facts["size"] or 0)
                 for path, facts in found.items()
                 if facts["type"] == "file"
-                and path.startswith(f"{self._at(under)}/")
+                and path.startswith(f"{folder}/")
                 and not path.rpartition("/")[2].startswith(".")
+                and not {"..", ".", ""} & set(path[above:].split("/"))
             }
 
-        return self._tried(f"{under} cannot be listed", look)
+        return self._tried(f"{under or 'it'} cannot be listed", look)
 
     def read(self, keys: Iterable[str]) -> dict[str, bytes]:
         """Return the content of small files, of those that are there."""

@@ -60,7 +60,17 @@ def test_it_travels_as_its_uri(remote: Remote) -> None:
 
 def test_it_can_be_written(remote: Remote) -> None:
     remote.require()
-    assert remote.sizes("") == {}
+    assert remote.sizes() == {}
+    remote.write("a/x", b"1")
+    assert remote.sizes() == {"a/x": 1}
+
+
+def test_keys_that_lead_out_are_left_out(s3: None) -> None:
+    import boto3
+
+    for key in ("out/trials/a/../../../../x", "out/trials//x", "out/trials/a/x"):
+        boto3.client("s3").put_object(Bucket="studies", Key=key, Body=b"1")
+    assert Remote("s3://studies/out", pauses=()).sizes("trials") == {"trials/a/x": 1}
 
 
 def test_a_bucket_that_is_not_there(s3: None) -> None:
