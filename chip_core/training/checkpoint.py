@@ -179,6 +179,8 @@ def restore(
             for name, part in stateful.items():
                 part.load_state_dict(state[name])
             _set_random_state(state["random"])
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # the checkpoint is not what is wrong
         except Exception as error:  # the policy may be half of it: nothing can go on from that
             raise TrialError(
                 f"{checkpoint} is whole and cannot be used ({_brief(error)}): remove it"

@@ -145,9 +145,10 @@ def train(
     }
     resumed = None
     if resume_from is not None:
-        resumed = checkpoint.restore(
-            resume_from, config=config, policy=model, stateful=stateful, before=earlier
-        )
+        with _memory_told():
+            resumed = checkpoint.restore(
+                resume_from, config=config, policy=model, stateful=stateful, before=earlier
+            )
     done = 0 if resumed is None else resumed.step
     alone = encoder_alone_steps(config, steps)
     trained = set_trained(model, config, encoder_alone=done < alone)

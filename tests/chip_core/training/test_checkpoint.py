@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from chip_core.errors import DiskFullError, NonFiniteLossError, StoppedError
+from chip_core.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.files import read_records
 from chip_core.results import Progress, read_result
 from chip_core.training import checkpoint, loop
@@ -292,6 +292,20 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     with pytest.raises(DiskFullError, match="no room for the checkpoint after step 4"):
         run_trial(config, folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_checkpoint_that_memory_does_not_hold_is_not_what_is_wrong(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = several(shapes_config)
+    first = cut(config, tmp_path / "first", 3)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "read_weights", full)
+    with pytest.raises(MemoryFullError, match="the machine's memory ran out in training"):
+        run_trial(config, folder=tmp_path / "second", resume_from=first)
 
 
 def test_no_checkpoint_is_written_of_a_weight_that_is_no_number(
