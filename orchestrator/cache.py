@@ -25,7 +25,7 @@ from chip_core.training.store.room import gigabytes
 from orchestrator.ledger import Ledger
 from orchestrator.passes import USES, cache_folder
 from orchestrator.progress import progress
-from orchestrator.storage.place import storage_of
+from orchestrator.storage.settle import storage_of
 from orchestrator.storage.shelf import CACHE, Shelf, jobs_folder
 
 #: whole: it can be used. broken: it cannot. half-made: what an interrupted making left, which the
@@ -53,7 +53,7 @@ class Kept:
     @property
     def age(self) -> float:
         """Days since it was last used, or made."""
-        return (time.time() - max(self.used or 0, self.made or 0)) / _DAY
+        return (time.time() - (max(self.used or 0, self.made or 0) or time.time())) / _DAY
 
 
 def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from chip_core.errors import UserError
 from chip_core.registry import suggestion
 from orchestrator.ledger import Ledger, TrialRecord
+from orchestrator.storage.place import whole_attempt
 
 LEAST = 4  # hex digits of a fingerprint that can name it
 
 
 def find_trained(workdir: Path, name: str) -> Path:
-    """Return the folder of the attempt that trained a trial.
+    """Return the folder of the attempt that trained a trial, with the weights.
 
     Args:
         workdir: the work directory.
@@ -21,11 +22,12 @@ def find_trained(workdir: Path, name: str) -> Path:
 
     Raises:
         UserError: no trained trial, or more than one, goes by that name.
+        StorageError: the storage cannot be read.
     """
     trained = {mark: record for mark, record in Ledger(workdir).items() if record.model is not None}
     folder = trained[_one(workdir, name, trained, "trained trial")].model
     assert folder is not None
-    return workdir / folder
+    return whole_attempt(workdir, folder)
 
 
 def find_trial(workdir: Path, name: str) -> str:

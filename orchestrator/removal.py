@@ -16,7 +16,8 @@ from chip_core.errors import UserError
 from orchestrator.kept_plans import KeptPlan, kept_plans
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.named import find_trial, trial_name
-from orchestrator.storage.place import storage_of, trial_key
+from orchestrator.storage.place import trial_key
+from orchestrator.storage.settle import storage_of
 
 _GOING = ".removed-"  # a folder that is on its way out; what a crash left of one goes too
 
@@ -65,10 +66,10 @@ def remove(workdir: Path, what: Removal) -> None:
     """Remove it from ledger and disk. MLflow's runs are the tracker's to forget."""
     ledger, remote = Ledger(workdir), storage_of(workdir)
     for mark in what.trials:
+        if remote is not None:  # first: what is left there would be taken for done again
+            remote.remove_all(trial_key(mark))
         ledger.removed(mark)
         _delete(_trial_folder(workdir, mark))
-        if remote is not None:
-            remote.remove_all(trial_key(mark))
     if what.study is not None:
         _delete(workdir / "studies" / what.study)
 

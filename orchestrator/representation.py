@@ -16,7 +16,7 @@ from chip_core.results import MODEL
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.representation import Represented, Row
-from orchestrator.storage.place import whole_model
+from orchestrator.storage.place import whole_attempt
 
 OnModel = Callable[[str, int, int], None]  # what is read, items done, items in all
 UNTRAINED = "base (untrained)"
@@ -55,7 +55,7 @@ def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Sourc
                     row=arm.name,
                     model=trial.config.model,
                     seed=trial.seed,
-                    trained=whole_model(storage, folder),
+                    trained=whole_attempt(storage, folder) / MODEL,
                     engine=trial.config.engine,
                     trial=trial,
                     arm=arm,

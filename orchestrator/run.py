@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ from orchestrator.report.summary import Outcome
 from orchestrator.report.write import write_report
 from orchestrator.search import failures_of, settled
 from orchestrator.stopping import Stop
-from orchestrator.storage.place import fetch_trials, storage_of
+from orchestrator.storage.settle import alone_with, storage_of
 from orchestrator.study_limits import Limits
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.tracking.closed import keep_close
-from orchestrator.work import adopt, jobs_for, stages
+from orchestrator.work import jobs_for, stages, take_in
 
 OnEvent = Callable[[Event], None]
 PASSES = "reference_passes.json"  # in a study's report folder
@@ -76,13 +77,9 @@ def run_study(
     study = plan.study.name
     stop = stop or Stop()
     _check_writable(workdir)
-    with study_lock(workdir, study):
-        ledger, storage, remote = Ledger(workdir), workdir, storage_of(workdir)
-        plan = settled(plan, ledger)
-        if remote is not None:
-            fetch_trials(remote, workdir, [trial.fingerprint for trial in plan.trials])
-        adopt(plan, ledger, storage)
-        plan = settled(plan, ledger)
+    with study_lock(workdir, study), alone_with(storage_of(workdir), workdir):
+        ledger, storage = Ledger(workdir), workdir
+        plan = take_in(plan, ledger, storage)
         began = keep_plan(plan, workdir).began
         bounded = plan if trimmed is None else trimmed.plan
         jobs = jobs_for(bounded, ledger, storage)
@@ -102,7 +99,8 @@ def run_study(
         try:
             if jobs:
                 with stop.heard(), _opened(executor(), limits, stop, jobs) as running:
-                    for known, wanted in stages(bounded, ledger, storage):
+                    look = partial(take_in, ledger=ledger, storage=storage)
+                    for known, wanted in stages(bounded, ledger, storage, look):
                         if known is not bounded:  # arms have chosen: these are the seeds' trials
                             keep_plan(known, workdir)
                         recorder.open(known if trimmed is None else plan, wanted)

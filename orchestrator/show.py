@@ -19,7 +19,7 @@ from orchestrator.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.named import trial_name
 from orchestrator.report.provenance import code_text, when
 from orchestrator.report.words import NOTHING
-from orchestrator.storage.place import storage_of
+from orchestrator.storage.settle import storage_of
 
 _TOLD_FIRST = ("protocol", "scorer", "judge", "n", "missing")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.results import MODEL, read_result
@@ -15,6 +16,8 @@ from orchestrator.executors.base import Job
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial
 from orchestrator.search import SearchTrial, settled
+from orchestrator.storage.place import fetch_trials
+from orchestrator.storage.settle import storage_of
 from orchestrator.tracking.base import Status, TrialView
 
 
@@ -45,6 +48,26 @@ def adopt(plan: Plan, ledger: Ledger, storage: Path) -> None:
         for number, tried in ledger[trial.fingerprint].history.items():
             if tried.outcome is None and tried.study == study:
                 ledger.ended(trial, study, number, "killed", UNSEEN)
+
+
+def take_in(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
+    """Return a plan as far as it is known when all that is done of it is in the ledger.
+
+    What searches chose makes trials known, of which a storage may have some, too.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    remote, seen = storage_of(storage), set[str]()
+    while True:
+        plan = settled(plan, ledger)
+        marks = {trial.fingerprint for trial in plan.trials}
+        if marks <= seen:
+            return plan
+        if remote is not None:
+            fetch_trials(remote, storage, marks - seen)
+        adopt(plan, ledger, storage)
+        seen |= marks
 
 
 def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
@@ -105,17 +128,24 @@ def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
 
 
 def stages(
-    plan: Plan, ledger: Ledger, storage: Path
+    plan: Plan, ledger: Ledger, storage: Path, look: Callable[[Plan], Any] = lambda plan: None
 ) -> Iterator[tuple[Plan, list[tuple[Job, Trial, int]]]]:
     """Yield what is to be run, with the plan as it is known by then.
 
     The searches of all arms come first; what they chose is run when all of them have ended.
+
+    Args:
+        plan: as it is known.
+        ledger: what is done.
+        storage: where trials lie.
+        look: takes in what is done already of a plan that has come to be known.
     """
     jobs = jobs_for(plan, ledger, storage)
     searching = [job for job in jobs if isinstance(job[1], SearchTrial) or job[1].untrained]
     if plan.study.tune is not None and searching:
         yield plan, searching
         plan = settled(plan, ledger)
+        look(plan)
         tried = {trial.fingerprint for _, trial, _ in searching}
         left = jobs_for(plan, ledger, storage)
         jobs = [job for job in left if job[1].fingerprint not in tried]

@@ -103,7 +103,7 @@ def run(
     from orchestrator.report.tracked import same_command, sync_command, untracked_json
     from orchestrator.run import run_study
     from orchestrator.stopping import Stop
-    from orchestrator.storage.place import settle_storage
+    from orchestrator.storage.settle import settle_storage
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)

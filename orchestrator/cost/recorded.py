@@ -16,7 +16,7 @@ from orchestrator.cost.kinds import answer_kind, row_kind, start_kind, training_
 from orchestrator.cost.rates import Quantity, Seconds, Size, Source
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan
-from orchestrator.storage.place import storage_of
+from orchestrator.storage.settle import storage_of
 
 _Rate = tuple[tuple[Quantity, str], Seconds]
 

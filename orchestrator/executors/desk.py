@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chip_core.errors import StorageError
@@ -20,6 +20,8 @@ from orchestrator.storage.remote import Remote
 
 #: Seconds between two looks at what jobs tell through a storage.
 EVERY = 2.0
+#: Of so many looks, one is at the curves, which grow.
+_CURVES_EVERY = 5
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ class FarDesk(Desk):
         """Have everything here that a job left; see `Desk.ended`."""
         with self._lock:
             self._jobs.pop(job.id, None)
-            self._look([job])
+        self._keep([job], self._read([job], self._told))
         fetch_folder(self._remote, self._workdir, self._key(job))
         passed = (*self._told, STOP, CUT)  # of use while it ran
         self._remote.remove(f"{self._key(job)}/{name}" for name in passed)
@@ -99,22 +101,28 @@ class FarDesk(Desk):
             self._thread.join()
 
     def _run(self) -> None:
+        look = 0
         while not self._end.wait(self._every):
+            look += 1
             with self._lock:
-                try:
-                    self._look(list(self._jobs.values()))
-                except (StorageError, OSError) as error:  # a job of which nothing comes hangs
-                    _log.warning("%s", error)
+                jobs = list(self._jobs.values())
+            names = self._told if look % _CURVES_EVERY else (*self._told, CURVES)
+            try:
+                found = self._read(jobs, names)
+                with self._lock:  # of those that ended meanwhile, newer files are here
+                    self._keep([job for job in jobs if job.id in self._jobs], found)
+            except (StorageError, OSError) as error:  # a job of which nothing comes hangs
+                _log.warning("%s", error)
 
-    def _look(self, jobs: Sequence[Job]) -> None:
-        paths = {
-            f"{self._key(job)}/{name}": job.folder / name
-            for job in jobs
-            for name in (*self._told, CURVES)
-        }
-        for key, content in self._remote.read(paths).items():
-            if not paths[key].exists() or paths[key].stat().st_size != len(content):
-                write_bytes(paths[key], content)
+    def _read(self, jobs: Sequence[Job], names: Sequence[str]) -> dict[str, bytes]:
+        return self._remote.read(f"{self._key(job)}/{name}" for job in jobs for name in names)
+
+    def _keep(self, jobs: Sequence[Job], found: Mapping[str, bytes]) -> None:
+        for job in jobs:
+            for name in (*self._told, CURVES):
+                content = found.get(f"{self._key(job)}/{name}")
+                if content is not None:
+                    write_bytes(job.folder / name, content)
 
     def _key(self, job: Job) -> str:
         return job.folder.absolute().relative_to(self._workdir).as_posix()

@@ -1,8 +1,8 @@
 """A job on a machine that does not see the work directory.
 
 What the job needs is copied from the storage to this machine; it runs in a folder of its own here,
-whose content goes to the storage while it runs. Stores of reference passes stay on the machine for
-the next job; all else goes at the end.
+whose content goes to the storage while it runs. Stores of reference passes and judges' replies stay
+on the machine for the next job; all else goes at the end.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from chip_core.evaluation.readiness import sides
-from chip_core.results import CHECKPOINTS, MODEL, TRAINED
+from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
 from chip_core.training.checkpoint import broken
 from chip_core.training.store.folder import (
     BrokenStoreError,
@@ -30,9 +30,13 @@ from orchestrator.executors.base import CUT, STOP, Job
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.place import fetch_folder, node_folder
 from orchestrator.storage.remote import PATIENT, Remote
+from orchestrator.storage.replies import Replies
 from orchestrator.storage.shelf import CACHE
 
-_JUDGE = "cache/judge"
+Report = Callable[[Progress], None]
+
+#: A job that waits for its files; what it has done counts files.
+PHASE = "copy from the storage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,83 +48,114 @@ class Elsewhere:
     token: str  # of this attempt: no other ever has it
 
     @contextlib.contextmanager
-    def hand(self, folder: Path) -> Iterator[Hand]:
+    def hand(self, folder: Path, told: tuple[str, ...] = ()) -> Iterator[Hand]:
         """Have a job's files on this machine; at the end the storage has what it left.
 
-        Of several workers on one machine the first to come copies, and cleans up.
+        Of several workers on one machine the first to come copies, and is the last to go.
 
         Args:
             folder: the job's, as its driver names it.
+            told: names of the files there by which the job tells its driver of itself.
 
         Raises:
             StorageError: the storage cannot be written.
         """
-        hand = Hand(self, folder)
-        with hand.held() as first_here, hand.mirror if first_here else contextlib.nullcontext():
-            yield hand
+        hand = Hand(self, folder, told)
+        hand.here.parent.mkdir(parents=True, exist_ok=True)
+        with _beside(hand.here, ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # else it is taken for a dead job's
+            with _tried(_beside(hand.here, ".first")) as first:
+                if first:
+                    _remove_dead(hand.here.parent)
+                hand.folder.mkdir(parents=True, exist_ok=True)
+                if not first:
+                    yield hand
+                    return
+                try:
+                    with hand.mirror:
+                        yield hand
+                        fcntl.flock(lock, fcntl.LOCK_EX)  # the others have ended
+                    hand.drop_taken_over()
+                finally:
+                    shutil.rmtree(hand.here, ignore_errors=True)
 
 
 class Hand:
     """A job's files on this machine."""
 
-    def __init__(self, elsewhere: Elsewhere, folder: Path) -> None:
+    def __init__(self, elsewhere: Elsewhere, folder: Path, told: tuple[str, ...]) -> None:
         """Nothing is there yet: `Elsewhere.hand` makes it."""
         self._remote = Remote(elsewhere.remote.uri, pauses=PATIENT)
         self._workdir = elsewhere.workdir
-        self._kept = node_folder(elsewhere.remote)
-        self._here = self._kept / "jobs" / elsewhere.token
+        self._kept = node_folder(self._remote)
+        self._replies = Replies(self._remote, self._kept)
+        self._taken_over: str | None = None  # key of a model that an attempt before trained
+        self.here = self._kept / "jobs" / elsewhere.token
         self.folder = self.moved(folder)
         self.mirror = Mirror(
             self._remote,
-            [self.folder, self._here / _JUDGE, self._here / CACHE],
-            self._here,
+            [self.folder, self.here / CACHE],
+            self.here,
+            told=[self.folder / name for name in told],
             asked=[self.folder / STOP, self.folder / CUT],
+            also=self._replies.copy,
         )
 
     def moved(self, path: Path) -> Path:
         """Return where a path of the driver's is on this machine."""
-        return self._here / self._below(path)
+        return self.here / self._below(path)
 
-    def brought(self, job: Job) -> Job:
+    def brought(self, job: Job, report: Report) -> Job:
         """Return a job as this machine runs it, with all that it needs copied here.
+
+        Args:
+            job: as its driver has it.
+            report: told of each file.
 
         Raises:
             StorageError: it cannot be copied.
         """
         offered, part = job.offered, job.part
-        with _locked(self._here / ".bring"), self.mirror.waiting():
+        files = 0
+
+        def on_file() -> None:
+            nonlocal files
+            files += 1
+            report(Progress(phase=PHASE, done=files, total=files))
+
+        with _locked(_beside(self.here, ".bring")), self.mirror.waiting():
             for earlier in job.earlier:
-                self._fetch(self._below(earlier))
+                self._fetch(self._below(earlier), on_file)
             if job.trained_model is not None:
-                self._fetch(self._below(job.trained_model.parent))
-                self._fetch(self._below(job.trained_model), weights=True)
+                self._fetch(self._below(job.trained_model.parent), on_file)
+                self._fetch(self._below(job.trained_model), on_file, weights=True)
             if job.resume_from is not None:
-                self._fetch_resumed(job, job.resume_from)
-            if any(benchmark.judge is not None for _, benchmark in sides(job.config.benchmarks)):
-                self._fetch(_JUDGE)
+                self._fetch_resumed(job, job.resume_from, on_file)
+            if _judged(job):
+                self._replies.bring()
             if offered is not None:
                 for one in offered.passes:
-                    self._fetch_store(one.key, one.identity)
+                    self._fetch_store(one.key, one.identity, on_file)
                 offered = replace(offered, cache=self._kept / CACHE)
             if part is not None:
                 for one in part.passes:
                     partial = partial_folder(store_folder(Path(CACHE), one.key))
-                    self._fetch(partial.as_posix(), weights=True)
-                part = replace(part, cache=self._here / CACHE)
+                    self._fetch(partial.as_posix(), on_file, weights=True)
+                part = replace(part, cache=self.here / CACHE)
         return replace(
             job,
             folder=self.folder,
             trained_model=None if job.trained_model is None else self.moved(job.trained_model),
             resume_from=None if job.resume_from is None else self.moved(job.resume_from),
             earlier=tuple(self.moved(folder) for folder in job.earlier),
-            places=replace(job.places, judge_cache=self._here / _JUDGE),
+            places=replace(job.places, judge_cache=self._replies.folder),
             offered=offered,
             part=part,
             share=self.share,
         )
 
     def share(self) -> None:
-        """Have what the first worker left in the job's folder on every worker's machine.
+        """Have the model that the first worker left in the job's folder on all workers' machines.
 
         All workers come here together.
 
@@ -131,82 +166,94 @@ class Hand:
         if workers.first:
             self.mirror.copy()
         workers.wait()
-        with _locked(self._here / ".bring"):
-            self._fetch(self._below(self.folder, self._here), weights=True)
+        if not (self.folder / TRAINED).exists():
+            with _locked(_beside(self.here, ".bring")), self.mirror.waiting():
+                key = self._below(self.folder, self.here)
+                self._fetch(f"{key}/{MODEL}", weights=True)
+                self._remote.get(f"{key}/{TRAINED}", self.folder / TRAINED)
         workers.wait()
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[bool]:
-        """Keep this machine's copy from being taken for a dead job's; at the end it goes.
+    def drop_taken_over(self) -> None:
+        """Remove a model from the storage that this attempt has taken over from another.
 
-        Yields:
-            whether this process is the first of the job's on this machine, which copies.
+        Raises:
+            StorageError: it cannot be removed.
         """
-        jobs = self._here.parent
-        jobs.mkdir(parents=True, exist_ok=True)
-        with _locked(self._here, shared=True), _tried(_beside(self._here, ".first")) as first_here:
-            if first_here:
-                _remove_dead(jobs)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                yield first_here
-            finally:
-                if first_here:
-                    shutil.rmtree(self._here, ignore_errors=True)
+        if self._taken_over is not None and (self.folder / MODEL).is_dir():
+            self._remote.remove_all(f"{self._taken_over}/{MODEL}")
 
     def _below(self, path: Path, root: Path | None = None) -> str:
         return path.absolute().relative_to(root or self._workdir).as_posix()
 
-    def _fetch(self, key: str, *, weights: bool = False) -> None:
-        fetch_folder(self._remote, self._here, key, weights=weights)
+    def _fetch(
+        self, key: str, on_file: Callable[[], None] = lambda: None, *, weights: bool = False
+    ) -> None:
+        fetch_folder(self._remote, self.here, key, weights=weights, on_file=on_file)
 
-    def _fetch_resumed(self, job: Job, folder: Path) -> None:
+    def _fetch_resumed(self, job: Job, folder: Path, on_file: Callable[[], None]) -> None:
         """Bring what a training goes on from: a trained model, else the newest whole checkpoint."""
-        self._fetch(self._below(folder))
-        if (self.moved(folder) / TRAINED).exists():
-            self._fetch(f"{self._below(folder)}/{MODEL}", weights=True)
+        key = self._below(folder)
+        self._fetch(key, on_file)
+        if (self.moved(folder) / TRAINED).exists() and (self.moved(folder) / MODEL).is_dir():
+            self._fetch(f"{key}/{MODEL}", on_file, weights=True)
+            self._taken_over = key
             return
         for attempt in dict.fromkeys([folder, *job.earlier]):
             for checkpoint in sorted((self.moved(attempt) / CHECKPOINTS).glob("step-*"))[::-1]:
-                self._fetch(self._below(checkpoint, self._here), weights=True)
+                self._fetch(self._below(checkpoint, self.here), on_file, weights=True)
                 if broken(checkpoint, job.config) is None:
                     return
 
-    def _fetch_store(self, key: str, identity: Mapping[str, Any]) -> None:
+    def _fetch_store(
+        self, key: str, identity: Mapping[str, Any], on_file: Callable[[], None]
+    ) -> None:
         """Copy a store to this machine, once; the job itself says so where it is not whole."""
         folder = store_folder(self._kept / CACHE, key)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with _locked(_beside(folder, ".lock")):
             with contextlib.suppress(BrokenStoreError):
                 check(folder, identity)
                 return
             remove(folder)
             coming = folder.with_name(f".{folder.name}.coming")
-            shutil.rmtree(coming, ignore_errors=True)
             with contextlib.suppress(FileNotFoundError):  # it was removed there meanwhile
-                for each in self._remote.sizes(f"{CACHE}/{folder.name}"):
-                    self._remote.get(each, coming / each.rpartition("/")[2])
+                for each, size in self._remote.sizes(f"{CACHE}/{folder.name}").items():
+                    file = coming / each.rpartition("/")[2]
+                    if not file.exists() or file.stat().st_size != size:  # else of an earlier try
+                        self._remote.get(each, file)
+                    on_file()
                 coming.replace(folder)
+                with contextlib.suppress(BrokenStoreError):
+                    check(folder, identity)
+                    return
+                remove(folder)  # the next job copies it anew
+
+
+def _judged(job: Job) -> bool:
+    return any(benchmark.judge is not None for _, benchmark in sides(job.config.benchmarks))
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Lock a file beside a folder; the lock goes with the process, however it ends."""
-    with _beside(folder, ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock, which goes with the process, however it ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
-def _tried(folder: Path) -> Iterator[bool]:
-    """Lock a file beside a folder where nobody has; yield whether it is locked."""
-    with _beside(folder, ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+def _tried(path: Path) -> Iterator[bool]:
+    """Hold a file's lock where nobody does; yield whether it is held."""
+    with path.open("a") as file:
+        yield _lock_at_once(file)
+
+
+def _lock_at_once(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _beside(folder: Path, suffix: str) -> Path:
@@ -214,9 +261,11 @@ def _beside(folder: Path, suffix: str) -> Path:
 
 
 def _remove_dead(jobs: Path) -> None:
-    """Remove what jobs left on this machine whose processes were killed."""
+    """Remove what jobs left on this machine whose processes are gone."""
     for lock in jobs.glob("*.lock"):
-        with _tried(lock.with_suffix("")) as dead:
-            if dead:
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
+        with lock.open("a") as file:
+            if _lock_at_once(file):
+                job = lock.with_suffix("")
+                shutil.rmtree(job, ignore_errors=True)
+                for beside in (_beside(job, ".first"), _beside(job, ".bring"), lock):
+                    beside.unlink(missing_ok=True)

@@ -7,11 +7,11 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from chip_core.errors import UserError
+from chip_core.errors import StorageError, UserError
 from chip_core.results import Progress, TrialResult
 from orchestrator.executors.base import (
     Again,
@@ -113,11 +113,16 @@ class InlineExecutor:
         workdir = self._workdir.absolute()
         token = f"{job.id}-{uuid.uuid4().hex[:12]}"
         elsewhere = Elsewhere(remote=self._remote, workdir=workdir, token=token)
+        desk = FarDesk(self._remote, workdir, ())
         try:
             with elsewhere.hand(job.folder) as hand:
-                return execute(hand.brought(job), listener, lambda: self._stop.asked)
-        finally:
-            FarDesk(self._remote, workdir, ()).ended(job)
+                result = execute(hand.brought(job, listener), listener, lambda: self._stop.asked)
+        except BaseException:
+            with suppress(StorageError):  # how it ended is not for that to say
+                desk.ended(job)
+            raise
+        desk.ended(job)
+        return result
 
 
 def _free_memory() -> None:

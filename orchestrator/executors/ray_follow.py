@@ -49,6 +49,7 @@ class _Running:
     last: Progress | None = None
     how: tuple[str, Cause, bool] | None = None  # reason, cause, from outside: where it failed
     cut: str | None = None  # why early stopping ends it
+    told_of_cut: bool = False
     told_to_stop: bool = False
     begun: bool = True  # whether it was said to have started
     read: int = 0  # bytes of its file
@@ -167,11 +168,8 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
         running = self._running.pop(job.id, None) or _Running(job=job, begun=False)
         if not running.begun:
             self._emit(Started(job=job))
-        try:
-            self._desk.ended(job)
-        except (StorageError, OSError) as error:  # its result may be there, and is found later
-            running.how = (reason_of(error), "lost", True)
-        self._pass_on(running)
+        away = self._away(job)
+        self._pass_on(running, ended=True)
         running.path.unlink(missing_ok=True)
         place = job.folder / PLACE
         if place.exists():
@@ -186,15 +184,26 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
             self._emit(Finished(job=job, result=result))
             return
         unsaid = otherwise.format(folder=job.folder)
-        reason, cause, outside = running.how or (unsaid, cause_otherwise, True)
-        if reason == running.cut:
+        reason, cause, outside = running.how or (away or unsaid, cause_otherwise, True)
+        # One of several workers may have heard of it first: the others lost their connection.
+        if running.cut is not None and cause != "stopped":
             self._queue.ended(job, None)
-            self._emit(Cut(job=job, reason=reason))
+            self._emit(Cut(job=job, reason=running.cut))
             return
         failed = Failed(job=job, reason=reason, cause=cause, from_outside=outside)
-        following = None if self._stop.no_more else self._following(failed)
+        # Where what it left cannot be read, another attempt would begin at nothing.
+        again = not self._stop.no_more and away is None
+        following = self._following(failed) if again else None
         self._queue.ended(job, following)
         self._emit(replace(failed, again=following))
+
+    def _away(self, job: Job) -> str | None:
+        """Have here what a job left; return why that cannot be had."""
+        try:
+            self._desk.ended(job)
+        except (StorageError, OSError) as error:
+            return f"{reason_of(error)}: give the same command again when it is back"
+        return None
 
     def _following(self, failed: Failed) -> Job | None:
         if self._again is None or self.error is not None:
@@ -205,13 +214,16 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
             self.error = error
             raise
 
-    def _pass_on(self, running: _Running) -> None:
+    def _pass_on(self, running: _Running, *, ended: bool = False) -> None:
         for progress in running.news():
             self._emit(Progressed(job=running.job, progress=progress))
             why = None if self._referee is None else self._referee.verdict(running.job, progress)
-            if why is not None:
+            if why is not None and not ended:
                 running.cut = why
-                self._desk.tell(running.job, CUT, why)
+        if running.cut is not None and not running.told_of_cut and not ended:
+            with contextlib.suppress(OSError, StorageError):  # later, perhaps
+                self._desk.tell(running.job, CUT, running.cut)
+                running.told_of_cut = True
 
     def _emit(self, event: Event) -> None:
         if self.error is not None:

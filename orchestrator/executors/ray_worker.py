@@ -135,7 +135,7 @@ def work(settings: dict[str, Any]) -> Ended | None:
 
     try:
         elsewhere = pickle.loads(parcel.elsewhere)
-        with elsewhere.hand(Path(parcel.folder)) as hand:
+        with elsewhere.hand(Path(parcel.folder), told=(PLACE, PROGRESS)) as hand:
             return _run(parcel, hand)
     except Exception as error:  # what the job left cannot be copied
         if parcel.workers > 1:
@@ -157,11 +157,11 @@ def _run(parcel: Parcel, hand: Hand | None) -> Ended | None:
         folder.mkdir(parents=True, exist_ok=True)
         if first:
             (folder / PLACE).write_text(get_current_placement_group().id.hex(), encoding="ascii")
+        report = throttled(_teller(folder)) if first else lambda progress: None
         unpacked: Job = pickle.loads(parcel.job)
-        job = unpacked if hand is None else hand.brought(unpacked)
+        job = unpacked if hand is None else hand.brought(unpacked, report)
         module, _, function = parcel.entry.partition(":")
         execute = getattr(importlib.import_module(module), function)
-        report = throttled(_teller(folder)) if first else lambda progress: None
         execute(job, report, (folder / STOP).exists)
     except BaseException as error:  # whatever a trial raises, SystemExit too, is its own failure
         if job is not None:

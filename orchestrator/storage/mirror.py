@@ -2,14 +2,15 @@
 
 The job writes to its own disk as it always does; a thread copies what is whole. What says that
 something is whole goes last: a checkpoint's manifest after its files, `trained.json` after the
-model, `result.json` after everything.
+model, `result.json` after everything. What job and driver tell each other goes by a thread of its
+own, which no large file holds up.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ EVERY = 2.0
 
 _log = logging.getLogger(__name__)
 
+Mark = tuple[int, int]
+
 
 class Mirror:
     """Copies what a job leaves in folders of this machine to the storage, while it runs."""
@@ -34,7 +37,9 @@ class Mirror:
         folders: Sequence[Path],
         root: Path,
         *,
+        told: Sequence[Path] = (),
         asked: Sequence[Path] = (),
+        also: Callable[[bool], None] = lambda last: None,
         every: float = EVERY,
     ) -> None:
         """Nothing is copied yet.
@@ -43,25 +48,32 @@ class Mirror:
             remote: the storage.
             folders: what is copied, below `root`.
             root: a file's key in the storage is its path below it.
+            told: small files by which the job tells its driver of itself.
             asked: files that the driver leaves in the storage: they are copied here.
+            also: what else is to be saved, now and then; told whether it is the last time.
             every: seconds between two looks.
         """
         self._remote, self._folders, self._root, self._every = remote, folders, root, every
-        self._asked = {self._key(path): path for path in asked}
-        self._there: dict[str, tuple[int, int]] = {}
+        self._told, self._asked, self._also = tuple(told), tuple(asked), also
+        self._there: dict[str, Mark] = {}
+        self._sent: dict[Path, Mark] = {}
         self._turn = threading.Lock()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._again, args=(do,), name="storage", daemon=True)
+            for do in (self.copy, self._tell)
+        ]
 
     def __enter__(self) -> Mirror:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        tb: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         """Copy the rest: when this returns, all of it is there.
 
@@ -69,28 +81,38 @@ class Mirror:
             StorageError: it cannot be written.
         """
         self._end.set()
-        self._thread.join()
-        self.copy()
+        for thread in self._threads:
+            thread.join()
+        self._tell()
+        self.copy(last=True)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Copy nothing meanwhile, nor ever what is there at the end: it came from the storage."""
+        """Copy nothing meanwhile, nor ever what comes meanwhile: it is from the storage."""
         with self._turn:
+            before = set(self._files() or ())
             yield
-            self._there = {self._key(path): _mark(path) for path in self._files()}
+            for key, path in (self._files() or {}).items():
+                if key not in before:
+                    self._there[key] = _mark(path)
 
-    def copy(self) -> None:
+    def copy(self, *, last: bool = False) -> None:
         """Copy what is new or has changed since the last time; remove what is gone.
+
+        Args:
+            last: whether nothing comes after it.
 
         Raises:
             StorageError: the storage cannot be written.
         """
         with self._turn:
-            self._copy()
+            found = self._files()
+            if found is not None:
+                self._copy(found)
+            self._also(last)
 
-    def _copy(self) -> None:
-        found = {self._key(path): path for path in self._files()}
-        for key, path in sorted(found.items(), key=lambda item: _last(item[1])):
+    def _copy(self, found: dict[str, Path]) -> None:
+        for key, path in sorted(found.items(), key=lambda item: _place(item[1])):
             try:
                 mark = _mark(path)
                 if self._there.get(key) != mark:
@@ -103,45 +125,67 @@ class Mirror:
         for key in gone:
             del self._there[key]
 
-    def _run(self) -> None:
+    def _tell(self) -> None:
+        """Send what the job tells; fetch what its driver asks."""
+        for path in self._told:
+            try:
+                mark = _mark(path)
+                if self._sent.get(path) != mark:
+                    self._remote.put(path, self._key(path))
+                    self._sent[path] = mark
+            except FileNotFoundError:
+                continue
+        wanted = {self._key(path): path for path in self._asked if not path.exists()}
+        for key, content in self._remote.read(wanted).items():
+            wanted[key].write_bytes(content)
+
+    def _again(self, do: Callable[[], None]) -> None:
         while not self._end.wait(self._every):
             try:
-                self.copy()
-                for key, content in self._remote.read(
-                    key for key, path in self._asked.items() if not path.exists()
-                ).items():
-                    self._asked[key].write_bytes(content)
+                do()
             except (StorageError, OSError) as error:  # the end tries again, and says so
                 _log.warning("%s", error)
 
-    def _files(self) -> Iterator[Path]:
-        """Yield what is to be copied: whole files and files that only grow."""
+    def _files(self) -> dict[str, Path] | None:
+        """Return what is to be copied by its keys: whole files and files that only grow.
+
+        None where a training has just ended: its model is whole and its checkpoints go at that
+        moment, and a list of both may lack both.
+        """
+        apart = {*self._told, *self._asked}
+        found = {}
         for folder in self._folders:
-            whole_model = (folder / TRAINED).exists()  # looked at before its files are
+            trained = (folder / TRAINED).exists()
             for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
                 parts = path.relative_to(folder).parts
                 hidden = any(part.startswith(".") for part in parts)
-                if hidden or path in self._asked.values() or not path.is_file():
-                    continue
-                if parts[0] == MODEL and not whole_model:
-                    continue
-                yield path
+                half = parts[0] == MODEL and not trained
+                if not (hidden or half or path in apart) and path.is_file():
+                    found[self._key(path)] = path
+            if (folder / TRAINED).exists() != trained:
+                return None
+        return found
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
 
 
-def _mark(path: Path) -> tuple[int, int]:
+def _mark(path: Path) -> Mark:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
-def _last(path: Path) -> tuple[int, str]:
-    """Return a file's place in the order in which files are copied."""
+def _place(path: Path) -> tuple[int, int, int, str]:
+    """Return a file's place in the order in which files are copied.
+
+    The newest checkpoint goes first, its manifest right after it.
+    """
+    says_whole = path.name == MANIFEST or path.name.endswith(".note.json")
     if path.name == RESULT:
-        return 4, path.name
+        return 4, 0, 0, path.name
     if path.name == TRAINED:
-        return 3, path.name
-    if path.name == MANIFEST or path.name.endswith(".note.json"):
-        return 2, path.name
-    return (1 if CHECKPOINTS in path.parts or MODEL in path.parts else 0), str(path)
+        return 3, 0, 0, path.name
+    if CHECKPOINTS in path.parts:
+        step = path.parts[path.parts.index(CHECKPOINTS) + 1].rpartition("-")[2]
+        return 1, -int(step) if step.isdigit() else 0, int(says_whole), str(path)
+    return (2 if says_whole or MODEL in path.parts else 0), 0, int(says_whole), str(path)

@@ -1,4 +1,4 @@
-"""Which storage a work directory has, and what of it lies in the work directory too.
+"""What of a storage lies on a machine: in the work directory, and in the machine's own copies.
 
 The work directory keeps the ledger, and of every attempt all but its weights: so whoever reads it
 (the report, MLflow, `show`) finds what there always is. Weights lie in the storage alone.
@@ -8,69 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from chip_core.errors import UserError
-from chip_core.files import read_json, write_json
 from chip_core.identity import fingerprint
-from chip_core.results import CHECKPOINTS, MODEL, TRAINED
-from orchestrator.storage.remote import Remote, checked_uri
-
-#: In a work directory: which storage it has, where that is not itself.
-FILE = "storage.json"
+from chip_core.results import CHECKPOINTS, CONFIG, MODEL, TRAINED
+from orchestrator.storage.remote import Remote
+from orchestrator.storage.settle import storage_of
 
 #: Where machines keep what they copied from storages; the default lies in the user's cache.
 NODE_CACHE = "CHIP_ABLATE_NODE_CACHE"
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
-
-
-def storage_of(workdir: Path) -> Remote | None:
-    """Return a work directory's storage; None where it is the work directory itself.
-
-    Raises:
-        UserError: the file that names it cannot be read.
-    """
-    path = workdir / FILE
-    if not path.exists():
-        return None
-    try:
-        return Remote(str(read_json(path)["storage"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}): name the storage in it again, as "
-            '{"storage": "URI"}'
-        ) from None
-
-
-def settle_storage(workdir: Path, wish: str | None) -> Remote | None:
-    """Return a work directory's storage after a run was given `--storage`, or not.
-
-    Raises:
-        UserError: it has another one, or the one that is wished cannot be used.
-    """
-    known = storage_of(workdir)
-    if wish is None:
-        if known is not None:
-            known.require()
-        return known
-    uri = checked_uri(wish)
-    if known is not None and known.uri != uri:
-        raise UserError(
-            f"--storage: {workdir} keeps its trials in {known.uri}: leave --storage out, or give "
-            "the study another --workdir"
-        )
-    if known is None and (workdir / "trials").exists():
-        raise UserError(
-            f"--storage: the trials of {workdir} lie in it: leave --storage out, or give the study "
-            "another --workdir"
-        )
-    remote = Remote(uri)
-    remote.require()
-    if known is None:
-        write_json(workdir / FILE, {"storage": uri})
-    return remote
 
 
 def node_folder(remote: Remote) -> Path:
@@ -115,37 +64,51 @@ def fetch_trials(remote: Remote, workdir: Path, marks: Iterable[str]) -> None:
         _fetch(remote, workdir, trial, sizes)
 
 
-def fetch_folder(remote: Remote, root: Path, key: str, *, weights: bool = False) -> None:
+def fetch_folder(
+    remote: Remote,
+    root: Path,
+    key: str,
+    *,
+    weights: bool = False,
+    on_file: Callable[[], None] = lambda: None,
+) -> None:
     """Bring what there is of a folder below `root`; without `weights`, all but those.
 
     Raises:
         StorageError: it cannot be read.
     """
-    _fetch(remote, root, key, remote.sizes(key), weights=weights)
+    _fetch(remote, root, key, remote.sizes(key), weights=weights, on_file=on_file)
 
 
-def whole_model(workdir: Path, folder: str) -> Path:
-    """Return a trained model's folder with its weights, on this machine.
+def whole_attempt(workdir: Path, folder: str) -> Path:
+    """Return the folder of an attempt that trained a model, with the weights, on this machine.
 
     Args:
         workdir: the work directory.
-        folder: the attempt's that trained it, below the work directory.
+        folder: the attempt's, below the work directory.
 
     Raises:
+        FileNotFoundError: the storage has no such model any more.
         StorageError: it cannot be read.
     """
     remote = storage_of(workdir)
     if remote is None:
-        return workdir / folder / MODEL
+        return workdir / folder
     root = node_folder(remote) / "models"
-    _fetch(remote, root, folder, {key: size for key, size in remote.sizes(folder).items()
-                                  if key == f"{folder}/{TRAINED}"})  # fmt: skip
+    for name in (CONFIG, TRAINED):
+        remote.get(f"{folder}/{name}", root / folder / name)
     fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
-    return root / folder / MODEL
+    return root / folder
 
 
 def _fetch(
-    remote: Remote, root: Path, folder: str, sizes: dict[str, int], *, weights: bool = False
+    remote: Remote,
+    root: Path,
+    folder: str,
+    sizes: dict[str, int],
+    *,
+    weights: bool = False,
+    on_file: Callable[[], None] = lambda: None,
 ) -> None:
     for key, size in sizes.items():
         path = root / key
@@ -156,6 +119,7 @@ def _fetch(
                 remote.get(key, path)
         except FileNotFoundError:
             continue  # it went meanwhile: an old checkpoint
+        on_file()
     _drop_what_went(root / folder, root, sizes)
 
 

@@ -10,7 +10,9 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +27,16 @@ PAUSES = (1.0, 4.0, 15.0)
 #: The same for what would be lost otherwise: what a job left.
 PATIENT = (*PAUSES, 60.0, 120.0)
 
-#: Which package knows a URI's scheme, where it is none of the usual ones' own.
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+#: Object stores, where a file is there whole or not at all, and which extra or package knows each.
+_KINDS = {
+    "s3": "chip-ablate[s3]",
+    "s3a": "chip-ablate[s3]",
+    "gs": "chip-ablate[gcs]",
+    "gcs": "chip-ablate[gcs]",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "az": "adlfs",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -55,19 +65,15 @@ class Remote:
         Raises:
             UserError: it is not.
         """
-        key = f".written-by-{os.getpid()}"
         try:
             self._fs  # noqa: B018
-        except ImportError as error:
-            extra = _EXTRAS.get(self.uri.partition("://")[0])
-            package = f"'chip-ablate[{extra}]'" if extra else "what fsspec names for it"
-            raise UserError(f"--storage: {self.uri}: {error}: pip install {package}") from None
-        except Exception as error:  # of any library
-            raise UserError(f"--storage: {self.uri}: {_brief(error)}") from None
+        except StorageError as error:
+            raise UserError(f"--storage: {error}") from None
+        key = f".written-by-{uuid.uuid4().hex}"
         try:
             self._whole(key, lambda path: self._fs.pipe_file(path, b""))
             self._fs.rm_file(self._at(key))
-        except Exception as error:
+        except Exception as error:  # of any library
             raise UserError(
                 f"--storage: {self.uri}: cannot be written ({_brief(error)}): make the folder or "
                 "bucket, or give this machine what lets it in"
@@ -81,18 +87,12 @@ class Remote:
         folder = self._at(under) if under else self._root
 
         def look() -> dict[str, int]:
-            self._fs.invalidate_cache()
-            try:
-                found: Mapping[str, Mapping[str, Any]] = self._fs.find(folder, detail=True)
-            except FileNotFoundError:
-                return {}
+            found = _walked(folder) if self._local else self._listed(folder)
             above = len(self._root) + 1
             return {
-                path[above:]: int(facts["size"] or 0)
-                for path, facts in found.items()
-                if facts["type"] == "file"
-                and path.startswith(f"{folder}/")
-                and not path.rpartition("/")[2].startswith(".")
+                path[above:]: size
+                for path, size in sorted(found)
+                if not path.rpartition("/")[2].startswith(".")
                 and not {"..", ".", ""} & set(path[above:].split("/"))
             }
 
@@ -174,15 +174,38 @@ class Remote:
             self._tried(f"{key} cannot be removed", delete)
 
     def remove_all(self, under: str) -> None:
-        """Remove all files under a folder."""
-        self.remove(self.sizes(under))
+        """Remove all files under a folder; first those that say that something is whole."""
+        whole = ("result.json", "trained.json", "manifest.json")
+        self.remove(sorted(self.sizes(under), key=lambda key: not key.endswith(whole)))
+
+    def _listed(self, folder: str) -> list[tuple[str, int]]:
+        self._fs.invalidate_cache()
+        try:
+            found: Mapping[str, Mapping[str, Any]] = self._fs.find(folder, detail=True)
+        except FileNotFoundError:
+            return []
+        return [
+            (path, int(facts["size"] or 0))
+            for path, facts in found.items()
+            if facts["type"] == "file" and path.startswith(f"{folder}/")
+        ]
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         import fsspec
 
-        fs, root = fsspec.core.url_to_fs(self.uri)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.uri)
+        except ImportError as error:
+            package = _KINDS.get(self.uri.partition("://")[0], "what it names")
+            raise StorageError(f"{self.uri}: {error}: pip install '{package}'") from None
+        except Exception as error:  # of any library
+            raise StorageError(f"{self.uri}: {_brief(error)}") from None
         return fs, str(root).rstrip("/")
+
+    @property
+    def _local(self) -> bool:
+        return "://" not in self.uri
 
     @property
     def _fs(self) -> Any:
@@ -198,7 +221,7 @@ class Remote:
     def _whole(self, key: str, write: Callable[[str], Any]) -> None:
         """Have a file written so that nobody sees a part of it: object stores do so themselves."""
         path = self._at(key)
-        if not isinstance(self._fs.protocol, tuple) or "file" not in self._fs.protocol:
+        if not self._local:
             write(path)
             return
         place = Path(path)
@@ -246,12 +269,10 @@ def checked_uri(text: str) -> str:
     scheme, colon, rest = text.partition("://")
     if not colon:
         return str(Path(os.path.expanduser(text)).absolute())
-    import fsspec
-
-    if scheme not in fsspec.available_protocols():
+    if scheme not in _KINDS:
         raise UserError(
-            f"--storage: {scheme}://: no such kind of storage is known: give a folder that all "
-            "machines see, or a URI such as s3://BUCKET/FOLDER"
+            f"--storage: {scheme}://: is no kind of object store that is known here "
+            f"({', '.join(_KINDS)}): give one of those, or a folder that all machines see"
         )
     if "@" in rest.partition("/")[0]:
         raise UserError(
@@ -261,6 +282,22 @@ def checked_uri(text: str) -> str:
     if not rest.strip("/"):
         raise UserError(f"--storage: {text}: names no folder: write {scheme}://BUCKET/FOLDER")
     return text.rstrip("/")
+
+
+def _walked(folder: str) -> list[tuple[str, int]]:
+    """Return a folder's files and their sizes; what cannot be read is an error, not nothing."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # not there, or removed meanwhile
+            raise error
+
+    found = []
+    for above, _, names in os.walk(folder, onerror=fail):
+        for name in names:
+            path = os.path.join(above, name)
+            with suppress(FileNotFoundError):
+                found.append((path, os.stat(path).st_size))
+    return found
 
 
 def _brief(error: Exception) -> str:

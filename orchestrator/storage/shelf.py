@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import StorageError
 from chip_core.files import write_bytes
 from chip_core.training.store.folder import (
     FORMAT,
@@ -23,13 +22,13 @@ from chip_core.training.store.folder import (
     Manifest,
     check,
     glance,
+    parse_manifest,
     partial_folder,
     plain,
-    read_manifest,
     seal,
 )
-from orchestrator.storage.place import storage_of
 from orchestrator.storage.remote import Remote
+from orchestrator.storage.settle import storage_of
 
 #: The key of the folder of all stores.
 CACHE = "cache/reference"
@@ -54,19 +53,15 @@ class Shelf:
 
         Raises:
             BrokenStoreError: it is not there, not whole, or of something else.
+            StorageError: the storage cannot be read.
         """
         if self.remote is None:
             return glance(folder, identity)
-        try:
-            there = self.remote.sizes(_key(folder))
-            found = self.remote.read([f"{_key(folder)}/{MANIFEST}"])
-        except StorageError as error:
-            raise BrokenStoreError(str(error)) from None
+        there = self.remote.sizes(_key(folder))
+        found = self.remote.read([f"{_key(folder)}/{MANIFEST}"])
         if not found:
-            (folder / MANIFEST).unlink(missing_ok=True)
             raise BrokenStoreError("it is not there")
-        write_bytes(folder / MANIFEST, next(iter(found.values())))
-        manifest = read_manifest(folder)
+        manifest = parse_manifest(next(iter(found.values())))
         if identity is not None and manifest.identity != plain(identity):
             raise BrokenStoreError("it is of another model, data set or setting")
         for name, facts in manifest.files.items():
@@ -87,6 +82,7 @@ class Shelf:
 
         Raises:
             BrokenStoreError: it is not there, not whole, or of something else.
+            StorageError: the storage cannot be read.
         """
         if self.remote is None:
             return check(folder, identity, again=again)
@@ -105,13 +101,11 @@ class Shelf:
 
         Raises:
             BrokenStoreError: a file is not there or not whole.
+            StorageError: the storage cannot be written.
         """
         if self.remote is None:
             return seal(folder, identity=identity, rows=rows, names=names, made=made)
-        try:
-            return self._seal(self.remote, folder, identity, rows, names, made)
-        except StorageError as error:
-            raise BrokenStoreError(str(error)) from None
+        return self._seal(self.remote, folder, identity, rows, names, made)
 
     def remove(self, folder: Path) -> None:
         """Remove what the storage has of a store: its manifest first, so it is there no more.
@@ -192,7 +186,6 @@ class Shelf:
         remote.remove_all(_key(partial))
         self.forget_jobs(folder)
         shutil.rmtree(partial, ignore_errors=True)
-        write_bytes(folder / MANIFEST, content)
         return manifest
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -103,7 +104,7 @@ def one(world: World, faults: Sequence[Fault], workdir: Path, expected: Left) ->
             for fault, kind in zip(faults, kinds, strict=True):
                 try:
                     outcome.faults.append(_inject(case, fault, kind, outcome))
-                except NotMet:
+                except (NotMet, psutil.NoSuchProcess):
                     outcome.not_met.append(str(fault))  # all trainings were past it
             while True:
                 outcome.exits.append(case.driver.wait(PATIENCE))

@@ -100,7 +100,22 @@ def read_manifest(folder: Path) -> Manifest:
         BrokenStoreError: there is none, or it cannot be read.
     """
     try:
-        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise BrokenStoreError("it is not there") from None
+    except OSError as error:
+        raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
+    return parse_manifest(content)
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Return a manifest of its file's content.
+
+    Raises:
+        BrokenStoreError: it cannot be read.
+    """
+    try:
+        raw = json.loads(content)
         if raw["format"] != FORMAT:
             raise BrokenStoreError(f"its format is {raw['format']}, known is {FORMAT}")
         return Manifest(
@@ -109,9 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
             files={name: FileFacts(**facts) for name, facts in raw["files"].items()},
             made=raw["made"],
         )
-    except FileNotFoundError:
-        raise BrokenStoreError("it is not there") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
 
 

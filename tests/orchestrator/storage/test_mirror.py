@@ -53,8 +53,41 @@ def test_what_says_that_something_is_whole_goes_last(noting: Noting, folder: Pat
           f"{checkpoint}/manifest.json", f"{checkpoint}/state.pt", "a.json")  # fmt: skip
     mirror(noting, folder).copy()
     assert set(noting.order[:2]) == {"a.json", "curves.jsonl"}
-    assert set(noting.order[2:4]) == {"model/model.safetensors", f"{checkpoint}/state.pt"}
-    assert noting.order[4:] == [f"{checkpoint}/manifest.json", "trained.json", "result.json"]
+    assert noting.order[2:] == [
+        f"{checkpoint}/state.pt", f"{checkpoint}/manifest.json", "model/model.safetensors",
+        "trained.json", "result.json",
+    ]  # fmt: skip
+
+
+def test_the_newest_checkpoint_is_whole_first(noting: Noting, folder: Path) -> None:
+    for step in (2, 4):
+        for name in ("manifest.json", "state.pt"):
+            leave(folder, f"checkpoints/step-{step:08d}/{name}")
+    mirror(noting, folder).copy()
+    assert [name.removeprefix("checkpoints/step-0000000") for name in noting.order] == [
+        "4/state.pt", "4/manifest.json", "2/state.pt", "2/manifest.json",
+    ]  # fmt: skip
+
+
+def test_a_training_that_ends_meanwhile_keeps_its_checkpoints_there(
+    noting: Noting, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(folder, "checkpoints/step-00000002/state.pt")
+    copies = mirror(noting, folder)
+    copies.copy()
+    looked = Path.rglob
+
+    def ends(path: Path, pattern: str) -> list[Path]:
+        found = list(looked(path, pattern))
+        leave(folder, "model/model.safetensors", "trained.json")  # just now
+        return [each for each in found if "checkpoints" not in each.parts]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rglob", ends)
+        copies.copy()
+    assert noting.sizes(JOB).keys() == {f"{JOB}/checkpoints/step-00000002/state.pt"}
+    copies.copy()
+    assert noting.order[-2:] == ["model/model.safetensors", "trained.json"]
 
 
 def test_what_is_not_whole_stays(noting: Noting, folder: Path) -> None:
@@ -99,10 +132,26 @@ def test_all_is_there_at_the_end(noting: Noting, folder: Path) -> None:
 
 def test_what_came_from_there_is_not_copied_back(noting: Noting, folder: Path) -> None:
     copies = mirror(noting, folder)
+    leave(folder, "config.json")
     with copies.waiting():
         leave(folder, "shard.note.json")
     copies.copy()
-    assert noting.order == []
+    assert noting.order == ["config.json"]
+
+
+def test_news_does_not_wait_for_large_files(noting: Noting, folder: Path) -> None:
+    told = folder / "progress.jsonl"
+    copies = Mirror(noting, [folder], folder.parents[2], told=[told], every=0.01)
+    with copies.waiting():  # as long as something is copied
+        for thread in copies._threads:
+            thread.start()
+        leave(folder, "progress.jsonl")
+        deadline = time.monotonic() + 30
+        while "progress.jsonl" not in noting.order and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert noting.order == ["progress.jsonl"]
+    copies.__exit__(None, None, None)
+    assert noting.order == ["progress.jsonl"]
 
 
 def test_the_driver_can_leave_a_file(noting: Noting, folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +12,10 @@ import pytest
 
 from chip_core.errors import UserError
 from chip_core.files import read_json, write_json
-from orchestrator.storage.place import (
-    FILE,
-    artifacts_of,
-    fetch_trials,
-    settle_storage,
-    storage_of,
-    trial_key,
-    whole_model,
-)
+from orchestrator.storage import settle
+from orchestrator.storage.place import artifacts_of, fetch_trials, trial_key, whole_attempt
 from orchestrator.storage.remote import Remote
+from orchestrator.storage.settle import FILE, alone_with, settle_storage, storage_of
 
 MARK = "0123456789abcdef" * 4
 ATTEMPT = f"{trial_key(MARK)}/attempt-1"
@@ -33,7 +30,8 @@ def test_it_is_named_once(tmp_path: Path, uri: str) -> None:
     work = tmp_path / "work"
     first = settle_storage(work, uri)
     assert first is not None and first.uri == uri
-    assert read_json(work / FILE) == {"storage": uri}
+    assert read_json(work / FILE)["storage"] == uri
+    assert stat.S_IMODE(work.stat().st_mode) == 0o700
     for wish in (None, uri):
         again = settle_storage(work, wish)
         assert again is not None and again.uri == uri
@@ -54,9 +52,49 @@ def test_one_that_cannot_be_used_is_not_named(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
+def test_one_that_was_emptied_or_is_not_mounted_is_refused(tmp_path: Path) -> None:
+    work, shared = tmp_path / "work", tmp_path / "shared"
+    settle_storage(work, str(shared))
+    shared.rename(tmp_path / "elsewhere")
+    for wish in (None, str(shared)):
+        with pytest.raises(UserError, match="is not what it was when .*work began: it is not mou"):
+            settle_storage(work, wish)
+    assert not shared.exists()
+    (tmp_path / "elsewhere").rename(shared)
+    assert settle_storage(work, None) is not None
+
+
+def test_one_work_directory_at_a_time(tmp_path: Path, uri: str) -> None:
+    works = [tmp_path / name for name in ("work", "other")]
+    remotes = [settle_storage(work, uri) for work in works]
+    with (
+        alone_with(remotes[0], works[0]),
+        alone_with(remotes[0], works[0]),  # two studies of one
+        pytest.raises(UserError, match=f"is used by a study of {works[0]} on .*: wait"),
+        alone_with(remotes[1], works[1]),
+    ):
+        pass
+    with alone_with(remotes[1], works[1]):
+        pass
+
+
+def test_a_claim_of_a_driver_that_was_killed_ends(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = [tmp_path / name for name in ("work", "other")]
+    first, second = (settle_storage(work, uri) for work in works)
+    assert first is not None
+    claim = {"host": "gone", "workdir": "/w", "time": time.time() - settle.CLAIM_HOLDS - 1}
+    first.write(f"{settle.DRIVERS}/0123.json", json.dumps(claim).encode())
+    with alone_with(second, works[1]):
+        pass
+
+
 def test_a_broken_note_is_told(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("[]")
-    with pytest.raises(UserError, match=r"storage.json: cannot be read \(TypeError\): name the"):
+    with pytest.raises(
+        UserError, match=r"storage.json: cannot be read \(TypeError\): remove it, and name"
+    ):
         storage_of(tmp_path)
 
 
@@ -68,7 +106,7 @@ def test_artifacts_go_where_mlflow_can_put_them(tmp_path: Path) -> None:
         ("/mnt/shared/x", "file:///mnt/shared/x/artifacts"),
         ("gs://bucket/x", inside),  # another package's than the storage's
     ):
-        write_json(tmp_path / "work" / FILE, {"storage": uri})
+        write_json(tmp_path / "work" / FILE, {"storage": uri, "mark": "", "workdir": ""})
         assert artifacts_of(tmp_path / "work") == place
 
 
@@ -97,14 +135,17 @@ def test_what_grew_comes_again_and_a_model_that_went_goes(remote: Remote, tmp_pa
     assert not (tmp_path / ATTEMPT / "model").exists()
 
 
-def test_a_whole_model(
+def test_a_whole_attempt(
     remote: Remote, uri: str, tmp_path: Path, machine: Callable[[str], Path]
 ) -> None:
-    for name in ("trained.json", "model/config.json", "model/model.safetensors", "result.json"):
+    for name in ("trained.json", "config.json", "model/config.json", "model/model.safetensors",
+                 "result.json"):  # fmt: skip
         remote.write(f"{ATTEMPT}/{name}", name.encode())
     settle_storage(tmp_path / "work", uri)
-    found = whole_model(tmp_path / "work", ATTEMPT)
+    found = whole_attempt(tmp_path / "work", ATTEMPT)
     assert found.is_relative_to(machine("one"))
-    assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
-    assert [path.name for path in found.parent.iterdir() if path.is_file()] == ["trained.json"]
-    assert whole_model(tmp_path / "plain", ATTEMPT) == tmp_path / "plain" / ATTEMPT / "model"
+    names = sorted(path.name for path in (found / "model").iterdir())
+    assert names == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in found.iterdir() if path.is_file())
+    assert names == ["config.json", "trained.json"]
+    assert whole_attempt(tmp_path / "plain", ATTEMPT) == tmp_path / "plain" / ATTEMPT

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chip_core.errors import StorageError, UserError
+from orchestrator.storage import remote as remote_module
 from orchestrator.storage.remote import Remote, checked_uri
 
 
@@ -109,7 +113,8 @@ def test_it_tries_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("nosuch://bucket/x", "no such kind of storage"),
+        ("nosuch://bucket/x", "is no kind of object store that is known here"),
+        ("memory://x", "is no kind of object store"),
         ("s3://key:secret@bucket/x", "a user or password would be written down"),
         ("s3://", "names no folder"),
     ],
@@ -124,3 +129,36 @@ def test_what_users_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     assert checked_uri("shared") == str(tmp_path / "shared")
     assert checked_uri("s3://bucket/x/") == "s3://bucket/x"
+
+
+def test_what_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None:
+    remote = Remote(str(tmp_path), pauses=())
+    remote.write("trials/a", b"1")
+    remote.write("trials/b/c", b"1")
+
+    def fails(folder: str, onerror: Callable[[OSError], None]) -> Iterator[Any]:
+        onerror(PermissionError(13, "Permission denied"))
+        return iter(())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_module.os, "walk", fails)
+        with pytest.raises(StorageError, match="trials cannot be listed: PermissionError"):
+            remote.sizes("trials")
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"--storage: gs://b/x: .*pip install 'chip-ablate\[gcs\]'"):
+        Remote("gs://b/x", pauses=()).require()
+    with pytest.raises(StorageError, match=r"pip install 'chip-ablate\[gcs\]'"):
+        Remote("gs://b/x", pauses=()).sizes()
+
+
+def test_what_says_that_something_is_whole_goes_first(remote: Remote) -> None:
+    for name in ("a/model/w", "a/result.json", "a/trained.json"):
+        remote.write(name, b"")
+    gone: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "remove", gone.extend)
+        remote.remove_all("a")
+    assert gone[2] == "a/model/w"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +26,9 @@ from orchestrator.removal import removal, remove
 from orchestrator.report.summary import Outcome
 from orchestrator.run import PASSES, report_folder, run_study
 from orchestrator.stopping import Stop
-from orchestrator.storage.place import settle_storage, storage_of, trial_key
+from orchestrator.storage.place import trial_key
 from orchestrator.storage.remote import Remote
+from orchestrator.storage.settle import settle_storage, storage_of
 from orchestrator.storage.shelf import CACHE
 from orchestrator.tracking.mlflow import MlflowTracker
 
@@ -92,7 +95,7 @@ def weights(sizes_of: Remote, tmp_path: Path) -> dict[str, str]:
     """Return the sha256 of every model in a storage, by its trial."""
     found = {}
     for number, key in enumerate(sizes_of.sizes("trials")):
-        if key.endswith("model/model.safetensors"):
+        if re.fullmatch(r"trials/\w+/attempt-\d+/model/model.safetensors", key):
             sizes_of.get(key, tmp_path / f"weights-{number}")
             content = (tmp_path / f"weights-{number}").read_bytes()
             found[key.split("/")[1]] = hashlib.sha256(content).hexdigest()
@@ -177,7 +180,7 @@ def test_stores_are_listed_and_pruned(run: Run, remote: Remote, uri: str, tmp_pa
     remote.write(cut, b"short")
     broken = [kept for kept in kept_stores(work, Ledger(work)) if kept.state == "broken"]
     assert [kept.problem for kept in broken] == [
-        f"shard-00000.safetensors is cut off: 5 of {_size(work, cut)} bytes"
+        f"shard-00000.safetensors is cut off: 5 of {_size(remote, cut)} bytes"
     ]
     check_stores(stores, Console(quiet=True), work)
     assert [kept.state for kept in stores].count("broken") == 1
@@ -234,9 +237,9 @@ def test_what_a_dead_job_left_on_a_machine_goes(
     assert not (jobs / "dead").exists()
 
 
-def _size(work: Path, key: str) -> int:
-    manifest = read_json(work / key.rpartition("/")[0] / "manifest.json")
-    return int(manifest["files"]["shard-00000.safetensors"]["bytes"])
+def _size(remote: Remote, key: str) -> int:
+    (content,) = remote.read([f"{key.rpartition('/')[0]}/manifest.json"]).values()
+    return int(json.loads(content)["files"]["shard-00000.safetensors"]["bytes"])
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
