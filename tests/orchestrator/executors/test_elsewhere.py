@@ -1,0 +1,118 @@
+"""A job's files on a machine that does not see the work directory."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from pathlib import Path
+
+import pytest
+
+from chip_core.config import ModelConfig, TrialConfig
+from chip_core.results import Progress
+from orchestrator.executors.base import Job
+from orchestrator.executors.elsewhere import PHASE, Elsewhere
+from orchestrator.storage.place import NODE_CACHE
+from orchestrator.storage.remote import Remote
+
+JOB = "trials/0123/attempt-2"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    monkeypatch.setenv(NODE_CACHE, str(tmp_path / "machine"))
+    return Elsewhere(
+        remote=Remote(str(tmp_path / "storage")), workdir=tmp_path / "work", token="j2-abc"
+    )
+
+
+def job(workdir: Path, **changes: object) -> Job:
+    config = TrialConfig(model=ModelConfig(path="shapes"))
+    return Job(id="j2", name="dpo, seed 0", config=config, folder=workdir / JOB, **changes)
+
+
+def test_the_first_to_come_is_the_last_to_go(elsewhere: Elsewhere) -> None:
+    """Two workers on one machine: what the second writes after the first's end is there, too."""
+    come, gone = threading.Event(), threading.Event()
+
+    def second() -> None:
+        assert come.wait(30)
+        with elsewhere.hand(elsewhere.workdir / JOB) as hand:
+            gone.set()
+            waited = threading.Event()
+            waited.wait(0.3)  # the first has come to its end by then
+            (hand.folder / "result.json").write_text("{}")
+
+    other = threading.Thread(target=second)
+    other.start()
+    with elsewhere.hand(elsewhere.workdir / JOB) as hand:
+        come.set()
+        assert gone.wait(30)
+    other.join()
+    assert elsewhere.remote.sizes() == {f"{JOB}/result.json": 2}
+    assert not hand.here.exists()
+
+
+def test_a_worker_that_failed_does_not_wait_for_others(elsewhere: Elsewhere) -> None:
+    with (
+        elsewhere.hand(elsewhere.workdir / JOB) as first,
+        pytest.raises(RuntimeError, match="boom"),
+        elsewhere.hand(elsewhere.workdir / JOB),
+    ):
+        raise RuntimeError("boom")
+    assert not first.here.exists()
+
+
+def test_a_job_that_is_at_work_is_not_taken_for_dead(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    other = Elsewhere(remote=elsewhere.remote, workdir=elsewhere.workdir, token="j3-def")
+    with elsewhere.hand(elsewhere.workdir / JOB) as hand, other.hand(tmp_path / "work" / "x"):
+        assert hand.folder.is_dir()
+    jobs = hand.here.parent
+    (jobs / "dead").mkdir()
+    (jobs / "dead.lock").touch()
+    (jobs / "held").mkdir()
+    with (jobs / "held.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with other.hand(tmp_path / "work" / "x"):
+            pass
+        assert [path.name for path in jobs.iterdir() if path.is_dir()] == ["held"]
+
+
+def test_what_a_job_needs_is_copied_and_told(elsewhere: Elsewhere) -> None:
+    remote, before = elsewhere.remote, "trials/0123/attempt-1"
+    for name in ("config.json", "answers/a.jsonl", "trained.json", "model/config.json",
+                 "model/model.safetensors", "checkpoints/step-00000002/state.pt"):  # fmt: skip
+        remote.write(f"{before}/{name}", name.encode())
+    told: list[Progress] = []
+    with elsewhere.hand(elsewhere.workdir / JOB) as hand:
+        earlier = elsewhere.workdir / before
+        brought = hand.brought(
+            job(elsewhere.workdir, resume_from=earlier, earlier=(earlier,)), told.append
+        )
+        assert brought.folder == hand.here / JOB and brought.share is not None
+        assert brought.resume_from == hand.here / before and brought.earlier == (
+            hand.here / before,
+        )
+        here = {path.relative_to(hand.here / before).as_posix()
+                for path in (hand.here / before).rglob("*") if path.is_file()}  # fmt: skip
+        assert here == {"config.json", "answers/a.jsonl", "trained.json", "model/config.json",
+                        "model/model.safetensors"}  # fmt: skip
+        # It takes the model over: one of the two folders has it.
+        (hand.here / before / "model").rename(hand.folder / "model")
+        (hand.folder / "trained.json").write_text("{}")
+    assert {progress.phase for progress in told} == {PHASE}
+    assert [progress.done for progress in told] == list(range(1, len(told) + 1))
+    there = remote.sizes()
+    assert f"{JOB}/model/model.safetensors" in there
+    assert not [key for key in there if key.startswith(f"{before}/model/")]
+
+
+def test_where_the_model_is_gone_checkpoints_come(elsewhere: Elsewhere) -> None:
+    before = "trials/0123/attempt-1"
+    for name in ("trained.json", "checkpoints/step-00000002/state.pt",
+                 "checkpoints/step-00000004/state.pt",
+                 "checkpoints/step-00000004/manifest.json"):  # fmt: skip
+        elsewhere.remote.write(f"{before}/{name}", b"{}")
+    with elsewhere.hand(elsewhere.workdir / JOB) as hand:
+        hand.brought(job(elsewhere.workdir, resume_from=elsewhere.workdir / before), print)
+        assert (hand.here / before / "checkpoints/step-00000004/state.pt").exists()
