@@ -205,7 +205,7 @@ def rest_of(run: dict[str, Any]) -> dict[str, float]:
         for part, spent in ((part, job[part]) for part in ("start", *AT_WORK)):
             for kind, used in spent.items():
                 if part == "start" or kind in WORKER:
-                    rest[kind] -= used
+                    rest[kind] = rest.get(kind, 0.0) - used
     return dict(sorted(rest.items(), key=lambda item: -item[1]))
 
 

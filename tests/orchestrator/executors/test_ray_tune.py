@@ -225,7 +225,7 @@ def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) -> None:
-    names = ["environment", "kills_controller", "steps"]
+    names = ["environment", "kills_driver", "steps"]
     jobs = [job(tmp_path, number, name) for number, name in enumerate(names)]
     events: list[Event] = []
 
@@ -234,7 +234,7 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
 
     assert ends(events) == {
         "environment": "finished",
-        "kills_controller": "a Ray process of this job died (killed, or out of memory)",
+        "kills_driver": "a Ray process of this job died (killed, or out of memory)",
         "steps": "finished",  # the one CPU is free again
     }
     assert [event.job for event in events if isinstance(event, Started)] == jobs
