@@ -29,7 +29,7 @@ import psutil
 from benchmarks.machine import describe, line, spread
 
 EVERY = 0.25  # seconds between two looks at the processes
-_KIND = re.compile(r"ray::([\w.]+)")
+_RAYS = re.compile(r"ray::(\w+)")  # a Ray process's title: what it is, and the call it is at
 
 
 class Meter:
@@ -77,10 +77,11 @@ class Meter:
 
 def _kind(command: Sequence[str]) -> str:
     title = " ".join(command)
-    found = _KIND.search(title)
+    found = _RAYS.search(title)
     if found:
-        return found.group(1).removesuffix(".run")
-    return Path(command[0]).name if command else ""
+        return found.group(1)
+    scripts = [Path(word).name for word in command[1:4] if word.endswith(".py")]
+    return next(iter(scripts), Path(command[0]).name if command else "")
 
 
 def trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:

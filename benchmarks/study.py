@@ -11,8 +11,11 @@ shared    `chip-ablate run` on Ray with the reference passes made once before th
 in step   the same with `reference_cache: off`: each step of each trial computes its reference
 
 Seconds are CPU seconds of all processes of a way. Work counts from a job's first piece of work
-(a batch of a reference pass, a step, an answer) to its end; what lies before that in a job is its
-start-up. A grid's overhead is what is left when start-up is taken off: over the bare work.
+(a batch of a reference pass, a step, an answer) to its end; what all processes do before that in a
+job is its start-up: of a trial, or of a reference pass, which is a job too. Bare work is the
+reference pass, the steps of the policies with their checkpoints, and the scores, without Ray.
+What a grid costs over it is all it costs but start-up. That is the work in the jobs' own processes
+and a rest, given by process: Ray's start and end among it, and the report.
 """
 
 from __future__ import annotations
@@ -53,12 +56,22 @@ STUDY = {
 }
 
 
-class Watched:
-    """An executor whose jobs' CPU seconds are kept, by job and what it did."""
+#: The process that a job's own work is done in: on Ray, and without it.
+WORKER = {"RayTrainWorker", "bare"}
 
-    def __init__(self, executor: Executor, clock: Callable[[], float]) -> None:
+#: What a job does once it has begun its work.
+AT_WORK = ("before scores", "scores")
+
+#: CPU seconds of each kind of process until some time.
+Clock = Callable[[], dict[str, float]]
+
+
+class Watched:
+    """An executor whose jobs' CPU seconds are kept, by job, what it did, and process."""
+
+    def __init__(self, executor: Executor, clock: Clock) -> None:
         self._executor, self._clock = executor, clock
-        self._marks: dict[str, dict[str, float]] = {}
+        self._marks: dict[str, dict[str, dict[str, float]]] = {}
         self.jobs: list[dict[str, Any]] = []
 
     def opened(self, jobs: Sequence[Job]) -> Any:
@@ -89,22 +102,27 @@ class Watched:
             case Started():
                 marks["started"] = self._clock()
             case Progressed(progress=progress) if progress.phase not in BEFORE_WORK:
-                marks.setdefault("work", self._clock())
-                if progress.phase.startswith("score"):
-                    marks.setdefault("score", self._clock())
+                if "work" not in marks:
+                    marks["work"] = self._clock()
+                if progress.phase.startswith("score") and "score" not in marks:
+                    marks["score"] = self._clock()
             case Finished():
                 end = self._clock()
-                kind = "pass" if event.job.part is not None else "trial"
                 score = marks.get("score", end)
                 self.jobs.append(
                     {
                         "job": event.job.name,
-                        "kind": kind,
-                        "start_s": marks["work"] - marks["started"],
-                        "before_scores_s": score - marks["work"],
-                        "scores_s": end - score,
+                        "kind": "pass" if event.job.part is not None else "trial",
+                        "start": between(marks["started"], marks["work"]),
+                        "before scores": between(marks["work"], score),
+                        "scores": between(score, end),
                     }
                 )
+
+
+def between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Return CPU seconds of each kind of process between two readings."""
+    return {kind: seconds - before.get(kind, 0.0) for kind, seconds in after.items()}
 
 
 def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
@@ -134,16 +152,17 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
         overrides=overrides,
     )
     meter = Meter()
-
-    def used() -> float:
-        return sum(meter.read().values())
-
     executor: Executor
     if way == "bare":
-        executor = Watched(InlineExecutor(), time.process_time)
+
+        def clock() -> dict[str, float]:
+            return {"bare": time.process_time()}
+
+        executor = Watched(InlineExecutor(), clock)
     else:
-        executor = Watched(RayTuneExecutor(workdir=work, max_concurrent=1), used)
-    began, before = time.perf_counter(), used()
+        clock = meter.read
+        executor = Watched(RayTuneExecutor(workdir=work, max_concurrent=1), clock)
+    began, before = time.perf_counter(), clock()
     outcome = run_study(
         plan,
         workdir=work,
@@ -151,10 +170,43 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
         tracker=MlflowTracker(work, None),
         console=Console(file=io.StringIO()),
     )
-    total, wall = used() - before, time.perf_counter() - began
+    spent, wall = between(before, clock()), time.perf_counter() - began
     meter.stop()
     assert not outcome.failed, outcome.failed
-    return {"cpu_s": total, "wall_s": wall, "jobs": executor.jobs}
+    return {"spent": spent, "wall_s": wall, "jobs": executor.jobs}
+
+
+def seconds(run: dict[str, Any], part: str, kind: str) -> float:
+    """Return the CPU seconds of a part of a run's jobs of one kind, all processes together."""
+    return sum(sum(job[part].values()) for job in run["jobs"] if job["kind"] == kind)
+
+
+def total(run: dict[str, Any]) -> float:
+    """Return the CPU seconds of a run's processes."""
+    return sum(run["spent"].values())
+
+
+def work_of(run: dict[str, Any]) -> float:
+    """Return the CPU seconds that a run's jobs worked in their own processes, start-up left out."""
+    return sum(
+        job[part].get(kind, 0.0) for job in run["jobs"] for part in AT_WORK for kind in WORKER
+    )
+
+
+def started(run: dict[str, Any]) -> float:
+    """Return the CPU seconds of the start-up of a run's jobs, those of passes too."""
+    return seconds(run, "start", "trial") + seconds(run, "start", "pass")
+
+
+def rest_of(run: dict[str, Any]) -> dict[str, float]:
+    """Return what is neither work nor start-up, by process."""
+    rest = dict(run["spent"])
+    for job in run["jobs"]:
+        for part, spent in ((part, job[part]) for part in ("start", *AT_WORK)):
+            for kind, used in spent.items():
+                if part == "start" or kind in WORKER:
+                    rest[kind] = rest.get(kind, 0.0) - used
+    return dict(sorted(rest.items(), key=lambda item: -item[1]))
 
 
 def figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -163,36 +215,41 @@ def figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     def of(way: str, what: Callable[[dict[str, Any]], float]) -> dict[str, float]:
         return spread([what(each[way]) for each in rounds])
 
-    def parts(run: dict[str, Any], kind: str, *names: str) -> float:
-        return sum(sum(job[name] for name in names) for job in run["jobs"] if job["kind"] == kind)
-
-    def starts(run: dict[str, Any]) -> float:
-        return sum(job["start_s"] for job in run["jobs"])
-
-    def overhead(each: dict[str, dict[str, Any]]) -> float:
-        work = sum(
-            parts(each["bare"], kind, "before_scores_s", "scores_s") for kind in ("pass", "trial")
+    def a_start(kind: str) -> Callable[[dict[str, Any]], float]:
+        return lambda run: (
+            seconds(run, "start", kind) / max(1, sum(job["kind"] == kind for job in run["jobs"]))
         )
-        return (each["shared"]["cpu_s"] - starts(each["shared"])) / work
+
+    def rest(way: str) -> dict[str, float]:
+        found = [rest_of(each[way]) for each in rounds]
+        kinds = {kind for each in found for kind in each}
+        medians = {
+            kind: spread([each.get(kind, 0.0) for each in found])["median"] for kind in kinds
+        }
+        return dict(sorted(medians.items(), key=lambda item: -item[1]))
+
+    def ratio(way: str) -> dict[str, float]:
+        overheads = [
+            (total(each[way]) - started(each[way])) / work_of(each["bare"]) for each in rounds
+        ]
+        return spread(overheads)
 
     return {
-        "bare work": {
-            "reference pass": of("bare", lambda run: parts(run, "pass", "before_scores_s")),
-            "policy steps": of("bare", lambda run: parts(run, "trial", "before_scores_s")),
-            "scores": of("bare", lambda run: parts(run, "trial", "scores_s")),
+        "bare work, cpu_s": {
+            "reference pass": of("bare", lambda run: seconds(run, "before scores", "pass")),
+            "policy steps": of("bare", lambda run: seconds(run, "before scores", "trial")),
+            "scores": of("bare", lambda run: seconds(run, "scores", "trial")),
         },
-        "shared over bare work, start-up taken off": spread([overhead(each) for each in rounds]),
         **{
             way: {
-                "cpu_s": of(way, lambda run: run["cpu_s"]),
+                "cpu_s": of(way, total),
                 "wall_s": of(way, lambda run: run["wall_s"]),
-                "start-up of a trial, cpu_s": of(
-                    way,
-                    lambda run: (
-                        parts(run, "trial", "start_s")
-                        / sum(job["kind"] == "trial" for job in run["jobs"])
-                    ),
-                ),
+                "work in the jobs' own processes, cpu_s": of(way, work_of),
+                "start-up of a trial, cpu_s": of(way, a_start("trial")),
+                "start-up of a pass, cpu_s": of(way, a_start("pass")),
+                "start-up of all jobs, cpu_s": of(way, started),
+                "over bare work, start-up taken off": ratio(way),
+                "the rest by process, cpu_s": rest(way),
             }
             for way in WAYS
         },
@@ -235,10 +292,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     print(line(machine))
     for name, part in came.items():
-        if "median" in part:
-            print(f"{name}: {part['median']:.3f}")
-        else:
-            print(f"{name}: " + ", ".join(f"{k} {v['median']:.1f}" for k, v in part.items()))
+        print(name)
+        for what, figure in part.items():
+            if "median" in figure:
+                print(f"  {what}: {figure['median']:.3f}")
+            else:
+                shown = (f"{kind} {used:.1f}" for kind, used in figure.items() if used >= 0.05)
+                print(f"  {what}: " + ", ".join(shown))
 
 
 if __name__ == "__main__":

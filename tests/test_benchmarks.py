@@ -82,3 +82,47 @@ def test_the_cpu_seconds_of_a_command_are_those_of_its_processes(
     taken, printed = estimate._timed([sys.executable, "-c", burn])
     # It is looked at every quarter of a second: what came after the last look is not seen.
     assert 1.0 < taken["cpu_s"] < printed["burnt"] + 0.5
+
+
+def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    study = importlib.import_module("benchmarks.study")
+
+    def a_job(kind: str, scores: float, **start: float) -> dict[str, Any]:
+        worker = "bare" if "bare" in start else "RayTrainWorker"
+        beside = {} if worker == "bare" else {"raylet": 1.0}
+        return {
+            "kind": kind,
+            "start": start,
+            "before scores": {worker: 10.0, **beside},
+            "scores": {worker: scores},
+        }
+
+    bare = {
+        "spent": {"bare": 60.0},
+        "wall_s": 60.0,
+        "jobs": [a_job("pass", 0.0, bare=4.0), a_job("trial", 5.0, bare=1.0)],
+    }
+    ray = {
+        "spent": {"driver": 6.0, "raylet": 5.0, "RayTrainWorker": 41.0},
+        "wall_s": 70.0,
+        "jobs": [
+            a_job("pass", 0.0, RayTrainWorker=7.0, raylet=0.5),
+            a_job("trial", 5.0, RayTrainWorker=8.0, raylet=0.5),
+        ],
+    }
+    found = study.figures([{"bare": bare, "shared": ray, "in step": ray}])
+
+    work = {what: figure["median"] for what, figure in found["bare work, cpu_s"].items()}
+    assert work == {"reference pass": 10.0, "policy steps": 10.0, "scores": 5.0}
+    shared = found["shared"]
+    assert shared["cpu_s"]["median"] == 52.0  # 6 + 5 + 41
+    assert shared["start-up of a trial, cpu_s"]["median"] == 8.5  # 8 + 0.5
+    assert shared["start-up of a pass, cpu_s"]["median"] == 7.5
+    assert shared["over bare work, start-up taken off"]["median"] == 1.44  # (52 − 16) / 25
+    # the raylet's 5 less 1 of start-ups; the workers' 41 less 15 of start-ups and 25 of work
+    assert shared["the rest by process, cpu_s"] == {
+        "driver": 6.0,
+        "raylet": 4.0,
+        "RayTrainWorker": 1.0,
+    }

@@ -1,7 +1,8 @@
 """One job on Ray: its driver, a Tune trainable, and its workers, a Train loop.
 
-A trial is a chain of processes: `drive` runs in the first, Train's controller in the second,
-`work` in the third. Each of them imports this module, so it imports next to nothing itself.
+A trial is two kinds of processes: `drive` runs in one, with Train's controller, and drives one job
+after another; `work` runs in the others, anew for each job. Each of them imports this module, so it
+imports next to nothing itself.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ REASON, CAUSE = "reason", "cause"
 OUTSIDE = "from_outside"
 
 #: The placement group that a job's workers hold, in its folder. A file and no report: a report is
-#: lost with the controller that it passes, and the place of a worker whose controller died is
-#: freed by nobody but the executor.
+#: lost with the driver that it passes, and the place of a worker whose driver died is freed by
+#: nobody but the executor.
 PLACE = "placement_group"
 
 #: Where a job is, line by line, in its folder. A file here too: `train.report` waits until every
@@ -39,13 +40,6 @@ PROGRESS = "progress.jsonl"
 
 #: Seconds between two reports of one phase.
 REPORT_EVERY = 1.0
-
-#: Seconds that one of several workers may wait for another: the first alone writes checkpoints.
-PATIENCE = 7200
-
-#: What Train would start for a trial, at 1.5 s of a CPU each, and a trial does not need: Ray Data
-#: is not used, and the executor itself frees the place of a trial that ended badly.
-_NOT_NEEDED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +65,10 @@ def drive(settings: dict[str, Any]) -> dict[str, Any]:
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-    trainer = _trainer(
+    from orchestrator.executors.ray_train import trainer_of
+
+    trainer = trainer_of(
+        work,
         parcel.workers,
         scaling_config=ScalingConfig(
             num_workers=parcel.workers,
@@ -91,30 +88,6 @@ def drive(settings: dict[str, Any]) -> dict[str, Any]:
     except TrainingFailedError as error:
         ended = _without_a_word(error, parcel)
     return {} if ended is None else {CAUSE: ended[0], REASON: ended[1], OUTSIDE: ended[2]}
-
-
-def _trainer(workers: int, **settings: Any) -> Any:
-    """Return Train's trainer for so many workers.
-
-    Several are joined by torch.distributed: a `TorchTrainer`. One has nobody to talk to, and is run
-    by what that is made of: so neither its driver nor its controller imports torch for nothing.
-    """
-    base: Any
-    if workers > 1:
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        base, settings["torch_config"] = TorchTrainer, TorchConfig(timeout_s=PATIENCE)
-    else:
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-        base = DataParallelTrainer
-
-    class Trainer(base):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ not in _NOT_NEEDED]
-
-    return Trainer(work, **settings)
 
 
 #: How a job failed: its cause, the reason, whether that was found from outside.

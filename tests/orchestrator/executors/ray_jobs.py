@@ -60,10 +60,10 @@ def _killed(job: Job, report: Report, stop: Stop) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kills_controller(job: Job, report: Report, stop: Stop) -> None:
+def _kills_driver(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     others = psutil.Process().parent().children()
-    mine = [p for p in others if "TrainController" in "".join(p.cmdline())]
+    mine = [p for p in others if "ImplicitFunc" in "".join(p.cmdline())]
     max(mine, key=psutil.Process.create_time).kill()
     time.sleep(600)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -181,19 +182,42 @@ def test_what_fits_and_where() -> None:
         _slots([job(8, gpus_per_worker=1)], nodes, "here")
 
 
+def kinds_of(processes: set[int]) -> set[str]:
+    """Return what processes are: a Ray process's name, else its script's or program's."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = psutil.Process(process).cmdline()
+            scripts = [Path(word).name for word in command if word.endswith(".py")]
+            ray_name = re.match(r"ray::(\w+)", " ".join(command))
+            found.add(ray_name[1] if ray_name else (scripts or [Path(command[0]).name])[0])
+    return found
+
+
 @pytest.mark.ray
 def test_several_runs_share_one_ray(tmp_path: Path) -> None:
     jobs = [job(tmp_path, number, "steps") for number in (1, 2)]
     events: list[Event] = []
+    kinds: set[str] = set()
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progressed):
+            kinds.update(kinds_of(ray_processes()))
+
     executor = RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:play", max_concurrent=3)
     with executor.opened(jobs):
         processes = {pid for pid in ray_processes()}
         # as many as there are cores, never more than are wanted: not as many as there are jobs
         assert executor.slots(jobs[0]) == min(3, len(os.sched_getaffinity(0)))
         for each in jobs:
-            executor.run([each], events.append)
+            executor.run([each], listen)
             assert ray.is_initialized()
         assert processes & ray_processes()
+    # a trial is its driver and its worker; Train would start two more, and Ray three for a node
+    assert "ImplicitFunc" in kinds
+    assert not kinds & {"TrainController", "SynchronizationActor", "_AutoscalingCoordinatorActor"}
+    assert not kinds & {"log_monitor.py", "monitor.py", "dashboard.py"}
     assert [event.job for event in events if isinstance(event, Finished)] == jobs
     assert not ray.is_initialized()
     assert ray_processes() == set()
@@ -225,7 +249,7 @@ def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) -> None:
-    names = ["environment", "kills_controller", "steps"]
+    names = ["environment", "kills_driver", "steps"]
     jobs = [job(tmp_path, number, name) for number, name in enumerate(names)]
     events: list[Event] = []
 
@@ -234,7 +258,7 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
 
     assert ends(events) == {
         "environment": "finished",
-        "kills_controller": "a Ray process of this job died (killed, or out of memory)",
+        "kills_driver": "a Ray process of this job died (killed, or out of memory)",
         "steps": "finished",  # the one CPU is free again
     }
     assert [event.job for event in events if isinstance(event, Started)] == jobs
