@@ -23,10 +23,11 @@ install: $(STAMP)
 test: install
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
-# A cluster of two machines in namespaces of this one: up, a study by job, down, and its figures. Needs
-# root, openssh-server, rsync and iproute2.
+# Clusters in namespaces of this machine: up, a study by job, down, and the figures; once with a shared
+# disk, once with an S3-compatible server in its place. Needs root, openssh-server, rsync and iproute2.
 test-cluster: install
 	.venv/bin/python tests/cluster/loopback.py
+	.venv/bin/python tests/cluster/apart.py
 
 # Lines and branches of chip_core that its own tests do not reach.
 coverage: install
