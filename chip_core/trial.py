@@ -150,7 +150,8 @@ def run_trial(
         )
         if workers.first:
             write_trained(folder, trained)
-            remove_all(folder)  # of the checkpoints: the model is there
+            for attempt in (folder, *earlier):
+                remove_all(attempt)  # of the checkpoints: the model is there
         workers.wait()
         if kind == "fsdp":  # its weights are spread over the workers
             share()

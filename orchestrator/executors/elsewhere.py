@@ -75,7 +75,7 @@ class Elsewhere:
                     with hand.mirror:
                         yield hand
                         fcntl.flock(lock, fcntl.LOCK_EX)  # the others have ended
-                    hand.drop_taken_over()
+                    hand.drop_what_is_past()
                 finally:
                     shutil.rmtree(hand.here, ignore_errors=True)
 
@@ -89,7 +89,7 @@ class Hand:
         self._workdir = elsewhere.workdir
         self._kept = node_folder(self._remote)
         self._replies = Replies(self._remote, self._kept)
-        self._taken_over: str | None = None  # key of a model that an attempt before trained
+        self._past: set[str] = set()  # keys of what an attempt before left, till a model is here
         self.here = self._kept / "jobs" / elsewhere.token
         self.folder = self.moved(folder)
         self.mirror = Mirror(
@@ -126,6 +126,7 @@ class Hand:
         with _locked(_beside(self.here, ".bring")), self.mirror.waiting():
             for earlier in job.earlier:
                 self._fetch(self._below(earlier), on_file)
+                self._past.add(f"{self._below(earlier)}/{CHECKPOINTS}")
             if job.trained_model is not None:
                 self._fetch(self._below(job.trained_model.parent), on_file)
                 self._fetch(self._below(job.trained_model), on_file, weights=True)
@@ -173,14 +174,15 @@ class Hand:
                 self._remote.get(f"{key}/{TRAINED}", self.folder / TRAINED)
         workers.wait()
 
-    def drop_taken_over(self) -> None:
-        """Remove a model from the storage that this attempt has taken over from another.
+    def drop_what_is_past(self) -> None:
+        """Remove from the storage what attempts before left, where this one has the trained model.
 
         Raises:
             StorageError: it cannot be removed.
         """
-        if self._taken_over is not None and (self.folder / MODEL).is_dir():
-            self._remote.remove_all(f"{self._taken_over}/{MODEL}")
+        if (self.folder / TRAINED).exists() and (self.folder / MODEL).is_dir():
+            for key in self._past:
+                self._remote.remove_all(key)
 
     def _below(self, path: Path, root: Path | None = None) -> str:
         return path.absolute().relative_to(root or self._workdir).as_posix()
@@ -196,7 +198,7 @@ class Hand:
         self._fetch(key, on_file)
         if (self.moved(folder) / TRAINED).exists() and (self.moved(folder) / MODEL).is_dir():
             self._fetch(f"{key}/{MODEL}", on_file, weights=True)
-            self._taken_over = key
+            self._past.add(f"{key}/{MODEL}")
             return
         for attempt in dict.fromkeys([folder, *job.earlier]):
             for checkpoint in sorted((self.moved(attempt) / CHECKPOINTS).glob("step-*"))[::-1]:

@@ -249,10 +249,11 @@ def test_where_the_last_attempts_checkpoints_are_broken_the_one_befores_are_used
     (left,) = checkpoints(second)
     state = left / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
-    third = tmp_path / "third"
+    third, (used,) = tmp_path / "third", checkpoints(first)
     result = run_trial(config, folder=third, resume_from=second, earlier=[second, first])
     assert result.notes[-2].startswith("checkpoint step-00000004 is not used: state.pt is cut off")
-    assert result.notes[-1] == f"resumed after step 2 from {checkpoints(first)[0]}"
+    assert result.notes[-1] == f"resumed after step 2 from {used}"
+    assert checkpoints(first) == checkpoints(second) == []  # a model is there
     assert curves(third) == curves(whole)
     assert weights(third) == weights(whole)
 

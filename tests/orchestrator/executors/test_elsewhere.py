@@ -104,7 +104,8 @@ def test_what_a_job_needs_is_copied_and_told(elsewhere: Elsewhere) -> None:
     assert [progress.done for progress in told] == list(range(1, len(told) + 1))
     there = remote.sizes()
     assert f"{JOB}/model/model.safetensors" in there
-    assert not [key for key in there if key.startswith(f"{before}/model/")]
+    left = {key.removeprefix(f"{before}/") for key in there if key.startswith(before)}
+    assert left == {"config.json", "answers/a.jsonl", "trained.json"}
 
 
 def test_where_the_model_is_gone_checkpoints_come(elsewhere: Elsewhere) -> None:
