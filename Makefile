@@ -19,9 +19,9 @@ demo: install
 
 install: $(STAMP)
 
-# Two workers of one thread each, file by file in their order: tests on Ray wait most of their time.
+# Two workers of one thread each, file by file: tests on Ray wait most of their time.
 test: install
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 # Clusters in namespaces of this machine: up, a study by job, down, and the figures; once with a shared
 # disk, once with an S3-compatible server in its place. Needs root, openssh-server, rsync and iproute2.

@@ -218,7 +218,8 @@ def test_several_runs_share_one_ray(tmp_path: Path) -> None:
     assert "ImplicitFunc" in kinds
     assert not kinds & {"TrainController", "SynchronizationActor", "_AutoscalingCoordinatorActor"}
     assert not kinds & {"log_monitor.py", "monitor.py", "dashboard.py"}
-    assert [event.job for event in events if isinstance(event, Finished)] == jobs
+    reasons = [event.reason for event in events if isinstance(event, Failed)]
+    assert [event.job for event in events if isinstance(event, Finished)] == jobs, reasons
     assert not ray.is_initialized()
     assert ray_processes() == set()
     assert not (tmp_path / "work" / "ray").exists()
