@@ -13,11 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.results import Progress
-from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import (
+    COPYING,
+    Cut,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Progressed,
+    Started,
+)
 
 ROWS = 24  # of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
-_BEFORE = ("start", "check data")  # phases before the work whose share is told
+_BEFORE = ("start", COPYING, "check data")  # phases before the work whose share is told
 _STYLES = {
     "running": "cyan", "done": "green", "failed": "bold red", "cut": "yellow", "waiting": "dim",
 }  # fmt: skip

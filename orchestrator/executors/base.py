@@ -28,6 +28,8 @@ from chip_core.training.store.passes import Offered, Part
 TRACEBACK = "traceback.txt"
 #: There while a job is to end at its next step or batch, in its folder.
 STOP = "stop"
+#: The phase in which files that a job needs are copied to its machine.
+COPYING = "copy from the storage"
 #: There once a training is to be cut, in its folder: why.
 CUT = "cut"
 

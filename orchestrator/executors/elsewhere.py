@@ -26,17 +26,14 @@ from chip_core.training.store.folder import (
     store_folder,
 )
 from chip_core.workers import current
-from orchestrator.executors.base import CUT, STOP, Job
+from orchestrator.executors.base import COPYING, CUT, STOP, Job
 from orchestrator.storage.mirror import Mirror
-from orchestrator.storage.place import fetch_folder, node_folder
+from orchestrator.storage.place import OnFile, fetch_folder, node_folder
 from orchestrator.storage.remote import PATIENT, Remote
 from orchestrator.storage.replies import Replies
 from orchestrator.storage.shelf import CACHE
 
 Report = Callable[[Progress], None]
-
-#: A job that waits for its files; what it has done counts files.
-PHASE = "copy from the storage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +107,15 @@ class Hand:
 
         Args:
             job: as its driver has it.
-            report: told of each file.
+            report: told of each file, of those of its folder.
 
         Raises:
             StorageError: it cannot be copied.
         """
         offered, part = job.offered, job.part
-        files = 0
 
-        def on_file() -> None:
-            nonlocal files
-            files += 1
-            report(Progress(phase=PHASE, done=files, total=files))
+        def on_file(done: int, total: int) -> None:
+            report(Progress(phase=COPYING, done=done, total=total))
 
         with _locked(_beside(self.here, ".bring")), self.mirror.waiting():
             for earlier in job.earlier:
@@ -188,11 +182,11 @@ class Hand:
         return path.absolute().relative_to(root or self._workdir).as_posix()
 
     def _fetch(
-        self, key: str, on_file: Callable[[], None] = lambda: None, *, weights: bool = False
+        self, key: str, on_file: OnFile = lambda done, total: None, *, weights: bool = False
     ) -> None:
         fetch_folder(self._remote, self.here, key, weights=weights, on_file=on_file)
 
-    def _fetch_resumed(self, job: Job, folder: Path, on_file: Callable[[], None]) -> None:
+    def _fetch_resumed(self, job: Job, folder: Path, on_file: OnFile) -> None:
         """Bring what a training goes on from: a trained model, else the newest whole checkpoint."""
         key = self._below(folder)
         self._fetch(key, on_file)
@@ -206,9 +200,7 @@ class Hand:
                 if broken(checkpoint, job.config) is None:
                     return
 
-    def _fetch_store(
-        self, key: str, identity: Mapping[str, Any], on_file: Callable[[], None]
-    ) -> None:
+    def _fetch_store(self, key: str, identity: Mapping[str, Any], on_file: OnFile) -> None:
         """Copy a store to this machine, once; the job itself says so where it is not whole."""
         folder = store_folder(self._kept / CACHE, key)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -219,11 +211,12 @@ class Hand:
             remove(folder)
             coming = folder.with_name(f".{folder.name}.coming")
             with contextlib.suppress(FileNotFoundError):  # it was removed there meanwhile
-                for each, size in self._remote.sizes(f"{CACHE}/{folder.name}").items():
+                sizes = self._remote.sizes(f"{CACHE}/{folder.name}")
+                for done, (each, size) in enumerate(sizes.items(), start=1):
                     file = coming / each.rpartition("/")[2]
                     if not file.exists() or file.stat().st_size != size:  # else of an earlier try
                         self._remote.get(each, file)
-                    on_file()
+                    on_file(done, len(sizes))
                 coming.replace(folder)
                 with contextlib.suppress(BrokenStoreError):
                     check(folder, identity)

@@ -162,7 +162,7 @@ class Listener(TrialProgressCallback):  # type: ignore[misc]
             ray.kill(trial.temporary_state.ray_actor)  # and all that it owns
 
     def _end(self, trial: Any, otherwise: str, cause_otherwise: Cause) -> None:
-        """Emit how a job ended; free its worker's place, which outlives a killed controller."""
+        """Emit how a job ended; free its worker's place, which outlives a killed driver."""
         job = self._queue.job(trial.config["job"])
         # A driver whose node goes before it began was never said to have started.
         running = self._running.pop(job.id, None) or _Running(job=job, begun=False)

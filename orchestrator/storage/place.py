@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from chip_core.errors import UserError
 from chip_core.identity import fingerprint
 from chip_core.results import CHECKPOINTS, CONFIG, MODEL, TRAINED
 from orchestrator.storage.remote import Remote
@@ -19,7 +20,10 @@ from orchestrator.storage.settle import storage_of
 #: Where machines keep what they copied from storages; the default lies in the user's cache.
 NODE_CACHE = "CHIP_ABLATE_NODE_CACHE"
 
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+#: Told of each file of a folder that is copied: which it is, and of how many.
+OnFile = Callable[[int, int], None]
 
 
 def node_folder(remote: Remote) -> Path:
@@ -70,7 +74,7 @@ def fetch_folder(
     key: str,
     *,
     weights: bool = False,
-    on_file: Callable[[], None] = lambda: None,
+    on_file: OnFile = lambda done, total: None,
 ) -> None:
     """Bring what there is of a folder below `root`; without `weights`, all but those.
 
@@ -88,15 +92,20 @@ def whole_attempt(workdir: Path, folder: str) -> Path:
         folder: the attempt's, below the work directory.
 
     Raises:
-        FileNotFoundError: the storage has no such model any more.
+        UserError: the storage has no such model any more.
         StorageError: it cannot be read.
     """
     remote = storage_of(workdir)
     if remote is None:
         return workdir / folder
     root = node_folder(remote) / "models"
-    for name in (CONFIG, TRAINED):
-        remote.get(f"{folder}/{name}", root / folder / name)
+    try:
+        for name in (CONFIG, TRAINED):
+            remote.get(f"{folder}/{name}", root / folder / name)
+    except FileNotFoundError:
+        raise UserError(
+            f"{remote.uri}/{folder}: no trained model is there any more: run its study again"
+        ) from None
     fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
     return root / folder
 
@@ -108,18 +117,17 @@ def _fetch(
     sizes: dict[str, int],
     *,
     weights: bool = False,
-    on_file: Callable[[], None] = lambda: None,
+    on_file: OnFile = lambda done, total: None,
 ) -> None:
-    for key, size in sizes.items():
+    wanted = {key: size for key, size in sizes.items() if weights or not key.endswith(_WEIGHTS)}
+    for done, (key, size) in enumerate(wanted.items(), start=1):
         path = root / key
-        if not weights and path.suffix in _WEIGHTS:
-            continue
         try:
             if not path.is_file() or path.stat().st_size != size:
                 remote.get(key, path)
         except FileNotFoundError:
             continue  # it went meanwhile: an old checkpoint
-        on_file()
+        on_file(done, len(wanted))
     _drop_what_went(root / folder, root, sizes)
 
 

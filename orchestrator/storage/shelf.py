@@ -1,7 +1,7 @@
 """The stores of reference passes, wherever they lie.
 
 In a storage of its own a store is a folder as in a work directory, whose manifest is written last:
-without one it is not there. The work directory then has the manifest alone.
+without one it is not there. The work directory then has nothing of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from chip_core.training.store.folder import (
     parse_manifest,
     partial_folder,
     plain,
+    require_whole,
     seal,
 )
 from orchestrator.storage.remote import Remote
@@ -62,15 +63,7 @@ class Shelf:
         if not found:
             raise BrokenStoreError("it is not there")
         manifest = parse_manifest(next(iter(found.values())))
-        if identity is not None and manifest.identity != plain(identity):
-            raise BrokenStoreError("it is of another model, data set or setting")
-        for name, facts in manifest.files.items():
-            size = there.get(f"{_key(folder)}/{name}")
-            if size is None:
-                raise BrokenStoreError(f"{name} is missing")
-            if size != facts.bytes:
-                raise BrokenStoreError(f"{name} is cut off: {size} of {facts.bytes} bytes")
-        return manifest
+        return require_whole(manifest, identity, lambda name: there.get(f"{_key(folder)}/{name}"))
 
     def check(
         self, folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False

@@ -14,19 +14,25 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.slow  # more than three minutes: docs/results/cluster.md
-@pytest.mark.ray
-@pytest.mark.e2e
-def test_a_cluster_comes_up_closed_runs_a_study_and_goes(tmp_path: Path) -> None:
+def figures_of(script: str) -> dict[str, Any]:
+    """Run a script of this folder, and return what it prints."""
     done = subprocess.run(
-        [sys.executable, HERE / "loopback.py"],
-        capture_output=True, text=True, check=False, timeout=550,
+        [sys.executable, HERE / script],
+        capture_output=True, text=True, check=False, timeout=590,
         env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
     )  # fmt: skip
     if done.returncode and done.stderr.startswith("test-cluster: "):
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr[-4000:]
     figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+@pytest.mark.slow  # more than three minutes: docs/results/cluster.md
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_a_cluster_comes_up_closed_runs_a_study_and_goes() -> None:
+    figures = figures_of("loopback.py")
     assert figures["executed"] == 3  # two arms of one seed, and the untrained model
     assert "report.html" in figures["report"]
     assert figures["processes left"] == {"head": []}
@@ -36,16 +42,8 @@ def test_a_cluster_comes_up_closed_runs_a_study_and_goes(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.e2e
-def test_machines_that_share_no_disk(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, HERE / "apart.py"],
-        capture_output=True, text=True, check=False, timeout=590,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
-    )  # fmt: skip
-    if done.returncode and done.stderr.startswith("test-cluster: "):
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr[-4000:]
-    figures: dict[str, Any] = json.loads(done.stdout)
+def test_machines_that_share_no_disk() -> None:
+    figures = figures_of("apart.py")
     assert figures["executed"] == 3 and not figures["failed"]
     assert figures["weights in the head's work directory"] == 0
     assert figures["files in the workers' work directories"] == [0, 0]

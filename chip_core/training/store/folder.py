@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -138,16 +138,37 @@ def glance(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
     Raises:
         BrokenStoreError: it is not there, not whole, or of something else.
     """
-    manifest = read_manifest(folder)
+
+    def size(name: str) -> int | None:
+        try:
+            return (folder / name).stat().st_size
+        except OSError:
+            return None
+
+    return require_whole(read_manifest(folder), identity, size)
+
+
+def require_whole(
+    manifest: Manifest, identity: Mapping[str, Any] | None, size: Callable[[str], int | None]
+) -> Manifest:
+    """Return a manifest all of whose files are there, in their sizes.
+
+    Args:
+        manifest: the store's.
+        identity: what it has to be; None: whatever it is.
+        size: of a file, by its name; None: it is not there.
+
+    Raises:
+        BrokenStoreError: one is not, or it is of something else.
+    """
     if identity is not None and manifest.identity != plain(identity):
         raise BrokenStoreError("it is of another model, data set or setting")
     for name, facts in manifest.files.items():
-        try:
-            size = (folder / name).stat().st_size
-        except OSError:
-            raise BrokenStoreError(f"{name} is missing") from None
-        if size != facts.bytes:
-            raise BrokenStoreError(f"{name} is cut off: {size} of {facts.bytes} bytes")
+        found = size(name)
+        if found is None:
+            raise BrokenStoreError(f"{name} is missing")
+        if found != facts.bytes:
+            raise BrokenStoreError(f"{name} is cut off: {found} of {facts.bytes} bytes")
     return manifest
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.results import Progress
-from orchestrator.executors.base import Job
-from orchestrator.executors.elsewhere import PHASE, Elsewhere
+from orchestrator.executors.base import COPYING, Job
+from orchestrator.executors.elsewhere import Elsewhere
 from orchestrator.storage.place import NODE_CACHE
 from orchestrator.storage.remote import Remote
 
@@ -53,14 +54,28 @@ def test_the_first_to_come_is_the_last_to_go(elsewhere: Elsewhere) -> None:
     assert not hand.here.exists()
 
 
-def test_a_worker_that_failed_does_not_wait_for_others(elsewhere: Elsewhere) -> None:
+def test_a_first_one_that_failed_does_not_wait_for_others(elsewhere: Elsewhere) -> None:
+    """They wait for it themselves, in a collective, until Train ends them."""
+    come, ended = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with elsewhere.hand(elsewhere.workdir / JOB):
+            come.set()
+            ended.wait(60)
+
+    other = threading.Thread(target=second)
+    began = time.monotonic()
     with (
-        elsewhere.hand(elsewhere.workdir / JOB) as first,
         pytest.raises(RuntimeError, match="boom"),
-        elsewhere.hand(elsewhere.workdir / JOB),
+        elsewhere.hand(elsewhere.workdir / JOB) as hand,
     ):
+        other.start()
+        assert come.wait(30)
         raise RuntimeError("boom")
-    assert not first.here.exists()
+    assert time.monotonic() - began < 50 and not ended.is_set()
+    assert not hand.here.exists()
+    ended.set()
+    other.join()
 
 
 def test_a_job_that_is_at_work_is_not_taken_for_dead(elsewhere: Elsewhere, tmp_path: Path) -> None:
@@ -100,8 +115,12 @@ def test_what_a_job_needs_is_copied_and_told(elsewhere: Elsewhere) -> None:
         # It takes the model over: one of the two folders has it.
         (hand.here / before / "model").rename(hand.folder / "model")
         (hand.folder / "trained.json").write_text("{}")
-    assert {progress.phase for progress in told} == {PHASE}
-    assert [progress.done for progress in told] == list(range(1, len(told) + 1))
+    assert {progress.phase for progress in told} == {COPYING}
+    # of the attempt without its weights 4 files, the same again to resume from, of its model 2
+    assert [(each.done, each.total) for each in told] == [
+        *((number, 4) for number in range(1, 5)), *((number, 4) for number in range(1, 5)),
+        (1, 2), (2, 2),
+    ]  # fmt: skip
     there = remote.sizes()
     assert f"{JOB}/model/model.safetensors" in there
     left = {key.removeprefix(f"{before}/") for key in there if key.startswith(before)}

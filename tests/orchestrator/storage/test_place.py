@@ -149,3 +149,6 @@ def test_a_whole_attempt(
     names = sorted(path.name for path in found.iterdir() if path.is_file())
     assert names == ["config.json", "trained.json"]
     assert whole_attempt(tmp_path / "plain", ATTEMPT) == tmp_path / "plain" / ATTEMPT
+    remote.remove_all(ATTEMPT)
+    with pytest.raises(UserError, match="attempt-1: no trained model is there any more: run its"):
+        whole_attempt(tmp_path / "work", ATTEMPT)

@@ -1,0 +1,38 @@
+"""What a run shows of its trials: how far they are, and what time is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chip_core.config import ModelConfig, TrialConfig
+from chip_core.results import Progress
+from orchestrator.display import Board
+from orchestrator.executors.base import COPYING, Job, Progressed, Started
+
+
+@dataclass(frozen=True)
+class Shown:
+    fingerprint: str = "0123456789"
+    arm: str = "dpo"
+    name: str = "dpo, seed 0"
+    seed: int | None = 0
+
+
+def test_files_that_are_copied_are_no_share_of_a_trial(tmp_path: Path) -> None:
+    config = TrialConfig(
+        model=ModelConfig(path="shapes"), benchmarks={"report": [{"name": "shapes"}]}
+    )
+    job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
+    board = Board([(job, Shown(), 1)])
+    board.take(Started(job=job))
+
+    def share(phase: str, done: int, total: int) -> float:
+        board.take(Progressed(job=job, progress=Progress(phase=phase, done=done, total=total)))
+        return board.lines["j"].share()
+
+    assert share("start", 1, 1) == 0
+    assert share(COPYING, 12, 12) == 0 and board.eta(board.lines["j"]) is None
+    assert share("train", 30, 60) == 4 / 5 / 2  # training counts four times scoring
+    assert share("train", 60, 60) == 4 / 5
+    assert share("score shapes", 500, 1000) == 4 / 5 + 1 / 5 / 2
