@@ -29,6 +29,24 @@ benchmarks:
 primary: {metric: shapes/chair_i, goal: minimize}
 """
 
+#: Small enough to be trained in a test, by `SHORT`.
+TINY = """
+study: tiny
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+seeds: [0]
+baseline: {objective: dpo}
+benchmarks:
+  report: [{name: shapes, limit: 2, max_new_tokens: 2}]
+"""
+SHORT = {
+    "data.limit": 10,
+    "training.batch_size": 4,
+    "training.epochs": 2,
+    "training.max_steps": 4,
+}
+
 
 @pytest.fixture
 def write_study(tmp_path: Path) -> Callable[[str], Path]:

@@ -24,30 +24,13 @@ from orchestrator.passes import USES, PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan
 from orchestrator.run import PASSES, report_folder, run_study
 
-from .conftest import STUDY
+from .conftest import SHORT, STUDY, TINY
 from .fakes import FakeExecutor, FakeTracker
 
 PlanOf = Callable[..., Plan]
 
 #: 60 steps of 16 pairs are 960 samples of 4,096 a trial.
 EIGHT = {"text, hidden states in fp32": 8 * 960, "rejected image diffusion": 4 * 960}
-
-TINY = """
-study: tiny
-recipe: shapes
-factors:
-  objective: [dpo, chip]
-seeds: [0]
-baseline: {objective: dpo}
-benchmarks:
-  report: [{name: shapes, limit: 2, max_new_tokens: 2}]
-"""
-SHORT = {
-    "data.limit": 10,
-    "training.batch_size": 4,
-    "training.epochs": 2,
-    "training.max_steps": 4,
-}
 
 
 @pytest.fixture

@@ -32,31 +32,15 @@ from orchestrator.storage.settle import settle_storage, storage_of
 from orchestrator.storage.shelf import CACHE
 from orchestrator.tracking.mlflow import MlflowTracker
 
+from ..conftest import SHORT, TINY
 from ..fakes import FakeTracker
 
-STUDY = """
-study: tiny
-recipe: shapes
-factors:
-  objective: [dpo, chip]
-seeds: [0]
-baseline: {objective: dpo}
-benchmarks:
-  report: [{name: shapes, limit: 2, max_new_tokens: 2}]
-"""
-SHORT = {
-    "data.limit": 10,
-    "training.batch_size": 4,
-    "training.epochs": 2,
-    "training.max_steps": 4,
-    "engine.checkpoint_every": 2,
-}
 Run = Callable[..., Outcome]
 
 
 @pytest.fixture
 def plan(plan_of: Callable[..., Plan]) -> Plan:
-    return plan_of(STUDY, overrides=SHORT)
+    return plan_of(TINY, overrides={**SHORT, "engine.checkpoint_every": 2})
 
 
 @pytest.fixture
