@@ -106,7 +106,7 @@ def trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:
 
         runner: Executor = InlineExecutor()
     else:
-        from orchestrator.executors.ray_tune import RayTuneExecutor
+        from orchestrator.executors.ray.tuner import RayTuneExecutor
 
         runner = RayTuneExecutor(workdir=work, max_concurrent=1)
     meter = Meter()

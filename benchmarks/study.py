@@ -131,7 +131,7 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
 
     from orchestrator.commands.options import planned
     from orchestrator.executors.inline import InlineExecutor
-    from orchestrator.executors.ray_tune import RayTuneExecutor
+    from orchestrator.executors.ray.tuner import RayTuneExecutor
     from orchestrator.run import run_study
     from orchestrator.tracking.mlflow import MlflowTracker
 

@@ -267,6 +267,11 @@ class EngineConfig(Section):
     checkpoint_every: int | None = engine(
         None, ge=1, doc="steps between checkpoints of a training; null: none"
     )
+    fresh_process: bool = engine(
+        False,
+        doc="whether each trial on Ray has a process of its own; else a process runs one trial "
+        "after another, to the same figures",
+    )
     retries: int = engine(
         3,
         ge=0,

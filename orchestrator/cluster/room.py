@@ -16,7 +16,7 @@ from orchestrator.cluster.cluster_file import LOCAL, SETTINGS, ClusterFile, Prob
 from orchestrator.cluster.node_types import NodeType, node_types
 from orchestrator.study import Study
 
-DRIVER = "chip_driver"  # as orchestrator.executors.ray_session names it
+DRIVER = "chip_driver"  # as orchestrator.executors.ray.session names it
 
 
 @dataclass(frozen=True, kw_only=True)

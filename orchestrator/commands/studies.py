@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,8 @@ def run(
         )
     remote = settle_storage(workdir, storage)
     _single_threaded_waits()
-    console = Console(stderr=as_json)
+    # The stream itself: sys.stdout is not Ray's to print to while it runs.
+    console = Console(file=sys.stderr if as_json else sys.stdout)
     for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
         console.print(line)
     trimmed = None
@@ -134,7 +136,7 @@ def run(
             from orchestrator.executors.inline import InlineExecutor
 
             return InlineExecutor(stop, workdir=workdir, remote=remote)
-        from orchestrator.executors.ray_tune import RayTuneExecutor
+        from orchestrator.executors.ray.tuner import RayTuneExecutor
 
         return RayTuneExecutor(
             workdir=workdir,

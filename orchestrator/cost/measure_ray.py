@@ -64,7 +64,7 @@ def nothing(job: Job, report: Callable[[Progress], None], stop: Callable[[], boo
 
 def measure(folder: Path) -> dict[str, object]:
     """Return the seconds [wall, cpu] of a run's own work, and of each trial's way to its worker."""
-    from orchestrator.executors.ray_tune import RayTuneExecutor
+    from orchestrator.executors.ray.tuner import RayTuneExecutor
 
     config = TrialConfig.model_validate({"model": "shapes"})  # nothing of it is loaded
     jobs = [

@@ -30,8 +30,6 @@ TRACEBACK = "traceback.txt"
 STOP = "stop"
 #: The phase in which files that a job needs are copied to its machine.
 COPYING = "copy from the storage"
-#: There once a training is to be cut, in its folder: why.
-CUT = "cut"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +161,7 @@ def execute(
     return run_trial(
         job.config,
         folder=job.folder,
-        report=_until_cut(job, report) if job.may_be_cut else report,
+        report=report,
         untrained=job.untrained,
         trained_model=job.trained_model,
         resume_from=job.resume_from,
@@ -176,18 +174,6 @@ def execute(
         notes=job.notes,
         share=job.share or (lambda: None),
     )
-
-
-def _until_cut(job: Job, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    """Return a report function that ends the training once it is to be cut."""
-
-    def watched(progress: Progress) -> None:
-        report(progress)
-        under_way = progress.phase == "train" and progress.done < progress.total
-        if under_way and (job.folder / CUT).exists():
-            raise TrialError((job.folder / CUT).read_text(encoding="utf-8"))
-
-    return watched
 
 
 def cause_of(error: BaseException) -> Cause:

@@ -14,7 +14,7 @@ from pathlib import Path
 from chip_core.errors import StorageError
 from chip_core.files import write_atomically, write_bytes
 from chip_core.results import CURVES
-from orchestrator.executors.base import CUT, STOP, Job
+from orchestrator.executors.base import STOP, Job
 from orchestrator.storage.place import fetch_folder
 from orchestrator.storage.remote import Remote
 
@@ -91,7 +91,7 @@ class FarDesk(Desk):
             self._jobs.pop(job.id, None)
         self._keep([job], self._read([job], self._told))
         fetch_folder(self._remote, self._workdir, self._key(job))
-        passed = (*self._told, STOP, CUT)  # of use while it ran
+        passed = (*self._told, STOP)  # of use while it ran
         self._remote.remove(f"{self._key(job)}/{name}" for name in passed)
 
     def close(self) -> None:

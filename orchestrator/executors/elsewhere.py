@@ -26,7 +26,7 @@ from chip_core.training.store.folder import (
     store_folder,
 )
 from chip_core.workers import current
-from orchestrator.executors.base import COPYING, CUT, STOP, Job
+from orchestrator.executors.base import COPYING, STOP, Job
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.place import OnFile, fetch_folder, node_folder
 from orchestrator.storage.remote import PATIENT, Remote
@@ -94,7 +94,7 @@ class Hand:
             [self.folder, self.here / CACHE],
             self.here,
             told=[self.folder / name for name in told],
-            asked=[self.folder / STOP, self.folder / CUT],
+            asked=[self.folder / STOP],
             also=self._replies.copy,
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from orchestrator.executors.ray_session import ENVIRONMENT, _signals_kept
+from orchestrator.executors.ray.session import ENVIRONMENT, _signals_kept
 from tests.faults.injected import MOMENTS, PLAN
 
 ROOT = Path(__file__).parents[2]

@@ -8,14 +8,13 @@ from dataclasses import asdict
 
 from chip_core.files import write_json
 from chip_core.results import RESULT, Progress, TrialResult
-from orchestrator.executors.base import Job, _until_cut
+from orchestrator.executors.base import Job
 
 STEPS, SECONDS = 40, 0.5
 
 
 def play(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
     """Make steps; `good` is right in all pairs, `bad` in none."""
-    report = _until_cut(job, report) if job.may_be_cut else report
     value = 1.0 if job.name == "good" else 0.0
     for step in range(1, STEPS + 1):
         (job.folder / "steps").write_text(str(step))

@@ -12,8 +12,8 @@ from ray.cluster_utils import Cluster
 
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Progressed
-from orchestrator.executors.ray_session import ENVIRONMENT
-from orchestrator.executors.ray_tune import RayTuneExecutor
+from orchestrator.executors.ray.session import ENVIRONMENT
+from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.storage.place import NODE_CACHE
 from orchestrator.storage.remote import Remote
 

@@ -35,9 +35,9 @@ from orchestrator.executors.base import (
     Started,
     execute,
 )
-from orchestrator.executors.ray_session import ENVIRONMENT, _slots, placement_of
-from orchestrator.executors.ray_tune import RayTuneExecutor
-from orchestrator.executors.ray_worker import REPORT_EVERY, throttled
+from orchestrator.executors.ray.session import ENVIRONMENT, _slots, placement_of
+from orchestrator.executors.ray.tuner import RayTuneExecutor
+from orchestrator.executors.ray.slot import REPORT_EVERY, throttled
 
 HERE = Path(__file__).parent
 
@@ -250,7 +250,7 @@ def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) -> None:
-    names = ["environment", "kills_driver", "steps"]
+    names = ["environment", "killed", "steps"]
     jobs = [job(tmp_path, number, name) for number, name in enumerate(names)]
     events: list[Event] = []
 
@@ -259,7 +259,7 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
 
     assert ends(events) == {
         "environment": "finished",
-        "kills_driver": "a Ray process of this job died (killed, or out of memory)",
+        "killed": "the worker process died (killed, out of memory, or crashed)",
         "steps": "finished",  # the one CPU is free again
     }
     assert [event.job for event in events if isinstance(event, Started)] == jobs

@@ -15,13 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
 import ray
-import ray._private.node
-import ray._private.worker
 import torch
 
 from chip_core.errors import UserError
 from orchestrator.executors.base import Job
-from orchestrator.executors.ray_token import keep_token_private
+from orchestrator.executors.ray.token import keep_token_private
 
 #: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
 DRIVER = "chip_driver"
@@ -37,6 +35,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # A slot is given time to end a training that early stopping cut, before its next job.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Threads that wait give their core away.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -52,6 +52,8 @@ TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # The metric of early stopping is reported by trainings alone.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # How many begin at the same time: as many as fit. Ray's own is 1 where a list is added to.
     "TUNE_MAX_PENDING_TRIALS_PG": "200",
@@ -60,14 +62,11 @@ TUNE = {
 #: For a local Ray, whose state nobody looks at: what its processes keep and send of it takes some
 #: 1.5 % of a core, and workers that stand ready are never those that a trial needs.
 UNOBSERVED = {
-    "enable_metrics_collection": False,
-    "event_stats": False,
-    "task_events_report_interval_ms": 0,
-    "prestart_worker_first_driver": False,
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
-
-#: What of a local Ray's node is not started (_few_processes).
-_FEW = ("start_log_monitor", "start_monitor", "start_api_server")
 
 #: Bytes of a local Ray's object store: what passes through it is small.
 OBJECT_STORE = 256 * 1024**2
@@ -155,7 +154,7 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
     others = set(psutil.Process().children(recursive=True))
     guard: subprocess.Popen[bytes] | None = None
     try:
-        with _signals_kept(), _few_processes():
+        with _signals_kept(), _environment({"RAY_TMPDIR": folder, **UNOBSERVED}):
             ray.init(
                 address="local",
                 num_cpus=int(machine["CPU"]),
@@ -165,8 +164,6 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                _temp_dir=folder,
-                _system_config=UNOBSERVED,
             )
         guard = _guard(folder, set(psutil.Process().children(recursive=True)) - others)
         yield
@@ -263,34 +260,33 @@ def _amounts(resources: dict[str, float]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Ray's loggers, and the errors of its nodes, which it prints past them."""
+    """Silence Ray's loggers, and what it prints to sys.stdout of its nodes' errors.
+
+    Whoever has something to print in the meantime holds the stream itself.
+    """
     logger = logging.getLogger("ray")
-    level, print_error = logger.level, ray._private.worker.print_to_stdstream
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
-    ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
     try:
-        yield
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
     finally:
         logger.setLevel(level)
-        ray._private.worker.print_to_stdstream = print_error
 
 
 @contextlib.contextmanager
-def _few_processes() -> Iterator[None]:
-    """Start no process of Ray's that only somebody who looks at it, or a cluster, has use of.
-
-    They are what reads all logs ten times a second, what adds nodes, and the dashboard's server,
-    which Ray starts without a dashboard too: together 2.4 CPU s, and 1 % of a core from then on.
-    """
-    node = ray._private.node.Node
-    kept = {name: getattr(node, name) for name in _FEW}
-    for name in kept:
-        setattr(node, name, lambda node, **settings: None)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have environment variables for a while: Ray's processes inherit them as they start."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name, start in kept.items():
-            setattr(node, name, start)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

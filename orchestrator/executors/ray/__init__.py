@@ -1,0 +1,1 @@
+"""Jobs on Ray: Tune schedules them (tuner.py), Train runs each (slot.py), session.py connects."""
