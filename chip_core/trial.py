@@ -103,7 +103,10 @@ def run_trial(
         pairs = checked_pairs(config, report)
         spans.end("check data")
     model, processor = loading.load(
-        config.model, attention=config.engine.attention, trained=trained_model
+        config.model,
+        attention=config.engine.attention,
+        trained=trained_model,
+        config=None if pairs is None else config,
     )
     kind: Kind = "alone"
     if pairs is not None:

@@ -137,7 +137,11 @@ def identity(model: ModelConfig) -> dict[str, Any]:
 
 
 def load(
-    model: ModelConfig, *, attention: str = "auto", trained: Path | None = None
+    model: ModelConfig,
+    *,
+    attention: str = "auto",
+    trained: Path | None = None,
+    config: TrialConfig | None = None,
 ) -> tuple[Any, Any]:
     """Return (model, processor) in fp32, on the CPU, in evaluation mode.
 
@@ -148,6 +152,7 @@ def load(
         model: the model.
         attention: the kind of attention; "auto" leaves it to transformers.
         trained: a trained model's folder, a Hugging Face or a PEFT one, in the model's place.
+        config: the trial that is going to train the model; None: nobody writes to its weights.
 
     Raises:
         TrialError: it cannot be loaded, or not wholly.
@@ -156,6 +161,7 @@ def load(
 
     from chip_core.models.adapters import with_adapter
     from chip_core.models.processing import load_processor
+    from chip_core.models.warm import BASE_MODELS
 
     disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
@@ -173,13 +179,29 @@ def load(
         remote.check_own_code(
             source, **{name: options[name] for name in options.keys() & {"revision"}}
         )
-    loaded = _load_whole(source, attention, options)
-    processor = load_processor(source, **options)
-    _check_processor(processor, source)
+
+    def read() -> tuple[Any, Any]:
+        loaded = _load_whole(source, attention, options)
+        processor = load_processor(source, **options)
+        _check_processor(processor, source)
+        return loaded.eval(), processor
+
+    if trained is not None:  # of one attempt, and what lies beside an adapter is written into it
+        loaded, processor = read()
+    else:
+        key = (source, attention, tuple(options.items()), _state_of(folder))
+        loaded, processor = BASE_MODELS.get(key, read, config)
     if adapter:
         assert trained is not None
         loaded = with_adapter(loaded, trained)
     return loaded.eval(), processor
+
+
+def _state_of(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when a file of a model's folder does."""
+    files = [] if folder is None else sorted(folder.iterdir())
+    found = [(file.name, file.stat()) for file in files if file.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
 
 
 def import_libraries(*, adapters: bool) -> None:

@@ -190,11 +190,10 @@ def head_of(cluster: ClusterFile) -> Head:
 
 def _asked(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
     """Ask a cloud for the head's address, and for the key that Ray made for it."""
-    from ray.autoscaler._private.commands import _bootstrap_config
-    from ray.autoscaler.sdk import get_head_node_ip
+    from ray.autoscaler.sdk import bootstrap_config, get_head_node_ip
 
     try:
-        auth: dict[str, Any] = _bootstrap_config(content)["auth"]
+        auth: dict[str, Any] = bootstrap_config(content)["auth"]
         return auth, str(get_head_node_ip(str(path)))
     except Exception as error:  # whatever a cloud's client raises
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -36,13 +36,11 @@ def business() -> Business:
     Raises:
         ConnectionError: Ray does not run here.
     """
-    from ray.dashboard.utils import get_address_for_submission_client
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_nodes
 
-    address = get_address_for_submission_client(None)
-    jobs = JobSubmissionClient(address).list_jobs()
-    nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
+    jobs = JobSubmissionClient().list_jobs()
+    nodes = list_nodes(filters=[("state", "=", "ALIVE")])
     return Business(
         jobs=sum(not job.status.is_terminal() for job in jobs),
         machines=max(0, len(nodes) - 1),

@@ -71,8 +71,17 @@ def node_type_problems(cluster: ClusterFile) -> Iterator[Problem]:
         if name != head and isinstance(written, dict) and written.get("max_workers") == 0:
             key = f"available_node_types.{name}.max_workers"
             yield Problem(key=key, what="0: no machine of it is ever started: raise it, or drop it")
-    if cluster.content.get("max_workers") == 0:
+    most = cluster.content.get("max_workers", 2)  # Ray's default
+    if most == 0:
         yield Problem(key="max_workers", what="0: no worker is ever started: raise it")
+    fewest = sum(
+        written["min_workers"]
+        for name, written in kinds.items()
+        if name != head and isinstance(written, dict) and isinstance(written.get("min_workers"), int)
+    )
+    if isinstance(most, int) and 0 < most < fewest:  # `ray up` refuses it
+        what = f"{most}, and the types' min_workers are {fewest} together: raise it"
+        yield Problem(key="max_workers", what=what)
 
 
 def _local(cluster: ClusterFile) -> list[NodeType]:

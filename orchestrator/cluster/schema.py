@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import ray.autoscaler
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.sdk import fillout_defaults
 
 from chip_core.registry import suggestion
 from orchestrator.cluster.cluster_file import ClusterFile, Problem
@@ -57,14 +57,14 @@ _HELP = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-config
 
 
 def _refused(content: dict[str, Any]) -> Iterator[Problem]:
-    """Yield why Ray refuses a file that keeps its schema; it tells the first reason only."""
+    """Yield why Ray cannot fill in a file that keeps its schema; it tells the first reason only."""
     said = io.StringIO()
     logger = logging.getLogger("ray")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            validate_config(prepare_config(copy.deepcopy(content)))
+            fillout_defaults(copy.deepcopy(content))
     except Exception as error:  # whatever Ray raises: it has no class for it
         lines = [line for line in (*str(error).splitlines(), *said.getvalue().splitlines()) if line]
         reason = lines[0].strip() if lines else type(error).__name__

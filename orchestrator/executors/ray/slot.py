@@ -121,6 +121,10 @@ def run_here(payload: JobPayload) -> Outcome:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from chip_core.models.warm import BASE_MODELS
+
+    BASE_MODELS.keep()
+
     def train_loop_per_worker() -> Outcome:
         # In local mode within Tune nothing of ray.train may be called (Ray 2.60).
         return run_job(payload, throttled(report_to_tune))

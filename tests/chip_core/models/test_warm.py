@@ -1,0 +1,84 @@
+"""A base model that is kept for the next trial: the same figures, and no trace of the last trial."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chip_core.config import ModelConfig, TrialConfig
+from chip_core.models.loading import load
+from chip_core.models.warm import BASE_MODELS
+from chip_core.trial import run_trial
+
+SHORT: dict[str, Any] = {
+    "model": "shapes",
+    "training": {"max_steps": 2, "batch_size": 2},
+    "benchmarks": {"report": [{"name": "shapes", "limit": 4}]},
+    "engine": {"micro_batch": 2, "threads": 1},
+}
+#: What is trained changes from one to the next, and comes again.
+SEQUENCE: list[dict[str, Any]] = [
+    {"objective": "chip", "vision_encoder": "trained"},
+    {"language_model": "lora"},
+    {"vision_encoder": "frozen", "objective": "dpo"},
+    {"model": {"path": "shapes", "dtype": "bf16"}, "language_model": "lora"},
+    {"vision_encoder": "staged", "projector": "frozen"},
+    {"objective": "chip", "vision_encoder": "trained"},
+    {"language_model": "lora"},
+]
+
+
+@pytest.fixture
+def kept() -> Iterator[None]:
+    BASE_MODELS.keep()
+    yield
+    BASE_MODELS.forget()
+
+
+def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Run a trial and return the hashes of its weights and answers."""
+    run_trial(TrialConfig.model_validate({**SHORT, **settings}), folder=folder)
+    files = [*folder.glob("model/*.safetensors"), *folder.glob("responses/**/*.jsonl")]
+    assert len(files) >= 2
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+
+
+def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kept: None) -> None:
+    together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
+    BASE_MODELS.forget()
+    alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE)]
+    assert together == alone
+    assert together[0] == together[5] != together[2]
+    assert together[1] == together[6]
+
+
+def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(kept: None) -> None:
+    config = TrialConfig.model_validate({**SHORT, "vision_encoder": "frozen"})
+    first, _ = load(config.model, config=config)
+    second, _ = load(config.model, config=config)
+    ones, others = dict(first.named_parameters()), dict(second.named_parameters())
+    assert ones.keys() == others.keys()
+    for name, one in ones.items():
+        assert torch.equal(one, others[name])
+        assert (one is others[name]) == ("vision_tower" in name), name
+    first.register_forward_hook(lambda *given: None)
+    assert not load(config.model, config=config)[0]._forward_hooks
+
+
+def test_other_weights_are_loaded_anew(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+    real = load.__globals__["_load_whole"]
+    monkeypatch.setitem(
+        load.__globals__, "_load_whole", lambda *given: loads.append(given) or real(*given)
+    )
+    for attention in ("auto", "auto", "eager", "auto"):
+        load(ModelConfig(path="shapes"), attention=attention)
+    assert [given[1] for given in loads] == ["auto", "eager", "auto"]
