@@ -320,6 +320,10 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         self._given[job.id] = job
         return {PAYLOAD: self._payload(job)}
 
+    def job(self, trial: Any) -> Job:
+        """Return the job of a Tune trial that has not ended."""
+        return self._given[trial.config[PAYLOAD].job.id]
+
     def ended(self, job: Job, retry: Job | None) -> None:
         """Take note that a job has ended; its trial's next attempt is the next to begin."""
         if retry is not None:
@@ -400,7 +404,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A job has its slot."""
-        job = trial.config[PAYLOAD].job
+        job = self._searcher.job(trial)
         self._running[job.id] = _Running(job=job)
         self._desk.begun(job)
         self._emit(Started(job=job))
@@ -428,7 +432,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         self._end(trial, died)
 
     def _end(self, trial: Any, died: Exception | None) -> None:
-        job = trial.config[PAYLOAD].job
+        job = self._searcher.job(trial)
         running = self._running.pop(job.id, None)
         if running is None:  # its slot never came
             running = _Running(job=job)
