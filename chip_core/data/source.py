@@ -15,6 +15,7 @@ from chip_core.data.files import PARQUET, digest, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import REJECTED_IMAGE_COLUMNS
 from chip_core.data.image_files import ImageReader
+from chip_core.data.marks import may_hold_marks
 from chip_core.data.rows import ImageRef, Place, RowError, Texts, check_texts
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
 from chip_core.errors import ConfigError
@@ -82,6 +83,22 @@ class Source:
         """
         shard, row = self._find(index)
         return self._row(index, shard, self.tables[shard].read(row))
+
+    def read_anew(self) -> bool:
+        """Return whether a row is one that builds before 2026-11-28 read otherwise, or refused.
+
+        A text that holds what may be a mark of a model's family was tokenized otherwise.
+        """
+        for _, _, read in self._readers(self.format.text_columns):
+            try:
+                texts = self.format.texts(read())
+            except RowError:
+                continue  # told when the rows are checked
+            if texts.anew or any(
+                may_hold_marks(text) for text in (texts.prompt, texts.chosen, texts.rejected)
+            ):
+                return True
+        return False
 
     def image_files(self) -> Iterator[tuple[str, Path | None]]:
         """Yield each image that is named by a path, and its file where there is one."""
@@ -182,7 +199,8 @@ def identity(data: DataConfig) -> dict[str, Any]:
     """Return what a fingerprint holds of a source: its content, not where it lies.
 
     The files' names are in it: they are part of the ids of rows that have none of their own.
-    Images that rows name by path are in it by content.
+    Images that rows name by path are in it by content. How rows are read is in it where one of
+    them was once read otherwise.
     """
     if data.source == SHAPES:
         return {"source": SHAPES}
@@ -201,6 +219,7 @@ def identity(data: DataConfig) -> dict[str, Any]:
         "files": files,
         "format": source.format.name,
         **({"images": images.hexdigest()} if seen else {}),
+        **({"reading": 2} if source.read_anew() else {}),
     }
 
 
@@ -225,8 +244,12 @@ def _hub_table(data: DataConfig) -> Table:
 def _format(data: DataConfig, tables: list[Table]) -> Format:
     if data.format != "auto":
         return FORMATS[data.format]
-    kinds = next((table.kinds for table in tables if len(table)), {})
+    first = next((table for table in tables if len(table)), None)
+    kinds = {} if first is None else first.kinds
     found = find_format(kinds)
+    if found is None and isinstance(first, LinesTable):
+        kinds = first.all_kinds()  # the first rows may lack what others have: each is told then
+        found = find_format(kinds)
     if found is None and kinds:
         wanted = "; ".join(f"{entry.name}: {entry.wants}" for entry in FORMATS.values())
         raise ConfigError([f"the columns {', '.join(kinds)} fit no format ({wanted})"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import TrialError
 from chip_core.files import expanded, read_json
-from chip_core.models import own, remote
+from chip_core.models import own, remote, templates
 from chip_core.shapes import MODEL_FOLDER
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -69,6 +70,11 @@ def problem(model: ModelConfig) -> str | None:
             "transformers knows: name a vision-language model, such as one of llava, llava_next, "
             "qwen2_5_vl, qwen3_vl, idefics3, smolvlm, muffin"
         )
+    # The embedded model's is known, and planning it reads no transformers.
+    if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
+        fault = templates.problem(folder, model_type)
+        if fault is not None:
+            return f"{folder} {fault}"
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return f"no *.safetensors in {folder}: convert the weights with save_pretrained"
@@ -155,31 +161,27 @@ def load(
     from transformers.utils.logging import disable_progress_bar
 
     from chip_core.models.adapters import with_adapter
-    from chip_core.models.processing import load_processor
 
     disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not adapter:
         model = model.model_copy(update={"path": str(trained), "revision": None})
-    broken = problem(model)
-    if broken is not None:
-        raise TrialError(broken)
-    folder = local_folder(model.path)
-    source = model.path if folder is None else str(folder)
-    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if folder is None and model.revision is not None:
-        options["revision"] = model.revision
-    if model.trust_remote_code:
-        remote.check_own_code(
-            source, **{name: options[name] for name in options.keys() & {"revision"}}
-        )
+    source, options = _checked_source(model)
     loaded = _load_whole(source, attention, options)
-    processor = load_processor(source, **options)
-    _check_processor(processor, source)
+    processor = _processor(source, options)
     if adapter:
         assert trained is not None
         loaded = with_adapter(loaded, trained)
     return loaded.eval(), processor
+
+
+def processor_of(model: ModelConfig) -> Any:
+    """Return a model's processor alone, as `load` returns it.
+
+    Raises:
+        TrialError: it cannot be loaded, or makes no prompts.
+    """
+    return _processor(*_checked_source(model))
 
 
 def import_libraries(*, adapters: bool) -> None:
@@ -229,13 +231,36 @@ def _load_whole(source: str, attention: str, options: dict[str, Any]) -> Any:
     return loaded
 
 
-def _check_processor(processor: Any, source: str) -> None:
-    """Check that a processor can make a prompt and end a response; give it a padding token."""
-    if getattr(processor, "chat_template", None) is None:
-        raise TrialError(
-            f"{source} has no chat template, which says how a prompt is written: "
-            "add its chat_template.jinja to the folder, or take a model tuned on instructions"
+def _checked_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Return a model's folder or hub name, and the options that it is loaded with.
+
+    Raises:
+        TrialError: something is wrong with it.
+    """
+    broken = problem(model)
+    if broken is not None:
+        raise TrialError(broken)
+    folder = local_folder(model.path)
+    source = model.path if folder is None else str(folder)
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if folder is None and model.revision is not None:
+        options["revision"] = model.revision
+    if model.trust_remote_code:
+        remote.check_own_code(
+            source, **{name: options[name] for name in options.keys() & {"revision"}}
         )
+    return source, options
+
+
+def _processor(source: str, options: Mapping[str, Any]) -> Any:
+    """Return a processor that can make a prompt and end a response; it has a padding token."""
+    from chip_core.models.processing import json_beside, load_processor
+
+    processor = load_processor(source, **options)
+    revision = {name: options[name] for name in options.keys() & {"revision"}}
+    fault = templates.settle(processor, lambda name: json_beside(source, name, **revision))
+    if fault is not None:
+        raise TrialError(f"{source} {fault}")
     if processor.tokenizer.eos_token_id is None:
         raise TrialError(
             f"{source}: its tokenizer has no end of sequence: name eos_token in "
@@ -243,6 +268,7 @@ def _check_processor(processor: Any, source: str) -> None:
         )
     if processor.tokenizer.pad_token_id is None:  # which one is all the same: it is masked
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
 
 
 def _is_image_text_to_text(model_type: str) -> bool:

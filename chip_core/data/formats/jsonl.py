@@ -6,7 +6,7 @@ from chip_core.data.formats.base import (
     Format,
     Kinds,
     Raw,
-    image_cell,
+    first_image,
     own_id,
     prompt_text,
     text_cell,
@@ -18,7 +18,11 @@ def _fits(kinds: Kinds) -> bool:
     asked = kinds.keys() & {"prompt", "question"}
     texts = {"chosen", "rejected"} <= kinds.keys()
     plain = all(kinds[name] == "string" for name in [*asked, "chosen", "rejected"] if name in kinds)
-    return bool(asked) and texts and plain and kinds.get("image") == "string"
+    if not (asked and texts and plain):
+        return False
+    # `images` beside `prompt` is TRL's.
+    elsewhere = "prompt" not in kinds and bool(kinds.keys() & {"image", "images"})
+    return kinds.get("image") == "string" or elsewhere
 
 
 def _texts(raw: Raw) -> Texts:
@@ -31,13 +35,14 @@ def _texts(raw: Raw) -> Texts:
 
 
 def _image(raw: Raw) -> ImageRef:
-    return image_cell(raw, "image")
+    return first_image(raw, "image", "images")
 
 
 FORMAT = Format(
     name="jsonl",
-    wants="image (a path), prompt or question, chosen, rejected",
-    image_columns=("image",),
+    wants="image (a path) or images, prompt or question, chosen, rejected",
+    image_columns=("image", "images"),
+    text_columns=("prompt", "question", "chosen", "rejected"),
     fits=_fits,
     texts=_texts,
     image=_image,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chip_core.data.formats.base import Format, Kinds, Raw, own_id, prompt_text, text_cell
-from chip_core.data.formats.rlhf_v import image
+from chip_core.data.formats.rlhf_v import IMAGE_COLUMNS, image
 from chip_core.data.rows import Texts
 
 
@@ -24,7 +24,8 @@ def _texts(raw: Raw) -> Texts:
 FORMAT = Format(
     name="rlaif-v",
     wants="image ({bytes, path}), question, chosen, rejected",
-    image_columns=("image", "image_path"),
+    image_columns=IMAGE_COLUMNS,
+    text_columns=("question", "chosen", "rejected"),
     fits=_fits,
     texts=_texts,
     image=image,
