@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chip_core import hub
 from chip_core.config import DataConfig
-from chip_core.data.files import PARQUET, digest, is_hub_name, shards
+from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import REJECTED_IMAGE_COLUMNS
 from chip_core.data.image_files import ImageReader
@@ -147,15 +149,26 @@ class Source:
         return shard, index - self._starts[shard]
 
 
-def open_source(data: DataConfig) -> Source:
+def open_source(
+    data: DataConfig, on_file: Callable[[int, int], None] = lambda done, total: None
+) -> Source:
     """Open a source that is not the embedded world's.
+
+    Args:
+        data: the source.
+        on_file: told (files opened, files).
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or its columns fit no format.
     """
     if is_hub_name(data.source):
-        return Source(data, [_hub_table(data)])
-    return Source(data, [_file_table(file) for file in shards(data)])
+        return Source(data, _hub_tables(data))
+    tables: list[Table] = []
+    files = shards(data)
+    for file in files:
+        tables.append(_file_table(file))
+        on_file(len(tables), len(files))
+    return Source(data, tables)
 
 
 def is_at_hand(data: DataConfig) -> bool:
@@ -229,16 +242,54 @@ def _file_table(file: Path) -> Table:
     return LinesTable(file, file.name)
 
 
-def _hub_table(data: DataConfig) -> Table:
+def _hub_tables(data: DataConfig) -> list[Table]:
     from datasets import load_dataset
 
     split = data.split or "train"
+    away = hub.unreachable("dataset", data.source, data.revision)
+    if away is not None and not is_at_hand(data):
+        raise ConfigError(
+            [
+                f"{data.source}: the hub cannot be reached ({away}), and no copy of it is among "
+                "this machine's data sets: check the name and the network, or name a file"
+            ]
+        )
+    with _offline() if away is not None else nullcontext():
+        try:
+            dataset = load_dataset(data.source, split=split, revision=data.revision)
+            table = HubTable(dataset, data.source)
+            files = _json_files(data, split) if table.times else []
+        except Exception as error:  # whatever the hub, the network or a loader raises
+            what = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                [f"{data.source}, split {split}, cannot be loaded ({what})"]
+            ) from None
+    # `datasets` makes times of JSON's texts where all of a column look like one: read them anew.
+    return [LinesTable(file, data.source, fetched=True) for file in files] or [table]
+
+
+def _json_files(data: DataConfig, split: str) -> list[Path]:
+    """Return the JSON files of a hub data set, fetched; none where it is of other files."""
+    from datasets import DownloadManager, load_dataset_builder
+
+    builder = load_dataset_builder(data.source, revision=data.revision)
+    named = (builder.config.data_files or {}).get(split, [])
+    if not named or any(Path(str(name)).suffix not in (*LINES, *NAMED) for name in named):
+        return []
+    return [Path(file) for file in DownloadManager().download(list(named))]
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let `datasets` read what it has, and ask no network for half a minute."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
     try:
-        dataset = load_dataset(data.source, split=split, revision=data.revision)
-    except Exception as error:  # whatever the hub, the network or a loader raises
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError([f"{data.source}, split {split}, cannot be loaded ({what})"]) from None
-    return HubTable(dataset, data.source)
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _format(data: DataConfig, tables: list[Table]) -> Format:

@@ -161,8 +161,18 @@ class LinesTable:
     another over several lines each.
     """
 
-    def __init__(self, file: Path, name: str) -> None:
-        self.name, self._file, self.folder = name, file, file.parent
+    def __init__(self, file: Path, name: str, *, fetched: bool = False) -> None:
+        """Find the rows of a file.
+
+        Args:
+            file: the file.
+            name: what ids of its rows begin with.
+            fetched: whether it is a copy, beside which no images lie.
+
+        Raises:
+            ConfigError: it cannot be read, or holds no rows.
+        """
+        self.name, self._file, self.folder = name, file, None if fetched else file.parent
         self._starts, self._lines = array("Q"), array("Q")
         self._lengths: array[int] | None = None  # of rows that are no lines
         try:
@@ -336,6 +346,8 @@ class HubTable:
         self.name, self._dataset = name, dataset.with_format("arrow")
         schema = self._dataset.data.schema
         self.kinds = {field.name: _arrow_kind(field.type) for field in schema}
+        #: Whether a column holds dates or times, alone or within others.
+        self.times = any(_holds_times(field.type) for field in schema)
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
         """Return False: it is not known."""
@@ -389,6 +401,16 @@ def _arrow_kind(kind: Any) -> str:
     if types.is_list(kind) or types.is_large_list(kind):
         return "list"
     return "other"
+
+
+def _holds_times(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(_holds_times(kind.field(place).type) for place in range(kind.num_fields))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        return _holds_times(kind.value_type)
+    return bool(types.is_temporal(kind))
 
 
 def _brief(error: Exception) -> str:

@@ -27,7 +27,11 @@ def data() -> None:
 @click.option("--split", help="Of a folder or a hub name.")
 @click.option("--limit", type=click.IntRange(1), help="The first N rows only.")
 @click.option("--image-root", help="Folder where image paths begin; default: the data file's own.")
-@click.option("--model", help="Whose tokenizer counts; without it words are compared.")
+@click.option(
+    "--model",
+    help="Which is to take the rows, and whose tokenizer counts; without it words are compared.",
+)
+@click.option("--recipe", help="In place of --model: the recipe that names it.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
 def check(
     path: str,
@@ -36,22 +40,33 @@ def check(
     limit: int | None,
     image_root: str | None,
     model: str | None,
+    recipe: str | None,
     as_json: bool,
 ) -> int:
     """Count, measure, and name every bad row with its place; exit code 1 where there is one.
 
-    PATH is a file, a folder, a glob in quotes, or a data set's name on the hub.
+    PATH is a file, a folder, a glob in quotes, or a data set's name on the hub. With a model, rows
+    that its processor refuses are bad too.
     """
     from rich.console import Console
     from rich.text import Text
 
-    from chip_core.config import DataConfig
+    from chip_core import recipes
+    from chip_core.config import DataConfig, ModelConfig
+    from chip_core.validation import trial_config
     from orchestrator.data_check import check_data, data_json, data_lines
 
     if not path:
         raise click.UsageError("PATH is empty: name a file, a folder, a glob or a hub name")
+    if model is not None and recipe is not None:
+        raise click.UsageError("--model and --recipe: give one of them")
+    named = None if model is None else ModelConfig(path=model)
+    if recipe is not None:
+        file = recipes.find(recipe)
+        named = trial_config(recipes.read_yaml(file), str(file)).model
     source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
-    found = check_data(source, model=model, console=Console(stderr=True))
+    where = "--model" if recipe is None else f"{recipe}: model.path"
+    found = check_data(source, model=named, console=Console(stderr=True), where=where)
     if as_json:
         click.echo(json.dumps(data_json(found)))
     else:
