@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from chip_core.errors import TrialError
@@ -111,6 +112,15 @@ class Marks:
         return any(name != "tokenizer" and name.endswith("tokenizer") for name in named)
 
 
+@dataclass(frozen=True)
+class _Token:
+    """A token, and where in the text it was made of its characters lie."""
+
+    id: int
+    start: int = 0
+    end: int = 0
+
+
 class _Hiding:
     """A tokenizer that writes what stand-ins stand for as text."""
 
@@ -131,39 +141,48 @@ class _Hiding:
         from transformers import BatchEncoding
 
         rows = [
-            self._ids(each, add_special_tokens)
+            self._tokens(each, add_special_tokens)
             for each in ([text] if isinstance(text, str) else text)
         ]
+
+        class Encoded(BatchEncoding):  # type: ignore[misc]
+            def char_to_token(self, row: int, character: int) -> int | None:
+                # Idefics3 counts its image's tokens so.
+                places = enumerate(rows[row])
+                return next((n for n, one in places if one.start <= character < one.end), None)
+
         made: dict[str, Any] = {
-            "input_ids": rows,
+            "input_ids": [[token.id for token in row] for row in rows],
             "attention_mask": [[1] * len(row) for row in rows],
         }
         if isinstance(text, str) and return_tensors is None:
             made = {name: value[0] for name, value in made.items()}
-        return BatchEncoding(made, tensor_type=return_tensors)
+        return Encoded(made, tensor_type=return_tensors)
 
-    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = []
-        closing: list[int] = []
-        for number, (plain, run) in enumerate(self._runs(text)):
-            if number == 0:
-                ids = self._encoded(run, plain)
-                if add_special_tokens:
-                    whole = self._encoded(run, plain, add_special_tokens=True)
-                    before = _place(whole, ids)
-                    closing = whole[before + len(ids) :]
-                    ids = whole[: before + len(ids)]
-            else:
-                ids += self._continued(run, plain)
-        return ids + closing
+    def _tokens(self, text: str, add_special_tokens: bool) -> list[_Token]:
+        tokens: list[_Token] = []
+        closing: list[_Token] = []
+        for place, run, plain in self._runs(text):
+            if tokens:
+                tokens += self._continued(run, plain, place)
+                continue
+            tokens = self._encoded(run, plain, place)
+            if add_special_tokens:
+                whole = self._encoded(run, plain, place, add_special_tokens=True)
+                before = _place([one.id for one in whole], [one.id for one in tokens])
+                tokens, closing = (
+                    whole[: before + len(tokens)],
+                    whole[before + len(tokens) :],
+                )
+        return tokens + closing
 
-    def _runs(self, text: str) -> Iterator[tuple[bool, str]]:
-        """Yield the text in pieces, and whether marks in one are text.
+    def _runs(self, text: str) -> Iterator[tuple[int, str, bool]]:
+        """Yield the text in pieces: where each begins, and whether marks in it are text.
 
         One that stood for a text reaches from mark to mark of what is around it, as a tokenizer
         that knew the difference would cut.
         """
-        held = ""
+        held, place = "", 0
         for piece in self._marks.split(text):
             said = piece
             for sign, words in self._texts.items():
@@ -172,24 +191,34 @@ class _Hiding:
                 held += piece
                 continue
             if held:
-                yield False, held
-            yield True, said
-            held = ""
+                yield place, held, False
+            yield place + len(held), said, True
+            place, held = place + len(held) + len(piece), ""
         if held:
-            yield False, held
+            yield place, held, False
 
-    def _continued(self, text: str, plain: bool) -> list[int]:
-        """Return the ids of what follows something: without the space that a beginning may get."""
-        before = self._encoded("\n", plain)
-        ids = self._encoded("\n" + text, plain)
-        return ids[len(before) :] if ids[: len(before)] == before else self._encoded(text, plain)
+    def _continued(self, text: str, plain: bool, place: int) -> list[_Token]:
+        """Return what follows something: without the space that a beginning may get."""
+        before = self._encoded("\n", plain, place - 1)
+        tokens = self._encoded("\n" + text, plain, place - 1)
+        cut = len(before)
+        if [one.id for one in tokens[:cut]] == [one.id for one in before]:
+            return tokens[cut:]
+        return self._encoded(text, plain, place)
 
-    def _encoded(self, text: str, plain: bool, *, add_special_tokens: bool = False) -> list[int]:
-        options = {"split_special_tokens": True} if plain else {}
-        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens, **options)[
-            "input_ids"
+    def _encoded(
+        self, text: str, plain: bool, place: int, *, add_special_tokens: bool = False
+    ) -> list[_Token]:
+        options: dict[str, bool] = {"add_special_tokens": add_special_tokens}
+        if plain:
+            options["split_special_tokens"] = True
+        if plain or not self._tokenizer.is_fast:  # no image lies there, or no places are known
+            return [_Token(id) for id in self._tokenizer(text, **options)["input_ids"]]
+        made = self._tokenizer(text, return_offsets_mapping=True, **options)
+        return [
+            _Token(id, place + start, place + end)
+            for id, (start, end) in zip(made["input_ids"], made["offset_mapping"], strict=True)
         ]
-        return ids
 
 
 def unwritable(mark: str) -> str:
