@@ -13,6 +13,8 @@ from chip_core.data.formats.base import (
 )
 from chip_core.data.rows import ImageRef, Texts
 
+IMAGE_COLUMNS = ("image", "images", "image_path")
+
 
 def _fits(kinds: Kinds) -> bool:
     asked = kinds.keys() & {"prompt", "question"}
@@ -21,7 +23,7 @@ def _fits(kinds: Kinds) -> bool:
     if not (asked and texts and plain):
         return False
     # `images` beside `prompt` is TRL's.
-    elsewhere = "prompt" not in kinds and bool(kinds.keys() & {"image", "images"})
+    elsewhere = "prompt" not in kinds and bool(kinds.keys() & set(IMAGE_COLUMNS))
     return kinds.get("image") == "string" or elsewhere
 
 
@@ -35,13 +37,13 @@ def _texts(raw: Raw) -> Texts:
 
 
 def _image(raw: Raw) -> ImageRef:
-    return first_image(raw, "image", "images")
+    return first_image(raw, *IMAGE_COLUMNS)
 
 
 FORMAT = Format(
     name="jsonl",
     wants="image (a path) or images, prompt or question, chosen, rejected",
-    image_columns=("image", "images"),
+    image_columns=IMAGE_COLUMNS,
     text_columns=("prompt", "question", "chosen", "rejected"),
     fits=_fits,
     texts=_texts,

@@ -18,9 +18,11 @@ from chip_core.data.formats.base import (
 )
 from chip_core.data.rows import ImageRef, RowError, Texts
 
+IMAGE_COLUMNS = ("image", "images", "image_path")
+
 
 def _fits(kinds: Kinds) -> bool:
-    return "text" in kinds and bool(kinds.keys() & {"image", "images"}) and "chosen" not in kinds
+    return "text" in kinds and bool(kinds.keys() & set(IMAGE_COLUMNS)) and "chosen" not in kinds
 
 
 def _texts(raw: Raw) -> Texts:
@@ -43,9 +45,6 @@ def _texts(raw: Raw) -> Texts:
         rejected=text_cell(said, "rejected"),
         anew=not plain,
     )
-
-
-IMAGE_COLUMNS = ("image", "images", "image_path")
 
 
 def image(raw: Raw) -> ImageRef:
