@@ -301,7 +301,10 @@ def _format(data: DataConfig, tables: list[Table]) -> Format:
     if found is None and isinstance(first, LinesTable):
         kinds = first.all_kinds()  # the first rows may lack what others have: each is told then
         found = find_format(kinds)
+        if not kinds:
+            raise ConfigError([f"{first.file} holds no row: write one JSON object a line"])
     if found is None and kinds:
         wanted = "; ".join(f"{entry.name}: {entry.wants}" for entry in FORMATS.values())
-        raise ConfigError([f"the columns {', '.join(kinds)} fit no format ({wanted})"])
+        where = f"{first.place(0).file}: " if first is not None and len(tables) > 1 else ""
+        raise ConfigError([f"{where}the columns {', '.join(kinds)} fit no format ({wanted})"])
     return found or FORMATS["jsonl"]  # without a row nothing is read by it

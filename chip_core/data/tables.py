@@ -172,7 +172,7 @@ class LinesTable:
         Raises:
             ConfigError: it cannot be read, or holds no rows.
         """
-        self.name, self._file, self.folder = name, file, None if fetched else file.parent
+        self.name, self.file, self.folder = name, file, None if fetched else file.parent
         self._starts, self._lines = array("Q"), array("Q")
         self._lengths: array[int] | None = None  # of rows that are no lines
         try:
@@ -194,8 +194,8 @@ class LinesTable:
     def place(self, index: int) -> Place:
         """Return the file and the line, from 1; of an array on one line the row, from 0."""
         if self._lengths is not None and len(self) > 1 and self._lines[0] == self._lines[-1]:
-            return Place(file=str(self._file), row=index)
-        return Place(file=str(self._file), row=self._lines[index], unit="line")
+            return Place(file=str(self.file), row=index)
+        return Place(file=str(self.file), row=self._lines[index], unit="line")
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
         """Yield a reader for each row."""
@@ -204,7 +204,7 @@ class LinesTable:
 
     def read(self, index: int) -> Mapping[str, Any]:
         """Return one row's object."""
-        with self._file.open("rb") as opened:
+        with self.file.open("rb") as opened:
             opened.seek(self._starts[index])
             line = opened.readline() if self._lengths is None else opened.read(self._lengths[index])
         try:
@@ -222,7 +222,7 @@ class LinesTable:
         return self._kinds_of(range(len(self)))
 
     def _find_lines(self) -> None:
-        with self._file.open("rb") as opened:
+        with self.file.open("rb") as opened:
             start = 0
             for number, line in enumerate(opened, start=1):
                 if line.strip():
@@ -237,9 +237,9 @@ class LinesTable:
             ConfigError: it holds no rows at all.
         """
         try:
-            if self._file.stat().st_size > _LONGEST_JSON:
+            if self.file.stat().st_size > _LONGEST_JSON:
                 raise ValueError(f"an array of more than {_LONGEST_JSON:,} bytes is not read")
-            text = self._file.read_bytes().decode("utf-8-sig")
+            text = self.file.read_bytes().decode("utf-8-sig")
             places = list(_values(text))
         except (ValueError, RecursionError) as error:
             self._find_lines()
@@ -247,7 +247,7 @@ class LinesTable:
                 return  # its first line alone is bad
             raise ConfigError(
                 [
-                    f"{self._file} is neither JSON lines nor an array of rows "
+                    f"{self.file} is neither JSON lines nor an array of rows "
                     f"({_json_fault(error)}): write one JSON object a line"
                 ]
             ) from None
@@ -262,7 +262,7 @@ class LinesTable:
             at = start
 
     def _starts_with_mark(self) -> bool:
-        with self._file.open("rb") as opened:
+        with self.file.open("rb") as opened:
             return opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
     def _is_object(self, index: int) -> bool:
@@ -398,9 +398,22 @@ def _arrow_kind(kind: Any) -> str:
         return "binary"
     if types.is_struct(kind):
         return "struct"
-    if types.is_list(kind) or types.is_large_list(kind):
+    if any(is_list(kind) for is_list in _lists()):
         return "list"
     return "other"
+
+
+def _lists() -> tuple[Callable[[Any], bool], ...]:
+    """Return what tells Arrow's types of lists."""
+    from pyarrow import types
+
+    return (
+        types.is_list,
+        types.is_large_list,
+        types.is_fixed_size_list,
+        types.is_list_view,
+        types.is_large_list_view,
+    )
 
 
 def _holds_times(kind: Any) -> bool:
@@ -408,7 +421,7 @@ def _holds_times(kind: Any) -> bool:
 
     if types.is_struct(kind):
         return any(_holds_times(kind.field(place).type) for place in range(kind.num_fields))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+    if types.is_dictionary(kind) or any(is_list(kind) for is_list in _lists()):
         return _holds_times(kind.value_type)
     return bool(types.is_temporal(kind))
 

@@ -8,7 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from chip_core import data
 from chip_core.config import DataConfig
@@ -152,6 +154,16 @@ def test_what_is_read(tmp_path: Path, row: dict[str, Any]) -> None:
     assert (pair.prompt, pair.chosen, pair.rejected) == said
     assert pair.image.size == files.SIZE
     assert pair.id == str(row.get("idx", "a.jsonl:0"))
+
+
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list, lambda of: pa.list_(of, 2)])
+def test_messages_of_parquet_in_any_kind_of_list(tmp_path: Path, kind: Any) -> None:
+    said = pa.struct({"role": pa.string(), "content": pa.string()})
+    columns = {name: pa.array([WHOLE[name]], kind(said)) for name in WHOLE}
+    table = pa.table({**columns, "images": pa.array([[files.picture()]], pa.list_(pa.binary()))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (pair,) = load_pairs(DataConfig(source=str(tmp_path / "a.parquet")))
+    assert (pair.prompt, pair.chosen, pair.rejected) == SAID
 
 
 @pytest.mark.parametrize("kind", ["struct", "JSON"])
@@ -322,6 +334,9 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a table": ("image,prompt\na.jpg,What?", "is neither JSON lines nor an array of rows"),
     "too deep": ("[" * 100_000, "is neither JSON lines nor an array of rows"),
     "an empty array": ("[]", "has no rows"),
+    "an array of texts": ('["a", "b"]', "a.jsonl holds no row: write one JSON object a line"),
+    "lines of arrays": ("[1]\n[2]", "a.jsonl holds no row: write one JSON object a line"),
+    "rows with commas behind": ("".join(f"{json.dumps(row)},\n" for row in ROWS), "is neither J"),
 }
 
 
