@@ -11,6 +11,7 @@ from chip_core.data.formats.base import (
     prompt_text,
     text_cell,
 )
+from chip_core.data.formats.trl import holds_messages, texts_of_messages
 from chip_core.data.rows import ImageRef, Texts
 
 IMAGE_COLUMNS = ("image", "images", "image_path")
@@ -28,6 +29,8 @@ def _fits(kinds: Kinds) -> bool:
 
 
 def _texts(raw: Raw) -> Texts:
+    if holds_messages(raw.get("chosen")):
+        return texts_of_messages(raw)
     return Texts(
         id=own_id(raw),
         prompt=prompt_text(text_cell(raw, "prompt", "question")),

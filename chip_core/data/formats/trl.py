@@ -37,7 +37,8 @@ def _fits(kinds: Kinds) -> bool:
     return bool(kinds.keys() & {"prompt", "question"}) or kinds["chosen"] == "list"
 
 
-def _texts(raw: Raw) -> Texts:
+def texts_of_messages(raw: Raw) -> Texts:
+    """Return what a row's messages say."""
     said = {name: _conversation(raw, name) for name in ("chosen", "rejected")}
     chosen, rejected = (_without_empty_system(messages) for messages in said.values())
     asked = next((name for name in ("prompt", "question") if raw.get(name) is not None), None)
@@ -54,6 +55,8 @@ def _texts(raw: Raw) -> Texts:
         # As TRL does it: what both begin with is the prompt, whatever a text beside them says.
         anew = anew or asked is not None
         opening, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+    elif opening is not None and _both_begin(chosen, rejected):
+        raise RowError("chosen and rejected do not begin alike")
     elif opening is None:
         raise RowError("no prompt, and chosen and rejected do not begin alike")
     return Texts(
@@ -74,6 +77,12 @@ def _begins(
     told = opening is not None and any(message.role is not None for message in opening)
     # One that is told as messages is their beginning or there are more turns than one.
     return not told or _spoken(chosen[:-1]) == _spoken(opening or [])
+
+
+def _both_begin(chosen: list[_Message], rejected: list[_Message]) -> bool:
+    """Return whether both begin with a question, and not with the same."""
+    beginnings = [messages[0].role for messages in (chosen, rejected) if len(messages) > 1]
+    return beginnings == ["user", "user"] and chosen[:-1] != rejected[:-1]
 
 
 def _spoken(messages: list[_Message]) -> list[tuple[str | None, str]]:
@@ -101,7 +110,7 @@ def _conversation(raw: Raw, column: str) -> list[_Message]:
     if isinstance(value, date | time):
         raise time_error(column)
     if isinstance(value, str):
-        if not _is_json(value):
+        if not holds_messages(value):
             return [_bare(value)]
         value = json_value(value, column)
     if isinstance(value, dict):
@@ -121,9 +130,13 @@ def _conversation(raw: Raw, column: str) -> list[_Message]:
     return messages
 
 
-def _is_json(text: str) -> bool:
-    """Return whether a text is a conversation, and no text that only begins like one."""
-    if not text.lstrip().startswith(("[", "{")) or '"role"' not in text:
+def holds_messages(text: Any) -> bool:
+    """Return whether a cell is a conversation as JSON, and no text that only begins like one."""
+    if (
+        not isinstance(text, str)
+        or not text.lstrip().startswith(("[", "{"))
+        or '"role"' not in text
+    ):
         return False
     try:
         value = json_value(text, "")
@@ -185,6 +198,6 @@ FORMAT = Format(
     image_columns=("images", "image"),
     text_columns=("prompt", "question", "chosen", "rejected"),
     fits=_fits,
-    texts=_texts,
+    texts=texts_of_messages,
     image=_image,
 )

@@ -115,6 +115,12 @@ READ: dict[str, dict[str, Any]] = {
         "chosen": json.dumps([CHOSEN]),
         "rejected": json.dumps([REJECTED]),
     },
+    "a path, and conversations as JSON": {
+        "image": "images/0.jpg",
+        "question": json.dumps([USER]),
+        "chosen": json.dumps([CHOSEN]),
+        "rejected": json.dumps([REJECTED]),
+    },
     "TRL: an empty system message": {
         "images": ["images/0.jpg"],
         "prompt": [system(""), USER],
@@ -199,6 +205,16 @@ TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
         M,
         {"images": ["a"], "chosen": [*TURNS, CHOSEN], "rejected": [*TURNS, REJECTED]},
         "prompt has messages of user, assistant, user: one of user is supported",
+    ),
+    "other questions": (
+        M,
+        {
+            "images": ["a"],
+            "prompt": SAID[0],
+            "chosen": [USER, CHOSEN],
+            "rejected": [{**USER, "content": "Where?"}, REJECTED],
+        },
+        "chosen and rejected do not begin alike",
     ),
     "more than one answer": (
         M,
