@@ -17,6 +17,13 @@ DEFAULT = "default"
 #: Families whose processors put an image before a prompt, whatever the template writes.
 _PUT_IMAGES = frozenset({"blip-2", "instructblip", "paligemma"})
 
+#: What templates of families write for an image where no file says otherwise.
+_IMAGE_TOKENS = {
+    **dict.fromkeys(("llava", "llava_next", "idefics3", "smolvlm"), "<image>"),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"),
+}
+_CONFIGURED = ("tokenizer", "processor")  # whose configurations may say so
+
 #: What a template may name; which tokens they are is not asked.
 _TOKENS = {f"{name}_token": "" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 
@@ -36,7 +43,14 @@ def problem(folder: Path, model_type: str) -> str | None:
     """
     if model_type in _PUT_IMAGES:
         return None
-    return _chosen(_in_folder(folder), {})[1]
+    broken = folder / "chat_template.json"
+    try:
+        if broken.is_file():
+            read_json(broken)
+    except (OSError, ValueError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"has a {broken.name} that cannot be read ({what}): copy it again"
+    return _chosen(_in_folder(folder), {}, _image_token(folder, model_type))[1]
 
 
 def settle(processor: Any, read: Callable[[str], Any]) -> str | None:
@@ -72,22 +86,26 @@ def _chosen(
         named = _named(candidate)
         if not named:
             continue
-        if DEFAULT not in named and len(named) > 1:
-            fits = [name for name in named if _fault(named[name], tokens, image) is None]
-            if len(fits) != 1:
-                faults.append(
-                    f"has the chat templates {', '.join(named)}, and none is called {DEFAULT}: "
-                    "name the one that writes prompts so"
-                )
-                continue
+        by_name = {name: _fault(text, tokens, image) for name, text in named.items()}
+        fits = [name for name, fault in by_name.items() if fault is None]
+        if DEFAULT not in fits and len(fits) == 1:  # the others are for other ends
             named = {**named, DEFAULT: named[fits[0]]}
-        elif DEFAULT not in named:
-            named = {DEFAULT: next(iter(named.values()))}
-        fault = _fault(named[DEFAULT], tokens, image)
-        if fault is None:
-            return (named if len(named) > 1 else named[DEFAULT]), None
-        faults.append(fault)
+        elif DEFAULT not in fits:
+            faults.append(_of_names(by_name))
+            continue
+        return (named if len(named) > 1 else named[DEFAULT]), None
     return None, faults[0] if faults else _NONE
+
+
+def _of_names(by_name: Mapping[str, str | None]) -> str:
+    """Say why none of some templates is taken."""
+    wrong = by_name.get(DEFAULT)
+    if wrong is None and None not in by_name.values():
+        wrong = next(iter(by_name.values()))
+    return wrong or (
+        f"has the chat templates {', '.join(by_name)}, and none is called {DEFAULT}: name the one "
+        "that writes prompts so"
+    )
 
 
 def _named(stored: Stored) -> dict[str, str]:
@@ -172,12 +190,19 @@ def _in_folder(folder: Path) -> Iterator[Stored]:
     yield _held(folder / "tokenizer_config.json")
 
 
-def _held(file: Path) -> Stored:
+def _image_token(folder: Path, model_type: str) -> str | None:
+    """Return what a folder's template writes for an image; None where it is not known."""
+    known = _IMAGE_TOKENS.get(model_type)
+    own = (_held(folder / f"{name}_config.json", "image_token") for name in _CONFIGURED)
+    return known and next((token for token in own if isinstance(token, str)), known)
+
+
+def _held(file: Path, key: str = "chat_template") -> Stored:
     try:
         held = read_json(file)
     except (OSError, ValueError):
         return None
-    return held.get("chat_template") if isinstance(held, dict) else None
+    return held.get(key) if isinstance(held, dict) else None
 
 
 def _text(file: Path) -> str:

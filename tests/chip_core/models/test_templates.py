@@ -93,6 +93,16 @@ def among_others(folder: Path) -> None:
     jinja(folder, NO_PLACE, "additional_chat_templates/tool_use")
 
 
+def beside_a_default_without_a_place(folder: Path) -> None:
+    named = [{"name": "default", "template": NO_PLACE}, {"name": "vision", "template": GOOD}]
+    put(folder, "tokenizer_config.json", named)
+
+
+def beside_an_empty_one(folder: Path) -> None:
+    jinja(folder, "")
+    put(folder, "tokenizer_config.json", GOOD)
+
+
 def under_another_name(folder: Path) -> None:
     jinja(folder, GOOD, "additional_chat_templates/chat")
 
@@ -116,6 +126,8 @@ def before_a_worse_one(folder: Path) -> None:
         beside_one_of_texts,
         among_others,
         under_another_name,
+        beside_a_default_without_a_place,
+        beside_an_empty_one,
         before_a_worse_one,
     ],
 )
@@ -165,6 +177,11 @@ def printing(folder: Path) -> str:
     return "has a chat template without a place for an image"
 
 
+def another_mark(folder: Path) -> str:
+    jinja(folder, GOOD.replace("<image>", "<img>"))
+    return "has a chat template without a place for an image"
+
+
 def no_template_at_all(folder: Path) -> str:
     jinja(folder, "{% for m in messages %}")
     return "has a chat template that fails on a question with an image"
@@ -177,7 +194,17 @@ def two_names(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "lay", [nowhere, no_place, no_place_twice, of_texts, printing, no_template_at_all, two_names]
+    "lay",
+    [
+        nowhere,
+        no_place,
+        no_place_twice,
+        of_texts,
+        printing,
+        another_mark,
+        no_template_at_all,
+        two_names,
+    ],
 )
 def test_what_is_wrong_is_told_before_anything_runs(
     folder: Path, lay: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
