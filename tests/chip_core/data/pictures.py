@@ -74,7 +74,9 @@ def tiff(
     ]  # fmt: skip
     place = 8 + 2 + 12 * len(tags) + 4  # where what does not fit into an entry begins
     beside, entries = b"", b""
-    where = place + sum(2 * len(values) for _, kind, values in tags if kind == 3 and len(values) > 2)
+    where = place + sum(
+        2 * len(values) for _, kind, values in tags if kind == 3 and len(values) > 2
+    )
     for tag, kind, values in tags:
         if tag == 273:
             values = [where]
@@ -93,7 +95,9 @@ def bmp(pixels: Sequence[tuple[int, int, int, int]]) -> bytes:
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     info = struct.pack("<IiiHHIIiiII", 108, len(pixels), 1, 1, 32, 3, len(row), 0, 0, 0, 0)
     info += struct.pack("<4I", *masks) + b"BGRs" + b"\0" * 48
-    return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(row), 0, 0, 14 + len(info)) + info + row
+    return (
+        b"BM" + struct.pack("<IHHI", 14 + len(info) + len(row), 0, 0, 14 + len(info)) + info + row
+    )
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -203,7 +207,7 @@ TRANSPARENT: dict[str, Case] = {
         content=saved(row("RGBA", _RGBA), "TIFF", compression="tiff_lzw"),
         white=_SEEN, drop=_STORED,
     ),
-    # colours multiplied by alpha: half red is stored as (128, 0, 0, 128), and is not (191, 127, 127)
+    # colours multiplied by alpha: half red is stored as (128, 0, 0, 128)
     "TIFF, RGBA, associated alpha": Case(
         content=tiff(
             4, bytes([128, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 128, *OWN, 255]),
@@ -273,7 +277,7 @@ GREY: dict[str, tuple[bytes, list[int]]] = {
     ),
     # two values in three bytes: 0xFFF is white, 0x800 is 255 · 2048 / 4095 = 127.5
     "TIFF of 12 bits": (tiff(2, bytes([0xFF, 0xF8, 0x00]), bits=[12], photometric=1), [255, 127]),
-    # signed, of 16 bits, held in 32: the largest is above 255, so 65535 is white; none is below black
+    # held in 32 bits: the largest is above 255, so 65535 is white; nothing is below black
     "TIFF of 16 bits with a sign": (
         tiff(3, struct.pack("<3h", -5, 257, 32767), bits=[16], photometric=1, samples=2),
         [0, 1, 127],
