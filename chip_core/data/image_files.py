@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from chip_core.config import Transparency
@@ -251,6 +250,8 @@ def _rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
 def _rgba(image: Image.Image) -> Image.Image:
     """Return an image that has transparent parts in RGBA, not premultiplied."""
     if _is_wide(image):  # of its values one is transparent
+        import numpy as np
+
         shown = np.asarray(image) != image.info["transparency"]
         grey = eight_bits(image)
         grey.putalpha(Image.fromarray(shown))
@@ -266,7 +267,7 @@ def _plain_alpha(image: Image.Image) -> Image.Image:
 def _decode_transparent_value(image: Image.Image) -> None:
     """Bring a PNG's transparent grey or colour to the values of decoded pixels.
 
-    Pillow leaves it as the file has it. How wide the file's pixels are is known until they are
+    Pillow leaves it as the file has it. How wide the file's pixels are is known only until they are
     decoded.
     """
     stored = image.info.get("transparency")
@@ -283,6 +284,8 @@ def _unsigned(image: Image.Image) -> Image.Image:
     """Return an image of mode I whose values have no sign; Pillow gives the upper half one."""
     if _extrema(image)[0] >= 0:
         return image
+    import numpy as np
+
     return Image.fromarray(np.asarray(image).view(np.uint32).astype(np.float32))
 
 
