@@ -52,7 +52,7 @@ def _identity(
     settings: BenchmarkConfig, places: Places, seen: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     benchmark = asked.find_benchmark(settings.name)
-    current = {"answers": asked.BEHAVIOUR, "scorer": benchmark.version}
+    current = asked.code_identity(benchmark)
     if current.items() <= seen.items():
         replayed = "judge" in benchmark.needs and settings.judge is None
         if replayed and places.judge_replies is None:

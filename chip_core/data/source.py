@@ -49,7 +49,7 @@ class Source:
         self.tables = tables
         self.format = _format(data, tables)
         root = None if data.image_root is None else expanded(data.image_root)
-        self._images = [ImageReader(root or table.folder) for table in tables]
+        self._images = [ImageReader(root or table.folder, data.transparency) for table in tables]
         self._starts = [0]
         for table in tables:
             self._starts.append(self._starts[-1] + len(table))

@@ -10,6 +10,7 @@ from typing import Any
 from chip_core import plugins
 from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.data.files import digest
+from chip_core.data.image_files import READER
 from chip_core.errors import UserError
 from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Item, Side
@@ -115,15 +116,15 @@ def half_of(
 def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
     """Return what a fingerprint holds of a benchmark beside its settings.
 
-    Its questions and truths count by content; pictures are taken to be the published ones.
+    Its questions and truths count by content; pictures are taken to be the published ones, and
+    count by how they are read.
 
     Raises:
         UserError: a file of the benchmark is missing.
     """
     benchmark = find_benchmark(settings.name)
     found: dict[str, Any] = {
-        "answers": BEHAVIOUR,
-        "scorer": benchmark.version,
+        **code_identity(benchmark),
         "decoding": asdict(decoding_of(settings, benchmark)),
         "files": _digests(settings, benchmark, places),
     }
@@ -133,6 +134,20 @@ def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
     if plugins.is_plugin(settings.name):
         found["source"] = plugins.source_hash(settings.name)
     return {**found, **resource_identity(settings, benchmark, places)}
+
+
+def code_identity(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a fingerprint holds of the code that asks a benchmark and scores it."""
+    return {**asking_identity(benchmark), "scorer": benchmark.version}
+
+
+def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a fingerprint holds of the code that asks a benchmark.
+
+    Pictures are files where a benchmark has a folder of its own; others draw them.
+    """
+    reads = {"pictures": READER} if "data" in benchmark.needs else {}
+    return {"answers": BEHAVIOUR, **reads}
 
 
 def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: Places) -> list[list[str]]:

@@ -15,7 +15,7 @@ from typing import Any
 from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.answer_files import AnswerFile, answers_mark, made_before
-from chip_core.evaluation.asked import BEHAVIOUR, asked_items, decoding_of, find_benchmark
+from chip_core.evaluation.asked import asked_items, asking_identity, decoding_of, find_benchmark
 from chip_core.evaluation.by_itself import ask_by_itself
 from chip_core.evaluation.generation import Decoder, make_batches
 from chip_core.evaluation.resources import open_resources
@@ -94,7 +94,7 @@ def _responses(
     workers = current()
     decoding = decoding_of(settings, benchmark)
     decided_by = {
-        "answers": BEHAVIOUR,
+        **asking_identity(benchmark),
         "weights": answering.weights,
         "bf16": answering.bf16,
         "decoding": asdict(decoding),

@@ -179,6 +179,16 @@ def test_data_counts_by_content_not_by_place() -> None:
     assert own({}, {**OWN, "files": [["a.jsonl", "def"]]}) != own({})
 
 
+def test_data_read_as_before_there_was_a_choice_are_what_they_were() -> None:
+    """Transparency was dropped: figures on white are new, those of `drop` are found again."""
+    before = "bfc15545028bd8f8d520f9a2e4e0ed36f5d7313867eb795df956d844d129b183"  # of that build
+    assert own({"transparency": "drop"}) == before
+    assert own({}) == own({"transparency": "white"}) != before
+
+
 def test_shapes_ignores_what_is_for_files() -> None:
-    assert "data.split" in inert_keys(config())
+    assert {"data.split", "data.transparency"} <= inert_keys(config()).keys()
     assert mark(data={"split": "test", "on_bad_row": "skip", "format": "trl"}) == mark()
+    assert mark(data={"transparency": "drop"}) == mark()
+    # As the build had it that knew no transparency.
+    assert mark() == "7a8c9c5f96af12d335e3ef735e9fe4d1a25a3f56593ccdeb587040bbcd1cf87d"

@@ -13,7 +13,7 @@ from rich.console import Console
 from chip_core.errors import ConfigError
 from chip_core.files import read_records
 from chip_core.places import Places
-from orchestrator.benchmarks_seen import seen_before
+from orchestrator.benchmarks_seen import keep, seen_before
 from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
@@ -80,6 +80,22 @@ def run(plan: Plan, workdir: Path) -> Outcome:
 def summary_of(plan: Plan, workdir: Path) -> Summary:
     ledger = Ledger(workdir)
     return summarise(plan, ledger, load_scores(plan, ledger, workdir))
+
+
+def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
+    tmp_path: Path, data: Path
+) -> None:
+    """Those of the embedded world, which is drawn, are what they were."""
+    plan = planned(tmp_path, Places(benchmark_data=data))
+    former = {
+        key: {name: value for name, value in found.items() if name != "pictures"}
+        for key, found in plan.benchmarks.items()
+    }
+    keep(tmp_path / "w", plan.study.name, former)
+    for places in (Places(benchmark_data=data), Places()):  # also where the data are not here
+        found = planned(tmp_path, places).benchmarks
+        assert found["report/pope"] != former["report/pope"]
+        assert found["select/shapes"] == former["select/shapes"]
 
 
 def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:

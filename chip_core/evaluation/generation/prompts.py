@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chip_core.data.image_files import to_rgb
 from chip_core.data.marks import Marks
 from chip_core.data.tensors import stack_inputs
 from chip_core.evaluation.task import Item
@@ -43,7 +44,7 @@ class Encoder:
 
     def encode(self, items: Sequence[Item]) -> list[Prompt]:
         """Return the prompts of items that show the same pictures."""
-        pictures = [picture.read() for picture in items[0].pictures]
+        pictures = [to_rgb(picture.read()) for picture in items[0].pictures]
         first = self._whole(items[0], pictures)
         prompts = [first]
         for item in items[1:]:
