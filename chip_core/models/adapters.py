@@ -36,6 +36,9 @@ _INCOMPLETE = "it is not whole: copy or save it again"
 #: What of an adapter is zero before its training.
 _LOW_RANK_OUT = re.compile(r"\.lora_(?:embedding_)?B\b")
 
+#: What PEFT's settings say of layers by their names.
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
 _log = logging.getLogger(__name__)
 
 
@@ -262,7 +265,7 @@ def with_adapter(base: Any, folder: Path) -> Any:
         ) from None
     adapter = _fitting(model, file, weights, layout)
     left = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
-    if left:
+    if left and not settings.is_prompt_learning:  # whose weights are put by other means
         raise UnfitError(f"{file}: PEFT leaves out {len(left)} of its weights ({left[0]}, …)")
     low = [weight for name, weight in adapter.items() if _LOW_RANK_OUT.search(name)]
     if low and not any(weight.any() for weight in low):
@@ -309,17 +312,22 @@ def _check_class(base: Any, settings: Any, folder: Path) -> None:
 def _name_as_in_model(settings: Any, layout: Layout) -> None:
     """Let an adapter's settings name layers as the model does where its file does not.
 
-    What they choose they choose by the file's names: each layer is then named outright.
+    What they choose they choose by the file's names: in an older layout each layer is then named
+    outright.
     """
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
 
+    for kind in ("target_modules", "exclude_modules", "modules_to_save"):
+        named = getattr(settings, kind, None)
+        if named and not isinstance(named, str):  # a string is a pattern, or means all
+            setattr(settings, kind, type(named)(layout.plain(name) for name in named))
+    for kind in _PATTERNS:
+        by_name = getattr(settings, kind, None) or {}
+        if by_name:
+            setattr(settings, kind, {layout.plain(name): by_name[name] for name in by_name})
     targets = getattr(settings, "target_modules", None)
-    if targets is None or (isinstance(targets, str) and targets.lower() == "all-linear"):
-        return
-    if not isinstance(targets, str):
-        settings.target_modules = {layout.plain(target) for target in targets}
-    if layout.today and settings.target_modules in (targets, set(targets)):
+    if layout.today or targets is None or targets in ("all-linear", "ALL-LINEAR"):
         return
     chosen = {
         name: written
@@ -328,16 +336,13 @@ def _name_as_in_model(settings: Any, layout: Layout) -> None:
     }
     if not chosen:
         return  # PEFT says so
-    for kind in ("rank_pattern", "alpha_pattern"):
-        pattern = {
-            layout.plain(key): value for key, value in (getattr(settings, kind, None) or {}).items()
-        }
-        keys = {name: get_pattern_key(list(pattern), written) for name, written in chosen.items()}
-        if pattern:
-            setattr(
-                settings, kind, {name: pattern[key] for name, key in keys.items() if key in pattern}
-            )
-    saved = [layout.plain(name) for name in getattr(settings, "modules_to_save", None) or ()]
+    for kind in _PATTERNS:
+        by_name = getattr(settings, kind, None) or {}
+        keys = {name: get_pattern_key(list(by_name), chosen[name]) for name in chosen}
+        if by_name:
+            found = {name: by_name[key] for name, key in keys.items() if key in by_name}
+            setattr(settings, kind, found)
+    saved = getattr(settings, "modules_to_save", None)
     if saved:
         settings.modules_to_save = [
             name

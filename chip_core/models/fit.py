@@ -92,21 +92,23 @@ class Layout:
         ]
         # Of `base_model.model.model.…`, `base_model.` alone may have been taken away.
         fewer = parts[1:] if parts[0] == "model" else parts
-        return ".".join(max(parts, fewer, key=lambda each: self._depth(".".join(each))))
+        return ".".join(max(parts, fewer, key=self._known))
+
+    def _known(self, parts: Sequence[str]) -> tuple[bool, int]:
+        """Return what is more for the likelier of two readings of a name."""
+        depth = self._depth(parts)
+        return depth > 0, depth - len(parts)
 
     def _found(self, name: str) -> tuple[str, str, int]:
-        plain = self.plain(name)
-        parts = plain.split(".")
-        depth = self._depth(plain)
+        parts = self.plain(name).split(".")
+        depth = self._depth(parts)
         rest = ".".join(parts[depth:])
         return (self._modules[".".join(parts[:depth])] if depth else ""), rest, depth
 
-    def _depth(self, plain: str) -> int:
-        parts = plain.split(".")
-        for depth in range(len(parts), 0, -1):
-            if ".".join(parts[:depth]) in self._modules:
-                return depth
-        return 0
+    def _depth(self, parts: Sequence[str]) -> int:
+        return next(
+            (n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in self._modules), 0
+        )
 
 
 def layout_of(model: Any, names: Iterable[str]) -> Layout:
@@ -225,8 +227,8 @@ def check_finite(file: str, weights: Mapping[str, Tensor]) -> None:
 
 def wrapper(names: Iterable[str]) -> str | None:
     """Return the component of a wrapper that all names have within them; None where not all do."""
-    common = set(_WRAPPERS).intersection(*(name.split(".") for name in names))
-    return min(common, default=None)
+    held = [set(name.split(".")) for name in names]
+    return min(_WRAPPERS.intersection(*held), default=None) if held else None
 
 
 def size(shape: Sequence[int]) -> str:
