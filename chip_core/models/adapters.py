@@ -284,6 +284,8 @@ def _settings(folder: Path) -> Any:
 
     try:
         settings = peft.PeftConfig.from_pretrained(str(folder))
+        if settings.peft_type is None:
+            raise ValueError("it names no peft_type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrialError(
             f"{folder / loading.ADAPTER_CONFIG} cannot be read ({loading.brief(error)}): "

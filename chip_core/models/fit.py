@@ -91,10 +91,10 @@ class Layout:
             if part not in self._wrappers
         ]
         # Of `base_model.model.model.…`, `base_model.` alone may have been taken away.
-        fewer = parts[1:] if parts[0] == "model" else parts
-        return ".".join(max(parts, fewer, key=self._known))
+        readings = [parts, *([parts[1:]] if parts[0] == "model" else [])]
+        return ".".join(max(readings, key=self._known))
 
-    def _known(self, parts: Sequence[str]) -> tuple[bool, int]:
+    def _known(self, parts: list[str]) -> tuple[bool, int]:
         """Return what is more for the likelier of two readings of a name."""
         depth = self._depth(parts)
         return depth > 0, depth - len(parts)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
