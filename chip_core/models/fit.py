@@ -52,6 +52,7 @@ _TOWER, _WITHIN_TOWER = "model.vision_tower.", "vision_model."
 #: An adapter's name within a weight's, as `state_dict` has it and a saved file has not.
 _ADAPTER_NAME = re.compile(r"(?<=\.)(lora_\w+)\.(?!(?:weight|bias)$)[^.]+(?=\.(?:weight|bias)$|$)")
 _SAVED_WHOLE = re.compile(r"(?<=\.)modules_to_save\.[^.]+\.")
+_ADAPTERS = re.compile(r"\.(lora_\w+|base_layer)\b")  # modules that PEFT put into a model
 _MAGNITUDE = ".lora_magnitude_vector"
 
 _SHOWN = 3  # names in a message
@@ -92,7 +93,8 @@ class Layout:
         ]
         # Of `base_model.model.model.…`, `base_model.` alone may have been taken away.
         readings = [parts, *([parts[1:]] if parts[0] == "model" else [])]
-        return ".".join(max(readings, key=self._known))
+        likelier = max(readings, key=self._known)
+        return ".".join(likelier)
 
     def _known(self, parts: list[str]) -> tuple[bool, int]:
         """Return what is more for the likelier of two readings of a name."""
@@ -115,10 +117,10 @@ def layout_of(model: Any, names: Iterable[str]) -> Layout:
     """Return the layout that knows most of a file's names; today's where no other knows more.
 
     Args:
-        model: the model they are for, without adapters.
+        model: the model they are for; adapters within it are none of its own modules.
         names: the file's.
     """
-    modules = [name for name, _ in model.named_modules()]
+    modules = [name for name, _ in model.named_modules() if not _ADAPTERS.search(name)]
     names = list(names)
     layouts = [Layout(modules, each) for each in _all_beginnings(modules)]
     return max(layouts, key=lambda layout: sum(map(layout.depth, names)))

@@ -153,12 +153,9 @@ def load(
     Raises:
         TrialError: it cannot be loaded, or not wholly.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from chip_core.models.adapters import with_adapter
     from chip_core.models.processing import load_processor
 
-    disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not adapter:
         model = model.model_copy(update={"path": str(trained), "revision": None})
@@ -215,6 +212,7 @@ def load_whole(source: str, attention: str = "auto", **options: Any) -> Any:
 
     own.register()
     kind = {} if attention == "auto" else {"attn_implementation": attention}
+    logging.disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of what does not fit is a table; here it is a line
     try:
