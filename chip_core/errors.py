@@ -35,6 +35,10 @@ class TrialError(Exception):
     """A trial cannot go on; the study does. Its message is the trial's reason."""
 
 
+class UnfitError(TrialError):
+    """Weights do not fit the model that they are for; none of them was put into it."""
+
+
 class MemoryFullError(TrialError):
     """A training does not fit the memory; a smaller micro-batch may."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config import ModelConfig, TrialConfig
-from chip_core.errors import TrialError
+from chip_core.errors import TrialError, UnfitError
 from chip_core.files import expanded, read_json
 from chip_core.models import own, remote, templates
 from chip_core.shapes import MODEL_FOLDER
@@ -53,7 +53,7 @@ def problem(model: ModelConfig) -> str | None:
         config = read_json(folder / "config.json")
         model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
+        return f"{folder}/config.json cannot be read ({brief(error)}): not a Hugging Face model"
     if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
@@ -88,7 +88,7 @@ def problem(model: ModelConfig) -> str | None:
             with safe_open(file, framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            return f"{file} cannot be read ({_brief(error)}): copy the weights again"
+            return f"{file} cannot be read ({brief(error)}): copy the weights again"
     return None
 
 
@@ -158,16 +158,13 @@ def load(
     Raises:
         TrialError: it cannot be loaded, or not wholly.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from chip_core.models.adapters import with_adapter
 
-    disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not adapter:
         model = model.model_copy(update={"path": str(trained), "revision": None})
     source, options = _checked_source(model)
-    loaded = _load_whole(source, attention, options)
+    loaded = load_whole(source, attention, **options)
     processor = _processor(source, options)
     if adapter:
         assert trained is not None
@@ -196,23 +193,42 @@ def import_libraries(*, adapters: bool) -> None:
         import peft  # noqa: F401
 
 
-def _load_whole(source: str, attention: str, options: dict[str, Any]) -> Any:
-    """Return a model none of whose weights is missing."""
+def load_whole(source: str, attention: str = "auto", **options: Any) -> Any:
+    """Return a model, in fp32, each of whose weights is the source's, and all of the source's.
+
+    Args:
+        source: a folder or a hub name.
+        attention: the kind of attention; "auto" leaves it to transformers.
+        options: of `from_pretrained`: `revision`, `trust_remote_code`.
+
+    Raises:
+        UnfitError: weights are missing, too many, of another shape or no numbers.
+        TrialError: it cannot be loaded.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    from chip_core.models.fit import check_finite
 
     own.register()
     kind = {} if attention == "auto" else {"attn_implementation": attention}
+    logging.disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of what does not fit is a table; here it is a line
     try:
         loaded, found = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, all of them
             **kind,
             **options,
         )
-    except (OSError, ImportError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
         advice = (
             "choose engine.attention: sdpa"
             if "attention" in str(error).lower()
@@ -221,14 +237,47 @@ def _load_whole(source: str, attention: str, options: dict[str, Any]) -> Any:
         for model_type, command in own.CONVERTERS.items():
             if model_type in str(error):
                 advice = f"it is as released: fetch it, and {command} converts it"
-        raise TrialError(f"{source} cannot be loaded ({_brief(error)}): {advice}") from None
-    lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
-    if lacking:
-        raise TrialError(
-            f"{source} lacks {len(lacking)} of its weights ({lacking[0]}, …), which would be "
-            "random: copy the weights again"
-        )
+        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {advice}") from None
+    finally:
+        logging.set_verbosity(told)
+    _check_weights(source, loaded, found)
+    check_finite(source, loaded.state_dict())
     return loaded
+
+
+def _check_weights(source: str, loaded: Any, found: Mapping[str, Any]) -> None:
+    """Check that a source's weights and a model's are the same ones, by names and shapes."""
+    from chip_core.models.fit import first_names, size, wrapper
+
+    lacking, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    misshapen = [
+        f"{name} is {size(of_source)}, there it is {size(of_model)}"
+        for name, of_source, of_model in sorted(found["mismatched_keys"])
+    ]
+    if misshapen:
+        raise UnfitError(
+            f"{source}: {len(misshapen)} of its weights have another shape than its config.json "
+            f"says ({first_names(misshapen)}): copy weights and config.json from the same model"
+        )
+    if lacking:
+        wrapped = wrapper(unknown)
+        advice = (
+            "copy the weights again"
+            if wrapped is None
+            else f"they are there with '{wrapped}' within their names, as a wrapped model (DDP, "
+            "FSDP, torch.compile) is saved: save the model that is wrapped"
+        )
+        raise UnfitError(
+            f"{source} lacks {len(lacking)} of its weights ({first_names(lacking)}), which would "
+            f"be random: {advice}"
+        )
+    adapted = [name for name in unknown if ".lora_" in name]
+    if adapted:  # what else is beyond the model, a head for drafts say, takes nothing from it
+        raise UnfitError(
+            f"{source} has {len(adapted)} weights of an adapter that a {type(loaded).__name__} has "
+            f"no place for ({first_names(adapted)}), and which would be left out: merge the "
+            "adapter and save the model again with save_pretrained"
+        )
 
 
 def _checked_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -293,5 +342,6 @@ def _missing_shards(folder: Path) -> list[str]:
     return sorted(str(shard) for shard in shards if shard not in own)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """Return an error's first line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
