@@ -60,8 +60,14 @@ class Store:
     ) -> None:
         self._take(f"close {status}")
 
+    def check(self) -> None:
+        self._take("check")
+
     def waiting(self) -> None:
         return None
+
+    def refused(self) -> dict[str, str]:
+        return {}
 
     def compare_address(self) -> str:
         return "compare"

@@ -526,7 +526,7 @@ def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkey
     [
         ("http://127.0.0.1:9", True),  # nobody listens there
         ("http://nowhere.invalid", True),  # a name that nobody has, or no network
-        ("postgresql://127.0.0.1:9/mlflow", True),
+        ("https://127.0.0.1:9", True),
         ("gopher://127.0.0.1", False),  # MLflow knows no such store
         ("http://127.0.0.1:notaport", False),
     ],
