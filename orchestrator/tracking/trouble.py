@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sqlite3
+import stat
 import tempfile
 import urllib.error
 import urllib.request
@@ -63,6 +63,8 @@ def sqlite_file(uri: str) -> Path | None:
     name = (url.database or "").removeprefix("file:")
     if name in ("", ":memory:") or url.query.get("mode") == "memory":
         raise ValueError("a database in memory is gone with the run: name a file")
+    if "\0" in name:
+        raise ValueError("its name has a NUL")
     if name.endswith("/"):
         raise ValueError("it names a folder: name a file in it")
     return Path(name)
@@ -132,9 +134,15 @@ def check_reachable(uri: str) -> None:
 
 def _check_file(file: Path) -> None:
     """Check that a SQLite file can be written, or made; MLflow makes the folders above it."""
-    if os.path.lexists(file):  # a name that is too long is none
-        if not file.is_file():
-            raise WrongAddress("it names a folder" if file.is_dir() else "it names no regular file")
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:
+        raise WrongAddress(error.strerror) from None
+    if mode is not None:
+        if not stat.S_ISREG(mode):
+            raise WrongAddress("it names a folder" if stat.S_ISDIR(mode) else "it names no file")
         with closing(sqlite3.connect(file, timeout=_CONNECT_SECONDS)) as database:
             database.execute("PRAGMA schema_version").fetchone()
             database.execute("BEGIN IMMEDIATE")
