@@ -24,7 +24,7 @@ from orchestrator.tracking.mlflow_files import Curve, stage
 from orchestrator.tracking.mlflow_runs import StudyRuns
 from orchestrator.tracking.mlflow_store import MlflowStore, Run, as_metrics
 from orchestrator.tracking.names import TAG, spelled
-from orchestrator.tracking.trouble import StoreAway
+from orchestrator.tracking.trouble import StoreAway, is_new
 from orchestrator.version import CodeVersion, code_version
 
 _REASON, _REUSED, _CUT = "chip.reason", "chip.reused_from", "chip.cut"
@@ -101,7 +101,8 @@ class MlflowTracker:
         Raises:
             UserError: it cannot be used.
         """
-        self._store.check()
+        if self._workdir is None or not is_new(self._store.uri):  # else the work directory decides
+            self._store.check()
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         """Take up what the store has, make what it lacks."""

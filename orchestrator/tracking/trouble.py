@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sqlite3
 import stat
@@ -44,7 +45,7 @@ def is_server(uri: str) -> bool:
 def is_new(uri: str) -> bool:
     """Return whether a store is a SQLite file that is still to be made."""
     file = sqlite_file(uri)
-    return file is not None and not file.exists()
+    return file is not None and not os.path.exists(file)  # a name that is too long is none
 
 
 def sqlite_file(uri: str) -> Path | None:
