@@ -147,6 +147,7 @@ def run_study(
             compare=tracker.compare_address(),
             held_back=stop.why,
             waiting=tracker.waiting(),
+            refused=tracker.refused(),
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from chip_core.errors import UserError
@@ -33,6 +33,7 @@ class Synced:
     study: str
     trials: int  # the untrained model among them
     address: str
+    refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow does not take, and why
 
 
 def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
@@ -92,7 +93,12 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
         for closed in before:
             tracker.replay(closed.arms, closed.ended)
         tracker.close(last.arms, last.status, report_folder(workdir, kept.study), last.ended)
-    return Synced(study=kept.study, trials=len(views), address=tracker.address)
+    return Synced(
+        study=kept.study,
+        trials=len(views),
+        address=tracker.address,
+        refused=tracker.refused(),
+    )
 
 
 def _status(record: TrialRecord, trial: Trial) -> Status:

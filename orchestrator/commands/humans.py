@@ -142,8 +142,10 @@ def import_replies(
     from orchestrator.humans.section import compare, markdown, metrics, write_comparison
     from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import Attached, attach
+    from orchestrator.tracking.mlflow import check_store
 
     made = planned(study, workdir=workdir, **changes)
+    check_store(workdir, tracking_uri)
     name = made.study.name
     replies = read_replies(files)
     key = find_key(_keys(workdir, name), key_file, replies[0].export, files)

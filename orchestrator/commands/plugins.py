@@ -40,12 +40,16 @@ def check(
     """
     from chip_core import plugins
     from chip_core.errors import UserError
+    from orchestrator.report.mlflow_names import mlflow_name_lines
+    from orchestrator.tracking.names import respelled
 
+    names: dict[str, str] = {}  # of metrics, as MLflow has to spell them
     try:
         loaded = plugins.load(name)
         kind = _kind(loaded)
         if kind == "benchmark":
             checks = _benchmark(name, benchmark_data)
+            names = respelled(_metric_names(name))
         else:
             checks = dict(_strategy(name, parameters) if kind == "strategy" else _term(name))
     except ValueError as error:
@@ -53,10 +57,13 @@ def check(
     wrong = {what: problem for what, problem in checks.items() if problem is not None}
     if as_json:
         source = plugins.source_hash(name)
-        click.echo(json.dumps({"name": name, "kind": kind, "source": source, "checks": checks}))
+        found = {"name": name, "kind": kind, "source": source, "checks": checks}
+        click.echo(json.dumps({**found, "mlflow_names": names}))
     else:
         for what, problem in checks.items():
             click.echo(f"{what}: {'ok' if problem is None else problem}")
+        for line in mlflow_name_lines(names):
+            click.echo(line)
         click.echo(f"{name}, a {kind}: {len(checks) - len(wrong)} of {len(checks)} checks passed")
     return 1 if wrong else 0
 
@@ -81,6 +88,14 @@ def _benchmark(name: str, benchmark_data: Path | None) -> dict[str, str | None]:
     judge = ReplayJudge([]) if "judge" in benchmark.needs else None
     data = Places(benchmark_data=absolute(benchmark_data)).data(name)
     return conformance(benchmark, data=data, resources=Resources(judge=judge))
+
+
+def _metric_names(name: str) -> list[str]:
+    """Return a benchmark's metrics as a study has them."""
+    from chip_core.evaluation.asked import find_benchmark
+    from chip_core.evaluation.task import metric_name
+
+    return [metric_name("report", name, metric) for metric in find_benchmark(name).metrics]
 
 
 def _term(name: str) -> Iterator[tuple[str, str | None]]:

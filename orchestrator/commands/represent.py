@@ -78,6 +78,7 @@ def represent(
     from orchestrator.representation import read_models, study_sources
     from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import attach
+    from orchestrator.tracking.mlflow import check_store
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
     described = read_set(set_name, items)
@@ -88,6 +89,7 @@ def represent(
             raise click.UsageError("--out: name a folder for the model's figure")
     else:
         made = planned(study, workdir=workdir, **changes)
+        check_store(workdir, tracking_uri)
         sources, missing = study_sources(made, Ledger(workdir), workdir)
     found, own = read_models(
         sources,

@@ -104,6 +104,8 @@ def run(
     from orchestrator.run import run_study
     from orchestrator.stopping import Stop
     from orchestrator.storage.settle import settle_storage
+    from orchestrator.tracking.background import BackgroundTracker
+    from orchestrator.tracking.mlflow import MlflowTracker
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
@@ -112,6 +114,8 @@ def run(
             f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
             "executor has one at a time: use --executor ray, or leave the block out"
         )
+    tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
+    tracker.check()
     remote = settle_storage(workdir, storage)
     _single_threaded_waits()
     console = Console(stderr=as_json)
@@ -145,10 +149,6 @@ def run(
             remote=remote,
         )
 
-    from orchestrator.tracking.background import BackgroundTracker
-    from orchestrator.tracking.mlflow import MlflowTracker
-
-    tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -175,6 +175,7 @@ def run(
                     "report": [str(path) for path in outcome.report],
                     "tracking": tracker.address,
                     "untracked": untracked_json(outcome.waiting, again),
+                    "refused": dict(outcome.refused),
                     "compare": outcome.compare,
                 }
             )

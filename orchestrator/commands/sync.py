@@ -22,6 +22,7 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     Whatever it has already stays as it is.
     """
     from chip_core.errors import ConfigError, UserError
+    from orchestrator.report.tracked import tracked_lines
     from orchestrator.sync import find_kept, sync_study
     from orchestrator.tracking.attached import attach_kept
     from orchestrator.tracking.mlflow import MlflowTracker
@@ -36,7 +37,8 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
             continue
         done.append(found)
         if not as_json:
-            click.echo(f"{found.study}: all tracked: {found.trials} trials on {found.address}")
+            [said] = tracked_lines(None, "", found.refused)
+            click.echo(f"{found.study}: {said}: {found.trials} trials on {found.address}")
     if as_json:
         click.echo(json.dumps({"synced": [asdict(one) for one in done], "problems": problems}))
     if problems:

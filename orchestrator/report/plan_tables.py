@@ -16,6 +16,7 @@ from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.passes import PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.evaluation_plan import evaluation_lines
+from orchestrator.report.mlflow_names import mlflow_name_lines, mlflow_names
 from orchestrator.report.search_plan import search_json, search_lines
 from orchestrator.report.summary import study_metrics
 from orchestrator.report.trusted import trusted_json, trusted_lines
@@ -49,6 +50,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
             yield Text(
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
+    yield from map(Text, mlflow_name_lines(mlflow_names(plan)))
     for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
@@ -153,6 +155,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "design": plan.study.design,
         "notes": list(layout_notes(plan.study)),
         "trusted": trusted_json(plan),
+        "mlflow_names": mlflow_names(plan),
         "arms": [
             {
                 "arm": arm.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -141,6 +141,7 @@ class Outcome:
     compare: str | None = None  # where the arms can be compared in a browser
     held_back: str | None = None  # why it began nothing more, where it did not
     waiting: Waiting | None = None  # what of all that MLflow lacks
+    refused: Mapping[str, str] = field(default_factory=dict)  # what it does not take, and why
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:

@@ -74,7 +74,7 @@ def result_lines(
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")
-    for line in tracked_lines(outcome.waiting, sync):
+    for line in tracked_lines(outcome.waiting, sync, outcome.refused):
         yield _address(line)
     if outcome.compare is not None:
         yield _address(f"arms side by side: {outcome.compare}")

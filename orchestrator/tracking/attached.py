@@ -11,10 +11,10 @@ from typing import Any
 from chip_core.files import append_record, read_records
 from orchestrator.plan import Arm, Trial
 from orchestrator.storage.place import artifacts_of
-from orchestrator.tracking.mlflow import tracking_uri
+from orchestrator.tracking.mlflow import own_uri, tracking_uri
 from orchestrator.tracking.mlflow_runs import ARM, FINGERPRINT, KIND, SEED, arm_key
-from orchestrator.tracking.mlflow_store import MlflowStore, Run, metric_name
-from orchestrator.tracking.trouble import StoreAway
+from orchestrator.tracking.mlflow_store import MlflowStore, Run
+from orchestrator.tracking.trouble import StoreAway, is_new
 
 _Slot = tuple[str, str, str]
 _STUDY: _Slot = ("study", "", "")
@@ -88,9 +88,8 @@ def _show(
 ) -> bool:
     """Show records and files; return whether the study has a run."""
     address = tracking_uri(workdir, uri)
-    database = workdir.resolve() / "mlflow.db"
-    own = address == f"sqlite:///{database}"
-    if own and not database.exists():
+    own = address == own_uri(workdir)
+    if own and is_new(address):
         return False
     store = MlflowStore(address, artifacts_of(workdir) if own else None)
     store.open(study)
@@ -103,8 +102,7 @@ def _show(
             mark = entry["fingerprint"]
             if run is None or mark not in (None, run.tags.get(FINGERPRINT)):
                 continue  # it stands for another training now
-            named = {metric_name(name): value for name, value in entry["figures"].items()}
-            store.log_figures(run, named, record["time"])
+            store.log_figures(run, entry["figures"], record["time"])
     for file, under in files:
         store.upload_file(runs[_STUDY], file, under)
     return True

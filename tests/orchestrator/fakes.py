@@ -152,6 +152,9 @@ class FakeTracker:
     ) -> None:
         self.arms, self.status = arms, status
 
+    def refused(self) -> dict[str, str]:
+        return {}
+
     def waiting(self) -> Waiting | None:
         return None
 
