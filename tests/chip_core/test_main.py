@@ -93,7 +93,7 @@ def test_a_trial_cut_short_while_it_was_scored_is_scored(
 def test_a_model_of_before_there_was_a_choice_was_trained_without_transparency(
     tmp_path: Path,
 ) -> None:
-    config = TrialConfig.model_validate({"data": {"source": "./rows.jsonl"}})
+    config = TrialConfig.model_validate({"model": "shapes", "data": {"source": "./rows.jsonl"}})
     written = config.model_dump(mode="json")
     del written["data"]["transparency"]
     (tmp_path / "model").mkdir()
