@@ -36,28 +36,26 @@ def tracked_lines(
     waiting: Waiting | None, sync: str, refused: Mapping[str, str] | None = None
 ) -> list[str]:
     """Say whether all is tracked; else what is refused, and what waits, why, and what sends it."""
-    lines = refused_lines(refused or {})
+    never = _never(refused) if refused else None
     if waiting is None:
-        return lines or ["all tracked"]
+        return ["all tracked" if never is None else f"all tracked but {never}"]
     what = [counted(len(waiting.trials), "trial")] if waiting.trials else []
     what += ["the study's own run"] if waiting.study else []
     return [
-        *lines,
         f"not tracked yet: {' and '.join(what)}: {waiting.reason}",
         f"send it: {sync}",
+        *([] if never is None else [f"not tracked: {never}"]),
     ]
 
 
-def refused_lines(refused: Mapping[str, str]) -> list[str]:
-    """Say what MLflow does not take, the first few."""
-    if not refused:
-        return []
+def _never(refused: Mapping[str, str]) -> str:
+    """Name what MLflow does not take, the first few."""
     names = ", ".join(list(refused)[:_NAMED])
     more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
-    return [
-        f"all tracked but what MLflow refuses: {names}{more}: it is in the report "
-        f"({next(iter(refused.values()))})"
-    ]
+    return (
+        f"what MLflow does not take: {names}{more} ({next(iter(refused.values()))}): it is in the "
+        "report"
+    )
 
 
 def untracked_json(waiting: Waiting | None, sync: str) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ class BackgroundTracker:
         self,
         tracker: Resuming,
         *,
-        check_within: float = 10.0,
+        check_within: float = 30.0,
         open_within: float = 30.0,
         patience: float = 45.0,
         first_pause: float = 2.0,

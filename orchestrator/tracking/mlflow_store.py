@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from chip_core.errors import UserError
-from orchestrator.tracking.addresses import shown_address
+from chip_core.errors import UserError, printable
+from orchestrator.tracking.addresses import shown_address, without_secrets
 from orchestrator.tracking.names import EXPERIMENT, PARAM, RUN, TAG, respelled, spelled
 from orchestrator.tracking.trouble import StoreAway, check_reachable, is_new, is_server, told
 
@@ -308,9 +308,14 @@ class MlflowStore:
         with self._told():  # its name as it is
             self._client.set_tag(run.id, NAME, run.tags.get(NAME, run.id))
         self._left_out.add((run.id, what))
-        if what not in self.refused:
-            self.refused[what] = str(error)
-            _LOG.warning("MLflow is not shown the %s: %s", what, error)
+        said = without_secrets(str(error.__cause__ or error).split("\n")[0], self.uri)
+        if not self.refused:  # one line; what else there is, is told at the end
+            _LOG.warning(
+                "MLflow does not take the %s (%s): it is in the report, and the rest is shown",
+                what,
+                printable(said, 300),
+            )
+        self.refused.setdefault(what, printable(said, 300))
 
     def _say_true_names(self, run: Run, names: Iterable[str]) -> None:
         said = _true_names(names)

@@ -116,7 +116,7 @@ def check_reachable(uri: str) -> None:
     file = sqlite_file(uri)
     if file is not None:
         _check_driver(uri)
-        _check_file(file)
+        _check_file(file, makes=Path(uri.removeprefix("sqlite:///")).parent)
     elif scheme == "http":  # with TLS, only MLflow knows whom to trust
         try:
             place = parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
@@ -133,8 +133,13 @@ def check_reachable(uri: str) -> None:
             _connect(uri)
 
 
-def _check_file(file: Path) -> None:
-    """Check that a SQLite file can be written, or made; MLflow makes the folders above it."""
+def _check_file(file: Path, *, makes: Path) -> None:
+    """Check that a SQLite file can be written, or made.
+
+    Args:
+        file: the file.
+        makes: the folder that MLflow makes for it.
+    """
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -149,6 +154,10 @@ def _check_file(file: Path) -> None:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
         return
+    if file.is_symlink():
+        raise WrongAddress("it is a link to what is not there")
+    if file.parent != makes and not file.parent.exists():  # it takes escapes as they are written
+        raise WrongAddress(f"there is no folder {file.parent}")
     above = next(folder for folder in file.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=above):

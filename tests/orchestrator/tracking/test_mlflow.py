@@ -576,6 +576,8 @@ def test_a_store_that_is_away_is_told_from_one_that_is_wrong(uri, away, workdir,
         ("sqlite:///FOLDER/notes.txt/x.db", "Not a directory"),
         ("sqlite:///FOLDER/notes.txt", "not a database"),
         ("sqlite:///FOLDER/%00.db", "NUL"),
+        ("sqlite:///FOLDER/LINK.db", "a link to what is not there"),
+        ("sqlite:///FOLDER/%41b/x.db", "there is no folder"),
         ("sqlite+nodriver:///x.db", "Can't load plugin"),
         ("postgresql+psycopg2://me:secret@127.0.0.1:9/x", "not installed"),
         ("gopher://me:secret@h", "knows no store of this kind"),
@@ -593,6 +595,7 @@ def test_a_refused_address_is_told_soon_and_leaves_nothing(
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.txt").write_text("no database at all, but long enough for a header" * 9)
+    (folder / "LINK.db").symlink_to("/nowhere/at/all.db")
     monkeypatch.chdir(folder)
     uri = uri.replace("FOLDER", str(folder))
     given = []

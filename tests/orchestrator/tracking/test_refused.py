@@ -11,9 +11,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from chip_core.errors import UserError
+from orchestrator.cli import main
 from orchestrator.plan import Plan
+from orchestrator.report.tracked import tracked_lines
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, TrialView
+from orchestrator.tracking.base import ArmView, TrialView, Waiting
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.mlflow_store import MlflowStore, Point
 from orchestrator.tracking.names import RUN, spelled
@@ -254,3 +256,29 @@ def test_a_run_name_is_no_longer_than_its_column(tracker, plan, finish, shown):
     run = store.create({"mlflow.runName": name})
     assert run.tags["mlflow.runName"] == spelled(name, RUN)
     assert run.tags["chip.name"] == name
+
+
+def test_the_end_says_what_is_not_taken():
+    refused = {f"metric m{n}": "Invalid value" for n in range(5)}
+    never = "what MLflow does not take: metric m0, metric m1, metric m2 and 2 more (Invalid value)"
+    assert tracked_lines(None, "sync") == ["all tracked"]
+    assert tracked_lines(None, "sync", refused) == [f"all tracked but {never}: it is in the report"]
+    waiting = Waiting(reason="no place", trials=("a",), study=False)
+    assert tracked_lines(waiting, "sync", refused) == [
+        "not tracked yet: 1 trial: no place",
+        "send it: sync",
+        f"not tracked: {never}: it is in the report",
+    ]
+
+
+def test_sync_shows_the_rest_and_succeeds(tracker, plan, finish, monkeypatch, capsys):
+    class Found:
+        study, trials, address, refused = "small", 3, "there", {"metric m": "Invalid value"}
+
+    monkeypatch.setattr("orchestrator.sync.find_kept", lambda workdir, names: [Found])
+    monkeypatch.setattr("orchestrator.sync.sync_study", lambda kept, workdir, tracker: Found)
+    monkeypatch.setattr("orchestrator.tracking.attached.attach_kept", lambda *words: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["sync"])
+    assert ended.value.code == 0
+    assert "small: all tracked but what MLflow does not take: metric m" in capsys.readouterr().out
