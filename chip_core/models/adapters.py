@@ -22,7 +22,7 @@ from chip_core.config import LoraConfig, TrialConfig
 from chip_core.errors import DiskFullError, TrialError, UnfitError
 from chip_core.files import room_for, sync_files
 from chip_core.models import loading
-from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, layout_of
+from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, layout_of, layouts
 from chip_core.models.parts import is_adapter, named_parts, trained_parts
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
 from chip_core.seeding import derived_seed
@@ -251,7 +251,7 @@ def with_adapter(base: Any, folder: Path) -> Any:
     _check_class(base, settings, folder)
     weights = _read(file)
     layout = layout_of(base, weights)
-    _name_as_in_model(settings, layout)
+    _name_as_in_model(settings, base, layout, weights)
     settings.base_model_name_or_path = base.name_or_path  # peft warns where it is another
     put_weights(base, _fitting_beside(base, folder))
     try:
@@ -311,11 +311,13 @@ def _check_class(base: Any, settings: Any, folder: Path) -> None:
         )
 
 
-def _name_as_in_model(settings: Any, layout: Layout) -> None:
-    """Let an adapter's settings name layers as the model does where its file does not.
+def _name_as_in_model(
+    settings: Any, base: Any, layout: Layout, weights: Mapping[str, Tensor]
+) -> None:
+    """Let an adapter's settings name layers as the model does.
 
-    What they choose they choose by the file's names: in an older layout each layer is then named
-    outright.
+    Settings of an older layout choose layers by its names, which may choose others by today's: then
+    each is named outright.
     """
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
@@ -329,18 +331,22 @@ def _name_as_in_model(settings: Any, layout: Layout) -> None:
         if by_name:
             setattr(settings, kind, {layout.plain(name): by_name[name] for name in by_name})
     targets = getattr(settings, "target_modules", None)
-    if layout.today or targets is None or targets in ("all-linear", "ALL-LINEAR"):
+    if targets is None or targets in ("all-linear", "ALL-LINEAR"):
         return
-    chosen = {
-        name: written
-        for name, written in layout.written.items()
-        if check_target_module_exists(settings, written)
-    }
-    if not chosen:
-        return  # PEFT says so
+    adapted = {layout.owner(layout.name(name)) for name in weights}
+
+    def targeted(by: Layout) -> set[str]:
+        names = by.written
+        return {name for name in names if check_target_module_exists(settings, names[name])}
+
+    # The file's own first: whoever renamed the weights alone left the settings in another one.
+    said = min([layout, *layouts(base)], key=lambda each: len(targeted(each) ^ adapted))
+    chosen, names = targeted(said), said.written
+    if said.today or not chosen:  # PEFT says where there are none
+        return
     for kind in _PATTERNS:
         by_name = getattr(settings, kind, None) or {}
-        keys = {name: get_pattern_key(list(by_name), chosen[name]) for name in chosen}
+        keys = {name: get_pattern_key(list(by_name), names[name]) for name in chosen}
         if by_name:
             found = {name: by_name[key] for name, key in keys.items() if key in by_name}
             setattr(settings, kind, found)
@@ -348,13 +354,13 @@ def _name_as_in_model(settings: Any, layout: Layout) -> None:
     if saved:
         settings.modules_to_save = [
             name
-            for name, written in layout.written.items()
+            for name, written in names.items()
             if any(f".{written}".endswith(f".{each}") for each in saved)
         ]
     for kind in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         if hasattr(settings, kind):
             setattr(settings, kind, None)
-    settings.target_modules = set(chosen)
+    settings.target_modules = chosen
 
 
 def _fitting(

@@ -113,17 +113,19 @@ class Layout:
         )
 
 
-def layout_of(model: Any, names: Iterable[str]) -> Layout:
-    """Return the layout that knows most of a file's names; today's where no other knows more.
+def layouts(model: Any) -> list[Layout]:
+    """Return the layouts that files of a model may have, today's first.
 
-    Args:
-        model: the model they are for; adapters within it are none of its own modules.
-        names: the file's.
+    Adapters within it are none of its own modules.
     """
     modules = [name for name, _ in model.named_modules() if not _ADAPTERS.search(name)]
+    return [Layout(modules, each) for each in _all_beginnings(modules)]
+
+
+def layout_of(model: Any, names: Iterable[str]) -> Layout:
+    """Return the layout that knows most of a file's names; today's where no other knows more."""
     names = list(names)
-    layouts = [Layout(modules, each) for each in _all_beginnings(modules)]
-    return max(layouts, key=lambda layout: sum(map(layout.depth, names)))
+    return max(layouts(model), key=lambda layout: sum(map(layout.depth, names)))
 
 
 class Fit:

@@ -129,16 +129,11 @@ def rewritten(
     return into
 
 
-def renamed(adapter: Path, into: Path, written: Written, *, settings: bool = False) -> Path:
-    """Copy an adapter with its weights named otherwise, and its settings' layers as well."""
-    rewritten(adapter, into, lambda weights: {written(name): weights[name] for name in weights})
-    if settings:
-        file = into / loading.ADAPTER_CONFIG
-        said = json.loads(file.read_text())
-        named = {WITHIN + name: written(WITHIN + name) for name in said["target_modules"]}
-        said["target_modules"] = [name.rpartition(WITHIN)[2] for name in named.values()]
-        file.write_text(json.dumps(said))
-    return into
+def renamed(adapter: Path, into: Path, written: Written) -> Path:
+    """Copy an adapter with its weights named otherwise."""
+    return rewritten(
+        adapter, into, lambda weights: {written(name): weights[name] for name in weights}
+    )
 
 
 def held(model: Any) -> dict[str, Tensor]:
@@ -267,6 +262,24 @@ def test_settings_that_name_whole_layers_of_an_older_layout_are_read(
         said["target_modules"] = targets
         (old / loading.ADAPTER_CONFIG).write_text(json.dumps(said))
         check_same(with_adapter(base(model), old), intact)
+
+
+def test_settings_and_weights_may_be_of_different_times(kept: Path, tmp_path: Path) -> None:
+    """Who renames an adapter by hand renames one of its two files."""
+    model = kept / "qwen2_5_vl"
+    chosen = {
+        True: r"model\.language_model\.layers\..*\.o_proj",
+        False: r"model\.layers\..*\.o_proj",
+    }
+    adapt(model, tmp_path / "new", target_modules=chosen[True])
+    intact = with_adapter(base(model), tmp_path / "new")
+    for weights_now in (True, False):
+        written = (lambda name: name) if weights_now else within(old_qwen)
+        mixed = renamed(tmp_path / "new", tmp_path / f"{weights_now}", written)
+        said = json.loads((mixed / loading.ADAPTER_CONFIG).read_text())
+        said["target_modules"] = chosen[not weights_now]
+        (mixed / loading.ADAPTER_CONFIG).write_text(json.dumps(said))
+        check_same(with_adapter(base(model), mixed), intact)
 
 
 def test_a_pattern_chooses_by_the_names_of_its_time(kept: Path, tmp_path: Path) -> None:
