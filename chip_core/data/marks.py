@@ -60,7 +60,10 @@ class Marks:
             return None
         if self._reads_twice():
             return held[0]
-        ids = set(self._plain(text))
+        try:
+            ids = set(self._plain(text))
+        except (TypeError, ValueError, NotImplementedError):  # mistral-common's knows no such thing
+            return held[0]
         for mark in held:
             token = self._tokenizer.convert_tokens_to_ids(mark)
             if token in ids and token not in (None, self._tokenizer.unk_token_id):

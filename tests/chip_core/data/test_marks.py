@@ -151,6 +151,21 @@ def test_a_mark_that_no_tokenizer_setting_splits_is_told() -> None:
         marks.hidden("What?", "the <image> tag")
 
 
+def test_a_tokenizer_that_splits_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mistral-common's in transformers."""
+    own = processor(fast(byte_level(), MARKS))
+    whole = type(own.tokenizer).__call__
+
+    def call(self: Any, text: Any, **options: Any) -> Any:
+        if options.get("split_special_tokens"):
+            raise ValueError("does not support `split_special_tokens`")
+        return whole(self, text, **options)
+
+    monkeypatch.setattr(type(own.tokenizer), "__call__", call)
+    assert Marks(own).problem("the </s> tag") == "</s>"
+    assert Marks(own).problem("no tag") is None
+
+
 def test_a_vocabulary_that_holds_the_mark_as_a_word_is_told() -> None:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<image>": 1, "the": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
