@@ -22,7 +22,7 @@ from chip_core.config import LoraConfig, TrialConfig
 from chip_core.errors import DiskFullError, TrialError, UnfitError
 from chip_core.files import room_for, sync_files
 from chip_core.models import loading
-from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, layout_of, layouts
+from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, first_names, layout_of, layouts
 from chip_core.models.parts import is_adapter, named_parts, trained_parts
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
 from chip_core.seeding import derived_seed
@@ -251,17 +251,22 @@ def with_adapter(base: Any, folder: Path) -> Any:
     _check_class(base, settings, folder)
     weights = _read(file)
     layout = layout_of(base, weights)
-    _name_as_in_model(settings, base, layout, weights)
     settings.base_model_name_or_path = base.name_or_path  # peft warns where it is another
     put_weights(base, _fitting_beside(base, folder))
     try:
+        _name_as_in_model(settings, base, layout, weights)
         model = peft.get_peft_model(base, settings)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        first = next(iter(weights), "none")
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
+        reason = loading.brief(error)
+        homeless = [name for name in weights if not layout.is_layers(name)]
+        if not homeless:
+            raise TrialError(
+                f"{folder / loading.ADAPTER_CONFIG} cannot be used ({reason}): "
+                "save the adapter again with PEFT"
+            ) from None
         raise UnfitError(
-            f"{file} does not fit {base.name_or_path}: {len(weights)} of its {len(weights)} "
-            f"weights have no place in it ({first}, …), as PEFT cannot adapt the layers that "
-            f"its {loading.ADAPTER_CONFIG} names ({loading.brief(error)}): {_OTHER_BASE}"
+            f"{file} does not fit {base.name_or_path}: {len(homeless)} of its {len(weights)} "
+            f"weights have no place in it ({first_names(homeless)}; PEFT: {reason}): {_OTHER_BASE}"
         ) from None
     adapter = _fitting(model, file, weights, layout)
     left = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
