@@ -95,7 +95,8 @@ def _model(
     if not path:
         raise UserError(f"{model} holds an adapter that names no base model: give it by --base")
     if named and not _same_model(str(named), str(path)):
-        _log.warning("%s is an adapter of %s, as it says: --base puts it on %s", model, named, base)
+        file = folder / loading.ADAPTER_CONFIG
+        _log.warning("%s names %s as its base model: --base puts it on %s", file, named, base)
     return ModelConfig(path=str(path), dtype=dtype), folder
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from chip_core.config import LoraConfig, TrialConfig
 from chip_core.errors import DiskFullError, TrialError, UnfitError
 from chip_core.files import room_for, sync_files
 from chip_core.models import loading
-from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, layout_of, layouts
+from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, first_names, layout_of, layouts
 from chip_core.models.parts import is_adapter, named_parts, trained_parts
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
 from chip_core.seeding import derived_seed
@@ -63,7 +64,7 @@ def attach(model: Any, config: TrialConfig) -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("lora", config.seed))
-        return peft.get_peft_model(model, settings).eval()
+        return _adapted(model, settings).eval()
 
 
 def decoder_linears(model: Any, config: LoraConfig) -> list[str]:
@@ -251,17 +252,22 @@ def with_adapter(base: Any, folder: Path) -> Any:
     _check_class(base, settings, folder)
     weights = _read(file)
     layout = layout_of(base, weights)
-    _name_as_in_model(settings, base, layout, weights)
     settings.base_model_name_or_path = base.name_or_path  # peft warns where it is another
     put_weights(base, _fitting_beside(base, folder))
     try:
-        model = peft.get_peft_model(base, settings)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        first = next(iter(weights), "none")
+        _name_as_in_model(settings, base, layout, weights)
+        model = _adapted(base, settings)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
+        reason = loading.brief(error)
+        homeless = [name for name in weights if not layout.is_layers(name)]
+        if not homeless:
+            raise TrialError(
+                f"{folder / loading.ADAPTER_CONFIG} cannot be used ({reason}): "
+                "save the adapter again with PEFT"
+            ) from None
         raise UnfitError(
-            f"{file} does not fit {base.name_or_path}: {len(weights)} of its {len(weights)} "
-            f"weights have no place in it ({first}, …), as PEFT cannot adapt the layers that "
-            f"its {loading.ADAPTER_CONFIG} names ({loading.brief(error)}): {_OTHER_BASE}"
+            f"{file} does not fit {base.name_or_path}: {len(homeless)} of its {len(weights)} "
+            f"weights have no place in it ({first_names(homeless)}; PEFT: {reason}): {_OTHER_BASE}"
         ) from None
     adapter = _fitting(model, file, weights, layout)
     left = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
@@ -276,6 +282,16 @@ def with_adapter(base: Any, folder: Path) -> Any:
 def merged(model: Any) -> Any:
     """Return a model without adapters that answers as this one does; this one is used up."""
     return model.merge_and_unload() if is_adapted(model) else model
+
+
+def _adapted(model: Any, settings: Any) -> Any:
+    """Return a model with the layers that an adapter's settings ask for."""
+    import peft
+
+    with warnings.catch_warnings():
+        # PEFT asks a model for what transformers is to call otherwise: nothing a user can change.
+        warnings.simplefilter("ignore", FutureWarning)
+        return peft.get_peft_model(model, settings)
 
 
 def _settings(folder: Path) -> Any:
@@ -333,14 +349,14 @@ def _name_as_in_model(
     targets = getattr(settings, "target_modules", None)
     if targets is None or targets in ("all-linear", "ALL-LINEAR"):
         return
-    adapted = {layout.owner(layout.name(name)) for name in weights}
+    adapted = {layout.owner(layout.name(name)) for name in weights if is_adapter(name)}
 
     def targeted(by: Layout) -> set[str]:
         names = by.written
         return {name for name in names if check_target_module_exists(settings, names[name])}
 
-    # The file's own first: whoever renamed the weights alone left the settings in another one.
-    said = min([layout, *layouts(base)], key=lambda each: len(targeted(each) ^ adapted))
+    # Whoever renamed the weights alone left the settings in another layout.
+    said = next((each for each in (layout, *layouts(base)) if targeted(each) == adapted), layout)
     chosen, names = targeted(said), said.written
     if said.today or not chosen:  # PEFT says where there are none
         return

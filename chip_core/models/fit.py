@@ -75,6 +75,11 @@ class Layout:
             module = module.rpartition(".")[0]
         return module or name
 
+    def is_layers(self, name: str) -> bool:
+        """Return whether a name's module is there and has none within it."""
+        module, _, depth = self._found(name)
+        return depth > 0 and not any(other.startswith(f"{module}.") for other in self.written)
+
     def depth(self, name: str) -> int:
         """Return how many components of a name are known."""
         return self._found(name)[2]

@@ -405,7 +405,7 @@ def test_a_target_that_matches_nothing_beside_one_that_does_is_no_weight_left_ou
         with_adapter(base(model), adapter)
     said = json.loads((adapter / loading.ADAPTER_CONFIG).read_text())
     (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, "target_modules": ["none"]}))
-    with pytest.raises(UnfitError, match=r"PEFT cannot adapt the layers that its adapter_config"):
+    with pytest.raises(UnfitError, match=r"2 of its 12 weights have .*; PEFT: Target modules"):
         with_adapter(base(model), adapter)
 
 
@@ -418,6 +418,12 @@ def test_what_cannot_be_read_is_told(kept: Path, tmp_path: Path) -> None:
     for broken in ("{", "[]", "{}", '{"peft_type": "NOSUCH"}'):
         (adapter / loading.ADAPTER_CONFIG).write_text(broken)
         with pytest.raises(TrialError, match=r"adapter_config.json cannot be read \(.*\): save"):
+            with_adapter(base(kept / "llava"), adapter)
+    shutil.copy(kept / "llava" / "some" / ADAPTER_WEIGHTS, adapter)
+    said = json.loads((kept / "llava" / "some" / loading.ADAPTER_CONFIG).read_text())
+    for key, value in (("r", 0), ("r", "two"), ("target_modules", 7), ("target_modules", "([")):
+        (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, key: value}))
+        with pytest.raises(TrialError, match=r"adapter_config.json cannot be used \(.*\): save"):
             with_adapter(base(kept / "llava"), adapter)
 
 

@@ -237,10 +237,10 @@ def test_computing_layers_again_asks_for_nothing_deprecated(
     shapes_config: Callable[..., TrialConfig], language_model: str
 ) -> None:
     config = shapes_config(language_model=language_model)
-    model = attach(loading.load(config.model)[0], config)
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        model = attach(loading.load(config.model)[0], config)
+        layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
         recompute_layers(model)
         assert layers and all(each.gradient_checkpointing for each in layers)
         keep_activations(model)
