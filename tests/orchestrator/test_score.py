@@ -49,6 +49,11 @@ def test_figures_as_json(amber: Path, responses: Path, capsys: pytest.CaptureFix
         "benchmark": "amber",
         "n": 3,
         "missing": 1,
+        "unreadable": {
+            "answers": 1,
+            "replies": 0,
+            "examples": [{"item": "2", "text": "no.", "source": "answer"}],
+        },
         "protocol": "official",
         "version": "amber-1",
         "judge": None,
@@ -78,6 +83,9 @@ def test_figures_as_a_table(
     ]
     assert any("number/precision" in line and "undefined" in line for line in lines)
     assert lines[-1] == "3 answers scored, 1 missing"
+    assert call("amber", "--data", amber, "--responses", responses) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["1 answer unreadable (counted as wrong), for instance", "  2: “no.”"]
 
 
 def test_the_embedded_world_needs_no_data(

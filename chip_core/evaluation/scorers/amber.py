@@ -52,6 +52,7 @@ from chip_core.evaluation.scorers.base import (
 from chip_core.evaluation.scorers.rows import first_of, read_json, read_rows, refuse_repeats
 from chip_core.evaluation.similarity import SpacySimilarity
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import unreadable
 
 #: Kind of a question in annotations.json -> its group; every other kind is a relation.
 GROUPS = {
@@ -116,9 +117,10 @@ class AmberScorer:
             counter = _Nouns(folder, resources.similarity, corrected)
             for question, response in described:
                 _add_description(items, question, counter.count(question, response))
-        for question, response in pairs:
-            if question.group != "generative":
-                _add_yes_or_no(items, question, _said(response, corrected))
+        asked_yes_or_no = [pair for pair in pairs if pair[0].group != "generative"]
+        verdicts = [_said(response, corrected) for _, response in asked_yes_or_no]
+        for (question, _), said in zip(asked_yes_or_no, verdicts, strict=True):
+            _add_yes_or_no(items, question, said)
         done = {question.id for question, _ in pairs}
         held = {
             question.id: question.group
@@ -130,7 +132,16 @@ class AmberScorer:
             if corrected
             else figures.official(items, figures.published_type(done, held))
         )
-        return Scored(metrics=metrics, n=len(pairs), missing=len(held.keys() - done))
+        return Scored(
+            metrics=metrics,
+            n=len(pairs),
+            missing=len(held.keys() - done),
+            unreadable=tuple(
+                unreadable(str(question.id), response)
+                for (question, response), said in zip(asked_yes_or_no, verdicts, strict=True)
+                if not said
+            ),
+        )
 
 
 class _Nouns:

@@ -31,6 +31,7 @@ from chip_core.evaluation.scorers.base import (
 )
 from chip_core.evaluation.scorers.rows import refuse_repeats
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 DOMAINS: Mapping[str, tuple[str, ...]] = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -125,16 +126,18 @@ class MmmuScorer:
         questions = _by_subject(given, truths)
         options = _Options(data)
         draw = random.Random(SEED) if official else None
-        right = {
-            item: _right(given[item], truths[item], options, draw)
-            for items in questions.values()
-            for item in items
-        }
+        right: dict[str, bool] = {}
+        unread: list[Unreadable] = []
+        for item in (item for found in questions.values() for item in found):
+            read, right[item] = _judged(given[item], truths[item], options, draw)
+            if not read:
+                unread.append(unreadable(item, given[item].response))
         items = _items(questions, right, every=not official)
         return Scored(
             metrics=figures.metrics(self.metrics, items, _official(items) if official else None),
             n=len(right),
             missing=len(truths) - len(right),
+            unreadable=tuple(unread),
         )
 
 
@@ -247,16 +250,28 @@ def _subject(item: str) -> str:
     return "_".join(item.split("_")[1:-1])
 
 
-def _right(
+def _judged(
     answer: Answer, truth: Mapping[str, Any], options: _Options, draw: random.Random | None
-) -> bool:
+) -> tuple[bool, bool]:
+    """Return whether an answer can be read, and whether it is right.
+
+    Args:
+        answer: a final answer or a response.
+        truth: the question's kind and answer.
+        options: the questions' options.
+        draw: draws a letter where none is found; None: the answer is wrong then.
+    """
     if truth["question_type"] != CHOICE:
         meanings = mmmu_parsing.parse_open(answer.response)
-        return mmmu_parsing.right_open(truth["ground_truth"], meanings)
+        return True, mmmu_parsing.right_open(truth["ground_truth"], meanings)
     choice: str | None = answer.response
     if not answer.fields.get("final"):
-        choice = mmmu_parsing.parse_choice(answer.response, *options.of(answer), draw)
-    return mmmu_parsing.right_choice(truth["ground_truth"], choice)
+        choices, texts = options.of(answer)
+        choice = mmmu_parsing.parse_choice(answer.response, choices, texts)
+    read = choice is not None
+    if choice is None and draw is not None:
+        choice = draw.choice(choices)
+    return read, mmmu_parsing.right_choice(truth["ground_truth"], choice)
 
 
 def _items(

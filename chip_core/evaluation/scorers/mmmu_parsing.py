@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping, Sequence
 
@@ -19,10 +18,8 @@ _SCIENTIFIC = re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+")
 _SIMPLE = re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])")
 
 
-def parse_choice(
-    response: str, choices: Sequence[str], options: Mapping[str, str], draw: random.Random | None
-) -> str | None:
-    """Return the letter that an answer chooses.
+def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, str]) -> str | None:
+    """Return the letter that an answer chooses; None where none is found.
 
     A letter in brackets goes before a bare one, that before an option's text (in answers of more
     than five words alone); of several the one that stands last.
@@ -31,7 +28,6 @@ def parse_choice(
         response: the answer.
         choices: letters to choose from.
         options: each letter's text.
-        draw: draws a letter where none is found; None: nothing is returned then.
     """
     for mark in MARKS:
         response = response.strip(mark)
@@ -43,7 +39,7 @@ def parse_choice(
         lowered = text.lower()
         places = {letter: lowered.rfind(option.lower()) for letter, option in options.items()}
     if not _found(places):
-        return None if draw is None else draw.choice(choices)
+        return None
     return max(places, key=places.__getitem__)
 
 

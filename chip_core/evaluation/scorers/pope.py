@@ -31,6 +31,7 @@ from chip_core.evaluation.scorers.base import (
     refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import unreadable
 
 SPLITS = ("random", "popular", "adversarial")
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
@@ -44,6 +45,7 @@ class _Pair:
 
     item: str
     said: str | None  # "yes", "no", None: neither
+    response: str
     label: str | None  # "yes", "no"
 
 
@@ -113,6 +115,12 @@ class PopeScorer:
             ),
             n=scored,
             missing=sum(map(len, labels.values())) - scored,
+            unreadable=tuple(
+                unreadable(pair.item, pair.response)
+                for found in pairs.values()
+                for pair in found
+                if pair.said is None
+            ),
         )
 
 
@@ -173,6 +181,7 @@ def _by_position(
             _Pair(
                 item=item,
                 said=read_officially(answer.response),
+                response=answer.response,
                 label=labels[split].get(item),
             )
         )
@@ -187,9 +196,9 @@ def _by_id(
     pairs: dict[str, list[_Pair]] = {}
     for item, label in known.items():
         if item in by_item:
-            said = read(by_item[item].response)
+            response = by_item[item].response
             pairs.setdefault(item.partition("/")[0], []).append(
-                _Pair(item=item, said=said, label=label)
+                _Pair(item=item, said=read(response), response=response, label=label)
             )
     return pairs
 

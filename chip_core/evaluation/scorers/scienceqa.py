@@ -35,6 +35,7 @@ from chip_core.evaluation.scorers.base import (
     refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 LETTERS = "ABCDE"
 IMAGE = "<image>"
@@ -98,9 +99,12 @@ class ScienceQaScorer:
             scored = {item: problem for item, problem in problems.items() if item in given}
         read = read_officially if official else read_letter
         items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
+        unread: list[Unreadable] = []
         for item, problem in scored.items():
             answer = given.get(item)
             letter = None if answer is None else read(answer.response)
+            if answer is not None and letter is None:
+                unread.append(unreadable(item, answer.response))
             right = letter is not None and LETTERS.index(letter) == problem["answer"]
             share = figures.outcome(item, right, group=problem["subject"])
             items["accuracy"].append(share)
@@ -121,6 +125,7 @@ class ScienceQaScorer:
             metrics=figures.metrics(self.metrics, items, values),
             n=len(scored),
             missing=len(problems) - len(given),
+            unreadable=tuple(unread),
         )
 
 
