@@ -1,0 +1,73 @@
+"""What a reply says once the reasoning that models write out before it is taken away."""
+
+from __future__ import annotations
+
+import re
+
+#: Names of elements that hold reasoning: `<think>…</think>`, `<Reasoning>…</Reasoning>`.
+_NAMES = (
+    r"(?:seed:)?think(?:ing)?|ant_?thinking|thoughts?|reason(?:ing)?|reflection|rationale|"
+    r"scratch_?pad|analysis|chain_of_thought|cot|inner_monologue"
+)
+_OPENING = (
+    rf"(?:<|&lt;)\s{{0,4}}\|?(?:{_NAMES})\|?(?:\s[^<>]{{0,80}})?(?:>|&gt;)|\[think\]|◁think▷|"
+    r"<\|begin_of_thought\|>|<\|start_thinking\|>|<unused94>|<\|channel>\s{0,4}thought|"
+    r"(?:<\|start\|>assistant\s{0,4})?<\|channel\|>\s{0,4}(?:analysis|commentary)|"
+    r"\A\s*Thinking\.\.\.\s*\n(?=(?s:.*)^\.\.\.done thinking)|"
+    r"^```(?:think(?:ing)?|reasoning)[ \t]*$"
+)
+_CLOSING = (
+    rf"(?:<|&lt;)\s{{0,4}}\|?/\s{{0,4}}(?:{_NAMES})\s{{0,4}}\|?(?:>|&gt;)|\[/think\]|◁/think▷|"
+    r"<\|end_of_thought\|>|<\|end_thinking\|>|<unused95>|<channel\|>|"
+    r"(?:<\|start\|>assistant\s{0,4})?<\|channel\|>\s{0,4}final(?:\s{0,4}<\|message\|>)?|"
+    r"^\.\.\.done thinking\.?"
+)
+_MARKS = re.compile(rf"(?P<opens>{_OPENING})|(?P<closes>{_CLOSING})", re.IGNORECASE | re.MULTILINE)
+#: A fence has one mark for both ends: it closes where a fence was opened.
+_FENCE = re.compile(r"^```[ \t]*$", re.MULTILINE)
+#: What stands before the conclusion of models that write SUMMARY, CAPTION, REASONING, CONCLUSION.
+_SECTIONS = re.compile(r"<(SUMMARY|CAPTION)>[^<]*</\1>")
+#: An answer that stands marked as one behind reasoning that was never closed.
+_ANSWER = re.compile(
+    r"<(answer|final_answer|conclusion)>(?:(?!</?\1>).){1,4000}</\1>\s*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+#: The marks of harmony with its special tokens left out by the decoding.
+_BARE_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistantfinal", re.DOTALL)
+_END_OF_TURN = re.compile(r"(?:<\|[a-zA-Z_]{1,30}\|>|</s>)\Z")
+
+
+def without_reasoning(text: str) -> str:
+    """Return a reply without its reasoning; the reply itself where it holds none.
+
+    Reasoning that is cut off before its end has no answer behind it: what is left is what stood
+    before it, mostly nothing. All before a closing mark that nothing opened is reasoning, too: chat
+    templates write the opening mark themselves.
+    """
+    bare = _BARE_CHANNELS.match(text)
+    if bare is not None:
+        return text[bare.end() :].strip()
+    kept: list[str] = []
+    start, end = 0, 0  # of what is kept next; of the last mark
+    opened: str | None = None
+    while (mark := _MARKS.search(text, end)) is not None:
+        end = max(mark.end(), end + 1)
+        if mark["closes"] is not None:
+            opened, start = None, mark.end()
+        elif opened is None:
+            kept.append(text[start : mark.start()])
+            opened = mark["opens"]
+            if opened.startswith("```") and (fence := _FENCE.search(text, end)) is not None:
+                opened, start, end = None, fence.end(), fence.end()
+    if end == 0:
+        return text
+    if opened is None:
+        kept.append(text[start:])
+    elif (answer := _ANSWER.search(text, end)) is not None:
+        kept.append(answer[0])
+    found = "".join(kept)
+    if "<CONCLUSION>" in found:
+        found = _SECTIONS.sub("", found)
+    while (last := _END_OF_TURN.search(found := found.strip())) is not None:
+        found = found[: last.start()]
+    return found
