@@ -104,7 +104,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
         own.fingerprint
     ].metrics(own)
     how = json.loads(trial.data.tags["chip.scored.report/pope"])
-    assert (how["protocol"], how["scorer"]) == ("corrected", "pope-1")
+    assert (how["protocol"], how["scorer"]) == ("corrected", "pope-2")
     assert (how["n"], how["missing"], how["limit"], how["of"]) == (9, 0, 9, 18)
     amber = json.loads(trial.data.tags["chip.scored.report/amber"])
     assert (amber["protocol"], amber["missing"]) == ("official", 0)
@@ -114,12 +114,12 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     assert "responses/report-amber.json" in artifacts
 
     text = (workdir / "studies" / plan.study.name / "report" / "report.md").read_text()
-    assert "pope: protocol corrected, scorer pope-1; a seeded subset of 9 of 18 questions." in text
-    assert "amber: protocol official, scorer amber-1" in text
+    assert "pope: protocol corrected, scorer pope-2; a seeded subset of 9 of 18 questions." in text
+    assert "amber: protocol official, scorer amber-2" in text
     origin = json.loads(
         (workdir / "studies" / plan.study.name / "report" / "provenance.json").read_text()
     )
-    assert origin["benchmark_contents"]["report/pope"]["scorer"] == "pope-1"
+    assert origin["benchmark_contents"]["report/pope"]["scorer"] == "pope-2"
     assert {entry["scored"]["report/pope"]["n"] for entry in origin["trials"]} == {9}
 
     # Again: nothing is run, also where the data are not here; the figures are found all the same.

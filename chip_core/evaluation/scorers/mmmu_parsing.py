@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from chip_core.evaluation.scorers.answer_text import marked, plain, said
+
 #: Taken off both ends of a multiple-choice answer, one kind after the other.
 MARKS = (",", ".", "!", "?", ";", ":", "'")
 #: What stands before the answer in a sentence that gives one.
@@ -41,6 +43,16 @@ def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, st
     if not _found(places):
         return None
     return max(places, key=places.__getitem__)
+
+
+def open_text(response: str) -> str:
+    """Return an open answer without reasoning and marks: what it marks as its answer, if it does.
+
+    What `corrected` gives to `parse_open`.
+    """
+    text = said(response)
+    inner = marked(text)
+    return plain(inner[0] if inner else text)
 
 
 def parse_open(response: str) -> set[str | float]:

@@ -1,6 +1,7 @@
 """Score POPE: is this object in the picture, yes or no, over three ways to draw absent objects.
 
 Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figures are fractions.
+Under `corrected` answers are read by `verdicts`; one that has no verdict is neither yes nor no: wrong.
 
 | metric      | numerator of an item     | denominator of an item        |
 |-------------|--------------------------|-------------------------------|
@@ -13,7 +14,6 @@ Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,12 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
+from chip_core.evaluation.scorers.verdicts import read_verdict
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
 
 SPLITS = ("random", "popular", "adversarial")
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-#: A sentence with one of these words says no, whatever else stands in it.
-NO = frozenset({"no", "not", "none", "nope"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class PopeScorer:
     """POPE's three splits."""
 
     name = "pope"
-    version = "pope-1"
+    version = "pope-2"
     needs: frozenset[Need] = frozenset()
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
@@ -133,16 +132,6 @@ def read_officially(answer: str) -> str:
     return "no" if {"No", "not", "no"} & set(first.split(" ")) else "yes"
 
 
-def read(answer: str) -> str | None:
-    """Read an answer's first sentence, however it is spelt: yes, no, or None without a word."""
-    for sentence in re.split(r"[.!?\n]", answer.lower()):
-        words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", sentence)
-        if words:
-            denied = NO.intersection(words) or any(word.endswith(("n't", "n’t")) for word in words)
-            return "no" if denied else "yes"
-    return None
-
-
 def _labels(data: Path, split: str, resources: Resources) -> dict[str, str]:
     file = f"coco_pope_{split}.json"
     path = reading.find(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
@@ -198,7 +187,7 @@ def _by_id(
         if item in by_item:
             response = by_item[item].response
             pairs.setdefault(item.partition("/")[0], []).append(
-                _Pair(item=item, said=read(response), response=response, label=label)
+                _Pair(item=item, said=read_verdict(response), response=response, label=label)
             )
     return pairs
 

@@ -1,0 +1,206 @@
+"""Yes or no: the one reading of a model's own answer under protocol `corrected`.
+
+In this order, each only where those before it say nothing:
+
+1. what the answer marks as its answer (a tag, a box, JSON);
+2. what stands behind a word for it ("Answer: no", "the answer is yes"), the last;
+3. a verdict at the start or at the end. Where both are there and differ: the end's if it takes the
+   start back ("Yes... wait, no.") or concludes ("So no."); neither if that is all ("Yes. No.");
+   else the start's;
+4. what is said to be there or not, to be seen or not ("I cannot see a dog" is a no).
+
+An answer that leaves it open ("I cannot tell", "yes or no", a description) has no verdict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from chip_core.evaluation.scorers import verdict_words as words
+from chip_core.evaluation.scorers.answer_text import marked, plain, said
+
+Verdict = Literal["yes", "no"]
+#: A sentence ends at these; not at the point of a number.
+_SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\d))+[.!?。]*[\"')\]]*")
+_EDGES = " \t\"'“”„«»‹›‘’()[]{}<>!?,;:.。|/\\=-–—~"
+_CLAUSE = re.compile(r"\s*(?:[,;:()\[\]|]|\s[-–—=]+>?\s|[–—→⇒]|=+>|->)\s*")
+#: An option's letter or number before its verdict: `A. Yes`.
+_OPTION = re.compile(r"(?:option )?\(?[a-d1-2][).:]\s+(?=\w)", re.IGNORECASE)
+_SIGNS = re.compile(r"^[\W\d]+(?=\w)|(?<=\w)[\W]+$")  # emoji, numbers of a list
+_SHORT = 10  # words of a caption that may be an answer
+
+
+def read_verdict(answer: str) -> Verdict | None:
+    """Return the verdict of an answer to a yes/no question; None where it has none."""
+    text = said(answer)
+    for inner in marked(text):
+        found = _read(plain(inner))
+        if found is not None:
+            return found
+    return _read(plain(text))
+
+
+def _read(text: str) -> Verdict | None:
+    text = words.CHOICE.sub(" ", re.sub(r"\.{2,}|…", ", ", text))
+    labelled = _labelled(text)
+    if labelled is not None:
+        return labelled
+    sentences = _sentences(text)
+    if not sentences:
+        return None
+    first, last = sentences[0], sentences[-1]
+    start = _verdict(first)
+    if start is not None and (revised := _taken_back(text)) is not None:
+        return revised
+    if len(sentences) == 1:
+        return start or _seen(sentences)
+    end = _verdict(last)
+    if start is not None and end not in (None, start):
+        if words.CONCLUDES.match(last):
+            return end
+        return None if _alone(first) and _alone(last) else start
+    if start is not None or end is not None:
+        return start or end
+    between = {found for each in sentences[1:-1] if (found := _verdict(each)) is not None}
+    return between.pop() if len(between) == 1 else _seen(sentences)
+
+
+def _sentences(text: str) -> list[str]:
+    """Return the sentences that are no questions, without the marks around them."""
+    found = []
+    for match in _SENTENCE.finditer(text):
+        sentence = match[0].strip()
+        if "?" not in sentence[-3:]:
+            found.append(sentence.strip(_EDGES))
+    return [sentence for sentence in found if sentence]
+
+
+def _labelled(text: str) -> Verdict | None:
+    """Return the last verdict that stands behind a word for an answer."""
+    verdict = None
+    for label in words.LABEL.finditer(text):
+        rest = _sentences(text[label.end() :])
+        if rest and not re.match(r"\s*\?", text[label.end() :]):
+            verdict = _verdict(rest[0]) or verdict
+    return verdict
+
+
+def _verdict(sentence: str) -> Verdict | None:
+    """Return the verdict that a sentence begins with, or that one of its clauses is."""
+    sentence = _OPTION.sub("", sentence, count=1)
+    if words.ZH.search(sentence):
+        return _verdict_in_chinese(sentence)
+    clauses = [clause.strip(_EDGES) for clause in _CLAUSE.split(sentence)]
+    clauses = [clause for clause in clauses if clause]
+    if not clauses:
+        return None
+    lead = words.LEAD.match(sentence)
+    rest = sentence if lead is None else sentence[lead.end() :].strip(_EDGES)
+    if not words.OPEN.match(clauses[0]) and not words.OPEN.match(rest):
+        behind = _CLAUSE.split(rest)[0].strip(_EDGES)
+        whole = _clause(clauses[0], loose=True) or (_clause(behind, loose=True) if behind else None)
+        if whole is not None:
+            return whole
+        denies_nothing = words.NO_DENIAL.match(rest)
+        if denies_nothing is not None:
+            rest = rest[denies_nothing.end() :].strip(_EDGES)
+        if words.FIRST_YES.match(rest):
+            return "yes"
+        if words.FIRST_NO.match(rest) and not words.FURTHER.match(rest):
+            return "no"
+    for clause in clauses[1:]:
+        lead = words.LEAD.match(clause)
+        found = _clause(clause, loose=False) or (
+            None if lead is None else _clause(clause[lead.end() :].strip(_EDGES), loose=False)
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def _clause(clause: str, *, loose: bool) -> Verdict | None:
+    """Return what a clause is as a whole."""
+    clause = _SIGNS.sub("", clause) or clause
+    if words.STRICT_YES.fullmatch(clause) or (loose and words.LOOSE_YES.fullmatch(clause)):
+        return "yes"
+    if words.STRICT_NO.fullmatch(clause) or (loose and words.LOOSE_NO.fullmatch(clause)):
+        return "no"
+    return None
+
+
+def _verdict_in_chinese(sentence: str) -> Verdict | None:
+    clauses = [clause for clause in re.split(r"[,;:、\s]", sentence) if clause]
+    if words.OPEN.search(clauses[0]):
+        return None
+    found: list[Verdict] = []
+    for place, clause in enumerate(clauses):
+        contrary = place > 0 and words.BUT.match(clause)
+        bare = clause[lead.end() :] if (lead := words.ZH_LEAD.match(clause)) else clause
+        if words.ZH_NO.match(bare) or words.STRICT_NO.fullmatch(bare):
+            found.append("no")
+        elif words.ZH_YES.match(bare) or words.STRICT_YES.fullmatch(bare):
+            found.append("yes")
+        if contrary and found[-1:] == ["no"] and clauses[0][:1] not in "是对":
+            return "no"
+    return found[0] if found else None
+
+
+def _alone(sentence: str) -> bool:
+    """Whether a sentence is a verdict and no more."""
+    return _clause(sentence, loose=True) is not None
+
+
+def _taken_back(text: str) -> Verdict | None:
+    """Return the verdict that stands behind the last word that takes one back."""
+    found = None
+    for mark in words.TAKEN_BACK.finditer(text):
+        rest = _sentences(text[mark.end() :])[:2]
+        by_sight = words.TAKEN_BACK_BY_SIGHT.fullmatch(mark[0]) is not None
+        for sentence in rest:
+            revised = _verdict(sentence) or (_sight(sentence) if by_sight else None)
+            if revised is not None:
+                found = revised
+                break
+    return found
+
+
+def _seen(sentences: Sequence[str]) -> Verdict | None:
+    """Return whether something is said to be there: a denial goes before what else is seen."""
+    concluding = [sentence for sentence in sentences if words.CONCLUDES.match(sentence)]
+    for group in (concluding[-1:], sentences):
+        sights = [_sight(sentence) for sentence in group]
+        plainly = [
+            sight
+            for sight, sentence in zip(sights, group, strict=True)
+            if sight == "no" and (words.SEEN.search(sentence) or sights[0] != "yes")
+        ]
+        if plainly:
+            return "no"
+        if "yes" in sights:
+            return "yes"
+    only = sentences[0]
+    if len(sentences) == 1 and len(only.split()) <= _SHORT and words.SHOWS.search(only):
+        return None if words.OPEN.search(only) else "yes"
+    return None
+
+
+def _sight(sentence: str) -> Verdict | None:
+    """Return whether a sentence says that something is there, or denies something."""
+    if words.OPEN.search(sentence):
+        parts = words.BUT.split(sentence, maxsplit=1)
+        if len(parts) < 2 or words.OPEN.search(parts[1]):
+            return None
+        sentence = parts[1].strip(_EDGES)
+        stated = _verdict(sentence)
+        if stated is not None:
+            return stated
+    if words.ZH.search(sentence):
+        if words.ZH_DENIED.search(sentence):
+            return "no"
+        return "yes" if words.ZH_SEEN.search(sentence) else None
+    main = words.ASIDE.sub("", words.NO_DENIAL.sub(" ", sentence))
+    if words.DENIED.search(words.FURTHER.sub(" ", main)):
+        return "no"
+    return "yes" if words.SEEN.search(main) else None
