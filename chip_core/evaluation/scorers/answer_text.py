@@ -42,7 +42,8 @@ _TOKEN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:unk|pad|eos|bos|end_of_turn
 _TAG = re.compile(r"</?[A-Za-z][\w-]{0,30}(?:\s[^<>\n]{0,200})?/?>")
 _BREAK = re.compile(r"<(?:br|/p|/div|/li)\s?/?>", re.IGNORECASE)
 _LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|emph)\s*\{([^{}]*)\}")
-_LATEX_MARK = re.compile(r"\\[()\[\],;! ]|\$")
+_LATEX_SPACE = re.compile(r"\\[,;:! ]|(?<!\\)~(?=\w)")
+_LATEX_MARK = re.compile(r"\\[()\[\]]|\$")
 _UNDERSCORE = re.compile(r"(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
 _LINE_MARK = re.compile(r"^[ \t]*(?:(?:#{1,6}|>|[-•‣▪–—+*])[ \t]+)+", re.MULTILINE)
 _LONGEST = 4000  # characters of an answer's beginning, and of its end, that are read
@@ -84,7 +85,7 @@ def plain(text: str) -> str:
         text = _LATEX.sub(r"\1", text)
     for box in _BOXES:
         text = box.sub(r"\1", text)
-    text = _LATEX_MARK.sub("", text)
+    text = _LATEX_MARK.sub("", _LATEX_SPACE.sub(" ", text))
     text = _LINE_MARK.sub("", text).replace("*", "").replace("`", "")
     return _UNDERSCORE.sub("", text).strip()
 

@@ -20,7 +20,7 @@ _NOUN = (
 )
 #: Between what names an answer and its letter.
 _FILL = (
-    rf"(?:\s|[:,*=\"']|(?:the|clearly|most|likely|probably|definitely|therefore|thus|indeed|simply|in|fact"
+    rf"(?:\s|[:,*=\"']|(?:[a-z]{{2,12}}ly|the|clearly|most|likely|probably|definitely|therefore|thus|indeed|simply|in|fact"
     rf"|letter|to be|that of|given by|die|der|la|le|el|l'|bien|donc|claramente|eindeutig|wohl|{_NOUN})"
     rf"(?![A-Za-zÀ-ÿ])|(?<=l')|(?:选项|选择|选))*"
 )
@@ -62,7 +62,7 @@ LABELS: Final = (
 )
 #: B is correct; B ist richtig; B正确
 CORRECT: Final = re.compile(
-    rf"{_LETTER}[.:]?(?:[ \t]+(?:(?!{_UPPER})[^\n.!?]){{1,60}}?)??[ \t]{{0,3}}"
+    rf"{_LETTER}[.:]?(?:,[^,\n.!?;]{{1,40}},)?(?:[ \t]+(?:(?!{_UPPER})[^\n.!?]){{1,60}}?)??[ \t]{{0,3}}"
     r"(?:(?<![A-Za-zÀ-ÿ])(?:is|are|seems(?: to be)?|looks|must be|would be|should be|appears(?: to be)?|ist|scheint"
     r"|est|semble|es|parece|sería)|是|为|[-–—:(✓✔✅])[ \t]{0,3}"
     r"(?:(?:clearly|definitely|indeed|therefore|thus|most likely|probably|also|obviously|the|a|la|le|die"
@@ -79,15 +79,23 @@ _LIST = (
     rf"\s*,?\s*(?:/|&|、|and|or|nor|und|oder|noch|et|ou|ni|y|o|e|和|或)\s*{_NAMED})?"
 )
 REJECTED: Final = (
-    # A, C and D are wrong
+    # A, C and D are wrong; option A, the first, is not right
     re.compile(
-        rf"({_LIST})[.:,)]?\s*(?:[^\n.!?;,]{{1,60}}?\s)??"
-        r"(?:(?:is|are|was|were|can|could|does|do|would|must|seems?|ist|sind|est|sont|es|son|ne|n'|no|kann)?\s*"
-        r"(?:be\s+|both\s+|all\s+|also\s+|clearly\s+|definitely\s+|therefore\s+|pas\s+|además\s+|beide\s+)*)"
-        r"(?:(?<![A-Za-zÀ-ÿ])(?:not|cannot|wrong|incorrect|false|ruled out|eliminated|excluded|dismissed|rejected"
-        r"|unlikely|irrelevant|implausible|impossible|out|too \w+|does ?n't|is ?n't|are ?n't|can ?'t|do ?n't"
-        r"|nicht|falsch|ausgeschlossen|scheid\w+|faux|fausses?|incorrecte?s?|exclue?s?|éliminée?s?|sont pas"
-        r"|est pas|falsas?|incorrectas?|descartad[ao]s?|no (?:es|son|puede))(?![A-Za-zÀ-ÿ])|n't\b|不|错|[✗✘❌])",
+        rf"({_LIST})[.:)]?(?:,[^,\n.!?;]{{1,40}},)?\s*"
+        rf"(?:(?!(?:because|since|as|which|that|while|but|weil|da|car|que|porque)\b|{_UPPER})[^\n.!?;,]){{0,60}}?"
+        r"(?:(?<![A-Za-zÀ-ÿ])(?:is|are|was|were|can|could|does|do|would|must|seems?|looks?|ist|sind|est|sont|es|son"
+        r"|kann|scheid\w+|ne|n')\s*(?:(?:be|both|all|also|clearly|definitely|therefore|además|beide|been) ){0,3}"
+        r"(?:not|cannot|wrong|incorrect|false|ruled out|eliminated|excluded|dismissed|rejected|unlikely"
+        r"|irrelevant|implausible|impossible|out|too \w+|n't|nicht|falsch|ausgeschlossen|aus|(?:est|sont)? ?pas"
+        r"|faux|fausses?|incorrecte?s?|exclue?s?|éliminée?s?|falsas?|incorrectas?|descartad[ao]s?)(?![A-Za-zÀ-ÿ])"
+        r"|(?<![A-Za-zÀ-ÿ])(?:is|are|does|do|was|ca|wo|would|could)n't|(?<![A-Za-zÀ-ÿ])(?:cannot|no (?:es|son|puede))"
+        r"(?![A-Za-zÀ-ÿ])|不|错)",
+        _I,
+    ),
+    # A: incorrect
+    re.compile(
+        rf"({_LIST})[.:)]?[ \t:–—-]*(?:(?:wrong|incorrect|false|ruled out|eliminated|falsch|faux|incorrecto"
+        r"|falso)(?![A-Za-zÀ-ÿ])|[✗✘❌])",
         _I,
     ),
     re.compile(
@@ -116,14 +124,14 @@ ENDED: Final = re.compile(
     _I,
 )
 START: Final = re.compile(
-    rf"(?:(?:{_NOUN}|so|well|ok(?:ay)?|sure|hmm+|definitely|clearly|probably|assistant|la|le|die)(?![A-Za-zÀ-ÿ])[\s:,!-]*)*"
+    rf"(?:(?:{_NOUN}|[a-z]{{2,12}}ly|so|well|ok(?:ay)?|sure|hmm+|definitely|clearly|probably|assistant|la|le|die)(?![A-Za-zÀ-ÿ])[\s:,!-]*)*"
     rf"{_LETTER}(?P<tail>.?)",
     _I | re.DOTALL,
 )
 #: A word before a letter that does not make it the name of something ("solution B", "vitamin C").
 NAMES_NONE: Final = re.compile(
     rf"(?:^|[\n.,;:!?()\[\]\"'=→>-]|(?<![A-Za-zÀ-ÿ])(?:is|be|are|was|option|options|choice|choices|choose|pick|select"
-    rf"|answer|letter|with|but|either|both|neither|between|unlike|like|than|only|just|so|thus|therefore|hence|and|or|say|for|to|it's|that's|means|{_NOUN}|ist|lautet|also|daher"
+    rf"|answer|letter|with|[a-z]{{2,12}}ly|but|either|both|neither|between|unlike|like|than|only|just|so|thus|therefore|hence|and|or|say|for|to|it's|that's|means|{_NOUN}|ist|lautet|also|daher"
     rf"|est|donc|la|es|así que|c'est|wähle|elijo|choisis)|[\u4e00-\u9fff])\s*$",
     _I,
 )
@@ -135,7 +143,7 @@ LISTED: Final = re.compile(rf"(?:^|(?<=[\s,;])){_QUOTED}([A-Ja-j]){_CLOSED}[.:)]
 CLAUSE: Final = re.compile(r"[.,;:!?\n]|\b(?:but|so|thus|sondern|mais|sino|pero|aber)\b|而是|但")
 #: What rejects an option whose text follows in the same clause.
 NOT: Final = re.compile(
-    r"(?<![A-Za-zÀ-ÿ])(?:not(?! only)|cannot|no|neither|nor|never|rather than|instead of|unlike|nicht|kein\w*|pas|ni|statt"
+    r"(?<![A-Za-zÀ-ÿ])(?:not(?! only)|cannot|no|neither|nor|never|rather than|instead of|unlike|than|nicht|kein\w*|pas|ni|statt"
     r"|rul(?:e|es|ed|ing) out|exclud\w+|eliminat\w+)(?![A-Za-zÀ-ÿ])|n't\b|不|排除",
     _I,
 )

@@ -177,9 +177,9 @@ class _Reader:
             for pattern in words.REJECTED
             for match in pattern.finditer(text)
             for letter in words.MENTION.findall(match[1])
-            if not self._is_own(letter, text[match.end(1) :])
+            if not self._texts.get(letter, "").startswith(_normal(text[match.end(1) : match.end()]))
             if not (match[1] in ("A", "I") and re.match(r"\s+[a-z]", text[match.end(1) :]))
-            or pattern is words.REJECTED[0]
+            or pattern is not words.REJECTED[-1]
         }
 
     def _mentions(self, text: str) -> Iterator[str]:
@@ -210,9 +210,17 @@ class _Reader:
         return re.sub(r"\n[\s.,;]*\n", "\n", text).strip()
 
     def _exact(self, text: str) -> str | None:
+        """Return the option whose text, or its first clause ("Yes, it does."), is all that is said."""
         bare = _normal(text)
-        same = [letter for letter, own in self._texts.items() if own and own == bare]
-        return same[0] if len(same) == 1 else None
+        for fits in (
+            lambda own: own == bare,
+            lambda own: own.replace(" ", "") == bare.replace(" ", ""),
+            lambda own: re.split(r"[,;:.](?!\d)", own)[0] == bare,
+        ):
+            same = [letter for letter, own in self._texts.items() if own and fits(own)]
+            if bare and same:
+                return same[0] if len(same) == 1 else None
+        return None
 
     def _labelled_text(self, text: str) -> str | None:
         """Return the option whose text stands last behind a word for an answer."""

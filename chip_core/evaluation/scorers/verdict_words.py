@@ -31,14 +31,14 @@ _DEGREE = _any(
 )  # fmt: skip
 #: Words that are a verdict wherever they are a clause of their own.
 _STRICT_YES = _any(
-    "y+e+s+(?: y+e+s+)*", "yep", "yeah", "yea", "yup", "aye", "true", "affirmative",
+    "y+e+s+(?: y+e+s+)*", "yep", "yeah", "yea", "yup", "aye", "true", "affirmative", "present",
     "ja", "jawohl", "jap", "oui", "ouais", "sí", "sip", "✓", "✔", "✔️", "✅", "☑", "👍",
 )  # fmt: skip
 _STRICT_NO = _any(
     "n+o+(?: n+o+)*", "nope", "nah", "naw", "nay", "false", "absent", "none", "neither",
     "nein", "nee", "nö", "non", "✗", "✘", "❌", "✖", "✖️", "👎", "🚫",
     "(?:certainly|definitely|absolutely|of course|probably|likely|surely|clearly) not",
-    "not at all", "not really",
+    "not at all", "not really", "not (?:present|visible|there|detected|found)", "undetected",
 )  # fmt: skip
 #: What is a verdict as the first clause, or as all that is said.
 _LOOSE_YES = _any(
@@ -138,6 +138,7 @@ LEAD = re.compile(
 )
 #: "Yes or no" names both and chooses none.
 CHOICE = re.compile(
+    r"^\W*(?:yes[\s,]+no|no[\s,]+yes)\W*$|\bneither yes nor no\b|"
     r"[\"']?\b(?:yes|no|ja|nein|oui|non|s[ií])\b[\"']?\s*(?:/|or|oder|ou|o|\||and|und|et|y)\s*"
     r"[\"']?\b(?:yes|no|ja|nein|oui|non|s[ií])\b[\"']?"
     r"|是\s*(?:/|或|还是)\s*(?:否|不是)|(?:有|是|对)\s*(?:没|不)\s*(?:有|是|对)(?=.{0,40}[??])",
@@ -179,8 +180,9 @@ OPEN = re.compile(
     r"|able to (?:determine|tell|say|confirm|answer|verify|view|see (?:the |any |an? )?"
     r"(?:image|picture|photo)s?))"
     r"|unsure|uncertain|unclear|unknown|undetermined|indeterminate|inconclusive|ambiguous|n/a"
-    r"|(?:hard|difficult|impossible|tough) to|depends|insufficient|might|may be|could be|maybe"
-    r"|perhaps|possibly|whether|cannot be (?:determined|confirmed|answered|said|verified)"
+    r"|(?:hard|difficult|impossible|tough) to|depends|insufficient|might|may (?:be|or|not|well)|could be|maybe"
+    r"|perhaps|possibly|whether"
+    r"|(?:cannot|can't|can not|could not|couldn't) be (?:determined|confirmed|answered|said|verified)"
     r"|(?:cannot|can't|can not|could not|couldn't|am unable to|'m unable to|unable to)"
     r" (?:be (?:sure|certain)|tell|say|determine|confirm|answer|verify|judge|decide|help|assist"
     r"|provide|view|access|process|analy[sz]e|comment|really tell|definitively|fully"
@@ -209,7 +211,7 @@ DENIED = re.compile(
 ASIDE = re.compile(
     r"(?<=\w)(?:(?<!\bis)(?<!\bare) without|,? (?:with|wearing|who|whose|because|since|although|though|even though|despite"
     r"|while|whereas|as (?:it|there|the)|rather than|instead of|other than|besides|apart from"
-    r"|due to|if|(?:that|which) (?:is|are|was|were|has|have|does|do|can|could|appears?|seems?)"
+    r"|due to|if|(?:that|which) (?:is|are|was|were|has|have|does|do|can|could|ca|appears?|seems?)(?:n't|not)?"
     r"|mit|(?<!ist )ohne|weil|obwohl|während|avec|sans|bien que|alors que|parce que|qui"
     r"|con|sin|porque|aunque|mientras|que no)|, (?:not|nor|which|das|der|die|da|que))\b.*",
     _I | re.DOTALL,
@@ -251,6 +253,12 @@ FURTHER = re.compile(
     _I,
 )
 BUT = re.compile(r"\b(?:but|however|yet|aber|jedoch|mais|pero|sin embargo)\b|但是?|不过|然而", _I)
+
+#: What says that something is a thing, or none.
+NAMES = (
+    r"\b(?:(?:it|that|this|he|she)(?:'s| is)|(?:they|these|those)(?:'re| are)) (?:an?|the|some)? ?"
+)
+NAMES_NOT = r"\b(?:no|not|rather than|instead of|without|isn't|aren't) (?:an?|the|any)? ?"
 
 ZH = re.compile(r"[\u4e00-\u9fff]")
 #: What may stand before a Chinese clause's verdict.

@@ -32,17 +32,23 @@ _SIGNS = re.compile(r"^[\W\d]+(?=\w)|(?<=\w)[\W]+$")  # emoji, numbers of a list
 _SHORT = 10  # words of a caption that may be an answer
 
 
-def read_verdict(answer: str) -> Verdict | None:
-    """Return the verdict of an answer to a yes/no question; None where it has none."""
+def read_verdict(answer: str, thing: str | None = None) -> Verdict | None:
+    """Return the verdict of an answer to a yes/no question; None where it has none.
+
+    Args:
+        answer: the answer.
+        thing: what is asked for, where the question is known: "It is a vase, not a bottle." is
+            decided by it alone.
+    """
     text = said(answer)
     for inner in marked(text):
-        found = _read(plain(inner))
+        found = _read(plain(inner), thing)
         if found is not None:
             return found
-    return _read(plain(text))
+    return _read(plain(text), thing)
 
 
-def _read(text: str) -> Verdict | None:
+def _read(text: str, thing: str | None) -> Verdict | None:
     text = words.CHOICE.sub(" ", re.sub(r"\.{2,}|…", ", ", text))
     labelled = _labelled(text)
     if labelled is not None:
@@ -55,7 +61,7 @@ def _read(text: str) -> Verdict | None:
     if start is not None and (revised := _taken_back(text)) is not None:
         return revised
     if len(sentences) == 1:
-        return start or _seen(sentences)
+        return start or _stated(sentences, thing)
     end = _verdict(last)
     if start is not None and end not in (None, start):
         if words.CONCLUDES.match(last):
@@ -64,7 +70,7 @@ def _read(text: str) -> Verdict | None:
     if start is not None or end is not None:
         return start or end
     between = {found for each in sentences[1:-1] if (found := _verdict(each)) is not None}
-    return between.pop() if len(between) == 1 else _seen(sentences)
+    return between.pop() if len(between) == 1 else _stated(sentences, thing)
 
 
 def _sentences(text: str) -> list[str]:
@@ -89,7 +95,8 @@ def _labelled(text: str) -> Verdict | None:
 
 def _verdict(sentence: str) -> Verdict | None:
     """Return the verdict that a sentence begins with, or that one of its clauses is."""
-    sentence = _OPTION.sub("", sentence, count=1)
+    option = _OPTION.match(sentence)
+    sentence = sentence if option is None else sentence[option.end() :]
     if words.ZH.search(sentence):
         return _verdict_in_chinese(sentence)
     clauses = [clause.strip(_EDGES) for clause in _CLAUSE.split(sentence)]
@@ -164,6 +171,24 @@ def _taken_back(text: str) -> Verdict | None:
                 found = revised
                 break
     return found
+
+
+def _stated(sentences: Sequence[str], thing: str | None) -> Verdict | None:
+    """Return what is said of the thing that is asked for; else whether anything is said."""
+    if thing:
+        named = rf"(?:[\w-]+ ){{0,2}}{re.escape(thing)}(?:e?s)?\b"
+        for sentence in sentences:
+            if words.OPEN.search(sentence):
+                continue
+            if re.search(words.NAMES_NOT + named, sentence, re.IGNORECASE):
+                return "no"
+            found = re.search(rf"\b{re.escape(thing)}(?:e?s)?\b", sentence, re.IGNORECASE)
+            before = "" if found is None else sentence[: found.start()]
+            if not before or words.DENIED.search(words.NO_DENIAL.sub(" ", before)):
+                continue
+            if words.SEEN.search(before) or re.search(words.NAMES + named, sentence, re.IGNORECASE):
+                return "yes"
+    return _seen(sentences)
 
 
 def _seen(sentences: Sequence[str]) -> Verdict | None:
