@@ -46,7 +46,9 @@ _LATEX_SPACE = re.compile(r"\\[,;:! ]|(?<!\\)~(?=\w)")
 _LATEX_MARK = re.compile(r"\\[()\[\]]|\$")
 _UNDERSCORE = re.compile(r"(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
 _LINE_MARK = re.compile(r"^[ \t]*(?:(?:#{1,6}|>|[-•‣▪–—+*])[ \t]+)+", re.MULTILINE)
-_LONGEST = 4000  # characters of an answer's beginning, and of its end, that are read
+#: Apostrophes and the minus sign as they are mostly typed; nothing for what has no width.
+_USUAL = str.maketrans({**dict.fromkeys("’‘´ʼ", "'"), "−": "-", "\u200b": None, "\ufeff": None})
+_LONGEST = 2000  # characters of an answer's beginning, and of its end, that are read
 
 
 def said(answer: str) -> str:
@@ -58,7 +60,7 @@ def said(answer: str) -> str:
     if len(text) > 2 * _LONGEST:
         text = f"{text[:_LONGEST]}\n{text[-_LONGEST:]}"
     text = unicodedata.normalize("NFKC", text)
-    text = text.translate({**dict.fromkeys(map(ord, "’‘´ʼ"), "'"), 0x200B: None, 0xFEFF: None})
+    text = text.translate(_USUAL)
     return text.strip()
 
 

@@ -22,7 +22,13 @@ from chip_core.evaluation.scorers import letter_words as words
 from chip_core.evaluation.scorers.answer_text import marked, plain, said
 
 _SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\w))+[.!?。]*")
+# Where an option's text may begin and end; Chinese has no space between words.
+_BEGIN, _END = r"(?<![A-Za-zÀ-ÿ0-9_])(?<!\d\.)", r"(?![A-Za-zÀ-ÿ0-9_])(?!\.\d)"
+_FIRST_CLAUSE = re.compile(r"[,;:.](?!\d)")
+_BESIDE = 60  # characters before a letter that say what it is
 _NEAR = 40  # characters between two choices that contradict each other
+_LETTERS_ALONE = re.compile(r"(?:[\W_]*[A-J](?![^\W_]))+[\W_]*")
+_PROMPTED = re.compile(r"^\s*A:\s*(?=\W?[A-Ja-j]\b(?!'))")  # the prompt's "A:" for an answer
 _ARTICLE = re.compile(r"^(?:an?|the|un|une|la|le|el|die|der|das|eine?)\s+", re.IGNORECASE)
 
 
@@ -53,41 +59,33 @@ class _Reader:
         self._texts = texts
 
     def read(self, text: str) -> str | None:
+        """Return the letter that a text without marks chooses; None where it chooses none."""
         text = re.sub(r"\bN/A\b", " ", text)
         only = words.ONLY.fullmatch(text)
-        if only is not None and only[1].upper() in self._texts:
-            return only[1].upper()
-        if re.fullmatch(r"(?:[\W_]*[A-J](?![^\W_]))+[\W_]*", text):  # letters alone
-            alone = set(re.findall("[A-J]", text))
+        if only is not None or _LETTERS_ALONE.fullmatch(text):
+            alone = set(re.findall("[A-J]", text)) if only is None else {only[1].upper()}
             return alone.pop() if len(alone) == 1 and alone <= self._texts.keys() else None
         exact = self._exact(text)
         if exact is not None:
             return exact
-        text = self._without_list(re.sub(r"^\s*A:\s*(?=\W?[A-Ja-j]\b(?!'))", "", text))
-        text = _without_questions(text)
+        text = _without_questions(self._without_list(_PROMPTED.sub("", text)))
         rejected = self._rejected(text)
-        decided = self._decided(text, rejected)
-        if decided is not None:
-            return decided or None
-        start = self._start(text, rejected)
-        if start is not None:
-            return start or None
-        labelled = self._labelled_text(text)
-        if labelled is not None:
-            return labelled
+        for chosen in (self._decided(text, rejected), self._start(text, rejected)):
+            if chosen is not None:
+                return chosen or None
+        return self._labelled_text(text) or self._named(text, rejected)
+
+    def _named(self, text: str, rejected: set[str]) -> str | None:
+        """Return the one letter, or option by its text, that is named; else the one that is left."""
         sentences = [found[0] for found in _SENTENCE.finditer(text) if re.search(r"\w", found[0])]
-        for part in (sentences[-1:] and sentences[-1], text):
-            named = set(self._mentions(part or "")) - rejected
-            if len(named) == 1:
-                return named.pop()
-            if named and part == text:
-                return None
-        for part in (text, sentences[-1] if sentences else "", sentences[0] if sentences else ""):
-            chosen = self._named_texts(part) - rejected
+        first, last = (sentences[0], sentences[-1]) if sentences else ("", "")
+        letters = [set(self._mentions(part)) - rejected for part in (last, text)]
+        texts = [self._named_texts(part) - rejected for part in (text, last, first)]
+        for chosen in letters if letters[-1] else texts:
             if len(chosen) == 1:
                 return chosen.pop()
         left = self._texts.keys() - rejected
-        return left.pop() if len(left) == 1 and rejected else None
+        return left.pop() if rejected and len(left) == 1 and not letters[-1] else None
 
     def _decided(self, text: str, rejected: set[str]) -> str | None:
         """Return the letter named last as the answer; "" where that names several."""
@@ -97,13 +95,13 @@ class _Reader:
                 group = next(number for number, each in enumerate(match.groups(), 1) if each)
                 letter = self._letter(match, group, text)
                 negated = re.search(
-                    r"(?:not|n't|never|nicht|pas|no)\s+$", text[: match.start()], re.I
+                    r"(?:not|n't|never|nicht|pas|no)\s+$", _before(text, match.start()), re.I
                 )
                 if letter is None or negated is not None:
                     continue
-                before = words.TOGETHER.search(text[: match.start(group)])
+                before = words.TOGETHER.search(_before(text, match.start(group)))
                 joined = before is not None and before[1] not in (letter, *rejected)
-                if joined or self._alternative(text, match.end(group), letter):
+                if joined or self._alternative(text, match.end(group), letter, rejected):
                     found.append((match.start(group), ""))
                 elif letter not in rejected or pattern is not words.CORRECT:
                     found.append((match.start(group), letter))
@@ -131,7 +129,7 @@ class _Reader:
         letter = match[1].upper()
         if letter not in self._texts or letter in rejected:
             return None
-        if self._alternative(text, match.end(1), letter):
+        if self._alternative(text, match.end(1), letter, rejected):
             return ""
         rest = text[match.end() - len(match["tail"]) :]
         if match[0].strip()[-1:] in ")]}" or re.match(
@@ -158,17 +156,22 @@ class _Reader:
                 return None
         return letter.upper()
 
+    def _begins_own(self, letter: str, behind: str) -> bool:
+        """Whether the words that seem to reject a letter are its option's own."""
+        said_of_it = _normal(behind)
+        return bool(said_of_it) and self._texts.get(letter, "").startswith(said_of_it)
+
     def _is_own(self, letter: str, behind: str) -> bool:
         """Whether what is behind a letter is its option's text."""
         own = self._texts.get(letter, "")
-        return bool(own) and re.match(rf"{re.escape(own)}(?!\w)", _normal(behind)) is not None
+        return bool(own) and re.match(rf"{re.escape(own)}{_END}", _normal(behind)) is not None
 
-    def _alternative(self, text: str, place: int, letter: str) -> bool:
+    def _alternative(self, text: str, place: int, letter: str, rejected: set[str]) -> bool:
         """Whether another letter is named beside one: `A or B`."""
         while text[place : place + 1] in tuple("\"'”)]}"):
             place += 1
         other = words.ALTERNATIVE.match(text, place)
-        return other is not None and other[1].upper() not in (letter, *self._rejected(text))
+        return other is not None and other[1].upper() not in (letter, *rejected)
 
     def _rejected(self, text: str) -> set[str]:
         """Return the letters that are said not to be the answer; `A. False` may be one's text."""
@@ -177,7 +180,7 @@ class _Reader:
             for pattern in words.REJECTED
             for match in pattern.finditer(text)
             for letter in words.MENTION.findall(match[1])
-            if not self._texts.get(letter, "").startswith(_normal(text[match.end(1) : match.end()]))
+            if not self._begins_own(letter, text[match.end(1) : match.end()])
             if not (match[1] in ("A", "I") and re.match(r"\s+[a-z]", text[match.end(1) :]))
             or pattern is not words.REJECTED[-1]
         }
@@ -188,7 +191,7 @@ class _Reader:
             enclosed = match[0] != match[1]
             if match[1] not in self._texts:
                 continue
-            if not enclosed and not words.NAMES_NONE.search(text[: match.start()]):
+            if not enclosed and not words.NAMES_NONE.search(_before(text, match.start())):
                 continue
             if not enclosed and match[1] in "AI" and not words.ENDED.match(text[match.end() :]):
                 continue
@@ -210,15 +213,19 @@ class _Reader:
         return re.sub(r"\n[\s.,;]*\n", "\n", text).strip()
 
     def _exact(self, text: str) -> str | None:
-        """Return the option whose text, or its first clause ("Yes, it does."), is all that is said."""
+        """Return the option whose text, or its first clause ("Yes, it does."), is all of it."""
         bare = _normal(text)
-        for fits in (
-            lambda own: own == bare,
-            lambda own: own.replace(" ", "") == bare.replace(" ", ""),
-            lambda own: re.split(r"[,;:.](?!\d)", own)[0] == bare,
+        known = {letter: own for letter, own in self._texts.items() if own and bare}
+        for same in (
+            [letter for letter, own in known.items() if own == bare],
+            [
+                letter
+                for letter, own in known.items()
+                if "".join(own.split()) == "".join(bare.split())
+            ],
+            [letter for letter, own in known.items() if _FIRST_CLAUSE.split(own)[0] == bare],
         ):
-            same = [letter for letter, own in self._texts.items() if own and fits(own)]
-            if bare and same:
+            if same:
                 return same[0] if len(same) == 1 else None
         return None
 
@@ -230,7 +237,7 @@ class _Reader:
             fitting = [
                 letter
                 for letter, own in self._texts.items()
-                if own and re.match(rf"{re.escape(own)}(?![\w])(?!\.\d)", behind)
+                if own and re.match(rf"{re.escape(own)}{_END}", behind)
             ]
             if fitting:
                 found = max(fitting, key=lambda letter: len(self._texts[letter]))
@@ -241,9 +248,7 @@ class _Reader:
         bare = _normal(text)
         spans: list[tuple[int, int, str]] = []
         for letter, own in self._texts.items():
-            for match in (
-                re.finditer(rf"(?<!\w)(?<!\d\.){re.escape(own)}(?!\w)(?!\.\d)", bare) if own else ()
-            ):
+            for match in re.finditer(rf"{_BEGIN}{re.escape(own)}{_END}", bare) if own else ():
                 if not words.NOT.search(words.CLAUSE.split(bare[: match.start()])[-1]):
                     spans.append((match.start(), match.end(), letter))
         return {
@@ -254,6 +259,11 @@ class _Reader:
                 for other, stop, _ in spans
             )
         }
+
+
+def _before(text: str, place: int) -> str:
+    """Return what stands right before a place."""
+    return text[max(0, place - _BESIDE) : place]
 
 
 def _without_questions(text: str) -> str:

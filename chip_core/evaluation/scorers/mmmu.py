@@ -267,9 +267,9 @@ def _judged(
     response, wanted = answer.response, truth["ground_truth"]
     final = answer.fields.get("final")
     if truth["question_type"] != CHOICE:
-        text = response if draw is not None else mmmu_parsing.open_text(response)
-        read = draw is not None or bool(text)
-        return read, read and mmmu_parsing.right_open(wanted, mmmu_parsing.parse_open(text))
+        read_open = mmmu_parsing.parse_open if draw is not None else mmmu_parsing.read_open
+        meanings = read_open(response)
+        return bool(meanings), mmmu_parsing.right_open(wanted, meanings)
     if draw is None:
         texts = dict.fromkeys(LETTERS, "") if final else dict(options.of(answer)[1])
         choice = read_letter(response, texts)

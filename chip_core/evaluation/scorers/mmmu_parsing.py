@@ -20,6 +20,12 @@ _SCIENTIFIC = re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+")
 _SIMPLE = re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])")
 
 
+_UNIT = re.compile(
+    r"(?<=\d)(?=(?:[kcmµnM]?(?:m|g|s|V|A|W|J|N|Pa|Hz|L|l|mol|Ω)|K|C|F|h|hr|min|kWh|ohms?|mA|mph|rpm|dB|bar"
+    r"|atm|eV|ft|in|lb|oz|dollars|years?|days?|hours?|minutes?|seconds?)(?:[²³/^·*]|\b))"
+)
+
+
 def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, str]) -> str | None:
     """Return the letter that an answer chooses; None where none is found.
 
@@ -45,14 +51,15 @@ def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, st
     return max(places, key=places.__getitem__)
 
 
-def open_text(response: str) -> str:
-    """Return an open answer without reasoning and marks: what it marks as its answer, if it does.
+def read_open(response: str) -> set[str | float]:
+    """Return what an open answer may mean under `corrected`; empty where nothing is said.
 
-    What `corrected` gives to `parse_open`.
+    Of what it marks as its answer, if it marks any, without reasoning and marks; a number may stand
+    right before its unit (`5cm`).
     """
     text = said(response)
-    inner = marked(text)
-    return plain(inner[0] if inner else text)
+    text = plain((marked(text) or [text])[0])
+    return parse_open(text) | parse_open(_UNIT.sub(" ", text)) if text else set()
 
 
 def parse_open(response: str) -> set[str | float]:

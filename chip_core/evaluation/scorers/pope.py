@@ -1,7 +1,7 @@
 """Score POPE: is this object in the picture, yes or no, over three ways to draw absent objects.
 
 Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figures are fractions.
-Under `corrected` answers are read by `verdicts`; one that has no verdict is neither yes nor no: wrong.
+Under `corrected` answers are read by `verdicts`; one without a verdict is neither, and wrong.
 
 | metric      | numerator of an item     | denominator of an item        |
 |-------------|--------------------------|-------------------------------|

@@ -22,6 +22,7 @@ from chip_core.evaluation.scorers import verdict_words as words
 from chip_core.evaluation.scorers.answer_text import marked, plain, said
 
 Verdict = Literal["yes", "no"]
+_PLAINEST = re.compile(r"[\s\"'*_.(\[]{0,9}(yes|no)[\s\"'*_.!)\],]{0,9}", re.IGNORECASE)  # most are
 #: A sentence ends at these; not at the point of a number.
 _SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\d))+[.!?。]*[\"')\]]*")
 _EDGES = " \t\"'“”„«»‹›‘’()[]{}<>!?,;:.。|/\\=-–—~"
@@ -29,6 +30,9 @@ _CLAUSE = re.compile(r"\s*(?:[,;:()\[\]|]|\s[-–—=]+>?\s|[–—→⇒]|=+>|-
 #: An option's letter or number before its verdict: `A. Yes`.
 _OPTION = re.compile(r"(?:option )?\(?[a-d1-2][).:]\s+(?=\w)", re.IGNORECASE)
 _SIGNS = re.compile(r"^[\W\d]+(?=\w)|(?<=\w)[\W]+$")  # emoji, numbers of a list
+_REACH = 300  # characters behind a label that may be the answer
+_LONGEST_CLAUSE = 80  # characters of one that is a verdict as a whole
+_SAID = 3  # words of a sentence that says something of what it names
 _SHORT = 10  # words of a caption that may be an answer
 
 
@@ -40,6 +44,9 @@ def read_verdict(answer: str, thing: str | None = None) -> Verdict | None:
         thing: what is asked for, where the question is known: "It is a vase, not a bottle." is
             decided by it alone.
     """
+    plainest = _PLAINEST.fullmatch(answer)
+    if plainest is not None:
+        return "yes" if plainest[1].lower() == "yes" else "no"
     text = said(answer)
     for inner in marked(text):
         found = _read(plain(inner), thing)
@@ -87,7 +94,7 @@ def _labelled(text: str) -> Verdict | None:
     """Return the last verdict that stands behind a word for an answer."""
     verdict = None
     for label in words.LABEL.finditer(text):
-        rest = _sentences(text[label.end() :])
+        rest = _sentences(text[label.end() : label.end() + _REACH])
         if rest and not re.match(r"\s*\?", text[label.end() :]):
             verdict = _verdict(rest[0]) or verdict
     return verdict
@@ -130,6 +137,8 @@ def _verdict(sentence: str) -> Verdict | None:
 def _clause(clause: str, *, loose: bool) -> Verdict | None:
     """Return what a clause is as a whole."""
     clause = _SIGNS.sub("", clause) or clause
+    if len(clause) > _LONGEST_CLAUSE:
+        return None
     if words.STRICT_YES.fullmatch(clause) or (loose and words.LOOSE_YES.fullmatch(clause)):
         return "yes"
     if words.STRICT_NO.fullmatch(clause) or (loose and words.LOOSE_NO.fullmatch(clause)):
@@ -145,6 +154,8 @@ def _verdict_in_chinese(sentence: str) -> Verdict | None:
     for place, clause in enumerate(clauses):
         contrary = place > 0 and words.BUT.match(clause)
         bare = clause[lead.end() :] if (lead := words.ZH_LEAD.match(clause)) else clause
+        if words.OPEN.search(bare):
+            continue
         if words.ZH_NO.match(bare) or words.STRICT_NO.fullmatch(bare):
             found.append("no")
         elif words.ZH_YES.match(bare) or words.STRICT_YES.fullmatch(bare):
@@ -163,7 +174,7 @@ def _taken_back(text: str) -> Verdict | None:
     """Return the verdict that stands behind the last word that takes one back."""
     found = None
     for mark in words.TAKEN_BACK.finditer(text):
-        rest = _sentences(text[mark.end() :])[:2]
+        rest = _sentences(text[mark.end() : mark.end() + _REACH])[:2]
         by_sight = words.TAKEN_BACK_BY_SIGHT.fullmatch(mark[0]) is not None
         for sentence in rest:
             revised = _verdict(sentence) or (_sight(sentence) if by_sight else None)
@@ -175,20 +186,28 @@ def _taken_back(text: str) -> Verdict | None:
 
 def _stated(sentences: Sequence[str], thing: str | None) -> Verdict | None:
     """Return what is said of the thing that is asked for; else whether anything is said."""
-    if thing:
-        named = rf"(?:[\w-]+ ){{0,2}}{re.escape(thing)}(?:e?s)?\b"
-        for sentence in sentences:
-            if words.OPEN.search(sentence):
-                continue
-            if re.search(words.NAMES_NOT + named, sentence, re.IGNORECASE):
-                return "no"
-            found = re.search(rf"\b{re.escape(thing)}(?:e?s)?\b", sentence, re.IGNORECASE)
-            before = "" if found is None else sentence[: found.start()]
-            if not before or words.DENIED.search(words.NO_DENIAL.sub(" ", before)):
-                continue
-            if words.SEEN.search(before) or re.search(words.NAMES + named, sentence, re.IGNORECASE):
-                return "yes"
+    for sentence in sentences if thing else ():
+        found = None if words.OPEN.search(sentence) else _said_of(sentence, thing or "")
+        if found is not None:
+            return found
     return _seen(sentences)
+
+
+def _said_of(sentence: str, thing: str) -> Verdict | None:
+    """Return whether a sentence says that a thing is there; None where it does not name it."""
+    name = rf"\b{re.escape(thing)}(?:e?s)?\b"
+    if re.search(rf"{words.NAMES_NOT}(?:[\w-]+ ){{0,2}}{name}", sentence, re.IGNORECASE):
+        return "no"
+    for part in words.BUT.split(words.NO_DENIAL.sub(" ", sentence)):
+        named = re.search(name, part, re.IGNORECASE)
+        if named is None:
+            continue
+        behind = words.AND_NO.sub(" ", words.ASIDE.sub("", f"a{part[named.end() :]}"))
+        if words.DENIED.search(part[: named.start()]) or words.DENIED.search(behind):
+            return "no"
+        none_found = words.BUT_NONE.search(sentence)
+        return None if len(sentence.split()) < _SAID else "no" if none_found else "yes"
+    return None
 
 
 def _seen(sentences: Sequence[str]) -> Verdict | None:
@@ -228,4 +247,4 @@ def _sight(sentence: str) -> Verdict | None:
     main = words.ASIDE.sub("", words.NO_DENIAL.sub(" ", sentence))
     if words.DENIED.search(words.FURTHER.sub(" ", main)):
         return "no"
-    return "yes" if words.SEEN.search(main) else None
+    return "yes" if words.SEEN.search(sentence) else None
