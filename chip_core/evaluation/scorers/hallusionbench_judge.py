@@ -82,7 +82,7 @@ _VERDICTS = Vocabulary(
         ),
     ),
     apart=(
-        rf"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?:\b(?:the|a|its|their)\s+)(?:correct|right|true|wrong|incorrect)\s+(?:{_ANSWERS})s?\b|"
+        rf"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?<!gives )(?<!give )(?<!gave )(?<!provides )(?<!provide )(?:\b(?:the|a|its|their)\s+)(?:correct|right|true|wrong|incorrect)\s+(?:{_ANSWERS})s?\b|"
         r"\bcorrect\s+(?:answer|response)s?\s*(?:is|was|are|would|should|:|=|-)|"
         r"\b(?:the\s+)?(?:reference|ground[\s-]truth|gold|gt)(?:\s+(?:answer|response))?\s+(?:is|says\s+\w+\s+is)\s+(?:in)?correct\b|"
         r"\b(?:richtige|korrekte|falsche)\s+(?:antwort|lösung)\b|\bréponse\s+(?:in)?correcte\b|"
@@ -127,8 +127,9 @@ _ALIKE = Vocabulary(
         ),
     ),
     apart=(
-        r"\bsame\s+(?!answer|response|meaning|conclusion|claim|information|verdict|statement|because|or\b|and\b|"
-        r"since|as\b|for\b)[a-z]+|\b(?:two|these)\s+different\s+\w+|"
+        r"\bsame\s+(?:images?|maps?|figures?|questions?|pictures?|topics?|things?|objects?|subjects?|"
+        r"persons?|years?|values?|scenes?|charts?|tables?|data|time|place|country|city|set)\b|"
+        r"\b(?:two|these)\s+different\s+\w+|"
         r"\bdifferent\s+(?:questions?|images?|figures?|aspects?|things|topics?|pictures?|wordings?|words)\b"
     ),
     phrases=(
@@ -139,8 +140,9 @@ _ALIKE = Vocabulary(
         ),
         (
             0,
-            r"(?<!not )(?<!n't )(?<!directly )\b(?:contradict|conflict)s?\b(?!\s*(?:is|are)\b)|"
-            r"(?<!not )(?<!n't )\bdirectly\s+(?:contradict|conflict)s?\b",
+            r"(?<!not )(?<!n't )(?<!directly )\b(?:contradicts?|conflicts?\s+with)\b|"
+            r"(?<!not )(?<!n't )\bdirectly\s+(?:contradict|conflict)s?\b|\bin\s+conflict\b|"
+            r"\ba\s+(?:clear\s+|logical\s+)?(?:conflict|contradiction)\b",
         ),
     ),
     keys={"same": (1, 0), "consistent": (1, 0), "different": (0, 1)},

@@ -93,7 +93,7 @@ def read_reply(reply: str | None) -> list[str]:
     text = without_reasoning(reply)
     if len(text) > _LONGEST:
         raise UnreadableReplyError("the judge's reply is too long for a list of names")
-    text = _FENCE.sub("", text).translate(_QUOTES).strip()
+    text = _ESCAPED.sub(r"\1", _FENCE.sub("", text)).translate(_QUOTES).strip()
     for find in (_json_names, _bracketed_names, _listed_names, _plain_names):
         found = find(text)
         if found is not None:
@@ -103,6 +103,7 @@ def read_reply(reply: str | None) -> list[str]:
 
 _LONGEST = 50_000  # characters: no judge is asked for so many
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$|```(?:json|python)?", re.MULTILINE)
+_ESCAPED = re.compile(r"\\([\[\]_*])")
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "＂": '"', "‘": "'",
                          "’": "'", "`": "'", "，": ",", "、": ",", "；": ";", "［": "[", "］": "]",
                          "【": "[", "】": "]", "（": "(", "）": ")", "：": ":"})  # fmt: skip
@@ -111,7 +112,7 @@ _NAME_KEYS = ("object", "name", "label", "item", "noun")
 _QUOTED = re.compile(r"""\s*(?:"([^"\n]{0,80})"|'((?:[^'\n]|'(?!\s*[,;\])}])){0,80})')\s*""")
 _BARE = re.compile(r"""\s*([^\W\d_][^"\n,;\[\](){}:]{0,60})""")
 _OPENINGS = 200  # brackets that are looked into
-_BULLET = re.compile(r"\s{0,8}(?:[-*•‣◦–+]|\(?\d{1,3}[.):、]|[a-z][.)])\s*(?P<name>\S.*)")
+_BULLET = re.compile(r"\s{0,8}(?:[-*•‣◦–+]|\(?\d{1,3}[.):,]|[a-z][.)])\s*(?P<name>\S.*)")
 #: What stands before a list: "The visible objects are:".
 _LEAD = re.compile(
     r"[^\n:]{0,100}\b(?:objects?|list|items?|nouns|answer|output|result|objekte?|liste|gegenstände|"
@@ -200,7 +201,7 @@ def _scanned(text: str, start: int) -> tuple[list[str], int] | None:
             at += 1
         elif text[at : at + 1] != close:
             return None
-    if len(kinds) > 1 or (not names and close != "]" and text not in ("()", "{}")):
+    if len(kinds) > 1 or (not names and close != "]" and text != "()"):
         return None
     # Words without quotes are a list in square brackets, and one of them alone is rather a remark.
     if _BARE in kinds and (close != "]" or (len(names) == 1 and len(text) > at + 1 - start)):

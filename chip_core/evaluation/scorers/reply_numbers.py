@@ -41,15 +41,15 @@ _HAN_DIGITS = {**{letter: str(k) for k, letter in enumerate("零一二三四五�
 
 #: Nouns and verbs of rating.
 _KEY = (
-    r"ratings?|rate[sd]?|scor(?:es?|ed|ing)|grade[sd]?|bewertung(?:en)?|bewerte\w*|wertung|"
-    r"punktzahl(?:en)?|puntuaci(?:ón|ones)|puntúo|puntaje|calificaci(?:ón|ones)|califico|"
+    r"ratings?|rate[sd]?|scor(?:es?|ed|ing)|grade[sd]?|(?:end|gesamt)?bewertung(?:en)?|bewerte\w*|wertung|"
+    r"(?:gesamt)?punktzahl(?:en)?|puntuaci(?:ón|ones)|puntúo|puntaje|calificaci(?:ón|ones)|califico|"
     r"valoraci(?:ón|ones)|valoro|évaluations?|évalue\w*|evaluaci(?:ón|ones)|evaluations?"
 )
 _KEY_HAN = "评分|评级|得分|分数|打分|总分|评为|评价"
 #: What leads to a rating only where nothing follows that the number could count.
 _LESS = (
-    r"assessment|marks?|note[rz]?|notation|nota|cote|punkte|points|puntos|vergebe|gebe|verdient\w*|"
-    r"giv(?:e|en|es|ing)|gave|assign(?:ed|s)?|award(?:ed|s)?|deserves?|merits?|earns?|"
+    r"assessment|marks?|note[rz]?|(?:end|gesamt)note|notation|nota|cote|punkte|points|puntos|vergebe|gebe|verdient\w*|"
+    r"giv(?:e|es|ing)|(?<!the )given|gave|assign(?:ed|s)?|award(?:ed|s)?|deserves?|merits?|earns?|"
     r"receives?|gets?|donne\w*|attribue\w*|mérite|obtient|doy|daría|otorgo|asigno|pongo|merece|"
     r"obtiene|mets|erhält|bekommt"
 )
@@ -73,8 +73,8 @@ _SEPARATED = re.compile(r"[:=|\n\-–—>→][\s(\[{+]*$")
 _DENIED_GAP = re.compile(
     r"\b(?:not|never|nicht|keine?\w*|pas|jamais|nunca|no\s+(?:es|sería|merece|puede)|below|above|"
     r"under|less|lower\w*|higher|than|least|at\s+most|between|by|from|if|unter|über|mindestens|"
-    r"höchstens|weniger|mehr|moins|plus\s+de|menos|más|max\w*|min(?:imum)?|scale|possible|skala|"
-    r"échelle|escala|range\w*|threshold|up\s+to)\b|n't\b|不|没|低于|高于|满分|量表|最高|最低"
+    r"höchstens|weniger|mehr|moins|plus\s+de|menos|más|max\w*|min(?:imum)?|possible|range\w*|"
+    r"threshold|up\s+to)\b|^\s*(?:scale|skala|échelle|escala|量表)|n't\b|不|没|低于|高于|满分|最高|最低"
 )
 #: Before a key, in its clause: the same.
 _DENIED_BEFORE = re.compile(
@@ -97,15 +97,21 @@ _SPOILED = re.compile(
     r"\s*(?:and\s+(?:a\s+)?half|und\s+ein\w*\s+halb\w*|einhalb|point\s+\w|komma|virgule|coma|"
     r"et\s+demie?|y\s+medi[oa]|分?半)|"
     r"\s*(?:~|\bto\b|\bor\b|\bbis\b|\boder\b|\bou\b|\bà\b|\bo\b|\ba\b|或|到|至|/|->|→|=>)\s*\d|"
+    r"\s*\|\s*\d|[ \t]+\d|\s*,?\s*(?:or|and|oder|ou|o)\s+(?:higher|more|above|better|lower|less|"
+    r"below|höher|mehr|weniger|plus|moins|más|menos)\b|"
     r"-\d|\s*[–—]\d|\s*[-–—]\s*\d+(?!\s*[a-zà-ÿ]{3})|"
     r"\s*(?:[,;&]|\b(?:and|und|et|y)\b|和)\s*\d+\s*(?:$|[.\n])"
 )
+#: Right before a number: it is a bound.
+_BOUND = re.compile(r"(?:(?<![-=–—])[<>]|[≤≥])\s*=?\s*$")
 _UNIT = r"(?:points?|pts?|stars?|marks?|punkten?|sterne|étoiles?|puntos?|estrellas?|分|星|点)"
 #: Behind a number: it counts nothing.
 _ENDS = re.compile(
     rf"\s*{_UNIT}?\s*(?:$|[\n.,;:!?()\[\]{{}}|。、\-–—<]|\b(?:because|since|as|for|due|given|with|"
     r"weil|da|denn|für|car|parce|puisque|pour|porque|ya|pues|para|and|but|und|aber|et|mais|y|pero|"
-    r"on|overall|rating|score|here|is|would|ist|est|es|to|under|auf|sur)\b|因|吧|是|的|,)"
+    r"on|overall|rating|score|here|is|would|"
+    r"rather|instead|not|while|whereas|where|which|if|unless|statt|während|tandis|mientras|"
+    r"ist|est|es|to|under|auf|sur)\b|因|吧|是|的|,)"
 )
 _STRIKE = 4  # ratings that follow each other by one: a scale that was repeated
 _LINE = re.compile(rf"\W{{0,6}}(?P<n>{_NUMBER})\s*{_UNIT}?\W{{0,6}}")
@@ -151,7 +157,10 @@ def read_pair(reply: str) -> tuple[float, float] | None:
     text = _without_scale(_in_digits(text), 10)
     lines = [line for line in text.splitlines() if re.search(r"\w", line)]
     first = _pair_of(lines[0]) if lines else None
-    if first is not None:
+    # "Helpfulness: 8 7" rates a part.
+    if first is not None and re.match(
+        rf"\W*(?:\d|[^\d\n]*(?:{_KEY}|{_KEY_HAN}|{_LABEL}|note|nota))", lines[0]
+    ):
         return _in_bounds(first)
     named = _by_name(text)
     pairs = {found for line in lines if (found := _pair_of(line)) is not None} | named
@@ -159,6 +168,7 @@ def read_pair(reply: str) -> tuple[float, float] | None:
 
 
 def _in_digits(text: str) -> str:
+    text = re.sub(r"\b(approx|ca|env|aprox)\.", r"\1", text)
     text = _WORD.sub(lambda found: _WORDS[found[0]], text)
     text = _ONE.sub(r"\g<1>1", text)
     return _HAN.sub(lambda found: _HAN_DIGITS[found[1]], text)
@@ -237,7 +247,7 @@ def _statements(text: str) -> Iterator[_Statement]:
         text_n = number["n"]
         if text_n[0] == "-" and not re.search(r"[:=]", gap):
             text_n = text_n[1:]  # a dash
-        spoiled = _SPOILED.match(text, behind) is not None
+        spoiled = bool(_SPOILED.match(text, behind) or _BOUND.search(gap))
         ends = _ENDS.match(text, behind) is not None
         relaxed = key["key"] is not None and (separated or bare)
         if not (ends or spoiled or relaxed):
@@ -312,13 +322,15 @@ def _whole(number: str) -> int | None:
 
 _DOT = r"\d{1,2}(?:\.\d{1,4})?"
 _COMMA = r"\d{1,2}(?:[.,]\d{1,4})?"
-_BETWEEN = r"(?:\s*[;/|&]\s*|\s*\b(?:and|und|et|y|vs\.?|versus)\b\s*|\s*(?:和|与)\s*|\s+-\s+|\s+)"
-_OPEN, _CLOSE = r"[\s(\[{<|\-]*", r"[\s)\]}>|]*"
-_REST = r"(?:[.;:,!(\-–—]+(?!\s*\d)(?=\s|$|\D).*|respectively.*|jeweils.*|respectivement.*|respectivamente.*)?"
+_BETWEEN = r"[)\]}>]?(?:\s*[;/|&]\s*|\s*\b(?:and|und|et|y|vs\.?|versus)\b\s*|\s*(?:和|与)\s*|\s+-\s+|\s+)[(\[{<]?"
+_OPEN, _CLOSE = r"(?:[\s(\[{<|]|-\s)*", r"[\s)\]}>|]*"
+_REST = r"(?:[.;:,!。！，；(\-–—]+(?!\s*\d)(?=\s|$|\D).*|respectively.*|jeweils.*|respectivement.*|respectivamente.*)?"
 _PAIRS = tuple(
-    re.compile(rf"(?:[^\d\n]{{0,80}}?[:=])?{_OPEN}({number}){between}({number}){_CLOSE}{_REST}\s*")
+    re.compile(
+        rf"(?P<lead>[^\d\n]{{0,80}}?[:=])?{_OPEN}(?P<one>{number}){between}(?P<other>{number}){_CLOSE}{_REST}\s*"
+    )
     for number, between in (
-        (_DOT, rf"(?:\s*,\s*|{_BETWEEN}|-)"),
+        (_DOT, rf"(?:\s*[,:]\s*|{_BETWEEN}|-)"),
         (_COMMA, rf"(?:,?{_BETWEEN})"),
     )
 )
@@ -330,7 +342,7 @@ _WHO = (
 _WHO_HAN = "助手|助理|回答|答案|模型|评分|得分|分数"
 _NAMES = tuple(
     re.compile(
-        rf"(?<![^\W\d_])(?:{_WHO})\s{{0,2}}[#(-]?\s{{0,2}}(?:{digits})\)?(?![\w.,]\d|[^\W_]|/)|"
+        rf"(?<![^\W\d_])(?:{_WHO})\s{{0,2}}[#(-]?\s{{0,2}}(?:{digits})\)?(?:'s)?(?![\w.,]\d|[^\W_]|/)|"
         rf"(?:{_WHO_HAN})\s{{0,2}}(?:{digits}|{han})(?![\d])|第{han}(?:个|位)?(?:{_WHO_HAN})?|"
         rf"(?<![^\W_])(?:{ordinals})(?![^\W_])(?:\s+(?:{_WHO})(?![^\W\d_]))?|(?<![^\W_])[ar]{digits[0]}(?![\w])|"
         rf"^\W{{0,4}}{digits[0]}[.):](?=\s+\d)",
@@ -342,7 +354,7 @@ _NAMES = tuple(
     )
 )
 _RATED = re.compile(
-    r"(?:[\s:=\-–—>|,(\[{]|\b(?:score[sd]?|ratings?|rated?|grade|is|was|be|gets?|got|would|receives?|deserves?|"
+    r"(?:[\s:=\-–—>|,()\[\]{]|\b(?:score[sd]?|ratings?|rated?|grade|is|was|be|gets?|got|would|receives?|deserves?|"
     r"earns?|a|an|at|of|the|with|points?|given|reference|model|baseline|answer|to|"
     r"bewertung|punkte|punktzahl|erhält|bekommt|ist|mit|eine?|verdient|note|obtient|reçoit|mérite|est|"
     r"une?|la|de|puntuación|nota|obtiene|recibe|merece|es|una?|calificación)\b|得分?|获得|评分|分数|为|是|给|打)*"
@@ -356,13 +368,14 @@ _PLURAL = re.compile(
 
 def _pair_of(line: str) -> tuple[float, float] | None:
     """Return the two numbers that a line is."""
-    for name in _NAMES:
-        if name.search(line):
-            return None
     for pattern in _PAIRS:
         found = pattern.fullmatch(line.strip())
-        if found is not None:
-            return _value(found[1]), _value(found[2])
+        # A name before the numbers: its own digit may be one of them.
+        if found is not None and not any(
+            (named := name.search(line.strip())) and named.start() <= found.start("one")
+            for name in _NAMES
+        ):
+            return _value(found["one"]), _value(found["other"])
     return None
 
 

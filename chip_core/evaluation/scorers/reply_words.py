@@ -26,18 +26,18 @@ _LABEL = (
 )
 _DENIALS = (
     r"not|cannot|never|hardly|neither|nor|nicht|kaum|keine?|keineswegs|pas|jamais|no|nunca|tampoco|"
-    r"far\s+from|anything\s+but|fails\s+to\s+be|[a-z]{2,7}n't"
+    r"nowhere|by\s+no\s+means|in\s+no\s+way|lacks?|far\s+from|anything\s+but|fails\s+to\s+be|[a-z]{2,7}n't"
 )
 _PARTS = (
     r"partially|partly|half|semi|mostly|largely|somewhat|nearly|almost|in\s+part|teilweise|teils|"
     r"halb|größtenteils|weitgehend|überwiegend|zum\s+teil|fast|partiellement|en\s+partie|presque|"
-    r"en\s+grande\s+partie|parcialmente|en\s+parte|casi|medio|mayormente"
+    r"en\s+grande\s+partie|parcialmente|en\s+parte|casi|medio|mayormente|à\s+moitié|a\s+medias|zur\s+hälfte"
 )
 #: What may stand before a verdict that a reply begins with.
 _FILLERS = (
     r"it|this|that|they|the|model's|predicted|given|prediction|predictions|answer|answers|response|"
     r"responses|output|verdict|two|both|final|my|overall|so|therefore|thus|hence|is|are|be|i'd|i|"
-    r"would|say|considered|deemed|to|as|die|das|der|beiden|antwort|antworten|vorhersage|also|ist|"
+    r"would|say|generate|write|classify|mark|judge|choose|considered|deemed|to|as|die|das|der|beiden|antwort|antworten|vorhersage|also|ist|"
     r"sind|somit|daher|la|le|les|las|el|dos|deux|réponse|réponses|prédiction|donc|c'est|n'est|ne|"
     r"sont|est|respuesta|respuestas|predicción|es|son|por|lo|tanto|"
     r"very|totally|completely|entirely|fully|clearly|definitely|factually|logically|absolutely|"
@@ -52,6 +52,7 @@ _LABELLED = re.compile(
     rf"(?<![^\W\d_])(?:{_LABEL})(?:\s*\([^()\n]{{0,60}}\))?\s*"
     r"(?:[:=|\-–—]|\b(?:is|ist|est|es)\b|是|为)(?P<between>[^.!?\n。]*|[\s:]*)\Z"
 )
+_CODE = re.compile(rf"\W*(?:(?:{_LABEL})\s*[:=]\s*)?(?<![-\d.,])(\d)\W*")
 _DENIED = re.compile(
     rf"(?:(?<![^\W_])(?:{_DENIALS})(?:\s+(?!only\b|clear\b|klar\b)[\w']+){{0,4}}|(?:不|没|非|未)\w{{0,3}})\s*\Z"
 )
@@ -61,7 +62,7 @@ _PARTLY_BEHIND = re.compile(
     r"en\s+partie|en\s+parte|but\s+(?:incomplete|partial))\b"
 )
 _HEDGED = re.compile(
-    r"(?:\b(?:would|could|might|may|whether|if|unless|wäre|könnte|ob|falls|wenn|serait|pourrait|si|"
+    r"(?:\b(?:would\s+(?:be|have|seem)|could|might|may|whether|if|unless|wäre|könnte|ob|falls|wenn|serait|pourrait|si|"
     r"sería|podría)\b(?:\s+[\w']+){0,5}|是否\w{0,4}|(?:如果|若)\w{0,8}|"
     r"\b(?:not|isn't|un|nicht|pas|no\s+estoy)\s*(?:sure|certain|sicher|sûr|segur[oa])\b[^.;\n]{0,40})\s*\Z"
 )
@@ -71,6 +72,7 @@ _COPULA = re.compile(
 )
 _CLAUSE = re.compile(r"[,:.;!?\n。，；！？]|\b(?:but|aber|mais|pero|and|und|et|y)\b|但|而")
 _SENTENCE = re.compile(r"[.!?;\n。！？；]+")
+_ASKED = re.compile(r"[\s\w]{0,20}\?")
 #: Between verdicts that are one's choice.
 _BESIDE = re.compile(
     r"\s*(?:[,/|、和与或]|\b(?:or|nor|and|oder|noch|und|ou|ni|et|o|y)\b)\s*(?:(?:or|and|oder|ou|o)\s+)?"
@@ -118,7 +120,8 @@ class Vocabulary:
         text = plain(reply)
         if len(text) > LONGEST:
             return None
-        flagged = self.codes.get(text.strip(" .\n()[]{}"), self._flag(text))
+        code = _CODE.fullmatch(text)
+        flagged = self.codes.get(code[1]) if code is not None else self._flag(text)
         if flagged is not None:
             return flagged
         text = re.sub(self.apart, " ⁂ ", text)
@@ -171,7 +174,7 @@ class Vocabulary:
                 if word.opposite is None:
                     continue
                 value = word.opposite
-            if not _HEDGED.search(clause):
+            if not _HEDGED.search(clause) and not _ASKED.match(text, found.end()):
                 yield _Found(found.start(), found.end(), value, kind.startswith("alone"))
 
 
