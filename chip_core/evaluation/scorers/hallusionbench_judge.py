@@ -82,7 +82,9 @@ _VERDICTS = Vocabulary(
         ),
     ),
     apart=(
-        rf"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?<!gives )(?<!give )(?<!gave )(?<!provides )(?<!provide )(?:\b(?:the|a|its|their)\s+)(?:correct|right|true|wrong|incorrect)\s+(?:{_ANSWERS})s?\b|"
+        r"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?<!gives )(?<!give )(?<!gave )(?<!provides )"
+        rf"(?<!provide )\b(?:the|a|its|their)\s+(?:correct|right|true|wrong|incorrect)\s+"
+        rf"(?:{_ANSWERS})s?\b|"
         r"\bcorrect\s+(?:answer|response)s?\s*(?:is|was|are|would|should|:|=|-)|"
         r"\b(?:the\s+)?(?:reference|ground[\s-]truth|gold|gt)(?:\s+(?:answer|response))?\s+(?:is|says\s+\w+\s+is)\s+(?:in)?correct\b|"
         r"\b(?:richtige|korrekte|falsche)\s+(?:antwort|lösung)\b|\bréponse\s+(?:in)?correcte\b|"

@@ -93,7 +93,7 @@ def read_reply(reply: str | None) -> list[str]:
     text = without_reasoning(reply)
     if len(text) > _LONGEST:
         raise UnreadableReplyError("the judge's reply is too long for a list of names")
-    text = _ESCAPED.sub(r"\1", _FENCE.sub("", text)).translate(_QUOTES).strip()
+    text = _ESCAPED.sub(r"\1", _BOX.sub(r"\1", _FENCE.sub("", text))).translate(_QUOTES).strip()
     for find in (_json_names, _bracketed_names, _listed_names, _plain_names):
         found = find(text)
         if found is not None:
@@ -103,6 +103,7 @@ def read_reply(reply: str | None) -> list[str]:
 
 _LONGEST = 50_000  # characters: no judge is asked for so many
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$|```(?:json|python)?", re.MULTILINE)
+_BOX = re.compile(r"^([ \t]{0,8}[-*][ \t])\[[ xX]\]", re.MULTILINE)
 _ESCAPED = re.compile(r"\\([\[\]_*])")
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "＂": '"', "‘": "'",
                          "’": "'", "`": "'", "，": ",", "、": ",", "；": ";", "［": "[", "］": "]",
@@ -205,6 +206,8 @@ def _scanned(text: str, start: int) -> tuple[list[str], int] | None:
         return None
     # Words without quotes are a list in square brackets, and one of them alone is rather a remark.
     if _BARE in kinds and (close != "]" or (len(names) == 1 and len(text) > at + 1 - start)):
+        return None
+    if _BARE in kinds and any(_NOTHING.fullmatch(name) or name == "null" for name in names):
         return None
     return [name for name in names if name], at + 1
 

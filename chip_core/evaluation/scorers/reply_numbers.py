@@ -96,11 +96,11 @@ _SPOILED = re.compile(
     r"\s*%|\s*[.,]\d|[.,]?\d|[a-oq-zà-ÿ]|\+|-(?=\s*(?:$|[.,)\n]))|"
     r"\s*(?:and\s+(?:a\s+)?half|und\s+ein\w*\s+halb\w*|einhalb|point\s+\w|komma|virgule|coma|"
     r"et\s+demie?|y\s+medi[oa]|分?半)|"
-    r"\s*(?:~|\bto\b|\bor\b|\bbis\b|\boder\b|\bou\b|\bà\b|\bo\b|\ba\b|或|到|至|/|->|→|=>)\s*\d|"
+    r"\s*(?:~|\.{2,}|\bto\b|\bthrough\b|\bor\b|\bbis\b|\boder\b|\bou\b|\bà\b|\bo\b|\ba\b|或|到|至|/|->|→|=>)\s*\d|"
     r"\s*\|\s*\d|[ \t]+\d|\s*,?\s*(?:or|and|oder|ou|o)\s+(?:higher|more|above|better|lower|less|"
     r"below|höher|mehr|weniger|plus|moins|más|menos)\b|"
     r"-\d|\s*[–—]\d|\s*[-–—]\s*\d+(?!\s*[a-zà-ÿ]{3})|"
-    r"\s*(?:[,;&]|\b(?:and|und|et|y)\b|和)\s*\d+\s*(?:$|[.\n])"
+    r"\s*(?:[,;&]|\b(?:and|und|et|y)\b|和)\s*\d+\s*(?:$|[.\n)\]}])"
 )
 #: Right before a number: it is a bound.
 _BOUND = re.compile(r"(?:(?<![-=–—])[<>]|[≤≥])\s*=?\s*$")
@@ -141,8 +141,7 @@ def read_rating(reply: str) -> int | None:
         stated = list(_lines(text))
     top = max((each.weight for each in stated), default=0)
     values = {each.value for each in stated if each.weight == top}
-    value = values.pop() if len(values) == 1 else None
-    return value
+    return values.pop() if len(values) == 1 else None
 
 
 def read_pair(reply: str) -> tuple[float, float] | None:
@@ -154,7 +153,7 @@ def read_pair(reply: str) -> tuple[float, float] | None:
     text = plain(reply)
     if len(text) > LONGEST:
         return None
-    text = _without_scale(_in_digits(text), 10)
+    text = re.sub(r"(?<=\d)\s?分", " ", _without_scale(_in_digits(text), 10))
     lines = [line for line in text.splitlines() if re.search(r"\w", line)]
     first = _pair_of(lines[0]) if lines else None
     # "Helpfulness: 8 7" rates a part.
@@ -169,6 +168,7 @@ def read_pair(reply: str) -> tuple[float, float] | None:
 
 def _in_digits(text: str) -> str:
     text = re.sub(r"\b(approx|ca|env|aprox)\.", r"\1", text)
+    text = re.sub(r"(?<=[^\W\d])\.{2,}(?=\s?\d)", ": ", text)
     text = _WORD.sub(lambda found: _WORDS[found[0]], text)
     text = _ONE.sub(r"\g<1>1", text)
     return _HAN.sub(lambda found: _HAN_DIGITS[found[1]], text)
@@ -189,10 +189,11 @@ def _without_scale(text: str, best: int) -> str:
     patterns = (
         # rating (0-6): 5. A bracket before the colon explains what the number will be.
         r"(?<=[^\W\d])\s{0,4}[(\[][^()\[\]\n]{0,120}[)\]](?=\s{0,4}(?:[:=\-–—>]|is\b|ist\b|est\b|es\b|为|是))",
-        rf"(?:\b(?:from|von|de|desde)\s+|从)?(?<![\d.,/])[01]\s*(?:-|–|—|~|\bto\b|\bthrough\b|\bbis\b|\bà\b|"
-        rf"\ba\b|\bhasta\b|到|至|\.{{2,}})\s*{end}",
+        rf"(?:\b(?:on|using|auf|sur|en)\s+(?:an?|the|our|this|einer|der|une|la|una)\s+(?:scale|skala|"
+        rf"échelle|escala)\s+)?(?:\b(?:from|of|von|de|desde)\s+|从)?(?<![\d.,/])[01]\s*(?:-|–|—|~|"
+        rf"\bto\b|\bthrough\b|\bbis\b|\bà\b|\ba\b|\bhasta\b|到|至|\.{{2,}})\s*{end}",
         rf"(?:\b(?:between|zwischen|entre)\s+|在)[01]\s*(?:and|und|et|y|和|到)\s*{end}",
-        rf"(?:(?<![\d.,])\d\s*[,/]\s*){{4,}}(?:(?:and|or)\s*)?{end}",
+        rf"(?:(?<![\d.,])\d\s*[,/]\s*){{4,12}}(?:(?:and|or)\s*)?{end}",
         rf"\s*(?:/|\bout\s+of\b(?:\s+(?:a\s+)?(?:possible|maximum|max|total)(?:\s+of)?)?|\bsur\b|"
         rf"\bsobre\b|满分(?:为|是)?)\s*{end}(?:\s*{_UNIT})?",
         rf"(?<=\d)\s*\b(?:of|von|aus|de|on|over|auf)\s+(?:a\s+(?:possible|maximum)\s+)?{end}",
@@ -202,7 +203,7 @@ def _without_scale(text: str, best: int) -> str:
         rf"(?:scale|skala)|分制)|\b(?:échelle|escala|skala|scale)\s+(?:de|von|of)\s+{end}",
     )
     for pattern in patterns:
-        text = re.sub(pattern, " ", text)
+        text = re.sub(" {2,}", " ", re.sub(pattern, " ", text))
     return text
 
 
@@ -301,14 +302,7 @@ def _lines(text: str) -> Iterator[_Statement]:
 
 def _clause(text: str, end: int) -> str:
     """Return what stands before a place in its clause."""
-    before = text[max(0, end - 60) : end]
-    for boundary in _CLAUSE.finditer(before):
-        last = boundary.end()
-        if last < len(before):
-            clause = before[last:]
-            if _CLAUSE.search(clause) is None:
-                return clause
-    return "" if _CLAUSE.search(before) else before
+    return _CLAUSE.split(text[max(0, end - 60) : end])[-1]
 
 
 def _whole(number: str) -> int | None:
@@ -322,9 +316,15 @@ def _whole(number: str) -> int | None:
 
 _DOT = r"\d{1,2}(?:\.\d{1,4})?"
 _COMMA = r"\d{1,2}(?:[.,]\d{1,4})?"
-_BETWEEN = r"[)\]}>]?(?:\s*[;/|&]\s*|\s*\b(?:and|und|et|y|vs\.?|versus)\b\s*|\s*(?:和|与)\s*|\s+-\s+|\s+)[(\[{<]?"
+_BETWEEN = (
+    r"[)\]}>]?(?:\s*[;/|&]\s*|\s*\b(?:and|und|et|y|vs|versus)\b\.?\s*|\s*(?:和|与)\s*|\s+-\s+|\s+)"
+    r"[(\[{<]?"
+)
 _OPEN, _CLOSE = r"(?:[\s(\[{<|]|-\s)*", r"[\s)\]}>|]*"
-_REST = r"(?:[.;:,!。！，；(\-–—]+(?!\s*\d)(?=\s|$|\D).*|respectively.*|jeweils.*|respectivement.*|respectivamente.*)?"
+_REST = (
+    r"(?:[.;:,!。！，；(\-–—]+(?!\s*\d)(?=\s|$|\D).*|"
+    r"(?:respectively|jeweils|respectivement|respectivamente).*)?"
+)
 _PAIRS = tuple(
     re.compile(
         rf"(?P<lead>[^\d\n]{{0,80}}?[:=])?{_OPEN}(?P<one>{number}){between}(?P<other>{number}){_CLOSE}{_REST}\s*"
@@ -345,7 +345,7 @@ _NAMES = tuple(
         rf"(?<![^\W\d_])(?:{_WHO})\s{{0,2}}[#(-]?\s{{0,2}}(?:{digits})\)?(?:'s)?(?![\w.,]\d|[^\W_]|/)|"
         rf"(?:{_WHO_HAN})\s{{0,2}}(?:{digits}|{han})(?![\d])|第{han}(?:个|位)?(?:{_WHO_HAN})?|"
         rf"(?<![^\W_])(?:{ordinals})(?![^\W_])(?:\s+(?:{_WHO})(?![^\W\d_]))?|(?<![^\W_])[ar]{digits[0]}(?![\w])|"
-        rf"^\W{{0,4}}{digits[0]}[.):](?=\s+\d)",
+        rf"^\W{{0,4}}{digits[0]}[.):](?=\s+\d)|(?<=[{{ ]){digits[0]}:(?=\s?\d)",
         re.MULTILINE,
     )
     for digits, han, ordinals in (
@@ -354,7 +354,7 @@ _NAMES = tuple(
     )
 )
 _RATED = re.compile(
-    r"(?:[\s:=\-–—>|,()\[\]{]|\b(?:score[sd]?|ratings?|rated?|grade|is|was|be|gets?|got|would|receives?|deserves?|"
+    r"(?:[\s:=\-–—>|,()\[\]{]|\b(?:score[sd]?|ratings?|rated?|grade|is|was|be|gets?|got|would|receive[sd]?|deserves?|"
     r"earns?|a|an|at|of|the|with|points?|given|reference|model|baseline|answer|to|"
     r"bewertung|punkte|punktzahl|erhält|bekommt|ist|mit|eine?|verdient|note|obtient|reçoit|mérite|est|"
     r"une?|la|de|puntuación|nota|obtiene|recibe|merece|es|una?|calificación)\b|得分?|获得|评分|分数|为|是|给|打)*"

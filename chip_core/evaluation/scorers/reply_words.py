@@ -1,8 +1,8 @@
 """Verdicts in judges' replies, read as they are meant: one of a few words that a prompt names.
 
-What decides, in this order: a label ("Verdict: incorrect"); the word that a reply begins or ends with;
-what its sentences say. What is denied is its opposite, what is so in part is no verdict ("partially
-correct"), and "the correct answer is no" says nothing of the answer that is judged.
+What decides, in this order: a label ("Verdict: incorrect"); the word that a reply begins or ends
+with; what its sentences say. What is denied is its opposite, what is so in part is no verdict
+("partially correct"), and "the correct answer is no" says nothing of the answer that is judged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LABEL = (
     r"evaluación|juicio|conclusión|判断|结论|结果|裁定|答案|判定|评价|裁决|评判"
 )
 _DENIALS = (
-    r"not|cannot|never|hardly|neither|nor|nicht|kaum|keine?|keineswegs|pas|jamais|no|nunca|tampoco|"
+    r"not|non|cannot|never|hardly|neither|nor|nicht|kaum|keine?|keineswegs|pas|jamais|no|nunca|tampoco|"
     r"nowhere|by\s+no\s+means|in\s+no\s+way|lacks?|far\s+from|anything\s+but|fails\s+to\s+be|[a-z]{2,7}n't"
 )
 _PARTS = (
@@ -56,10 +56,13 @@ _CODE = re.compile(rf"\W*(?:(?:{_LABEL})\s*[:=]\s*)?(?<![-\d.,])(\d)\W*")
 _DENIED = re.compile(
     rf"(?:(?<![^\W_])(?:{_DENIALS})(?:\s+(?!only\b|clear\b|klar\b)[\w']+){{0,4}}|(?:不|没|非|未)\w{{0,3}})\s*\Z"
 )
-_PARTLY = re.compile(rf"(?:(?<![^\W_])(?:{_PARTS})|部分|基本上?|大致|半)(?:\s*[-]?\s*|\s+\w+\s+)\Z")
+_PARTLY = re.compile(
+    rf"(?:(?<![^\W_])(?:{_PARTS}|(?!100)\d{{1,3}}\s?%)|部分|基本上?|大致|半)(?:\s*[-]?\s*|\s+\w+\s+)\Z"
+)
 _PARTLY_BEHIND = re.compile(
     r"\s*,?\s*(?:in\s+part|only\s+in\s+part|to\s+(?:some|a\s+certain)\s+(?:extent|degree)|zum\s+teil|"
-    r"en\s+partie|en\s+parte|but\s+(?:incomplete|partial))\b"
+    r"en\s+partie|en\s+parte|but\s+(?:incomplete|partial)|"
+    r"with\s+(?:\w+\s+)?(?:errors?|issues?|mistakes?|omissions?|inaccuracies))\b"
 )
 _HEDGED = re.compile(
     r"(?:\b(?:would\s+(?:be|have|seem)|could|might|may|whether|if|unless|wäre|könnte|ob|falls|wenn|serait|pourrait|si|"
