@@ -1,8 +1,9 @@
-"""What a reply says once the reasoning that models write out before it is taken away."""
+"""What a reply says once reasoning, and what sets its text off, are taken away."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 #: Names of elements that hold reasoning: `<think>…</think>`, `<Reasoning>…</Reasoning>`.
 _NAMES = (
@@ -71,3 +72,46 @@ def without_reasoning(text: str) -> str:
     while (last := _END_OF_TURN.search(found := found.strip())) is not None:
         found = found[: last.start()]
     return found
+
+
+def plain(text: str) -> str:
+    """Return a reply in small letters, without its reasoning and what sets text off.
+
+    Marks of Markdown, HTML, LaTeX and quotes go; what is struck out goes; letters and digits of
+    full width become plain ones, and a fraction of one letter its decimals (4½ is 4.5). An element
+    with a name reads as a label: `<rating>5</rating>` is `rating: 5`.
+    """
+    text = without_reasoning(text)
+    text = _FRACTIONS.sub(lambda found: f"{unicodedata.numeric(found[0]):.3g}"[1:], text)
+    text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text)).lower()
+    for pattern, instead in _SET_OFF:
+        text = pattern.sub(instead, text)
+    return text.strip()
+
+
+_FRACTIONS = re.compile("[¼-¾⅐-⅞]")
+_UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\ufe0e\ufe0f\u20e3]")
+#: Applied in this order.
+_SET_OFF = tuple(
+    (re.compile(pattern, re.MULTILINE), instead)
+    for pattern, instead in (
+        (r"^[ \t]*(?:```|~~~)\w*[ \t]*$", ""),
+        (r"~~[^~\n]{0,400}~~", " "),
+        (r"\\(?:boxed|text(?:bf|it|rm)?|mathbf|mathrm|fbox)[ \t]{0,4}\{([^{}]{0,200})\}", r"\1"),
+        (r"\\(?:boxed|text(?:bf|it|rm)?|mathbf|mathrm|fbox)[ \t]{0,4}\{([^{}]{0,200})\}", r"\1"),
+        (r"\\[()\[\]n]|\$", " "),
+        (r"<br[ \t]{0,4}/?>", "\n"),
+        (r"<([a-z][a-z _-]{0,30})>", r"\n\1: "),
+        (r"</?[a-z][^<>]{0,80}>", "\n"),
+        ("[‘’ʼ´]", "'"),
+        ("[【「『]", "["),
+        ("[】」』]", "]"),
+        ("[*`\"“”„«»‹›]|^[ \\t]*[#>]+", ""),
+        (r"(?<![^\W_])'|'(?![^\W_])", ""),
+        ("_", " "),
+        # Last: readers' patterns look over a run of blanks again and again.
+        (r"[^\S\n]+", " "),
+        (r" ?\n ?", "\n"),
+        (r"\n{3,}", "\n\n"),
+    )
+)  # fmt: skip

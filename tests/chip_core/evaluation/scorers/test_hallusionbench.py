@@ -255,9 +255,9 @@ def test_the_published_prompts_are_taken_where_they_lie(data: Path) -> None:
     [
         ("Correct", 1, 1),
         ("incorrect", 0, 0),
-        ("not correct, so incorrect", 0, None),
+        ("not correct, so incorrect", 0, 0),
         ("unclear", 2, 2),
-        ("unclear whether correct", 1, None),
+        ("unclear whether correct", 1, 2),
         ("", 2, None),
         (None, 2, None),
     ],

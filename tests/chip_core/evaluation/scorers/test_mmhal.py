@@ -14,7 +14,8 @@ from chip_core.errors import UserError
 from chip_core.evaluation.replay import ReplayJudge
 from chip_core.evaluation.scorers import SCORERS
 from chip_core.evaluation.scorers.base import Answer, JudgeRequest, ProtocolName, Resources, Scored
-from chip_core.evaluation.scorers.mmhal import KINDS, read_officially, read_rating
+from chip_core.evaluation.scorers.mmhal import KINDS, read_officially
+from chip_core.evaluation.scorers.reply_numbers import read_rating
 
 MMHAL = SCORERS["mmhal"]
 
