@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from chip_core.errors import ConfigError
+from chip_core.evaluation.generation import Decoder
 from chip_core.files import read_records
 from chip_core.places import Places
 from orchestrator.benchmarks_seen import seen_before
@@ -283,6 +284,23 @@ def test_a_model_is_scored_without_a_study(
     printed = capsys.readouterr()
     assert "shapes/cover" in printed.out
     assert "6 scored, 0 missing" in printed.out
+
+
+def test_evaluate_says_what_could_not_be_read(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "answers", lambda decoder, batch: ["[hm]"] * len(batch.items))
+    arguments = [
+        "evaluate", "shapes", "--benchmarks", "pope", "--benchmark-data", str(data),
+        "--limit", "6", "--protocol", "corrected", "--out", "out",
+    ]  # fmt: skip
+    assert call(*arguments, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["benchmarks"]["pope"]
+    assert (found["unreadable"]["answers"], found["n"], found["missing"]) == (6, 6, 0)
+    assert call(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "pope: 6 answers unreadable (counted as wrong), for instance" in printed
+    assert "“[hm]”" in printed
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class _Reader:
         return self._labelled_text(text) or self._named(text, rejected)
 
     def _named(self, text: str, rejected: set[str]) -> str | None:
-        """Return the one letter, or option by its text, that is named; else the one that is left."""
+        """Return the one letter, or option by its text, that is named; else the one left."""
         sentences = [found[0] for found in _SENTENCE.finditer(text) if re.search(r"\w", found[0])]
         first, last = (sentences[0], sentences[-1]) if sentences else ("", "")
         letters = [set(self._mentions(part)) - rejected for part in (last, text)]
