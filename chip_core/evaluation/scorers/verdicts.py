@@ -27,6 +27,10 @@ _PLAINEST = re.compile(r"[\s\"'*_.(\[]{0,9}(yes|no)[\s\"'*_.!)\],]{0,9}", re.IGN
 _SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\d))+[.!?。]*[\"')\]]*")
 _EDGES = " \t\"'“”„«»‹›‘’()[]{}<>!?,;:.。|/\\=-–—~"
 _CLAUSE = re.compile(r"\s*(?:[,;:()\[\]|]|\s[-–—=]+>?\s|[–—→⇒]|=+>|->)\s*")
+#: "Yes... no, that is a fox": the second counts.
+_HESITANT = re.compile(
+    r"\W*(?:yes|no)\s*(?:\.{2,}|…|[—–-])\s*(?:well,? |or |hmm+,? )?(?=(?:yes|no)\b)", re.IGNORECASE
+)
 #: An option's letter or number before its verdict: `A. Yes`.
 _OPTION = re.compile(r"(?:option )?\(?[a-d1-2][).:]\s+(?=\w)", re.IGNORECASE)
 _SIGNS = re.compile(r"^[\W\d]+(?=\w)|(?<=\w)[\W]+$")  # emoji, numbers of a list
@@ -56,13 +60,16 @@ def read_verdict(answer: str, thing: str | None = None) -> Verdict | None:
 
 
 def _read(text: str, thing: str | None) -> Verdict | None:
+    hesitant = _HESITANT.match(text)
+    if hesitant is not None:
+        text = text[hesitant.end() :]
     text = words.CHOICE.sub(" ", re.sub(r"\.{2,}|…", ", ", text))
     labelled = _labelled(text)
     if labelled is not None:
         return labelled
     sentences = _sentences(text)
     if not sentences:
-        return None
+        return _clause(text.strip(_EDGES), loose=False)  # "No?"
     first, last = sentences[0], sentences[-1]
     start = _verdict(first)
     if start is not None and (revised := _taken_back(text)) is not None:
@@ -190,15 +197,16 @@ def _stated(sentences: Sequence[str], thing: str | None) -> Verdict | None:
         found = None if words.OPEN.search(sentence) else _said_of(sentence, thing or "")
         if found is not None:
             return found
-    return _seen(sentences)
+    return _seen(sentences) or (None if thing else _shown(sentences))
 
 
 def _said_of(sentence: str, thing: str) -> Verdict | None:
     """Return whether a sentence says that a thing is there; None where it does not name it."""
     name = rf"\b{re.escape(thing)}(?:e?s)?\b"
+    sentence = words.NO_DENIAL.sub(" ", sentence)
     if re.search(rf"{words.NAMES_NOT}(?:[\w-]+ ){{0,2}}{name}", sentence, re.IGNORECASE):
         return "no"
-    for part in words.BUT.split(words.NO_DENIAL.sub(" ", sentence)):
+    for part in words.BUT.split(sentence):
         named = re.search(name, part, re.IGNORECASE)
         if named is None:
             continue
@@ -224,10 +232,14 @@ def _seen(sentences: Sequence[str]) -> Verdict | None:
             return "no"
         if "yes" in sights:
             return "yes"
-    only = sentences[0]
-    if len(sentences) == 1 and len(only.split()) <= _SHORT and words.SHOWS.search(only):
-        return None if words.OPEN.search(only) else "yes"
     return None
+
+
+def _shown(sentences: Sequence[str]) -> Verdict | None:
+    """Return yes where a short caption is all that is said."""
+    only = sentences[0]
+    short = len(sentences) == 1 and len(only.split()) <= _SHORT
+    return "yes" if short and words.SHOWS.search(only) and not words.OPEN.search(only) else None
 
 
 def _sight(sentence: str) -> Verdict | None:
