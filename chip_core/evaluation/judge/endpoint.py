@@ -54,6 +54,7 @@ class EndpointJudge:
 
         name = settings.api_key_env
         self.model = settings.model
+        self.send = settings.send  # what goes out otherwise; recorded with the figures
         self.returned: set[str] = set()  # models as the endpoint named them
         self.paid = 0  # calls made now that were answered
         self._settings = settings
