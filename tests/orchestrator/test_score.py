@@ -55,7 +55,7 @@ def test_figures_as_json(amber: Path, responses: Path, capsys: pytest.CaptureFix
             "examples": [{"item": "2", "text": "no.", "source": "answer"}],
         },
         "protocol": "official",
-        "version": "amber-1",
+        "version": "amber-2",
         "judge": None,
         "similarity": None,
         "tagger": None,
@@ -72,7 +72,7 @@ def test_figures_as_a_table(
 ) -> None:
     assert call("amber", "--data", amber, "--responses", responses, "--protocol", "corrected") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].strip() == "amber, protocol corrected (amber-1)"
+    assert lines[0].strip() == "amber, protocol corrected (amber-2)"
     (accuracy,) = (line.split() for line in lines if line.startswith("│ accuracy"))
     assert [cell for cell in accuracy if cell != "│"] == [
         "accuracy",

@@ -20,7 +20,6 @@ Source: arXiv 2311.07397, inference.py of junyangwang0410/AMBER. Answers: rows o
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +49,7 @@ from chip_core.evaluation.scorers.base import (
     refuse_protocol,
 )
 from chip_core.evaluation.scorers.rows import first_of, read_json, read_rows, refuse_repeats
+from chip_core.evaluation.scorers.verdicts import read_verdict
 from chip_core.evaluation.similarity import SpacySimilarity
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
@@ -76,7 +76,7 @@ class AmberScorer:
     """AMBER's scorer."""
 
     name = "amber"
-    version = "amber-1"
+    version = "amber-2"
     needs: frozenset[Need] = frozenset({"similarity", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = figures.METRICS
@@ -241,8 +241,7 @@ def _said(response: str, corrected: bool) -> str:
     """Return "yes", "no" or "": the official script knows `Yes` and `No` alone."""
     if not corrected:
         return {"Yes": "yes", "No": "no"}.get(response, "")
-    found = re.match(r"\W*(yes|no)\b", response, re.IGNORECASE)
-    return found[1].lower() if found else ""
+    return read_verdict(response) or ""
 
 
 def _add_description(

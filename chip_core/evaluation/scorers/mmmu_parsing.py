@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from chip_core.evaluation.scorers.answer_text import marked, plain, said
+
 #: Taken off both ends of a multiple-choice answer, one kind after the other.
 MARKS = (",", ".", "!", "?", ";", ":", "'")
 #: What stands before the answer in a sentence that gives one.
@@ -16,6 +18,12 @@ INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answe
 _WITH_COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
 _SCIENTIFIC = re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+")
 _SIMPLE = re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])")
+
+
+_UNIT = re.compile(
+    r"(?<=\d)(?=(?:[kcmµnM]?(?:m|g|s|V|A|W|J|N|Pa|Hz|L|l|mol|Ω)|K|C|F|h|hr|min|kWh|ohms?|mA|mph|rpm|dB|bar"
+    r"|atm|eV|ft|in|lb|oz|dollars|years?|days?|hours?|minutes?|seconds?)(?:[²³/^·*]|\b))"
+)
 
 
 def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, str]) -> str | None:
@@ -41,6 +49,17 @@ def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, st
     if not _found(places):
         return None
     return max(places, key=places.__getitem__)
+
+
+def read_open(response: str) -> set[str | float]:
+    """Return what an open answer may mean under `corrected`; empty where nothing is said.
+
+    Of what it marks as its answer, if it marks any, without reasoning and marks; a number may stand
+    right before its unit (`5cm`).
+    """
+    text = said(response)
+    text = plain((marked(text) or [text])[0])
+    return parse_open(text) | parse_open(_UNIT.sub(" ", text)) if text else set()
 
 
 def parse_open(response: str) -> set[str | float]:
