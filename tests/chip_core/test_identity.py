@@ -83,7 +83,7 @@ def test_what_is_sent_to_a_judge_counts_where_it_says_something() -> None:
         return fingerprint(evaluation_identity("report", benchmark, {}))
 
     # As it was before there was such a key: nothing that is finished is scored again for it.
-    assert of() == of(send={}) == "398067250672" + of()[12:]
+    assert of() == of(send={}) and of().startswith("398067250672")
     assert len({of(), of(send={"max_tokens": None}), of(send={"reasoning_effort": "low"})}) == 3
 
 
