@@ -26,6 +26,10 @@ _SECRET = re.compile(
     r"clientsecret|secretkey|accesskey|password|passwd|authorization|authentication|credentials?|"
     r"cookie|bearer"
 )
+_NOT_HERE = (
+    ", and this is written down with every figure; put the key into an environment variable and "
+    "name that by api_key_env"
+)
 #: How much a request may be told to hold.
 _LONGEST_SEND = 20_000  # characters, as JSON
 
@@ -74,18 +78,19 @@ class JudgeConfig(Shorthand):
                 raise ValueError(f"'{key}' cannot be sent otherwise: {_KEPT[key]}")
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", key):
                 raise ValueError(f"{key[:40]!r} is no key of a request")
-        for key in _keys(value):
-            if _SECRET.fullmatch(re.sub(r"[-_.\s]", "", key.lower())):
-                raise ValueError(
-                    f"'{key[:40]}' is the name of a secret, and this is written down with every "
-                    "figure; put the key into an environment variable and name that by api_key_env"
-                )
         try:
-            text = json.dumps(value, allow_nan=False)
-        except ValueError:
-            raise ValueError("holds a number that JSON has none for") from None
+            text = json.dumps(value)
+            names = list(_keys(value))
+        except RecursionError:
+            raise ValueError("is nested too deep") from None
         if len(text) > _LONGEST_SEND:
             raise ValueError(f"is longer than {_LONGEST_SEND:,} characters")
+        for key in names:
+            if _SECRET.fullmatch(re.sub(r"[-_.\s]", "", key.lower())):
+                raise ValueError(f"'{key[:40]}' is the name of a secret{_NOT_HERE}")
+        for key, inner in value.items():
+            if re.search(r"(?<![\w-])(?:sk|gsk|hf)[-_][\w-]{16,}", json.dumps(inner)):
+                raise ValueError(f"'{key}' holds what looks like a key{_NOT_HERE}")
         return value
 
     @model_validator(mode="after")

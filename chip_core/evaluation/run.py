@@ -281,7 +281,12 @@ def _left(
 
 def _judge(judge: Any) -> dict[str, Any]:
     returned = sorted(getattr(judge, "returned", ()))
-    return {"model": judge.model, **({"returned": returned} if returned else {})}
+    send = getattr(judge, "send", None)
+    return {
+        "model": judge.model,
+        **({"send": dict(send)} if send else {}),
+        **({"returned": returned} if returned else {}),
+    }
 
 
 def _named(**tools: Any) -> dict[str, str]:

@@ -35,16 +35,20 @@ _ANSWER = re.compile(
 )
 #: The marks of harmony with its special tokens left out by the decoding.
 _BARE_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistantfinal", re.DOTALL)
-_END_OF_TURN = re.compile(r"(?:<\|[a-zA-Z_]{1,30}\|>|</s>)\Z")
+_END_OF_TURN = re.compile(r"(?:<\|[a-zA-Z_]{1,30}\|>|</s>|<end_of_turn>|<eos>)\s?\s?\Z")
 
 
 def without_reasoning(text: str) -> str:
-    """Return a reply without its reasoning; the reply itself where it holds none.
+    """Return a reply without its reasoning, and without marks of a turn's end; else itself.
 
     Reasoning that is cut off before its end has no answer behind it: what is left is what stood
     before it, mostly nothing. All before a closing mark that nothing opened is reasoning, too: chat
     templates write the opening mark themselves.
     """
+    end = len(text)
+    while (last := _END_OF_TURN.search(text, max(0, end - 64), end)) is not None:
+        end = last.start()
+    text = text[:end].lstrip("\ufeff")
     bare = _BARE_CHANNELS.match(text)
     if bare is not None:
         return text[bare.end() :].strip()
@@ -69,9 +73,7 @@ def without_reasoning(text: str) -> str:
     found = "".join(kept)
     if "<CONCLUSION>" in found:
         found = _SECTIONS.sub("", found)
-    while (last := _END_OF_TURN.search(found := found.strip())) is not None:
-        found = found[: last.start()]
-    return found
+    return found.strip()
 
 
 def plain(text: str) -> str:

@@ -24,7 +24,7 @@ _BODY_TRIES = 3  # calls that were answered with something else than a reply
 LONGEST_REPLY = 1_000_000  # characters
 _MOST_TOKENS = 10**9  # of one call: an endpoint that counts more, or below 0, counts nothing
 _WORDS = 300  # characters that are shown of what an endpoint says
-_KEYLIKE = re.compile(r"\S*\*{3,}\S*|\b(?:sk|pk|key|gsk|hf)[-_][\w-]{8,}|(?<=Bearer )\S+")
+_KEYLIKE = re.compile(r"\S*\*{3,}\S*|\b(?:sk|pk|gsk|hf)[-_][\w-]{8,}|(?<=Bearer )\S+")
 _LOST = 8  # calls that fail one after the other: the endpoint is away
 
 
@@ -54,6 +54,7 @@ class EndpointJudge:
 
         name = settings.api_key_env
         self.model = settings.model
+        self.send = settings.send  # what goes out otherwise; recorded with the figures
         self.returned: set[str] = set()  # models as the endpoint named them
         self.paid = 0  # calls made now that were answered
         self._settings = settings
@@ -70,7 +71,6 @@ class EndpointJudge:
         self._in_flight = 0
         self._failed_in_a_row = 0
         self._last_failure = ""
-        self._last_words = ""  # the endpoint's own, of the last failure
         self._stop: str | None = None  # why no further call is made
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
@@ -95,9 +95,7 @@ class EndpointJudge:
         if self._stop is not None:
             raise TrialError(self._stop)
         if requests and all(reply is None for reply in replies):
-            raise TrialError(
-                self._told(f"no call was answered ({self._last_failure}){self._last_words}")
-            )
+            raise TrialError(self._told(f"no call was answered{self._last_failure}"))
         return replies
 
     def _answer(self, request: JudgeRequest) -> str | None:
@@ -178,27 +176,29 @@ class EndpointJudge:
                 )
                 return None
             except openai.APIStatusError as error:
-                self._last_failure = f"HTTP {error.status_code}"
-                self._last_words = self._words(error)
+                self._failed(f"HTTP {error.status_code}", self._words(error))
                 if refused := _refused_key(error, parameters):
                     # Every call would be: no need to make them.
                     self._stop = self._told(
                         f"refuses a key of the request (HTTP {error.status_code})"
-                        f"{self._last_words}: {_mending(refused)}"
+                        f"{self._words(error)}: {_mending(refused)}"
                     )
                 return None
             except openai.APITimeoutError:
-                self._last_failure = f"no answer within {self._settings.timeout:g} s"
+                self._failed(f"no answer within {self._settings.timeout:g} s")
                 return None
             except openai.APIConnectionError:
-                self._last_failure = "no connection"
+                self._failed("no connection")
                 return None
             except (
                 *(openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError),
                 RecursionError,  # JSON that is nested too deep
             ):
-                self._last_failure = "an answer that is no chat completion"
+                self._failed("an answer that is no chat completion")
         return None
+
+    def _failed(self, why: str, words: str = "") -> None:
+        self._last_failure = f" ({why}){words}"
 
     def _words(self, error: Any) -> str:
         """Return what an endpoint says of an error; its key and the like are left out."""
@@ -217,8 +217,8 @@ class EndpointJudge:
             self._failed_in_a_row = 0 if reply is not None else self._failed_in_a_row + 1
             if self._failed_in_a_row >= _LOST and self._stop is None:
                 self._stop = self._told(
-                    f"{_LOST} calls one after the other failed ({self._last_failure})"
-                    f"{self._last_words}; replies that came are kept"
+                    f"{_LOST} calls one after the other failed{self._last_failure}; "
+                    "replies that came are kept"
                 )
 
     def _told(self, what: str) -> str:

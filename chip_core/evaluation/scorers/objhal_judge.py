@@ -94,6 +94,8 @@ def read_reply(reply: str | None) -> list[str]:
     if len(text) > _LONGEST:
         raise UnreadableReplyError("the judge's reply is too long for a list of names")
     text = _ESCAPED.sub(r"\1", _BOX.sub(r"\1", _FENCE.sub("", text))).translate(_QUOTES).strip()
+    # A run of blanks is looked over again and again.
+    text = re.sub(r"\n{2,}", "\n", re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", text)))
     for find in (_json_names, _bracketed_names, _listed_names, _plain_names):
         found = find(text)
         if found is not None:

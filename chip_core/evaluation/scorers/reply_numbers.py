@@ -109,7 +109,7 @@ _UNIT = r"(?:points?|pts?|stars?|marks?|punkten?|sterne|étoiles?|puntos?|estrel
 _ENDS = re.compile(
     rf"\s*{_UNIT}?\s*(?:$|[\n.,;:!?()\[\]{{}}|。、\-–—<]|\b(?:because|since|as|for|due|given|with|"
     r"weil|da|denn|für|car|parce|puisque|pour|porque|ya|pues|para|and|but|und|aber|et|mais|y|pero|"
-    r"on|overall|rating|score|here|is|would|"
+    r"on|overall|rating|score|here|is|seems|would|"
     r"rather|instead|not|while|whereas|where|which|if|unless|statt|während|tandis|mientras|"
     r"ist|est|es|to|under|auf|sur)\b|因|吧|是|的|,)"
 )
@@ -323,7 +323,7 @@ _BETWEEN = (
 _OPEN, _CLOSE = r"(?:[\s(\[{<|]|-\s)*", r"[\s)\]}>|]*"
 _REST = (
     r"(?:[.;:,!。！，；(\-–—]+(?!\s*\d)(?=\s|$|\D).*|"
-    r"(?:respectively|jeweils|respectivement|respectivamente).*)?"
+    r"(?:because|since|weil|porque|car|respectively|jeweils|respectivement|respectivamente).*)?"
 )
 _PAIRS = tuple(
     re.compile(

@@ -75,7 +75,7 @@ _COPULA = re.compile(
 )
 _CLAUSE = re.compile(r"[,:.;!?\n。，；！？]|\b(?:but|aber|mais|pero|and|und|et|y)\b|但|而")
 _SENTENCE = re.compile(r"[.!?;\n。！？；]+")
-_ASKED = re.compile(r"[\s\w]{0,20}\?")
+_ASKED = re.compile(r"[\s\w]{0,20}\?|\s+(?:or|oder|ou|o)\s+(?:not|nicht|non|no)\b|与否|吗")
 #: Between verdicts that are one's choice.
 _BESIDE = re.compile(
     r"\s*(?:[,/|、和与或]|\b(?:or|nor|and|oder|noch|und|ou|ni|et|o|y)\b)\s*(?:(?:or|and|oder|ou|o)\s+)?"

@@ -121,6 +121,11 @@ def test_by_hand(tmp_path: Path) -> None:
     assert corrected.values["hallucination_rate"] == pytest.approx(40.0)
     assert corrected.values["informative_rate"] == pytest.approx(60.0)
     assert (corrected.n, corrected.missing) == (5, 3)
+    # The reply without a rating is shown; calls that failed have none.
+    assert [(one.item, one.text, one.source) for one in corrected.unreadable] == [
+        ("i5", "-", "reply")
+    ]
+    assert official.unreadable == ()
 
 
 def test_what_the_judge_is_asked(tmp_path: Path) -> None:
