@@ -153,6 +153,8 @@ def evaluation_identity(
     resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
     if benchmark.half is None:
         resolved |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
+    if benchmark.judge is not None and not benchmark.judge.send:
+        resolved["judge.send"] = "it says nothing"  # and earlier builds had no such key
     return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, resolved, ""), **content}
 
 

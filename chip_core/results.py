@@ -31,7 +31,8 @@ class Evaluation:
     items: int
     scores: str  # file in the trial's folder
     responses: str
-    #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing", …
+    #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing",
+    #: "unreadable" where there is any, …
     how: dict[str, Any] = field(default_factory=dict)
 
 

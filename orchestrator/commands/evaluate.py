@@ -148,6 +148,8 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
 
 
 def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    from chip_core.evaluation.unreadable import counts
+
     return {
         "model": model,
         "out": str(out),
@@ -157,6 +159,7 @@ def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, 
                     metric.removeprefix(f"{name}/"): value
                     for metric, value in evaluation.metrics.items()
                 },
+                "unreadable": counts(()),
                 **evaluation.how,
                 "scores": str(out / evaluation.scores),
                 "responses": str(out / evaluation.responses),
@@ -171,6 +174,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from chip_core.evaluation.asked import find_benchmark
+    from chip_core.evaluation.unreadable import count_words, example_words
 
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "value", "unit"):
@@ -189,3 +193,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
             f"{how['missing']:,} missing{subset}",
             style="dim",
         )
+        if "unreadable" in how:
+            yield Text(f"{name}: {count_words(how['unreadable'])}, for instance", style="yellow")
+            for example in how["unreadable"]["examples"]:
+                yield Text(f"  {example_words(example)}", style="dim")

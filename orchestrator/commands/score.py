@@ -106,11 +106,14 @@ def _resources(
 
 
 def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources) -> dict[str, Any]:
+    from chip_core.evaluation.unreadable import counts
+
     return {
         "benchmark": scorer.name,
         "metrics": scored.values,
         "n": scored.n,
         "missing": scored.missing,
+        "unreadable": counts(scored.unreadable),
         "protocol": protocol,
         "version": scorer.version,
         "judge": resources.judge.model if resources.judge else None,
@@ -122,6 +125,9 @@ def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources
 def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from chip_core.evaluation.unreadable import count_words, counts, example_words
 
     table = Table(title=f"{scorer.name}, protocol {protocol} ({scorer.version})")
     table.add_column("metric")
@@ -136,3 +142,8 @@ def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"{scored.n} answers scored, {scored.missing} missing")
+    unread = counts(scored.unreadable)
+    if unread["examples"]:
+        console.print(f"{count_words(unread)}, for instance")
+    for example in unread["examples"]:
+        console.print(Text(f"  {example_words(example)}", style="dim"))

@@ -17,6 +17,7 @@ from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import Compared, Loaded, compared
 from orchestrator.report.scoring import scoring_notes
 from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.unreadable import UnreadCount, unread_counts
 from orchestrator.statistics import (
     Comparison,
     interactions,
@@ -98,6 +99,8 @@ class Summary:
     gone: int  # trials of the study's former cells: in the ledger, not reported
     scoring: Sequence[str] = ()  # what has to be known of how figures were made
     left_out: Sequence[str] = ()  # for a budget
+    #: of the benchmarks of which some answer or judge's reply could not be read
+    unread: Sequence[UnreadCount] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -176,6 +179,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
         gone=_gone(plan, ledger),
         scoring=scoring_notes(plan, ledger),
         left_out=left_out(plan, ledger),
+        unread=unread_counts(plan, ledger, untrained=UNTRAINED),
     )
 
 

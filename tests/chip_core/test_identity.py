@@ -77,6 +77,16 @@ def test_the_untrained_model_and_an_evaluation_have_their_own() -> None:
     assert len(found) == 4
 
 
+def test_what_is_sent_to_a_judge_counts_where_it_says_something() -> None:
+    def of(**judge: Any) -> str:
+        benchmark = BenchmarkConfig(name="mmhal", judge={"model": "m", **judge})
+        return fingerprint(evaluation_identity("report", benchmark, {}))
+
+    # As it was before there was such a key: nothing that is finished is scored again for it.
+    assert of() == of(send={}) and of().startswith("398067250672")
+    assert len({of(), of(send={"max_tokens": None}), of(send={"reasoning_effort": "low"})}) == 3
+
+
 def test_every_field_says_what_it_is() -> None:
     assert not [path for path, field in fields(TrialConfig) if not field.description]
 
