@@ -18,7 +18,7 @@ from chip_core.files import read_json
 from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
-from chip_core.trained import weights_mark
+from chip_core.trained import require_model, weights_mark
 
 
 def evaluate_model(
@@ -52,6 +52,8 @@ def evaluate_model(
     """
     asked = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = _model(model, base, dtype)
+    if (own := trained or loading.local_folder(config.path)) is not None:
+        require_model(own)
     broken = loading.problem(config)
     lacking = [*([f"{model}: {broken}"] if broken is not None else []), *problems(asked, places)]
     if lacking:

@@ -46,8 +46,9 @@ def program() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program; errors of the user are one line each and exit code 2."""
-    from chip_core.errors import StorageError, UserError
+    from chip_core.errors import StorageError, UserError, notice_anew
 
+    notice_anew()
     given = _join_seeds(list(sys.argv[1:] if arguments is None else arguments))
     try:
         code = cli.main(args=given, prog_name=PROGRAM, standalone_mode=False, obj=tuple(given))

@@ -45,7 +45,7 @@ def removal(workdir: Path, name: str) -> Removal:
     Raises:
         UserError: there is none, or another study has the trial too.
     """
-    plans = {plan.study: plan for plan in kept_plans(workdir)}
+    plans = {plan.study: plan for plan in kept_plans(workdir, all_of_them=True)}
     if name in plans:
         return _of_study(workdir, name, plans)
     try:
