@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from chip_core.errors import DiskFullError, notice
+from chip_core.errors import DiskFullError, UserError, notice
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 #: Fewer free bytes than that, and a write that failed without a reason failed for want of room.
@@ -37,7 +37,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Raises:
+        UserError: a folder stands there, or a file where its folder would be.
+    """
+    require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
@@ -46,6 +51,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     sync_folder(path.parent)
+
+
+def require_place(path: Path) -> None:
+    """Check that nothing stands where a file goes but a file.
+
+    Raises:
+        UserError: something does.
+    """
+    above = next(filter(os.path.lexists, path.parents), path.parent)
+    blocked = None
+    if path.is_dir():
+        blocked = f"{path}: is a folder, and a file goes there"
+    elif os.path.lexists(above) and not above.is_dir():
+        blocked = f"{above}: is no folder, and {path.name} goes into one there"
+    if blocked is not None:
+        raise UserError(f"{blocked}: move it away and give the same command again")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -254,7 +275,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append a record to a JSON-lines file that several processes write; durable on return."""
+    """Append a record to a JSON-lines file that several processes write; durable on return.
+
+    Raises:
+        UserError: as `write_bytes`.
+    """
+    require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

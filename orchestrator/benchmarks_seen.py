@@ -51,6 +51,12 @@ def seen_before(workdir: Path, study: str) -> Identities:
     return {}
 
 
+def damaged(workdir: Path, study: str) -> bool:
+    """Return whether what was kept of a study is not as it was written."""
+    file = _file(workdir, study)
+    return file.exists() and not seen_before(workdir, study)
+
+
 def keep(workdir: Path, study: str, found: Identities) -> None:
     """Keep the identities of a run."""
     write_sealed(_file(workdir, study), {key: dict(identity) for key, identity in found.items()})

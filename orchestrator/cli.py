@@ -46,9 +46,8 @@ def program() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program; errors of the user are one line each and exit code 2."""
-    from chip_core.errors import StorageError, UserError, notice_anew
+    from chip_core.errors import StorageError, UserError
 
-    notice_anew()
     given = _join_seeds(list(sys.argv[1:] if arguments is None else arguments))
     try:
         code = cli.main(args=given, prog_name=PROGRAM, standalone_mode=False, obj=tuple(given))
@@ -115,8 +114,11 @@ def _join_seeds(arguments: list[str]) -> list[str]:
 def cli() -> None:
     """Ablation studies for CHiP: which part of the recipe does the work?
 
-    A STUDY is a YAML file, or the name of a shipped one.
+    A STUDY is a YAML file, or the name of a shipped one, or of one that was run.
     """
+    from chip_core.errors import notice_anew
+
+    notice_anew()
 
 
 _COMMANDS = (

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.errors import UserError, notice, printable
-from chip_core.files import Line, append_record, blank_line, read_lines, write_atomically
+from chip_core.files import (
+    Line,
+    append_record,
+    blank_line,
+    read_lines,
+    require_place,
+    write_atomically,
+)
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.plan import Trial
 from orchestrator.study_early import EarlyStopping
@@ -362,8 +369,9 @@ def study_lock(workdir: Path, study: str) -> Iterator[None]:
         UserError: another driver holds it.
     """
     folder = workdir / "ledger"
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{study}.lock"
+    require_place(path)
+    folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

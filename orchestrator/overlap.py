@@ -68,6 +68,18 @@ def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
     return found
 
 
+def mend_overlaps(plan: Plan, workdir: Path) -> None:
+    """Count again what was counted and is not as it was written, where data are still there."""
+    file = _file(workdir, plan.study.name)
+    try:
+        if not file.exists() or isinstance(parse_json(file.read_bytes()), list):
+            return
+        read_sealed(file)
+    except (OSError, ValueError):
+        with suppress(UserError):
+            count_overlaps(plan, workdir)
+
+
 def read_overlap(workdir: Path, study: str) -> list[Overlap]:
     """Return what was counted when the study ran last; empty where nothing was."""
     file = _file(workdir, study)

@@ -25,7 +25,7 @@ from orchestrator.integrity import kept_report, ledger_of, poorer
 from orchestrator.kept_plans import keep_plan, require_same_file
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.limits import Limited, check_limits
-from orchestrator.overlap import count_overlaps
+from orchestrator.overlap import count_overlaps, mend_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
 from orchestrator.recorder import Recorder
@@ -96,6 +96,10 @@ def run_study(
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
+        else:
+            if benchmarks_seen.damaged(workdir, study):
+                benchmarks_seen.keep(workdir, study, plan.benchmarks)
+            mend_overlaps(plan, workdir)
         recorder = Recorder(plan, ledger, storage, tracker, stop, began)
         recorder.open(plan, jobs)
         interrupted, limit = False, None

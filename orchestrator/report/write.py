@@ -30,7 +30,8 @@ def require_room_for_report(folder: Path) -> None:
     """
     places = (folder, folder / FIGURES)
     blocked = [place for place in places if place.exists() and not place.is_dir()]
-    blocked += [folder / name for name in _FILES if (folder / name).is_dir()]
+    files = [*(folder / name for name in _FILES), *(folder / FIGURES).glob("*.p*")]
+    blocked += [file for file in files if file.is_dir()]
     if blocked:
         what = "is a folder" if blocked[0].is_dir() else "is no folder"
         raise UserError(
@@ -66,6 +67,6 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         if Path(name).stem not in GIVEN:
             write_bytes(folder / name, content)
     for old in (folder / FIGURES).glob("*.p*"):
-        if old.is_file() and f"{FIGURES}/{old.name}" not in pictures and old.stem not in GIVEN:
+        if f"{FIGURES}/{old.name}" not in pictures and old.stem not in GIVEN:
             old.unlink()
     return [folder / name for name in (*texts, *sorted(pictures))]
