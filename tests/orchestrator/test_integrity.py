@@ -20,6 +20,7 @@ from orchestrator.kept_plans import kept_plan
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.run import Outcome, run_study
+from orchestrator.storage.settle import settle_storage
 from orchestrator.study import Changes, Study
 
 from .conftest import STUDY
@@ -232,6 +233,21 @@ def test_scores_that_are_not_what_was_written_are_made_again(
     assert outcome.report[0] == page
     assert figures(plan, Ledger(tmp_path)) == whole
     assert run(plan, tmp_path)[1] == []
+
+
+def test_a_copy_that_is_not_what_a_storage_has_comes_again(plan_of: PlanOf, tmp_path: Path) -> None:
+    workdir, shared, plan = tmp_path / "work", tmp_path / "shared", plan_of()
+    settle_storage(workdir, str(shared))
+    run(plan, workdir)
+    shutil.copytree(workdir / "trials", shared / "trials")
+    whole = figures(plan, Ledger(workdir))
+    trial = plan.arms[0].trials[0]
+    file = workdir / "trials" / trial.fingerprint[:16] / "attempt-1/scores/report-shapes.json"
+    written = file.read_bytes()
+    file.write_bytes(written.replace(b"10.0", b"17.0"))  # of the same size
+    assert run(plan, workdir)[1] == []
+    assert file.read_bytes() == written
+    assert figures(plan, Ledger(workdir)) == whole
 
 
 def test_a_finished_trial_whose_folder_is_gone_is_told_and_made_again(
