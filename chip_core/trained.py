@@ -11,8 +11,10 @@ import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
 from chip_core.files import read_sealed, sha256_of, sync_folder, write_sealed
+from chip_core.identity import fingerprint, training_identity
 from chip_core.results import MODEL, TRAINED
 
 
@@ -28,6 +30,7 @@ class Trained:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)  # of these weights, no others
     #: file of the model -> sha256; empty: written by a version that did not note it
     files: dict[str, str] = field(default_factory=dict)
+    training: str = ""  # `training_mark` of its configuration; empty: as `files`
 
 
 def write_trained(folder: Path, trained: Trained) -> None:
@@ -56,13 +59,25 @@ def model_files(model: Path) -> dict[str, str]:
     return {path.relative_to(model).as_posix(): sha256_of(path) for path in files}
 
 
-def broken_model(model: Path) -> str | None:
-    """Return why a trained model is not the one that was written; None where nothing says so."""
+def training_mark(config: TrialConfig) -> str:
+    """Return what tells a training from others by its settings, wherever model and data lie."""
+    return fingerprint(training_identity(config, {}, {}))
+
+
+def broken_model(model: Path, config: TrialConfig | None = None) -> str | None:
+    """Return why a trained model is not the one that was written; None where nothing says so.
+
+    Args:
+        model: its folder.
+        config: what it is to be trained with; None: whatever it was.
+    """
     if model.name != MODEL or not left_model(model.parent):
         return None
     trained = read_trained(model.parent)
     if trained is None:
         return f"{model.parent / TRAINED} is not as it was written"
+    if config is not None and trained.training not in ("", training_mark(config)):
+        return f"{model} is of another training"
     for name, expected in trained.files.items():
         path = model / name
         try:
@@ -74,13 +89,17 @@ def broken_model(model: Path) -> str | None:
     return None
 
 
-def require_model(model: Path) -> None:
+def require_model(model: Path, config: TrialConfig | None = None) -> None:
     """Check that a trained model is the one that was written, before it is read.
+
+    Args:
+        model: its folder.
+        config: as for `broken_model`.
 
     Raises:
         TrialError: it is not.
     """
-    why = broken_model(model)
+    why = broken_model(model, config)
     if why is not None:
         raise TrialError(
             f"{why}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains "

@@ -38,6 +38,7 @@ from chip_core.trained import (
     model_files,
     require_model,
     take_over,
+    training_mark,
     weights_mark,
     write_trained,
 )
@@ -113,7 +114,7 @@ def run_trial(
     pairs, trained = None, None
     if not untrained and trained_model is None and resume_from is not None:
         left = resume_from
-        why = workers.from_first(lambda: broken_model(left / MODEL))
+        why = workers.from_first(lambda: broken_model(left / MODEL, config))
         if why is None:
             trained = workers.from_first(lambda: take_over(left, folder))
         else:
@@ -124,7 +125,7 @@ def run_trial(
             share()
     elif trained_model is not None:
         scored = trained_model
-        workers.from_first(lambda: require_model(scored))
+        workers.from_first(lambda: require_model(scored, config))
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = checked_pairs(config, report)
@@ -175,6 +176,7 @@ def run_trial(
             notes=[*notes, *done.notes],
             engine=done.engine,
             files=model_files(folder / MODEL) if workers.first else {},
+            training=training_mark(config),
         )
         if workers.first:
             write_trained(folder, trained)

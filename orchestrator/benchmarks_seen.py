@@ -40,7 +40,7 @@ def seen_before(workdir: Path, study: str) -> Identities:
         found = read_sealed(file)
         if all(isinstance(identity, dict) for identity in found.values()):
             return found
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError):
         pass

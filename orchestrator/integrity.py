@@ -20,6 +20,7 @@ from orchestrator.ledger import Ledger, Scored
 from orchestrator.plan import Plan, Trial
 from orchestrator.search import settled
 from orchestrator.storage.place import trial_key
+from orchestrator.study import Changes
 
 
 def look(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
@@ -150,10 +151,12 @@ def poorer(plan: Plan, ledger: Ledger) -> list[str]:
     return [name for mark, name in undone.items() if mark in ledger.lost]
 
 
-def kept_report(page: Path, plan: Plan, lost: list[str]) -> str:
+def kept_report(page: Path, plan: Plan, workdir: Path, lost: list[str]) -> str:
     """Return what is to be said where a report is not written over a better one."""
     named = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")
-    again = shlex.join(["chip-ablate", "run", plan.study.source])
+    own = plan.study.changes != Changes()  # a variant, or more seeds: known by its name
+    words = ["chip-ablate", "run", plan.study.name if own else plan.study.source]
+    again = shlex.join([*words, "--workdir", str(workdir)])
     return (
         f"{page} is kept as it was: the figures of {named} are not there any more: `{again}` makes "
         "them again, and the report with them"

@@ -88,7 +88,7 @@ def read_overlap(workdir: Path, study: str) -> list[Overlap]:
         # A version that had no checksum kept a list.
         rows = raw if isinstance(raw, list) else read_sealed(file)["overlaps"]
         return [_overlap(row) for row in rows]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         notice(

@@ -138,7 +138,7 @@ def run_study(
         written: list[Path] = []
         lost = poorer(plan, ledger)
         if lost and (folder / PAGE).exists():
-            notice(kept_report(folder / PAGE, plan, lost))
+            notice(kept_report(folder / PAGE, plan, workdir, lost))
         else:
             written = write_report(report, folder)
         if not report.summary.left:
@@ -191,7 +191,7 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
     folder = report_folder(workdir, plan.study.name)
     lost = poorer(plan, ledger)
     if lost and (folder / PAGE).exists():
-        notice(kept_report(folder / PAGE, plan, lost))
+        notice(kept_report(folder / PAGE, plan, workdir, lost))
         return []
     files = write_report(make_report(plan, ledger, workdir, folder), folder)
     return [(file, artifact_folder(file, folder)) for file in files]

@@ -101,7 +101,11 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
         model = None if record.model is None else storage / record.model / MODEL
         if model is not None and not model.is_dir():
             model = None  # its weights were removed: train again
-        if model is not None and not remote and (why := broken_model(model)) is not None:
+        if (
+            model is not None
+            and not remote
+            and (why := broken_model(model, trial.config)) is not None
+        ):
             notice(f"{trial.name}: {why}: it is trained again")
             model = None
         job = Job(

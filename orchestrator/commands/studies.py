@@ -268,7 +268,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     folder = report_folder(workdir, made.study.name)
     lost = poorer(made, ledger)
     if lost and (folder / PAGE).exists():
-        raise UserError(kept_report(folder / PAGE, made, lost))
+        raise UserError(kept_report(folder / PAGE, made, workdir, lost))
     _require_results(made, ledger)
     found = make_report(made, ledger, workdir, folder)
     files = write_report(found, folder)

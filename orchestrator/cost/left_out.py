@@ -26,7 +26,7 @@ def left_out(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     try:
         kept = read_sealed(file)
         trials, sentence = set(map(str, kept["trials"])), str(kept["sentence"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
     except (OSError, ValueError, KeyError, TypeError):
         notice(f"{file} is not as it was written: what was left out for a budget is not known")
