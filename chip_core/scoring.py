@@ -19,7 +19,7 @@ from chip_core.files import read_json
 from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
-from chip_core.trained import weights_mark
+from chip_core.trained import require_model, weights_mark
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def evaluate_model(
     """
     asked = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = _model(model, base, dtype)
+    if (own := trained or loading.local_folder(config.path)) is not None:
+        require_model(own)
     broken = loading.problem(config)
     if broken is not None and trained is not None and base is None:
         broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"

@@ -114,8 +114,11 @@ def _join_seeds(arguments: list[str]) -> list[str]:
 def cli() -> None:
     """Ablation studies for CHiP: which part of the recipe does the work?
 
-    A STUDY is a YAML file, or the name of a shipped one.
+    A STUDY is a YAML file, or the name of a shipped one, or of one that was run.
     """
+    from chip_core.errors import notice_anew
+
+    notice_anew()
 
 
 _COMMANDS = (

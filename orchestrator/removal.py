@@ -45,7 +45,12 @@ def removal(workdir: Path, name: str) -> Removal:
     Raises:
         UserError: there is none, or another study has the trial too.
     """
-    plans = {plan.study: plan for plan in kept_plans(workdir)}
+    if Ledger(workdir).bad:
+        raise UserError(
+            f"{workdir}: its ledger has a line that is not as it was written, and what it said may "
+            "be of what is to go: `chip-ablate run` of the study finds it again: remove after that"
+        )
+    plans = {plan.study: plan for plan in kept_plans(workdir, all_of_them=True)}
     if name in plans:
         return _of_study(workdir, name, plans)
     try:

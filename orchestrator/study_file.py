@@ -51,6 +51,15 @@ def find_study(name: str) -> Path:
     raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
 
 
+def is_study(name: str) -> bool:
+    """Return whether a study is found by a path or a shipped study's name."""
+    try:
+        find_study(name)
+    except ConfigError:
+        return False
+    return True
+
+
 def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = False) -> Study:
     """Return a study, checked whole.
 

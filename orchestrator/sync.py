@@ -9,6 +9,7 @@ from pathlib import Path
 
 from chip_core.errors import UserError
 from orchestrator.benchmarks_seen import seen_before
+from orchestrator.integrity import look
 from orchestrator.kept_plans import KeptPlan, kept_plans
 from orchestrator.ledger import Ledger, TrialRecord, study_lock
 from orchestrator.plan import Plan, Trial, make_plan
@@ -18,7 +19,6 @@ from orchestrator.report.outcomes import load_scores
 from orchestrator.report.provenance import last_ended
 from orchestrator.report.summary import summarise
 from orchestrator.run import report_folder
-from orchestrator.search import settled
 from orchestrator.study_file import load_study
 from orchestrator.tracking.base import Status
 from orchestrator.tracking.closed import Closed, kept_closes
@@ -80,9 +80,9 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
             "give it its name back"
         )
     with study_lock(workdir, kept.study):
-        ledger = Ledger(workdir)
+        ledger = Ledger(workdir, writes=False)
         seen = seen_before(workdir, kept.study)
-        plan = settled(make_plan(study, places=kept.places, seen=seen), ledger)
+        plan = look(make_plan(study, places=kept.places, seen=seen), ledger, workdir)
         begun = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
         views = [
             view(trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial))

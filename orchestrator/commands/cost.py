@@ -132,9 +132,9 @@ def quoted(plan: Plan, workdir: Path, wish: Wish, say: Callable[[str], None]) ->
     from dataclasses import replace
 
     from orchestrator.cost.quote import quote
-    from orchestrator.ledger import Ledger
+    from orchestrator.integrity import ledger_of
 
-    ledger = Ledger(workdir)
+    ledger = ledger_of(plan, workdir)
     found = quote(plan, ledger, workdir, wish, say)
     if not found.work.trials:
         return found

@@ -70,12 +70,12 @@ def export_sheets(
     from orchestrator.humans.draw import draw_sheets
     from orchestrator.humans.pool import answer_pool, item_images
     from orchestrator.humans.sheet import sheet_page
-    from orchestrator.ledger import Ledger
+    from orchestrator.integrity import ledger_of
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty: name a new folder")
     made = planned(study, workdir=workdir, **changes)
-    pool = answer_pool(made, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
+    pool = answer_pool(made, ledger_of(made, workdir), workdir, arms=arms, benchmark=benchmark)
     key = draw_sheets(
         pool,
         study=made.study.name,

@@ -86,13 +86,18 @@ def planned(
     seeds: list[int] | None,
     overrides: Sequence[tuple[str, Any]],
 ) -> Plan:
-    """Return the plan of a study given by path or name, with the command line's changes."""
+    """Return the plan of a study, with the command line's changes.
+
+    It is given by path, by the name of a shipped one, or by the name under which one was run in the
+    work directory.
+    """
     from chip_core.errors import UserError
     from chip_core.places import Places
     from orchestrator.benchmarks_seen import seen_before
+    from orchestrator.integrity import look
+    from orchestrator.kept_plans import find_own_study
     from orchestrator.ledger import Ledger
     from orchestrator.plan import make_plan
-    from orchestrator.search import settled
     from orchestrator.study import Changes
     from orchestrator.study_file import find_study, load_study
 
@@ -101,10 +106,15 @@ def planned(
         if keys.count(key) > 1:
             raise UserError(f"--set: {key}: is given twice: give it once")
     changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
-    loaded = load_study(find_study(study), changes)
     places = Places(benchmark_data=absolute(benchmark_data), judge_replies=absolute(judge_replies))
+    own = find_own_study(workdir, study)
+    if own is None:
+        loaded = load_study(find_study(study), changes)
+    else:
+        loaded = load_study(own.path, own.changed_by(changes))
+        places = own.placed_by(places)
     plan = make_plan(loaded, places=places, seen=seen_before(workdir, loaded.name))
-    return settled(plan, Ledger(workdir)) if loaded.tune is not None else plan
+    return look(plan, Ledger(workdir, writes=False), workdir) if loaded.tune is not None else plan
 
 
 class Seeds(click.ParamType[Any]):

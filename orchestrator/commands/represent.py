@@ -72,7 +72,7 @@ def represent(
     """
     from chip_core.representation.described import read_set
     from chip_core.representation.states import Reading
-    from orchestrator.ledger import Ledger
+    from orchestrator.integrity import ledger_of
     from orchestrator.report.representation import as_json as found_json
     from orchestrator.report.representation import markdown, write_represented
     from orchestrator.representation import read_models, study_sources
@@ -90,7 +90,7 @@ def represent(
     else:
         made = planned(study, workdir=workdir, **changes)
         check_store(workdir, tracking_uri)
-        sources, missing = study_sources(made, Ledger(workdir), workdir)
+        sources, missing = study_sources(made, ledger_of(made, workdir), workdir)
     found, own = read_models(
         sources,
         described,

@@ -13,6 +13,7 @@ from orchestrator.commands.cost import cost_options, quoted, wish_of
 from orchestrator.commands.options import planned, study_options
 
 if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
     from orchestrator.plan import Plan
     from orchestrator.study_limits import Limits
 
@@ -97,6 +98,7 @@ def run(
 
     from chip_core.errors import UserError
     from orchestrator.executors.base import Executor
+    from orchestrator.kept_plans import require_same_file
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
@@ -109,6 +111,7 @@ def run(
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     plan = planned(study, workdir=workdir, **changes)
+    require_same_file(plan, workdir)
     if executor == "inline" and plan.study.early_stopping is not None:
         raise UserError(
             f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
@@ -203,12 +206,14 @@ def plan(
     from rich.console import Console
 
     from orchestrator.cost.show import cost_json, cost_lines
+    from orchestrator.kept_plans import require_same_file
     from orchestrator.report.evaluation_plan import readiness_lines
     from orchestrator.report.plan_tables import pass_lines, plan_json, plan_lines, trial_table
 
     asked = {name: changes.pop(name) for name in _OF_COST}
     wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, looks=True)
     made = planned(study, workdir=workdir, **changes)
+    require_same_file(made, workdir)
     found = quoted(made, workdir, wish, Console(stderr=True).print)
     if as_json:
         click.echo(json.dumps({**plan_json(made, workdir), "cost": cost_json(found)}))
@@ -249,17 +254,24 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Write a study's report (HTML, Markdown, LaTeX, CSV, figures), and print the table."""
     from rich.console import Console
 
-    from orchestrator.ledger import Ledger
+    from chip_core.errors import UserError
+    from orchestrator.integrity import kept_report, ledger_of, poorer
+    from orchestrator.kept_plans import require_same_file
     from orchestrator.report.model import make_report
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.tables import report_lines, show
-    from orchestrator.report.write import write_report
+    from orchestrator.report.write import PAGE, write_report
     from orchestrator.run import report_folder
 
     made = planned(study, workdir=workdir, **changes)
-    _require_results(made, workdir)
+    require_same_file(made, workdir)
+    ledger = ledger_of(made, workdir)
     folder = report_folder(workdir, made.study.name)
-    found = make_report(made, Ledger(workdir), workdir, folder)
+    lost = poorer(made, ledger)
+    if lost and (folder / PAGE).exists():
+        raise UserError(kept_report(folder / PAGE, made, workdir, lost))
+    _require_results(made, ledger)
+    found = make_report(made, ledger, workdir, folder)
     files = write_report(found, folder)
     if as_json:
         written = [str(path) for path in files]
@@ -268,14 +280,12 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     show(Console(), report_lines(found.summary, files))
 
 
-def _require_results(made: Plan, workdir: Path) -> None:
+def _require_results(made: Plan, ledger: Ledger) -> None:
     from chip_core.errors import UserError
-    from orchestrator.ledger import Ledger
 
-    ledger = Ledger(workdir)
     if not any(ledger[trial.fingerprint].evaluations for trial in made.trials):
         raise UserError(
-            f"study {made.study.name} has no figures in {workdir}: run it first, "
+            f"study {made.study.name} has no figures in {ledger.workdir}: run it first, "
             "or name its --workdir"
         )
 

@@ -63,14 +63,14 @@ def diff(
     from rich.console import Console
 
     from orchestrator.differences import difference_lines, differences
+    from orchestrator.integrity import look
     from orchestrator.ledger import Ledger
-    from orchestrator.search import settled
 
     where = {"workdir": workdir, "seeds": None, **places}
     one = planned(study_a, recipe=None, overrides=(), **where)
     other = planned(study_b, recipe=recipe, overrides=overrides, **where)
-    ledger = Ledger(workdir)
-    found = differences(settled(one, ledger), settled(other, ledger), ledger)
+    ledger = Ledger(workdir, writes=False)
+    found = differences(look(one, ledger, workdir), look(other, ledger, workdir), ledger)
     if as_json:
         click.echo(json.dumps(found))
         return
