@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.errors import UserError
+from chip_core.registry import join_names
 from orchestrator.benchmarks_seen import seen_before
 from orchestrator.kept_plans import KeptPlan, kept_plans
 from orchestrator.ledger import Ledger, TrialRecord, study_lock
@@ -42,7 +43,7 @@ def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
         UserError: one was never run there, or nothing was.
     """
     kept = list(kept_plans(workdir))
-    known = ", ".join(plan.study for plan in kept)
+    known = join_names(plan.study for plan in kept)
     if not kept:
         raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
     found = []
@@ -113,7 +114,7 @@ def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[C
         *closes,
         Closed(
             time=time.time(),
-            status="KILLED" if "missing" in states else status,
+            status="KILLED" if states & {"missing", "killed"} else status,
             ended=last_ended(plan, ledger),
             arms=tuple(arm_views(summary)),
         ),

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import click
 
+from orchestrator.commands.options import workdir_of
+from orchestrator.commands.values import Text, Whole
+
 
 @click.command(epilog="Example: chip-ablate ui --port 5000")
+@workdir_of("Whose runs to show.")
+@click.option("--port", type=Whole(1, 65535), default=5000, show_default=True)
 @click.option(
-    "--workdir",
-    type=click.Path(path_type=Path),
-    default=Path("chip-runs"),
-    show_default=True,
-    help="Whose runs to show.",
+    "--host", type=Text(), default="127.0.0.1", show_default=True, help="Address to listen on."
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def ui(workdir: Path, port: int, host: str) -> int:
     """Open MLflow's pages on a work directory."""
     import subprocess
