@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
     found = []
     for name in names:
         own = [plan for plan in kept if plan.study == name]
-        of_file = [plan for plan in kept if plan.path.resolve() == Path(name).resolve()]
+        of_file = [plan for plan in kept if os.path.realpath(plan.path) == os.path.realpath(name)]
         if not own and not of_file:
             raise UserError(f"{name}: was not run in {workdir}: name one of {known}")
         found += own or of_file

@@ -152,9 +152,12 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     if len(set(names)) < len(names):
         raise ConfigError(["--benchmarks: a benchmark is named twice: name each once"])
     try:
-        return [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
+        asked = [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
     except ValidationError as error:
         raise ConfigError(explain(error, BenchmarkConfig, "--set")) from None
+    if asked[0].half == "select":
+        raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
+    return asked
 
 
 def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:

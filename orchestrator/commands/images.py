@@ -17,7 +17,8 @@ class _Timesteps(click.ParamType[Any]):
     name = "timesteps"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        steps = whole_numbers(self, value, "0,250,500", param, ctx)
+        given = str(value).strip()  # empty: no series
+        steps = whole_numbers(self, given, "0,250,500", param, ctx) if given else []
         if not all(0 <= step <= 999 for step in steps):
             self.fail(f"'{value}' is no list of steps from 0 to 999: write 0,250,500", param, ctx)
         return steps

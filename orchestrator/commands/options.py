@@ -22,7 +22,7 @@ def workdir_of(text: str) -> Callable[[F], F]:
     """Return the option that names the work directory."""
     return click.option(
         "--workdir",
-        type=Location("folder", instead="models and reference passes go there by --storage"),
+        type=Location("folder", instead="name a folder here, and give the address to --storage"),
         default=Path("chip-runs"),
         show_default=True,
         help=text,
@@ -107,10 +107,11 @@ def places_of(
             continue
         found[name] = expanded(str(given)).absolute()
         problem = path_problem(found[name], kind)
-        if problem is None and not found[name].exists():
-            problem = f"there is no {kind} of that name"
+        option = f"--{name.replace('_', '-')}"
         if problem is not None:
-            problems.append(f"--{name.replace('_', '-')}: {given}: {problem}")
+            problems.append(f"{option}: {given}: {problem}")
+        elif not found[name].exists():
+            problems.append(f"{option}: no {kind} {given}")
     if problems:
         raise ConfigError(problems)
     return Places(**found, **others)

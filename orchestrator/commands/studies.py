@@ -11,7 +11,7 @@ import click
 from orchestrator.commands.cost import cost_options, quoted, wish_of
 from orchestrator.commands.options import planned, study_options
 from orchestrator.commands.output import print_json
-from orchestrator.commands.values import Location, Real, Text, Whole
+from orchestrator.commands.values import Address, Location, Real, Text, Whole
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
@@ -49,7 +49,7 @@ _OF_COST = (
 @click.option("--max-gpu-hours", type=_HOURS, help="Stop when GPUs were held so long.")
 @click.option("--max-failures", type=Whole(1), help="Stop when so many trials failed.")
 @click.option(
-    "--address", type=Text(), help="A running Ray cluster; without it Ray starts and stops here."
+    "--address", type=Address(), help="A running Ray cluster; without it Ray starts and stops here."
 )
 @click.option(
     "--cluster",
@@ -105,18 +105,21 @@ def run(
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
     from orchestrator.report.tracked import same_command, sync_command, untracked_json
-    from orchestrator.run import run_study
+    from orchestrator.run import check_startable, run_study
     from orchestrator.stopping import Stop
     from orchestrator.storage.settle import settle_storage
 
     _check_inline(executor, address=address, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
+    wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, address=address)
     plan = planned(study, workdir=workdir, **changes)
+    limits = _limits(plan.study.limits, max_hours, max_gpu_hours, max_failures)
     if executor == "inline" and plan.study.early_stopping is not None:
         raise UserError(
             f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
             "executor has one at a time: use --executor ray, or leave the block out"
         )
+    check_startable(plan, workdir, limits, address)
     remote = settle_storage(workdir, storage)
     _single_threaded_waits()
     console = Console(stderr=as_json)
@@ -126,7 +129,6 @@ def run(
     if plan.study.budget is not None or any(asked.values()):
         from orchestrator.cost.show import cost_lines
 
-        wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, address=address)
         found = quoted(plan, workdir, wish, console.print)
         trimmed = found.trimmed
         for line in cost_lines(found):
@@ -161,7 +163,7 @@ def run(
         tracker=tracker,
         console=console,
         trimmed=trimmed,
-        limits=_limits(plan.study.limits, max_hours, max_gpu_hours, max_failures),
+        limits=limits,
         stop=stop,
     )
     command = same_command(click.get_current_context().find_root().obj)

@@ -94,6 +94,21 @@ class Real(click.ParamType[Any]):
         return number
 
 
+class Address(Text):
+    """Where a running Ray cluster listens: `auto`, or HOST:PORT."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the address as it is."""
+        text = super().convert(value, param, ctx)
+        host, colon, port = text.rpartition(":")
+        known = bool(colon and host.strip("[]")) and re.fullmatch(r"[0-9]{1,5}", port)
+        if "://" not in text and text != "auto" and not (known and 0 < int(port) < 65536):
+            self.fail(f"'{text}' is no address: write auto, or HOST:PORT", param, ctx)
+        return text
+
+
 def read_real(text: str) -> float | None:
     """Return the finite number that a text is; None for any other text."""
     if not _REAL.fullmatch(text.strip()):
