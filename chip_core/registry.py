@@ -18,9 +18,9 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return names with commas between; in quotes where one of them holds a comma or a space."""
+    """Return names with commas between; quoted where one is empty or holds a comma or a space."""
     known = [str(name) for name in names]
-    if any(sign in name for name in known for sign in ", "):
+    if any(not name or "," in name or " " in name for name in known):
         known = [f"'{name}'" for name in known]
     return ", ".join(known) or "none"
 

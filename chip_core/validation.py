@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -29,25 +30,42 @@ def explain(
     error: ValidationError, model: type[BaseModel], source: str, prefix: str = ""
 ) -> list[str]:
     """Return one line a problem, with the near names for a name that is not there."""
+    forms = _forms(model)
     lines = []
-    for problem in _of_the_form_given(error.errors()):
-        location = [part for part in problem["loc"] if not _is_form(part)]
+    for problem in _of_the_form_given(error.errors(), forms):
+        unknown = problem["loc"][-1:] if problem["type"] == "extra_forbidden" else ()
+        above = problem["loc"][: len(problem["loc"]) - len(unknown)]
+        location = [*(part for part in above if not _is_form(part, forms)), *unknown]
         path = prefix + _dotted(location)
         lines.append(f"{source}: {path}: {_sentence(problem, model, location)}".replace(": :", ":"))
     return lines
 
 
-#: How pydantic names one of several forms of a value in a problem's location.
-_FORM = re.compile(
-    r"[A-Z]\w*|(?:list|dict|tuple|literal|function-[a-z-]+)\[.*\]|str|int|float|bool"
-)
+#: How pydantic names one of several forms of a value in a problem's location, beside by its class.
+_FORM = re.compile(r"(?:list|dict|tuple|literal|function-[a-z-]+)\[.*\]|str|int|float|bool")
 
 
-def _is_form(part: Any) -> bool:
-    return isinstance(part, str) and _FORM.fullmatch(part) is not None
+@cache
+def _forms(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of all sections of a model."""
+    names, left = set(), [model]
+    while left:
+        section = left.pop()
+        names.add(section.__name__)
+        left += [
+            below
+            for field in section.model_fields.values()
+            for below in _sections(field.annotation)
+            if below.__name__ not in names
+        ]
+    return frozenset(names)
 
 
-def _of_the_form_given(problems: Sequence[Any]) -> list[Any]:
+def _is_form(part: Any, forms: Collection[str]) -> bool:
+    return isinstance(part, str) and (part in forms or _FORM.fullmatch(part) is not None)
+
+
+def _of_the_form_given(problems: Sequence[Any], forms: Collection[str]) -> list[Any]:
     """Return the problems of a value in the form that it is given in.
 
     A value of several forms, such as a range or a list, is complained of once for each. What it was
@@ -56,7 +74,7 @@ def _of_the_form_given(problems: Sequence[Any]) -> list[Any]:
     kept: list[Any] = []
     for place, problem in enumerate(problems):
         location, form = problem["loc"][:-1], problem["loc"][-1:]
-        if not (form and _is_form(form[0]) and _is_shape(problem)):
+        if not (form and _is_form(form[0], forms) and _is_shape(problem)):
             kept.append(problem)
             continue
         depth = len(location)
@@ -66,7 +84,7 @@ def _of_the_form_given(problems: Sequence[Any]) -> list[Any]:
             if number != place
             and other["loc"][:depth] == location
             and len(other["loc"]) > depth
-            and _is_form(other["loc"][depth])
+            and _is_form(other["loc"][depth], forms)
         }
         if any(len(one["loc"]) > depth + 1 or not _is_shape(one) for one in others.values()):
             continue  # it is of that other form, and something in it is wrong
@@ -124,9 +142,14 @@ def key_problem(path: str) -> str | None:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
+    return next(_sections(annotation), None)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_section, get_args(annotation))), None)
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
 
 
 def _dotted(location: list[Any]) -> str:
