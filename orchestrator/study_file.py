@@ -75,7 +75,7 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
     if not _NAME.fullmatch(written.study):
         wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
     base = _base(written, changes, path, problems, elsewhere)
-    factors = take_factors(written, base, source, problems)
+    factors = take_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
     seeds = _seeds(written, changes, wrong)
     layout = take_layout(written, factors, wrong)
     problems.extend(variant_problems(changes, factors, layout.grid.when))
