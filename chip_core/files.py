@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from chip_core.errors import DiskFullError, UserError, notice
 
@@ -24,11 +25,47 @@ _NO_ROOM = 2**20
 #: The last key of a JSON object that is sealed: a hash of the text before it.
 _SEAL = "checksum"
 _SEALED = re.compile(rb',\s*"checksum": "([0-9a-f]{16})"\s*\}\s*$')
+#: Bytes of a folder's path: Linux takes 4,096 of a whole one, and names of files follow.
+_LONGEST_PATH = 4096 - 1024
+
+#: What a path may lead to.
+Kind = Literal["file", "folder", "any"]
 
 
 def expanded(path: str) -> Path:
     """Return a path with the user's home in place of `~`; of no known user it stays as it is."""
     return Path(os.path.expanduser(path))
+
+
+def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str | None:
+    """Return why a path can be neither read nor made; None if it can, as far as is known.
+
+    Args:
+        path: the path.
+        kind: what may lie there.
+        exists: whether something must.
+    """
+    try:
+        there = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        if exists:
+            return "is not there"
+        if os.path.islink(path):
+            return "is a link to what is not there: mend it, or name another"
+        if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
+            return "is too long a path: name a shorter one"
+        return None
+    except NotADirectoryError:
+        return "lies below a file: name another place"
+    except OSError as error:
+        return f"cannot be used ({error.strerror}): name another"
+    except ValueError as error:  # of a character that no path has
+        return f"cannot be used ({error}): name another"
+    if kind == "folder" and not there:
+        return "is a file: name a folder"
+    if kind == "file" and there:
+        return "is a folder: name a file"
+    return None
 
 
 def write_atomically(path: Path, text: str) -> None:

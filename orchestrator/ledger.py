@@ -90,6 +90,11 @@ class TrialRecord:
         """Return whether nothing of the trial is left to run."""
         return (trial.untrained or self.model is not None) and not self.missing(trial)
 
+    @property
+    def killed(self) -> bool:
+        """Whether the last attempt was stopped from outside: it did not fail."""
+        return bool(self.history) and self.history[max(self.history)].outcome == "killed"
+
     def is_cut(self, rule: EarlyStopping | None) -> bool:
         """Return whether the rule cut the trial: then it stays cut as long as that is the rule."""
         return rule is not None and self.cut == rule.words

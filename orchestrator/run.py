@@ -20,6 +20,7 @@ from orchestrator import benchmarks_seen
 from orchestrator.cost import left_out
 from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
+from orchestrator.executors.address import check_address
 from orchestrator.executors.base import Event, Executor, Job, reason_of
 from orchestrator.integrity import kept_report, ledger_of, poorer
 from orchestrator.kept_plans import keep_plan, require_same_file
@@ -84,15 +85,16 @@ def run_study(
         ledger, storage = Ledger(workdir), workdir
         require_same_file(plan, workdir)
         plan = take_in(plan, ledger, storage)
-        began = keep_plan(plan, workdir).began
         bounded = plan if trimmed is None else trimmed.plan
         jobs = jobs_for(bounded, ledger, storage)
-        left_out.keep(workdir, study, trimmed)
         if limits is not None:
             check_limits(limits, plan)
         if jobs:
             check_ready(plan)
             require_room(plan_passes(bounded, ledger, storage), storage)
+        began = keep_plan(plan, workdir).began
+        left_out.keep(workdir, study, trimmed)
+        if jobs:
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
@@ -161,6 +163,32 @@ def run_study(
             waiting=tracker.waiting(),
             refused=tracker.refused(),
         )
+
+
+def check_startable(
+    plan: Plan, workdir: Path, limits: Limits | None = None, address: str | None = None
+) -> None:
+    """Check, before anything is written, what a work directory's first run would be refused for.
+
+    Later ones may have nothing to do, and then lack nothing: that is known under the study's lock.
+
+    Args:
+        plan: the study's plan.
+        workdir: the work directory.
+        limits: of the run.
+        address: of a running Ray cluster.
+
+    Raises:
+        UserError: a limit can never be reached, a benchmark lacks something, or there is no such
+            cluster.
+    """
+    if limits is not None:
+        check_limits(limits, plan)
+    if workdir.is_dir() and any(workdir.iterdir()):
+        return
+    check_ready(plan)
+    if address is not None:
+        check_address(address)
 
 
 def check_ready(plan: Plan) -> None:

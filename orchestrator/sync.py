@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chip_core.errors import UserError
+from chip_core.registry import join_names
 from orchestrator.benchmarks_seen import seen_before
 from orchestrator.integrity import look
 from orchestrator.kept_plans import KeptPlan, kept_plans
@@ -43,13 +45,13 @@ def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
         UserError: one was never run there, or nothing was.
     """
     kept = list(kept_plans(workdir))
-    known = ", ".join(plan.study for plan in kept)
+    known = join_names(plan.study for plan in kept)
     if not kept:
         raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
     found = []
     for name in names:
         own = [plan for plan in kept if plan.study == name]
-        of_file = [plan for plan in kept if plan.path.resolve() == Path(name).resolve()]
+        of_file = [plan for plan in kept if os.path.realpath(plan.path) == os.path.realpath(name)]
         if not own and not of_file:
             raise UserError(f"{name}: was not run in {workdir}: name one of {known}")
         found += own or of_file
@@ -119,7 +121,7 @@ def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[C
         *closes,
         Closed(
             time=time.time(),
-            status="KILLED" if "missing" in states else status,
+            status="KILLED" if states & {"missing", "killed"} else status,
             ended=last_ended(plan, ledger),
             arms=tuple(arm_views(summary)),
         ),

@@ -187,6 +187,8 @@ def problem(data: DataConfig) -> str | None:
 
     Its rows are not looked at, and a hub name is not looked up.
     """
+    if data.source == SHAPES and data.split is not None:
+        return f"split '{data.split}': only a folder or a hub name has splits"
     if data.source == SHAPES or is_hub_name(data.source):
         return None
     if data.image_root is not None and not os.path.isdir(expanded(data.image_root)):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from orchestrator.commands.options import workdir_option
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Text
 
 
 @click.command(epilog="Example: chip-ablate sync encoder --tracking-uri http://127.0.0.1:5000")
-@click.argument("studies", metavar="[STUDY]...", nargs=-1)
+@click.argument("studies", type=Text(), metavar="[STUDY]...", nargs=-1)
 @workdir_option
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_json: bool) -> None:
     """Show MLflow what it missed of studies: all of the work directory, or those named.
 
@@ -40,6 +41,6 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
             [said] = tracked_lines(None, "", found.refused)
             click.echo(f"{found.study}: {said}: {found.trials} trials on {found.address}")
     if as_json:
-        click.echo(json.dumps({"synced": [asdict(one) for one in done], "problems": problems}))
+        print_json({"synced": [asdict(one) for one in done], "problems": problems})
     if problems:
         raise ConfigError(dict.fromkeys(problems))

@@ -18,6 +18,9 @@ from typing import IO
 
 import click
 
+from orchestrator.commands.options import workdir_of
+from orchestrator.commands.values import Text, Whole
+
 #: Seconds that MLflow has for its first page, and for ending when it is asked to.
 _STARTS_WITHIN, _ENDS_WITHIN = 120.0, 10.0
 _LOOK_EVERY = 0.1
@@ -29,15 +32,11 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @click.command(epilog="Example: chip-ablate ui --port 5000")
+@workdir_of("Whose runs to show.")
+@click.option("--port", type=Whole(1, 65535), default=5000, show_default=True)
 @click.option(
-    "--workdir",
-    type=click.Path(path_type=Path),
-    default=Path("chip-runs"),
-    show_default=True,
-    help="Whose runs to show.",
+    "--host", type=Text(), default="127.0.0.1", show_default=True, help="Address to listen on."
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def ui(workdir: Path, port: int, host: str) -> int:
     """Open MLflow's pages on a work directory."""
     from chip_core.errors import UserError

@@ -138,7 +138,7 @@ def state(trial: Trial, record: TrialRecord) -> str:
     if record.cut is not None:
         return record.failure or "cut by early stopping"
     if record.failure is not None:
-        return f"failed: {record.failure}"
+        return f"{'killed' if record.killed else 'failed'}: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):
         return f"to score: {', '.join(record.missing(trial))}"
     return "to run"

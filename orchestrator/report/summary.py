@@ -27,7 +27,7 @@ from orchestrator.statistics import (
 from orchestrator.study_early import EarlyStopping
 from orchestrator.tracking.base import Waiting
 
-State = Literal["done", "failed", "cut", "missing"]
+State = Literal["done", "failed", "killed", "cut", "missing"]
 Role = Literal["primary", "secondary"]
 UNTRAINED = "base (untrained)"
 
@@ -116,7 +116,7 @@ class Summary:
     def left(self) -> int:
         """How many trials a run would still make."""
         states = [state for row in self.rows for state in row.states.values()]
-        return sum(state in ("missing", "failed") for state in states)
+        return sum(state in ("missing", "failed", "killed") for state in states)
 
     @property
     def decided(self) -> list[str]:
@@ -243,7 +243,9 @@ def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
         return "done"
     if record.is_cut(rule):
         return "cut"
-    return "missing" if record.failure is None else "failed"
+    if record.failure is None:
+        return "missing"
+    return "killed" if record.killed else "failed"
 
 
 def _gone(plan: Plan, ledger: Ledger) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,9 +62,8 @@ def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> st
         if not _show(workdir, uri, study, [record], attached.files):
             return f"MLflow has no run of study {study}: the figures are in its report folder alone"
     except StoreAway as error:
-        return (
-            f"{error}; the figures are in the report folder: "
-            f"chip-ablate sync {study} --workdir {workdir}"
+        return f"{error}; the figures are in the report folder: " + shlex.join(
+            ["chip-ablate", "sync", study, "--workdir", str(workdir)]
         )
     return None
 
