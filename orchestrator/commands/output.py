@@ -19,6 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Where JSON goes while standard output is kept clear; None: it is not.
 _RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
+_OUT, _ERROR = 1, 2  # a process's descriptors
+
 #: The key under which is said which numbers are no JSON, and null in their places.
 NOT_FINITE = "not_finite"
 
@@ -81,19 +83,26 @@ def _clear_output() -> Iterator[None]:
 
 @contextmanager
 def _descriptor_of(stream: TextIO) -> Iterator[TextIO]:
-    """Yield a stream to where another one writes, and point its descriptor to standard error."""
+    """Point the process's standard output to standard error; yield where `stream` writes to."""
     try:
-        number, errors = stream.fileno(), sys.__stderr__.fileno() if sys.__stderr__ else -1
-    except (io.UnsupportedOperation, ValueError):
-        number = errors = -1  # it is no file, such as a test's
-    if number < 0 or errors < 0:
+        kept = os.dup(_OUT)
+        os.dup2(_ERROR, _OUT)
+    except OSError:  # one of the two is closed
         yield stream
         return
-    kept = os.dup(number)
-    os.dup2(errors, number)
     try:
+        if _descriptor(stream) != _OUT:
+            yield stream  # a test's
+            return
         with os.fdopen(os.dup(kept), "w", encoding=stream.encoding) as results:
             yield results
     finally:
-        os.dup2(kept, number)
+        os.dup2(kept, _OUT)
         os.close(kept)
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (io.UnsupportedOperation, ValueError):
+        return None

@@ -21,6 +21,8 @@ from chip_core.files import Kind, expanded, path_problem
 #: Above any hours, seconds or money that are meant, below what arithmetic overflows at.
 LARGEST = 1e9
 
+_SHOWN = 300  # characters of a path
+
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -147,14 +149,19 @@ class Location(click.ParamType[Any]):
         if _has_controls(text):
             self.fail(f"{text!r} holds a control character: rename it", param, ctx)
         if _ADDRESS.match(text):
-            self.fail(f"'{text}' is an address, not a path: {self.instead}", param, ctx)
+            self.fail(f"'{_short(text)}' is an address, not a path: {self.instead}", param, ctx)
         if not self.is_local:
             return Path(text)
         path = expanded(text)
         problem = path_problem(path, self.kind, exists=self.exists)
         if problem is not None:
-            self.fail(f"{text}: {problem}", param, ctx)
+            self.fail(f"{_short(text)}: {problem}", param, ctx)
         return path
+
+
+def _short(text: str) -> str:
+    """Return a text of which a line has room for what is wrong with it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _label(param: Any) -> str:
