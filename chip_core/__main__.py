@@ -155,19 +155,25 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
     Raises:
         UserError: it was trained with other settings, or nothing says with which.
     """
+    from chip_core.files import read_json
     from chip_core.identity import training_identity
     from chip_core.results import CONFIG, MODEL
 
     if not (folder / MODEL).is_dir():
         return
     try:
-        earlier = TrialConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        written = read_json(folder / CONFIG)
+        # What was trained before there was a choice.
+        written["data"] = {"transparency": "drop", **written["data"]}
+        earlier = TrialConfig.model_validate(written)
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(
             f"--resume: {folder} holds a model, and no {CONFIG} that says which"
         ) from None
     settings = [
-        training_identity(made, made.model.model_dump(), made.data.model_dump())
+        training_identity(
+            made, made.model.model_dump(), made.data.model_dump(exclude={"transparency"})
+        )
         for made in (earlier, config)
     ]
     if settings[0] != settings[1]:

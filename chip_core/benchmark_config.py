@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator, model_validator
+from pydantic import JsonValue, field_validator, model_validator
 
 from chip_core.fields import Section, Shorthand, engine, figure
+
+#: Keys of a request that are not a user's to say, and why.
+_KEPT = {
+    "model": "write judge.model",
+    "messages": "they are what the benchmark asks",
+    "stream": "replies are read whole",
+    "stream_options": "replies are read whole",
+    "n": "one reply is read",
+}
+#: Names of what is kept from others, without case, - and _.
+_SECRET = re.compile(
+    r"(?:x?api)?key|(?:x?api|access|auth|bearer|id|refresh|session|secret)token|token|secret|"
+    r"clientsecret|secretkey|accesskey|password|passwd|authorization|authentication|credentials?|"
+    r"cookie|bearer"
+)
+_NOT_HERE = (
+    ", and this is written down with every figure; put the key into an environment variable and "
+    "name that by api_key_env"
+)
+#: How much a request may be told to hold.
+_LONGEST_SEND = 20_000  # characters, as JSON
 
 
 class BudgetConfig(Section):
@@ -30,6 +54,11 @@ class JudgeConfig(Shorthand):
         None, ge=0, doc="in place of what the benchmark's own script asks with"
     )
     max_tokens: int | None = figure(None, ge=1, doc="longest reply, in place of the script's own")
+    send: Mapping[str, JsonValue] = figure(
+        {},
+        doc="further keys of a request and their values, in place of those above; null: a key that "
+        "is not sent (max_tokens: null, max_completion_tokens: 512)",
+    )
     base_url: str | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
     api_key_env: str | None = engine(
         "OPENAI_API_KEY",
@@ -40,6 +69,36 @@ class JudgeConfig(Shorthand):
     concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
     budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
+
+    @field_validator("send")
+    @classmethod
+    def _what_may_be_sent(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        for key in value:
+            if key in _KEPT:
+                raise ValueError(f"'{key}' cannot be sent otherwise: {_KEPT[key]}")
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", key):
+                raise ValueError(f"{key[:40]!r} is no key of a request")
+        try:
+            text = json.dumps(value)
+            names = list(_keys(value))
+        except RecursionError:
+            raise ValueError("is nested too deep") from None
+        if len(text) > _LONGEST_SEND:
+            raise ValueError(f"is longer than {_LONGEST_SEND:,} characters")
+        for key in names:
+            if _SECRET.fullmatch(re.sub(r"[-_.\s]", "", key.lower())):
+                raise ValueError(f"'{key[:40]}' is the name of a secret{_NOT_HERE}")
+        for key, inner in value.items():
+            if re.search(r"(?<![\w-])(?:sk|gsk|hf)[-_][\w-]{16,}", json.dumps(inner)):
+                raise ValueError(f"'{key}' holds what looks like a key{_NOT_HERE}")
+        return value
+
+    @model_validator(mode="after")
+    def _each_said_once(self) -> JudgeConfig:
+        for key in ("temperature", "max_tokens"):
+            if getattr(self, key) is not None and key in self.send:
+                raise ValueError(f"{key} is said twice: remove {key} or send.{key}")
+        return self
 
     @field_validator("base_url")
     @classmethod
@@ -127,3 +186,14 @@ class BenchmarksConfig(Section):
     def reporting(self) -> BenchmarksConfig:
         """Those alone that are quoted."""
         return BenchmarksConfig(report=self.report)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Yield the keys of JSON, at any depth."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)

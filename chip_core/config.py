@@ -44,6 +44,9 @@ from chip_core.strategies import (
 #: Raised whenever code changes figures; part of every fingerprint.
 BEHAVIOUR = 1
 
+#: What becomes of the transparent parts of a picture: seen on white, or their colours as stored.
+Transparency = Literal["white", "drop"]
+
 #: What generators of random numbers take.
 LARGEST_SEED = 2**63 - 1
 
@@ -80,6 +83,10 @@ class DataConfig(Section):
     limit: int | None = figure(None, ge=1, doc="the first N rows only")
     image_root: str | None = engine(
         None, doc="folder where image paths begin; null: the data file's own"
+    )
+    transparency: Transparency = figure(
+        "white",
+        doc="what is transparent in an image: seen on 'white', or 'drop': its stored colours",
     )
     on_bad_row: Literal["fail", "skip"] = figure(
         "fail", doc="'fail': before the first step, with the list; 'skip': left out and counted"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 LONGEST_LINE = 2000  # characters of a message that are shown
+
+_log = logging.getLogger("chip-ablate")
+_noticed: set[str] = set()
 
 
 def printable(line: str, longest: int = LONGEST_LINE) -> str:
@@ -14,6 +18,18 @@ def printable(line: str, longest: int = LONGEST_LINE) -> str:
     """
     seen = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
     return seen if len(seen) <= longest else f"{seen[:longest]}…"
+
+
+def notice(line: str) -> None:
+    """Tell a line on the error stream for which nothing stops; once, however often it is found."""
+    if line not in _noticed:
+        _noticed.add(line)
+        _log.warning("%s", printable(line))
+
+
+def notice_anew() -> None:
+    """Begin a command: what was told in another is told again."""
+    _noticed.clear()
 
 
 class UserError(Exception):
@@ -33,6 +49,10 @@ class ConfigError(UserError):
 
 class TrialError(Exception):
     """A trial cannot go on; the study does. Its message is the trial's reason."""
+
+
+class UnfitError(TrialError):
+    """Weights do not fit the model that they are for; none of them was put into it."""
 
 
 class MemoryFullError(TrialError):

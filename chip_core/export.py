@@ -11,6 +11,7 @@ from chip_core.errors import TrialError, UserError
 from chip_core.models import loading
 from chip_core.models.adapters import TRAINED_PARTS, merged
 from chip_core.results import CONFIG, MODEL
+from chip_core.trained import require_model
 
 
 def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
@@ -31,7 +32,10 @@ def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
             f"{trial} holds no trained model: its weights were removed, or it never did"
         )
     try:
+        require_model(model)
         return _export(model, trial, into.resolve(), merge)
+    except TrialError as error:
+        raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{into}: cannot be exported to ({error.strerror or error})") from None
 
@@ -47,7 +51,13 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
     shutil.rmtree(partial, ignore_errors=True)
     said = []
     if adapter and merge:
-        config = TrialConfig.model_validate_json((trial / CONFIG).read_text(encoding="utf-8"))
+        try:
+            config = TrialConfig.model_validate_json((trial / CONFIG).read_bytes())
+        except ValueError:
+            raise UserError(
+                f"{trial / CONFIG} is not as it was written: export without --merge, or take the "
+                "trial out by `chip-ablate rm TRIAL` and run its study again"
+            ) from None
         try:
             whole, processor = loading.load(config.model, trained=model)
         except TrialError as error:

@@ -9,17 +9,51 @@ from __future__ import annotations
 import functools
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+#: Scalars of which pydantic takes more than is written: true is no 1, and "20" is a text.
+_EXACT = frozenset({"int", "float", "bool"})
+
+
+def _make_exact(schema: Any) -> None:
+    """Mark the scalars of a schema as strict, at any depth."""
+    if isinstance(schema, dict):
+        if schema.get("type") in _EXACT:
+            schema["strict"] = True
+        for name, below in schema.items():
+            if name not in ("default", "metadata"):
+                _make_exact(below)
+    elif isinstance(schema, (list, tuple)):
+        for below in schema:
+            _make_exact(below)
+
 
 class Section(BaseModel):
-    """A node of the configuration tree: frozen, typed, no unknown keys."""
+    """A node of the configuration tree: frozen, typed, no unknown keys.
+
+    Numbers and booleans are taken as such alone. All else is pydantic's own reading: a list of YAML
+    is to become a tuple.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Take numbers and booleans strictly, in sections of a user's own as well."""
+        schema = handler(source)
+        _make_exact(schema)
+        return schema
 
 
 class Shorthand(Section):

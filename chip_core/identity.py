@@ -31,7 +31,7 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     """Return key path -> why it has no effect; a path stands for everything below it."""
     reasons: dict[str, str] = {}
     if config.data.source == "shapes":
-        for key in ("split", "revision", "format", "on_bad_row"):
+        for key in ("split", "revision", "format", "transparency", "on_bad_row"):
             reasons[f"data.{key}"] = "data.source is shapes"
     active = config.objective.active_terms
     objective = (
@@ -153,6 +153,8 @@ def evaluation_identity(
     resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
     if benchmark.half is None:
         resolved |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
+    if benchmark.judge is not None and not benchmark.judge.send:
+        resolved["judge.send"] = "it says nothing"  # and earlier builds had no such key
     return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, resolved, ""), **content}
 
 
@@ -166,6 +168,9 @@ def _data(config: TrialConfig, data: Mapping[str, Any], inert: Mapping[str, str]
     kept = _figures(config.data, inert, "data.")
     # What is read, in place of where it lies; a revision or a format is in it where it counts.
     named = {"source", "revision", "format"}
+    if kept.get("transparency") == "drop":
+        # So that what was computed before there was a choice is what it was.
+        named.add("transparency")
     return {**{key: value for key, value in kept.items() if key not in named}, **data}
 
 

@@ -13,8 +13,16 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
     """Return `did you mean 'x'? choices: …` for a name that is not among the choices."""
     known = sorted(str(choice) for choice in choices)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    listed = f"choices: {', '.join(known)}"
+    listed = f"choices: {join_names(known)}"
     return f"did you mean '{near[0]}'? {listed}" if near else listed
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Return names with commas between; quoted where one is empty or holds a comma or a space."""
+    known = [str(name) for name in names]
+    if any(not name or "," in name or " " in name for name in known):
+        known = [f"'{name}'" for name in known]
+    return ", ".join(known) or "none"
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from chip_core.errors import notice
+from chip_core.files import read_sealed, sha256_of, write_sealed
 
 #: What lies in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
@@ -31,7 +34,8 @@ class Evaluation:
     items: int
     scores: str  # file in the trial's folder
     responses: str
-    #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing", …
+    #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing",
+    #: "unreadable" where there is any, …
     how: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,6 +53,9 @@ class TrialResult:
     engine: dict[str, str] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
     machine: str = ""  # the device it ran on; empty: noted by a version that did not note it
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # of its folder -> sha256: what is read later
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,10 +67,28 @@ class TrialResult:
         }
 
 
+def write_result(folder: Path, result: TrialResult) -> None:
+    """Leave a trial's result: the last that it writes."""
+    write_sealed(folder / RESULT, asdict(result))
+
+
 def read_result(folder: Path) -> TrialResult | None:
-    """Return what a trial's folder holds; None where it did not end."""
-    if not (folder / RESULT).exists():
+    """Return what a trial's folder holds; None where it did not end, or its file is damaged."""
+    path = folder / RESULT
+    try:
+        raw = read_sealed(path)
+        raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
+        return TrialResult(**raw)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    raw = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
-    return TrialResult(**raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        notice(
+            f"{path}: is not as it was written ({type(error).__name__}): what its trial came to "
+            "is made again, by `chip-ablate run`, from what else is there"
+        )
+        return None
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of a folder's files, of those that are there, by name."""
+    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,9 @@ from chip_core.files import read_json
 from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
-from chip_core.trained import weights_mark
+from chip_core.trained import require_model, weights_mark
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate_model(
@@ -52,7 +55,11 @@ def evaluate_model(
     """
     asked = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = _model(model, base, dtype)
+    if (own := trained or loading.local_folder(config.path)) is not None:
+        require_model(own)
     broken = loading.problem(config)
+    if broken is not None and trained is not None and base is None:
+        broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
     lacking = [*([f"{model}: {broken}"] if broken is not None else []), *problems(asked, places)]
     if lacking:
         raise ConfigError(lacking)
@@ -83,13 +90,24 @@ def _model(
             raise UserError(f"--base: {model} holds no adapter: leave it out")
         return ModelConfig(path=model, dtype=dtype), None
     try:
-        named = read_json(folder / loading.ADAPTER_CONFIG)
-        path = base or named["base_model_name_or_path"]
+        named = read_json(folder / loading.ADAPTER_CONFIG)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
-        path = base
+        named = None
+    path = base or named
     if not path:
         raise UserError(f"{model} holds an adapter that names no base model: give it by --base")
+    if named and not _same_model(str(named), str(path)):
+        file = folder / loading.ADAPTER_CONFIG
+        _log.warning("%s names %s as its base model: --base puts it on %s", file, named, base)
     return ModelConfig(path=str(path), dtype=dtype), folder
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Return whether two paths or hub names mean the same, by where it lies."""
+    lie = [loading.local_folder(each) for each in (one, other)]
+    if None in lie:
+        return one == other
+    return len({folder.resolve() for folder in lie if folder is not None}) == 1
 
 
 def _mark(config: ModelConfig, trained: Path | None) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from chip_core.files import read_json, sync_folder, write_json
+from chip_core.config import TrialConfig
+from chip_core.errors import TrialError
+from chip_core.files import read_sealed, sha256_of, sync_folder, write_sealed
+from chip_core.identity import fingerprint, training_identity
 from chip_core.results import MODEL, TRAINED
 
 
@@ -25,21 +28,83 @@ class Trained:
     notes: list[str] = field(default_factory=list)
     engine: dict[str, str] = field(default_factory=dict)  # TrialResult.engine
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)  # of these weights, no others
+    #: file of the model -> sha256; empty: written by a version that did not note it
+    files: dict[str, str] = field(default_factory=dict)
+    training: str = ""  # `training_mark` of its configuration; empty: as `files`
 
 
 def write_trained(folder: Path, trained: Trained) -> None:
     """Note that a folder's model is whole."""
-    write_json(folder / TRAINED, asdict(trained))
+    write_sealed(folder / TRAINED, asdict(trained))
 
 
 def read_trained(folder: Path) -> Trained | None:
     """Return what a folder's training came to; None where none can be told."""
-    if not (folder / MODEL).is_dir() or not (folder / TRAINED).exists():
+    if not left_model(folder):
         return None
     try:
-        return Trained(**read_json(folder / TRAINED))
+        return Trained(**read_sealed(folder / TRAINED))
     except (OSError, ValueError, TypeError):
         return None  # it was changed since: what it says of the model is not known
+
+
+def left_model(folder: Path) -> bool:
+    """Return whether an attempt left a model that it called whole."""
+    return (folder / MODEL).is_dir() and (folder / TRAINED).exists()
+
+
+def model_files(model: Path) -> dict[str, str]:
+    """Return the sha256 of all that is read of a model's folder, by the files' paths in it."""
+    files = sorted(path for path in model.rglob("*") if path.is_file() and path.suffix != ".md")
+    return {path.relative_to(model).as_posix(): sha256_of(path) for path in files}
+
+
+def training_mark(config: TrialConfig) -> str:
+    """Return what tells a training from others by its settings, wherever model and data lie."""
+    return fingerprint(training_identity(config, {}, {}))
+
+
+def broken_model(model: Path, config: TrialConfig | None = None) -> str | None:
+    """Return why a trained model is not the one that was written; None where nothing says so.
+
+    Args:
+        model: its folder.
+        config: what it is to be trained with; None: whatever it was.
+    """
+    if model.name != MODEL or not left_model(model.parent):
+        return None
+    trained = read_trained(model.parent)
+    if trained is None:
+        return f"{model.parent / TRAINED} is not as it was written"
+    if config is not None and trained.training not in ("", training_mark(config)):
+        return f"{model} is of another training"
+    for name, expected in trained.files.items():
+        path = model / name
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        if found != expected:
+            return f"{path} is not as it was written: its sha256 is another"
+    return None
+
+
+def require_model(model: Path, config: TrialConfig | None = None) -> None:
+    """Check that a trained model is the one that was written, before it is read.
+
+    Args:
+        model: its folder.
+        config: as for `broken_model`.
+
+    Raises:
+        TrialError: it is not.
+    """
+    why = broken_model(model, config)
+    if why is not None:
+        raise TrialError(
+            f"{why}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains "
+            "it again"
+        )
 
 
 def take_over(earlier: Path, folder: Path) -> Trained | None:
@@ -50,6 +115,8 @@ def take_over(earlier: Path, folder: Path) -> Trained | None:
     trained = read_trained(earlier)
     if trained is None:
         return None
+    if not trained.files:
+        trained = replace(trained, files=model_files(earlier / MODEL))
     folder.mkdir(parents=True, exist_ok=True)
     write_trained(folder, trained)
     (earlier / MODEL).replace(folder / MODEL)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,15 +21,35 @@ from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room, weights_fit
 from chip_core.places import Places
-from chip_core.results import CONFIG, MODEL, RESULT, Evaluation, Progress, TrialResult
+from chip_core.results import (
+    CONFIG,
+    CURVES,
+    MODEL,
+    Evaluation,
+    Progress,
+    TrialResult,
+    hashes,
+    write_result,
+)
 from chip_core.seeding import seed_process
-from chip_core.trained import Trained, take_over, weights_mark, write_trained
+from chip_core.trained import (
+    Trained,
+    broken_model,
+    model_files,
+    require_model,
+    take_over,
+    training_mark,
+    weights_mark,
+    write_trained,
+)
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.loop import never, train
 from chip_core.training.parallel import Kind, kind_of
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.store.passes import Offered
 from chip_core.workers import Workers, current
+
+_log = logging.getLogger(__name__)
 
 
 def run_trial(
@@ -94,10 +114,18 @@ def run_trial(
     pairs, trained = None, None
     if not untrained and trained_model is None and resume_from is not None:
         left = resume_from
-        trained = workers.from_first(lambda: take_over(left, folder))
+        why = workers.from_first(lambda: broken_model(left / MODEL, config))
+        if why is None:
+            trained = workers.from_first(lambda: take_over(left, folder))
+        else:
+            notes = [*notes, f"a trained model is not taken over, and trained again: {why}"]
+            _log.warning(notes[-1])
         trained_model = None if trained is None else folder / MODEL
         if trained is not None:
             share()
+    elif trained_model is not None:
+        scored = trained_model
+        workers.from_first(lambda: require_model(scored, config))
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = checked_pairs(config, report)
@@ -150,6 +178,8 @@ def run_trial(
             data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut},
             notes=[*notes, *done.notes],
             engine=done.engine,
+            files=model_files(folder / MODEL) if workers.first else {},
+            training=training_mark(config),
         )
         if workers.first:
             write_trained(folder, trained)
@@ -194,10 +224,18 @@ def run_trial(
         engine={} if trained is None else trained.engine,
         cpu=spans.cpu,
         machine=machine_kind(device.type),
+        files=workers.from_first(lambda: hashes(folder, _read_later(evaluations))),
     )
     if workers.first:
-        write_json(folder / RESULT, asdict(result))
+        write_result(folder, result)
     return result
+
+
+def _read_later(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
+    """Yield the files of a trial's folder that tables, figures and pages are made from."""
+    yield from (CONFIG, CURVES)
+    for evaluation in evaluations.values():
+        yield from (evaluation.scores, evaluation.responses)
 
 
 def stopped_by(

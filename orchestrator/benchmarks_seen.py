@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chip_core.benchmark_config import BenchmarkConfig
-from chip_core.errors import UserError
+from chip_core.errors import UserError, notice
 from chip_core.evaluation import asked
 from chip_core.evaluation.readiness import sides
-from chip_core.files import write_json
+from chip_core.files import read_sealed, write_sealed
 from chip_core.places import Places
 from orchestrator.study import Study
 
@@ -36,23 +35,38 @@ def identities(study: Study, places: Places, seen: Identities) -> dict[str, Mapp
 
 def seen_before(workdir: Path, study: str) -> Identities:
     """Return the identities that the last run of a study had; empty where there was none."""
+    file = _file(workdir, study)
     try:
-        found: Identities = json.loads(_file(workdir, study).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_sealed(file)
+        if all(isinstance(identity, dict) for identity in found.values()):
+            return found
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return found
+    except (OSError, ValueError):
+        pass
+    notice(
+        f"{file} is not as it was written: what the benchmarks' data were is read from the data; "
+        "`chip-ablate run` writes it again"
+    )
+    return {}
+
+
+def damaged(workdir: Path, study: str) -> bool:
+    """Return whether what was kept of a study is not as it was written."""
+    file = _file(workdir, study)
+    return file.exists() and not seen_before(workdir, study)
 
 
 def keep(workdir: Path, study: str, found: Identities) -> None:
     """Keep the identities of a run."""
-    write_json(_file(workdir, study), {key: dict(identity) for key, identity in found.items()})
+    write_sealed(_file(workdir, study), {key: dict(identity) for key, identity in found.items()})
 
 
 def _identity(
     settings: BenchmarkConfig, places: Places, seen: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     benchmark = asked.find_benchmark(settings.name)
-    current = {"answers": asked.BEHAVIOUR, "scorer": benchmark.version}
+    current = asked.code_identity(benchmark)
     if current.items() <= seen.items():
         replayed = "judge" in benchmark.needs and settings.judge is None
         if replayed and places.judge_replies is None:

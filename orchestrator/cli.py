@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,13 @@ from orchestrator.commands.trials import diff, show
 from orchestrator.commands.ui import ui
 
 PROGRAM = "chip-ablate"
+#: What a file system says of a path or of permissions: nothing that a traceback would explain.
+_OF_FILES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR,
+    errno.EISDIR,
+}  # fmt: skip
+#: Columns that output is laid out for, where COLUMNS says so: with fewer nothing can be read.
+_LEAST_COLUMNS, _MOST_COLUMNS = 20, 10_000
 
 
 def program() -> NoReturn:
@@ -48,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program; errors of the user are one line each and exit code 2."""
     from chip_core.errors import StorageError, UserError
 
+    _mend_size()
     given = _join_seeds(list(sys.argv[1:] if arguments is None else arguments))
     try:
         code = cli.main(args=given, prog_name=PROGRAM, standalone_mode=False, obj=tuple(given))
@@ -74,12 +83,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         from chip_core.files import is_full
 
-        if not is_full(error):
+        if is_full(error):
+            what = "the disk is full: free some space"
+        elif error.filename is not None and error.errno in _OF_FILES:
+            what = f"cannot be used ({error.strerror}): mend it"
+        else:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}the disk is full: free some space and give the same command again")
+        _complain(f"{where}{what} and give the same command again")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _mend_size() -> None:
+    """Forget a size of the terminal that nothing can be laid out for, such as COLUMNS=0."""
+    for name, least in (("COLUMNS", _LEAST_COLUMNS), ("LINES", 1)):
+        size = os.environ.get(name, "")
+        usable = size.isascii() and size.isdigit() and least <= int(size[:9]) <= _MOST_COLUMNS
+        if size and not usable:
+            del os.environ[name]
 
 
 def _complain(text: str) -> None:
@@ -114,8 +136,11 @@ def _join_seeds(arguments: list[str]) -> list[str]:
 def cli() -> None:
     """Ablation studies for CHiP: which part of the recipe does the work?
 
-    A STUDY is a YAML file, or the name of a shipped one.
+    A STUDY is a YAML file, or the name of a shipped one, or of one that was run.
     """
+    from chip_core.errors import notice_anew
+
+    notice_anew()
 
 
 _COMMANDS = (

@@ -12,15 +12,19 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from chip_core import hub
 from chip_core.config import DataConfig, ModelConfig
 from chip_core.data import problem
 from chip_core.data.check import GoodRow, check_rows
+from chip_core.data.model_rows import ModelRows
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
-from chip_core.errors import UserError
-from chip_core.models import loading, own
+from chip_core.errors import TrialError, UserError
+from chip_core.models import loading
 from chip_core.objectives.segments import changed_positions
 from orchestrator.progress import progress
+
+_NAMED = 3  # files that are listed
 
 #: Splits a text into what is compared: token ids, or numbers that stand for words.
 Split = Callable[[str], list[int]]
@@ -33,6 +37,7 @@ class DataReport:
     source: str
     format: str
     files: int
+    read: list[str] = field(default_factory=list)  # the first files that hold rows
     unit: str  # of `changed`: "tokens" or "words"
     good: int = 0
     rejected_images: int = 0
@@ -49,12 +54,16 @@ class DataReport:
         self.figures.setdefault(name, array("d")).append(value)
 
 
-def check_data(data: DataConfig, *, model: str | None, console: Console) -> DataReport:
+def check_data(
+    data: DataConfig, *, model: ModelConfig | None, console: Console, where: str = "--model"
+) -> DataReport:
     """Look at every row of a data source.
 
     Args:
         data: the source.
-        model: whose tokenizer splits the texts; None: whitespace does.
+        model: which is to take the rows, and whose tokenizer splits the texts; None: it is not
+            known, and whitespace splits them.
+        where: what named the model.
         console: where progress is shown.
 
     Raises:
@@ -65,14 +74,19 @@ def check_data(data: DataConfig, *, model: str | None, console: Console) -> Data
     broken = problem(data)
     if broken is not None:
         raise UserError(broken)
-    split = _words() if model is None else _tokens(model)
-    source = open_source(data)
-    unit = "words" if model is None else "tokens"
+    taken = None if model is None else ModelRows(_processor(model, where))
+    split = _words() if taken is None else taken.marks.ids
+    with progress(console, "files opened") as opened:  # how many there are is not known yet
+        source = open_source(data, opened)
     report = DataReport(
-        source=data.source, format=source.format.name, files=len(source.tables), unit=unit
+        source=data.source,
+        format=source.format.name,
+        files=len(source.tables),
+        read=[table.place(0).file for table in source.tables if len(table)][:_NAMED],
+        unit="words" if model is None else "tokens",
     )
     with progress(console, "rows checked", len(source)) as step:
-        for done, checked in enumerate(check_rows(source), start=1):
+        for done, checked in enumerate(check_rows(source, model=taken), start=1):
             if isinstance(checked, BadRow):
                 report.bad.append(checked)
             else:
@@ -87,6 +101,9 @@ def data_lines(report: DataReport) -> Iterator[RenderableType]:
     yield Text(
         f"{report.source}: {report.rows} rows in {files}, format {report.format}", style="bold"
     )
+    if report.files > 1:
+        more = ", …" if report.files > len(report.read) else ""
+        yield Text(f"read: {', '.join(report.read)}{more}")
     if report.good:
         table = Table(box=None, pad_edge=False)
         for title in ("", "least", "median", "mean", "most"):
@@ -163,28 +180,36 @@ def _words() -> Split:
     return lambda text: [known.setdefault(word, len(known)) for word in text.split()]
 
 
-def _tokens(model: str) -> Split:
-    config = ModelConfig(path=model)
-    broken = loading.problem(config)
+def _processor(model: ModelConfig, where: str) -> Any:
+    """Return a model's processor.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    broken = loading.problem(model)
+    if broken is None and loading.local_folder(model.path) is None:
+        broken = _away(model)
     if broken is not None:
-        raise UserError(f"--model: {broken}")
-    from transformers import AutoTokenizer
-
-    own.register()
-    folder = loading.local_folder(model)
+        raise UserError(f"{where}: {broken}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model if folder is None else str(folder), trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--model: {model} has no tokenizer that can be loaded ({what})") from None
+        return loading.processor_of(model)
+    except TrialError as error:
+        raise UserError(f"{where}: {error}") from None
 
-    def split(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
 
-    return split
+def _away(model: ModelConfig) -> str | None:
+    """Return why a hub name can be loaded from nowhere; None if it can."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
+        return None
+    away = hub.unreachable("model", model.path, model.revision)
+    if away is None:
+        return None
+    return (
+        f"{model.path}: the hub cannot be reached ({away}), and this machine has no copy of it: "
+        "check the name and the network, or name a folder"
+    )
 
 
 def _number(value: float) -> str:

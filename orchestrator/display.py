@@ -28,7 +28,8 @@ ROWS = 24  # of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
 _BEFORE = ("start", COPYING, "check data")  # phases before the work whose share is told
 _STYLES = {
-    "running": "cyan", "done": "green", "failed": "bold red", "cut": "yellow", "waiting": "dim",
+    "running": "cyan", "done": "green", "failed": "bold red", "killed": "red", "cut": "yellow",
+    "waiting": "dim",
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ Entry = tuple[Job, Shown, int]
 class _Line:
     job: Job
     trial: Shown
-    state: Literal["waiting", "running", "done", "failed", "cut"] = "waiting"
+    state: Literal["waiting", "running", "done", "failed", "killed", "cut"] = "waiting"
     progress: Progress | None = None
     loss: float | None = None
     began: float = 0.0
@@ -112,8 +113,9 @@ class Board:
             case Failed(again=Job() as following):
                 line.state, line.job, line.reason = "waiting", following, event.reason
                 self.lines[following.id] = self.lines.pop(event.job.id)
-            case Failed(reason=reason):
-                line.state, line.ended, line.reason = "failed", time.monotonic(), reason
+            case Failed(reason=reason, cause=cause):
+                line.state = "killed" if cause == "stopped" else "failed"
+                line.ended, line.reason = time.monotonic(), reason
             case Cut(reason=reason):
                 line.state, line.ended, line.reason = "cut", time.monotonic(), reason
         return line
@@ -131,7 +133,7 @@ class Board:
 
     def overall_eta(self) -> float | None:
         """Return the seconds the run has left, from the share done so far."""
-        over = ("done", "failed", "cut")
+        over = ("done", "failed", "killed", "cut")
         weights = {line.job.id: 0.25 if line.job.untrained else 1.0 for line in self.lines.values()}
         done = sum(
             weights[line.job.id] * (1.0 if line.state in over else line.share())
@@ -184,7 +186,7 @@ class LiveDisplay:
             table.add_column(
                 title, justify="right" if title in ("step", "loss", "left") else "left"
             )
-        order = {"running": 0, "failed": 1, "cut": 2, "done": 3, "waiting": 4}
+        order = {"running": 0, "failed": 1, "killed": 2, "cut": 3, "done": 4, "waiting": 5}
         lines = sorted(board.lines.values(), key=lambda line: (order[line.state], -line.ended))
         for line in lines[:ROWS]:
             table.add_row(*self._cells(line))
@@ -192,10 +194,9 @@ class LiveDisplay:
         passes = all(line.job.part is not None for line in lines)
         what = "parts of reference passes" if passes else "trials"
         head = f"{board.count('done')} of {len(lines)} {what} done"
-        if board.count("failed"):
-            head += f", {board.count('failed')} failed"
-        if board.count("cut"):
-            head += f", {board.count('cut')} cut"
+        for state in ("failed", "killed", "cut"):
+            if board.count(state):
+                head += f", {board.count(state)} {state}"
         head += f" · {_left(board.overall_eta())} left"
         more = [Text(f"… and {hidden} more", style="dim")] if hidden > 0 else []
         return Group(Text(head, style="bold"), table, *more)
@@ -207,7 +208,7 @@ class LiveDisplay:
             left = _left(self._board.eta(line))
             if line.progress is not None:
                 where = _where(line.progress)
-        elif line.state in ("failed", "cut"):
+        elif line.state in ("failed", "killed", "cut"):
             state = Text(f"{line.state}: {line.reason}", style=_STYLES[line.state])
         seed = "—" if line.trial.seed is None else str(line.trial.seed)
         loss = "" if line.loss is None else f"{line.loss:.4f}"
@@ -232,7 +233,7 @@ class PlainDisplay:
         """Say an event, progress at most every ten seconds a trial."""
         board = self._board
         line = board.take(event)
-        ended = sum(board.count(state) for state in ("done", "failed", "cut"))
+        ended = sum(board.count(state) for state in ("done", "failed", "killed", "cut"))
         tally = f"[{ended}/{len(board.lines)}, {_left(board.overall_eta())} left]"
         match event:
             case Started():

@@ -1,7 +1,9 @@
 """The ledger: what has been run. Append-only, durable before anything is announced.
 
 `ledger/ledger.jsonl` holds one record an event of an attempt; `ledger/*.lock` say which driver
-works on which study. Both are on the driver's own file system.
+works on which study. Both are on the driver's own file system. A line that is not as it was written
+is left out and told; a run puts it into `ledger/ledger.bad.jsonl`, and finds what it said in the
+trials' folders.
 """
 
 from __future__ import annotations
@@ -10,14 +12,21 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chip_core.errors import UserError
-from chip_core.files import append_record, read_records, write_atomically
+from chip_core.errors import UserError, notice, printable
+from chip_core.files import (
+    Line,
+    append_record,
+    blank_line,
+    read_lines,
+    require_place,
+    write_atomically,
+)
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.plan import Trial
 from orchestrator.study_early import EarlyStopping
@@ -32,6 +41,8 @@ class Scored:
 
     folder: str  # relative to the storage
     evaluation: Evaluation
+    #: file of the folder -> sha256; empty: noted by a version that did not note it
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -46,6 +57,7 @@ class Attempt:
     code: CodeVersion | None = None  # None: noted by a version that did not note it
     reason: str | None = None  # why it failed or was killed
     seconds: dict[str, float] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # of its folder -> sha256
 
 
 @dataclass(kw_only=True)
@@ -78,6 +90,11 @@ class TrialRecord:
         """Return whether nothing of the trial is left to run."""
         return (trial.untrained or self.model is not None) and not self.missing(trial)
 
+    @property
+    def killed(self) -> bool:
+        """Whether the last attempt was stopped from outside: it did not fail."""
+        return bool(self.history) and self.history[max(self.history)].outcome == "killed"
+
     def is_cut(self, rule: EarlyStopping | None) -> bool:
         """Return whether the rule cut the trial: then it stays cut as long as that is the rule."""
         return rule is not None and self.cut == rule.words
@@ -95,19 +112,73 @@ class TrialRecord:
 class Ledger:
     """The record of a work directory."""
 
-    def __init__(self, workdir: Path) -> None:
-        self.folder = workdir / "ledger"
+    def __init__(self, workdir: Path, *, writes: bool = True) -> None:
+        """Read it.
+
+        Args:
+            workdir: whose.
+            writes: whether what is recorded is written, too; else only this object knows it.
+        """
+        self.workdir, self.folder = workdir, workdir / "ledger"
         self._file = self.folder / "ledger.jsonl"
+        self._writes = writes
         self._records: dict[str, TrialRecord] = {}
         self._attempts: dict[str, int] = {}  # of trials that were removed: numbers go on
+        self.lost: dict[str, str] = {}  # fingerprint -> the trial's name: figures are not there
+        self.bad: list[Line] = []  # lines that are not as they were written
         self.reload()
 
     def reload(self) -> None:
-        """Read the file again: another driver may have written to it."""
-        self._records = {}
-        self._attempts = {}
-        for entry in read_records(self._file):
-            self._apply(entry)
+        """Read the file again: another driver may have written to it.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        self._records, self._attempts, self.lost, self.bad = {}, {}, {}, []
+        try:
+            lines = read_lines(self._file)
+        except OSError as error:
+            raise UserError(
+                f"{self._file}: cannot be read ({error.strerror}): move it away: `chip-ablate run` "
+                "finds what is done in the trials' folders"
+            ) from None
+        for line in lines:
+            if line.record is not None and _is_entry(line.record):
+                self._apply(line.record)
+            elif not line.cut:
+                self.bad.append(line)
+                notice(
+                    f"{self._file}: line {line.number} is not as it was written: it is left out; "
+                    "`chip-ablate run` keeps it aside and finds what it said in the trials' folders"
+                )
+
+    def put_aside(self) -> None:
+        """Move lines that are not as they were written into a file beside, for a person to see."""
+        for line in self.bad:
+            try:
+                append_record(
+                    self._file.with_name("ledger.bad.jsonl"),
+                    {"line": line.number, "text": line.text.decode("utf-8", "backslashreplace")},
+                )
+                blank_line(self._file, line)
+            except OSError as error:
+                raise self._unwritten(error) from error
+
+    def forget(self, fingerprint: str, name: str, marks: Iterable[str], *, model: bool) -> None:
+        """Take figures that are not there any more for not made, until they are made again.
+
+        Args:
+            fingerprint: the trial's.
+            name: the trial's, for people.
+            marks: of its evaluations.
+            model: whether its trained model is gone with them.
+        """
+        record = self._records[fingerprint]
+        for mark in marks:
+            del record.evaluations[mark]
+        if model:
+            record.model = None
+        self.lost[fingerprint] = name
 
     def __getitem__(self, fingerprint: str) -> TrialRecord:
         """Return what is known of a fingerprint; empty where nothing is."""
@@ -153,6 +224,7 @@ class Ledger:
                 "data": result.data,
                 "notes": result.notes,
                 "engine": result.engine,
+                "files": result.files,
                 "evaluations": {
                     trial.evaluations[key]: asdict(evaluation)
                     for key, evaluation in result.evaluations.items()
@@ -198,13 +270,18 @@ class Ledger:
         self._apply(record)
 
     def _write(self, record: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
         try:
             append_record(self._file, record)
         except OSError as error:
-            raise UserError(
-                f"{self._file}: cannot be written ({error.strerror}): free some space or mend it, "
-                "and run the study again: nothing that finished is lost"
-            ) from error
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._file}: cannot be written ({error.strerror}): free some space or mend it, "
+            "and run the study again: nothing that finished is lost"
+        )
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
         if entry["event"] == "removed":
@@ -231,7 +308,9 @@ class Ledger:
                 record.machine = entry.get("machine", "")
             for mark, evaluation in entry["evaluations"].items():
                 record.evaluations[mark] = Scored(
-                    folder=entry["folder"], evaluation=Evaluation(**evaluation)
+                    folder=entry["folder"],
+                    evaluation=Evaluation(**evaluation),
+                    files=entry.get("files", {}),
                 )
         elif entry["event"] in ("failed", "killed", "cut"):
             record.failure = entry["reason"]
@@ -247,6 +326,44 @@ def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
     attempt.reason = entry.get("reason")
     if entry["event"] == "finished":
         attempt.folder, attempt.seconds = entry["folder"], entry["seconds"]
+        attempt.files = entry.get("files", {})
+
+
+#: What an entry of each event holds; more may be there.
+_OF_ALL = {"time": (int, float), "fingerprint": str, "event": str}
+_OF_ATTEMPT = {"attempt": int, "study": str}
+_OF_FINISHED = {
+    "folder": str, "trained": bool, "steps": int, "seconds": dict, "data": dict, "notes": list,
+    "evaluations": dict,
+}  # fmt: skip
+_EVENTS: Mapping[str, Mapping[str, Any]] = {
+    "started": _OF_ATTEMPT,
+    "finished": {**_OF_ATTEMPT, **_OF_FINISHED},
+    "failed": {**_OF_ATTEMPT, "reason": str},
+    "killed": {**_OF_ATTEMPT, "reason": str},
+    "cut": {**_OF_ATTEMPT, "reason": str},
+    "removed": {},
+}
+
+
+def _is_entry(record: Mapping[str, Any]) -> bool:
+    """Return whether a record says what one of its event says."""
+    kinds = _EVENTS.get(str(record.get("event")))
+    if kinds is None:
+        return False
+    named = {"arm", "seed"} <= record.keys() or record["event"] == "removed"
+    if not named or not all(
+        isinstance(record.get(key), kind) for key, kind in {**_OF_ALL, **kinds}.items()
+    ):
+        return False
+    try:
+        if "code" in record:
+            CodeVersion(**record["code"])
+        for evaluation in record.get("evaluations", {}).values():
+            Evaluation(**evaluation)
+    except TypeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -257,14 +374,17 @@ def study_lock(workdir: Path, study: str) -> Iterator[None]:
         UserError: another driver holds it.
     """
     folder = workdir / "ledger"
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{study}.lock"
+    require_place(path)
+    folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = path.with_suffix(".holder")
-            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+            who = "another process"
+            with suppress(OSError):
+                who = printable(holder.read_text(encoding="utf-8", errors="replace")) or who
             raise UserError(
                 f"study {study} is being run by {who}: wait for it, or stop it first"
             ) from None

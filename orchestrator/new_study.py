@@ -11,7 +11,7 @@ import yaml
 
 from chip_core import recipes
 from chip_core.config import BenchmarkConfig, BenchmarksConfig
-from chip_core.errors import ConfigError, UserError
+from chip_core.errors import UserError
 from chip_core.validation import key_problem
 from orchestrator.schemas import reference
 from orchestrator.study import level_text
@@ -48,6 +48,8 @@ def factor_from(text: str) -> tuple[str, list[Any]]:
         raise UserError(complaint)
     if key.split(".")[0] in OWN:
         raise UserError(f"'{key}' is no factor: the study has its own `{key.split('.')[0]}`")
+    if levels.rstrip().endswith(","):
+        raise UserError(f"'{text}' ends with a comma: name a level behind it, or leave it out")
     read = recipes.parse_yaml(f"[{levels}]", key)
     return key, list(read)
 
@@ -123,7 +125,7 @@ def write_study(answers: Answers, path: Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         load_study(path)
-    except ConfigError:
+    except BaseException:
         path.unlink()
         raise
 

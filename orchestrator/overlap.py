@@ -5,8 +5,8 @@ A figure on pictures that were trained on is not the figure it seems to be.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,11 @@ from chip_core.config import DataConfig
 from chip_core.data.files import is_hub_name
 from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, Row, open_source
-from chip_core.errors import ConfigError, TrialError, UserError
+from chip_core.errors import ConfigError, TrialError, UserError, notice
 from chip_core.evaluation.asked import asked_items, find_benchmark
 from chip_core.evaluation.overlap import count_shared
 from chip_core.evaluation.readiness import sides
-from chip_core.files import write_json
+from chip_core.files import parse_json, read_sealed, write_sealed
 from chip_core.identity import fingerprint
 from orchestrator.plan import Plan
 
@@ -63,17 +63,38 @@ def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
         for key, identity in plan.benchmarks.items()
         if identity.get("files")
     ]
-    write_json(_file(workdir, plan.study.name), [asdict(overlap) for overlap in found])
+    rows = [asdict(overlap) for overlap in found]
+    write_sealed(_file(workdir, plan.study.name), {"overlaps": rows})
     return found
+
+
+def mend_overlaps(plan: Plan, workdir: Path) -> None:
+    """Count again what was counted and is not as it was written, where data are still there."""
+    file = _file(workdir, plan.study.name)
+    try:
+        if not file.exists() or isinstance(parse_json(file.read_bytes()), list):
+            return
+        read_sealed(file)
+    except (OSError, ValueError):
+        with suppress(UserError):
+            count_overlaps(plan, workdir)
 
 
 def read_overlap(workdir: Path, study: str) -> list[Overlap]:
     """Return what was counted when the study ran last; empty where nothing was."""
+    file = _file(workdir, study)
     try:
-        rows = json.loads(_file(workdir, study).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        raw = parse_json(file.read_bytes())
+        # A version that had no checksum kept a list.
+        rows = raw if isinstance(raw, list) else read_sealed(file)["overlaps"]
+        return [_overlap(row) for row in rows]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [_overlap(row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        notice(
+            f"{file} is not as it was written: what training data and benchmarks share is not told"
+        )
+        return []
 
 
 def _sources(plan: Plan) -> Iterator[DataConfig]:
@@ -104,8 +125,8 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         "pictures": sorted(pictures),
     }
     kept = workdir / "cache" / "overlap" / f"{fingerprint(decided_by)[:32]}.json"
-    if kept.exists():
-        return _overlap(json.loads(kept.read_text(encoding="utf-8")))
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # else counted again
+        return _overlap(read_sealed(kept))
     try:
         source = open_source(data)
         rows = [entry for _, entry in source.scan() if isinstance(entry, Row)]
@@ -123,7 +144,7 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         shared=len(shared),
         examples=tuple(shared[:_NAMED]),
     )
-    write_json(kept, asdict(overlap))
+    write_sealed(kept, asdict(overlap))
     return overlap
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,9 +14,22 @@ SHOWN_AFTER = 2.0  # seconds
 PLAIN_EVERY = 10.0  # seconds between lines where nobody watches
 
 
+class Step(Protocol):
+    """Tells how far something is."""
+
+    def __call__(self, done: int, of: int = 0) -> None:
+        """Tell how many are done, and of how many where that was not known."""
+
+
 @contextmanager
-def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what is to be called with the number done: a bar on a terminal, lines elsewhere."""
+def progress(console: Console, what: str, total: int = 0) -> Iterator[Step]:
+    """Yield what is to be called with the number done: a bar on a terminal, lines elsewhere.
+
+    Args:
+        console: where it is shown.
+        what: is counted.
+        total: how many there are; 0 where each call says it.
+    """
     began = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -28,8 +42,9 @@ def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int]
     task = bar.add_task(what, total=total)
     told, started = began, False
 
-    def step(done: int) -> None:
-        nonlocal told, started
+    def step(done: int, of: int = 0) -> None:
+        nonlocal told, started, total
+        total = of or total
         now = time.monotonic()
         if now - began < SHOWN_AFTER or done >= total:
             return
@@ -37,7 +52,7 @@ def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int]
             if not started:
                 bar.start()
                 started = True
-            bar.update(task, completed=done)
+            bar.update(task, completed=done, total=total)
         elif now - told >= (PLAIN_EVERY if told > began else SHOWN_AFTER):
             told = now
             left = (now - began) / max(done, 1) * (total - done)

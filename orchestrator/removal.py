@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.errors import UserError
+from chip_core.registry import join_names
 from orchestrator.kept_plans import KeptPlan, kept_plans
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.named import find_trial, trial_name
@@ -45,19 +46,24 @@ def removal(workdir: Path, name: str) -> Removal:
     Raises:
         UserError: there is none, or another study has the trial too.
     """
-    plans = {plan.study: plan for plan in kept_plans(workdir)}
+    if Ledger(workdir).bad:
+        raise UserError(
+            f"{workdir}: its ledger has a line that is not as it was written, and what it said may "
+            "be of what is to go: `chip-ablate run` of the study finds it again: remove after that"
+        )
+    plans = {plan.study: plan for plan in kept_plans(workdir, all_of_them=True)}
     if name in plans:
         return _of_study(workdir, name, plans)
     try:
         mark = find_trial(workdir, name)
     except UserError as error:
-        known = ", ".join(plans) or "none"
+        known = join_names(plans)
         raise UserError(f"{error}; studies that were run there: {known}") from None
     holders = _holders(mark, plans)
     if len(holders) > 1:
         raise UserError(
             f"trial {mark[:16]} stands in the tables of {len(holders)} studies, "
-            f"{', '.join(holders)}: remove the studies that are to go, it goes with the last"
+            f"{join_names(holders)}: remove the studies that are to go, it goes with the last"
         )
     return _made(workdir, None, [mark], {}, holders)
 

@@ -13,6 +13,7 @@ from chip_core.representation.described import Described
 from chip_core.representation.geometry import Basis, Figure, common_basis, figures
 from chip_core.representation.states import Reading, Representations, represent
 from chip_core.results import MODEL
+from chip_core.trained import require_model
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.representation import Represented, Row
@@ -153,6 +154,8 @@ def _read(
             on_model(name, done, total)
 
     try:
+        if source.trained is not None:
+            require_model(source.trained)
         model, processor = loading.load(
             source.model, attention=source.engine.attention, trained=source.trained
         )

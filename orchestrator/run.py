@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from chip_core.errors import ConfigError, UserError
+from chip_core.errors import ConfigError, UserError, notice
 from chip_core.evaluation.readiness import problems
 from chip_core.files import write_json
 from chip_core.private import make_private
@@ -20,11 +20,13 @@ from orchestrator import benchmarks_seen
 from orchestrator.cost import left_out
 from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
+from orchestrator.executors.address import check_address
 from orchestrator.executors.base import Event, Executor, Job, reason_of
-from orchestrator.kept_plans import keep_plan
+from orchestrator.integrity import kept_report, ledger_of, poorer
+from orchestrator.kept_plans import keep_plan, require_same_file
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.limits import Limited, check_limits
-from orchestrator.overlap import count_overlaps
+from orchestrator.overlap import count_overlaps, mend_overlaps
 from orchestrator.passes import PlannedPass, plan_passes, require_room
 from orchestrator.plan import Plan, Trial
 from orchestrator.recorder import Recorder
@@ -34,7 +36,7 @@ from orchestrator.report.model import make_report
 from orchestrator.report.provenance import last_ended
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.summary import Outcome
-from orchestrator.report.write import write_report
+from orchestrator.report.write import PAGE, require_room_for_report, write_report
 from orchestrator.search import failures_of, settled
 from orchestrator.stopping import Stop
 from orchestrator.storage.settle import alone_with, storage_of
@@ -77,21 +79,29 @@ def run_study(
     study = plan.study.name
     stop = stop or Stop()
     _check_writable(workdir)
+    folder = report_folder(workdir, study)
+    require_room_for_report(folder)  # now, and not after the trials
     with study_lock(workdir, study), alone_with(storage_of(workdir), workdir):
         ledger, storage = Ledger(workdir), workdir
+        require_same_file(plan, workdir)
         plan = take_in(plan, ledger, storage)
-        began = keep_plan(plan, workdir).began
         bounded = plan if trimmed is None else trimmed.plan
         jobs = jobs_for(bounded, ledger, storage)
-        left_out.keep(workdir, study, trimmed)
         if limits is not None:
             check_limits(limits, plan)
         if jobs:
             check_ready(plan)
             require_room(plan_passes(bounded, ledger, storage), storage)
+        began = keep_plan(plan, workdir).began
+        left_out.keep(workdir, study, trimmed)
+        if jobs:
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
+        else:
+            if benchmarks_seen.damaged(workdir, study):
+                benchmarks_seen.keep(workdir, study, plan.benchmarks)
+            mend_overlaps(plan, workdir)
         recorder = Recorder(plan, ledger, storage, tracker, stop, began)
         recorder.open(plan, jobs)
         interrupted, limit = False, None
@@ -124,11 +134,15 @@ def run_study(
             raise
         plan = settled(plan, ledger)
         failed = {**recorder.failed, **failures_of(plan)}
-        folder = report_folder(workdir, study)
         if not interrupted:
             _draw_gallery(plan, folder, console)
         report = make_report(plan, ledger, storage, folder)
-        written = write_report(report, folder)
+        written: list[Path] = []
+        lost = poorer(plan, ledger)
+        if lost and (folder / PAGE).exists():
+            notice(kept_report(folder / PAGE, plan, workdir, lost))
+        else:
+            written = write_report(report, folder)
         if not report.summary.left:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
@@ -147,7 +161,34 @@ def run_study(
             compare=tracker.compare_address(),
             held_back=stop.why,
             waiting=tracker.waiting(),
+            refused=tracker.refused(),
         )
+
+
+def check_startable(
+    plan: Plan, workdir: Path, limits: Limits | None = None, address: str | None = None
+) -> None:
+    """Check, before anything is written, what a work directory's first run would be refused for.
+
+    Later ones may have nothing to do, and then lack nothing: that is known under the study's lock.
+
+    Args:
+        plan: the study's plan.
+        workdir: the work directory.
+        limits: of the run.
+        address: of a running Ray cluster.
+
+    Raises:
+        UserError: a limit can never be reached, a benchmark lacks something, or there is no such
+            cluster.
+    """
+    if limits is not None:
+        check_limits(limits, plan)
+    if workdir.is_dir() and any(workdir.iterdir()):
+        return
+    check_ready(plan)
+    if address is not None:
+        check_address(address)
 
 
 def check_ready(plan: Plan) -> None:
@@ -171,12 +212,16 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
 
     Returns:
         its files and where each lies among the artifacts of the study's run; none where no trial
-        has figures yet.
+        has figures yet, or what is there is better.
     """
-    ledger = Ledger(workdir)
+    ledger = ledger_of(plan, workdir)
     if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
         return []
     folder = report_folder(workdir, plan.study.name)
+    lost = poorer(plan, ledger)
+    if lost and (folder / PAGE).exists():
+        notice(kept_report(folder / PAGE, plan, workdir, lost))
+        return []
     files = write_report(make_report(plan, ledger, workdir, folder), folder)
     return [(file, artifact_folder(file, folder)) for file in files]
 

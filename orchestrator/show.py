@@ -12,8 +12,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from chip_core.errors import notice
+from chip_core.files import unsealed
 from chip_core.results import CONFIG, CURVES, MODEL
 from orchestrator.executors.base import TRACEBACK
+from orchestrator.integrity import changed
 from orchestrator.kept_plans import kept_plans
 from orchestrator.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.named import trial_name
@@ -160,12 +163,23 @@ def _attempt(workdir: Path, fingerprint: str, number: int, attempt: Attempt) -> 
 
 def _config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
     """Return the configuration of the attempt that trained; else of the last that left one."""
-    folders = [one.folder for _, one in sorted(record.history.items()) if one.folder is not None]
-    for folder in [*([record.model] if record.model else []), *reversed(folders)]:
+    hashes = {
+        one.folder: one.files.get(CONFIG)
+        for _, one in sorted(record.history.items())
+        if one.folder is not None
+    }
+    for folder in [*([record.model] if record.model else []), *reversed(hashes)]:
         file = workdir / folder / CONFIG
-        if file.is_file():
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            found = unsealed(file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            found = None
+        if found is not None and not changed(file, hashes.get(folder)):
             return found
+        notice(f"{file} is not as it was written: the configuration is not shown")
+        return None
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from chip_core.config import BenchmarksConfig
 from chip_core.evaluation.apart import declared_overlaps
-from chip_core.evaluation.asked import find_benchmark, protocol_problem
+from chip_core.evaluation.asked import find_benchmark, settings_problems
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import metric_name
 
@@ -32,9 +32,8 @@ def benchmark_goals(
         except ValueError as error:
             wrong(key, str(error))
             continue
-        unknown = protocol_problem(settings, benchmark)
-        if unknown is not None:
-            wrong(key, unknown)
+        for problem in settings_problems(settings, benchmark):
+            wrong(key, problem)
         for metric, info in benchmark.metrics.items():
             goals[metric_name(side, settings.name, metric)] = info.goal
     for side, settings, problem in declared_overlaps(benchmarks):

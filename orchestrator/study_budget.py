@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Budget(BaseModel):
     """Bounds as written, in the study file or on the command line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     hours: float | None = Field(None, gt=0, allow_inf_nan=False, description="from start to end")
     cpu_hours: float | None = Field(None, gt=0, allow_inf_nan=False, description="computed")

@@ -33,7 +33,7 @@ class DeclaredFile(Shorthand):
 class PublishedFile(BaseModel):
     """Figures of one arm from one source, as written."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     source: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     arm: dict[str, Any] | Literal["base"]

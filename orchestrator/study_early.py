@@ -19,7 +19,7 @@ TRAINING_METRICS: dict[str, Goal] = {
 class EarlyStopping(BaseModel):
     """Trainings that fall behind the others of a run are cut; the baseline's never are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     method: Literal["asha", "median"] = Field(
         description="asha: at each rung the best 1/reduction_factor go on; median: a trial whose "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,9 +17,23 @@ from orchestrator.study_written import StudyFile
 
 
 def take_factors(
-    written: StudyFile, base: dict[str, Any], source: str, problems: list[str]
+    written: StudyFile,
+    base: dict[str, Any],
+    source: str,
+    problems: list[str],
+    *,
+    set_keys: Sequence[str] = (),
 ) -> tuple[Factor, ...]:
-    """Return the factors, each level checked by itself on the recipe."""
+    """Return the factors, each level checked by itself on the recipe.
+
+    Args:
+        written: the file.
+        base: the recipe's tree, with what the command line sets.
+        source: the file's path.
+        problems: gets what is wrong.
+        set_keys: the keys that the command line sets: told beside a level that fails.
+    """
+    beside = f" (with --set {', '.join(set_keys)})" if set_keys else ""
     factors: list[Factor] = []
     if not written.factors:
         problems.append(f"{source}: factors: is empty: name a key of the recipe and its levels")
@@ -55,14 +70,13 @@ def take_factors(
             problems.append(f"{source}: {key}: the level '{repeated}' stands twice: remove one")
         if base and not unknown and not forbidden:
             for place, level in enumerate(levels):
-                _check_level(level, f"{key}[{place}]", base, source, problems)
+                for problem in _level_problems(level, base):
+                    problems.append(f"{source}: {key}[{place}]: {problem}{beside}")
         factors.append(Factor(name=name, levels=tuple(levels)))
     return tuple(factors)
 
 
-def _check_level(
-    level: Level, key: str, base: dict[str, Any], source: str, problems: list[str]
-) -> None:
+def _level_problems(level: Level, base: dict[str, Any]) -> Iterator[str]:
     tree = copy.deepcopy(base)
     for dotted, value in level.overrides.items():
         set_key(tree, dotted, value)
@@ -71,7 +85,7 @@ def _check_level(
     except ValidationError as error:
         for line in explain(error, TrialConfig, ""):
             path, _, sentence = line.removeprefix(": ").partition(": ")
-            problems.append(f"{source}: {key}: {sentence or path}")
+            yield sentence or path
         return
     sections = {dotted.split(".")[0] for dotted in level.overrides}
     for broken in (
@@ -80,4 +94,4 @@ def _check_level(
         loading.label_rule_problem(config) if sections & {"model", "training"} else None,
     ):
         if broken is not None:
-            problems.append(f"{source}: {key}: {broken}")
+            yield broken

@@ -48,7 +48,18 @@ def find_study(name: str) -> Path:
         return shipped[name]
     if path.parent == Path("ablations") and path.stem in shipped:
         return shipped[path.stem]  # the README's path, from anywhere
+    if os.path.isdir(path):
+        raise ConfigError([f"{name}: is a folder: {recipes.files_in(path, 'study file')}"])
     raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
+
+
+def is_study(name: str) -> bool:
+    """Return whether a study is found by a path or a shipped study's name."""
+    try:
+        find_study(name)
+    except ConfigError:
+        return False
+    return True
 
 
 def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = False) -> Study:
@@ -73,7 +84,7 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
     if not _NAME.fullmatch(written.study):
         wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
     base = _base(written, changes, path, problems, elsewhere)
-    factors = take_factors(written, base, source, problems)
+    factors = take_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
     seeds = _seeds(written, changes, wrong)
     layout = take_layout(written, factors, wrong)
     problems.extend(variant_problems(changes, factors, layout.grid.when))
@@ -162,16 +173,21 @@ def _base(
         return {}
     if elsewhere:
         return tree
-    broken = loading.problem(config.model)
-    if broken is not None:
-        problems.append(f"{file}: model.path: {broken}")
-    missing = data.problem(config.data)
-    if missing is not None:
-        problems.append(f"{file}: data.source: {missing}")
-    unknown = loading.label_rule_problem(config)
-    if unknown is not None:
-        problems.append(f"{file}: training.label_rule: {unknown}")
+    for key, problem in (
+        ("model.path", loading.problem(config.model)),
+        ("data.source", data.problem(config.data)),
+        ("training.label_rule", loading.label_rule_problem(config)),
+    ):
+        if problem is not None:
+            problems.append(f"{_origin(key, changes, file)}: {problem}")
     return tree
+
+
+def _origin(key: str, changes: Changes, file: Path) -> str:
+    """Return where a key got its value: the command line's, where it set that or its section."""
+    section = key.split(".")[0]
+    given = any(name.split(".")[0] == section for name in changes.overrides)
+    return f"{'--set' if given else file}: {key}"
 
 
 def _seeds(written: StudyFile, changes: Changes, wrong: Wrong) -> tuple[int, ...]:

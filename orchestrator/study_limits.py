@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Limits(BaseModel):
     """Limits as written, in the study file or on the command line; each run counts anew."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_hours: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="from the first trial's start"

@@ -54,7 +54,7 @@ class RangeFile(BaseModel):
 class TuneFile(BaseModel):
     """What each arm chooses for itself on `select`, before its seeds run with that."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     keys: Annotated[dict[str, RangeFile | list[Any]], Field(min_length=1)]
     metric: str

@@ -22,7 +22,7 @@ from orchestrator.study_tune import TuneFile
 class StudyFile(BaseModel):
     """A study: a question, a recipe, what is varied, seeds, benchmarks (docs/study-files.md)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     study: str = Field(description="its name: letters, digits, '-', '_' and '.'")
     question: str = Field("", description="what it is to answer, in a sentence")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from chip_core.errors import UserError
+from chip_core.registry import join_names
 from orchestrator.benchmarks_seen import seen_before
+from orchestrator.integrity import look
 from orchestrator.kept_plans import KeptPlan, kept_plans
 from orchestrator.ledger import Ledger, TrialRecord, study_lock
 from orchestrator.plan import Plan, Trial, make_plan
@@ -18,7 +21,6 @@ from orchestrator.report.outcomes import load_scores
 from orchestrator.report.provenance import last_ended
 from orchestrator.report.summary import summarise
 from orchestrator.run import report_folder
-from orchestrator.search import settled
 from orchestrator.study_file import load_study
 from orchestrator.tracking.base import Status
 from orchestrator.tracking.closed import Closed, kept_closes
@@ -33,6 +35,7 @@ class Synced:
     study: str
     trials: int  # the untrained model among them
     address: str
+    refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow does not take, and why
 
 
 def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
@@ -42,13 +45,13 @@ def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
         UserError: one was never run there, or nothing was.
     """
     kept = list(kept_plans(workdir))
-    known = ", ".join(plan.study for plan in kept)
+    known = join_names(plan.study for plan in kept)
     if not kept:
         raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
     found = []
     for name in names:
         own = [plan for plan in kept if plan.study == name]
-        of_file = [plan for plan in kept if plan.path.resolve() == Path(name).resolve()]
+        of_file = [plan for plan in kept if os.path.realpath(plan.path) == os.path.realpath(name)]
         if not own and not of_file:
             raise UserError(f"{name}: was not run in {workdir}: name one of {known}")
         found += own or of_file
@@ -79,9 +82,9 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
             "give it its name back"
         )
     with study_lock(workdir, kept.study):
-        ledger = Ledger(workdir)
+        ledger = Ledger(workdir, writes=False)
         seen = seen_before(workdir, kept.study)
-        plan = settled(make_plan(study, places=kept.places, seen=seen), ledger)
+        plan = look(make_plan(study, places=kept.places, seen=seen), ledger, workdir)
         begun = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
         views = [
             view(trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial))
@@ -92,7 +95,12 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
         for closed in before:
             tracker.replay(closed.arms, closed.ended)
         tracker.close(last.arms, last.status, report_folder(workdir, kept.study), last.ended)
-    return Synced(study=kept.study, trials=len(views), address=tracker.address)
+    return Synced(
+        study=kept.study,
+        trials=len(views),
+        address=tracker.address,
+        refused=tracker.refused(),
+    )
 
 
 def _status(record: TrialRecord, trial: Trial) -> Status:
@@ -113,7 +121,7 @@ def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[C
         *closes,
         Closed(
             time=time.time(),
-            status="KILLED" if "missing" in states else status,
+            status="KILLED" if states & {"missing", "killed"} else status,
             ended=last_ended(plan, ledger),
             arms=tuple(arm_views(summary)),
         ),

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from chip_core.config import BenchmarkConfig, TrialConfig
-from chip_core.results import MODEL, read_result
-from chip_core.trained import read_trained
+from chip_core.errors import notice
+from chip_core.results import MODEL
+from chip_core.trained import broken_model, left_model
 from chip_core.training.checkpoint import checkpoints
 from orchestrator.executors.base import Job
+from orchestrator.integrity import (
+    attempts_of,
+    check_results,
+    problem,
+    take_results,
+    trial_folder,
+)
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan, Trial
 from orchestrator.search import SearchTrial, settled
 from orchestrator.storage.place import fetch_trials
 from orchestrator.storage.settle import storage_of
 from orchestrator.tracking.base import Status, TrialView
-
-
-def trial_folder(storage: Path, trial: Trial) -> Path:
-    """Return where a trial's attempts lie."""
-    return storage / "trials" / trial.fingerprint[:16]
-
 
 #: Why an attempt ended that nobody saw end.
 UNSEEN = "the driver of its study ended before it did"
@@ -36,15 +37,8 @@ def adopt(plan: Plan, ledger: Ledger, storage: Path) -> None:
     Call it under the study's lock: then no driver of the study is at work.
     """
     study = plan.study.name
+    take_results(plan, ledger, storage)
     for trial in plan.trials:
-        for attempt, folder in _attempts(storage, trial).items():
-            record = ledger[trial.fingerprint]
-            # One that ended after another had taken its place adds nothing.
-            if attempt in record.finished or record.done(trial):
-                continue
-            result = read_result(folder)
-            if result is not None:
-                ledger.finished(trial, study, attempt, str(folder.relative_to(storage)), result)
         for number, tried in ledger[trial.fingerprint].history.items():
             if tried.outcome is None and tried.study == study:
                 ledger.ended(trial, study, number, "killed", UNSEEN)
@@ -53,12 +47,14 @@ def adopt(plan: Plan, ledger: Ledger, storage: Path) -> None:
 def take_in(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     """Return a plan as far as it is known when all that is done of it is in the ledger.
 
-    What searches chose makes trials known, of which a storage may have some, too.
+    What searches chose makes trials known, of which a storage may have some, too. Figures whose
+    files are gone or changed are told, and are not done.
 
     Raises:
         StorageError: the storage cannot be read.
     """
     remote, seen = storage_of(storage), set[str]()
+    ledger.put_aside()
     while True:
         plan = settled(plan, ledger)
         marks = {trial.fingerprint for trial in plan.trials}
@@ -67,7 +63,25 @@ def take_in(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
         if remote is not None:
             fetch_trials(remote, storage, marks - seen)
         adopt(plan, ledger, storage)
+        if remote is not None and _drop_changed(plan, ledger, storage):
+            fetch_trials(remote, storage, marks - seen)
+        check_results(plan, ledger, storage)
         seen |= marks
+
+
+def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
+    """Remove copies that are not what was written, of files that a storage has; whether any was."""
+    dropped = False
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        for key, mark in trial.evaluations.items():
+            scored = record.evaluations.get(mark)
+            if scored is not None and problem(key, scored, storage) is not None:
+                for name in (scored.evaluation.scores, scored.evaluation.responses):
+                    if (path := storage / scored.folder / name).is_file():
+                        path.unlink()
+                dropped = True
+    return dropped
 
 
 def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
@@ -76,16 +90,24 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
     A trial that is trained but lacks a benchmark's figures is scored, not trained again.
     """
     jobs = []
+    remote = storage_of(storage) is not None  # whose weights are not here: a worker looks at them
     rule = plan.study.early_stopping
     compared_with = {trial.fingerprint for trial in plan.baseline.trials}
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
         if record.done(trial) or record.is_cut(rule):
             continue
-        attempt = max([record.attempts, *_attempts(storage, trial)], default=0) + 1
+        attempt = max([record.attempts, *attempts_of(storage, trial)], default=0) + 1
         model = None if record.model is None else storage / record.model / MODEL
         if model is not None and not model.is_dir():
             model = None  # its weights were removed: train again
+        if (
+            model is not None
+            and not remote
+            and (why := broken_model(model, trial.config)) is not None
+        ):
+            notice(f"{trial.name}: {why}: it is trained again")
+            model = None
         job = Job(
             id=f"{trial.fingerprint[:16]}-{attempt}",
             name=trial.name,
@@ -97,7 +119,7 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
             if trial.untrained or model is not None
             else _to_resume(storage, trial),
             places=replace(plan.places, judge_cache=storage / "cache" / "judge"),
-            earlier=tuple(reversed(_attempts(storage, trial).values())),
+            earlier=tuple(reversed(attempts_of(storage, trial).values())),
             may_be_cut=rule is not None
             and not (trial.untrained or model is not None or trial.fingerprint in compared_with),
         )
@@ -115,7 +137,7 @@ def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
         trial: whose it is.
         storage: where its attempts lie.
     """
-    done = _attempts(storage, trial)
+    done = attempts_of(storage, trial)
     attempt = max([int(job.id.rpartition("-")[2]), *done]) + 1
     following = replace(
         job,
@@ -164,7 +186,7 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
         trial=trial,
         status=status,
         metrics=record.metrics(trial),
-        folders=[*_attempts(storage, trial).values()],
+        folders=[*attempts_of(storage, trial).values()],
         seconds=record.seconds,
         data=record.data,
         engine=record.engine,
@@ -201,19 +223,9 @@ def _wanting(trial: Trial, record: TrialRecord, model: Path | None) -> TrialConf
 def _to_resume(storage: Path, trial: Trial) -> Path | None:
     """Return the newest attempt that left a trained model, else checkpoints.
 
-    Whether checkpoints are whole, the worker sees.
+    Whether they are whole, the worker sees.
     """
-    attempts = list(_attempts(storage, trial).values())
-    trained = [folder for folder in attempts if read_trained(folder) is not None]
+    attempts = list(attempts_of(storage, trial).values())
+    trained = [folder for folder in attempts if left_model(folder)]
     left = trained or [folder for folder in attempts if checkpoints(folder)]
     return left[-1] if left else None
-
-
-def _attempts(storage: Path, trial: Trial) -> dict[int, Path]:
-    """Return the attempts' folders by number, in order."""
-    found = {}
-    for folder in trial_folder(storage, trial).glob("attempt-*"):
-        number = re.fullmatch(r"attempt-(\d+)", folder.name)
-        if number:
-            found[int(number[1])] = folder
-    return dict(sorted(found.items()))

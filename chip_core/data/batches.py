@@ -15,6 +15,7 @@ from torch import Tensor
 from chip_core.config import TrialConfig
 from chip_core.data.answers import Answer, answer, check_rule, template_of
 from chip_core.data.augment import augmented
+from chip_core.data.marks import Marks
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb
@@ -52,7 +53,7 @@ class PairEncoder:
             TrialError: the processor does not know the label rule.
         """
         check_rule(processor, config.training.label_rule)
-        self._processor = processor
+        self._processor, self._marks = processor, Marks(processor)
         self._config = config
         self._pairs = pairs
         self._visual = config.objective.needs_rejected_image
@@ -122,10 +123,11 @@ class PairEncoder:
         return replace(pair, image=augmented(as_rgb(pair.image), both, seed))
 
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
-        text = self._processor.apply_chat_template(
-            [_question(pair)], add_generation_prompt=True, **template_of(self._processor)
+        processor, (asked,) = self._marks.hidden(pair.prompt)
+        text = processor.apply_chat_template(
+            [_question(asked)], add_generation_prompt=True, **template_of(processor)
         )
-        encoded = self._processor(images=[image], text=[text], return_tensors="pt")
+        encoded = processor(images=[image], text=[text], return_tensors="pt")
         ids = encoded.pop("input_ids")[0].tolist()
         encoded.pop("attention_mask")
         return _Prompt(ids=ids, inputs=dict(encoded))
@@ -153,7 +155,8 @@ class PairEncoder:
 
     def _answer(self, pair: PreferencePair, prompt: _Prompt, text: str) -> Answer:
         rule = self._config.training.label_rule
-        return answer(self._processor, _question(pair), prompt.ids, text, rule)
+        processor, (asked, said) = self._marks.hidden(pair.prompt, text)
+        return answer(processor, _question(asked), prompt.ids, said, rule)
 
     def _changed(
         self, prompt: _Prompt, chosen: Answer, rejected: Answer
@@ -212,9 +215,9 @@ class PairEncoder:
         return 0 if token is None else token
 
 
-def _question(pair: PreferencePair) -> Mapping[str, Any]:
-    """Return a pair's question, with its image, as a message."""
-    content = [{"type": "image"}, {"type": "text", "text": pair.prompt}]
+def _question(prompt: str) -> Mapping[str, Any]:
+    """Return a question, with its image, as a message."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
     return {"role": "user", "content": content}
 
 

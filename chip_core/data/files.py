@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from chip_core.config import DataConfig
@@ -13,6 +14,9 @@ from chip_core.errors import ConfigError
 from chip_core.files import expanded
 
 PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson")
+#: Read where they are named; a folder holds others, such as dataset_info.json.
+NAMED = (".json",)
+MOST_ENTRIES = 100_000  # files and folders below a source, of which a data set has fewer
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GLOB = re.compile(r"[*?\[]")
 _digests: dict[tuple[str, int, int], str] = {}
@@ -23,7 +27,7 @@ def is_hub_name(source: str) -> bool:
     return (
         bool(_HUB_NAME.fullmatch(source))
         and not source.startswith(".")
-        and Path(source).suffix not in (*PARQUET, *LINES)
+        and Path(source).suffix not in (*PARQUET, *LINES, *NAMED)
         and not os.path.exists(expanded(source))
     )
 
@@ -40,7 +44,8 @@ def shards(data: DataConfig) -> list[Path]:
         found = _in_folder(path, data.split)
         if not found:
             of_split = f" of the split '{data.split}'" if data.split else ""
-            raise ConfigError([f"no *.parquet or *.jsonl{of_split} in {source}"])
+            named = ": name a .json file itself" if any(path.glob("*.json")) else ""
+            raise ConfigError([f"no *.parquet or *.jsonl{of_split} in {source}{named}"])
     else:
         if data.split is not None:
             raise ConfigError([f"split '{data.split}': only a folder or a hub name has splits"])
@@ -53,7 +58,7 @@ def shards(data: DataConfig) -> list[Path]:
             raise ConfigError(
                 [f"no file {source}: name a file, a folder, a glob, or owner/name on the hub"]
             )
-    strange = [file for file in found if file.suffix.lower() not in (*PARQUET, *LINES)]
+    strange = [file for file in found if file.suffix.lower() not in (*PARQUET, *LINES, *NAMED)]
     if strange:
         raise ConfigError([f"{strange[0]} is neither .parquet nor .jsonl: convert it"])
     if len({file.suffix.lower() in PARQUET for file in found}) > 1:
@@ -82,13 +87,37 @@ def cache_folder() -> Path:
 
 def _in_folder(folder: Path, split: str | None) -> list[Path]:
     found = []
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(_data_files(folder)):
         inside = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or file.suffix.lower() not in (*PARQUET, *LINES) or not file.is_file():
-            continue
         # As on the hub: train.parquet, train-00000-of-00002.parquet, or a folder train/.
         of_split = split in inside.parts[:-1] or re.split(r"[-.]", inside.name)[0] == split
         if split is None or of_split:
             found.append(file)
     return found
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of data below a folder; what is hidden is none.
+
+    Raises:
+        ConfigError: there is too much below it.
+    """
+    entries = 0
+    for above, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        entries += len(folders) + len(names)
+        if entries > MOST_ENTRIES:
+            raise ConfigError(
+                [
+                    f"{folder} holds more than {MOST_ENTRIES:,} files: name the folder of the data "
+                    "alone, or a glob"
+                ]
+            )
+        for name in names:
+            file = Path(above, name)
+            if (
+                not name.startswith(".")
+                and file.suffix.lower() in (*PARQUET, *LINES)
+                and file.is_file()
+            ):
+                yield file

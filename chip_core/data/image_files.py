@@ -1,28 +1,45 @@
-"""From what a row says of an image to an RGB image, without trusting the row."""
+"""From a picture file of any origin to the RGB pixels that a model sees, without trusting the file.
+
+`read_image` is the only way there: training and given rejected images, benchmarks' pictures,
+galleries, reports and representations are read by it, so that one file is one picture everywhere.
+"""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from chip_core.config import Transparency
 from chip_core.data.rows import ImageRef, RowError
 
 #: Pillow's own bound; an image's header is looked at before a pixel is decoded.
 MAX_PIXELS = 89_478_485
 #: Of an image as it is stored: more is no picture of that many pixels.
 MAX_BYTES = 2**28
+#: Raised whenever other pixels are read of a file: figures on files change with it.
+READER = 2
 _KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+#: How a PNG's pixels lie in the file -> one of its values as Pillow decodes it.
+_DECODED: Mapping[str, Callable[[int], int]] = {
+    "L;2": lambda value: (value & 0x3) * 0x55,
+    "L;4": lambda value: (value & 0xF) * 0x11,
+    "L": lambda value: value & 0xFF,
+    "RGB": lambda value: value & 0xFF,
+    "RGB;16B": lambda value: value >> 8,
+}
 
 
 class ImageReader:
     """Reads the images of one data file; paths are relative to a folder and stay inside it."""
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path | None, transparency: Transparency = "white") -> None:
         self._root = None if root is None else root.resolve()
+        self._transparency = transparency
 
     def size(self, ref: ImageRef) -> tuple[int, int]:
         """Return (width, height) of an image that decodes whole, as it is seen once it is turned.
@@ -32,31 +49,30 @@ class ImageReader:
         Raises:
             RowError: there is no image, it is broken, too large, or lies outside the folder.
         """
-        with self._open(ref) as image:
+        with open_image(self._source(ref)) as image:
             width, height = image.size
             image.draft("RGB", (1, 1))
-            _rgb(image)
+            _rgb(image, "drop")  # nobody looks at it
             on_its_side = _orientation(image) in (5, 6, 7, 8)
         return (height, width) if on_its_side else (width, height)
 
     def read(self, ref: ImageRef) -> Image.Image:
-        """Return the image as RGB, turned as its EXIF orientation says.
+        """Return the image as `read_image` reads it, transparency as the data's setting says.
 
         Raises:
             RowError: as `size`.
         """
-        with self._open(ref) as image:
-            return _rgb(image)
+        return read_image(self._source(ref), self._transparency)
 
     def small(self, ref: ImageRef) -> Image.Image:
-        """Return the image as RGB; a JPEG is decoded at a part of its size, in a part of the time.
+        """Return the image on white; a JPEG at a part of its size, in a part of the time.
 
         Raises:
             RowError: as `size`.
         """
-        with self._open(ref) as image:
+        with open_image(self._source(ref)) as image:
             image.draft("RGB", (64, 64))
-            return _rgb(image)
+            return _rgb(image, "white")
 
     def file(self, path: str) -> Path:
         """Return the file of a path that a row names.
@@ -70,12 +86,33 @@ class ImageReader:
             raise RowError(f"image {path!r} is a path: say under which folder by data.image_root")
         return inside(self._root, path)
 
-    def _open(self, ref: ImageRef) -> Image.Image:
+    def _source(self, ref: ImageRef) -> Path | bytes:
         if ref.data is None and ref.path is None:
             raise RowError("no image")
         if ref.data is not None and not ref.data:
             raise RowError("the image has no bytes")
-        return open_image(self.file(ref.path or "") if ref.data is None else ref.data)
+        return self.file(ref.path or "") if ref.data is None else ref.data
+
+
+def read_image(source: Path | bytes, transparency: Transparency = "white") -> Image.Image:
+    """Return a picture of any origin in 8-bit RGB, with nothing of its file but the pixels.
+
+    It is turned as its EXIF orientation says; of several frames it is the first; grey of more
+    than 8 bits is scaled as `eight_bits` says.
+
+    Args:
+        source: the file, or its bytes.
+        transparency: "white": what is transparent is seen on white; "drop": its colours are taken
+            as they are stored.
+
+    Raises:
+        RowError: as `open_image`, or it is broken further on.
+    """
+    with open_image(source) as image:
+        made = _rgb(image, transparency)
+        read = made.copy() if made is image else made
+    read.info.clear()  # orientation and transparent colour are spoken for: nobody obeys them again
+    return read
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -146,35 +183,131 @@ def decoded(image: Image.Image) -> Image.Image:
         raise RowError(f"the image is broken ({_brief(error)})") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    image = decoded(image)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return eight_bits(_upright(image)).convert("RGB")
-    except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image is broken ({_brief(error)})") from None
+def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
+    """Return an image of any mode in RGB; one that is RGB and all opaque is returned itself.
+
+    Args:
+        image: the image, decoded.
+        transparency: as `read_image`.
+
+    Raises:
+        ValueError: the mode has no way to RGB, or a pixel is not a finite number.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if transparency == "white" and image.has_transparency_data:
+        seen = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _rgba(image))
+        return seen.convert("RGB")
+    made = eight_bits(_plain_alpha(image)).convert("RGB")
+    made.info.pop("transparency", None)  # else the next reader would obey it
+    return made
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
     """Return a grey image of more than 8 bits (modes I;16…, I, F) in 8; any other as it is.
 
-    Conversion alone would cut at 255. Of 16 bits all are taken to be used; what 32 bits hold is
-    told by their largest value: 1 (F), 255, 65535, or that value itself is white.
+    A value v becomes 255 v / white, without its decimals, 0 at least; conversion alone would cut
+    at 255. Of 16 bits (of 12 in a TIFF that says so) white is the largest value that they can
+    hold. Of 32 bits the image's own largest value tells: 1 (F), 255, 65535, or that value itself
+    is white. Where a TIFF says that 0 is white, the result is inverted.
+
+    Raises:
+        ValueError: a pixel is not a finite number.
     """
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode not in ("I", "F"):
+    if not _is_wide(image):
         return image
-    top = float(image.getextrema()[1])  # type: ignore[arg-type]
-    if not math.isfinite(top):
-        raise ValueError("a pixel is not a finite number")
-    whites = [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
-    white = next((value for value in whites if top <= value), top)
-    return image.point(lambda value: value * (255 / white)).convert("L")
+    tags: Mapping[int, object] = getattr(image, "tag_v2", {})  # a TIFF's
+    white: float
+    if image.mode.startswith("I;16"):
+        white = 4095 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535
+        image = image.convert("I")
+    else:
+        whites = [1, 255, 65535] if image.mode == "F" else [255, 65535]
+        if image.mode == "I" and tags and tags.get(ExifTags.Base.SampleFormat, (1,)) == (1,):
+            image = _unsigned(image)
+        if image.mode == "F" and not _is_finite(image):
+            raise ValueError("a pixel is not a finite number")
+        top = _extrema(image)[1]
+        white = next((value for value in whites if top <= value), top)
+    scale = 255 / white
+    grey = image.point(lambda value: value * scale).convert("L")
+    is_zero_white = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+    return ImageOps.invert(grey) if is_zero_white else grey
+
+
+def _rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
+    """Return an open image's pixels."""
+    _decode_transparent_value(image)
+    image = decoded(image)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return to_rgb(_upright(image), transparency)
+    except Exception as error:  # a decoder may raise anything on broken bytes
+        raise RowError(f"the image is broken ({_brief(error)})") from None
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    """Return an image that has transparent parts in RGBA, not premultiplied."""
+    if _is_wide(image):  # of its values one is transparent
+        import numpy as np
+
+        shown = np.asarray(image) != image.info["transparency"]
+        grey = eight_bits(image)
+        grey.putalpha(Image.fromarray(shown))
+        return grey.convert("RGBA")
+    return image if image.mode == "RGBA" else _plain_alpha(image).convert("RGBA")
+
+
+def _plain_alpha(image: Image.Image) -> Image.Image:
+    """Return premultiplied grey as it was before; Pillow has no other way out of it."""
+    return image.convert("LA") if image.mode == "La" else image
+
+
+def _decode_transparent_value(image: Image.Image) -> None:
+    """Bring a PNG's transparent grey or colour to the values of decoded pixels.
+
+    Pillow leaves it as the file has it. How wide the file's pixels are is known only until they are
+    decoded.
+    """
+    stored = image.info.get("transparency")
+    if image.format != "PNG" or not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return
+    decode = _DECODED.get(str(image.tile[0].args))
+    if decode is not None and isinstance(stored, int):
+        image.info["transparency"] = decode(stored)
+    elif decode is not None and isinstance(stored, tuple):
+        image.info["transparency"] = tuple(map(decode, stored))
+
+
+def _unsigned(image: Image.Image) -> Image.Image:
+    """Return an image of mode I whose values have no sign; Pillow gives the upper half one."""
+    if _extrema(image)[0] >= 0:
+        return image
+    import numpy as np
+
+    return Image.fromarray(np.asarray(image).view(np.uint32).astype(np.float32))
+
+
+def _is_finite(image: Image.Image) -> bool:
+    """Return whether every pixel of an image of mode F is finite: then so is their mean."""
+    mean: float = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[assignment]
+    return math.isfinite(mean)
+
+
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    """Return the smallest and the largest value of a grey image."""
+    low, high = image.getextrema()
+    return float(low), float(high)  # type: ignore[arg-type]
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) in (None, 1):
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF says nothing of the picture

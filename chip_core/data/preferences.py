@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from chip_core.config import DataConfig
-from chip_core.data.check import check_rows
+from chip_core.data.check import Checker, check_rows
 from chip_core.data.rejected_images.images import same
 from chip_core.data.rows import BadRow, RowError
 from chip_core.data.source import SHAPES, Row, Source, is_at_hand, open_source
@@ -86,6 +86,7 @@ class SourcePairs(Pairs):
         on_row: Callable[[int, int], None] | None = None,
         *,
         rejected_images: bool = False,
+        model: Checker | None = None,
     ) -> None:
         """Look at every row once; `on_row` is told (done, total)."""
         self._source = source
@@ -93,7 +94,7 @@ class SourcePairs(Pairs):
         skipped: list[BadRow] = []
         lengths = array("Q")
         seen: set[str] = set()
-        checks = check_rows(source, rejected_images=rejected_images)
+        checks = check_rows(source, rejected_images=rejected_images, model=model)
         for done, checked in enumerate(checks, start=1):
             if isinstance(checked, BadRow):
                 skipped.append(checked)
@@ -139,6 +140,7 @@ def load_pairs(
     on_row: Callable[[int, int], None] | None = None,
     *,
     rejected_images: bool = False,
+    model: Checker | None = None,
 ) -> Pairs:
     """Return the pairs that a configuration names, every row of them checked.
 
@@ -146,6 +148,7 @@ def load_pairs(
         config: the data.
         on_row: told (rows checked, rows).
         rejected_images: whether a row without a rejected image of its own is bad.
+        model: what else is to take the rows; None: no model is known.
 
     Raises:
         TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
@@ -153,7 +156,9 @@ def load_pairs(
     if config.source == SHAPES:
         return ShapesPairs(config.limit)
     try:
-        pairs = SourcePairs(open_source(config), on_row, rejected_images=rejected_images)
+        pairs = SourcePairs(
+            open_source(config), on_row, rejected_images=rejected_images, model=model
+        )
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None
     if pairs.skipped and config.on_bad_row == "fail":

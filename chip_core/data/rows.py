@@ -55,6 +55,8 @@ class Texts:
     prompt: str
     chosen: str
     rejected: str
+    #: Whether builds before 2026-11-28 read the row otherwise, or refused it (`Source.read_anew`).
+    anew: bool = False
 
 
 def check_texts(texts: Texts) -> None:
@@ -71,8 +73,6 @@ def check_texts(texts: Texts) -> None:
         if "\0" in text:
             raise RowError(f"{name} holds a null byte")
         _check_encoding(name, text)
-        if name != "prompt" and IMAGE_PLACEHOLDER in text:
-            raise RowError(f"{name} holds {IMAGE_PLACEHOLDER}: a response has no image")
     if texts.chosen.strip() == texts.rejected.strip():
         raise RowError("chosen and rejected are equal")
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chip_core import hub
 from chip_core.config import DataConfig
-from chip_core.data.files import PARQUET, digest, is_hub_name, shards
+from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import REJECTED_IMAGE_COLUMNS
 from chip_core.data.image_files import ImageReader
+from chip_core.data.marks import may_hold_marks
 from chip_core.data.rows import ImageRef, Place, RowError, Texts, check_texts
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
 from chip_core.errors import ConfigError
@@ -46,7 +49,7 @@ class Source:
         self.tables = tables
         self.format = _format(data, tables)
         root = None if data.image_root is None else expanded(data.image_root)
-        self._images = [ImageReader(root or table.folder) for table in tables]
+        self._images = [ImageReader(root or table.folder, data.transparency) for table in tables]
         self._starts = [0]
         for table in tables:
             self._starts.append(self._starts[-1] + len(table))
@@ -82,6 +85,22 @@ class Source:
         """
         shard, row = self._find(index)
         return self._row(index, shard, self.tables[shard].read(row))
+
+    def read_anew(self) -> bool:
+        """Return whether a row is one that builds before 2026-11-28 read otherwise, or refused.
+
+        A text that holds what may be a mark of a model's family was tokenized otherwise.
+        """
+        for _, _, read in self._readers(self.format.text_columns):
+            try:
+                texts = self.format.texts(read())
+            except RowError:
+                continue  # told when the rows are checked
+            if texts.anew or any(
+                may_hold_marks(text) for text in (texts.prompt, texts.chosen, texts.rejected)
+            ):
+                return True
+        return False
 
     def image_files(self) -> Iterator[tuple[str, Path | None]]:
         """Yield each image that is named by a path, and its file where there is one."""
@@ -130,15 +149,26 @@ class Source:
         return shard, index - self._starts[shard]
 
 
-def open_source(data: DataConfig) -> Source:
+def open_source(
+    data: DataConfig, on_file: Callable[[int, int], None] = lambda done, total: None
+) -> Source:
     """Open a source that is not the embedded world's.
+
+    Args:
+        data: the source.
+        on_file: told (files opened, files).
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or its columns fit no format.
     """
     if is_hub_name(data.source):
-        return Source(data, [_hub_table(data)])
-    return Source(data, [_file_table(file) for file in shards(data)])
+        return Source(data, _hub_tables(data))
+    tables: list[Table] = []
+    files = shards(data)
+    for file in files:
+        tables.append(_file_table(file))
+        on_file(len(tables), len(files))
+    return Source(data, tables)
 
 
 def is_at_hand(data: DataConfig) -> bool:
@@ -157,6 +187,8 @@ def problem(data: DataConfig) -> str | None:
 
     Its rows are not looked at, and a hub name is not looked up.
     """
+    if data.source == SHAPES and data.split is not None:
+        return f"split '{data.split}': only a folder or a hub name has splits"
     if data.source == SHAPES or is_hub_name(data.source):
         return None
     if data.image_root is not None and not os.path.isdir(expanded(data.image_root)):
@@ -182,7 +214,8 @@ def identity(data: DataConfig) -> dict[str, Any]:
     """Return what a fingerprint holds of a source: its content, not where it lies.
 
     The files' names are in it: they are part of the ids of rows that have none of their own.
-    Images that rows name by path are in it by content.
+    Images that rows name by path are in it by content. How rows are read is in it where one of
+    them was once read otherwise.
     """
     if data.source == SHAPES:
         return {"source": SHAPES}
@@ -201,6 +234,7 @@ def identity(data: DataConfig) -> dict[str, Any]:
         "files": files,
         "format": source.format.name,
         **({"images": images.hexdigest()} if seen else {}),
+        **({"reading": 2} if source.read_anew() else {}),
     }
 
 
@@ -210,24 +244,69 @@ def _file_table(file: Path) -> Table:
     return LinesTable(file, file.name)
 
 
-def _hub_table(data: DataConfig) -> Table:
+def _hub_tables(data: DataConfig) -> list[Table]:
     from datasets import load_dataset
 
     split = data.split or "train"
+    away = hub.unreachable("dataset", data.source, data.revision)
+    if away is not None and not is_at_hand(data):
+        raise ConfigError(
+            [
+                f"{data.source}: the hub cannot be reached ({away}), and no copy of it is among "
+                "this machine's data sets: check the name and the network, or name a file"
+            ]
+        )
+    with _offline() if away is not None else nullcontext():
+        try:
+            dataset = load_dataset(data.source, split=split, revision=data.revision)
+            table = HubTable(dataset, data.source)
+            files = _json_files(data, split) if table.times else []
+        except Exception as error:  # whatever the hub, the network or a loader raises
+            what = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                [f"{data.source}, split {split}, cannot be loaded ({what})"]
+            ) from None
+    # `datasets` makes times of JSON's texts where all of a column look like one: read them anew.
+    return [LinesTable(file, data.source, fetched=True) for file in files] or [table]
+
+
+def _json_files(data: DataConfig, split: str) -> list[Path]:
+    """Return the JSON files of a hub data set, fetched; none where it is of other files."""
+    from datasets import DownloadManager, load_dataset_builder
+
+    builder = load_dataset_builder(data.source, revision=data.revision)
+    named = (builder.config.data_files or {}).get(split, [])
+    if not named or any(Path(str(name)).suffix not in (*LINES, *NAMED) for name in named):
+        return []
+    return [Path(file) for file in DownloadManager().download(list(named))]
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let `datasets` read what it has, and ask no network for half a minute."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
     try:
-        dataset = load_dataset(data.source, split=split, revision=data.revision)
-    except Exception as error:  # whatever the hub, the network or a loader raises
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError([f"{data.source}, split {split}, cannot be loaded ({what})"]) from None
-    return HubTable(dataset, data.source)
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _format(data: DataConfig, tables: list[Table]) -> Format:
     if data.format != "auto":
         return FORMATS[data.format]
-    kinds = next((table.kinds for table in tables if len(table)), {})
+    first = next((table for table in tables if len(table)), None)
+    kinds = {} if first is None else first.kinds
     found = find_format(kinds)
+    if found is None and isinstance(first, LinesTable):
+        kinds = first.all_kinds()  # the first rows may lack what others have: each is told then
+        found = find_format(kinds)
+        if not kinds:
+            raise ConfigError([f"{first.file} holds no row: write one JSON object a line"])
     if found is None and kinds:
         wanted = "; ".join(f"{entry.name}: {entry.wants}" for entry in FORMATS.values())
-        raise ConfigError([f"the columns {', '.join(kinds)} fit no format ({wanted})"])
+        where = f"{first.place(0).file}: " if first is not None and len(tables) > 1 else ""
+        raise ConfigError([f"{where}the columns {', '.join(kinds)} fit no format ({wanted})"])
     return found or FORMATS["jsonl"]  # without a row nothing is read by it

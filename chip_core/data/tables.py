@@ -7,7 +7,9 @@ parquet row cannot be reached without unpacking its whole group.
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 import uuid
 from array import array
 from bisect import bisect_right
@@ -22,6 +24,10 @@ from chip_core.data.rows import Place, RowError
 from chip_core.errors import ConfigError
 
 _ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
+_LONGEST_JSON = 2**31  # bytes of a file that is read whole, because its rows are no lines
+#: Columns that hold messages in some rows and texts in others: what reads a list reads both.
+_CONVERSATIONS = frozenset({"prompt", "question", "chosen", "rejected"})
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _KINDS: dict[type, str] = {str: "string", bytes: "binary", dict: "struct", list: "list"}
 
 #: Reads one row; raises RowError where that row cannot be read.
@@ -149,44 +155,58 @@ class ParquetTable:
 
 
 class LinesTable:
-    """A JSON-lines file; only where its lines begin is held. Blank lines are no rows."""
+    """A file of JSON; only where its rows begin and end is held.
 
-    def __init__(self, file: Path, name: str) -> None:
-        self.name, self._file, self.folder = name, file, file.parent
+    It holds an object a line, blank lines left out, or one array of objects, or objects one after
+    another over several lines each.
+    """
+
+    def __init__(self, file: Path, name: str, *, fetched: bool = False) -> None:
+        """Find the rows of a file.
+
+        Args:
+            file: the file.
+            name: what ids of its rows begin with.
+            fetched: whether it is a copy, beside which no images lie.
+
+        Raises:
+            ConfigError: it cannot be read, or holds no rows.
+        """
+        self.name, self.file, self.folder = name, file, None if fetched else file.parent
         self._starts, self._lines = array("Q"), array("Q")
+        self._lengths: array[int] | None = None  # of rows that are no lines
         try:
-            with file.open("rb") as opened:
-                start = 0
-                for number, line in enumerate(opened, start=1):
-                    if line.strip():
-                        self._starts.append(start)
-                        self._lines.append(number)
-                    start += len(line)
+            if _is_by_line(file):
+                self._find_lines()
+            else:
+                self._find_values()
         except OSError as error:
             raise ConfigError([f"{file} cannot be read ({_brief(error)})"]) from None
-        self.kinds = self._first_kinds()
+        self.kinds = self._kinds_of(range(min(len(self), _ROWS)))
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
-        """Return False: JSON lines name images by path."""
+        """Return False: JSON names images by path."""
         return False
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def place(self, index: int) -> Place:
-        """Return the file and the line, from 1."""
-        return Place(file=str(self._file), row=self._lines[index], unit="line")
+        """Return the file and the line, from 1; of an array on one line the row, from 0."""
+        if self._lengths is not None and len(self) > 1 and self._lines[0] == self._lines[-1]:
+            return Place(file=str(self.file), row=index)
+        return Place(file=str(self.file), row=self._lines[index], unit="line")
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
-        """Yield a reader for each line."""
+        """Yield a reader for each row."""
         for index in range(len(self)):
             yield partial(self.read, index)
 
     def read(self, index: int) -> Mapping[str, Any]:
-        """Return one line's object."""
-        with self._file.open("rb") as opened:
+        """Return one row's object."""
+        with self.file.open("rb") as opened:
             opened.seek(self._starts[index])
-            line = opened.readline()
+            line = opened.readline() if self._lengths is None else opened.read(self._lengths[index])
         try:
             value = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -197,18 +217,124 @@ class LinesTable:
             raise RowError("no JSON object")
         return value
 
-    def _first_kinds(self) -> dict[str, str]:
-        """Return the columns of the first rows: one of them may lack some."""
+    def all_kinds(self) -> Mapping[str, str]:
+        """Return the columns of all rows, where those of the first ones do not do."""
+        return self._kinds_of(range(len(self)))
+
+    def _find_lines(self) -> None:
+        with self.file.open("rb") as opened:
+            start = 0
+            for number, line in enumerate(opened, start=1):
+                if line.strip():
+                    self._starts.append(start)
+                    self._lines.append(number)
+                start += len(line)
+
+    def _find_values(self) -> None:
+        """Find the rows of a file whose first line is none.
+
+        Raises:
+            ConfigError: it holds no rows at all.
+        """
+        try:
+            if self.file.stat().st_size > _LONGEST_JSON:
+                raise ValueError(f"an array of more than {_LONGEST_JSON:,} bytes is not read")
+            text = self.file.read_bytes().decode("utf-8-sig")
+            places = list(_values(text))
+        except (ValueError, RecursionError) as error:
+            self._find_lines()
+            if any(self._is_object(index) for index in range(min(len(self), _ROWS))):
+                return  # its first line alone is bad
+            raise ConfigError(
+                [
+                    f"{self.file} is neither JSON lines nor an array of rows "
+                    f"({_json_fault(error)}): write one JSON object a line"
+                ]
+            ) from None
+        at, line, self._lengths = 0, 1, array("Q")
+        offset = len(codecs.BOM_UTF8) if self._starts_with_mark() else 0
+        for start, end in places:
+            offset += len(text[at:start].encode())
+            line += text.count("\n", at, start)
+            self._starts.append(offset)
+            self._lines.append(line)
+            self._lengths.append(len(text[start:end].encode()))
+            at = start
+
+    def _starts_with_mark(self) -> bool:
+        with self.file.open("rb") as opened:
+            return opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+    def _is_object(self, index: int) -> bool:
+        try:
+            self.read(index)
+        except RowError:
+            return False
+        return True
+
+    def _kinds_of(self, rows: range) -> dict[str, str]:
+        """Return the columns of some rows: one of them may lack some."""
         kinds: dict[str, str] = {}
-        for index in range(min(len(self), _ROWS)):
+        for index in rows:
             try:
                 row = self.read(index)
             except RowError:
                 continue
             for name, value in row.items():
-                if value is not None:
-                    kinds.setdefault(name, _KINDS.get(type(value), "other"))
+                if value is None:
+                    continue
+                kind = _KINDS.get(type(value), "other")
+                messages = kind == "list" and all(isinstance(entry, dict) for entry in value)
+                if name not in kinds or (messages and name in _CONVERSATIONS):
+                    kinds[name] = kind
         return kinds
+
+
+def _is_by_line(file: Path) -> bool:
+    """Return whether a file's first line that is not blank is one value of JSON."""
+    with file.open("rb") as opened:
+        lines = (line for line in opened if line.strip())
+        first, second = next(lines, b"{}"), next(lines, None)
+    try:
+        value = json.loads(first.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    # `[{…}]` on its only line is an array; before other lines it is a bad row.
+    return not isinstance(value, list) or second is not None
+
+
+def _values(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the rows of a JSON array, or of objects one after another, begin and end.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    decoder = json.JSONDecoder()
+    place = _skip(text, 0)
+    listed = text[place : place + 1] == "["
+    place = _skip(text, place + 1) if listed else place
+    first = True
+    while place < len(text) and not (listed and text[place] == "]"):
+        if listed and not first:
+            if text[place] != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+            place = _skip(text, place + 1)
+        value, end = decoder.raw_decode(text, place)
+        if not listed and not isinstance(value, dict):
+            raise json.JSONDecodeError("no JSON object", text, place)
+        yield place, end
+        place, first = _skip(text, end), False
+    if listed:
+        end = _skip(text, place + 1)
+        if place >= len(text) or end < len(text):
+            what = "the array has no end" if place >= len(text) else "Extra data behind the array"
+            raise json.JSONDecodeError(what, text, min(place, len(text)))
+
+
+def _skip(text: str, place: int) -> int:
+    """Return where the next character that is not blank lies."""
+    found = _NOT_BLANK.search(text, place)
+    return len(text) if found is None else found.start()
 
 
 class HubTable:
@@ -220,6 +346,8 @@ class HubTable:
         self.name, self._dataset = name, dataset.with_format("arrow")
         schema = self._dataset.data.schema
         self.kinds = {field.name: _arrow_kind(field.type) for field in schema}
+        #: Whether a column holds dates or times, alone or within others.
+        self.times = any(_holds_times(field.type) for field in schema)
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
         """Return False: it is not known."""
@@ -270,9 +398,32 @@ def _arrow_kind(kind: Any) -> str:
         return "binary"
     if types.is_struct(kind):
         return "struct"
-    if types.is_list(kind) or types.is_large_list(kind):
+    if any(is_list(kind) for is_list in _lists()):
         return "list"
     return "other"
+
+
+def _lists() -> tuple[Callable[[Any], bool], ...]:
+    """Return what tells Arrow's types of lists."""
+    from pyarrow import types
+
+    return (
+        types.is_list,
+        types.is_large_list,
+        types.is_fixed_size_list,
+        types.is_list_view,
+        types.is_large_list_view,
+    )
+
+
+def _holds_times(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(_holds_times(kind.field(place).type) for place in range(kind.num_fields))
+    if types.is_dictionary(kind) or any(is_list(kind) for is_list in _lists()):
+        return _holds_times(kind.value_type)
+    return bool(types.is_temporal(kind))
 
 
 def _brief(error: Exception) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation.task import Item
-from chip_core.files import Spool
+from chip_core.files import Spool, read_lines
 
 FOLDER = "answers"
+_KEYS = {"item", "asked", "response"}
 
 
 class AnswerFile:
@@ -70,16 +71,12 @@ def _asked(item: Item) -> str:
 
 
 def _whole_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; a line that a crash cut off is none."""
-    records = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if "item" in record:
-            records.append(record)
-    return records
+    """Return the records of a file; a line that is not as it was written is none."""
+    try:
+        records = [line.record for line in read_lines(path)]
+    except OSError:  # what it held is asked again
+        return []
+    return [record for record in records if record is not None and record.keys() >= _KEYS]
 
 
 def _ends_whole(path: Path) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from chip_core import plugins
 from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.data.files import digest
+from chip_core.data.image_files import READER
 from chip_core.errors import UserError
 from chip_core.evaluation.resources import resource_identity
-from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Item, Side
+from chip_core.evaluation.task import BENCHMARKS, AsksByItself, Benchmark, Decoding, Item, Side
 from chip_core.places import Places
 from chip_core.registry import suggestion
 
@@ -41,12 +42,22 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def protocol_problem(settings: BenchmarkConfig, benchmark: Benchmark) -> str | None:
-    """Return what is wrong with the protocol that a benchmark is to be scored by."""
-    if settings.protocol in benchmark.protocols:
-        return None
-    known = ", ".join(sorted(benchmark.protocols))
-    return f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {known}"
+def settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterator[str]:
+    """Yield which of a benchmark's settings it does not know, or has no use for."""
+    if settings.protocol not in benchmark.protocols:
+        known = ", ".join(sorted(benchmark.protocols))
+        yield f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {known}"
+    if settings.judge is not None and "judge" not in benchmark.needs:
+        yield f"'{settings.name}' asks no judge: leave `judge` out"
+    if not isinstance(benchmark, AsksByItself):
+        return
+    if settings.limit is not None:
+        yield "takes no limit: its own program would ask the first questions, not a subset"
+    if settings.half is not None:
+        yield "cannot be halved: its own program asks all questions"
+    for key in ("max_new_tokens", "num_beams"):
+        if getattr(settings, key) is not None:
+            yield f"takes no {key}: its own program says how answers are made"
 
 
 def decoding_of(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
@@ -115,15 +126,15 @@ def half_of(
 def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
     """Return what a fingerprint holds of a benchmark beside its settings.
 
-    Its questions and truths count by content; pictures are taken to be the published ones.
+    Its questions and truths count by content; pictures are taken to be the published ones, and
+    count by how they are read.
 
     Raises:
         UserError: a file of the benchmark is missing.
     """
     benchmark = find_benchmark(settings.name)
     found: dict[str, Any] = {
-        "answers": BEHAVIOUR,
-        "scorer": benchmark.version,
+        **code_identity(benchmark),
         "decoding": asdict(decoding_of(settings, benchmark)),
         "files": _digests(settings, benchmark, places),
     }
@@ -133,6 +144,20 @@ def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
     if plugins.is_plugin(settings.name):
         found["source"] = plugins.source_hash(settings.name)
     return {**found, **resource_identity(settings, benchmark, places)}
+
+
+def code_identity(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a fingerprint holds of the code that asks a benchmark and scores it."""
+    return {**asking_identity(benchmark), "scorer": benchmark.version}
+
+
+def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a fingerprint holds of the code that asks a benchmark.
+
+    Pictures are files where a benchmark has a folder of its own; others draw them.
+    """
+    reads = {"pictures": READER} if "data" in benchmark.needs else {}
+    return {"answers": BEHAVIOUR, **reads}
 
 
 def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: Places) -> list[list[str]]:

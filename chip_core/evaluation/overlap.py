@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from chip_core.data.image_files import to_rgb
+
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png)$", re.IGNORECASE)
 _BITS = 4  # of 64 that may differ
 _SIDE = 16  # of the small copy
@@ -36,9 +38,10 @@ def coco_number(name: str) -> int | None:
 
 def looks(image: Image.Image) -> Looks:
     """Return what an image is compared by."""
+    image = to_rgb(image)
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), np.int16)
     bits = int("".join("1" if more else "0" for more in (grey[:, 1:] > grey[:, :-1]).flat), 2)
-    small = image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     return Looks(bits=bits, small=np.asarray(small, np.float32))
 
 

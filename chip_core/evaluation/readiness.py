@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
 from chip_core.errors import UserError
 from chip_core.evaluation.apart import declared_overlaps, shared_questions
-from chip_core.evaluation.asked import asked_items, find_benchmark, protocol_problem
+from chip_core.evaluation.asked import asked_items, find_benchmark, settings_problems
 from chip_core.evaluation.resources import resource_problems
 from chip_core.evaluation.task import AsksByItself, Item, Side
 from chip_core.places import Places
@@ -44,16 +44,11 @@ def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator
     except ValueError as error:
         yield str(error)
         return
-    unknown = protocol_problem(settings, benchmark)
-    if unknown is not None:
-        yield unknown
-        return
+    wrong = list(settings_problems(settings, benchmark))
+    yield from wrong
     if isinstance(benchmark, AsksByItself):
-        if settings.limit is not None:
-            yield "takes no limit: its own program would ask the first questions, not a subset"
-        if settings.half is not None:
-            yield "cannot be halved: its own program asks all questions"
         yield from benchmark.problems()
+    if wrong or isinstance(benchmark, AsksByItself):
         return
     data = places.data(settings.name)
     if "data" in benchmark.needs and (data is None or not data.is_dir()):

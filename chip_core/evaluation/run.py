@@ -15,12 +15,13 @@ from typing import Any
 from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.answer_files import AnswerFile, answers_mark, made_before
-from chip_core.evaluation.asked import BEHAVIOUR, asked_items, decoding_of, find_benchmark
+from chip_core.evaluation.asked import asked_items, asking_identity, decoding_of, find_benchmark
 from chip_core.evaluation.by_itself import ask_by_itself
 from chip_core.evaluation.generation import Decoder, make_batches
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorers.base import Answer, Scored
 from chip_core.evaluation.task import AsksByItself, Benchmark, Item, Side, metric_name
+from chip_core.evaluation.unreadable import counts
 from chip_core.files import write_atomically, write_json
 from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
@@ -94,7 +95,7 @@ def _responses(
     workers = current()
     decoding = decoding_of(settings, benchmark)
     decided_by = {
-        "answers": BEHAVIOUR,
+        **asking_identity(benchmark),
         "weights": answering.weights,
         "bf16": answering.bf16,
         "decoding": asdict(decoding),
@@ -252,11 +253,17 @@ def _left(
         "missing": found.missing,
         **how,
     }
+    if found.unreadable:
+        how["unreadable"] = counts(found.unreadable)
     name = file_name(side, settings.name)
     scores, lines = f"scores/{name}.json", f"responses/{name}.jsonl"
     write_json(
         answering.folder / scores,
-        {"how": how, "metrics": [asdict(outcome) for outcome in found.metrics]},
+        {
+            "how": how,
+            "metrics": [asdict(outcome) for outcome in found.metrics],
+            "unreadable": [asdict(one) for one in found.unreadable],
+        },
     )
     write_atomically(answering.folder / lines, "".join(json.dumps(row) + "\n" for row in rows))
     return Evaluation(
@@ -274,7 +281,12 @@ def _left(
 
 def _judge(judge: Any) -> dict[str, Any]:
     returned = sorted(getattr(judge, "returned", ()))
-    return {"model": judge.model, **({"returned": returned} if returned else {})}
+    send = getattr(judge, "send", None)
+    return {
+        "model": judge.model,
+        **({"send": dict(send)} if send else {}),
+        **({"returned": returned} if returned else {}),
+    }
 
 
 def _named(**tools: Any) -> dict[str, str]:

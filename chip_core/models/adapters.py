@@ -7,8 +7,11 @@ in the base model's state dict.
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config import LoraConfig, TrialConfig
-from chip_core.errors import DiskFullError, TrialError
+from chip_core.errors import DiskFullError, TrialError, UnfitError
 from chip_core.files import room_for, sync_files
-from chip_core.models import own
-from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.models import loading
+from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, first_names, layout_of, layouts
+from chip_core.models.parts import is_adapter, named_parts, trained_parts
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
 from chip_core.seeding import derived_seed
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_PARTS = "trained_parts.safetensors"
 
-#: How names of the base model begin in a model with adapters.
-_WITHIN_PEFT = "base_model.model."
+_OTHER_BASE = "name the model that it was trained from (evaluate: --base)"
+_INCOMPLETE = "it is not whole: copy or save it again"
+
+#: What of an adapter is zero before its training.
+_LOW_RANK_OUT = re.compile(r"\.lora_(?:embedding_)?B\b")
+
+#: What PEFT's settings say of layers by their names.
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+_log = logging.getLogger(__name__)
 
 
 def attach(model: Any, config: TrialConfig) -> Any:
@@ -52,7 +64,7 @@ def attach(model: Any, config: TrialConfig) -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("lora", config.seed))
-        return peft.get_peft_model(model, settings).eval()
+        return _adapted(model, settings).eval()
 
 
 def decoder_linears(model: Any, config: LoraConfig) -> list[str]:
@@ -178,7 +190,7 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
         return
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     beside = {
-        name: (parameter if weights is None else weights[_WITHIN_PEFT + name])
+        name: (parameter if weights is None else weights[WITHIN_PEFT + name])
         .detach()
         .cpu()
         .contiguous()
@@ -197,22 +209,27 @@ def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -
         model: takes them.
         folder: a Hugging Face or a PEFT one.
         trust_remote_code: `model.trust_remote_code`.
-    """
-    from safetensors.torch import load_file
-    from transformers import AutoModelForImageTextToText
 
-    own.register()
+    Raises:
+        UnfitError: they do not fit; the model is as it was.
+        TrialError: they cannot be read.
+    """
     if not is_adapted(model):
-        stored = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+        whole = loading.load_whole(str(folder), trust_remote_code=trust_remote_code).state_dict()
+        fit = Fit(
+            whole,
+            layout_of(model, whole),
+            required=dict(model.named_parameters()),
+            others=model.state_dict(),
         )
-        put_weights(model, stored.state_dict())
+        fit.check(str(folder), "the model", layers="modules", other=_OTHER_BASE, again=_INCOMPLETE)
+        put_weights(model, fit.weights)
         return
-    read_beside(model.get_base_model(), folder)
-    adapter = load_file(folder / ADAPTER_WEIGHTS)
+    base, file = model.get_base_model(), folder / ADAPTER_WEIGHTS
+    beside = _fitting_beside(base, folder)
+    weights = _read(file)
+    adapter = _fitting(model, file, weights, layout_of(base, weights))
+    put_weights(base, beside)
     # A file names no adapter: the one that `attach` makes is peft's default.
     put_weights(
         model, {name.replace(".weight", ".default.weight"): adapter[name] for name in adapter}
@@ -220,13 +237,46 @@ def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -
 
 
 def with_adapter(base: Any, folder: Path) -> Any:
-    """Return a base model with the adapter, and what was trained beside it, of a folder."""
+    """Return a base model with the adapter, and what was trained beside it, of a folder.
+
+    Raises:
+        UnfitError: they are another model's, or not whole.
+        TrialError: they cannot be read.
+    """
     import peft
 
-    if not (folder / ADAPTER_WEIGHTS).is_file():  # peft would look for a pickle
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():  # peft would look for a pickle
         raise TrialError(f"no {ADAPTER_WEIGHTS} in {folder}: save the adapter as safetensors")
-    read_beside(base, folder)
-    return peft.PeftModel.from_pretrained(base, folder).eval()
+    settings = _settings(folder)
+    _check_class(base, settings, folder)
+    weights = _read(file)
+    layout = layout_of(base, weights)
+    settings.base_model_name_or_path = base.name_or_path  # peft warns where it is another
+    put_weights(base, _fitting_beside(base, folder))
+    try:
+        _name_as_in_model(settings, base, layout, weights)
+        model = _adapted(base, settings)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
+        reason = loading.brief(error)
+        homeless = [name for name in weights if not layout.is_layers(name)]
+        if not homeless:
+            raise TrialError(
+                f"{folder / loading.ADAPTER_CONFIG} cannot be used ({reason}): "
+                "save the adapter again with PEFT"
+            ) from None
+        raise UnfitError(
+            f"{file} does not fit {base.name_or_path}: {len(homeless)} of its {len(weights)} "
+            f"weights have no place in it ({first_names(homeless)}; PEFT: {reason}): {_OTHER_BASE}"
+        ) from None
+    adapter = _fitting(model, file, weights, layout)
+    left = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
+    if left and not settings.is_prompt_learning:  # whose weights are put by other means
+        raise UnfitError(f"{file}: PEFT leaves out {len(left)} of its weights ({left[0]}, …)")
+    low = [weight for name, weight in adapter.items() if _LOW_RANK_OUT.search(name)]
+    if low and not any(weight.any() for weight in low):
+        _log.warning("%s: every lora_B is zero, as before a training: it changes nothing", file)
+    return model.eval()
 
 
 def merged(model: Any) -> Any:
@@ -234,15 +284,163 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if is_adapted(model) else model
 
 
-def read_beside(base: Any, folder: Path) -> None:
-    """Put the weights that were trained beside an adapter into its base model."""
+def _adapted(model: Any, settings: Any) -> Any:
+    """Return a model with the layers that an adapter's settings ask for."""
+    import peft
+
+    with warnings.catch_warnings():
+        # PEFT asks a model for what transformers is to call otherwise: nothing a user can change.
+        warnings.simplefilter("ignore", FutureWarning)
+        return peft.get_peft_model(model, settings)
+
+
+def _settings(folder: Path) -> Any:
+    """Return what a PEFT folder's configuration says, for a model that is not trained."""
+    import peft
+
+    try:
+        settings = peft.PeftConfig.from_pretrained(str(folder))
+        if settings.peft_type is None:
+            raise ValueError("it names no peft_type")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrialError(
+            f"{folder / loading.ADAPTER_CONFIG} cannot be read ({loading.brief(error)}): "
+            "save the adapter again with PEFT"
+        ) from None
+    settings.inference_mode = True
+    return settings
+
+
+def _check_class(base: Any, settings: Any, folder: Path) -> None:
+    """Check that a model is of the class that an adapter was trained on, where that is known.
+
+    Families share names and sizes: an adapter of another one may have a place for every weight.
+    """
+    import transformers
+
+    named = (settings.auto_mapping or {}).get("base_model_class")
+    classes = {each.__name__ for each in type(base).__mro__}
+    if named and named not in classes and hasattr(transformers, named):
+        raise UnfitError(
+            f"{folder / loading.ADAPTER_CONFIG} says that it adapts a {named}, and "
+            f"{base.name_or_path} is a {type(base).__name__}: {_OTHER_BASE}"
+        )
+
+
+def _name_as_in_model(
+    settings: Any, base: Any, layout: Layout, weights: Mapping[str, Tensor]
+) -> None:
+    """Let an adapter's settings name layers as the model does.
+
+    Settings of an older layout choose layers by its names, which may choose others by today's: then
+    each is named outright.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    for kind in ("target_modules", "exclude_modules", "modules_to_save"):
+        named = getattr(settings, kind, None)
+        if named and not isinstance(named, str):  # a string is a pattern, or means all
+            setattr(settings, kind, type(named)(layout.plain(name) for name in named))
+    for kind in _PATTERNS:
+        by_name = getattr(settings, kind, None) or {}
+        if by_name:
+            setattr(settings, kind, {layout.plain(name): by_name[name] for name in by_name})
+    targets = getattr(settings, "target_modules", None)
+    if targets is None or targets in ("all-linear", "ALL-LINEAR"):
+        return
+    adapted = {layout.owner(layout.name(name)) for name in weights if is_adapter(name)}
+
+    def targeted(by: Layout) -> set[str]:
+        names = by.written
+        return {name for name in names if check_target_module_exists(settings, names[name])}
+
+    # Whoever renamed the weights alone left the settings in another layout.
+    said = next((each for each in (layout, *layouts(base)) if targeted(each) == adapted), layout)
+    chosen, names = targeted(said), said.written
+    if said.today or not chosen:  # PEFT says where there are none
+        return
+    for kind in _PATTERNS:
+        by_name = getattr(settings, kind, None) or {}
+        keys = {name: get_pattern_key(list(by_name), names[name]) for name in chosen}
+        if by_name:
+            found = {name: by_name[key] for name, key in keys.items() if key in by_name}
+            setattr(settings, kind, found)
+    saved = getattr(settings, "modules_to_save", None)
+    if saved:
+        settings.modules_to_save = [
+            name
+            for name, written in names.items()
+            if any(f".{written}".endswith(f".{each}") for each in saved)
+        ]
+    for kind in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        if hasattr(settings, kind):
+            setattr(settings, kind, None)
+    settings.target_modules = chosen
+
+
+def _fitting(
+    model: Any, file: Path, weights: Mapping[str, Tensor], layout: Layout
+) -> dict[str, Tensor]:
+    """Return an adapter's weights by the names that PEFT saves this model's adapter under."""
+    import peft
+
+    fit = Fit(
+        weights,
+        layout,
+        required=peft.get_peft_model_state_dict(model, save_embedding_layers=False),
+        others=model.state_dict(),
+        prefix=WITHIN_PEFT,
+    )
+    fit.check(
+        str(file),
+        model.get_base_model().name_or_path,
+        layers="layers that it adapts",
+        other=_OTHER_BASE,
+        again=_INCOMPLETE,
+    )
+    return fit.weights
+
+
+def _fitting_beside(base: Any, folder: Path) -> dict[str, Tensor]:
+    """Return the weights that were trained beside an adapter, by their base model's names.
+
+    A part is trained as a whole: one that has a weight there has all of them there.
+    """
+    file = folder / TRAINED_PARTS
+    if not file.exists():
+        return {}
+    weights = _read(file)
+    layout = layout_of(base, weights)
+    named = {layout.name(name) for name in weights}
+    fit = Fit(
+        weights,
+        layout,
+        required={
+            name: parameter
+            for parameters in named_parts(base).values()
+            if named & parameters.keys()
+            for name, parameter in parameters.items()
+            if not is_adapter(name)
+        },
+        others=base.state_dict(),
+    )
+    fit.check(
+        str(file),
+        base.name_or_path,
+        layers="modules that were trained",
+        other=_OTHER_BASE,
+        again=_INCOMPLETE,
+    )
+    return fit.weights
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not (folder / TRAINED_PARTS).exists():
-        return
-    unknown = put_weights(base, load_file(folder / TRAINED_PARTS))
-    if unknown:
-        raise TrialError(
-            f"{folder / TRAINED_PARTS} does not fit the base model ({unknown[0]} is not in it): "
-            "name the model it was trained from"
-        )
+    try:
+        weights: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise TrialError(f"{file} cannot be read ({loading.brief(error)}): copy it again") from None
+    return weights

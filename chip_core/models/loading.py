@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chip_core.config import ModelConfig, TrialConfig
-from chip_core.errors import TrialError
+from chip_core.errors import TrialError, UnfitError
 from chip_core.files import expanded, read_json
-from chip_core.models import own, remote
+from chip_core.models import own, remote, templates
 from chip_core.shapes import MODEL_FOLDER
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -52,7 +53,7 @@ def problem(model: ModelConfig) -> str | None:
         config = read_json(folder / "config.json")
         model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        return f"{folder}/config.json cannot be read ({_brief(error)}): not a Hugging Face model"
+        return f"{folder}/config.json cannot be read ({brief(error)}): not a Hugging Face model"
     if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
@@ -69,6 +70,11 @@ def problem(model: ModelConfig) -> str | None:
             "transformers knows: name a vision-language model, such as one of llava, llava_next, "
             "qwen2_5_vl, qwen3_vl, idefics3, smolvlm, muffin"
         )
+    # The embedded model's is known, and planning it reads no transformers.
+    if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
+        fault = templates.problem(folder, model_type)
+        if fault is not None:
+            return f"{folder} {fault}"
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return f"no *.safetensors in {folder}: convert the weights with save_pretrained"
@@ -82,7 +88,7 @@ def problem(model: ModelConfig) -> str | None:
             with safe_open(file, framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            return f"{file} cannot be read ({_brief(error)}): copy the weights again"
+            return f"{file} cannot be read ({brief(error)}): copy the weights again"
     return None
 
 
@@ -157,39 +163,21 @@ def load(
     Raises:
         TrialError: it cannot be loaded, or not wholly.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from chip_core.models.adapters import with_adapter
-    from chip_core.models.processing import load_processor
     from chip_core.models.warm import BASE_MODELS
 
-    disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not adapter:
         model = model.model_copy(update={"path": str(trained), "revision": None})
-    broken = problem(model)
-    if broken is not None:
-        raise TrialError(broken)
-    folder = local_folder(model.path)
-    source = model.path if folder is None else str(folder)
-    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if folder is None and model.revision is not None:
-        options["revision"] = model.revision
-    if model.trust_remote_code:
-        remote.check_own_code(
-            source, **{name: options[name] for name in options.keys() & {"revision"}}
-        )
+    source, options = _checked_source(model)
 
     def read() -> tuple[Any, Any]:
-        loaded = _load_whole(source, attention, options)
-        processor = load_processor(source, **options)
-        _check_processor(processor, source)
-        return loaded.eval(), processor
+        return load_whole(source, attention, **options).eval(), _processor(source, options)
 
     if trained is not None:  # of one attempt, and what lies beside an adapter is written into it
         loaded, processor = read()
     else:
-        key = (source, attention, tuple(options.items()), _state_of(folder))
+        key = (source, attention, tuple(options.items()), _state_of(local_folder(model.path)))
         loaded, processor = BASE_MODELS.get(key, read, config)
     if adapter:
         assert trained is not None
@@ -204,6 +192,15 @@ def _state_of(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
 
 
+def processor_of(model: ModelConfig) -> Any:
+    """Return a model's processor alone, as `load` returns it.
+
+    Raises:
+        TrialError: it cannot be loaded, or makes no prompts.
+    """
+    return _processor(*_checked_source(model))
+
+
 def import_libraries(*, adapters: bool) -> None:
     """Import what loading a model takes, so that it can be told apart from the loading.
 
@@ -216,23 +213,42 @@ def import_libraries(*, adapters: bool) -> None:
         import peft  # noqa: F401
 
 
-def _load_whole(source: str, attention: str, options: dict[str, Any]) -> Any:
-    """Return a model none of whose weights is missing."""
+def load_whole(source: str, attention: str = "auto", **options: Any) -> Any:
+    """Return a model, in fp32, each of whose weights is the source's, and all of the source's.
+
+    Args:
+        source: a folder or a hub name.
+        attention: the kind of attention; "auto" leaves it to transformers.
+        options: of `from_pretrained`: `revision`, `trust_remote_code`.
+
+    Raises:
+        UnfitError: weights are missing, too many, of another shape or no numbers.
+        TrialError: it cannot be loaded.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    from chip_core.models.fit import check_finite
 
     own.register()
     kind = {} if attention == "auto" else {"attn_implementation": attention}
+    logging.disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of what does not fit is a table; here it is a line
     try:
         loaded, found = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, all of them
             **kind,
             **options,
         )
-    except (OSError, ImportError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
         advice = (
             "choose engine.attention: sdpa"
             if "attention" in str(error).lower()
@@ -241,23 +257,79 @@ def _load_whole(source: str, attention: str, options: dict[str, Any]) -> Any:
         for model_type, command in own.CONVERTERS.items():
             if model_type in str(error):
                 advice = f"it is as released: fetch it, and {command} converts it"
-        raise TrialError(f"{source} cannot be loaded ({_brief(error)}): {advice}") from None
-    lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
-    if lacking:
-        raise TrialError(
-            f"{source} lacks {len(lacking)} of its weights ({lacking[0]}, …), which would be "
-            "random: copy the weights again"
-        )
+        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {advice}") from None
+    finally:
+        logging.set_verbosity(told)
+    _check_weights(source, loaded, found)
+    check_finite(source, loaded.state_dict())
     return loaded
 
 
-def _check_processor(processor: Any, source: str) -> None:
-    """Check that a processor can make a prompt and end a response; give it a padding token."""
-    if getattr(processor, "chat_template", None) is None:
-        raise TrialError(
-            f"{source} has no chat template, which says how a prompt is written: "
-            "add its chat_template.jinja to the folder, or take a model tuned on instructions"
+def _check_weights(source: str, loaded: Any, found: Mapping[str, Any]) -> None:
+    """Check that a source's weights and a model's are the same ones, by names and shapes."""
+    from chip_core.models.fit import first_names, size, wrapper
+
+    lacking, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    misshapen = [
+        f"{name} is {size(of_source)}, there it is {size(of_model)}"
+        for name, of_source, of_model in sorted(found["mismatched_keys"])
+    ]
+    if misshapen:
+        raise UnfitError(
+            f"{source}: {len(misshapen)} of its weights have another shape than its config.json "
+            f"says ({first_names(misshapen)}): copy weights and config.json from the same model"
         )
+    if lacking:
+        wrapped = wrapper(unknown)
+        advice = (
+            "copy the weights again"
+            if wrapped is None
+            else f"they are there with '{wrapped}' within their names, as a wrapped model (DDP, "
+            "FSDP, torch.compile) is saved: save the model that is wrapped"
+        )
+        raise UnfitError(
+            f"{source} lacks {len(lacking)} of its weights ({first_names(lacking)}), which would "
+            f"be random: {advice}"
+        )
+    adapted = [name for name in unknown if ".lora_" in name]
+    if adapted:  # what else is beyond the model, a head for drafts say, takes nothing from it
+        raise UnfitError(
+            f"{source} has {len(adapted)} weights of an adapter that a {type(loaded).__name__} has "
+            f"no place for ({first_names(adapted)}), and which would be left out: merge the "
+            "adapter and save the model again with save_pretrained"
+        )
+
+
+def _checked_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Return a model's folder or hub name, and the options that it is loaded with.
+
+    Raises:
+        TrialError: something is wrong with it.
+    """
+    broken = problem(model)
+    if broken is not None:
+        raise TrialError(broken)
+    folder = local_folder(model.path)
+    source = model.path if folder is None else str(folder)
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if folder is None and model.revision is not None:
+        options["revision"] = model.revision
+    if model.trust_remote_code:
+        remote.check_own_code(
+            source, **{name: options[name] for name in options.keys() & {"revision"}}
+        )
+    return source, options
+
+
+def _processor(source: str, options: Mapping[str, Any]) -> Any:
+    """Return a processor that can make a prompt and end a response; it has a padding token."""
+    from chip_core.models.processing import json_beside, load_processor
+
+    processor = load_processor(source, **options)
+    revision = {name: options[name] for name in options.keys() & {"revision"}}
+    fault = templates.settle(processor, lambda name: json_beside(source, name, **revision))
+    if fault is not None:
+        raise TrialError(f"{source} {fault}")
     if processor.tokenizer.eos_token_id is None:
         raise TrialError(
             f"{source}: its tokenizer has no end of sequence: name eos_token in "
@@ -265,6 +337,7 @@ def _check_processor(processor: Any, source: str) -> None:
         )
     if processor.tokenizer.pad_token_id is None:  # which one is all the same: it is masked
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
 
 
 def _is_image_text_to_text(model_type: str) -> bool:
@@ -289,5 +362,6 @@ def _missing_shards(folder: Path) -> list[str]:
     return sorted(str(shard) for shard in shards if shard not in own)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """Return an error's first line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

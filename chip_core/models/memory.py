@@ -77,7 +77,11 @@ def recompute_layers(model: Any) -> None:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    how = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:  # transformers before it had that name
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
@@ -88,5 +92,8 @@ def recompute_layers(model: Any) -> None:
 
 def keep_activations(model: Any) -> None:
     """Undo `recompute_layers`: generation keeps its keys and values."""
-    model.gradient_checkpointing_disable()
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
     model.eval()

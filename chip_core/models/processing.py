@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from pathlib import Path
 from typing import Any
 
 from chip_core.errors import TrialError
+from chip_core.files import read_json
 from chip_core.models import own
 
 #: What a composed processor takes over of a folder's processor_config.json.
@@ -55,6 +57,23 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
             f"{source} has no processor that can be made: {reason}; from its parts: "
             f"{_first_line(error)}"
         ) from None
+
+
+def json_beside(source: str, name: str, **options: Any) -> Any:
+    """Return what a JSON file of a folder or hub name holds; None where it cannot be read.
+
+    Args:
+        source: the folder or the name.
+        name: of the file.
+        options: `revision`, where there is one.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
+        return None if found is None else read_json(Path(found))
+    except (OSError, ValueError):
+        return None
 
 
 def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:

@@ -69,15 +69,14 @@ def shard_like(value: Tensor, shard: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Put whole weights into a model, spread or not; return the names that it does not have."""
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put whole weights into a model, spread or not, where it has their names."""
     own = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
     for name in own.keys() & weights.keys():
         own[name].copy_(shard_like(weights[name], own[name]))
-    return sorted(weights.keys() - own.keys())
 
 
 def _is_shard(value: Any) -> bool:

@@ -13,6 +13,7 @@ one loss a pair, (B,). What it needs beyond log-probabilities it says in an attr
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -74,7 +75,7 @@ def computed(
     if not isinstance(loss, Tensor) or loss.shape != pairs:
         raise TrialError(
             f"objective.custom: '{name}' returned {_shape(loss)}, not one loss a pair, "
-            f"{tuple(pairs)}: see `chip-ablate plugin check {name}`"
+            f"{tuple(pairs)}: see `chip-ablate plugin check {shlex.quote(name)}`"
         )
     return loss
 

@@ -10,9 +10,10 @@ from chip_core.errors import ConfigError
 from chip_core.files import expanded
 from chip_core.recipes.text import LONGEST
 from chip_core.recipes.text import parse_yaml as parse_yaml
-from chip_core.registry import suggestion
+from chip_core.registry import join_names, suggestion
 
 FOLDER = Path(__file__).parent
+_NAMED = 8  # files of a folder that are join_names
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -42,6 +43,15 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def files_in(folder: Path, what: str) -> str:
+    """Return what to name in place of a folder: the YAML files in it, some of them."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    if not found:
+        return f"name a {what}, and no YAML lies in it"
+    more = ", …" if len(found) > _NAMED else ""
+    return f"name the {what} in it: {join_names(found[:_NAMED])}{more}"
+
+
 def find(name: str, relative_to: Path | None = None) -> Path:
     """Return the file of a recipe given by name or by path.
 
@@ -50,9 +60,13 @@ def find(name: str, relative_to: Path | None = None) -> Path:
     """
     if name in names():
         return FOLDER / f"{name}.yaml"
-    for path in [*([relative_to / name] if relative_to else []), expanded(name)]:
+    places = [*([relative_to / name] if relative_to else []), expanded(name)]
+    for path in places:
         if os.path.isfile(path):  # a name that no file can have is no file
             return path
+    folder = next((path for path in places if os.path.isdir(path)), None)
+    if folder is not None:
+        raise ConfigError([f"{name} is a folder: {files_in(folder, 'recipe')}"])
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise ConfigError([f"no file {name}: name a recipe file, or one of {', '.join(names())}"])
     raise ConfigError([f"unknown recipe '{name}': {suggestion(name, names())}"])

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from chip_core.data.image_files import decoded, inside, open_image
-from chip_core.data.rejected_images.images import as_rgb, bounded
+from chip_core.data.image_files import inside, read_image
 from chip_core.data.rows import RowError
-from chip_core.errors import TrialError, UserError
+from chip_core.errors import UserError
 from chip_core.files import parse_json
 from chip_core.shapes.captions import faithful_caption, partner_caption, question
 from chip_core.shapes.world import SPLIT_SIZES, draw, scene
@@ -113,9 +112,8 @@ def _row(line: str, where: str, folder: Path) -> Described:
 
 def _read_image(path: Path) -> Image.Image:
     try:
-        with open_image(path) as opened:
-            return bounded(as_rgb(ImageOps.exif_transpose(decoded(opened))))
-    except (OSError, ValueError, TrialError) as error:
+        return read_image(path)
+    except RowError as error:
         raise UserError(f"{path} cannot be read as an image ({error})") from None
 
 

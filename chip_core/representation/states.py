@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chip_core.data.marks import Marks
 from chip_core.errors import TrialError
 from chip_core.representation.described import Described
 
@@ -67,13 +68,14 @@ def represent(
         TrialError: the model has no such layer, or its inputs show no image tokens.
     """
     model.eval()
+    marks = Marks(processor)
     vectors: dict[str, list[Vectors]] = {"image": [], "true": [], "hallucinated": []}
     layer = reading.layer
     for done, item in enumerate(described, start=1):
-        prompt = _prompt(processor, item)
+        prompt = _prompt(marks, item)
         texts = {"true": item.true, "hallucinated": item.hallucinated}
         for name, text in texts.items():
-            answer = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            answer = marks.ids(text)
             if not answer:
                 raise TrialError(f"{item.id}: its {name} description has no tokens")
             if name == "true" or not reading.alone:
@@ -98,8 +100,9 @@ class _Prompt:
     places: list[int]  # of the image's tokens
 
 
-def _prompt(processor: Any, item: Described) -> _Prompt:
-    content = [{"type": "image"}, {"type": "text", "text": item.prompt}]
+def _prompt(marks: Marks, item: Described) -> _Prompt:
+    processor, (asked,) = marks.hidden(item.prompt)
+    content = [{"type": "image"}, {"type": "text", "text": asked}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )

@@ -21,7 +21,7 @@ import numpy
 import torch
 
 from chip_core.config import TrialConfig
-from chip_core.errors import DiskFullError, NonFiniteLossError, TrialError, printable
+from chip_core.errors import DiskFullError, NonFiniteLossError, TrialError, UnfitError, printable
 from chip_core.files import read_json, room_for, sync_files, sync_folder, write_json
 from chip_core.identity import fingerprint, training_identity
 from chip_core.models.adapters import read_weights, write_weights
@@ -179,6 +179,9 @@ def restore(
             for name, part in stateful.items():
                 part.load_state_dict(state[name])
             _set_random_state(state["random"])
+        except UnfitError as error:  # none of it was put into the policy
+            notes.append(f"checkpoint {checkpoint.name} is not used: {error}")
+            continue
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the checkpoint is not what is wrong
         except Exception as error:  # the policy may be half of it: nothing can go on from that

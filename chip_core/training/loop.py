@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from chip_core.data.portions import Portion, portions
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.errors import MemoryFullError, NonFiniteLossError, StoppedError, TrialError
-from chip_core.files import Spool, read_records, write_atomically
+from chip_core.files import Spool, read_records, record_line, write_bytes
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.results import CURVES
@@ -261,8 +260,8 @@ def _curves(
         return
     checkpoint.remove_after(folder, done)
     earlier = [] if resume_from is None else read_records(resume_from / CURVES)
-    kept = [json.dumps(record) + "\n" for record in earlier if record["step"] <= done]
-    write_atomically(folder / CURVES, "".join(kept))
+    kept = [record_line(record) for record in earlier if record["step"] <= done]
+    write_bytes(folder / CURVES, b"".join(kept))
     spool = Spool(folder / CURVES)
     try:
         yield spool

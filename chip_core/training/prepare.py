@@ -8,9 +8,12 @@ from collections.abc import Callable
 import torch
 
 from chip_core.config import TrialConfig
+from chip_core.data.model_rows import ModelRows
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
+from chip_core.data.source import SHAPES
 from chip_core.errors import TrialError
+from chip_core.models import loading
 from chip_core.results import Progress
 
 
@@ -18,7 +21,8 @@ def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pa
     """Load the pairs, telling of the rows checked about once a second.
 
     Raises:
-        TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
+        TrialError: the data or the model's processor cannot be read, or a row is bad and
+            `on_bad_row` is `fail`.
     """
     told = time.monotonic()
 
@@ -29,8 +33,12 @@ def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pa
             report(Progress(phase="check data", done=done, total=total))
 
     given = strategy_class(config.rejected_image.strategy).traits.needs_given
+    own = config.data.source != SHAPES  # the embedded world's pairs hold nothing odd
     return load_pairs(
-        config.data, on_row, rejected_images=given and config.objective.needs_rejected_image
+        config.data,
+        on_row,
+        rejected_images=given and config.objective.needs_rejected_image,
+        model=ModelRows(loading.processor_of(config.model)) if own else None,
     )
 
 

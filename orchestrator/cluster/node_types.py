@@ -77,7 +77,9 @@ def node_type_problems(cluster: ClusterFile) -> Iterator[Problem]:
     fewest = sum(
         written["min_workers"]
         for name, written in kinds.items()
-        if name != head and isinstance(written, dict) and isinstance(written.get("min_workers"), int)
+        if name != head
+        and isinstance(written, dict)
+        and isinstance(written.get("min_workers"), int)
     )
     if isinstance(most, int) and 0 < most < fewest:  # `ray up` refuses it
         what = f"{most}, and the types' min_workers are {fewest} together: raise it"

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from chip_core.errors import UserError
-from chip_core.files import write_json
+from chip_core.files import read_sealed, write_sealed
 from orchestrator.cluster.check import require_good
 from orchestrator.cluster.cluster_file import ClusterFile, read_cluster
 from orchestrator.cluster.head import Head, Unreachable, head_of
@@ -144,7 +144,12 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
             else f"no job {job} was submitted from here"
         )
         raise UserError(f"{workdir}: {what}: name its --cluster FILE, or the --workdir")
-    found = Submitted(**json.loads(wanted[-1].read_text(encoding="utf-8")))
+    try:
+        found = Submitted(**read_sealed(wanted[-1]))
+    except (OSError, ValueError, TypeError):
+        raise UserError(
+            f"{wanted[-1]}: is not as it was written: remove it, and name the --cluster FILE"
+        ) from None
     return head_of(read_cluster(Path(found.cluster))), found
 
 
@@ -164,7 +169,7 @@ def keep(job: Submitted, workdir: Path) -> None:
     """Note a job, so that `attach` finds it."""
     folder = workdir / JOBS
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{job.job}.json", job.as_json)
+    write_sealed(folder / f"{job.job}.json", job.as_json)
 
 
 def _fetched(head: Head, job: Submitted) -> object | None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from orchestrator.commands.options import workdir_of
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Real
+
 
 @click.command(epilog="Example: chip-ablate cache --prune --older-than 30")
-@click.option(
-    "--workdir",
-    type=click.Path(path_type=Path),
-    default=Path("chip-runs"),
-    show_default=True,
-    help="Whose reference passes.",
-)
+@workdir_of("Whose reference passes.")
 @click.option("--check", "checks", is_flag=True, help="Hash every file; exit code 1 if one broke.")
 @click.option(
     "--prune",
@@ -25,12 +22,12 @@ import click
 )
 @click.option(
     "--older-than",
-    type=click.FloatRange(0),
+    type=Real(),
     metavar="DAYS",
     help="With --prune: also what was not used for so long.",
 )
 @click.option("--yes", is_flag=True, help="With --prune: do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def cache(
     workdir: Path,
     checks: bool,
@@ -73,5 +70,5 @@ def cache(
         console.print("nothing to remove")
     if as_json:
         removed = [kept.folder.name for kept in pruned]
-        click.echo(json.dumps({"stores": cache_json(stores), "removed": removed}))
+        print_json({"stores": cache_json(stores), "removed": removed})
     return 1 if checks and any(kept.state == "broken" for kept in stores) else 0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.commands.options import workdir_option
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Location, Real, Text
 
 if TYPE_CHECKING:
     from orchestrator.cluster.check import Checked
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = Location("file")
 
 
 @click.group(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
@@ -23,10 +24,10 @@ def cluster() -> None:
 
 @cluster.command(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
 @click.argument("file", type=FILE)
-@click.option("--study", help="Whether its trials find room, too.")
-@click.option("--recipe", help="In place of the study's recipe.")
+@click.option("--study", type=Text(), help="Whether its trials find room, too.")
+@click.option("--recipe", type=Text(), help="In place of the study's recipe.")
 @click.option("--live", is_flag=True, help="Ask the machines of the running cluster, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json: bool) -> int:
     """Say all that is wrong with a cluster file; exit code 2 where anything is.
 
@@ -50,7 +51,7 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
 
         checked = with_problems(checked, live_problems(checked.file, head_of(checked.file)))
     if as_json:
-        click.echo(json.dumps(_as_json(checked)))
+        print_json(_as_json(checked))
         return 2 if checked.problems else 0
     if checked.problems:
         raise ConfigError(checked.lines)
@@ -60,8 +61,10 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
 
 
 @cluster.command(epilog="Example: chip-ablate cluster idle --then 'sudo shutdown -h now'")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
-@click.option("--then", "command", required=True, help="What stops the machine: a shell command.")
+@click.option("--minutes", type=Real(above_zero=True), default=60.0, show_default=True)
+@click.option(
+    "--then", "command", type=Text(), required=True, help="What stops the machine: a shell command."
+)
 def idle(minutes: float, command: str) -> None:
     """On a head: run a command once no job, other machine or person was there for a while."""
     from orchestrator.cluster.idle import stop_when_idle
@@ -70,10 +73,10 @@ def idle(minutes: float, command: str) -> None:
 
 
 @click.command(epilog="Example: chip-ablate attach")
-@click.argument("job", required=False)
+@click.argument("job", type=Text(), required=False)
 @click.option("--cluster", "file", type=FILE, help="Its file; by default the one it was sent with.")
 @click.option("--stop", is_flag=True, help="Ask the job to stop, as Ctrl-C does a study.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 @workdir_option
 def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdir: Path) -> int:
     """Look on at a study that runs on a cluster, and fetch its report when it has ended.
@@ -85,7 +88,10 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
     head, found = find_job(job, file, workdir)
     if stop:
         stop_job(head, found)
-        click.echo(f"{found.job} is asked to stop; chip-ablate attach {found.job} looks on")
+        if as_json:
+            print_json({"job": found.job, "asked_to_stop": True})
+        else:
+            click.echo(f"{found.job} is asked to stop; chip-ablate attach {found.job} looks on")
         return 0
     return watch(head, found, as_json=as_json)
 

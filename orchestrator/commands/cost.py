@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.commands.options import each_once
+from orchestrator.commands.values import Location, Real, read_real
+
 if TYPE_CHECKING:
     from orchestrator.cost.quote import Quote, Wish
     from orchestrator.cost.seeds import Bought
@@ -23,10 +26,10 @@ class Amount(click.ParamType[Any]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return (name, number)."""
         key, equals, text = str(value).partition("=")
-        try:
-            return key.strip(), float(text) if equals else self._wrong(value, param, ctx)
-        except ValueError:
+        number = read_real(text)
+        if not equals or number is None:
             return self._wrong(value, param, ctx)
+        return key.strip(), number
 
     def _wrong(self, value: Any, param: Any, ctx: Any) -> Any:
         example = "--budget hours=12" if param and param.name == "budget" else "--rate step=1.5"
@@ -43,7 +46,7 @@ def cost_options(command: Any) -> Any:
         ),
         click.option(
             "--rates",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            type=Location("file", exists=True),
             help="A YAML file of rates and prices.",
         ),
         click.option(
@@ -54,11 +57,11 @@ def cost_options(command: Any) -> Any:
             metavar="NAME=SECONDS",
             help="One rate: start, step, answer or sample.",
         ),
-        click.option("--price-per-gpu-hour", type=click.FloatRange(0), help="In your currency."),
-        click.option("--price-per-cpu-hour", type=click.FloatRange(0), help="In your currency."),
+        click.option("--price-per-gpu-hour", type=Real(), help="In your currency."),
+        click.option("--price-per-cpu-hour", type=Real(), help="In your currency."),
         click.option(
             "--device-memory",
-            type=click.FloatRange(0, min_open=True),
+            type=Real(above_zero=True, high=2**20),
             help="GiB of one device, where it is not this machine's.",
         ),
         click.option(
@@ -101,7 +104,7 @@ def wish_of(
     from orchestrator.study_budget import Budget
 
     flags = {
-        **dict(rate),
+        **each_once("--rate", rate),
         "price_per_gpu_hour": price_per_gpu_hour,
         "price_per_cpu_hour": price_per_cpu_hour,
         "device_memory": device_memory,
@@ -109,7 +112,7 @@ def wish_of(
     bounds = None
     if budget:
         try:
-            bounds = Budget.model_validate(dict(budget))
+            bounds = Budget.model_validate(each_once("--budget", budget))
         except ValidationError as error:
             raise ConfigError(explain(error, Budget, "--budget")) from None
     return Wish(
@@ -132,9 +135,9 @@ def quoted(plan: Plan, workdir: Path, wish: Wish, say: Callable[[str], None]) ->
     from dataclasses import replace
 
     from orchestrator.cost.quote import quote
-    from orchestrator.ledger import Ledger
+    from orchestrator.integrity import ledger_of
 
-    ledger = Ledger(workdir)
+    ledger = ledger_of(plan, workdir)
     found = quote(plan, ledger, workdir, wish, say)
     if not found.work.trials:
         return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from orchestrator.commands.options import places_of
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Location, Text, Whole
 
 
 @click.group(epilog="Example: chip-ablate data check pairs.jsonl")
@@ -15,7 +18,7 @@ def data() -> None:
 
 
 @data.command(epilog="Example: chip-ablate data check 'data/train-*.parquet' --model shapes")
-@click.argument("path")
+@click.argument("path", type=Text())
 @click.option(
     "--format",
     "layout",
@@ -24,11 +27,20 @@ def data() -> None:
     show_default=True,
     help="How rows are laid out; auto: found by the columns.",
 )
-@click.option("--split", help="Of a folder or a hub name.")
-@click.option("--limit", type=click.IntRange(1), help="The first N rows only.")
-@click.option("--image-root", help="Folder where image paths begin; default: the data file's own.")
-@click.option("--model", help="Whose tokenizer counts; without it words are compared.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@click.option("--split", type=Text(), help="Of a folder or a hub name.")
+@click.option("--limit", type=Whole(1), help="The first N rows only.")
+@click.option(
+    "--image-root",
+    type=Text(),
+    help="Folder where image paths begin; default: the data file's own.",
+)
+@click.option(
+    "--model",
+    type=Text(),
+    help="Which is to take the rows, and whose tokenizer counts; without it words are compared.",
+)
+@click.option("--recipe", type=Text(), help="In place of --model: the recipe that names it.")
+@json_option()
 def check(
     path: str,
     layout: Any,
@@ -36,24 +48,33 @@ def check(
     limit: int | None,
     image_root: str | None,
     model: str | None,
+    recipe: str | None,
     as_json: bool,
 ) -> int:
     """Count, measure, and name every bad row with its place; exit code 1 where there is one.
 
-    PATH is a file, a folder, a glob in quotes, or a data set's name on the hub.
+    PATH is a file, a folder, a glob in quotes, or a data set's name on the hub. With a model, rows
+    that its processor refuses are bad too.
     """
     from rich.console import Console
     from rich.text import Text
 
-    from chip_core.config import DataConfig
+    from chip_core import recipes
+    from chip_core.config import DataConfig, ModelConfig
+    from chip_core.validation import trial_config
     from orchestrator.data_check import check_data, data_json, data_lines
 
-    if not path:
-        raise click.UsageError("PATH is empty: name a file, a folder, a glob or a hub name")
+    if model is not None and recipe is not None:
+        raise click.UsageError("--model and --recipe: give one of them")
+    named = None if model is None else ModelConfig(path=model)
+    if recipe is not None:
+        file = recipes.find(recipe)
+        named = trial_config(recipes.read_yaml(file), str(file)).model
     source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
-    found = check_data(source, model=model, console=Console(stderr=True))
+    where = "--model" if recipe is None else f"{recipe}: model.path"
+    found = check_data(source, model=named, console=Console(stderr=True), where=where)
     if as_json:
-        click.echo(json.dumps(data_json(found)))
+        print_json(data_json(found))
     else:
         console = Console()
         for line in data_lines(found):
@@ -62,15 +83,15 @@ def check(
 
 
 @data.command(epilog="Example: chip-ablate data status --benchmark-data benchmarks")
-@click.argument("names", metavar="[BENCHMARK]...", nargs=-1)
+@click.argument("names", type=Text(), metavar="[BENCHMARK]...", nargs=-1)
 @click.option(
     "--benchmark-data",
-    type=click.Path(path_type=Path),
+    type=Location(is_local=False),
     envvar="CHIP_ABLATE_BENCHMARK_DATA",
     show_envvar=True,
     help="Holds a folder for each benchmark, named as it, as its project publishes it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -> int:
     """Say what is there of each benchmark, what is missing, and where it is published.
 
@@ -81,11 +102,12 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     from chip_core.evaluation.benchmark_data import status as look
     from orchestrator.data_status import status_json, status_lines
 
-    found = look(names, benchmark_data)
+    data = places_of(benchmark_data).benchmark_data
+    found = look(names, data)
     if as_json:
-        click.echo(json.dumps(status_json(found, benchmark_data)))
+        print_json(status_json(found, data))
     else:
         console = Console()
-        for line in status_lines(found, benchmark_data):
+        for line in status_lines(found, data):
             console.print(line, soft_wrap=True)
     return 1 if any(benchmark.state == "broken" for benchmark in found) else 0

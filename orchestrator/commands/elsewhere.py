@@ -41,6 +41,7 @@ def run_there(
     """
     from orchestrator.cluster.session import run_on_cluster
     from orchestrator.study import Changes
+    from orchestrator.tracking.trouble import check_written, told
 
     for option, given, why in (
         ("--executor inline", executor == "inline", "a cluster has Ray"),
@@ -50,12 +51,18 @@ def run_there(
     ):
         if given:
             raise click.UsageError(f"{option} does not go with --cluster: {why}")
-    told = {name: value for name, value in words.items() if value is not None}
+    wishes = {name: value for name, value in words.items() if value is not None}
+    try:
+        check_written(
+            wishes.get("tracking_uri", "http://there")
+        )  # files and drivers are the head's
+    except ValueError as error:
+        raise told(error, wishes["tracking_uri"]) from None
     return run_on_cluster(
         cluster,
         study,
         changes=Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides)),
-        options=list(_options(seeds, overrides, rate, budget, told)),
+        options=list(_options(seeds, overrides, rate, budget, wishes)),
         max_concurrent=max_concurrent,
         workdir=workdir,
         as_json=as_json,

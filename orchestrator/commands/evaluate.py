@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.options import Override, absolute, places_options
+from orchestrator.commands.options import Override, each_once, places_of, places_options
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Location, Text, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: chip-ablate evaluate my-model --benchmarks amber,pope --limit 100")
-@click.argument("model")
-@click.option("--benchmarks", required=True, help="Names with commas between, or module:attr.")
+@click.argument("model", type=Text())
+@click.option(
+    "--benchmarks", type=Text(), required=True, help="Names with commas between, or module:attr."
+)
 @places_options
-@click.option("--limit", type=click.IntRange(1), help="A seeded subset of N questions of each.")
+@click.option("--limit", type=Whole(1), help="A seeded subset of N questions of each.")
 @click.option(
     "--protocol",
     type=click.Choice(["official", "corrected", "chip"]),
@@ -40,19 +43,19 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL.",
 )
-@click.option("--base", help="A PEFT folder's base model, where it is not the one it names.")
-@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option(
-    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Answered together."
+    "--base", type=Text(), help="A PEFT folder's base model, where it is not the one it names."
 )
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Answered together.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Location("folder"),
     default=Path("chip-evaluation"),
     show_default=True,
     help="Where answers and scores go; what lies there is not made again.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def evaluate(
     model: str,
     benchmarks: str,
@@ -74,16 +77,13 @@ def evaluate(
     from rich.console import Console
 
     from chip_core.errors import TrialError, UserError
-    from chip_core.places import Places
     from chip_core.scoring import evaluate_model
 
-    asked = _settings(benchmarks, {"protocol": protocol, "limit": limit, **dict(overrides)})
+    changes = each_once("--set", overrides)
+    _check_once(changes)
+    asked = _settings(benchmarks, {"protocol": protocol, "limit": limit, **changes})
     console = Console(stderr=True)
-    places = Places(
-        benchmark_data=absolute(benchmark_data),
-        judge_replies=absolute(judge_replies),
-        judge_cache=out / "judge",
-    )
+    places = places_of(benchmark_data, judge_replies, judge_cache=out / "judge")
     try:
         found = evaluate_model(
             model,
@@ -98,10 +98,20 @@ def evaluate(
     except TrialError as error:
         raise UserError(str(error)) from None
     if as_json:
-        click.echo(json.dumps(_plain(model, out, found)))
+        print_json(_plain(model, out, found))
         return
     for line in _lines(found):
         Console().print(line)
+
+
+def _check_once(changes: Mapping[str, Any]) -> None:
+    """Refuse a key that an option says as well, or each benchmark for itself."""
+    source = click.get_current_context().get_parameter_source
+    for option in ("protocol", "limit"):
+        if option in changes and source(option) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--set {option} and --{option} say the same: give one of them")
+    if "name" in changes:
+        raise click.UsageError("--set name: which benchmarks are asked is --benchmarks")
 
 
 class _Told:
@@ -136,18 +146,23 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     tree: dict[str, Any] = {}
     for key, value in given.items():
         set_key(tree, key, value)
-    names = [name.strip() for name in benchmarks.split(",") if name.strip()]
-    if not names:
-        raise ConfigError(["--benchmarks: names none"])
+    names = [name.strip() for name in benchmarks.split(",")]
+    if not all(names):
+        raise ConfigError([f"--benchmarks: '{benchmarks}' has a comma with no name beside it"])
     if len(set(names)) < len(names):
         raise ConfigError(["--benchmarks: a benchmark is named twice: name each once"])
     try:
-        return [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
+        asked = [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
     except ValidationError as error:
         raise ConfigError(explain(error, BenchmarkConfig, "--set")) from None
+    if asked[0].half == "select":
+        raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
+    return asked
 
 
 def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    from chip_core.evaluation.unreadable import counts
+
     return {
         "model": model,
         "out": str(out),
@@ -157,6 +172,7 @@ def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, 
                     metric.removeprefix(f"{name}/"): value
                     for metric, value in evaluation.metrics.items()
                 },
+                "unreadable": counts(()),
                 **evaluation.how,
                 "scores": str(out / evaluation.scores),
                 "responses": str(out / evaluation.responses),
@@ -171,6 +187,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from chip_core.evaluation.asked import find_benchmark
+    from chip_core.evaluation.unreadable import count_words, example_words
 
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "value", "unit"):
@@ -189,3 +206,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
             f"{how['missing']:,} missing{subset}",
             style="dim",
         )
+        if "unreadable" in how:
+            yield Text(f"{name}: {count_words(how['unreadable'])}, for instance", style="yellow")
+            for example in how["unreadable"]["examples"]:
+                yield Text(f"  {example_words(example)}", style="dim")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.commands.options import planned, study_options
+from orchestrator.commands.output import print_json
+from orchestrator.commands.values import Location, Text, Whole
 
 _TRACKING = click.option(
     "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
@@ -29,24 +30,25 @@ def judge_humans() -> None:
 )
 @study_options
 @click.option(
-    "--arms", nargs=2, required=True, metavar="A B", help="Two arms; figures are of B against A."
+    "--arms",
+    type=Text(),
+    nargs=2,
+    required=True,
+    metavar="A B",
+    help="Two arms; figures are of B against A.",
 )
-@click.option("--benchmark", required=True, help="Whose items: NAME, or select/NAME.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
-@click.option(
-    "--items", type=click.IntRange(1), default=50, show_default=True, help="Items in all."
-)
-@click.option(
-    "--annotators", type=click.IntRange(1), default=1, show_default=True, help="Sheets to write."
-)
+@click.option("--benchmark", type=Text(), required=True, help="Whose items: NAME, or select/NAME.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--items", type=Whole(1), default=50, show_default=True, help="Items in all.")
+@click.option("--annotators", type=Whole(1), default=1, show_default=True, help="Sheets to write.")
 @click.option(
     "--overlap",
-    type=click.IntRange(0),
+    type=Whole(0),
     help="Items that every annotator judges; default: a fifth of them.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Location("folder"),
     required=True,
     help="A new folder for the sheets and the key.",
 )
@@ -70,12 +72,12 @@ def export_sheets(
     from orchestrator.humans.draw import draw_sheets
     from orchestrator.humans.pool import answer_pool, item_images
     from orchestrator.humans.sheet import sheet_page
-    from orchestrator.ledger import Ledger
+    from orchestrator.integrity import ledger_of
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty: name a new folder")
     made = planned(study, workdir=workdir, **changes)
-    pool = answer_pool(made, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
+    pool = answer_pool(made, ledger_of(made, workdir), workdir, arms=arms, benchmark=benchmark)
     key = draw_sheets(
         pool,
         study=made.study.name,
@@ -93,17 +95,15 @@ def export_sheets(
         write_private_json(file, key.as_json())
     asked = len({entry.item for sheet in key.sheets for entry in sheet})
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "export": key.export,
-                    "sheets": [str(path) for path in sheets],
-                    "key": str(out / "key.json"),
-                    "items": asked,
-                    "pairs": key.pairs,
-                    "same": key.same,
-                }
-            )
+        print_json(
+            {
+                "export": key.export,
+                "sheets": [str(path) for path in sheets],
+                "key": str(out / "key.json"),
+                "items": asked,
+                "pairs": key.pairs,
+                "same": key.same,
+            }
         )
         return
     click.echo(
@@ -118,11 +118,11 @@ def export_sheets(
     "import", epilog="Example: chip-ablate judge-humans import encoder replies-*.json"
 )
 @study_options
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=Location("file", exists=True))
 @click.option(
     "--key",
     "key_file",
-    type=click.Path(path_type=Path),
+    type=Location("file", exists=True),
     help="The export's key; default: the copy that the work directory keeps.",
 )
 @_TRACKING
@@ -142,8 +142,10 @@ def import_replies(
     from orchestrator.humans.section import compare, markdown, metrics, write_comparison
     from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import Attached, attach
+    from orchestrator.tracking.mlflow import check_store
 
     made = planned(study, workdir=workdir, **changes)
+    check_store(workdir, tracking_uri)
     name = made.study.name
     replies = read_replies(files)
     key = find_key(_keys(workdir, name), key_file, replies[0].export, files)
@@ -158,7 +160,7 @@ def import_replies(
     said = attach(workdir, tracking_uri, name, attached)
     if as_json:
         paths = [str(path) for path in written]
-        click.echo(json.dumps({**comparison_json(comparison), "written": paths, "note": said}))
+        print_json({**comparison_json(comparison), "written": paths, "note": said})
         return
     click.echo(markdown(comparison))
     for path in written:

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import click
 
+from orchestrator.commands.options import workdir_of
+from orchestrator.commands.values import Location, Text
+
 
 @click.command(epilog="Example: chip-ablate export 'chip, frozen, seed 0' my-model --merge")
-@click.argument("trial")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("trial", type=Text())
+@click.argument("folder", metavar="DIR", type=Location("folder"))
 @click.option("--merge", is_flag=True, help="Add an adapter to its base model's weights.")
-@click.option(
-    "--workdir",
-    type=click.Path(path_type=Path),
-    default=Path("chip-runs"),
-    show_default=True,
-    help="Whose trial.",
-)
+@workdir_of("Whose trial.")
 def export(trial: str, folder: Path, merge: bool, workdir: Path) -> None:
     """Write a trained model to DIR, ready to be served.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from orchestrator.commands.values import Location, Text, Whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,20 +18,25 @@ T = TypeVar("T")
 
 
 @click.command(epilog="Example: chip-ablate new --name beta --factor objective.beta=0.1,0.3")
-@click.option("--name", help="Of the study; the file is NAME.yaml if not told otherwise.")
-@click.option("--question", help="What it is to answer, in a sentence.")
-@click.option("--recipe", help="A shipped recipe's name, or a file.")
+@click.option(
+    "--name", type=Text(), help="Of the study; the file is NAME.yaml if not told otherwise."
+)
+@click.option("--question", type=Text(), help="What it is to answer, in a sentence.")
+@click.option("--recipe", type=Text(), help="A shipped recipe's name, or a file.")
 @click.option(
     "--factor",
     "factors",
     multiple=True,
+    type=Text(),
     metavar="KEY=LEVEL,LEVEL",
     help="What is varied; again for each factor.",
 )
-@click.option("--seeds", type=click.IntRange(1), help="How many.")
-@click.option("--benchmark", "benchmarks", multiple=True, help="Again for each benchmark.")
-@click.option("--primary", help="The metric that the question is about.")
-@click.option("--out", type=click.Path(path_type=Path), help="The file; never written over.")
+@click.option("--seeds", type=Whole(1, 1000), help="How many.")
+@click.option(
+    "--benchmark", "benchmarks", type=Text(), multiple=True, help="Again for each benchmark."
+)
+@click.option("--primary", type=Text(), help="The metric that the question is about.")
+@click.option("--out", type=Location("file"), help="The file; never written over.")
 def new(
     name: str | None,
     question: str | None,
@@ -81,7 +89,8 @@ def new(
         primary=main,
     )
     write_study(answers, path)
-    click.echo(f"wrote {path}; what it would run: chip-ablate plan {path}")
+    command = shlex.join(["chip-ablate", "plan", str(path)])
+    click.echo(f"wrote {path}; what it would run: {command}")
 
 
 class _Asker:

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from orchestrator.commands.output import json_option
+from orchestrator.commands.values import Location, Text, whole_numbers
+
 if TYPE_CHECKING:
+    from chip_core.places import Places
     from orchestrator.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def workdir_of(text: str) -> Callable[[F], F]:
+    """Return the option that names the work directory."""
+    return click.option(
+        "--workdir",
+        type=Location("folder", instead="name a folder here, and give the address to --storage"),
+        default=Path("chip-runs"),
+        show_default=True,
+        help=text,
+    )
 
 
 #: Where everything of a study lies.
-workdir_option = click.option(
-    "--workdir",
-    type=click.Path(path_type=Path),
-    default=Path("chip-runs"),
-    show_default=True,
-    help="Where runs, results and reports lie.",
-)
+workdir_option = workdir_of("Where runs, results and reports lie.")
 
 
 def study_options(command: Any) -> Any:
     """Give a command STUDY and the options that change or place one."""
     for option in (
-        click.argument("study"),
-        click.option("--recipe", help="In place of the study's recipe: a variant of its own."),
+        click.argument("study", type=Text()),
+        click.option(
+            "--recipe", type=Text(), help="In place of the study's recipe: a variant of its own."
+        ),
         click.option(
             "--seeds",
             type=Seeds(),
@@ -42,7 +55,7 @@ def study_options(command: Any) -> Any:
         ),
         workdir_option,
         *_places_options(),
-        click.option("--json", "as_json", is_flag=True, help="Print results as JSON."),
+        json_option(),
     ):
         command = option(command)
     return command
@@ -52,13 +65,13 @@ def _places_options() -> tuple[Any, ...]:
     return (
         click.option(
             "--benchmark-data",
-            type=click.Path(path_type=Path),
+            type=Location(is_local=False),
             envvar="CHIP_ABLATE_BENCHMARK_DATA",
             help="Holds each benchmark's files, in a folder named as it.",
         ),
         click.option(
             "--judge-replies",
-            type=click.Path(path_type=Path),
+            type=Location(is_local=False),
             help="Replies that exist, in place of a judge's.",
         ),
     )
@@ -71,9 +84,37 @@ def places_options(command: Any) -> Any:
     return command
 
 
-def absolute(path: Path | None) -> Path | None:
-    """Return a path that means the same to workers that run elsewhere."""
-    return None if path is None else path.expanduser().absolute()
+def places_of(
+    benchmark_data: Path | None, judge_replies: Path | None = None, **others: Path
+) -> Places:
+    """Return where things lie, in paths that mean the same to workers that run elsewhere.
+
+    Raises:
+        UserError: what is named is not there, whether or not it will be needed.
+    """
+    from chip_core.errors import ConfigError
+    from chip_core.files import Kind, expanded, path_problem
+    from chip_core.places import Places
+
+    kinds: dict[str, tuple[Path | None, Kind]] = {
+        "benchmark_data": (benchmark_data, "folder"),
+        "judge_replies": (judge_replies, "file"),
+    }
+    found: dict[str, Path] = {}
+    problems = []
+    for name, (given, kind) in kinds.items():
+        if given is None:
+            continue
+        found[name] = expanded(str(given)).absolute()
+        problem = path_problem(found[name], kind)
+        option = f"--{name.replace('_', '-')}"
+        if problem is not None:
+            problems.append(f"{option}: {given}: {problem}")
+        elif not found[name].exists():
+            problems.append(f"{option}: no {kind} {given}")
+    if problems:
+        raise ConfigError(problems)
+    return Places(**found, **others)
 
 
 def planned(
@@ -86,25 +127,45 @@ def planned(
     seeds: list[int] | None,
     overrides: Sequence[tuple[str, Any]],
 ) -> Plan:
-    """Return the plan of a study given by path or name, with the command line's changes."""
-    from chip_core.errors import UserError
-    from chip_core.places import Places
+    """Return the plan of a study, with the command line's changes.
+
+    It is given by path, by the name of a shipped one, or by the name under which one was run in the
+    work directory.
+    """
     from orchestrator.benchmarks_seen import seen_before
+    from orchestrator.integrity import look
+    from orchestrator.kept_plans import find_own_study
     from orchestrator.ledger import Ledger
     from orchestrator.plan import make_plan
-    from orchestrator.search import settled
     from orchestrator.study import Changes
     from orchestrator.study_file import find_study, load_study
 
-    keys = [key for key, _ in overrides]
-    for key in dict.fromkeys(keys):
-        if keys.count(key) > 1:
-            raise UserError(f"--set: {key}: is given twice: give it once")
-    changes = Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides))
-    loaded = load_study(find_study(study), changes)
-    places = Places(benchmark_data=absolute(benchmark_data), judge_replies=absolute(judge_replies))
+    changes = Changes(recipe=recipe, seeds=seeds, overrides=each_once("--set", overrides))
+    places = places_of(benchmark_data, judge_replies)
+    own = find_own_study(workdir, study)
+    if own is None:
+        loaded = load_study(find_study(study), changes)
+    else:
+        loaded = load_study(own.path, own.changed_by(changes))
+        places = own.placed_by(places)
     plan = make_plan(loaded, places=places, seen=seen_before(workdir, loaded.name))
-    return settled(plan, Ledger(workdir)) if loaded.tune is not None else plan
+    return look(plan, Ledger(workdir, writes=False), workdir) if loaded.tune is not None else plan
+
+
+def each_once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return key -> value of an option that is given again and again.
+
+    Raises:
+        UserError: a key is given twice: only one of its values would be used.
+    """
+    from chip_core.errors import UserError
+
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise UserError(f"{option}: {key}: is given twice: give it once")
+        found[key] = value
+    return found
 
 
 class Seeds(click.ParamType[Any]):
@@ -114,10 +175,7 @@ class Seeds(click.ParamType[Any]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return a list of seeds."""
-        try:
-            return [int(seed) for seed in str(value).replace(",", " ").split()]
-        except ValueError:
-            self.fail(f"'{value}' is no list of whole numbers: write --seeds 0 1 2", param, ctx)
+        return whole_numbers(self, value, "--seeds 0 1 2", param, ctx)
 
 
 class Override(click.ParamType[Any]):

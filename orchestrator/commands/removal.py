@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.commands.options import workdir_option
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Text
 
 if TYPE_CHECKING:
     from orchestrator.removal import Removal
@@ -17,11 +18,11 @@ _NAMED = 8  # trials that are named before it is asked
 
 
 @click.command(epilog="Example: chip-ablate rm encoder+optimizer.lr=1e-6")
-@click.argument("what", metavar="STUDY|TRIAL")
+@click.argument("what", type=Text(), metavar="STUDY|TRIAL")
 @workdir_option
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: bool) -> int:
     """Remove a study that was run, or one trial: its files, its figures, its runs.
 
@@ -47,16 +48,14 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
         )
         remove(workdir, going)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "study": going.study,
-                    "trials": dict(going.trials),
-                    "shared": {mark: list(studies) for mark, studies in going.shared.items()},
-                    "bytes": going.bytes,
-                    "runs": runs,
-                }
-            )
+        print_json(
+            {
+                "study": going.study,
+                "trials": dict(going.trials),
+                "shared": {mark: list(studies) for mark, studies in going.shared.items()},
+                "bytes": going.bytes,
+                "runs": runs,
+            }
         )
         return 0
     click.echo(f"removed; {runs} runs are in MLflow's bin, which `mlflow gc` empties")
@@ -69,6 +68,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
 
 
 def _lines(going: Removal) -> list[str]:
+    from chip_core.registry import join_names
     from chip_core.training.store.room import gigabytes
 
     names = [f"{name} ({mark[:8]})" for mark, name in going.trials.items()]
@@ -80,5 +80,5 @@ def _lines(going: Removal) -> list[str]:
     lines.append(f"{gigabytes(going.bytes)} in {len(going.folders)} folders")
     if going.shared:
         others = sorted({study for studies in going.shared.values() for study in studies})
-        lines.append(f"{len(going.shared)} of its trials stay: {', '.join(others)} has them too")
+        lines.append(f"{len(going.shared)} of its trials stay: {join_names(others)} has them too")
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from orchestrator.commands.options import planned, study_options
+from orchestrator.commands.output import print_json
+from orchestrator.commands.values import Location, Text, Whole
 
 if TYPE_CHECKING:
     from chip_core.representation.geometry import Figure
@@ -18,20 +19,26 @@ if TYPE_CHECKING:
     from orchestrator.representation import Source
     from orchestrator.tracking.attached import Attached
 
+#: Options that a study has and a model has not.
+_OF_STUDY = {
+    "recipe": "--recipe", "seeds": "--seeds", "overrides": "--set", "workdir": "--workdir",
+    "benchmark_data": "--benchmark-data", "judge_replies": "--judge-replies",
+    "tracking_uri": "--tracking-uri",
+}  # fmt: skip
+
 
 @click.command(epilog="Example: chip-ablate represent encoder --pool last")
 @study_options
 @click.option(
     "--descriptions",
     "set_name",
+    type=Text(),
     default="shapes",
     show_default=True,
     metavar="FILE",
     help="JSON lines with image, true and hallucinated; shapes: scenes of the embedded world.",
 )
-@click.option(
-    "--items", type=click.IntRange(2), default=150, show_default=True, help="Of the set, at most."
-)
+@click.option("--items", type=Whole(2), default=150, show_default=True, help="Of the set, at most.")
 @click.option(
     "--pool",
     type=click.Choice(["mean", "last"]),
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--layer",
-    type=int,
+    type=Whole(),
     default=-1,
     show_default=True,
     help="Whose states: 0 the embeddings, -1 the last layer's.",
@@ -49,7 +56,7 @@ if TYPE_CHECKING:
 @click.option("--alone", is_flag=True, help="Read descriptions without their image and prompt.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Location("folder"),
     help="Where figure and table go; a study's go into its report, too.",
 )
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
@@ -72,12 +79,13 @@ def represent(
     """
     from chip_core.representation.described import read_set
     from chip_core.representation.states import Reading
-    from orchestrator.ledger import Ledger
+    from orchestrator.integrity import ledger_of
     from orchestrator.report.representation import as_json as found_json
     from orchestrator.report.representation import markdown, write_represented
     from orchestrator.representation import read_models, study_sources
     from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import attach
+    from orchestrator.tracking.mlflow import check_store
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
     described = read_set(set_name, items)
@@ -86,9 +94,11 @@ def represent(
         sources = [_model_source(study)]
         if out is None:
             raise click.UsageError("--out: name a folder for the model's figure")
+        _check_of_study(study)
     else:
         made = planned(study, workdir=workdir, **changes)
-        sources, missing = study_sources(made, Ledger(workdir), workdir)
+        check_store(workdir, tracking_uri)
+        sources, missing = study_sources(made, ledger_of(made, workdir), workdir)
     found, own = read_models(
         sources,
         described,
@@ -109,7 +119,7 @@ def represent(
         said = attach(workdir, tracking_uri, made.study.name, attached)
     if as_json:
         paths = [str(path) for path in written]
-        click.echo(json.dumps({**found_json(found), "written": paths, "note": said}))
+        print_json({**found_json(found), "written": paths, "note": said})
         return
     click.echo(markdown(found))
     for path in written:
@@ -129,6 +139,14 @@ def _is_model(name: str) -> bool:
     except ConfigError:
         return name == "shapes" or path.is_dir() or ("/" in name and path.suffix != ".yaml")
     return False
+
+
+def _check_of_study(model: str) -> None:
+    """Refuse options that say something of a study where a model is named."""
+    source = click.get_current_context().get_parameter_source
+    for name, option in _OF_STUDY.items():
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} is of a study, and {model} is a model: leave it out")
 
 
 def _model_source(name: str) -> Source:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Location, Text
+
 if TYPE_CHECKING:
     from chip_core.evaluation.scorers.base import Resources, Scored, Scorer
 
-_PATH: Any = click.Path(path_type=Path)
+_FILE: Any = Location("file")
 
 
 @click.command(
     epilog="Example: chip-ablate score amber --data AMBER --responses answers.json "
     "--similarity words.json"
 )
-@click.argument("benchmark")
-@click.option("--data", type=_PATH, help="Folder of the benchmark's own files.")
-@click.option("--responses", type=_PATH, required=True, help="The answers, JSON or JSON lines.")
+@click.argument("benchmark", type=Text())
+@click.option("--data", type=Location("folder"), help="Folder of the benchmark's own files.")
+@click.option("--responses", type=_FILE, required=True, help="The answers, JSON or JSON lines.")
 @click.option(
     "--protocol",
     type=click.Choice(["official", "corrected", "chip"]),
@@ -29,9 +32,13 @@ _PATH: Any = click.Path(path_type=Path)
     help="official: what the benchmark's script prints; corrected: what it says it measures; "
     "chip: the paper's reading of answers.",
 )
-@click.option("--judge-replies", type=_PATH, help="A judge's replies, collected before.")
-@click.option("--similarity", type=_PATH, help='JSON of "word|word": similarity (AMBER).')
-@click.option("--coco", type=_PATH, help="COCO's annotation files, or a JSON of image id: objects.")
+@click.option("--judge-replies", type=_FILE, help="A judge's replies, collected before.")
+@click.option("--similarity", type=_FILE, help='JSON of "word|word": similarity (AMBER).')
+@click.option(
+    "--coco",
+    type=Location(exists=True),
+    help="COCO's annotation files, or a JSON of image id: objects.",
+)
 @click.option(
     "--tagger",
     type=click.Choice(["nltk", "spacy"]),
@@ -39,7 +46,7 @@ _PATH: Any = click.Path(path_type=Path)
     show_default=True,
     help="Tags and lemmas of Object HalBench's objects.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def score(
     benchmark: str,
     data: Path | None,
@@ -61,6 +68,16 @@ def score(
         scorer = SCORERS[benchmark]
     except KeyError as error:
         raise UserError(str(error.args[0])) from None
+    _check_used(
+        scorer,
+        {
+            "judge_replies": ("judge" in scorer.needs, "its answers are read without a judge"),
+            "similarity": ("similarity" in scorer.needs, "it compares no words"),
+            "coco": ("coco" in scorer.needs, "it needs none of COCO's annotations"),
+            "tagger": ({"judge", "nltk"} <= scorer.needs, "it finds no objects in texts by tags"),
+            "data": (benchmark != "shapes", "it has no files of its own"),
+        },
+    )
     if data is None and benchmark != "shapes":
         raise click.UsageError(f"--data is missing: the folder of {benchmark}'s own files")
     if data is not None and not data.is_dir():
@@ -83,9 +100,18 @@ def score(
     except TrialError as error:
         raise UserError(str(error)) from None
     if as_json:
-        click.echo(json.dumps(_as_json(scorer, scored, protocol, resources), allow_nan=False))
+        print_json(_as_json(scorer, scored, protocol, resources))
     else:
         _show(scorer, scored, protocol)
+
+
+def _check_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuse an option of the command line that this benchmark makes no use of."""
+    source = click.get_current_context().get_parameter_source
+    for name, (used, why) in uses.items():
+        if not used and source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} has no effect on {scorer.name}: {why}")
 
 
 def _resources(
@@ -106,11 +132,14 @@ def _resources(
 
 
 def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources) -> dict[str, Any]:
+    from chip_core.evaluation.unreadable import counts
+
     return {
         "benchmark": scorer.name,
         "metrics": scored.values,
         "n": scored.n,
         "missing": scored.missing,
+        "unreadable": counts(scored.unreadable),
         "protocol": protocol,
         "version": scorer.version,
         "judge": resources.judge.model if resources.judge else None,
@@ -122,6 +151,9 @@ def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources
 def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from chip_core.evaluation.unreadable import count_words, counts, example_words
 
     table = Table(title=f"{scorer.name}, protocol {protocol} ({scorer.version})")
     table.add_column("metric")
@@ -136,3 +168,8 @@ def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"{scored.n} answers scored, {scored.missing} missing")
+    unread = counts(scored.unreadable)
+    if unread["examples"]:
+        console.print(f"{count_words(unread)}, for instance")
+    for example in unread["examples"]:
+        console.print(Text(f"  {example_words(example)}", style="dim"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,8 +11,11 @@ import click
 
 from orchestrator.commands.cost import cost_options, quoted, wish_of
 from orchestrator.commands.options import planned, study_options
+from orchestrator.commands.output import print_json
+from orchestrator.commands.values import Address, Location, Real, Text, Whole
 
 if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
     from orchestrator.plan import Plan
     from orchestrator.study_limits import Limits
 
@@ -27,13 +29,13 @@ def _executor_options(command: Any) -> Any:
             show_default=True,
             help="ray: Tune schedules, Train executes. inline: one after another in this process.",
         ),
-        click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time."),
+        click.option("--max-concurrent", type=Whole(1), help="Most trials at a time."),
     ):
         command = option(command)
     return command
 
 
-_POSITIVE = click.FloatRange(0, min_open=True)
+_HOURS = Real(above_zero=True, high=1e6)
 #: Options on cost, as `wish_of` takes them.
 _OF_COST = (
     "calibrate", "rates", "rate", "price_per_gpu_hour", "price_per_cpu_hour", "device_memory",
@@ -45,17 +47,20 @@ _OF_COST = (
 @study_options
 @_executor_options
 @cost_options
-@click.option("--max-hours", type=_POSITIVE, help="Stop after so many hours.")
-@click.option("--max-gpu-hours", type=_POSITIVE, help="Stop when GPUs were held so long.")
-@click.option("--max-failures", type=click.IntRange(1), help="Stop when so many trials failed.")
-@click.option("--address", help="A running Ray cluster; without it Ray starts and stops here.")
+@click.option("--max-hours", type=_HOURS, help="Stop after so many hours.")
+@click.option("--max-gpu-hours", type=_HOURS, help="Stop when GPUs were held so long.")
+@click.option("--max-failures", type=Whole(1), help="Stop when so many trials failed.")
+@click.option(
+    "--address", type=Address(), help="A running Ray cluster; without it Ray starts and stops here."
+)
 @click.option(
     "--cluster",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Location("file"),
     help="The file of a running cluster: run it there, look on, fetch the report.",
 )
 @click.option(
     "--storage",
+    type=Text(),
     help="Where models and reference passes go: a folder that all machines see, or s3://…, gs://…; "
     "default: WORKDIR.",
 )
@@ -98,21 +103,31 @@ def run(
 
     from chip_core.errors import UserError
     from orchestrator.executors.base import Executor
+    from orchestrator.kept_plans import require_same_file
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
     from orchestrator.report.tracked import same_command, sync_command, untracked_json
-    from orchestrator.run import run_study
+    from orchestrator.run import check_startable, run_study
     from orchestrator.stopping import Stop
     from orchestrator.storage.settle import settle_storage
+    from orchestrator.tracking.background import BackgroundTracker
+    from orchestrator.tracking.mlflow import MlflowTracker
 
+    _check_inline(executor, address=address, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
+    wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, address=address)
     plan = planned(study, workdir=workdir, **changes)
+    require_same_file(plan, workdir)
+    limits = _limits(plan.study.limits, max_hours, max_gpu_hours, max_failures)
     if executor == "inline" and plan.study.early_stopping is not None:
         raise UserError(
             f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
             "executor has one at a time: use --executor ray, or leave the block out"
         )
+    check_startable(plan, workdir, limits, address)
+    tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
+    tracker.check()
     remote = settle_storage(workdir, storage)
     _single_threaded_waits()
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
@@ -123,7 +138,6 @@ def run(
     if plan.study.budget is not None or any(asked.values()):
         from orchestrator.cost.show import cost_lines
 
-        wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, address=address)
         found = quoted(plan, workdir, wish, console.print)
         trimmed = found.trimmed
         for line in cost_lines(found):
@@ -147,10 +161,6 @@ def run(
             remote=remote,
         )
 
-    from orchestrator.tracking.background import BackgroundTracker
-    from orchestrator.tracking.mlflow import MlflowTracker
-
-    tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -158,28 +168,27 @@ def run(
         tracker=tracker,
         console=console,
         trimmed=trimmed,
-        limits=_limits(plan.study.limits, max_hours, max_gpu_hours, max_failures),
+        limits=limits,
         stop=stop,
     )
     command = same_command(click.get_current_context().find_root().obj)
     again = sync_command(plan.study.name, workdir, tracking_uri)
     show(console, result_lines(outcome, workdir, tracker.address, command, again))
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    **summary_json(outcome.summary),
-                    "executed": outcome.executed,
-                    "failed": outcome.failed,
-                    "stopped_at": outcome.limit,
-                    "left": outcome.summary.left,
-                    "go_on": command,
-                    "report": [str(path) for path in outcome.report],
-                    "tracking": tracker.address,
-                    "untracked": untracked_json(outcome.waiting, again),
-                    "compare": outcome.compare,
-                }
-            )
+        print_json(
+            {
+                **summary_json(outcome.summary),
+                "executed": outcome.executed,
+                "failed": outcome.failed,
+                "stopped_at": outcome.limit,
+                "left": outcome.summary.left,
+                "go_on": command,
+                "report": [str(path) for path in outcome.report],
+                "tracking": tracker.address,
+                "untracked": untracked_json(outcome.waiting, again),
+                "refused": dict(outcome.refused),
+                "compare": outcome.compare,
+            }
         )
     if outcome.interrupted:
         return 130
@@ -204,15 +213,18 @@ def plan(
     from rich.console import Console
 
     from orchestrator.cost.show import cost_json, cost_lines
+    from orchestrator.kept_plans import require_same_file
     from orchestrator.report.evaluation_plan import readiness_lines
     from orchestrator.report.plan_tables import pass_lines, plan_json, plan_lines, trial_table
 
+    _check_inline(executor, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
     wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, looks=True)
     made = planned(study, workdir=workdir, **changes)
+    require_same_file(made, workdir)
     found = quoted(made, workdir, wish, Console(stderr=True).print)
     if as_json:
-        click.echo(json.dumps({**plan_json(made, workdir), "cost": cost_json(found)}))
+        print_json({**plan_json(made, workdir), "cost": cost_json(found)})
         return
     console = Console()
     said = (
@@ -236,7 +248,7 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 
     made = planned(study, workdir=workdir, **changes)
     if as_json:
-        click.echo(json.dumps(plan_json(made, workdir)))
+        print_json(plan_json(made, workdir))
         return
     console = Console()
     for line in status_lines(made, workdir):
@@ -250,33 +262,48 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Write a study's report (HTML, Markdown, LaTeX, CSV, figures), and print the table."""
     from rich.console import Console
 
-    from orchestrator.ledger import Ledger
+    from chip_core.errors import UserError
+    from orchestrator.integrity import kept_report, ledger_of, poorer
+    from orchestrator.kept_plans import require_same_file
     from orchestrator.report.model import make_report
     from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.tables import report_lines, show
-    from orchestrator.report.write import write_report
+    from orchestrator.report.write import PAGE, write_report
     from orchestrator.run import report_folder
 
     made = planned(study, workdir=workdir, **changes)
-    _require_results(made, workdir)
+    require_same_file(made, workdir)
+    ledger = ledger_of(made, workdir)
     folder = report_folder(workdir, made.study.name)
-    found = make_report(made, Ledger(workdir), workdir, folder)
+    lost = poorer(made, ledger)
+    if lost and (folder / PAGE).exists():
+        raise UserError(kept_report(folder / PAGE, made, workdir, lost))
+    _require_results(made, ledger)
+    found = make_report(made, ledger, workdir, folder)
     files = write_report(found, folder)
     if as_json:
         written = [str(path) for path in files]
-        click.echo(json.dumps({**summary_json(found.summary), "report": written}))
+        print_json({**summary_json(found.summary), "report": written})
         return
     show(Console(), report_lines(found.summary, files))
 
 
-def _require_results(made: Plan, workdir: Path) -> None:
-    from chip_core.errors import UserError
-    from orchestrator.ledger import Ledger
+def _check_inline(executor: str, **of_ray: Any) -> None:
+    """Refuse what means nothing without Ray."""
+    for name, value in of_ray.items():
+        if executor == "inline" and value is not None:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} does not go with --executor inline: it has one trial "
+                "at a time, in this process"
+            )
 
-    ledger = Ledger(workdir)
+
+def _require_results(made: Plan, ledger: Ledger) -> None:
+    from chip_core.errors import UserError
+
     if not any(ledger[trial.fingerprint].evaluations for trial in made.trials):
         raise UserError(
-            f"study {made.study.name} has no figures in {workdir}: run it first, "
+            f"study {made.study.name} has no figures in {ledger.workdir}: run it first, "
             "or name its --workdir"
         )
 
@@ -297,7 +324,7 @@ def _limits(
     }
     known = {} if written is None else written.limits
     known |= {name: value for name, value in given.items() if value is not None}
-    return Limits(**known) if known else None
+    return Limits.model_validate(known) if known else None
 
 
 def _single_threaded_waits() -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from orchestrator.commands.options import workdir_option
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Text
 
 
 @click.command(epilog="Example: chip-ablate sync encoder --tracking-uri http://127.0.0.1:5000")
-@click.argument("studies", metavar="[STUDY]...", nargs=-1)
+@click.argument("studies", type=Text(), metavar="[STUDY]...", nargs=-1)
 @workdir_option
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_json: bool) -> None:
     """Show MLflow what it missed of studies: all of the work directory, or those named.
 
     Whatever it has already stays as it is.
     """
     from chip_core.errors import ConfigError, UserError
+    from orchestrator.report.tracked import tracked_lines
     from orchestrator.sync import find_kept, sync_study
     from orchestrator.tracking.attached import attach_kept
     from orchestrator.tracking.mlflow import MlflowTracker
@@ -36,8 +38,9 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
             continue
         done.append(found)
         if not as_json:
-            click.echo(f"{found.study}: all tracked: {found.trials} trials on {found.address}")
+            [said] = tracked_lines(None, "", found.refused)
+            click.echo(f"{found.study}: {said}: {found.trials} trials on {found.address}")
     if as_json:
-        click.echo(json.dumps({"synced": [asdict(one) for one in done], "problems": problems}))
+        print_json({"synced": [asdict(one) for one in done], "problems": problems})
     if problems:
         raise ConfigError(dict.fromkeys(problems))

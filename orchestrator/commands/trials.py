@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 import click
 
 from orchestrator.commands.options import Override, places_options, planned, workdir_option
+from orchestrator.commands.output import json_option, print_json
+from orchestrator.commands.values import Text
 
 
 @click.command(epilog="Example: chip-ablate show 3f9a2c")
-@click.argument("trial")
+@click.argument("trial", type=Text())
 @workdir_option
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def show(trial: str, workdir: Path, as_json: bool) -> None:
     """Show everything about one trial's figures: configuration, code, data, judge, times, files.
 
@@ -28,7 +29,7 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
 
     facts = trial_facts(workdir, find_trial(workdir, trial))
     if as_json:
-        click.echo(json.dumps(facts))
+        print_json(facts)
         return
     console = Console()
     for line in fact_lines(facts):
@@ -36,9 +37,9 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: chip-ablate diff encoder encoder --set optimizer.lr=1e-6")
-@click.argument("study_a")
-@click.argument("study_b")
-@click.option("--recipe", help="In place of STUDY_B's recipe.")
+@click.argument("study_a", type=Text())
+@click.argument("study_b", type=Text())
+@click.option("--recipe", type=Text(), help="In place of STUDY_B's recipe.")
 @click.option(
     "--set",
     "overrides",
@@ -49,7 +50,7 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
 )
 @workdir_option
 @places_options
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@json_option()
 def diff(
     study_a: str,
     study_b: str,
@@ -63,16 +64,16 @@ def diff(
     from rich.console import Console
 
     from orchestrator.differences import difference_lines, differences
+    from orchestrator.integrity import look
     from orchestrator.ledger import Ledger
-    from orchestrator.search import settled
 
     where = {"workdir": workdir, "seeds": None, **places}
     one = planned(study_a, recipe=None, overrides=(), **where)
     other = planned(study_b, recipe=recipe, overrides=overrides, **where)
-    ledger = Ledger(workdir)
-    found = differences(settled(one, ledger), settled(other, ledger), ledger)
+    ledger = Ledger(workdir, writes=False)
+    found = differences(look(one, ledger, workdir), look(other, ledger, workdir), ledger)
     if as_json:
-        click.echo(json.dumps(found))
+        print_json(found)
         return
     console = Console()
     for line in difference_lines(found):

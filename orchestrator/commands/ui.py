@@ -3,40 +3,201 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import click
 
+from orchestrator.commands.options import workdir_of
+from orchestrator.commands.values import Text, Whole
+
+#: Seconds that MLflow has for its first page, and for ending when it is asked to.
+_STARTS_WITHIN, _ENDS_WITHIN = 120.0, 10.0
+_LOOK_EVERY = 0.1
+#: Set for MLflow's server. Runners of jobs and of periodic tasks are seven processes more, for
+#: judges and traces, which nobody has who looks at a study; a user who wants them can say so.
+_ALWAYS = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+_DEFAULTS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
 
 @click.command(epilog="Example: chip-ablate ui --port 5000")
+@workdir_of("Whose runs to show.")
+@click.option("--port", type=Whole(1, 65535), default=5000, show_default=True)
 @click.option(
-    "--workdir",
-    type=click.Path(path_type=Path),
-    default=Path("chip-runs"),
-    show_default=True,
-    help="Whose runs to show.",
+    "--host", type=Text(), default="127.0.0.1", show_default=True, help="Address to listen on."
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def ui(workdir: Path, port: int, host: str) -> int:
     """Open MLflow's pages on a work directory."""
-    import subprocess
-
     from chip_core.errors import UserError
+    from orchestrator.tracking.mlflow import own_uri
 
-    database = workdir.absolute() / "mlflow.db"
-    if not database.exists():
+    if not (workdir / "mlflow.db").exists():
         raise UserError(f"no runs in {workdir}: run a study first, or name its --workdir")
-    click.echo(f"MLflow on {workdir}: http://{host}:{port} (Ctrl-C ends it)")
+    uri = own_uri(workdir)
+    _check_database(uri)
+    _check_free(host, port)
     command = [
         sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", f"sqlite:///{database}",
+        "--backend-store-uri", uri,
         "--artifacts-destination", str(workdir.absolute() / "artifacts"),
         "--host", host, "--port", str(port),
+        "--workers", "1", "--uvicorn-opts", "--log-level warning",
     ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    with (
+        _noted_signals() as stopped,
+        tempfile.TemporaryFile() as output,
+        _running(command, output) as server,
+    ):
+        due = time.monotonic() + _STARTS_WITHIN
+        answers = False
+        while not stopped:
+            if server.poll() is not None:
+                if not answers:
+                    _check_free(host, port)  # another may have been quicker
+                raise UserError(f"MLflow's server has ended: {_last_line(output)}")
+            if not answers and _answers(server, host, port):
+                click.echo(f"MLflow on {workdir}: {_address(host, port)} (Ctrl-C ends it)")
+                answers = True
+            if not answers and time.monotonic() > due:
+                raise UserError(f"MLflow did not answer in {_STARTS_WITHIN:.0f} s: try it again")
+            time.sleep(_LOOK_EVERY)
+    return 0
+
+
+def _check_database(uri: str) -> None:
+    """Check that the runs can be read.
+
+    Raises:
+        UserError: they cannot.
+    """
+    from orchestrator.tracking.trouble import StoreAway, check_reachable, told
+
     try:
-        return subprocess.run(command, env=environment, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+        check_reachable(uri)
+    except Exception as error:  # as a store's
+        complaint = told(error, uri)
+        if not isinstance(complaint, StoreAway):  # else a study writes to it just now
+            raise complaint from None
+
+
+def _check_free(host: str, port: int) -> None:
+    """Check that nobody listens where the pages are to be.
+
+    Raises:
+        UserError: somebody does, or nobody can.
+    """
+    from chip_core.errors import UserError, printable
+
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, place in places:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+                tried.bind(place)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"--host {printable(host)} --port {port}: cannot be listened on ({reason}): give "
+            "another --port, or end what listens there (another `chip-ablate ui`?)"
+        ) from None
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Yield a list that Ctrl-C, SIGTERM and the end of the terminal are noted in.
+
+    They interrupt nothing: a server that is just being started is ended, too.
+    """
+    noted: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: noted.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _running(command: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run MLflow's server; of its processes none is left, whatever happens."""
+    server = subprocess.Popen(
+        command,
+        env={**_DEFAULTS, **os.environ, **_ALWAYS},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,  # Ctrl-C reaches us alone, and one signal all of it
+    )
+    try:
+        yield server
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if _is_gone(server, number):
+                break
+
+
+def _is_gone(server: subprocess.Popen[bytes], number: signal.Signals) -> bool:
+    """Send all of a server's processes a signal; return whether they have ended."""
+    sent, due = int(number), time.monotonic() + _ENDS_WITHIN
+    while time.monotonic() < due:
+        server.poll()  # one that has ended counts until somebody asked
+        try:
+            os.killpg(server.pid, sent)
+        except ProcessLookupError:
+            return True
+        sent = 0  # from now on, only look
+        time.sleep(_LOOK_EVERY / 2)
+    return False
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _answers(server: subprocess.Popen[bytes], host: str, port: int) -> bool:
+    """Return whether the server's page answers, not another program's in its place."""
+    if not _listens(server, port):
+        return False
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        direct.open(_address(_EVERYWHERE.get(host, host), port), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # it answers, not everybody by this name
+    except OSError:
+        return False
+    return True
+
+
+def _listens(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Return whether one of a server's processes listens on a port."""
+    import psutil  # type: ignore[import-untyped]
+
+    with suppress(psutil.Error):
+        for process in psutil.Process(server.pid).children(recursive=True):
+            for found in process.net_connections("tcp"):
+                if found.status == psutil.CONN_LISTEN and found.laddr.port == port:
+                    return True
+    return False
+
+
+def _last_line(output: IO[bytes]) -> str:
+    """Return a server's last words."""
+    from chip_core.errors import printable
+
+    output.seek(0)
+    lines = output.read().decode(errors="replace").splitlines()
+    return printable(next((line.strip() for line in reversed(lines) if line.strip()), "?"), 300)

@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any, cast
 
 from chip_core.config import TrialConfig
-from chip_core.files import write_json
+from chip_core.files import read_sealed, write_json, write_sealed
 from chip_core.identity import fingerprint
 from chip_core.machine import processor
 from chip_core.places import Places
@@ -46,12 +46,11 @@ def folder(workdir: Path) -> Path:
 def kept(work: Workload, workdir: Path, at_once: int, way: Way = "ray") -> Source | None:
     """Return what earlier calibrations found of this work; None where there is nothing."""
     found: list[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]] = []
-    if way == "ray" and _ray_file(workdir).is_file():
-        found.append((_RAY, json.loads(_ray_file(workdir).read_text(encoding="utf-8"))))
+    if way == "ray" and (result := _result(_ray_file(workdir))) is not None:
+        found.append((_RAY, result))
     for one in measurements(work):
-        file = _file(workdir, one, at_once)
-        if file.is_file():
-            found.append((one.kinds, json.loads(file.read_text(encoding="utf-8"))))
+        if (result := _result(_file(workdir, one, at_once))) is not None:
+            found.append((one.kinds, result))
     return _source(found) if found else None
 
 
@@ -75,19 +74,19 @@ def calibrate(
         way: how the study is run: what Ray takes is measured where it is used.
     """
     every = measurements(work)
-    wanted = [one for one in every if not _file(workdir, one, at_once).is_file()]
+    wanted = [one for one in every if _result(_file(workdir, one, at_once)) is None]
     read = {name for one in wanted if not one.make for name in one.passes}
     wanted += [one for one in every if one.make and one not in wanted and read & set(one.passes)]
     problems: dict[str, str] = {}
     runs = min(at_once, len(work.trials))
     with tempfile.TemporaryDirectory(prefix="chip-cost-") as place:
-        if way == "ray" and work.trials and not _ray_file(workdir).is_file():
+        if way == "ray" and work.trials and _result(_ray_file(workdir)) is None:
             say("calibrating: Ray")
             found = _measure_ray(Path(place) / "ray")
             if "error" in found:
                 problems["Ray"] = found["error"]
             else:
-                write_json(_ray_file(workdir), found)
+                write_sealed(_ray_file(workdir), found)
         for stage in (True, False):  # passes first: trainings read them
             these = [one for one in wanted if one.make == stage]
             # A step takes longer beside others: every place is filled, if need be with the same.
@@ -101,8 +100,21 @@ def calibrate(
                 if failed is not None:
                     problems[one.name] = failed
                     continue
-                write_json(_file(workdir, one, at_once), _mean(of_one))
+                write_sealed(_file(workdir, one, at_once), _mean(of_one))
     return problems
+
+
+def _result(file: Path) -> Mapping[str, Any] | None:
+    """Return what a measurement found; None where there is none, or it is damaged: made anew."""
+    try:
+        found = read_sealed(file)
+        for wall, cpu in found["seconds"].values():
+            float(wall) + float(cpu)
+        for size in found["sizes"].values():
+            int(size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found
 
 
 def _ray_file(workdir: Path) -> Path:

@@ -18,7 +18,7 @@ from orchestrator.cost.rates import ANY, Quantity, Seconds, Size, Source
 class Assumed(BaseModel):
     """What is taken to be true of a metric in percent while no study has shown it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     rate: float = Field(20.0, gt=0, lt=100, description="the metric, in percent")
     correlation: float = Field(
@@ -32,7 +32,7 @@ class Assumed(BaseModel):
 class Given(BaseModel):
     """A file of rates. What is left out is measured or unknown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     start: float | None = Field(
         None, ge=0, description="seconds of a trial beside steps and answers"

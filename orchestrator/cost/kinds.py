@@ -126,7 +126,8 @@ def _model(config: TrialConfig) -> dict[str, Any]:
 
 def _data(config: TrialConfig) -> dict[str, Any]:
     data = config.data.model_dump(mode="json")
-    data.pop("limit")
+    for name in ("limit", "transparency"):
+        del data[name]
     return data
 
 

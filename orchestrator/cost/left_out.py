@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from chip_core.files import write_json
+from chip_core.errors import notice
+from chip_core.files import read_sealed, write_sealed
 from orchestrator.cost.budget import Trimmed
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
@@ -17,24 +17,28 @@ def keep(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
     if trimmed is None or not trimmed.trials:
         file.unlink(missing_ok=True)
         return
-    write_json(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
+    write_sealed(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
 
 
 def left_out(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     """Return what the report says of it; nothing once all that was left out is done."""
+    file = _file(ledger.folder.parent, plan.study.name)
     try:
-        text = _file(ledger.folder.parent, plan.study.name).read_text(encoding="utf-8")
-        kept = json.loads(text)
-    except (OSError, ValueError):
+        kept = read_sealed(file)
+        trials, sentence = set(map(str, kept["trials"])), str(kept["sentence"])
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError, KeyError, TypeError):
+        notice(f"{file} is not as it was written: what was left out for a budget is not known")
         return ()
     waiting = {
         trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].done(trial)
     }
-    count = len(waiting & set(kept["trials"]))
+    count = len(waiting & trials)
     if not count:
         return ()
-    sentence = f"{kept['sentence'][0].upper()}{kept['sentence'][1:]}."
-    whole = len(kept["trials"])
+    sentence = f"{sentence[:1].upper()}{sentence[1:]}."
+    whole = len(trials)
     return (sentence if count == whole else f"{sentence} Of these {whole - count} are done since.",)
 
 

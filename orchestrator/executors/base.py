@@ -16,6 +16,7 @@ from chip_core.errors import (
     StoppedError,
     StorageError,
     TrialError,
+    UserError,
     printable,
 )
 from chip_core.files import is_full
@@ -190,7 +191,7 @@ def cause_of(error: BaseException) -> Cause:
 def reason_of(error: BaseException) -> str:
     """Return an exception as a trial's reason, in one line."""
     first = printable((str(error).strip().splitlines() or [""])[0])
-    if isinstance(error, TrialError) and first:
+    if isinstance(error, (TrialError, UserError)) and first:
         return first
     if is_full(error):
         return f"a disk is full ({first}): free some space and run the study again"

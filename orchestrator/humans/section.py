@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import write_atomically, write_json
+from chip_core.files import write_atomically, write_sealed
 from orchestrator.humans.draw import Key
 from orchestrator.humans.figures import HumanFigures, human_figures
 from orchestrator.humans.replies import Replies, judgements
@@ -54,7 +54,7 @@ def write_comparison(comparison: Comparison, report: Path) -> list[Path]:
     """Write a comparison into a study's report folder; return the files."""
     folder = report / HUMANS
     files = [folder / f"{comparison.name}.{kind}" for kind in ("json", "md")]
-    write_json(files[0], as_json(comparison))
+    write_sealed(files[0], as_json(comparison))
     write_atomically(files[1], markdown(comparison))
     return files
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from chip_core.data.image_files import to_rgb
 from orchestrator.humans.draw import Key
 from orchestrator.humans.pool import Pool
 
@@ -55,7 +56,7 @@ def sheet_page(
 
 def _data_uri(image: Image.Image) -> str:
     out = io.BytesIO()
-    small = image.convert("RGB")
+    small = to_rgb(image).copy()
     if max(image.size) <= _LOSSLESS:
         kind = "png"
         small.save(out, "PNG", optimize=True)

@@ -50,7 +50,7 @@ def _status(row: Row) -> Status:
     states = set(row.states.values())
     if "failed" in states:
         return "FAILED"
-    return "KILLED" if states & {"missing", "cut"} else "FINISHED"
+    return "KILLED" if states & {"missing", "killed", "cut"} else "FINISHED"
 
 
 def _tags(summary: Summary, row: Row) -> dict[str, str | None]:

@@ -6,12 +6,12 @@ told, since a report does not fail for it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chip_core.files import read_sealed
 from orchestrator.plan import Plan
 from orchestrator.report.human_section import CSV as HUMAN_COLUMNS
 from orchestrator.report.human_section import human_blocks, human_lines
@@ -103,7 +103,7 @@ def _humans(folder: Path, plan: Plan, tables: dict[str, str]) -> list[Block]:
 def _read(file: Path, made: Callable[[Data], list[Block]]) -> list[Block]:
     """Return what a file's data make; a line in its place where they are broken."""
     try:
-        return made(json.loads(file.read_text(encoding="utf-8")))
+        return made(read_sealed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return [Words(lines=(f"{file.name} is of another version or broken: make it again.",))]
 
@@ -126,7 +126,7 @@ def _old(trials: Mapping[str, str], plan: Plan, command: str) -> list[Block]:
 
 def _picture(folder: Path, name: str, caption: str) -> Picture | None:
     file = folder / FIGURES / f"{name}.png"
-    if not file.exists():
+    if not file.is_file():
         return None
     has_pdf = file.with_suffix(".pdf").exists()
     return Picture(name=name, caption=caption, png=file.read_bytes(), has_pdf=has_pdf)

@@ -173,7 +173,7 @@ class _Answers:
         mark = trial.evaluations[f"{side}/{benchmark}"]
         scored = self._ledger[trial.fingerprint].evaluations[mark]
         file = self._storage / scored.folder / scored.evaluation.responses
-        return {str(row["item"]): row for row in read_records(file)}
+        return {str(row["item"]): row for row in read_records(file) if "item" in row}
 
 
 def _with_images(found: Sequence[Changes], metric: str, plan: Plan) -> list[Changes]:

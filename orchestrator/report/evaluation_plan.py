@@ -11,6 +11,7 @@ from chip_core.errors import UserError
 from chip_core.evaluation.asked import asked_items, find_benchmark
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import AsksByItself
+from orchestrator.integrity import ledger_of
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
 
@@ -59,7 +60,7 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 
 def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
     """Say what the benchmarks lack, where anything is left to score."""
-    ledger = Ledger(workdir)
+    ledger = ledger_of(plan, workdir)
     if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
         return
     for problem in problems(plan.study.benchmarks, plan.places):

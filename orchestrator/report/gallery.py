@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from chip_core.config import RejectedImageConfig
-from chip_core.data.image_files import decoded, open_image
+from chip_core.data.image_files import read_image
 from chip_core.data.rejected_images import Pictured, RejectedImages, strategy_class
 from chip_core.data.rejected_images.images import as_rgb, bounded
+from chip_core.data.rows import RowError
 from chip_core.errors import TrialError, UserError
 from chip_core.shapes import world
 from chip_core.strategies import STRATEGIES
@@ -63,10 +64,8 @@ def read_images(paths: Iterable[Path]) -> list[Shown]:
         name = next(name for name in itertools.chain([path.stem], numbered) if name not in names)
         try:
             path.stat()
-            with open_image(path) as opened:
-                upright = ImageOps.exif_transpose(decoded(opened))
-                images.append(Shown(id=name, image=bounded(as_rgb(upright))))
-        except (OSError, ValueError, TrialError) as error:
+            images.append(Shown(id=name, image=bounded(read_image(path))))
+        except (OSError, RowError) as error:
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
             raise UserError(f"{path}: cannot be read as an image: {reason}") from None
     return images

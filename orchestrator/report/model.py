@@ -28,6 +28,7 @@ from orchestrator.report.provenance import last_ended, provenance, provenance_bl
 from orchestrator.report.search import search_blocks
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.training import training_curves
+from orchestrator.report.unreadable_section import unread_blocks
 
 _Drawn = tuple[Picture, bytes] | None
 
@@ -114,6 +115,12 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         ),
         _section("training", "Training curves", pictures([draw_training(summary, curves)])),
         _section("items", "The items that changed most", _item_blocks(changes), in_paper=False),
+        _section(
+            "unreadable",
+            "What could not be read",
+            unread_blocks(summary),
+            in_paper=False,
+        ),
         *beside.sections,
         _section(
             "cost",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from chip_core.errors import notice
 from chip_core.evaluation.task import MetricInfo, metric_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Arm, Plan, Trial
@@ -107,16 +108,20 @@ def _side(side: str) -> Any:
 
 
 def _item_outcomes(file: Path) -> dict[str, Outcomes]:
-    """Return a file's outcomes by metric; none where it was removed."""
-    if not file.exists():
-        return {}
-    return {
-        metric["name"]: {
-            item["item"]: (item["numerator"], item["denominator"]) for item in metric["items"]
+    """Return a file's outcomes by metric; none where it was removed, or cannot be read."""
+    try:
+        return {
+            metric["name"]: {
+                item["item"]: (item["numerator"], item["denominator"]) for item in metric["items"]
+            }
+            for metric in json.loads(file.read_bytes())["metrics"]
+            if metric["items"]
         }
-        for metric in json.loads(file.read_text(encoding="utf-8"))["metrics"]
-        if metric["items"]
-    }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError):
+        notice(f"{file} cannot be read: its items are left out of every comparison")
+        return {}
 
 
 def _shared_items(rows: Sequence[Sequence[Scores]]) -> tuple[list[str], int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from PIL import Image
 
 from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.data.image_files import to_rgb
 from chip_core.evaluation.asked import asked_items, find_benchmark
 from chip_core.evaluation.task import Item, Picture, Side
 from chip_core.places import Places
@@ -52,10 +53,11 @@ def _read(picture: Picture) -> Iterator[Encoded]:
 def encoded(image: Image.Image) -> Encoded:
     """Return an image as a page holds it: PNG where it is small, else a small JPEG."""
     out = io.BytesIO()
+    image = to_rgb(image)
     if max(image.size) <= _LOSSLESS:
-        image.convert("RGB").save(out, "PNG", optimize=True)
+        image.save(out, "PNG", optimize=True)
         return "image/png", out.getvalue()
-    small = image.convert("RGB")
+    small = image.copy()
     small.thumbnail((_SIDE, _SIDE))
     small.save(out, "JPEG", quality=82)
     return "image/jpeg", out.getvalue()

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.report.answer import answer
 from orchestrator.report.notes import notes
 from orchestrator.report.summary import Figure, Row, Summary
+from orchestrator.report.unreadable import unread_json
 from orchestrator.statistics import Comparison
 
 _COMPARED = (
@@ -122,6 +123,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
         ],
         "notes": notes(summary),
         "missing": summary.missing,
+        "unreadable": unread_json(summary.unread),
     }
 
 

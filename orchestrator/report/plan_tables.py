@@ -12,10 +12,12 @@ from rich.text import Text
 
 from chip_core.training.store.folder import store_folder
 from chip_core.training.store.room import gigabytes
-from orchestrator.ledger import Ledger, TrialRecord
+from orchestrator.integrity import ledger_of
+from orchestrator.ledger import TrialRecord
 from orchestrator.passes import PlannedPass, cache_folder, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.report.evaluation_plan import evaluation_lines
+from orchestrator.report.mlflow_names import mlflow_name_lines, mlflow_names
 from orchestrator.report.search_plan import search_json, search_lines
 from orchestrator.report.summary import study_metrics
 from orchestrator.report.trusted import trusted_json, trusted_lines
@@ -27,7 +29,7 @@ from orchestrator.study_cells import layout_notes
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Say what a run would do."""
-    study, ledger = plan.study, Ledger(workdir)
+    study, ledger = plan.study, ledger_of(plan, workdir)
     yield Text(f"study {study.name}", style="bold")
     if study.question:
         yield Text(study.question)
@@ -49,6 +51,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
             yield Text(
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
+    yield from map(Text, mlflow_name_lines(mlflow_names(plan)))
     for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
@@ -74,14 +77,14 @@ def pass_table(passes: Sequence[PlannedPass]) -> Table:
 
 def pass_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Say which reference passes a run would make and read; nothing where it has none."""
-    passes = plan_passes(plan, Ledger(workdir), workdir)
+    passes = plan_passes(plan, ledger_of(plan, workdir), workdir)
     if passes:
         yield pass_table(passes)
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Say how far a study is."""
-    ledger = Ledger(workdir)
+    ledger = ledger_of(plan, workdir)
     states = [state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
     yield Text(f"study {plan.study.name}: {counts}", style="bold")
@@ -90,7 +93,7 @@ def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
 
 def trial_table(plan: Plan, workdir: Path) -> Table:
     """Return every trial with its state and main figure."""
-    ledger = Ledger(workdir)
+    ledger = ledger_of(plan, workdir)
     primary = plan.study.primary
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "arm", "seed", "state", "attempts"):
@@ -135,7 +138,7 @@ def state(trial: Trial, record: TrialRecord) -> str:
     if record.cut is not None:
         return record.failure or "cut by early stopping"
     if record.failure is not None:
-        return f"failed: {record.failure}"
+        return f"{'killed' if record.killed else 'failed'}: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):
         return f"to score: {', '.join(record.missing(trial))}"
     return "to run"
@@ -143,7 +146,7 @@ def state(trial: Trial, record: TrialRecord) -> str:
 
 def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Return plan and state as plain data."""
-    ledger = Ledger(workdir)
+    ledger = ledger_of(plan, workdir)
     passes = plan_passes(plan, ledger, workdir)
     return {
         "study": plan.study.name,
@@ -153,6 +156,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "design": plan.study.design,
         "notes": list(layout_notes(plan.study)),
         "trusted": trusted_json(plan),
+        "mlflow_names": mlflow_names(plan),
         "arms": [
             {
                 "arm": arm.name,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import write_atomically, write_json
+from chip_core.files import write_atomically, write_sealed
 from chip_core.representation.geometry import Figure
 from chip_core.representation.states import Reading
 from orchestrator.report.figures.representation import draw_representation
@@ -48,7 +48,7 @@ class Represented:
 def write_represented(found: Represented, folder: Path) -> list[Path]:
     """Write figure, table and figures as JSON into a folder; return the files."""
     files = [folder / f"{found.name}.{kind}" for kind in ("json", "md")]
-    write_json(files[0], as_json(found))
+    write_sealed(files[0], as_json(found))
     write_atomically(files[1], markdown(found))
     pictures = [folder / "figures" / f"{found.name}.{kind}" for kind in ("png", "pdf")]
     pictures[0].parent.mkdir(parents=True, exist_ok=True)

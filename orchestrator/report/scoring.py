@@ -45,6 +45,15 @@ def _said(hows: list[Mapping[str, Any]]) -> Iterator[str]:
         trials = sum(count > 0 for count in missing)
         most = f"up to {max(missing):,} answers or replies missing"
         yield f"{most}, in {trials} of {len(hows)} trials"
+    unread = [how["unreadable"] for how in hows if "unreadable" in how]
+    for kind, means in (("answers", "counted as wrong"), ("replies", "judge's; missing")):
+        most_unread = max((found[kind] for found in unread), default=0)
+        if most_unread:
+            trials = sum(found[kind] > 0 for found in unread)
+            yield (
+                f"up to {most_unread:,} {kind} that could not be read ({means}), "
+                f"in {trials} of {len(hows)} trials"
+            )
     checked = [how["bf16"] for how in hows if "bf16" in how]
     if checked:
         differ, of = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import Compared, Loaded, compared
 from orchestrator.report.scoring import scoring_notes
 from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.unreadable import UnreadCount, unread_counts
 from orchestrator.statistics import (
     Comparison,
     interactions,
@@ -26,7 +27,7 @@ from orchestrator.statistics import (
 from orchestrator.study_early import EarlyStopping
 from orchestrator.tracking.base import Waiting
 
-State = Literal["done", "failed", "cut", "missing"]
+State = Literal["done", "failed", "killed", "cut", "missing"]
 Role = Literal["primary", "secondary"]
 UNTRAINED = "base (untrained)"
 
@@ -98,6 +99,8 @@ class Summary:
     gone: int  # trials of the study's former cells: in the ledger, not reported
     scoring: Sequence[str] = ()  # what has to be known of how figures were made
     left_out: Sequence[str] = ()  # for a budget
+    #: of the benchmarks of which some answer or judge's reply could not be read
+    unread: Sequence[UnreadCount] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -113,7 +116,7 @@ class Summary:
     def left(self) -> int:
         """How many trials a run would still make."""
         states = [state for row in self.rows for state in row.states.values()]
-        return sum(state in ("missing", "failed") for state in states)
+        return sum(state in ("missing", "failed", "killed") for state in states)
 
     @property
     def decided(self) -> list[str]:
@@ -141,6 +144,7 @@ class Outcome:
     compare: str | None = None  # where the arms can be compared in a browser
     held_back: str | None = None  # why it began nothing more, where it did not
     waiting: Waiting | None = None  # what of all that MLflow lacks
+    refused: Mapping[str, str] = field(default_factory=dict)  # what it does not take, and why
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
@@ -175,6 +179,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
         gone=_gone(plan, ledger),
         scoring=scoring_notes(plan, ledger),
         left_out=left_out(plan, ledger),
+        unread=unread_counts(plan, ledger, untrained=UNTRAINED),
     )
 
 
@@ -238,7 +243,9 @@ def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
         return "done"
     if record.is_cut(rule):
         return "cut"
-    return "missing" if record.failure is None else "failed"
+    if record.failure is None:
+        return "missing"
+    return "killed" if record.killed else "failed"
 
 
 def _gone(plan: Plan, ledger: Ledger) -> int:

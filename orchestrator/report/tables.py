@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -73,8 +74,9 @@ def result_lines(
         yield _address(f"nothing more was begun: {outcome.held_back}; go on with: {command}")
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
-    yield _address(f"runs: {tracking}  (see them: chip-ablate ui --workdir {workdir})")
-    for line in tracked_lines(outcome.waiting, sync):
+    pages = shlex.join(["chip-ablate", "ui", "--workdir", str(workdir)])
+    yield _address(f"runs: {tracking}  (see them: {pages})")
+    for line in tracked_lines(outcome.waiting, sync, outcome.refused):
         yield _address(line)
     if outcome.compare is not None:
         yield _address(f"arms side by side: {outcome.compare}")

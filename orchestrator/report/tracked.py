@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from orchestrator.report.words import counted
 from orchestrator.tracking.addresses import shown_address
 from orchestrator.tracking.base import Waiting
 
+_NAMED = 3  # of what is refused
 _WORKDIR = Path("chip-runs")  # the command's own default
 
 
@@ -31,12 +32,30 @@ def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
     return shlex.join(words)
 
 
-def tracked_lines(waiting: Waiting | None, sync: str) -> list[str]:
-    """Say whether all is tracked; else what waits, why, and what sends it."""
+def tracked_lines(
+    waiting: Waiting | None, sync: str, refused: Mapping[str, str] | None = None
+) -> list[str]:
+    """Say whether all is tracked; else what is refused, and what waits, why, and what sends it."""
+    never = _never(refused) if refused else None
     if waiting is None:
-        return ["all tracked"]
-    what = f"{counted(len(waiting.trials), 'trial')} and " if waiting.trials else ""
-    return [f"not tracked yet: {what}the study's own run: {waiting.reason}", f"send it: {sync}"]
+        return ["all tracked" if never is None else f"all tracked but {never}"]
+    what = [counted(len(waiting.trials), "trial")] if waiting.trials else []
+    what += ["the study's own run"] if waiting.study else []
+    return [
+        f"not tracked yet: {' and '.join(what)}: {waiting.reason}",
+        f"send it: {sync}",
+        *([] if never is None else [f"not tracked: {never}"]),
+    ]
+
+
+def _never(refused: Mapping[str, str]) -> str:
+    """Name what MLflow does not take, the first few."""
+    names = ", ".join(list(refused)[:_NAMED])
+    more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    return (
+        f"what MLflow does not take: {names}{more} ({next(iter(refused.values()))}): it is in the "
+        "report"
+    )
 
 
 def untracked_json(waiting: Waiting | None, sync: str) -> dict[str, Any] | None:

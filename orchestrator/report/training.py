@@ -6,13 +6,16 @@ T steps that all seeds of an arm have.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from chip_core.errors import notice
 from chip_core.files import read_records
 from chip_core.results import CURVES
+from orchestrator.integrity import changed
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
 from orchestrator.statistics.values import Array
@@ -51,17 +54,24 @@ def training_curves(plan: Plan, ledger: Ledger, storage: Path) -> dict[str, list
 
 def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, float]]:
     """Return figure -> step -> value; of a step that two attempts have, the later's."""
-    model = ledger[trial.fingerprint].model
+    record = ledger[trial.fingerprint]
+    model = record.model
     if model is None:
         return {}
     found: dict[str, dict[int, float]] = {name: {} for name in SHOWN}
     trained = storage / model
+    noted = [one.files.get(CURVES) for one in record.history.values() if one.folder == model]
+    if any(changed(trained / CURVES, sha256) for sha256 in noted):
+        notice(
+            f"{trial.name}: {trained / CURVES} is not as it was written: its training curve is "
+            "drawn from what is left of it"
+        )
     # A training that went on from a checkpoint has its beginning in an earlier attempt.
     attempts = sorted(trained.parent.glob("attempt-*"), key=_number)
     for folder in attempts[: attempts.index(trained) + 1] if trained in attempts else []:
         for point in read_records(folder / CURVES):
             for name, steps in found.items():
-                if name in point["figures"]:
+                with suppress(KeyError, ValueError, TypeError):  # of a version without checksums
                     steps[int(point["step"])] = float(point["figures"][name])
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from chip_core.errors import UserError
 from chip_core.files import write_atomically, write_bytes
 from orchestrator.report.beside import GIVEN
 from orchestrator.report.html import page
@@ -15,6 +16,28 @@ from orchestrator.report.model import Report
 from orchestrator.report.plain import arms_csv, effects_csv, values_csv
 
 PAGE = "report.html"
+_FILES = (
+    PAGE, "report.md", "report.tex", "table.tex", "report.csv", "values.csv", "effects.csv",
+    "provenance.json",
+)  # fmt: skip
+
+
+def require_room_for_report(folder: Path) -> None:
+    """Check that nothing stands where a report's files go.
+
+    Raises:
+        UserError: something does.
+    """
+    places = (folder, folder / FIGURES)
+    blocked = [place for place in places if place.exists() and not place.is_dir()]
+    files = [*(folder / name for name in _FILES), *(folder / FIGURES).glob("*.p*")]
+    blocked += [file for file in files if file.is_dir()]
+    if blocked:
+        what = "is a folder" if blocked[0].is_dir() else "is no folder"
+        raise UserError(
+            f"{blocked[0]}: {what}, and a report goes there: move it away and give the same "
+            "command again"
+        )
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -37,6 +60,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     }
     pictures = {f"{FIGURES}/{picture.name}.png": picture.png for picture in report.pictures}
     pictures |= {f"{FIGURES}/{name}.pdf": pdf for name, pdf in report.pdfs.items()}
+    require_room_for_report(folder)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     for name, content in pictures.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from chip_core.errors import UserError
 from chip_core.identity import fingerprint
 from chip_core.results import CHECKPOINTS, CONFIG, MODEL, TRAINED
+from chip_core.trained import broken_model
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.settle import storage_of
 
@@ -107,6 +108,9 @@ def whole_attempt(workdir: Path, folder: str) -> Path:
             f"{remote.uri}/{folder}: no trained model is there any more: run its study again"
         ) from None
     fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
+    if broken_model(root / folder / MODEL) is not None:  # this machine's copy, or the storage's
+        shutil.rmtree(root / folder / MODEL)
+        fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
     return root / folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 _HIDDEN = "***"
 #: Values of a query that are secrets, by what their names end in.
@@ -16,7 +16,7 @@ def shown_address(uri: str) -> str:
 
     A lone name before a database's host is its user; before a server's it may be a token.
     """
-    place = urlsplit(uri)
+    place = _parts(uri)
     user, at, host = place.netloc.rpartition("@")
     if at:
         name, colon, _ = user.partition(":")
@@ -33,8 +33,18 @@ def without_secrets(text: str, uri: str) -> str:
     return text
 
 
+def _parts(uri: str) -> SplitResult:
+    """Return the parts of an address, of one that is none as well."""
+    try:
+        return urlsplit(uri)
+    except ValueError:  # a bracket that is not closed: it stands behind the secrets
+        scheme, _, rest = uri.partition("://")
+        place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        return SplitResult(scheme=scheme, netloc=place, path="", query="", fragment="")
+
+
 def _secrets(uri: str) -> Iterator[str]:
-    place = urlsplit(uri)
+    place = _parts(uri)
     user, at, _ = place.netloc.rpartition("@")
     name, colon, password = user.partition(":")
     found = [password] if colon else [name] if at and place.scheme in ("http", "https") else []

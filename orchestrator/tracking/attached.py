@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import Any
 from chip_core.files import append_record, read_records
 from orchestrator.plan import Arm, Trial
 from orchestrator.storage.place import artifacts_of
-from orchestrator.tracking.mlflow import tracking_uri
+from orchestrator.tracking.mlflow import own_uri, tracking_uri
 from orchestrator.tracking.mlflow_runs import ARM, FINGERPRINT, KIND, SEED, arm_key
-from orchestrator.tracking.mlflow_store import MlflowStore, Run, metric_name
-from orchestrator.tracking.trouble import StoreAway
+from orchestrator.tracking.mlflow_store import MlflowStore, Run
+from orchestrator.tracking.trouble import StoreAway, is_new
 
 _Slot = tuple[str, str, str]
 _STUDY: _Slot = ("study", "", "")
@@ -61,9 +62,8 @@ def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> st
         if not _show(workdir, uri, study, [record], attached.files):
             return f"MLflow has no run of study {study}: the figures are in its report folder alone"
     except StoreAway as error:
-        return (
-            f"{error}; the figures are in the report folder: "
-            f"chip-ablate sync {study} --workdir {workdir}"
+        return f"{error}; the figures are in the report folder: " + shlex.join(
+            ["chip-ablate", "sync", study, "--workdir", str(workdir)]
         )
     return None
 
@@ -88,9 +88,8 @@ def _show(
 ) -> bool:
     """Show records and files; return whether the study has a run."""
     address = tracking_uri(workdir, uri)
-    database = workdir.resolve() / "mlflow.db"
-    own = address == f"sqlite:///{database}"
-    if own and not database.exists():
+    own = address == own_uri(workdir)
+    if own and is_new(address):
         return False
     store = MlflowStore(address, artifacts_of(workdir) if own else None)
     store.open(study)
@@ -103,8 +102,7 @@ def _show(
             mark = entry["fingerprint"]
             if run is None or mark not in (None, run.tags.get(FINGERPRINT)):
                 continue  # it stands for another training now
-            named = {metric_name(name): value for name, value in entry["figures"].items()}
-            store.log_figures(run, named, record["time"])
+            store.log_figures(run, entry["figures"], record["time"])
     for file, under in files:
         store.upload_file(runs[_STUDY], file, under)
     return True

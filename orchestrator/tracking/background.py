@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,9 @@ _LOG = logging.getLogger(__name__)
 
 class Resuming(Tracker, Protocol):
     """A tracker that can be asked for the same again."""
+
+    def check(self) -> None:
+        """Find out whether the store can be used, before anything is made."""
 
     def refresh(self) -> None:
         """Look up what the store has, before something is asked for again."""
@@ -42,14 +45,16 @@ class _Call:
 class BackgroundTracker:
     """Asks a tracker for one thing after another, in a thread; what cannot be shown waits.
 
-    Nothing here blocks but `open`, for the first few seconds, and `close`, as long as the store
-    answers. A store that is away is said once, in a line, and asked again at growing intervals.
+    Nothing here blocks but `check` and `open`, for the first few seconds, and `close`, as long as
+    the store answers. A store that is away is said once, in a line, and asked again at growing
+    intervals. What a store that is there does not do, asked twice, is left out: the rest goes on.
     """
 
     def __init__(
         self,
         tracker: Resuming,
         *,
+        check_within: float = 30.0,
         open_within: float = 30.0,
         patience: float = 45.0,
         first_pause: float = 2.0,
@@ -59,26 +64,51 @@ class BackgroundTracker:
 
         Args:
             tracker: what is asked.
+            check_within: seconds that `check` waits for the store to say what is wrong.
             open_within: seconds that `open` waits for the store's first answer.
             patience: seconds that `close` waits for an answer of a store that does not give one.
             first_pause: seconds until a store that is away is asked again; then twice as many,
             longest_pause: up to so many.
         """
         self._tracker = tracker
-        self._open_within, self._patience = open_within, patience
+        self._check_within, self._open_within, self._patience = check_within, open_within, patience
         self._first_pause, self._longest_pause = first_pause, longest_pause
         self._changed = threading.Condition()
         self._calls: deque[_Call] = deque()
         self._follow = False  # whether curves are to be sent
         self._trouble: Exception | None = None  # why the first call waits
+        self._left_out: list[tuple[_Call, Exception]] = []
         self._asked = 0  # how often something was tried
         self._busy = self._hurry = self._stopped = False
+        self._shown = False  # whether the store did what it was asked first
         self._thread: threading.Thread | None = None
 
     @property
     def address(self) -> str:
         """The tracking URI, without a password."""
         return self._tracker.address
+
+    def check(self) -> None:
+        """Find out whether the store can be used, before anything is made.
+
+        Raises:
+            UserError: the store is not away but wrong: the address is to be mended.
+        """
+        wrong: list[UserError] = []
+
+        def look() -> None:
+            try:
+                self._tracker.check()
+            except StoreAway:
+                pass  # `open` says so
+            except UserError as error:
+                wrong.append(error)
+
+        looking = threading.Thread(target=look, name="tracker check", daemon=True)
+        looking.start()
+        looking.join(self._check_within)
+        if wrong:
+            raise wrong[0]
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         """Begin to show a study.
@@ -146,11 +176,18 @@ class BackgroundTracker:
     def waiting(self) -> Waiting | None:
         """Return what could not be shown."""
         with self._changed:
-            if not self._calls:
+            calls = [*(call for call, _ in self._left_out), *self._calls]
+            if not calls:
                 return None
-            reason = str(self._trouble or f"the MLflow store {self.address} does not answer")
-            names = dict.fromkeys(name for call in self._calls for name in call.trials)
-            return Waiting(reason=reason, trials=tuple(names))
+            away: str | Exception = f"the MLflow store {self.address} does not answer"
+            reason = self._left_out[0][1] if self._left_out else self._trouble or away
+            names = dict.fromkeys(name for call in calls for name in call.trials)
+            study = bool(self._calls) or not all(call.trials for call in calls)
+            return Waiting(reason=str(reason), trials=tuple(names), study=study)
+
+    def refused(self) -> Mapping[str, str]:
+        """Return what the store takes in no way, and why."""
+        return self._tracker.refused()
 
     def compare_address(self) -> str | None:
         """Return MLflow's compare page of the arms; None where there is none yet."""
@@ -169,6 +206,7 @@ class BackgroundTracker:
     def _work(self) -> None:
         """Do what is asked for, in order, until it is stopped."""
         pause = self._first_pause
+        told: set[str] = set()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._calls or self._follow)
@@ -178,15 +216,24 @@ class BackgroundTracker:
                 self._follow = self._follow and bool(self._calls)
                 before, self._busy = self._trouble, True
             error = self._tried(call, again=before is not None)
+            if self._shown and _is_wrong(error):  # a run may be gone: it is looked up, or made anew
+                error = self._tried(call, again=True)
             with self._changed:
                 self._asked += 1
-                self._trouble, self._busy = error, False
-                if error is None:
-                    pause = self._first_pause
+                left_out = self._shown and _is_wrong(error)
+                self._trouble, self._busy = None if left_out else error, False
+                if error is None or left_out:
+                    pause, self._shown = self._first_pause, True
                     if self._calls and self._calls[0] is call:
                         self._calls.popleft()
+                        if error is not None:
+                            self._left_out.append((call, error))
                 self._changed.notify_all()
-                if error is not None:
+                if left_out:
+                    if str(error) not in told:
+                        told.add(str(error))
+                        _LOG.warning("%s; the study goes on, and the rest of it is shown", error)
+                elif error is not None:
                     if before is None and self._said(error):
                         _LOG.warning(
                             "%s; the study goes on, its runs are brought up to date later", error
@@ -207,3 +254,8 @@ class BackgroundTracker:
     def _said(self, error: Exception) -> bool:
         """Return whether a line is to be said of it: what `open` raises is said by others."""
         return self._asked > 1 or isinstance(error, StoreAway) or not isinstance(error, UserError)
+
+
+def _is_wrong(error: Exception | None) -> bool:
+    """Return whether what went wrong stays so, however often it is tried."""
+    return error is not None and not isinstance(error, StoreAway)

@@ -49,7 +49,8 @@ class Waiting:
     """What a tracker could not show."""
 
     reason: str
-    trials: tuple[str, ...]  # whose end, by name; the study's own run waits in any case
+    trials: tuple[str, ...]  # whose end, by name
+    study: bool = True  # whether the study's own run waits, too
 
 
 class Tracker(Protocol):
@@ -96,6 +97,9 @@ class Tracker(Protocol):
 
     def waiting(self) -> Waiting | None:
         """Return what of all that could not be shown; None: it is all there."""
+
+    def refused(self) -> Mapping[str, str]:
+        """Return what the store takes in no way, and why; all the rest is shown."""
 
     @property
     def address(self) -> str:

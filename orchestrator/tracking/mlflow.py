@@ -8,25 +8,30 @@ is shown again is there once, so that a store that was away is brought up to dat
 from __future__ import annotations
 
 import json
+import logging
 import os
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from chip_core.errors import UserError
 from orchestrator.plan import BASE, Plan, Trial
 from orchestrator.storage.place import artifacts_of
 from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
 from orchestrator.tracking.mlflow_files import Curve, stage
 from orchestrator.tracking.mlflow_runs import StudyRuns
-from orchestrator.tracking.mlflow_store import MlflowStore, Run, finite
+from orchestrator.tracking.mlflow_store import MlflowStore, Run, as_metrics
+from orchestrator.tracking.names import TAG, spelled
+from orchestrator.tracking.trouble import StoreAway, is_new
 from orchestrator.version import CodeVersion, code_version
 
 _REASON, _REUSED, _CUT = "chip.reason", "chip.reused_from", "chip.cut"
 _HOW = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's figures
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _COMPARED = 50  # arms that one address names
+_LOG = logging.getLogger(__name__)
 #: Metrics of an arm that do not come from its trials' scores: they stay when its scores change.
 ATTACHED = ("human/", "representation/", "representation-alone/")
 #: Where `chip-ablate ui` shows a work directory's runs, if not told otherwise.
@@ -38,11 +43,28 @@ def tracking_uri(workdir: Path, given: str | None) -> str:
 
     A database in the work directory needs no server.
     """
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(workdir)
+    if given is not None:
+        return given
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_uri(workdir)
 
 
-def _default_uri(workdir: Path) -> str:
-    return f"sqlite:///{workdir.resolve()}/mlflow.db"
+def own_uri(workdir: Path) -> str:
+    """Return the address of the database in a work directory."""
+    file = f"{workdir.resolve()}/mlflow.db"
+    if not any(sign in file for sign in "%?"):
+        return f"sqlite:///{file}"
+    # SQLAlchemy reads escapes; MLflow makes a folder by them where no driver is named.
+    return f"sqlite+pysqlite:///{quote(file)}"
+
+
+def check_store(workdir: Path, uri: str | None) -> None:
+    """Find out whether a store can be used, before anything is made; one that is away may be.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    with suppress(StoreAway):
+        MlflowTracker(workdir, uri).check()
 
 
 class MlflowTracker:
@@ -54,13 +76,14 @@ class MlflowTracker:
 
     def __init__(self, workdir: Path, uri: str | None = None) -> None:
         address = tracking_uri(workdir, uri)
-        own = address == _default_uri(workdir)
+        own = address == own_uri(workdir)
         # A database without a server would put artifacts under the current folder.
         self._store = MlflowStore(address, artifacts_of(workdir) if own else None)
         self._workdir = workdir if own else None
         self._runs: StudyRuns | None = None
         self._running: dict[str, tuple[Trial, Path]] = {}  # by fingerprint
         self._curves: dict[tuple[str, Path], Curve] = {}  # by run and folder
+        self._left_out: dict[str, str] = {}  # trials that could not be shown, and why
 
     @property
     def address(self) -> str:
@@ -72,6 +95,15 @@ class MlflowTracker:
         """How often the store did what was asked: it grows while there is progress."""
         return self._store.answers
 
+    def check(self) -> None:
+        """Find out whether the store can be used, before anything is made.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        if self._workdir is None or not is_new(self._store.uri):  # else the work directory decides
+            self._store.check()
+
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         """Take up what the store has, make what it lacks."""
         if self._workdir is not None:
@@ -81,11 +113,13 @@ class MlflowTracker:
         runs.load()
         self._runs = runs
         for view in done:
-            run = runs.trial(view.trial)
-            if run is None or not _is_shown(run, view):
-                self._show(view)
-            elif view.status != "FINISHED":  # its driver may have died before the last points
-                self._send_curves(run, view)
+            try:
+                self._show_done(view)
+            except StoreAway:
+                raise
+            except UserError as error:  # the others are shown all the same
+                self._left_out[f"trial {view.trial.name}"] = str(error)
+                _LOG.warning("MLflow is not shown the trial %s: %s", view.trial.name, error)
         here = [view for view in done if view.reused_from is None and view.code is not None]
         if here:
             last = max(here, key=lambda view: view.ended or 0.0)
@@ -154,6 +188,10 @@ class MlflowTracker:
         """Return None: what cannot be shown is raised."""
         return None
 
+    def refused(self) -> Mapping[str, str]:
+        """Return what the store took in no way, and why."""
+        return {**self._store.refused, **self._left_out}
+
     def compare_address(self) -> str | None:
         """Return MLflow's compare page of the arms; None where there is one arm only."""
         arms = self._opened.arms[:_COMPARED]
@@ -173,12 +211,19 @@ class MlflowTracker:
         runs = self._opened
         for view in arms:
             run = runs.arm(view.arm)
-            figures = finite(view.figures)
             own = {name for name in run.metrics if not name.startswith(ATTACHED)}
-            if not own <= figures.keys():
+            if not own <= as_metrics(view.figures).keys():
                 run = runs.replace(view.arm)  # a metric cannot be taken back
-            self._store.log_figures(run, figures, ended)
+            self._store.log_figures(run, view.figures, ended)
             self._store.describe(run, view.tags)
+
+    def _show_done(self, view: TrialView) -> None:
+        """Show a trial that ended before, where that is not seen already."""
+        run = self._opened.trial(view.trial)
+        if run is None or not _is_shown(run, view):
+            self._show(view)
+        elif view.status != "FINISHED":  # its driver may have died before the last points
+            self._send_curves(run, view)
 
     def _show(self, view: TrialView) -> None:
         """Show an ended trial; its status comes last, so that a run that has it is whole."""
@@ -206,29 +251,34 @@ def _figures(view: TrialView) -> dict[str, float]:
     timing = {f"timing/{phase}": value for phase, value in view.seconds.items()}
     data = {f"data/{name}": float(count) for name, count in view.data.items()}
     own = {} if view.reused_from is not None else {**timing, **data}
-    return finite({**view.metrics, **own})
+    return {**view.metrics, **own}
 
 
 def _tags(view: TrialView) -> dict[str, str | None]:
     engine = {f"engine.{setting}": value for setting, value in view.engine.items()}
-    scored = {
-        f"{_HOW}.{re.sub(r'[^A-Za-z0-9_./ -]', '.', key)}": json.dumps(how, sort_keys=True)
-        for key, how in view.how.items()
-    }
+    scored = {f"{_HOW}.{key}": json.dumps(how, sort_keys=True) for key, how in view.how.items()}
+    # Until 2026-11 a colon was a dot there, which made `a:b.c` and `a.b:c` one.
+    former = {f"{_HOW}.{key.replace(':', '.')}": None for key in view.how if ":" in key}
     code = _code_tags(view.code) if view.reused_from is None else {}
     how = {_REASON: view.reason, _REUSED: view.reused_from, _CUT: view.cut}
-    return {**how, **engine, **scored, **code}
+    return {**how, **engine, **former, **scored, **code}
 
 
 def _table_tag(tables: Sequence[str]) -> str | None:
-    return json.dumps([{"path": path, "type": "table"} for path in tables]) if tables else None
+    said = [{"path": path, "type": "table"} for path in tables]
+    while len(json.dumps(said)) > TAG.longest:  # MLflow's pages read it: cut short it says nothing
+        said.pop()
+    return json.dumps(said) if said else None
 
 
 def _is_shown(run: Run, view: TrialView) -> bool:
     return (
         run.status == view.status
-        and _figures(view).items() <= run.metrics.items()
-        and all(run.tags.get(name) == value for name, value in _tags(view).items())
+        and as_metrics(_figures(view)).items() <= run.metrics.items()
+        and all(
+            run.tags.get(spelled(name)) == (None if value is None else spelled(value, TAG))
+            for name, value in _tags(view).items()
+        )
     )
 
 

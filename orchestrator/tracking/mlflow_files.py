@@ -6,9 +6,11 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from chip_core.files import unsealed
 from chip_core.results import CONFIG, CURVES
 from orchestrator.tracking.mlflow_store import MlflowStore, Point, Run
 
@@ -24,7 +26,7 @@ class Curve:
 
     def send(self, store: MlflowStore, run: Run) -> None:
         """Send the points that are new; a line that is not whole yet waits."""
-        if not self._path.exists():
+        if not self._path.is_file():
             return
         with self._path.open("rb") as file:
             file.seek(self._sent)
@@ -41,16 +43,16 @@ def stage(folders: Sequence[Path], into: Path) -> list[str]:
     Where attempts have a file of the same name, the last one's counts; of the configurations that
     of the last attempt that trained.
     """
-    configured = [folder for folder in folders if (folder / CONFIG).exists()]
-    trained = [folder for folder in configured if (folder / CURVES).exists()]
+    configured = [folder for folder in folders if (folder / CONFIG).is_file()]
+    trained = [folder for folder in configured if (folder / CURVES).is_file()]
     for folder in (trained or configured)[-1:]:
         shutil.copyfile(folder / CONFIG, into / "config.json")
     tables: dict[str, None] = {}
     for folder in folders:
-        for scores in sorted(folder.glob("scores/*.json")):
+        for scores in _files(folder, "scores/*.json"):
             (into / "scores").mkdir(exist_ok=True)
             shutil.copyfile(scores, into / "scores" / scores.name)
-        for responses in sorted(folder.glob("responses/*.jsonl")):
+        for responses in _files(folder, "responses/*.jsonl"):
             table = _table(responses)
             if table is not None:
                 name = f"responses/{responses.stem}.json"
@@ -61,27 +63,36 @@ def stage(folders: Sequence[Path], into: Path) -> list[str]:
 
 
 def _points(text: bytes) -> Iterator[Point]:
-    for line in text.splitlines():
+    for line in text.split(b"\n"):
         try:
-            point = json.loads(line)
-        except ValueError:  # a write that a crash cut off; the ledger holds the truth
-            continue
-        yield Point(
-            step=int(point["step"]),
-            milliseconds=int(point["time"] * 1000),
-            figures=point["figures"],
-        )
+            point = unsealed(line)
+            found = Point(
+                step=int(point["step"]),
+                milliseconds=int(point["time"] * 1000),
+                figures=dict(point["figures"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            continue  # a write that a crash cut off, or damage; the ledger holds the truth
+        yield found
 
 
 def _table(path: Path) -> dict[str, Any] | None:
     """Return the first responses of a file as MLflow writes a table."""
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in itertools.islice(file, _SAMPLE)]
+    with path.open("rb") as file:
+        lines = list(itertools.islice(file, _SAMPLE))
+    rows = []
+    for line in lines:
+        with suppress(ValueError):
+            rows.append(unsealed(line))
     if not rows:
         return None
     columns = list(rows[0])
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     return {"columns": columns, "data": cells}
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def _cell(value: Any) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 from orchestrator.tracking.mlflow import tracking_uri
 from orchestrator.tracking.mlflow_runs import FINGERPRINT, KIND
 from orchestrator.tracking.mlflow_store import MlflowStore, connect
-from orchestrator.tracking.trouble import check_reachable
+from orchestrator.tracking.names import EXPERIMENT, spelled
+from orchestrator.tracking.trouble import check_reachable, is_new
 
 _OF_TRIALS = ("trial", "base")
 
@@ -31,11 +32,8 @@ def forget_runs(
         UserError: the store cannot be used; nothing has gone then.
     """
     address = tracking_uri(workdir, uri)
-    file = address.removeprefix("sqlite:///")
-    if file != address and not Path(file).exists():
-        return 0  # no run was ever shown there
     store = _Bin(address, None)
-    if not store.take_up(study):
+    if not store.take_up(study):  # no run was ever shown there
         return 0
     going = [
         run
@@ -60,8 +58,10 @@ class _Bin(MlflowStore):
         """Connect, make nothing; return whether there is such an experiment."""
         with self._told():
             check_reachable(self.uri)
+            if is_new(self.uri):
+                return False
             self._client = connect(self.uri)
-            known = self._client.get_experiment_by_name(experiment)
+            known = self._client.get_experiment_by_name(spelled(experiment, EXPERIMENT))
         if known is None or known.lifecycle_stage == "deleted":
             return False
         self._experiment = known.experiment_id

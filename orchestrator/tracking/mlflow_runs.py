@@ -19,7 +19,8 @@ from chip_core.files import parse_json
 from orchestrator.plan import BASE, Arm, Plan, Trial
 from orchestrator.search import Search, SearchTrial, searches_of
 from orchestrator.study import level_text
-from orchestrator.tracking.mlflow_store import MlflowStore, Run
+from orchestrator.tracking.mlflow_store import NAME, MlflowStore, Run
+from orchestrator.tracking.names import TAG, spelled
 
 Slot = tuple[str, str, str]  # kind, arm, seed; of a search its number, in the seed's place
 
@@ -28,7 +29,7 @@ KIND, ARM, SEED, FINGERPRINT = "chip.kind", "chip.arm", "chip.seed", "chip.finge
 HOLDS = "chip.fingerprints"
 SEARCH, CHOSEN = "chip.search", "chip.chosen"  # a search's number in its arm, and whether it won
 SUPERSEDED_BY = "chip.superseded_by"
-NAME, PARENT, NOTE = "mlflow.runName", "mlflow.parentRunId", "mlflow.note.content"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 _SUPERSEDED = "superseded "
 _LONGEST_KEY = 250
 _SEEDS_HELD = 100
@@ -201,8 +202,9 @@ def arm_key(arm: Arm) -> str:
     )
     key = "|".join(cells)
     if len(key) <= _LONGEST_KEY:
-        return key
-    return f"{key[:_LONGEST_KEY]}… {hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        return spelled(key, TAG)  # it is found again by its tag
+    mark = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return spelled(f"{key[:_LONGEST_KEY]}… {mark}", TAG)
 
 
 def held_by(arm: Arm) -> dict[str, str]:
@@ -265,7 +267,12 @@ def _wanted_trial(
 
 
 def _short(fingerprints: Mapping[str, str]) -> dict[str, str]:
-    return {key: value[:12] for key, value in fingerprints.items()}
+    """Return what is held, short enough for a tag; of too much, that it is all of it."""
+    short = {key: value[:12] for key, value in fingerprints.items()}
+    text = json.dumps(short)
+    if len(text) <= TAG.longest:
+        return short
+    return {"all": hashlib.sha256(text.encode()).hexdigest()[:12]}
 
 
 def _place(trial: Trial) -> tuple[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.errors import UserError
@@ -111,6 +112,41 @@ def test_what_cannot_be_exported_is_told(
         export_model(folder, folder / "model" / "out")
     with pytest.raises(UserError, match="holds no trained model: its weights were removed"):
         export_model(tmp_path, tmp_path / "out")
+
+
+def test_an_adapter_is_merged_where_it_belongs_or_not_at_all(
+    kept: Path, shapes_config: Configured, tmp_path: Path
+) -> None:
+    whole = trained(kept, shapes_config, "lora, staged")
+    export_model(whole, tmp_path / "right", merge=True)
+
+    def named(into: str, file: str, change: Callable[[str], str]) -> Path:
+        folder = tmp_path / into
+        shutil.copytree(whole, folder)
+        weights = load_file(folder / "model" / file)
+        save_file({change(n): v for n, v in weights.items()}, folder / "model" / file)
+        return folder
+
+    for number, (file, change) in enumerate(
+        [
+            ("adapter_model.safetensors", lambda name: f"module.{name}"),
+            ("trained_parts.safetensors", lambda name: name.removeprefix("model.")),
+        ]
+    ):
+        export_model(named(f"{number}", file, change), tmp_path / f"{number}-out", merge=True)
+        merged = (tmp_path / f"{number}-out" / "model.safetensors").read_bytes()
+        assert merged == (tmp_path / "right" / "model.safetensors").read_bytes()
+    for number, (file, said) in enumerate(
+        [
+            # 4 layers × (q k v o, gate up down), two weights each
+            ("adapter_model.safetensors", "16 of its 56 weights have no place in it"),
+            ("trained_parts.safetensors", "12 of its .* weights have no place in it"),
+        ]
+    ):
+        folder = named(f"bad-{number}", file, lambda name: re.sub("([qk])_proj", r"\1_lin", name))
+        with pytest.raises(UserError, match=f"base model is needed to merge: .*{file}.*{said}"):
+            export_model(folder, tmp_path / "out", merge=True)
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_base_model_that_is_gone_is_told(

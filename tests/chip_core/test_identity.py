@@ -77,6 +77,16 @@ def test_the_untrained_model_and_an_evaluation_have_their_own() -> None:
     assert len(found) == 4
 
 
+def test_what_is_sent_to_a_judge_counts_where_it_says_something() -> None:
+    def of(**judge: Any) -> str:
+        benchmark = BenchmarkConfig(name="mmhal", judge={"model": "m", **judge})
+        return fingerprint(evaluation_identity("report", benchmark, {}))
+
+    # As it was before there was such a key: nothing that is finished is scored again for it.
+    assert of() == of(send={}) and of().startswith("398067250672")
+    assert len({of(), of(send={"max_tokens": None}), of(send={"reasoning_effort": "low"})}) == 3
+
+
 def test_every_field_says_what_it_is() -> None:
     assert not [path for path, field in fields(TrialConfig) if not field.description]
 
@@ -179,6 +189,16 @@ def test_data_counts_by_content_not_by_place() -> None:
     assert own({}, {**OWN, "files": [["a.jsonl", "def"]]}) != own({})
 
 
+def test_data_read_as_before_there_was_a_choice_are_what_they_were() -> None:
+    """Transparency was dropped: figures on white are new, those of `drop` are found again."""
+    before = "bfc15545028bd8f8d520f9a2e4e0ed36f5d7313867eb795df956d844d129b183"  # of that build
+    assert own({"transparency": "drop"}) == before
+    assert own({}) == own({"transparency": "white"}) != before
+
+
 def test_shapes_ignores_what_is_for_files() -> None:
-    assert "data.split" in inert_keys(config())
+    assert {"data.split", "data.transparency"} <= inert_keys(config()).keys()
     assert mark(data={"split": "test", "on_bad_row": "skip", "format": "trl"}) == mark()
+    assert mark(data={"transparency": "drop"}) == mark()
+    # As the build had it that knew no transparency.
+    assert mark() == "7a8c9c5f96af12d335e3ef735e9fe4d1a25a3f56593ccdeb587040bbcd1cf87d"

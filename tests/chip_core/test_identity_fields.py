@@ -29,6 +29,7 @@ COUNTS: dict[str, Any] = {
     "model.dtype": "bf16",
     "data.split": "test",
     "data.limit": 7,
+    "data.transparency": "drop",
     "data.on_bad_row": "skip",
     "objective.form": "one_sigmoid",
     "objective.terms": ["response", "token", "visual"],

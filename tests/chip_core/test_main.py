@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.__main__ import configuration, main
+from chip_core.__main__ import _check_settings, configuration, main
+from chip_core.config import TrialConfig
+from chip_core.errors import UserError
 from chip_core.results import TrialResult, read_result
 
 SHORT = ["training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
@@ -86,6 +88,20 @@ def test_a_trial_cut_short_while_it_was_scored_is_scored(
     (out / "config.json").write_text("{}")
     assert main([*command, "--resume", str(out)]) == 2
     assert "holds a model, and no config.json that says which" in capsys.readouterr().err
+
+
+def test_a_model_of_before_there_was_a_choice_was_trained_without_transparency(
+    tmp_path: Path,
+) -> None:
+    config = TrialConfig.model_validate({"model": "shapes", "data": {"source": "./rows.jsonl"}})
+    written = config.model_dump(mode="json")
+    del written["data"]["transparency"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match="holds a model trained with other settings"):
+        _check_settings(config, tmp_path)
+    dropped = {**written, "data": {**written["data"], "transparency": "drop"}}
+    _check_settings(TrialConfig.model_validate(dropped), tmp_path)
 
 
 def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

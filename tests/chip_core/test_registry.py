@@ -19,3 +19,16 @@ def test_a_lookup_that_fails_names_the_near_ones() -> None:
 
 def test_nothing_near_is_not_suggested() -> None:
     assert suggestion("xyz", ["green", "blue"]) == "choices: blue, green"
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (["b", "a"], "a, b"),
+        (["dpo, seed 0", "chip"], "'chip', 'dpo, seed 0'"),  # else three names are read, not two
+        (["", "x"], "'', 'x'"),
+        ([], "none"),
+    ],
+)
+def test_a_name_with_a_comma_is_seen_to_be_one(names: list[str], listed: str) -> None:
+    assert suggestion("zzz", names) == f"choices: {listed}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from chip_core.config import TrialConfig
 from chip_core.errors import ConfigError
+from chip_core.fields import Section, figure
 from chip_core.validation import key_problem, set_key, trial_config
 
 
@@ -30,6 +32,17 @@ def complaints(**tree: Any) -> list[str]:
         ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas[1]: input should be less than 1"),
         ({"lora": {"targets": []}}, "lora.targets: names no layer: write all, or names such as"),
         ({"seed": 2**63}, "seed: input should be less than or equal to 9223372036854775807"),
+        ({"training": {"max_steps": True}}, "max_steps: input should be a valid integer, not true"),
+        ({"training": {"max_steps": "20"}}, "not '20': write 20 without quotes"),
+        ({"training": {"max_steps": "1_000"}}, "not '1_000': write 1000"),  # a text in YAML 1.2
+        ({"training": {"max_steps": 1e3}}, "not 1000.0: write 1000"),
+        ({"training": {"max_steps": "few"}}, "a valid integer, not 'few'"),
+        ({"optimizer": {"lr": "1e-6"}}, "a valid number, not '1e-6': write 1e-6 without quotes"),
+        ({"optimizer": {"betas": [0.9, False]}}, "optimizer.betas[1]: input should be a valid num"),
+        ({"engine": {"bucket": "off"}}, "a valid boolean, not 'off': write false"),
+        ({"engine": {"bucket": 1}}, "a valid boolean, not 1: write true"),
+        ({"objective": {"custom": {"a:b": "1"}}}, "custom.a:b: input should be a valid number"),
+        ({"benchmarks": {"report": [{"name": "a", "limit": True}]}}, "report[0].limit: input shou"),
         ({"benchmarks": {"report": ["a", "a"]}}, "benchmarks: report: a benchmark is named twice"),
         ({"benchmarks": {"report": [{"limit": 1}]}}, "benchmarks.report[0].name: is missing: add"),
         ({"rejected_image": {"lighting": {"low": 0.5}}}, "lighting: low is 0.5, above high, 0.4"),
@@ -41,6 +54,20 @@ def test_a_problem_is_a_line_with_its_key(tree: dict[str, Any], expected: str) -
     (line,) = complaints(**tree)
     assert line.startswith("x.yaml: ")
     assert expected in line
+
+
+class Own(Section):
+    """Settings of a user's own strategy."""
+
+    box: tuple[int, int] = figure((1, 2), doc="a box")
+    names: set[str] = figure(set(), doc="names")
+
+
+def test_sections_of_a_users_own_are_held_to_it_too() -> None:
+    assert Own.model_validate({"box": [3, 4], "names": ["a"]}).box == (3, 4)  # lists, as YAML has
+    for wrong in ([True, 2], ["1", 2], [1.0, 2]):
+        with pytest.raises(ValidationError):
+            Own.model_validate({"box": wrong})
 
 
 def test_problems_are_told_together() -> None:

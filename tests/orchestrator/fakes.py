@@ -6,11 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chip_core.files import write_json
-from chip_core.results import MODEL, RESULT, Evaluation, Progress, TrialResult
+from chip_core.results import MODEL, Evaluation, Progress, TrialResult, hashes, write_result
 from orchestrator.executors.base import (
     Again,
     Cause,
@@ -116,7 +116,9 @@ def leave_result(job: Job) -> TrialResult:
             items = [{"item": str(i), "numerator": value, "denominator": 100.0} for i in range(4)]
             metrics.append({"name": "chair_i", "value": value, "items": items})
         write_json(job.folder / evaluation.scores, {"metrics": metrics})
-    write_json(job.folder / RESULT, asdict(result))
+    scores = [evaluation.scores for evaluation in result.evaluations.values()]
+    result = replace(result, files=hashes(job.folder, scores))
+    write_result(job.folder, result)
     return result
 
 
@@ -151,6 +153,9 @@ class FakeTracker:
         ended: float | None = None,
     ) -> None:
         self.arms, self.status = arms, status
+
+    def refused(self) -> dict[str, str]:
+        return {}
 
     def waiting(self) -> Waiting | None:
         return None

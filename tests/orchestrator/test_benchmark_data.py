@@ -11,9 +11,10 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from chip_core.errors import ConfigError
+from chip_core.evaluation.generation import Decoder
 from chip_core.files import read_records
 from chip_core.places import Places
-from orchestrator.benchmarks_seen import seen_before
+from orchestrator.benchmarks_seen import keep, seen_before
 from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
@@ -82,6 +83,22 @@ def summary_of(plan: Plan, workdir: Path) -> Summary:
     return summarise(plan, ledger, load_scores(plan, ledger, workdir))
 
 
+def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
+    tmp_path: Path, data: Path
+) -> None:
+    """Those of the embedded world, which is drawn, are what they were."""
+    plan = planned(tmp_path, Places(benchmark_data=data))
+    former = {
+        key: {name: value for name, value in found.items() if name != "pictures"}
+        for key, found in plan.benchmarks.items()
+    }
+    keep(tmp_path / "w", plan.study.name, former)
+    for places in (Places(benchmark_data=data), Places()):  # also where the data are not here
+        found = planned(tmp_path, places).benchmarks
+        assert found["report/pope"] != former["report/pope"]
+        assert found["select/shapes"] == former["select/shapes"]
+
+
 def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     workdir, places = tmp_path / "w", Places(benchmark_data=data)
     plan = planned(tmp_path, places)
@@ -104,7 +121,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
         own.fingerprint
     ].metrics(own)
     how = json.loads(trial.data.tags["chip.scored.report/pope"])
-    assert (how["protocol"], how["scorer"]) == ("corrected", "pope-1")
+    assert (how["protocol"], how["scorer"]) == ("corrected", "pope-2")
     assert (how["n"], how["missing"], how["limit"], how["of"]) == (9, 0, 9, 18)
     amber = json.loads(trial.data.tags["chip.scored.report/amber"])
     assert (amber["protocol"], amber["missing"]) == ("official", 0)
@@ -114,12 +131,12 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     assert "responses/report-amber.json" in artifacts
 
     text = (workdir / "studies" / plan.study.name / "report" / "report.md").read_text()
-    assert "pope: protocol corrected, scorer pope-1; a seeded subset of 9 of 18 questions." in text
-    assert "amber: protocol official, scorer amber-1" in text
+    assert "pope: protocol corrected, scorer pope-2; a seeded subset of 9 of 18 questions." in text
+    assert "amber: protocol official, scorer amber-2" in text
     origin = json.loads(
         (workdir / "studies" / plan.study.name / "report" / "provenance.json").read_text()
     )
-    assert origin["benchmark_contents"]["report/pope"]["scorer"] == "pope-1"
+    assert origin["benchmark_contents"]["report/pope"]["scorer"] == "pope-2"
     assert {entry["scored"]["report/pope"]["n"] for entry in origin["trials"]} == {9}
 
     # Again: nothing is run, also where the data are not here; the figures are found all the same.
@@ -283,6 +300,23 @@ def test_a_model_is_scored_without_a_study(
     printed = capsys.readouterr()
     assert "shapes/cover" in printed.out
     assert "6 scored, 0 missing" in printed.out
+
+
+def test_evaluate_says_what_could_not_be_read(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "answers", lambda decoder, batch: ["[hm]"] * len(batch.items))
+    arguments = [
+        "evaluate", "shapes", "--benchmarks", "pope", "--benchmark-data", str(data),
+        "--limit", "6", "--protocol", "corrected", "--out", "out",
+    ]  # fmt: skip
+    assert call(*arguments, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["benchmarks"]["pope"]
+    assert (found["unreadable"]["answers"], found["n"], found["missing"]) == (6, 6, 0)
+    assert call(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "pope: 6 answers unreadable (counted as wrong), for instance" in printed
+    assert "“[hm]”" in printed
 
 
 @pytest.mark.parametrize(

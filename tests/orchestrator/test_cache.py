@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from chip_core.files import Spool
+from chip_core.files import Spool, read_records
 from chip_core.training.store.folder import partial_folder, seal, shard_name, store_folder
 from chip_core.training.store.lock import making
 from chip_core.training.store.passes import ReferencePass
@@ -69,7 +69,7 @@ def age(workdir: Path, folder: Path, days: float) -> None:
     raw["made"]["time"] = then
     manifest.write_text(json.dumps(raw))
     file = cache_folder(workdir) / USES
-    uses = [json.loads(line) for line in file.read_text().splitlines()]
+    uses = read_records(file)
     for use in uses:
         use["time"] = then if use["pass"] == folder.name else use["time"]
     file.write_text("".join(json.dumps(use) + "\n" for use in uses))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import orchestrator.cli as program
 from orchestrator.cli import cli, main
 
 from .conftest import STUDY
@@ -89,3 +92,70 @@ def test_plan_and_status_as_json(capsys: pytest.CaptureFixture[str], tmp_path: P
         assert len(found["trials"]) == 17
         assert {trial["state"] for trial in found["trials"]} == {"to run"}
     assert list(tmp_path.iterdir()) == []  # looking writes nothing
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "wide", "²", "1" * 40])
+def test_a_width_that_nothing_fits_is_not_obeyed(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", columns)
+    assert call("status", "encoder") == 0
+    assert "study encoder: 13 to run" in capsys.readouterr().out
+
+
+def test_a_width_that_will_do_is_obeyed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert call("status", "encoder") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert os.environ["COLUMNS"] == "40"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP])
+def test_what_a_file_system_refuses_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr("orchestrator.commands.studies.planned", refused)
+    assert call("status", "encoder") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"chip-ablate: some/file: cannot be used ({os.strerror(number)})")
+
+
+def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EBADF, "ours")
+
+    monkeypatch.setattr("orchestrator.commands.studies.planned", broken)
+    with pytest.raises(OSError, match="ours"):
+        main(["status", "encoder"])
+    assert errno.EBADF not in program._OF_FILES
+
+
+def test_a_first_run_that_is_refused_writes_nothing(
+    write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    path = write_study(STUDY.replace("report: [shapes]", "report: [shapes, mmhal]"))
+    before = sorted(tmp_path.rglob("*"))
+    for beside in ([], ["--max-gpu-hours", "3"]):
+        run = ["run", str(path), "--executor", "inline", "--storage", str(storage), *beside]
+        assert call(*run) == 2
+        assert capsys.readouterr().out == ""
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_hints_are_commands_that_a_shell_takes_as_they_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    new = ["new", "--name", "n", "--question", "q", "--recipe", "shapes", "--seeds", "1"]
+    of = ["--factor", "objective=dpo,chip", "--benchmark", "shapes", "--primary", "shapes/chair_i"]
+    assert call(*new, *of, "--out", str(tmp_path / "my study.yaml")) == 0
+    said = capsys.readouterr().out.strip()
+    assert said.endswith(f"chip-ablate plan '{tmp_path}/my study.yaml'")

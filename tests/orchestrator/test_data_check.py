@@ -73,6 +73,25 @@ def test_a_models_tokenizer_counts(data: Path, capsys: pytest.CaptureFixture[str
     assert found["figures"]["chosen, tokens"]["most"] == 8
 
 
+def test_what_is_read_of_a_folder_is_said(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        folder = data / "many" / f"{number}"
+        folder.mkdir(parents=True)
+        (folder / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+        (folder / "a.png").write_bytes((data / "a.png").read_bytes())
+    (data / "many" / ".hidden").mkdir()
+    (data / "many" / ".hidden" / "rows.jsonl").write_text("x")
+    assert call("many") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "many: 4 rows in 4 files, format jsonl"
+    assert lines[1] == "read: many/0/rows.jsonl, many/1/rows.jsonl, many/2/rows.jsonl, …"
+
+
+def test_a_recipe_names_the_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pairs.jsonl", "--limit", "1", "--recipe", "shapes", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["changed_unit"] == "tokens"
+
+
 def test_bad_rows_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("pairs.jsonl", "--json") == 1
     first, _ = json.loads(capsys.readouterr().out)["bad"]
@@ -87,14 +106,32 @@ def test_bad_rows_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["pairs.jsonl", "--split", "train"], "split 'train': only a folder or a hub name"),
         (["pairs.jsonl", "--image-root", "none"], "no folder none"),
         (["pairs.jsonl", "--model", "none"], "--model: no folder none"),
+        (
+            ["pairs.jsonl", "--model", "no/such"],
+            "--model: no/such: the hub cannot be reached (no r",
+        ),
+        (["pairs.jsonl", "--recipe", "none"], "unknown recipe 'none': choices: "),
+        (
+            ["pairs.jsonl", "--recipe", "shapes", "--model", "shapes"],
+            "--model and --recipe: give o",
+        ),
+        (["no/such"], "no/such: the hub cannot be reached (no route), and no copy of it is among "),
+        (["folder"], "no *.parquet or *.jsonl in folder: name a .json file itself"),
         ([""], "PATH is empty"),
         (["shapes"], "shapes: the embedded world's pairs are drawn"),
         (["a.png"], "a.png is neither .parquet nor .jsonl"),
     ],
 )
 def test_errors_of_the_user_are_one_line_and_code_2(
-    data: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
 ) -> None:
+    monkeypatch.setattr("chip_core.hub.unreachable", lambda *asked: "no route")
+    (data / "folder").mkdir()
+    (data / "folder" / "a.json").write_text("[]")
     assert call(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
@@ -116,3 +153,11 @@ def test_progress_is_told_when_it_takes_long(
     assert shown(2.0) == ""
     assert "rows checked" in shown(0.0)
     assert ("left" if not terminal else "4/10") in shown(0.0)
+
+
+def test_how_many_there_are_may_be_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SHOWN_AFTER", 0.0)
+    out = io.StringIO()
+    with progress.progress(Console(file=out, width=80), "files opened") as step:
+        step(1, 4)
+    assert out.getvalue().startswith("files opened: 1 of 4, ")

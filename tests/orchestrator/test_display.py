@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.results import Progress
-from orchestrator.display import Board
-from orchestrator.executors.base import COPYING, Job, Progressed, Started
+from orchestrator.display import Board, LiveDisplay
+from orchestrator.executors.base import COPYING, Failed, Job, Progressed, Started
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,18 @@ def test_files_that_are_copied_are_no_share_of_a_trial(tmp_path: Path) -> None:
     assert share("train", 30, 60) == 4 / 5 / 2  # training counts four times scoring
     assert share("train", 60, 60) == 4 / 5
     assert share("score shapes", 500, 1000) == 4 / 5 + 1 / 5 / 2
+
+
+def test_what_was_stopped_did_not_fail(tmp_path: Path) -> None:
+    config = TrialConfig(model=ModelConfig(path="shapes"))
+    jobs = [
+        Job(id=name, name=name, config=config, folder=tmp_path) for name in ("failed", "killed")
+    ]
+    console = Console(width=120, force_terminal=True, record=True)
+    shown = LiveDisplay(console, [(job, Shown(arm=job.name), 1) for job in jobs])
+    shown.take(Failed(job=jobs[0], reason="the loss is nan"))
+    shown.take(Failed(job=jobs[1], reason="asked to", cause="stopped"))
+    console.print(shown._draw())
+    text = console.export_text()
+    assert "1 failed, 1 killed" in text
+    assert "failed: the loss is nan" in text and "killed: asked to" in text

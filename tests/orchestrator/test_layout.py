@@ -33,8 +33,7 @@ WRONG = {
     "when: {vision_encoder: {objective: chip}, objective: {vision_encoder: trained}}":
         ["when: objective, vision_encoder apply only where one another do: break the circle"],
     "when: {vision_encoder: chip}":
-        ["when.vision_encoder.dict[str,any]: input should be a valid dictionary, not 'chip'",
-         "when.vision_encoder.list[dict[str,any]]: input should be a valid list, not 'chip'"],
+        ["when.vision_encoder: input should be a valid dictionary or a valid list, not 'chip'"],
     "design: factorial":
         ["design: unknown level 'factorial': choices: cells, grid, leave_one_out, one_at_a_time"],
     "design: cells":

@@ -12,6 +12,8 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.plan import Plan
+from orchestrator.report.plan_tables import plan_json, plan_lines
+from orchestrator.tracking.names import spelled
 
 from .conftest import STUDY
 
@@ -95,3 +97,30 @@ def test_a_study_may_vary_it(module: Path, plan_of: Callable[..., Plan]) -> None
     plan = plan_of(text)
     assert len(plan.arms) == 4
     assert plan.arms[0].baseline
+
+
+def test_names_that_mlflow_does_not_take_are_told(
+    module: Path, plan_of: Callable[..., Plan], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = module.with_name("my_benchmarks.py")
+    file.write_text(file.read_text().replace('"right"', '"right@1 (strict), %"'))
+    name = "my_benchmarks:Colours/right@1 (strict), %"
+    assert call("plugin", "check", "my_benchmarks:Colours") == 0
+    told = capsys.readouterr().out
+    assert f"in MLflow '{name}' is called '{spelled(name)}'" in told
+    assert "10 of 10 checks passed" in told
+    assert call("plugin", "check", "my_benchmarks:Colours", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["mlflow_names"] == {name: spelled(name)}
+
+    plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))
+    lines = [str(line) for line in plan_lines(plan, tmp_path)]
+    assert f"in MLflow '{name}' is called '{spelled(name)}': it does not take that name" in lines
+    assert plan_json(plan, tmp_path)["mlflow_names"] == {name: spelled(name)}
+
+
+def test_names_that_mlflow_takes_are_not_mentioned(
+    module: Path, plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))
+    assert not [line for line in plan_lines(plan, tmp_path) if "MLflow" in str(line)]
+    assert plan_json(plan, tmp_path)["mlflow_names"] == {}

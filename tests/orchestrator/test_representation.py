@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from chip_core.models import loading
+from chip_core.models.adapters import attach, write_weights
 from chip_core.results import MODEL, TrialResult
 from chip_core.shapes import MODEL_FOLDER
 from orchestrator.cli import main
@@ -104,6 +107,51 @@ def test_a_study_in_one_picture(tmp_path: Path, run: Run) -> None:
     assert {f"{auc}.low", f"{auc}.high"} <= runs["chip"].keys()
     assert runs["chip, seed 1"][auc] == chip_row["by_seed"][1]["probe_auc"]
     assert auc in runs["base"] and f"{auc}.low" not in runs["chip, seed 1"]
+
+
+ADAPTED = STUDY.replace("objective: [dpo, chip]", "language_model: [lora]").replace(
+    "baseline: {objective: dpo}", "baseline: {language_model: lora}"
+)
+
+
+def adapted(workdir: Path, plan: Plan, trial: Trial, written: Callable[[str], str]) -> None:
+    """Leave a trained adapter, its weights drawn and named in some way."""
+    folder = workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
+    model = attach(loading.load(trial.config.model)[0], trial.config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    write_weights(model, folder / MODEL, trial.config)
+    file = folder / MODEL / "adapter_model.safetensors"
+    save_file({written(name): value for name, value in load_file(file).items()}, file)
+    result = TrialResult(steps=1, evaluations={}, seconds={})
+    Ledger(workdir).finished(trial, plan.study.name, 1, str(folder.relative_to(workdir)), result)
+
+
+def test_an_adapter_is_read_where_it_belongs_or_not_at_all(tmp_path: Path, run: Run) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(ADAPTED)
+    plan = make_plan(load_study(file))
+    found = {}
+    for name, written in {
+        "right": lambda name: name,
+        "ddp": lambda name: f"module.{name}",
+        "bad": lambda name: name.replace("_proj", "_lin"),
+    }.items():
+        workdir = tmp_path / name
+        adapted(workdir, plan, plan.arms[0].trials[0], written)
+        found[name] = run("represent", file, "--workdir", workdir, "--items", 4, "--json")
+    rows = {name: json.loads(found[name][1])["rows"] for name in ("right", "ddp")}
+    assert rows["ddp"] == rows["right"]
+    base, arm = (row["figures"] for row in rows["right"])
+    assert base != arm
+    code, printed, said = found["bad"]
+    assert (code, printed) == (2, "")
+    line = said.strip().splitlines()[-1]
+    assert "lora, seed 0: " in line and "56 of its 56 weights have no place in it" in line
+    assert "Traceback" not in said
 
 
 def _view(trial: Trial) -> TrialView:

@@ -112,6 +112,8 @@ def test_ctrl_c_marks_what_ran_as_killed(plan_of: PlanOf, tmp_path: Path) -> Non
     assert [view.trial.name for view in tracker.ended if view.status == "KILLED"] == [
         "dpo, frozen, seed 1"
     ]
+    killed = [line for line in outcome.summary.missing if line.startswith("dpo, frozen, seed 1 ")]
+    assert killed == ["dpo, frozen, seed 1 (killed)"]  # it did not fail
     _, executor, _ = run(plan_of(), tmp_path)
     assert len(executor.names) == 4
 

@@ -49,8 +49,13 @@ def test_figures_as_json(amber: Path, responses: Path, capsys: pytest.CaptureFix
         "benchmark": "amber",
         "n": 3,
         "missing": 1,
+        "unreadable": {
+            "answers": 1,
+            "replies": 0,
+            "examples": [{"item": "2", "text": "no.", "source": "answer"}],
+        },
         "protocol": "official",
-        "version": "amber-1",
+        "version": "amber-2",
         "judge": None,
         "similarity": None,
         "tagger": None,
@@ -67,7 +72,7 @@ def test_figures_as_a_table(
 ) -> None:
     assert call("amber", "--data", amber, "--responses", responses, "--protocol", "corrected") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].strip() == "amber, protocol corrected (amber-1)"
+    assert lines[0].strip() == "amber, protocol corrected (amber-2)"
     (accuracy,) = (line.split() for line in lines if line.startswith("│ accuracy"))
     assert [cell for cell in accuracy if cell != "│"] == [
         "accuracy",
@@ -78,6 +83,9 @@ def test_figures_as_a_table(
     ]
     assert any("number/precision" in line and "undefined" in line for line in lines)
     assert lines[-1] == "3 answers scored, 1 missing"
+    assert call("amber", "--data", amber, "--responses", responses) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["1 answer unreadable (counted as wrong), for instance", "  2: “no.”"]
 
 
 def test_the_embedded_world_needs_no_data(

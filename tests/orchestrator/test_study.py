@@ -62,8 +62,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "vision_encoder: [frozen, trained]",
             "optimizer.lr: [fast, 1e-6]",
-            "factors.optimizer.lr[0]: input should be a valid number, "
-            "unable to parse string as a number, not 'fast'",
+            "factors.optimizer.lr[0]: input should be a valid number, not 'fast'",
         ),
         (
             "vision_encoder: frozen}",

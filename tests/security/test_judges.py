@@ -17,7 +17,12 @@ from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge import endpoint as endpoints
 from chip_core.evaluation.replay import ReplayJudge
-from chip_core.evaluation.scorers import llava_bench, objhal_judge
+from chip_core.evaluation.scorers import (
+    hallusionbench_judge,
+    llava_bench,
+    objhal_judge,
+    reply_numbers,
+)
 from chip_core.evaluation.scorers.base import JudgeRequest
 from chip_core.evaluation.scorers.mmmu import _listed
 from chip_core.evaluation.scorers.rows import read_json, read_rows
@@ -147,8 +152,11 @@ def test_readers_take_any_text(reply: str) -> None:
     except objhal_judge.UnreadableReplyError as error:
         told.note(f"{KIND}, generated", str(error))
     assert len(llava_bench.read_officially(reply)) == 2
-    pair = llava_bench.read_ratings(reply)
+    pair = reply_numbers.read_pair(reply)
     assert pair is None or all(math.isfinite(rating) for rating in pair)
+    assert reply_numbers.read_rating(reply) in (None, *range(7))
+    assert hallusionbench_judge.verdict(reply) in (None, 0, 1, 2)
+    assert hallusionbench_judge.same(reply) in (None, True, False)
 
 
 ROWS: dict[str, bytes] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from typing import Any
 
 from chip_core.data.rows import IMAGE_PLACEHOLDER, ImageRef, RowError, Texts
@@ -22,6 +24,7 @@ class Format:
     name: str
     wants: str  # the columns, as a user is told
     image_columns: tuple[str, ...]  # all that `image` looks at
+    text_columns: tuple[str, ...]  # all that `texts` looks at
     fits: Callable[[Kinds], bool]
     texts: Callable[[Raw], Texts]
     image: Callable[[Raw], ImageRef]
@@ -42,10 +45,34 @@ def text_cell(raw: Raw, *columns: str) -> str:
         value = raw.get(column)
         if value is None:
             continue
+        if isinstance(value, date | time):
+            raise time_error(column)
         if not isinstance(value, str):
             raise RowError(f"{column} is of type {type(value).__name__}, not text")
         return value
     raise RowError(f"no {' or '.join(columns)}")
+
+
+def time_error(column: str) -> RowError:
+    """Return what is wrong with a text that was stored as a point in time."""
+    return RowError(
+        f"{column} is a date or a time, not text, and how it was written is not known any more: "
+        "store the column as text"
+    )
+
+
+def json_value(text: str, column: str) -> Any:
+    """Return what a cell's JSON text holds.
+
+    Raises:
+        RowError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{column} is not JSON ({error.msg} at character {error.pos})") from None
+    except (ValueError, RecursionError):  # a number of 5,000 digits, for one
+        raise RowError(f"{column} is not JSON (too deep, or a number too long)") from None
 
 
 def prompt_text(text: str) -> str:
@@ -60,13 +87,21 @@ def own_id(raw: Raw) -> str | None:
     """Return the row's own id as text."""
     for column in ("id", "idx"):
         value = raw.get(column)
-        if value is not None and not isinstance(value, (str, int)):
+        if isinstance(value, bool) or (value is not None and not isinstance(value, str | int)):
             raise RowError(
                 f"{column} is of type {type(value).__name__}, not text or a whole number"
             )
         if value is not None and str(value):
             return str(value)
     return None
+
+
+def first_image(raw: Raw, *columns: str) -> ImageRef:
+    """Return the image of the first of the columns that gives one."""
+    return next(
+        (ref for ref in (image_cell(raw, name) for name in columns) if ref != ImageRef()),
+        ImageRef(),
+    )
 
 
 def image_cell(raw: Raw, column: str) -> ImageRef:

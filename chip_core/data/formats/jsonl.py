@@ -6,22 +6,31 @@ from chip_core.data.formats.base import (
     Format,
     Kinds,
     Raw,
-    image_cell,
+    first_image,
     own_id,
     prompt_text,
     text_cell,
 )
+from chip_core.data.formats.trl import holds_messages, texts_of_messages
 from chip_core.data.rows import ImageRef, Texts
+
+IMAGE_COLUMNS = ("image", "images", "image_path")
 
 
 def _fits(kinds: Kinds) -> bool:
     asked = kinds.keys() & {"prompt", "question"}
     texts = {"chosen", "rejected"} <= kinds.keys()
     plain = all(kinds[name] == "string" for name in [*asked, "chosen", "rejected"] if name in kinds)
-    return bool(asked) and texts and plain and kinds.get("image") == "string"
+    if not (asked and texts and plain):
+        return False
+    # `images` beside `prompt` is TRL's.
+    elsewhere = "prompt" not in kinds and bool(kinds.keys() & set(IMAGE_COLUMNS))
+    return kinds.get("image") == "string" or elsewhere
 
 
 def _texts(raw: Raw) -> Texts:
+    if holds_messages(raw.get("chosen")):
+        return texts_of_messages(raw)
     return Texts(
         id=own_id(raw),
         prompt=prompt_text(text_cell(raw, "prompt", "question")),
@@ -31,13 +40,14 @@ def _texts(raw: Raw) -> Texts:
 
 
 def _image(raw: Raw) -> ImageRef:
-    return image_cell(raw, "image")
+    return first_image(raw, *IMAGE_COLUMNS)
 
 
 FORMAT = Format(
     name="jsonl",
-    wants="image (a path), prompt or question, chosen, rejected",
-    image_columns=("image",),
+    wants="image (a path) or images, prompt or question, chosen, rejected",
+    image_columns=IMAGE_COLUMNS,
+    text_columns=("prompt", "question", "chosen", "rejected"),
     fits=_fits,
     texts=_texts,
     image=_image,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from chip_core.data.formats.base import Format, Kinds, Raw, own_id, prompt_text, text_cell
-from chip_core.data.formats.rlhf_v import image
+from chip_core.data.formats.rlhf_v import IMAGE_COLUMNS, image
+from chip_core.data.formats.trl import holds_messages, texts_of_messages
 from chip_core.data.rows import Texts
 
 
@@ -13,6 +14,8 @@ def _fits(kinds: Kinds) -> bool:
 
 
 def _texts(raw: Raw) -> Texts:
+    if holds_messages(raw.get("chosen")):
+        return texts_of_messages(raw)
     return Texts(
         id=own_id(raw),
         prompt=prompt_text(text_cell(raw, "question")),
@@ -24,7 +27,8 @@ def _texts(raw: Raw) -> Texts:
 FORMAT = Format(
     name="rlaif-v",
     wants="image ({bytes, path}), question, chosen, rejected",
-    image_columns=("image", "image_path"),
+    image_columns=IMAGE_COLUMNS,
+    text_columns=("question", "chosen", "rejected"),
     fits=_fits,
     texts=_texts,
     image=image,

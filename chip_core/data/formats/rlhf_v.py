@@ -1,32 +1,41 @@
-"""RLHF-V: `image` {bytes, path}, `text` a JSON string {question, chosen, rejected}, `idx`."""
+"""RLHF-V: `image` {bytes, path}, `text` {question, chosen, rejected} or that as JSON, `idx`."""
 
 from __future__ import annotations
 
-import json
+from datetime import date, time
 
 from chip_core.data.formats.base import (
     Format,
     Kinds,
     Raw,
+    first_image,
     image_cell,
+    json_value,
     own_id,
     prompt_text,
     text_cell,
+    time_error,
 )
 from chip_core.data.rows import ImageRef, RowError, Texts
 
+IMAGE_COLUMNS = ("image", "images", "image_path")
+
 
 def _fits(kinds: Kinds) -> bool:
-    return {"text", "image"} <= kinds.keys() and "chosen" not in kinds
+    return "text" in kinds and bool(kinds.keys() & set(IMAGE_COLUMNS)) and "chosen" not in kinds
 
 
 def _texts(raw: Raw) -> Texts:
-    try:
-        said = json.loads(text_cell(raw, "text"))
-    except json.JSONDecodeError as error:
-        raise RowError(f"text is not JSON ({error.msg} at character {error.pos})") from None
-    except (ValueError, RecursionError):  # a number of 5,000 digits, for one
-        raise RowError("text is not JSON (too deep, or a number too long)") from None
+    said = raw.get("text")
+    if said is None:
+        raise RowError("no text")
+    if isinstance(said, date | time):
+        raise time_error("text")
+    plain = isinstance(said, str)
+    if isinstance(said, str):
+        said = json_value(said, "text")
+    if isinstance(said, str):  # it was made into JSON twice
+        plain, said = False, json_value(said, "text")
     if not isinstance(said, dict):
         raise RowError("text is no JSON object of question, chosen, rejected")
     return Texts(
@@ -34,12 +43,13 @@ def _texts(raw: Raw) -> Texts:
         prompt=prompt_text(text_cell(said, "question")),
         chosen=text_cell(said, "chosen"),
         rejected=text_cell(said, "rejected"),
+        anew=not plain,
     )
 
 
 def image(raw: Raw) -> ImageRef:
-    """Return the image: `image`, and where it names none the path in `image_path`."""
-    ref = image_cell(raw, "image")
+    """Return the image: `image` or `images`, and where they name none the path in `image_path`."""
+    ref = first_image(raw, "image", "images")
     if ref == ImageRef() and isinstance(raw.get("image_path"), str):
         return image_cell(raw, "image_path")
     return ref
@@ -47,8 +57,9 @@ def image(raw: Raw) -> ImageRef:
 
 FORMAT = Format(
     name="rlhf-v",
-    wants="image, text (JSON: question, chosen, rejected)",
-    image_columns=("image", "image_path"),
+    wants="image, text (JSON or an object: question, chosen, rejected)",
+    image_columns=IMAGE_COLUMNS,
+    text_columns=("text",),
     fits=_fits,
     texts=_texts,
     image=image,

@@ -1,61 +1,161 @@
 """TRL's preference format: `prompt`, `chosen`, `rejected` as messages or strings; `images`.
 
 A message is {role, content}; its content is a string or a list of {type: image} and
-{type: text, text}. Without `prompt`, `chosen` and `rejected` both begin with the same user message.
+{type: text, text}. A conversation may be written as JSON. Where `chosen` and `rejected` are whole
+conversations, they begin with the same user message, and `prompt` is that message or left out.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import date, time
 from typing import Any
 
-from chip_core.data.formats.base import Format, Kinds, Raw, image_cell, own_id, prompt_text
+from chip_core.data.formats.base import (
+    Format,
+    Kinds,
+    Raw,
+    first_image,
+    json_value,
+    own_id,
+    prompt_text,
+    time_error,
+)
 from chip_core.data.rows import ImageRef, RowError, Texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Message:
+    role: str | None  # None: the cell is a bare text
+    text: str
+    images: int
 
 
 def _fits(kinds: Kinds) -> bool:
     if not {"chosen", "rejected"} <= kinds.keys() or not kinds.keys() & {"images", "image"}:
         return False
-    return "prompt" in kinds or kinds["chosen"] == "list"
+    return bool(kinds.keys() & {"prompt", "question"}) or kinds["chosen"] == "list"
 
 
-def _texts(raw: Raw) -> Texts:
-    prompt = raw.get("prompt")
-    chosen, rejected = _conversation(raw, "chosen"), _conversation(raw, "rejected")
-    if prompt is None:
-        opening, other = chosen[:-1], rejected[:-1]
-        if not opening or opening != other:
-            raise RowError("no prompt, and chosen and rejected do not begin alike")
-        chosen, rejected = chosen[-1:], rejected[-1:]
-    else:
-        opening = _conversation(raw, "prompt")
+def texts_of_messages(raw: Raw) -> Texts:
+    """Return what a row's messages say."""
+    said = {name: _conversation(raw, name) for name in ("chosen", "rejected")}
+    chosen, rejected = (_without_empty_system(messages) for messages in said.values())
+    asked = next((name for name in ("prompt", "question") if raw.get(name) is not None), None)
+    opening: list[_Message] | None = None
+    if asked is not None:
+        whole = _conversation(raw, asked)
+        opening = _without_empty_system(whole)
+        said[asked] = whole
+    anew = any(
+        isinstance(raw[name], str | dict) and messages[:1] != [_bare(raw[name])]
+        for name, messages in said.items()
+    ) or any(_without_empty_system(messages) != messages for messages in said.values())
+    if len(chosen) > 1 and len(rejected) > 1 and _begins(chosen, rejected, opening):
+        # As TRL does it: what both begin with is the prompt, whatever a text beside them says.
+        anew = anew or asked is not None
+        opening, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+    elif opening is not None and _both_begin(chosen, rejected):
+        raise RowError("chosen and rejected do not begin alike")
+    elif opening is None:
+        raise RowError("no prompt, and chosen and rejected do not begin alike")
     return Texts(
         id=own_id(raw),
-        prompt=prompt_text(_only(opening, "user", "prompt")),
+        prompt=prompt_text(_only(opening, "user", asked or "prompt")),
         chosen=_only(chosen, "assistant", "chosen"),
         rejected=_only(rejected, "assistant", "rejected"),
+        anew=anew,
     )
 
 
-def _conversation(raw: Raw, column: str) -> list[tuple[str | None, str]]:
-    """Return (role, text) of each message; a string has no role."""
+def _begins(
+    chosen: list[_Message], rejected: list[_Message], opening: list[_Message] | None
+) -> bool:
+    """Return whether both conversations hold the prompt: they begin alike, and as it does."""
+    if chosen[:-1] != rejected[:-1]:
+        return False
+    told = opening is not None and any(message.role is not None for message in opening)
+    # One that is told as messages is their beginning or there are more turns than one.
+    return not told or _spoken(chosen[:-1]) == _spoken(opening or [])
+
+
+def _both_begin(chosen: list[_Message], rejected: list[_Message]) -> bool:
+    """Return whether both begin with a question, and not with the same."""
+    beginnings = [messages[0].role for messages in (chosen, rejected) if len(messages) > 1]
+    return beginnings == ["user", "user"] and chosen[:-1] != rejected[:-1]
+
+
+def _spoken(messages: list[_Message]) -> list[tuple[str | None, str]]:
+    return [(message.role, message.text.strip()) for message in messages]
+
+
+def _without_empty_system(messages: list[_Message]) -> list[_Message]:
+    """Return a conversation without a system message that says nothing."""
+    return [
+        message
+        for message in messages
+        if message.role != "system" or message.text.strip() or message.images
+    ]
+
+
+def _bare(text: Any) -> _Message:
+    return _Message(role=None, text=text, images=0)
+
+
+def _conversation(raw: Raw, column: str) -> list[_Message]:
+    """Return a column's messages."""
     value = raw.get(column)
     if value is None:
         raise RowError(f"no {column}")
+    if isinstance(value, date | time):
+        raise time_error(column)
     if isinstance(value, str):
-        return [(None, value)]
+        if not holds_messages(value):
+            return [_bare(value)]
+        value = json_value(value, column)
+    if isinstance(value, dict):
+        value = [value]
     if not isinstance(value, list):
         raise RowError(f"{column} is of type {type(value).__name__}, not text or messages")
     messages = []
     for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str):
             raise RowError(f"{column} holds a message without a role")
-        messages.append((message["role"], _content(message.get("content"), column)))
+        content = message.get("content")
+        if content is None and role == "system":
+            content = ""
+        text, images = _content(content, column)
+        messages.append(_Message(role=role, text=text, images=images))
     return messages
 
 
-def _content(content: Any, column: str) -> str:
+def holds_messages(text: Any) -> bool:
+    """Return whether a cell is a conversation as JSON, and no text that only begins like one."""
+    if (
+        not isinstance(text, str)
+        or not text.lstrip().startswith(("[", "{"))
+        or '"role"' not in text
+    ):
+        return False
+    try:
+        value = json_value(text, "")
+    except RowError:
+        return False
+    messages = value if isinstance(value, list) else [value]
+    return bool(messages) and all(
+        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in messages
+    )
+
+
+def _content(content: Any, column: str) -> tuple[str, int]:
+    """Return a message's text and how many images it names."""
     if isinstance(content, str):
-        return content
+        return content, 0
+    if isinstance(content, date | time):
+        raise time_error(column)
+    if isinstance(content, dict):
+        content = [content]
     if not isinstance(content, list):
         raise RowError(f"{column} holds a message without content")
     texts, images = [], 0
@@ -63,34 +163,41 @@ def _content(content: Any, column: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "image":
             images += 1
-        elif kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+        elif kind == "text":
+            text = part.get("text")
+            if isinstance(text, date | time):
+                raise time_error(column)
+            if not isinstance(text, str):
+                raise RowError(f"{column} holds a part of type 'text' without a text")
+            texts.append(text)
         else:
             raise RowError(f"{column} holds a part of type {kind!r}: image and text are supported")
     if images > 1:
         raise RowError(f"{column} names {images} images: one image a pair is supported")
-    if images and column in ("chosen", "rejected") and not texts:
-        raise RowError(f"{column} holds an image and no text")
-    return "".join(texts)
+    return "".join(texts), images
 
 
-def _only(messages: list[tuple[str | None, str]], role: str, column: str) -> str:
+def _only(messages: list[_Message], role: str, column: str) -> str:
     """Return the text of the one message of a role."""
-    if len(messages) != 1 or messages[0][0] not in (role, None):
-        roles = ", ".join(str(name) for name, _ in messages) or "none"
+    if len(messages) != 1 or messages[0].role not in (role, None):
+        roles = ", ".join(str(message.role) for message in messages) or "none"
         raise RowError(f"{column} has messages of {roles}: one of {role} is supported")
-    return messages[0][1]
+    (message,) = messages
+    if role == "assistant" and message.images and not message.text:
+        raise RowError(f"{column} holds an image and no text")
+    return message.text
 
 
 def _image(raw: Raw) -> ImageRef:
-    return image_cell(raw, "images" if raw.get("images") is not None else "image")
+    return first_image(raw, "images", "image")
 
 
 FORMAT = Format(
     name="trl",
     wants="prompt, chosen, rejected (messages or text), images or image",
     image_columns=("images", "image"),
+    text_columns=("prompt", "question", "chosen", "rejected"),
     fits=_fits,
-    texts=_texts,
+    texts=texts_of_messages,
     image=_image,
 )

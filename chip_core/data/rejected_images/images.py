@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image, ImageChops, ImageFilter
 
-from chip_core.data.image_files import eight_bits
+from chip_core.data.image_files import to_rgb
 from chip_core.data.rejected_images.base import Source
 from chip_core.errors import TrialError
 
@@ -19,19 +19,15 @@ Box = tuple[int, int, int, int]
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB, as image processors do: transparency is dropped.
+    """Return an image of any mode in RGB, what is transparent on white; images that are read are.
 
     Raises:
-        TrialError: the mode has no way to RGB.
+        TrialError: there is no way from it to RGB.
     """
-    if image.mode == "RGB":
-        return image
     try:
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        return eight_bits(image).convert("RGB")
-    except ValueError:
-        raise TrialError(f"an image of mode {image.mode} cannot be read as RGB") from None
+        return to_rgb(image)
+    except ValueError as error:
+        raise TrialError(f"an image of mode {image.mode} cannot be read as RGB ({error})") from None
 
 
 def bounded(image: Image.Image, most_pixels: int = MOST_PIXELS) -> Image.Image:

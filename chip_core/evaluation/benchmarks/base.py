@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.data.image_files import open_image
+from chip_core.data.image_files import read_image
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.published import SOURCES
 from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored, Scorer
@@ -140,8 +140,7 @@ def coco_folders(data: Path) -> list[Path]:
 
 def _opened(source: Path | bytes, name: str) -> Image.Image:
     try:
-        with open_image(source) as image:
-            return image.convert("RGB")
+        return read_image(source)
     except Exception as error:  # a decoder may raise anything on broken bytes
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrialError(f"picture {name} cannot be read ({what})") from None

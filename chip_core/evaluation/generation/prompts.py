@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chip_core.data.image_files import to_rgb
+from chip_core.data.marks import Marks
 from chip_core.data.tensors import stack_inputs
 from chip_core.evaluation.task import Item
 
@@ -37,12 +39,12 @@ class Encoder:
 
     def __init__(self, processor: Any) -> None:
         """Make ready."""
-        self._processor = processor
+        self._processor, self._marks = processor, Marks(processor)
         self._composes: bool | None = None  # not known before it was tried
 
     def encode(self, items: Sequence[Item]) -> list[Prompt]:
         """Return the prompts of items that show the same pictures."""
-        pictures = [picture.read() for picture in items[0].pictures]
+        pictures = [to_rgb(picture.read()) for picture in items[0].pictures]
         first = self._whole(items[0], pictures)
         prompts = [first]
         for item in items[1:]:
@@ -57,18 +59,21 @@ class Encoder:
             prompts.append(composed)
         return prompts
 
-    def _text(self, item: Item) -> str:
+    def _text(self, item: Item) -> tuple[Any, str]:
+        """Return the processor that reads an item's text, and the text."""
+        processor, (asked,) = self._marks.hidden(item.prompt)
         content = [{"type": "image"} for _ in item.pictures]
-        text: str = self._processor.apply_chat_template(
-            [{"role": "user", "content": [*content, {"type": "text", "text": item.prompt}]}],
+        text: str = processor.apply_chat_template(
+            [{"role": "user", "content": [*content, {"type": "text", "text": asked}]}],
             add_generation_prompt=True,
         )
-        return text
+        return processor, text
 
     def _whole(self, item: Item, pictures: Sequence[Any]) -> Prompt:
         """Let the processor do all."""
         shown = {"images": [list(pictures)]} if pictures else {}
-        encoded = dict(self._processor(**shown, text=[self._text(item)], return_tensors="pt"))
+        processor, text = self._text(item)
+        encoded = dict(processor(**shown, text=[text], return_tensors="pt"))
         ids = encoded.pop("input_ids")[0].tolist()
         encoded.pop("attention_mask")
         kinds = {
@@ -91,8 +96,10 @@ class Encoder:
         A picture's placeholder becomes many tokens; those are taken over. None where the two
         questions differ before the picture's end.
         """
-        tokenizer = self._processor.tokenizer
-        raw, other = (tokenizer(self._text(each))["input_ids"] for each in (known, item))
+        raw, other = (
+            processor.tokenizer(text)["input_ids"]
+            for processor, text in map(self._text, (known, item))
+        )
         start = _common(raw, first.ids)
         end = len(raw) - min(_common(raw[::-1], first.ids[::-1]), len(raw) - start)
         if raw[:end] != other[:end]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import append_record
+from chip_core.errors import notice
+from chip_core.files import append_record, unsealed
 
 _LOCK_DIGITS = 3  # of the hash: 4096 locks, so that two calls seldom wait for each other
 
@@ -86,18 +87,30 @@ class ReplyCache:
 
     def _catch_up(self) -> None:
         """Read what was appended since."""
-        if not self._file.exists():
+        if not self._file.is_file():
             return
         with self._file.open("rb") as file:
             file.seek(self._read)
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
-        for line in whole.splitlines():
-            record = json.loads(line)
+        for line in whole.split(b"\n"):
+            if line.strip():
+                self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        """Take a reply in; one that is not as it was written is asked for again."""
+        try:
+            record = unsealed(line)
+            key, model = str(record["key"]), str(record["model"])
             reply = Reply(
-                text=record["reply"], returned=record["returned"], tokens=record["tokens"]
+                text=str(record["reply"]),
+                returned=str(record["returned"]),
+                tokens=int(record["tokens"]),
             )
-            self._replies.setdefault(record["key"], reply)
-            calls, tokens = self._spent.get(record["model"], (0, 0))
-            self._spent[record["model"]] = (calls + 1, tokens + reply.tokens)
+        except (ValueError, KeyError, TypeError):
+            notice(f"{self._file}: a reply is not as it was written: it is asked for again")
+            return
+        self._replies.setdefault(key, reply)
+        calls, tokens = self._spent.get(model, (0, 0))
+        self._spent[model] = (calls + 1, tokens + reply.tokens)

@@ -9,8 +9,9 @@ refused, the trial fails instead: that is no judgement of its answers.
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,8 @@ from chip_core.evaluation.scorers.base import JudgeRequest
 _BODY_TRIES = 3  # calls that were answered with something else than a reply
 LONGEST_REPLY = 1_000_000  # characters
 _MOST_TOKENS = 10**9  # of one call: an endpoint that counts more, or below 0, counts nothing
+_WORDS = 300  # characters that are shown of what an endpoint says
+_KEYLIKE = re.compile(r"\S*\*{3,}\S*|\b(?:sk|pk|gsk|hf)[-_][\w-]{8,}|(?<=Bearer )\S+")
 _LOST = 8  # calls that fail one after the other: the endpoint is away
 
 
@@ -51,6 +54,7 @@ class EndpointJudge:
 
         name = settings.api_key_env
         self.model = settings.model
+        self.send = settings.send  # what goes out otherwise; recorded with the figures
         self.returned: set[str] = set()  # models as the endpoint named them
         self.paid = 0  # calls made now that were answered
         self._settings = settings
@@ -91,7 +95,7 @@ class EndpointJudge:
         if self._stop is not None:
             raise TrialError(self._stop)
         if requests and all(reply is None for reply in replies):
-            raise TrialError(self._told(f"no call was answered ({self._last_failure})"))
+            raise TrialError(self._told(f"no call was answered{self._last_failure}"))
         return replies
 
     def _answer(self, request: JudgeRequest) -> str | None:
@@ -117,7 +121,8 @@ class EndpointJudge:
         longest = request.max_tokens if settings.max_tokens is None else settings.max_tokens
         if longest is not None:
             parameters["max_tokens"] = longest
-        return parameters
+        sent = parameters | dict(settings.send)
+        return {key: value for key, value in sent.items() if value is not None}
 
     def _within_budget(
         self, key: str, request: JudgeRequest, parameters: dict[str, Any]
@@ -156,7 +161,7 @@ class EndpointJudge:
                 said = self._client.chat.completions.create(
                     model=self.model,
                     messages=list(request.messages),  # type: ignore[arg-type]
-                    **parameters,
+                    extra_body=parameters,  # whatever the client knows of a key
                 )
                 return _reply(said)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -165,24 +170,46 @@ class EndpointJudge:
                     f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
                 )
                 return None
-            except openai.NotFoundError:
-                self._stop = self._told("knows no such model, or no such address (HTTP 404)")
+            except openai.NotFoundError as error:
+                self._stop = self._told(
+                    f"knows no such model, or no such address (HTTP 404){self._words(error)}"
+                )
                 return None
             except openai.APIStatusError as error:
-                self._last_failure = f"HTTP {error.status_code}"
+                self._failed(f"HTTP {error.status_code}", self._words(error))
+                if refused := _refused_key(error, parameters):
+                    # Every call would be: no need to make them.
+                    self._stop = self._told(
+                        f"refuses a key of the request (HTTP {error.status_code})"
+                        f"{self._words(error)}: {_mending(refused)}"
+                    )
                 return None
             except openai.APITimeoutError:
-                self._last_failure = f"no answer within {self._settings.timeout:g} s"
+                self._failed(f"no answer within {self._settings.timeout:g} s")
                 return None
             except openai.APIConnectionError:
-                self._last_failure = "no connection"
+                self._failed("no connection")
                 return None
             except (
                 *(openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError),
                 RecursionError,  # JSON that is nested too deep
             ):
-                self._last_failure = "an answer that is no chat completion"
+                self._failed("an answer that is no chat completion")
         return None
+
+    def _failed(self, why: str, words: str = "") -> None:
+        self._last_failure = f" ({why}){words}"
+
+    def _words(self, error: Any) -> str:
+        """Return what an endpoint says of an error; its key and the like are left out."""
+        said = _own_words(error)
+        if self._key:
+            said = said.replace(self._key, "[key]")
+            # A part of it, as endpoints show it: sk-ab****yz.
+            said = re.sub(rf"\S*{re.escape(self._key[:6])}\S*", "[key]", said)
+        said = _KEYLIKE.sub("[key]", said)
+        said = said if len(said) <= _WORDS else f"{said[: _WORDS - 1]}…"
+        return f', and says "{said}"' if said else ""
 
     def _note(self, reply: Reply | None) -> None:
         with self._lock:
@@ -190,8 +217,8 @@ class EndpointJudge:
             self._failed_in_a_row = 0 if reply is not None else self._failed_in_a_row + 1
             if self._failed_in_a_row >= _LOST and self._stop is None:
                 self._stop = self._told(
-                    f"{_LOST} calls one after the other failed ({self._last_failure}); replies "
-                    "that came are kept"
+                    f"{_LOST} calls one after the other failed{self._last_failure}; "
+                    "replies that came are kept"
                 )
 
     def _told(self, what: str) -> str:
@@ -212,6 +239,45 @@ def endpoint_problem(settings: JudgeConfig) -> str | None:
             "or name another by judge.api_key_env (null where the endpoint wants none)"
         )
     return None
+
+
+_UNKNOWN = re.compile(
+    r"unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted|"
+    r"extra inputs|deprecated|not allowed|invalid param"
+)
+
+
+def _own_words(error: Any) -> str:
+    """Return the message in the body of an error, on a line without what moves a terminal."""
+    body = error.body
+    for key in ("error", "message", "detail"):
+        if isinstance(body, dict) and key in body:
+            body = body[key]
+    text = body if isinstance(body, str) else "" if body is None else str(body)
+    if text.lstrip().startswith("<"):
+        return ""  # a page of a server in between
+    flat = " ".join(text[: 4 * _WORDS].split())
+    return "".join(letter for letter in flat if letter.isprintable())
+
+
+def _refused_key(error: Any, parameters: Mapping[str, Any]) -> str | None:
+    """Return which key of a request an endpoint does not take; None where it says no such thing."""
+    if error.status_code not in (400, 422):
+        return None
+    named = getattr(error, "param", None)
+    if named in parameters:
+        return str(named)
+    said = _own_words(error).lower()
+    if not _UNKNOWN.search(said):
+        return None
+    return next((key for key in parameters if re.search(rf"\b{re.escape(key)}\b", said)), None)
+
+
+def _mending(key: str) -> str:
+    """Return what to write in a study file."""
+    if key == "max_tokens":
+        return "write judge.send: {max_tokens: null, max_completion_tokens: 512}"
+    return f"write judge.send: {{{key}: null}} to leave it out, or another value"
 
 
 def _reply(said: Any) -> Reply:

@@ -20,7 +20,6 @@ Source: arXiv 2311.07397, inference.py of junyangwang0410/AMBER. Answers: rows o
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +49,10 @@ from chip_core.evaluation.scorers.base import (
     refuse_protocol,
 )
 from chip_core.evaluation.scorers.rows import first_of, read_json, read_rows, refuse_repeats
+from chip_core.evaluation.scorers.verdicts import read_verdict
 from chip_core.evaluation.similarity import SpacySimilarity
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import unreadable
 
 #: Kind of a question in annotations.json -> its group; every other kind is a relation.
 GROUPS = {
@@ -75,7 +76,7 @@ class AmberScorer:
     """AMBER's scorer."""
 
     name = "amber"
-    version = "amber-1"
+    version = "amber-2"
     needs: frozenset[Need] = frozenset({"similarity", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = figures.METRICS
@@ -116,9 +117,10 @@ class AmberScorer:
             counter = _Nouns(folder, resources.similarity, corrected)
             for question, response in described:
                 _add_description(items, question, counter.count(question, response))
-        for question, response in pairs:
-            if question.group != "generative":
-                _add_yes_or_no(items, question, _said(response, corrected))
+        asked_yes_or_no = [pair for pair in pairs if pair[0].group != "generative"]
+        verdicts = [_said(response, corrected) for _, response in asked_yes_or_no]
+        for (question, _), said in zip(asked_yes_or_no, verdicts, strict=True):
+            _add_yes_or_no(items, question, said)
         done = {question.id for question, _ in pairs}
         held = {
             question.id: question.group
@@ -130,7 +132,16 @@ class AmberScorer:
             if corrected
             else figures.official(items, figures.published_type(done, held))
         )
-        return Scored(metrics=metrics, n=len(pairs), missing=len(held.keys() - done))
+        return Scored(
+            metrics=metrics,
+            n=len(pairs),
+            missing=len(held.keys() - done),
+            unreadable=tuple(
+                unreadable(str(question.id), response)
+                for (question, response), said in zip(asked_yes_or_no, verdicts, strict=True)
+                if not said
+            ),
+        )
 
 
 class _Nouns:
@@ -230,8 +241,7 @@ def _said(response: str, corrected: bool) -> str:
     """Return "yes", "no" or "": the official script knows `Yes` and `No` alone."""
     if not corrected:
         return {"Yes": "yes", "No": "no"}.get(response, "")
-    found = re.match(r"\W*(yes|no)\b", response, re.IGNORECASE)
-    return found[1].lower() if found else ""
+    return read_verdict(response) or ""
 
 
 def _add_description(

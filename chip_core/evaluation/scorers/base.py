@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 from chip_core.errors import UserError
 from chip_core.evaluation.outcomes import MetricOutcome
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable
 from chip_core.registry import Registry
 
 ProtocolName = Literal["official", "corrected", "chip"]
@@ -105,7 +106,10 @@ class Scored:
     #: value = the protocol's figure, rounded where the official script prints it rounded
     metrics: tuple[MetricOutcome, ...]
     n: int  # items scored
-    missing: int  # items of the benchmark without an answer or a judge's reply
+    missing: int  # items of the benchmark without an answer or a judge's reply that can be read
+    #: what no verdict, letter or rating was found in: an answer of the model's counts as wrong, a
+    #: judge's reply is missing
+    unreadable: tuple[Unreadable, ...] = ()
 
     @property
     def values(self) -> dict[str, float | None]:

@@ -54,7 +54,7 @@ class HallusionBenchScorer:
     """HallusionBench."""
 
     name = "hallusionbench"
-    version = "hallusionbench-1"
+    version = "hallusionbench-2"
     needs: frozenset[Need] = frozenset({"judge"})  # unless the answers bring their verdicts
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = {
@@ -103,7 +103,7 @@ class HallusionBenchScorer:
             else _question(answer.item, rows[answer.item], {})
             for answer in answers
         }
-        judged, failed = judging.judge(
+        judged, failed, unread = judging.judge(
             answers, questions, rows, data=data, protocol=protocol, resources=resources
         )
         if corrected:
@@ -119,6 +119,7 @@ class HallusionBenchScorer:
             metrics=figures.metrics(self.metrics, items, values),
             n=len(judged),
             missing=sum(item not in questions for item in rows) + failed,
+            unreadable=tuple(unread),
         )
 
 

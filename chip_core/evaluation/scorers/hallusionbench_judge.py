@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,8 @@ from chip_core.evaluation.scorers.hallusionbench_figures import (
     Question,
     needs_same,
 )
+from chip_core.evaluation.scorers.reply_words import Vocabulary, Word
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 #: Where the official prompts are published: a script, its function, the names it fills in.
 SCRIPT = "utils.py"
@@ -50,6 +51,106 @@ SAME_PROMPT: tuple[Part, ...] = (
 )
 
 
+#: Nouns that "correct" tells of where it tells nothing of the answer that is judged.
+_ANSWERS = (
+    r"answer|response|value|option|one|choice|statement|number|reading|information|interpretation"
+)
+_VERDICTS = Vocabulary(
+    words=(
+        Word(
+            WRONG,
+            r"(?<![^\W_])(?:in-?correct|inkorrekt\w*|unrichtig\w*|incorrecte?s?|incorrect[oa]s?|"
+            r"erróne[oa]s?|erroné|erronée)(?![^\W_])|错误",
+            r"(?<![^\W_])(?:wrong|false|inaccurate|falsch\w*|faux|fausse|inexacte?|fals[oa]|"
+            r"equivocad[oa])(?![^\W_])|错(?!误)",
+            RIGHT,
+        ),
+        Word(
+            UNCLEAR,
+            r"(?<![^\W_])(?:unclear|ambiguous|undetermined|indeterminate|inconclusive|non-?committal|"
+            r"unklar|uneindeutig|mehrdeutig|ambigue?|ambiguë|ambigu[oa]|incierto|"
+            r"(?:not|isn't|nicht|pas|peu|no\s+está|no\s+es|poco)\s+(?:entirely\s+|very\s+|ganz\s+|très\s+|muy\s+)?"
+            r"(?:clear|klar|eindeutig|claire?|clar[oa]))(?![^\W_])|"
+            r"不清楚|不明确|不清晰|不确定|模糊|含糊",
+        ),
+        Word(
+            RIGHT,
+            r"(?<![^\W_])(?:correct|korrekt\w*|richtig\w*|correcte?s?|correct[oa]s?)(?![^\W_])|正确",
+            r"(?<![^\W_])(?:right|accurate|true|zutreffend|stimmt|exacte?|juste|vraie?|"
+            r"acertad[oa]|ciert[oa])(?![^\W_])|对",
+            WRONG,
+        ),
+    ),
+    apart=(
+        r"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?<!gives )(?<!give )(?<!gave )(?<!provides )"
+        rf"(?<!provide )\b(?:the|a|its|their)\s+(?:correct|right|true|wrong|incorrect)\s+"
+        rf"(?:{_ANSWERS})s?\b|"
+        r"\bcorrect\s+(?:answer|response)s?\s*(?:is|was|are|would|should|:|=|-)|"
+        r"\b(?:the\s+)?(?:reference|ground[\s-]truth|gold|gt)(?:\s+(?:answer|response))?\s+(?:is|says\s+\w+\s+is)\s+(?:in)?correct\b|"
+        r"\b(?:richtige|korrekte|falsche)\s+(?:antwort|lösung)\b|\bréponse\s+(?:in)?correcte\b|"
+        r"\bbonne\s+réponse\b|\brespuesta\s+(?:in)?correcta\b|"
+        r"正确的?(?:答案|回答)|参考答案是?正确的?|(?:the|to\s+the|on\s+the|upper|lower|top|bottom|left\s+and)\s+right\b|对于|对应|对比|对照|相对|对面"
+    ),
+    phrases=(
+        (
+            RIGHT,
+            r"\b(?:(?:does|do|did)\s+not|(?:does|do|did)n't|not)\s+(?:\w+\s+)?(?:conflict|contradict)|"
+            r"\bno\s+(?:conflict|contradiction)|\b(?:answer(?:s|ed)|respond(?:s|ed))\s+correctly\b|"
+            r"(?:不|没有|无)(?:矛盾|冲突)",
+        ),
+        (
+            WRONG,
+            r"(?<!not )(?<!n't )(?<!directly )\b(?:contradict|conflict)(?:s|ed)\b|"
+            r"(?<!not )(?<!n't )\bdirectly\s+(?:contradict|conflict)(?:s|ed)\b|"
+            r"\bin\s+(?:conflict|contradiction)\s+with\b|"
+            r"\b(?:answer(?:s|ed)|respond(?:s|ed))\s+incorrectly\b",
+        ),
+    ),
+    keys={"correct": (RIGHT, WRONG), "incorrect": (WRONG, RIGHT)},
+    # The names of the verdicts in the official script's own files.
+    codes={"1": RIGHT, "0": WRONG, "2": UNCLEAR},
+)
+_ALIKE = Vocabulary(
+    words=(
+        Word(
+            0,
+            r"(?<![^\W_])(?:different|inconsistent|contradictory|unterschiedlich\w*|verschieden\w*|"
+            r"widersprüchlich\w*|différente?s?|diferentes?|distint[oa]s?)(?![^\W_])|不同|不一致|不一样|矛盾",
+            r"(?<![^\W_])(?:conflicting|incompatible)(?![^\W_])",
+            1,
+        ),
+        Word(
+            1,
+            r"(?<![^\W_])(?:same|identical|consistent|gleich\w*|dasselbe|identisch|konsistent|mêmes?|"
+            r"identiques?|cohérentes?|mism[oa]s?|igual(?:es)?|idéntic[oa]s?|coherentes?)(?![^\W_])|"
+            r"相同|一致|一样",
+            r"(?<![^\W_])(?:compatible|equivalent)(?![^\W_])",
+            0,
+        ),
+    ),
+    apart=(
+        r"\bsame\s+(?:images?|maps?|figures?|questions?|pictures?|topics?|things?|objects?|subjects?|"
+        r"persons?|years?|values?|scenes?|charts?|tables?|data|time|place|country|city|set)\b|"
+        r"\b(?:two|these)\s+different\s+\w+|"
+        r"\bdifferent\s+(?:questions?|images?|figures?|aspects?|things|topics?|pictures?|wordings?|words)\b"
+    ),
+    phrases=(
+        (
+            1,
+            r"\b(?:(?:does|do|did)\s+not|(?:does|do|did)n't)\s+(?:\w+\s+)?(?:conflict|contradict)|"
+            r"\bno\s+(?:logical\s+)?(?:conflict|contradiction)",
+        ),
+        (
+            0,
+            r"(?<!not )(?<!n't )(?<!directly )\b(?:contradicts?|conflicts?\s+with)\b|"
+            r"(?<!not )(?<!n't )\bdirectly\s+(?:contradict|conflict)s?\b|\bin\s+conflict\b|"
+            r"\ba\s+(?:clear\s+|logical\s+)?(?:conflict|contradiction)\b",
+        ),
+    ),
+    keys={"same": (1, 0), "consistent": (1, 0), "different": (0, 1)},
+)
+
+
 def judge(
     answers: Sequence[Answer],
     questions: Mapping[str, Question],
@@ -58,8 +159,8 @@ def judge(
     data: Path,
     protocol: ProtocolName,
     resources: Resources,
-) -> tuple[list[Judged], int]:
-    """Return what is said of each answer, and of how many a judge said nothing.
+) -> tuple[list[Judged], int, list[Unreadable]]:
+    """Return what is said of each answer, of how many a judge said nothing, and what was not read.
 
     Verdicts that the answers bring are taken; a judge is asked for those that are not there, and
     then for `same` where a failure's cause hangs on it. Under `corrected` an answer without a
@@ -121,7 +222,14 @@ def judge(
         if found is not None:
             judged.append(Judged(question=questions[answer.item], verdict=found, same=alike))
     failed = sum(reply is None or verdicts[item] is None for item, reply in replies.items())
-    return judged, failed
+    unread = [
+        unreadable(key, reply, "reply")
+        for key, reply in {**replies, **agreed}.items()
+        if corrected
+        and reply is not None
+        and (same(reply) if key in agreed else verdicts[key]) is None
+    ]
+    return judged, failed, unread
 
 
 def official_verdict(reply: str | None) -> int:
@@ -136,16 +244,14 @@ def official_same(reply: str | None) -> bool:
 
 
 def verdict(reply: str | None) -> int | None:
-    """Read the one verdict that a reply names; None for none or several."""
-    words = {"incorrect": WRONG, "correct": RIGHT, "unclear": UNCLEAR}
-    named = {word for word in re.findall(r"[a-z]+", (reply or "").lower()) if word in words}
-    return words[named.pop()] if len(named) == 1 else None
+    """Read the one verdict that a reply gives; None for none or several."""
+    return _VERDICTS.read(reply or "")
 
 
 def same(reply: str | None) -> bool | None:
-    """Read whether a reply says same or different; None for neither or both."""
-    named = {"same", "different"}.intersection(re.findall(r"[a-z]+", (reply or "").lower()))
-    return named == {"same"} if len(named) == 1 else None
+    """Read whether a reply finds two answers the same; None where it says neither or both."""
+    found = _ALIKE.read(reply or "")
+    return None if found is None else found == 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ The categories are conv, detail and complex.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,9 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
+from chip_core.evaluation.scorers.reply_numbers import read_pair
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 CATEGORIES = ("conv", "detail", "complex")
 #: What the judge is told first. In our own words.
@@ -72,7 +73,7 @@ class LlavaBenchScorer:
     """LLaVA-Bench in the Wild."""
 
     name = "llava_bench"
-    version = "llava_bench-1"
+    version = "llava_bench-2"
     needs: frozenset[Need] = frozenset({"judge"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
@@ -110,18 +111,22 @@ class LlavaBenchScorer:
         requests = [_request(question, answer.response) for question, answer in pairs]
         replies = asking.ask(resources, requests, self.name)
         rated, failed = [], 0
+        unread: list[Unreadable] = []
         for question, _ in pairs:
             reply = replies[question.item]
-            ratings = (read_officially if official else read_ratings)(reply or "")
+            ratings = (read_officially if official else read_pair)(reply or "")
             failed += reply is None or ratings is None
             if ratings is not None:
                 rated.append(_Rated(question=question, reference=ratings[0], answer=ratings[1]))
+            elif reply is not None:
+                unread.append(unreadable(question.item, reply, "reply"))
         return Scored(
             metrics=figures.metrics(
                 self.metrics, _items(rated), _official(rated) if official else None
             ),
             n=len(rated),
             missing=len(questions) - len(pairs) + failed,
+            unreadable=tuple(unread),
         )
 
 
@@ -136,18 +141,6 @@ def read_officially(reply: str) -> tuple[float, float]:
     except ValueError:
         return -1.0, -1.0
     return reference, answer
-
-
-def read_ratings(reply: str) -> tuple[float, float] | None:
-    """Return the two numbers from 1 to 10 that a reply begins with; None without."""
-    lines = reply.strip().split("\n")
-    found = re.fullmatch(
-        r"\s*(\d{1,2}(?:\.\d{1,4})?)(?:\s+|\s*[,;/]\s*)(\d{1,2}(?:\.\d{1,4})?)\s*", lines[0]
-    )
-    if found is None:
-        return None
-    reference, answer = float(found[1]), float(found[2])
-    return (reference, answer) if 1 <= reference <= 10 and 1 <= answer <= 10 else None
 
 
 def _questions(data: Path, resources: Resources) -> dict[str, _Question]:

@@ -13,7 +13,6 @@ informative. The eight kinds of question alternate, so a question's kind is its 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +29,9 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
+from chip_core.evaluation.scorers.reply_numbers import read_rating
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 KINDS = (
     "attribute",
@@ -76,7 +77,7 @@ class MmhalScorer:
     """MMHal-Bench."""
 
     name = "mmhal"
-    version = "mmhal-1"
+    version = "mmhal-2"
     needs: frozenset[Need] = frozenset({"judge"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = {
@@ -122,16 +123,20 @@ class MmhalScorer:
         ]
         ratings: dict[str, int] = {}
         failed = 0
+        unread: list[Unreadable] = []
         for item, reply in asking.ask(resources, requests, self.name).items():
             rating = read_rating(reply or "") if corrected else read_officially(reply or "")
             failed += reply is None or rating is None
             if rating is not None:
                 ratings[item] = rating
+            elif reply is not None:
+                unread.append(unreadable(item, reply, "reply"))
         items = _items({item: questions[item][0] for item in ratings}, ratings)
         return Scored(
             metrics=figures.metrics(self.metrics, items, None if corrected else _official(items)),
             n=len(ratings),
             missing=len(questions) - len(given) + failed,
+            unreadable=tuple(unread),
         )
 
 
@@ -140,12 +145,6 @@ def read_officially(reply: str) -> int:
     text = reply.lower()
     found = [k for k in RATINGS if f"rating: {k}" in text or f"**rating**: {k}" in text]
     return found[0] if len(found) == 1 else 0
-
-
-def read_rating(reply: str) -> int | None:
-    """Return the one rating from 0 to 6 that a reply names; None for none or several."""
-    named = {int(k) for k in re.findall(r"rating[\s*_:=()\[\]]*(\d{1,3})(?!\.?\d)", reply.lower())}
-    return named.pop() if len(named) == 1 and named <= set(RATINGS) else None
 
 
 def _questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.Row]]:

@@ -29,8 +29,10 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
+from chip_core.evaluation.scorers.letters import read_letter
 from chip_core.evaluation.scorers.rows import refuse_repeats
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 DOMAINS: Mapping[str, tuple[str, ...]] = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -59,13 +61,15 @@ SUBJECTS = sorted(subject for subjects in DOMAINS.values() for subject in subjec
 ANSWERS = ("answer_dict_val.json", "mmmu/answer_dict_val.json")
 CHOICE = "multiple-choice"
 SEED = 42
+#: Of a final answer under `corrected`, whose options are not known.
+LETTERS = "ABCDEFGHIJ"
 
 
 class MmmuScorer:
     """MMMU's validation questions."""
 
     name = "mmmu"
-    version = "mmmu-1"
+    version = "mmmu-2"
     needs: frozenset[Need] = frozenset()
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
@@ -125,16 +129,18 @@ class MmmuScorer:
         questions = _by_subject(given, truths)
         options = _Options(data)
         draw = random.Random(SEED) if official else None
-        right = {
-            item: _right(given[item], truths[item], options, draw)
-            for items in questions.values()
-            for item in items
-        }
+        right: dict[str, bool] = {}
+        unread: list[Unreadable] = []
+        for item in (item for found in questions.values() for item in found):
+            read, right[item] = _judged(given[item], truths[item], options, draw)
+            if not read:
+                unread.append(unreadable(item, given[item].response))
         items = _items(questions, right, every=not official)
         return Scored(
             metrics=figures.metrics(self.metrics, items, _official(items) if official else None),
             n=len(right),
             missing=len(truths) - len(right),
+            unreadable=tuple(unread),
         )
 
 
@@ -247,16 +253,35 @@ def _subject(item: str) -> str:
     return "_".join(item.split("_")[1:-1])
 
 
-def _right(
+def _judged(
     answer: Answer, truth: Mapping[str, Any], options: _Options, draw: random.Random | None
-) -> bool:
+) -> tuple[bool, bool]:
+    """Return whether an answer can be read, and whether it is right.
+
+    Args:
+        answer: a final answer or a response.
+        truth: the question's kind and answer.
+        options: the questions' options.
+        draw: under `official` draws a letter where none is found; None under `corrected`.
+    """
+    response, wanted = answer.response, truth["ground_truth"]
+    final = answer.fields.get("final")
     if truth["question_type"] != CHOICE:
-        meanings = mmmu_parsing.parse_open(answer.response)
-        return mmmu_parsing.right_open(truth["ground_truth"], meanings)
-    choice: str | None = answer.response
-    if not answer.fields.get("final"):
-        choice = mmmu_parsing.parse_choice(answer.response, *options.of(answer), draw)
-    return mmmu_parsing.right_choice(truth["ground_truth"], choice)
+        read_open = mmmu_parsing.parse_open if draw is not None else mmmu_parsing.read_open
+        meanings = read_open(response)
+        return bool(meanings), mmmu_parsing.right_open(wanted, meanings)
+    if draw is None:
+        texts = dict.fromkeys(LETTERS, "") if final else dict(options.of(answer)[1])
+        choice = read_letter(response, texts)
+        return choice is not None, mmmu_parsing.right_choice(wanted, choice)
+    if final:
+        return True, mmmu_parsing.right_choice(wanted, response)
+    choices, texts = options.of(answer)
+    choice = mmmu_parsing.parse_choice(response, choices, texts)
+    read = choice is not None
+    if choice is None:
+        choice = draw.choice(choices)
+    return read, mmmu_parsing.right_choice(wanted, choice)
 
 
 def _items(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping, Sequence
+
+from chip_core.evaluation.scorers.answer_text import marked, plain, said
 
 #: Taken off both ends of a multiple-choice answer, one kind after the other.
 MARKS = (",", ".", "!", "?", ";", ":", "'")
@@ -19,10 +20,14 @@ _SCIENTIFIC = re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+")
 _SIMPLE = re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])")
 
 
-def parse_choice(
-    response: str, choices: Sequence[str], options: Mapping[str, str], draw: random.Random | None
-) -> str | None:
-    """Return the letter that an answer chooses.
+_UNIT = re.compile(
+    r"(?<=\d)(?=(?:[kcmµnM]?(?:m|g|s|V|A|W|J|N|Pa|Hz|L|l|mol|Ω)|K|C|F|h|hr|min|kWh|ohms?|mA|mph|rpm|dB|bar"
+    r"|atm|eV|ft|in|lb|oz|dollars|years?|days?|hours?|minutes?|seconds?)(?:[²³/^·*]|\b))"
+)
+
+
+def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, str]) -> str | None:
+    """Return the letter that an answer chooses; None where none is found.
 
     A letter in brackets goes before a bare one, that before an option's text (in answers of more
     than five words alone); of several the one that stands last.
@@ -31,7 +36,6 @@ def parse_choice(
         response: the answer.
         choices: letters to choose from.
         options: each letter's text.
-        draw: draws a letter where none is found; None: nothing is returned then.
     """
     for mark in MARKS:
         response = response.strip(mark)
@@ -43,8 +47,19 @@ def parse_choice(
         lowered = text.lower()
         places = {letter: lowered.rfind(option.lower()) for letter, option in options.items()}
     if not _found(places):
-        return None if draw is None else draw.choice(choices)
+        return None
     return max(places, key=places.__getitem__)
+
+
+def read_open(response: str) -> set[str | float]:
+    """Return what an open answer may mean under `corrected`; empty where nothing is said.
+
+    Of what it marks as its answer, if it marks any, without reasoning and marks; a number may stand
+    right before its unit (`5cm`).
+    """
+    text = said(response)
+    text = plain((marked(text) or [text])[0])
+    return parse_open(text) | parse_open(_UNIT.sub(" ", text)) if text else set()
 
 
 def parse_open(response: str) -> set[str | float]:

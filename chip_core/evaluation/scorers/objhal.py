@@ -44,6 +44,7 @@ from chip_core.evaluation.scorers.objhal_judge import (
 from chip_core.evaluation.scorers.ratios import as_printed, outcome, plain, rate
 from chip_core.evaluation.scorers.rows import first_of, read_rows, refuse_repeats
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 METRICS: Mapping[str, MetricInfo] = {
     "response_hallucination": MetricInfo(unit="percent", goal="minimize"),
@@ -60,7 +61,7 @@ class ObjHalScorer:
     """Object HalBench's scorer."""
 
     name = "objhal"
-    version = "objhal-1"
+    version = "objhal-2"
     needs: frozenset[Need] = frozenset({"coco", "judge", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics = METRICS
@@ -104,7 +105,7 @@ class ObjHalScorer:
             truth.refuse_unknown(answers, self.name)
         questions = _questions(data)
         answers = [_plain(answer, questions) for answer in answers]
-        listed = _ask(answers, resources.judge, prompt_of(data), corrected)
+        listed, unread = _ask(answers, resources.judge, prompt_of(data), corrected)
         tagger = resources.tagger or NltkTagger()
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
         for answer, objects in zip(answers, listed, strict=True):
@@ -134,6 +135,7 @@ class ObjHalScorer:
             metrics=metrics,
             n=len(items["average_length"]),
             missing=len(asked - done),
+            unreadable=tuple(unread),
         )
 
 
@@ -171,8 +173,8 @@ def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
 
 def _ask(
     answers: Sequence[Answer], judge: Judge, prompt: str, corrected: bool
-) -> list[list[Any] | None]:
-    """Return the objects that the judge lists for each answer; None where it fails.
+) -> tuple[list[list[Any] | None], list[Unreadable]]:
+    """Return the objects that the judge lists for each answer, None where it fails; what is unread.
 
     Raises:
         UserError: it fails where the official script would stop.
@@ -196,6 +198,7 @@ def _ask(
         None if "response" in answer.fields else [] for answer in answers
     ]
     parse: Callable[[str | None], list[Any]] = read_reply if corrected else read_reply_as_script
+    unread: list[Unreadable] = []
     for index, reply in zip(asked, replies, strict=True):
         try:
             listed[index] = parse(reply)
@@ -206,7 +209,9 @@ def _ask(
                     "the official script stops; --protocol corrected counts it as missing"
                 ) from None
             listed[index] = None
-    return listed
+            if reply is not None:
+                unread.append(unreadable(answers[index].item, reply, "reply"))
+    return listed, unread
 
 
 def _named(objects: Sequence[Any], names: ObjectNames, tagger: Tagger) -> list[str]:

@@ -1,6 +1,7 @@
 """Score POPE: is this object in the picture, yes or no, over three ways to draw absent objects.
 
 Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figures are fractions.
+Under `corrected` answers are read by `verdicts`; one without a verdict is neither, and wrong.
 
 | metric      | numerator of an item     | denominator of an item        |
 |-------------|--------------------------|-------------------------------|
@@ -30,12 +31,23 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
+from chip_core.evaluation.scorers.verdicts import read_verdict
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import unreadable
 
 SPLITS = ("random", "popular", "adversarial")
+#: A question as the benchmark asks it.
+ASKED = re.compile(
+    r"\s*(?:Is|Are) there (?:an?|any|the|some)?\s*(.{1,60}?)\s+in the (?:image|picture|photo)",
+    re.IGNORECASE,
+)
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-#: A sentence with one of these words says no, whatever else stands in it.
-NO = frozenset({"no", "not", "none", "nope"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    label: str  # "yes", "no"
+    thing: str | None  # None where the question is of another form than the benchmark's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,7 @@ class _Pair:
 
     item: str
     said: str | None  # "yes", "no", None: neither
+    response: str
     label: str | None  # "yes", "no"
 
 
@@ -51,7 +64,7 @@ class PopeScorer:
     """POPE's three splits."""
 
     name = "pope"
-    version = "pope-1"
+    version = "pope-2"
     needs: frozenset[Need] = frozenset()
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
@@ -95,11 +108,15 @@ class PopeScorer:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
         refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
-        labels = {split: _labels(data, split, resources) for split in SPLITS}
+        questions = {split: _questions(data, split, resources) for split in SPLITS}
+        labels = {
+            split: {item: question.label for item, question in found.items()}
+            for split, found in questions.items()
+        }
         if protocol == "official":
             pairs = _by_position(answers, labels, limited=resources.only is not None)
         else:
-            pairs = _by_id(answers, labels)
+            pairs = _by_id(answers, questions)
         items: dict[str, list[ItemOutcome]] = {}
         official: dict[str, float] = {}
         for split, found in pairs.items():
@@ -113,6 +130,12 @@ class PopeScorer:
             ),
             n=scored,
             missing=sum(map(len, labels.values())) - scored,
+            unreadable=tuple(
+                unreadable(pair.item, pair.response)
+                for found in pairs.values()
+                for pair in found
+                if pair.said is None
+            ),
         )
 
 
@@ -125,25 +148,23 @@ def read_officially(answer: str) -> str:
     return "no" if {"No", "not", "no"} & set(first.split(" ")) else "yes"
 
 
-def read(answer: str) -> str | None:
-    """Read an answer's first sentence, however it is spelt: yes, no, or None without a word."""
-    for sentence in re.split(r"[.!?\n]", answer.lower()):
-        words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", sentence)
-        if words:
-            denied = NO.intersection(words) or any(word.endswith(("n't", "n’t")) for word in words)
-            return "no" if denied else "yes"
-    return None
-
-
-def _labels(data: Path, split: str, resources: Resources) -> dict[str, str]:
+def _questions(data: Path, split: str, resources: Resources) -> dict[str, _Question]:
     file = f"coco_pope_{split}.json"
     path = reading.find(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
     rows = reading.by_item(reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}")
     return {
-        item: "no" if row.text("label") == "no" else "yes"
+        item: _Question(
+            label="no" if row.text("label") == "no" else "yes", thing=_thing(row.values.get("text"))
+        )
         for item, row in rows
         if resources.only is None or item in resources.only
     }
+
+
+def _thing(question: object) -> str | None:
+    """Return what a question asks for: a snowboard in "Is there a snowboard in the image?"."""
+    asked = ASKED.match(question) if isinstance(question, str) else None
+    return None if asked is None else asked[1]
 
 
 def _split(answer: Answer) -> str:
@@ -173,6 +194,7 @@ def _by_position(
             _Pair(
                 item=item,
                 said=read_officially(answer.response),
+                response=answer.response,
                 label=labels[split].get(item),
             )
         )
@@ -180,16 +202,17 @@ def _by_position(
 
 
 def _by_id(
-    answers: Sequence[Answer], labels: Mapping[str, Mapping[str, str]]
+    answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _Question]]
 ) -> dict[str, list[_Pair]]:
-    known = {item: label for split in SPLITS for item, label in labels[split].items()}
+    known = {item: asked for split in SPLITS for item, asked in questions[split].items()}
     by_item = reading.answered(answers, known, "pope")
     pairs: dict[str, list[_Pair]] = {}
-    for item, label in known.items():
+    for item, question in known.items():
         if item in by_item:
-            said = read(by_item[item].response)
+            response = by_item[item].response
+            said = read_verdict(response, question.thing)
             pairs.setdefault(item.partition("/")[0], []).append(
-                _Pair(item=item, said=said, label=label)
+                _Pair(item=item, said=said, response=response, label=question.label)
             )
     return pairs
 

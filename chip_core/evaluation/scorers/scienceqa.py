@@ -2,7 +2,8 @@
 
 Rules of LLaVA's eval_science_qa.py for reading an answer and for the two accuracies, and of the
 benchmark's own evaluate_acc.py (lupantech/ScienceQA) for the parts. A letter is read where the
-answer is that letter alone, begins with "X. ", or says "The answer is X." exactly once.
+answer is that letter alone, begins with "X. ", or says "The answer is X." exactly once; under
+`corrected` by `letters`.
 
 All are in percent, two decimals as printed; an item is a question, right or not.
 
@@ -34,7 +35,9 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
+from chip_core.evaluation.scorers.letters import read_letter
 from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 
 LETTERS = "ABCDE"
 IMAGE = "<image>"
@@ -58,7 +61,7 @@ class ScienceQaScorer:
     """ScienceQA's test questions."""
 
     name = "scienceqa"
-    version = "scienceqa-1"
+    version = "scienceqa-2"
     needs: frozenset[Need] = frozenset()
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
@@ -96,11 +99,16 @@ class ScienceQaScorer:
         else:
             given = reading.answered(answers, problems, self.name)
             scored = {item: problem for item, problem in problems.items() if item in given}
-        read = read_officially if official else read_letter
         items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
+        unread: list[Unreadable] = []
         for item, problem in scored.items():
             answer = given.get(item)
-            letter = None if answer is None else read(answer.response)
+            letter = None
+            if answer is not None:
+                said = answer.response
+                letter = read_officially(said) if official else read_letter(said, _options(problem))
+            if answer is not None and letter is None:
+                unread.append(unreadable(item, answer.response))
             right = letter is not None and LETTERS.index(letter) == problem["answer"]
             share = figures.outcome(item, right, group=problem["subject"])
             items["accuracy"].append(share)
@@ -121,6 +129,7 @@ class ScienceQaScorer:
             metrics=figures.metrics(self.metrics, items, values),
             n=len(scored),
             missing=len(problems) - len(given),
+            unreadable=tuple(unread),
         )
 
 
@@ -134,17 +143,12 @@ def read_officially(answer: str) -> str | None:
     return named[0] if len(named) == 1 and named[0] in LETTERS else None
 
 
-def read_letter(answer: str) -> str | None:
-    """Return an answer's letter, also in brackets, with a mark or in small letters.
-
-    It stands at the beginning, before a mark or alone, or after the words "answer is".
-    """
-    text = answer.strip()
-    first = re.match(r"\(?([A-E])(?:[).:,]|$)", text, re.IGNORECASE)
-    if first:
-        return first[1].upper()
-    named = set(re.findall(r"(?i:answer is:?)\s{0,9}\(?([A-E])\b", text))
-    return named.pop() if len(named) == 1 else None
+def _options(problem: Problem) -> dict[str, str]:
+    """Return the text of each letter; all letters where the problem's choices are no texts."""
+    choices = problem["choices"]
+    if not isinstance(choices, list) or not choices:
+        return dict.fromkeys(LETTERS, "")
+    return dict(zip(LETTERS, map(str, choices), strict=False))
 
 
 def _shown(answer: Answer | None, problem: Problem) -> bool:

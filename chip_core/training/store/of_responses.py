@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chip_core.data.marks import Marks
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.training.policy import Policy
@@ -32,7 +33,7 @@ class OfResponses:
             pairs: all pairs.
         """
         self._one, self._policy, self._pairs = one, policy, pairs
-        self._tokenizer = processor.tokenizer
+        self._marks = Marks(processor)
         #: What is to be told of it: whether prefixes were shared, and by how much rounding to bf16
         #: moves a token's log-probability in the first batch.
         self.facts: dict[str, Any] = {}
@@ -44,7 +45,7 @@ class OfResponses:
         for start in range(0, len(places), 1000):
             these = places[start : start + 1000]
             texts = [text for place in these for text in self._pairs.responses(place)[:sides]]
-            ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+            ids = [self._marks.ids(text) for text in texts]
             tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
         return tokens * bytes_a_token(self._one, self._policy.head.weight.shape[1])
 

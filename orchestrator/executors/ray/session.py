@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -18,6 +17,7 @@ import ray
 import torch
 
 from chip_core.errors import UserError
+from orchestrator.executors.address import check_address, no_cluster
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
 
@@ -84,11 +84,8 @@ def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
     Raises:
         UserError: there is no such cluster, or a local worker could never be placed.
     """
-    if address is not None and "://" in address:
-        raise UserError(
-            f"{address}: Ray's client protocol is not supported: "
-            "run on the cluster's head node with the address auto, or submit it there as a Ray job"
-        )
+    if address is not None:
+        check_address(address)
     if ray.is_initialized():
         raise UserError("this process is connected to Ray already: call ray.shutdown() first")
     for name, value in (ENVIRONMENT | TUNE).items():
@@ -193,9 +190,6 @@ def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[byte
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
     try:
-        host, _, port = address.rpartition(":")
-        if host:  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
         with _signals_kept():
             ray.init(
                 address=address,
@@ -204,8 +198,7 @@ def _connected(address: str) -> Iterator[None]:
                 runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
             )
     except (OSError, RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"no Ray cluster at the address {address}: {first}") from None
+        raise no_cluster(address, error) from None
     try:
         yield
     finally:

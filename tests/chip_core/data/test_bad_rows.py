@@ -46,7 +46,6 @@ IN_PARQUET = {
     "equal": ({"chosen": "A dog. ", "rejected": "A dog."}, "chosen and rejected are equal"),
     "null byte": ({"rejected": "A\0dog."}, "rejected holds a null byte"),
     "surrogate": ({"chosen": "A \ud800."}, "chosen is not UTF-8: a lone surrogate at 2"),
-    "image in a response": ({"chosen": "<image> A dog."}, "chosen holds <image>"),
     "two images": ({"question": "<image><image>?"}, "the prompt names 2 images"),
     "not text": ({"chosen": 5}, "chosen is of type int, not text"),
     "missing": ({"rejected": None}, "no rejected"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -330,6 +332,7 @@ def test_the_identity_of_shapes_and_of_a_hub_name() -> None:
     assert hub == {"hub": "owner/name", "revision": "abc", "format": "auto"}
 
 
+@pytest.mark.usefixtures("a_hub")
 def test_a_hub_data_set_is_read_as_it_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +360,13 @@ def test_a_hub_data_set_is_read_as_it_is_stored(
     assert HubTable(made, "x").kinds["image"] == "struct"
 
 
+@pytest.fixture
+def a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that answers."""
+    monkeypatch.setattr("chip_core.hub.unreachable", lambda *asked: None)
+
+
+@pytest.mark.usefixtures("a_hub")
 def test_a_hub_name_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -367,4 +377,109 @@ def test_a_hub_name_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         TrialError, match=r"owner/name, split train, cannot be loaded \(no network\)$"
     ):
+        load_pairs(config("owner/name"))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is between here and there; nobody tries again, and nobody else says a word."""
+    import datasets
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # for the libraries that are not asked
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", _no_network)
+    monkeypatch.setattr(datasets, "load_dataset", _never)
+    with pytest.raises(
+        ConfigError,
+        match=r"^nosuch/name: the hub cannot be reached \(no route\), and no copy of it is among "
+        "this machine's data sets: check the name and the network, or name a file$",
+    ):
+        opened("nosuch/name")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_copy_is_read_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    (tmp_path / "owner___name").mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", _no_network)
+    asked: list[bool] = []
+
+    def load_dataset(name: str, **options: Any) -> datasets.Dataset:
+        asked.append(datasets.config.HF_HUB_OFFLINE)
+        return datasets.Dataset.from_list([files.rlaif_v(0)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    before = datasets.config.HF_HUB_OFFLINE
+    assert len(opened("owner/name")) == 1
+    assert asked == [True]
+    assert datasets.config.HF_HUB_OFFLINE is before
+
+
+def _no_network(*asked: object, **options: object) -> None:
+    raise ConnectionError("no route")
+
+
+def _never(*asked: object, **options: object) -> None:
+    raise AssertionError("the hub is asked")
+
+
+DATED = {
+    "image": "images/0.jpg",
+    "question": "2024-01-01",
+    "chosen": "2024-01-01T10:00:00",
+    "rejected": "2024-01-02",
+}
+DATED_MESSAGES = {
+    "images": ["images/0.jpg"],
+    "prompt": [{"role": "user", "content": "2024-01-01"}],
+    "chosen": [{"role": "assistant", "content": "2024-01-01T10:00:00"}],
+    "rejected": [{"role": "assistant", "content": "2024-01-02"}],
+}
+
+
+@pytest.mark.usefixtures("a_hub")
+@pytest.mark.parametrize("row", [DATED, DATED_MESSAGES])
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_texts_of_a_hub_that_look_like_dates_stay_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], suffix: str
+) -> None:
+    """`datasets` (5.2) makes times of them, and its `features` does not give the texts back."""
+    import datasets
+
+    rows = [row, row]
+    text = "\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows)
+    (tmp_path / f"train.{suffix}").write_text(text)
+    files.write_images(tmp_path, 1)
+    whole, builder = datasets.load_dataset, datasets.load_dataset_builder
+    options = {"data_files": {"train": f"*.{suffix}"}, "cache_dir": str(tmp_path / "cache")}
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, split, revision: whole(str(tmp_path), split=split, **options),
+    )
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda name, revision: builder(str(tmp_path), **options)
+    )
+    made = datasets.load_dataset("owner/name", split="train", revision=None)
+    assert HubTable(made, "x").times  # or there is nothing to mend any more
+    pairs = load_pairs(config("owner/name", image_root=str(tmp_path)))
+    assert (pairs[1].prompt, *pairs.responses(1)) == (
+        "2024-01-01",
+        "2024-01-01T10:00:00",
+        "2024-01-02",
+    )
+    assert pairs[1].id == "owner/name:1"
+
+
+@pytest.mark.usefixtures("a_hub")
+def test_times_of_a_hub_in_parquet_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    made = datasets.Dataset.from_list([files.rlaif_v(0, chosen=datetime(2024, 1, 1))])
+    builder = SimpleNamespace(config=SimpleNamespace(data_files={"train": ["a.parquet"]}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: made)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, **options: builder)
+    with pytest.raises(TrialError, match="owner/name row 0: chosen is a date or a time, not text"):
         load_pairs(config("owner/name"))

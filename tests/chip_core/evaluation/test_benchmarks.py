@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
+from chip_core.data.image_files import READER
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.asked import asked_items, decoding_of, find_benchmark, identity
@@ -284,6 +285,9 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
         return identity(config("pope", **settings), places)
 
     assert mark(num_beams=1) == mark()  # written out or not
+    # how picture files are read counts where there are any
+    assert mark()["pictures"] == READER
+    assert "pictures" not in identity(config("shapes"), Places())
     assert mark(num_beams=3) != mark()
     before = mark()
     file = tmp_path / "pope" / "coco_pope_random.json"

@@ -195,6 +195,27 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
     assert (how["n"], how["missing"]) == (8, 0)
 
 
+def test_what_could_not_be_read_is_counted_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six answers of which two say nothing; all are in the scores, a few in what is told."""
+    said = iter(["Yes", "no", "A street.", "**No**", "<think>yes</think>", "Yes."])
+    monkeypatch.setattr(
+        Decoder, "answers", lambda decoder, batch: [next(said) for _ in batch.items]
+    )
+    made.pope(tmp_path, pictures=1)
+    settings = BenchmarkConfig.model_validate({"name": "pope", "protocol": "corrected", "limit": 6})
+    found = evaluate(
+        answering(tmp_path / "a", places=Places(benchmark_data=tmp_path)), "report", settings
+    )
+    unread = found.how["unreadable"]
+    assert (unread["answers"], unread["replies"], found.how["missing"]) == (2, 0, 0)
+    assert {one["text"] for one in unread["examples"]} == {"A street.", "<think>yes</think>"}
+    kept = json.loads((tmp_path / "a" / found.scores).read_text())
+    assert [one["source"] for one in kept["unreadable"]] == ["answer"] * 2
+    assert kept["how"]["unreadable"] == unread
+
+
 def test_a_judges_failure_is_the_trials(tmp_path: Path) -> None:
     made.mmhal(tmp_path)
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})

@@ -6,6 +6,8 @@ Each test is a column of the table in docs/models.md.
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,20 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.evaluation.generation import generate
+from chip_core.evaluation.generation.prompts import Encoder
 from chip_core.files import read_records
 from chip_core.models import loading
-from chip_core.models.adapters import attach, save_model
+from chip_core.models.adapters import attach, read_weights, save_model, write_weights
 from chip_core.models.parts import named_parts, set_trained, trained_parts
+from chip_core.representation.described import Described
+from chip_core.representation.states import Reading, represent
 from chip_core.training.loop import train
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
@@ -188,3 +194,93 @@ def test_layers_computed_again_give_the_same_gradients(
         saved.append(model.state_dict())
     for name, value in saved[0].items():
         assert torch.equal(value, saved[1][name]), name
+
+
+def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
+    configured: Callable[..., TrialConfig], folder: Path
+) -> None:
+    """What training, asking and `represent` take of a processor.
+
+    `apply_chat_template` gives text where it is not asked for ids, which come without the picture;
+    and without `mm_token_type_ids` a Qwen-VL counts an image's tokens as words, one position each.
+    """
+    model, processor = loading.load(ModelConfig(path=str(folder)))
+    batch = PairEncoder(processor, configured(), PAIRS).batch(range(3))
+    (asked,) = Encoder(processor).encode(families.items()[:1])
+    described = Described(
+        id="0", image=lambda: PAIRS[0].image, prompt=PAIRS[0].prompt, true="a dog",
+        hallucinated="a cat",
+    )  # fmt: skip
+    shown = batch.prompts.ids == processor.image_token_id
+    assert shown.any(1).all()
+    assert "pixel_values" in batch.prompts.inputs and "pixel_values" in asked.pictures
+    assert asked.vision_end > 0
+    kinds = [name for name in batch.prompts.inputs if name.endswith("token_type_ids")]
+    assert kinds == list(asked.kinds)
+    if model.config.model_type not in ("qwen2_5_vl", "qwen3_vl"):
+        return
+    assert kinds == ["mm_token_type_ids"]
+    assert torch.equal(batch.prompts.inputs["mm_token_type_ids"] == 1, shown)
+    images = [token == processor.image_token_id for token in asked.ids]
+    assert [kind == 1 for kind in asked.kinds["mm_token_type_ids"]] == images
+    given: list[Any] = []
+    model.register_forward_pre_hook(lambda _, __, inputs: given.append(inputs), with_kwargs=True)
+    represent(model, processor, [described], Reading())
+    for inputs in given:
+        marked = inputs["mm_token_type_ids"] == 1
+        assert marked.any() and torch.equal(marked, inputs["input_ids"] == processor.image_token_id)
+    # so every way says so; Qwen3-VL asks for it, and in Qwen2.5-VL it changes what is read
+    if model.config.model_type == "qwen3_vl":
+        return
+    right = logits(model, batch)
+    del batch.prompts.inputs["mm_token_type_ids"]
+    assert not torch.allclose(logits(model, batch), right, atol=1e-4)
+
+
+@pytest.mark.parametrize("folder", ["llava", "llava_next"], indirect=True)
+@pytest.mark.parametrize("language_model", ["full", "lora"])
+def test_a_base_named_as_before_is_trained_and_read_again(
+    configured: Callable[..., TrialConfig], tmp_path: Path, folder: Path, language_model: str
+) -> None:
+    """transformers saves a LLaVA under the names that it was loaded with: its own of today or not.
+
+    What was trained beside an adapter is named as in the model, whatever the base's file says.
+    """
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    weights = load_file(old / "model.safetensors")
+    named = {_before_4_52(name.removeprefix("model.")): weights[name] for name in weights}
+    assert any(name.startswith("language_model.model.") for name in named)
+    save_file(named, old / "model.safetensors", {"format": "pt"})
+
+    config = configured(model=str(old), language_model=language_model)
+    model, processor = loading.load(config.model)
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    assert torch.equal(
+        logits(model, batch), logits(loading.load(ModelConfig(path=str(folder)))[0], batch)
+    )
+    policy = attach(model, config)
+    with torch.no_grad():
+        for parameter in set_trained(policy, config):
+            parameter.add_(0.01)
+    trained = logits(policy, batch)
+    write_weights(policy, tmp_path / "model", config)
+    file = "model" if language_model == "full" else "trained_parts"
+    with safe_open(tmp_path / "model" / f"{file}.safetensors", "pt") as written:
+        names = set(written.keys())
+    towers = {name for name in names if "vision_tower" in name}
+    assert towers and all(
+        name.startswith("model.") == (language_model == "lora") for name in towers
+    )
+    processor.save_pretrained(tmp_path / "model")
+    again, _ = loading.load(config.model, trained=tmp_path / "model")
+    assert torch.equal(trained, logits(again, batch))
+    fresh = attach(loading.load(config.model)[0], config)
+    read_weights(fresh, tmp_path / "model")
+    assert torch.equal(trained, logits(fresh, batch))
+
+
+def _before_4_52(name: str) -> str:
+    if name.startswith("lm_head"):
+        return f"language_model.{name}"
+    return re.sub(r"^language_model\.(?!model\.|lm_head)", "language_model.model.", name)

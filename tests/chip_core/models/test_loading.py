@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,7 +21,7 @@ from chip_core.errors import TrialError
 from chip_core.evaluation.generation import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
-from chip_core.models.adapters import TRAINED_PARTS, attach, read_beside
+from chip_core.models.adapters import attach
 from chip_core.models.memory import (
     bytes_needed,
     check_room,
@@ -198,26 +198,53 @@ def test_layers_that_are_computed_again_drop_nothing_out() -> None:
             super().__init__()
             self.layer, self.told = Layer(), []
 
+        def activation_checkpointing_enable(self, **how: object) -> None:
+            self.told.append(how)
+
+        def activation_checkpointing_disable(self) -> None:
+            self.told.append({})
+
+    model = Model().eval()
+    recompute_layers(model)
+    assert model.told == [{"activation_checkpointing_kwargs": {"use_reentrant": False}}]
+    assert model.layer.training
+    assert (model.layer.dropout, model.layer.activation_dropout, model.layer.kept) == (0, 0, 0.3)
+    keep_activations(model)
+    assert not model.layer.training
+    assert model.told[1:] == [{}]
+
+
+def test_layers_of_an_older_transformers_are_computed_again_too() -> None:
+    """Before its 5.23 the two methods have other names."""
+
+    class Model(nn.Module):
+        told: ClassVar[list[object]] = []
+
         def gradient_checkpointing_enable(self, **how: object) -> None:
             self.told.append(how)
 
         def gradient_checkpointing_disable(self) -> None:
             self.told.append({})
 
-    model = Model().eval()
+    model = Model()
     recompute_layers(model)
-    assert model.told == [{"gradient_checkpointing_kwargs": {"use_reentrant": False}}]
-    assert model.layer.training
-    assert (model.layer.dropout, model.layer.activation_dropout, model.layer.kept) == (0, 0, 0.3)
     keep_activations(model)
-    assert not model.layer.training
+    assert model.told == [{"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}]
 
 
-def test_parts_trained_beside_another_base_are_told(tmp_path: Path) -> None:
-    model, _ = loading.load(ModelConfig(path="shapes"))
-    save_file({"model.elsewhere.weight": torch.zeros(1)}, tmp_path / TRAINED_PARTS)
-    with pytest.raises(TrialError, match="model.elsewhere.weight is not in it.: name the model it"):
-        read_beside(model, tmp_path)
+@pytest.mark.parametrize("language_model", ["full", "lora"])
+def test_computing_layers_again_asks_for_nothing_deprecated(
+    shapes_config: Callable[..., TrialConfig], language_model: str
+) -> None:
+    config = shapes_config(language_model=language_model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = attach(loading.load(config.model)[0], config)
+        layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+        recompute_layers(model)
+        assert layers and all(each.gradient_checkpointing for each in layers)
+        keep_activations(model)
+    assert not any(each.gradient_checkpointing for each in layers)
 
 
 def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:

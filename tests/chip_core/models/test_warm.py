@@ -75,9 +75,11 @@ def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(kept: None) ->
 
 def test_other_weights_are_loaded_anew(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    real = load.__globals__["_load_whole"]
+    real = load.__globals__["load_whole"]
     monkeypatch.setitem(
-        load.__globals__, "_load_whole", lambda *given: loads.append(given) or real(*given)
+        load.__globals__,
+        "load_whole",
+        lambda *given, **more: loads.append(given) or real(*given, **more),
     )
     for attention in ("auto", "auto", "eager", "auto"):
         load(ModelConfig(path="shapes"), attention=attention)

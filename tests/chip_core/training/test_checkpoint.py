@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import random
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from chip_core.config import TrialConfig
 from chip_core.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
@@ -162,6 +165,69 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
     result = run_trial(config, folder=tmp_path / "third", resume_from=first)
     assert why in result.notes[0]
     assert "resumed after step 4" in result.notes[1]
+
+
+def rewrite(checkpoint: Path, file: str, change: Callable[[str], str | None]) -> None:
+    """Name weights of a checkpoint otherwise, or leave them out, and let its manifest say so."""
+    path = checkpoint / "model" / file
+    weights = load_file(path)
+    named = {change(name): weights[name] for name in weights}
+    save_file({name: value for name, value in named.items() if name}, path, {"format": "pt"})
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][f"model/{file}"] = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("changes", "file", "why"),
+    [
+        ({}, "model.safetensors", "model lacks 3 of its weights"),  # the tower's has a bias
+        (LORA, "adapter_model.safetensors", "1 of the 28 layers that it adapts get none"),
+        (LORA, "trained_parts.safetensors", "modules that were trained get none"),
+    ],
+    ids=["full", "adapter", "beside"],
+)
+def test_a_checkpoint_whose_weights_do_not_fit_is_not_used(
+    shapes_config: Configured, tmp_path: Path, changes: dict[str, Any], file: str, why: str
+) -> None:
+    """Its manifest is right, and still nothing of it is put into the policy."""
+    config = several(shapes_config, **changes)
+    run_trial(config, folder=tmp_path / "whole")
+    first = cut(config, tmp_path / "first", 6)
+    rewrite(
+        checkpoints(first)[-1],
+        file,
+        lambda name: None if "layers.1.self_attn.q_proj" in name else name,
+    )
+    result = run_trial(config, folder=tmp_path / "second", resume_from=first)
+    assert result.notes[0].startswith("checkpoint step-00000006 is not used: ")
+    assert why in result.notes[0]
+    assert "resumed after step 4" in result.notes[1]
+    assert curves(tmp_path / "second") == curves(tmp_path / "whole")
+    assert weights(tmp_path / "second") == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_an_older_layout_goes_on_to_the_same_bits(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    """One that another version of transformers wrote: LLaVA before 4.52."""
+    config = several(shapes_config, **LORA)
+    run_trial(config, folder=tmp_path / "whole")
+    first = cut(config, tmp_path / "first", 6)
+    last = checkpoints(first)[-1]
+    rewrite(
+        last,
+        "adapter_model.safetensors",
+        lambda name: name.replace("model.model.language_model.", "model.language_model.model."),
+    )
+    rewrite(last, "trained_parts.safetensors", lambda name: name.removeprefix("model."))
+    result = run_trial(config, folder=tmp_path / "second", resume_from=first)
+    assert "resumed after step 6" in result.notes[0]
+    assert curves(tmp_path / "second") == curves(tmp_path / "whole")
+    assert weights(tmp_path / "second") == weights(tmp_path / "whole")
 
 
 def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(

@@ -26,6 +26,7 @@ from chip_core.data.batches import PairEncoder
 from chip_core.errors import TrialError, UserError
 from chip_core.models import loading
 from chip_core.models.parts import set_trained
+from chip_core.models.shards import whole
 from chip_core.training.parallel import Alone, kind_of, parallel
 from chip_core.training.policy import Policy
 from chip_core.trial import run_trial
@@ -181,6 +182,27 @@ def test_gradients_come_together_in_the_last_pass_alone(group: None, kind: str) 
         with together.accumulating(last=last):
             together(batch, known, reference.head).loss.sum().backward()
         assert brought() is last
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> None:
+    """FSDP2's `clip_grad_norm_` returns what looks spread and is whole: nothing is added up again.
+
+    That two workers' norms are one worker's is held above, where every figure is compared.
+    """
+    config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
+    together, batch = prepared(config, kind)
+    reference = together.reference()
+    together(batch, reference.scores(batch), reference.head).loss.sum().backward()
+    # of what is trained here; once spread, parameters are others than those of before
+    spread = together._root if kind == "fsdp" else together.policy  # type: ignore[attr-defined]
+    trained = [parameter for parameter in spread.parameters() if parameter.grad is not None]
+    squares = sum(whole(parameter.grad).double().square().sum() for parameter in trained)
+    norm = together.clip(trained, 1e-3)
+    assert type(norm) is torch.Tensor and norm.shape == ()
+    assert float(norm) == pytest.approx(float(squares) ** 0.5, rel=1e-5)
+    after = sum(whole(parameter.grad).double().square().sum() for parameter in trained)
+    assert float(after) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
 def prepared(config: TrialConfig, kind: str) -> tuple[Alone, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chip_core.evaluation.task import BENCHMARKS
 from chip_core.places import Places
 from orchestrator.cost import calibrate as calibration
 from orchestrator.cost.calibrate import calibrate, kept
@@ -87,7 +88,10 @@ def test_passes_come_first_and_are_read(
     assert measured[2].passes == measured[0].passes
 
 
-def test_a_paid_judge_is_not_asked(plan_of: Callable[..., Plan], work_of: WorkOf) -> None:
+def test_a_paid_judge_is_not_asked(
+    plan_of: Callable[..., Plan], work_of: WorkOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BENCHMARKS["shapes"], "needs", frozenset({"judge"}))
     judged = STUDY.replace("limit: 20}", "limit: 20, judge: a-judge}")
     plan = plan_of(judged, overrides=SHORT)
     assert all(not one.config.benchmarks.report for one in measurements(work_of(plan)))

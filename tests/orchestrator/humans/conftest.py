@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chip_core.files import write_json
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
@@ -62,6 +63,8 @@ def answered(workdir: Path) -> Callable[..., Ledger]:
                 ]
                 responses = folder / "responses" / "report-shapes.jsonl"
                 responses.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                scores = {"metrics": [{"name": "chair_i", "value": 1.0, "items": []}]}
+                write_json(folder / "scores" / "report-shapes.json", scores)
                 evaluation = Evaluation(
                     metrics={"shapes/chair_i": 1.0},
                     items=len(rows),

@@ -86,6 +86,7 @@ class Finished:
         metrics: Iterable[str] = GOALS,
         steps: int = 4,
         items: int = ITEMS,
+        how: Callable[[Trial], Mapping[str, Any]] | None = None,
     ) -> None:
         """Leave what a worker leaves, and record it."""
         folder = self.place(trial)
@@ -126,6 +127,7 @@ class Finished:
             items=items,
             scores="scores/report-shapes.json",
             responses="responses/report-shapes.jsonl",
+            how=dict(how(trial)) if how else {},
         )
         self.ledger.started(trial, self.plan.study.name, 1)
         self.ledger.finished(

@@ -12,6 +12,7 @@ import pytest
 
 from chip_core.errors import UserError
 from chip_core.files import read_json, write_json
+from chip_core.trained import Trained, broken_model, model_files, write_trained
 from orchestrator.storage import settle
 from orchestrator.storage.place import artifacts_of, fetch_trials, trial_key, whole_attempt
 from orchestrator.storage.remote import Remote
@@ -152,3 +153,23 @@ def test_a_whole_attempt(
     remote.remove_all(ATTEMPT)
     with pytest.raises(UserError, match="attempt-1: no trained model is there any more: run its"):
         whole_attempt(tmp_path / "work", ATTEMPT)
+
+
+def test_a_copy_of_a_model_that_is_not_what_was_trained_comes_again(
+    remote: Remote, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+) -> None:
+    machine("one")
+    made = tmp_path / "made"
+    (made / "model").mkdir(parents=True)
+    (made / "model" / "model.safetensors").write_bytes(b"weights")
+    write_trained(made, Trained(steps=1, seconds=1.0, files=model_files(made / "model")))
+    remote.write(f"{ATTEMPT}/config.json", b"{}")
+    for name in ("trained.json", "model/model.safetensors"):
+        remote.write(f"{ATTEMPT}/{name}", (made / name).read_bytes())
+    settle_storage(tmp_path / "work", uri)
+    copy = whole_attempt(tmp_path / "work", ATTEMPT) / "model" / "model.safetensors"
+    copy.write_bytes(b"wEights")  # of the same size
+    assert broken_model(copy.parent) is not None
+    whole_attempt(tmp_path / "work", ATTEMPT)
+    assert copy.read_bytes() == b"weights"
+    assert broken_model(copy.parent) is None

@@ -12,6 +12,7 @@ from orchestrator.tracking.attached import Attached, attach
 from orchestrator.tracking.base import ArmView, TrialView
 from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
 from orchestrator.tracking.mlflow_store import MlflowStore, Run
+from orchestrator.tracking.names import spelled
 
 STUDY = """
 study: small
@@ -67,7 +68,9 @@ def test_figures_lie_with_what_they_are_of(
     )
     assert attach(workdir, None, "small", attached) is None
     after = runs_of(workdir)
-    assert after["small"].metrics["human/shapes/chip a vs dpo/win"] == 50.0
+    name = spelled("human/shapes/chip, a vs dpo/win")
+    assert after["small"].metrics[name] == 50.0
+    assert after["small"].tags[f"chip.name.{name[-16:]}"] == "human/shapes/chip, a vs dpo/win"
     assert after[arm.name].metrics["representation/probe_auc"] == 0.9
     assert after[trial.name].metrics["representation/probe_auc"] == 0.8
     assert {run.id: run.status for run in after.values()} == {

@@ -60,8 +60,14 @@ class Store:
     ) -> None:
         self._take(f"close {status}")
 
+    def check(self) -> None:
+        self._take("check")
+
     def waiting(self) -> None:
         return None
+
+    def refused(self) -> dict[str, str]:
+        return {}
 
     def compare_address(self) -> str:
         return "compare"
@@ -183,6 +189,39 @@ def test_what_goes_wrong_later_ends_no_study() -> None:
     waiting = tracker.waiting()
     assert waiting is not None
     assert waiting.reason == "a mistake of ours"
+
+
+def test_what_a_store_does_not_do_leaves_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    class Picky(Store):
+        def end(self, view: Any) -> None:
+            if view.trial.name == "b":
+                raise UserError("no place for b")
+            super().end(view)
+
+    store = Picky()
+    tracker = BackgroundTracker(store, **QUICK)
+    tracker.open(PLAN, [])
+    run_through(tracker, ["a", "b", "c"])
+    tracker.close([], "FINISHED", None)
+    assert store.shown == ["open", "start a", "end a", "start b", "start c", "end c", ALL[-1]]
+    assert store.refreshed == 1  # it was asked twice: the run might have been gone
+    waiting = tracker.waiting()
+    assert waiting is not None
+    assert (waiting.trials, waiting.reason, waiting.study) == (("b",), "no place for b", False)
+    [line] = [record.message for record in caplog.records]
+    assert line == "no place for b; the study goes on, and the rest of it is shown"
+
+
+def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
+    BackgroundTracker(Store()).check()
+    BackgroundTracker(Store(trouble=StoreAway("nobody there"))).check()
+    with pytest.raises(UserError, match="mend it"):
+        BackgroundTracker(Store(trouble=UserError("mend it"))).check()
+    released = threading.Event()
+    began = time.monotonic()
+    BackgroundTracker(Store(hangs=released), check_within=0.05).check()
+    assert time.monotonic() - began < 2
+    released.set()
 
 
 def test_curves_are_sent_when_somebody_asks() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from chip_core.errors import UserError
+from orchestrator.cli import main
 from orchestrator.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.tracking.background import BackgroundTracker
@@ -46,6 +49,13 @@ seeds: [0, 1]
 benchmarks: {report: [shapes]}
 """
 ALL = {"study": 1, "base": 1, "arm": 2, "trial": 4}  # 2 objectives, 2 seeds
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(STUDY)
+    return file
 
 
 @pytest.fixture
@@ -526,7 +536,7 @@ def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkey
     [
         ("http://127.0.0.1:9", True),  # nobody listens there
         ("http://nowhere.invalid", True),  # a name that nobody has, or no network
-        ("postgresql://127.0.0.1:9/mlflow", True),
+        ("https://127.0.0.1:9", True),
         ("gopher://127.0.0.1", False),  # MLflow knows no such store
         ("http://127.0.0.1:notaport", False),
     ],
@@ -538,9 +548,101 @@ def test_a_store_that_is_away_is_told_from_one_that_is_wrong(uri, away, workdir,
     assert "\n" not in str(told.value)
 
 
-def test_an_old_schema_says_how_to_mend_it(workdir, plan):
-    import sqlite3
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("", "it is empty"),
+        (" http://h", "spaces around it"),
+        ("sqlite:///a\nb.db", "signs that cannot be seen"),
+        ("http://[::1", "Invalid IPv6"),
+        ("http://", "names no host"),
+        ("http:/h", "names no host"),
+        ("https://:5000", "names no host"),
+        ("http://a..b", "label empty"),
+        ("http://h h", "a space in its host"),
+        ("http://me:secret@h:65536", "out of range"),
+        ("http://h:0", "port 0"),
+        ("mysql://me:secret@h:x/db", "Port could not be cast"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("sqlite:///file:x?mode=memory&uri=true", "in memory"),
+        ("sqlite://x.db", "three slashes"),
+        ("sqlite:x.db", "Could not parse"),
+        ("sqlite:///FOLDER", "names a folder"),
+        ("sqlite:///FOLDER/new/", "names a folder"),
+        ("sqlite:////dev/null", "names no file"),
+        ("sqlite:////proc/x.db", "/proc: "),
+        ("sqlite:///FOLDER/" + "x" * 300, "File name too long"),
+        ("sqlite:///FOLDER/notes.txt/x.db", "Not a directory"),
+        ("sqlite:///FOLDER/notes.txt", "not a database"),
+        ("sqlite:///FOLDER/%00.db", "NUL"),
+        ("sqlite:///FOLDER/LINK.db", "a link to what is not there"),
+        ("sqlite:///FOLDER/%41b/x.db", "there is no folder"),
+        ("sqlite+nodriver:///x.db", "Can't load plugin"),
+        ("postgresql+psycopg2://me:secret@127.0.0.1:9/x", "not installed"),
+        ("gopher://me:secret@h", "knows no store of this kind"),
+        ("FOLDER/mlruns", "name a database"),
+        ("file://FOLDER/mlruns", "name a database"),
+        ("databricks://secretless", "databricks-sdk"),
+    ],
+)
+@pytest.mark.parametrize("by", ["--tracking-uri", "MLFLOW_TRACKING_URI"])
+def test_a_refused_address_is_told_soon_and_leaves_nothing(
+    uri, why, by, study_file, tmp_path, monkeypatch, capsys
+):
+    if uri == "" and by == "MLFLOW_TRACKING_URI":
+        pytest.skip("an empty variable is one that is not set")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("no database at all, but long enough for a header" * 9)
+    (folder / "LINK.db").symlink_to("/nowhere/at/all.db")
+    monkeypatch.chdir(folder)
+    uri = uri.replace("FOLDER", str(folder))
+    given = []
+    if by == "--tracking-uri":
+        given = [by, uri]
+    else:
+        monkeypatch.setenv(by, uri)
+    before = sorted(tmp_path.rglob("*"))
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(study_file), "--executor", "inline", "--workdir", "work", *given])
+    assert ended.value.code == 2
+    assert time.monotonic() - began < 15  # on a busy machine; MLflow would try for a minute
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1, told
+    assert why in told[0]
+    assert "secret@" not in told[0]
+    assert sorted(tmp_path.rglob("*")) == before
 
+
+def test_a_store_that_is_away_is_no_reason_not_to_begin(workdir):
+    for uri in ("http://127.0.0.1:9", "https://127.0.0.1:9", "http://nowhere.invalid"):
+        BackgroundTracker(MlflowTracker(workdir, uri)).check()
+
+
+def test_a_check_makes_no_database(tmp_path):
+    MlflowTracker(tmp_path, None).check()
+    MlflowTracker(tmp_path, f"sqlite:///{tmp_path}/there/mlflow.db").check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_another_writes_to_is_away(workdir, monkeypatch):
+    monkeypatch.setattr("orchestrator.tracking.trouble._CONNECT_SECONDS", 0.1)
+    with closing(sqlite3.connect(workdir / "mlflow.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreAway, match="is locked"):
+            MlflowTracker(workdir, None).check()
+
+
+def test_a_work_directory_may_have_signs_that_an_address_has(tmp_path, plan):
+    workdir = tmp_path / "there" / "50%20 off? #1"
+    MlflowTracker(workdir, None).open(plan, [])
+    assert list((tmp_path / "there").iterdir()) == [workdir]  # nor one that an escape would name
+    assert (workdir / "mlflow.db").stat().st_size > 0
+
+
+def test_an_old_schema_says_how_to_mend_it(workdir, plan):
     with sqlite3.connect(workdir / "mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'long ago'")
     with pytest.raises(UserError, match="mlflow db upgrade sqlite:///"):

@@ -169,9 +169,9 @@ def test_wide_grey_is_scaled_not_cut() -> None:
     assert as_rgb(wide).getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_a_mode_without_a_way_to_rgb_is_told() -> None:
-    with pytest.raises(TrialError, match="an image of mode La cannot be read as RGB"):
-        as_rgb(Image.new("La", (2, 2)))
+def test_an_image_without_a_way_to_rgb_is_told() -> None:
+    with pytest.raises(TrialError, match="an image of mode F cannot be read as RGB .a pixel is"):
+        as_rgb(Image.new("F", (2, 2), float("nan")))
 
 
 def test_huge_images_are_worked_on_smaller_and_come_back_whole() -> None:

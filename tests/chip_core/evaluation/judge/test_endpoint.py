@@ -71,6 +71,115 @@ def test_settings_stand_in_place_of_the_scripts(tmp_path: Path) -> None:
         assert (server.calls[0]["temperature"], server.calls[0]["max_tokens"]) == (0.5, 9)
 
 
+def test_what_goes_out_is_the_users_to_say(tmp_path: Path) -> None:
+    """null leaves a key out, others are added or stand in its place; replies are kept apart."""
+    send = {
+        "max_tokens": None,
+        "temperature": None,
+        "max_completion_tokens": 512,
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"enable_thinking": False},  # no argument of the client's
+    }
+    with serving(good) as server:
+        judge(server, tmp_path).ask(requests(1))
+        judge(server, tmp_path, send=send).ask(requests(1))
+        judge(server, tmp_path, send=send).ask(requests(1))
+        judge(server, tmp_path, send={"top_p": None}).ask(requests(1))  # says nothing new
+        first, second = server.calls
+        assert first.keys() == {"model", "messages", "temperature", "max_tokens"}
+        assert second == {
+            "model": "judge",
+            "messages": first["messages"],
+            "max_completion_tokens": 512,
+            "reasoning_effort": "low",
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
+        judge(server, tmp_path, send={"temperature": 0.7, "max_tokens": 9}).ask(requests(1))
+        assert (server.calls[2]["temperature"], server.calls[2]["max_tokens"]) == (0.7, 9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"send": {"model": "x"}}, "'model' cannot be sent otherwise: write judge.model"),
+        ({"send": {"messages": []}}, "'messages' cannot be sent otherwise"),
+        ({"send": {"stream": True}}, "replies are read whole"),
+        ({"send": {"n": 2}}, "one reply is read"),
+        ({"send": {"api_key": "x"}}, "'api_key' is the name of a secret"),
+        ({"send": {"extra": [{"X-API-Key": "x"}]}}, "'X-API-Key' is the name of a secret"),
+        ({"send": {"user": "sk-abcdefghijklmnop0123"}}, "'user' holds what looks like a key"),
+        ({"send": {"a b": 1}}, "'a b' is no key of a request"),
+        ({"send": {"top_p": float("inf")}}, "finite number"),
+        ({"send": {"stop": "x" * 20_001}}, "longer than 20,000 characters"),
+        ({"send": {"temperature": None}, "temperature": 0.5}, "temperature is said twice"),
+        ({"send": {"max_tokens": None}, "max_tokens": 5}, "max_tokens is said twice"),
+    ],
+)
+def test_what_cannot_be_sent_is_told(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        JudgeConfig(model="judge", **settings)
+
+
+REFUSALS: dict[str, tuple[int, Any, str]] = {
+    "a parameter, by name": (
+        400,
+        {"error": {"message": "Not here. Use another.", "param": "max_tokens", "code": "x"}},
+        r'refuses a key of the request \(HTTP 400\), and says "Not here. Use another.": write '
+        r"judge.send: {max_tokens: null, max_completion_tokens: 512}",
+    ),
+    "a value, in words alone": (
+        400,
+        {"error": {"message": "'temperature' does not support 0.0 with this model."}},
+        r"'temperature' does not support 0.0 with this model.\": write judge.send: "
+        r"{temperature: null} to leave it out, or another value",
+    ),
+    "another server's form": (
+        422,
+        {"detail": [{"loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted"}]},
+        r"HTTP 422.*Extra inputs are not permitted.*max_completion_tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_key_that_is_refused_stops_at_once_in_the_endpoints_own_words(
+    kind: str, tmp_path: Path
+) -> None:
+    status, body, said = REFUSALS[kind]
+
+    def refuses(handler: Handler, number: int, _: Body) -> None:
+        handler.send(body, status=status)
+
+    with serving(refuses) as server:
+        with pytest.raises(TrialError, match=said):
+            judge(server, tmp_path, concurrency=1).ask(requests(20))
+        assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"Bad thing with key {KEY} here",
+        f"Incorrect key: {KEY[:8]}*****{KEY[-4:]} here",
+        f"Authorization: Bearer {KEY} here",
+        "other key sk-proj-0123456789abcdef here",
+        f"\x1b[31m{KEY}\n\n{'long ' * 200}",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 403, 404, 500])
+def test_an_endpoints_words_tell_no_key(status: int, words: str, tmp_path: Path) -> None:
+    def refuses(handler: Handler, number: int, _: Body) -> None:
+        handler.send({"error": {"message": words}}, status=status)
+
+    with serving(refuses) as server, pytest.raises(TrialError) as raised:
+        judge(server, tmp_path, retries=0).ask(requests(1))
+    said = str(raised.value)
+    assert KEY[:8] not in said and KEY[-4:] not in said and "sk-proj" not in said
+    assert said.isprintable() and len(said) < 600
+    if status != 403:  # of which a key is the reason
+        assert "and says" in said
+
+
 def test_no_reply_is_paid_for_twice(tmp_path: Path) -> None:
     """Over two judges, as two trials have; and within one."""
     with serving(good) as server:

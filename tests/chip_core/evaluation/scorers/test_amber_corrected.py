@@ -41,7 +41,15 @@ PARTS = {
 NOUNS = ["dog", "dogs", "Puppy", "tree", "Bush", "sky", "cats", "car", "kite"]
 MEANT = {"dogs": "dog", "Puppy": "puppy", "Bush": "bush", "cats": "cat"}
 #: what is said -> what it means
-SAID = {"Yes": "yes", "yes, it is": "yes", "No": "no", "no.": "no", "'No'": "no", "": "", "Not": ""}
+SAID = {
+    "Yes": "yes",
+    "yes, it is": "yes",
+    "No": "no",
+    "no.": "no",
+    "'No'": "no",
+    "": "",
+    "Not sure": "",
+}
 
 words = st.lists(st.sampled_from(NOUNS), max_size=6).map(", ".join)
 answers = st.fixed_dictionaries(

@@ -216,6 +216,8 @@ def test_a_judge_gives_what_is_not_there(data: Path) -> None:
     corrected = score(answers([None] * 9), data, "corrected", Judge(replies))
     # "It is correct" names one verdict; "who knows", None and "x" none: three are missing.
     assert (corrected.n, corrected.missing) == (6, 3)
+    assert [one.text for one in corrected.unreadable] == ["who knows", "x"]
+    assert {one.source for one in corrected.unreadable} == {"reply"} and not scored.unreadable
     assert corrected.values["a_acc"] == pytest.approx(100 * 4 / 6)
     chip = Judge(replies)
     score(answers([None] * 9), data, "chip", chip)
@@ -255,9 +257,9 @@ def test_the_published_prompts_are_taken_where_they_lie(data: Path) -> None:
     [
         ("Correct", 1, 1),
         ("incorrect", 0, 0),
-        ("not correct, so incorrect", 0, None),
+        ("not correct, so incorrect", 0, 0),
         ("unclear", 2, 2),
-        ("unclear whether correct", 1, None),
+        ("unclear whether correct", 1, 2),
         ("", 2, None),
         (None, 2, None),
     ],

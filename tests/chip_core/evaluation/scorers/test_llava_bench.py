@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from chip_core.errors import UserError
 from chip_core.evaluation.scorers import SCORERS
 from chip_core.evaluation.scorers.base import Answer, JudgeRequest, ProtocolName, Resources, Scored
-from chip_core.evaluation.scorers.llava_bench import CATEGORIES, read_officially, read_ratings
+from chip_core.evaluation.scorers.llava_bench import CATEGORIES, read_officially
+from chip_core.evaluation.scorers.reply_numbers import read_pair
 
 BENCH = SCORERS["llava_bench"]
 
@@ -143,7 +144,7 @@ def test_reading_ratings(
     reply: str, official: tuple[float, float], corrected: tuple[float, float] | None
 ) -> None:
     assert read_officially(reply) == official
-    assert read_ratings(reply) == corrected
+    assert read_pair(reply) == corrected
 
 
 def test_official_pairs_by_position_and_corrected_by_id(data: Path) -> None:

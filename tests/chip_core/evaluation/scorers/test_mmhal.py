@@ -14,7 +14,8 @@ from chip_core.errors import UserError
 from chip_core.evaluation.replay import ReplayJudge
 from chip_core.evaluation.scorers import SCORERS
 from chip_core.evaluation.scorers.base import Answer, JudgeRequest, ProtocolName, Resources, Scored
-from chip_core.evaluation.scorers.mmhal import KINDS, read_officially, read_rating
+from chip_core.evaluation.scorers.mmhal import KINDS, read_officially
+from chip_core.evaluation.scorers.reply_numbers import read_rating
 
 MMHAL = SCORERS["mmhal"]
 
@@ -120,6 +121,11 @@ def test_by_hand(tmp_path: Path) -> None:
     assert corrected.values["hallucination_rate"] == pytest.approx(40.0)
     assert corrected.values["informative_rate"] == pytest.approx(60.0)
     assert (corrected.n, corrected.missing) == (5, 3)
+    # The reply without a rating is shown; calls that failed have none.
+    assert [(one.item, one.text, one.source) for one in corrected.unreadable] == [
+        ("i5", "-", "reply")
+    ]
+    assert official.unreadable == ()
 
 
 def test_what_the_judge_is_asked(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_by_hand(data: Path) -> None:
     ],
 )
 def test_reading_choices(answer: str, letter: str | None) -> None:
-    assert parse_choice(answer, LETTERS, OPTIONS, None) == letter
+    assert parse_choice(answer, LETTERS, OPTIONS) == letter
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_what_the_files_hold(data: Path) -> None:
         ('"ab"', ["a", "b"], None),
         ("[1]", [1], None),
         ("null", None, None),
-        ("no objects", None, None),
+        ("no objects", None, []),
         ("", None, None),
         ("[" * 100_000, None, None),
     ],

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from chip_core.errors import UserError
 from chip_core.evaluation.scorers import SCORERS
 from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.scorers.pope import FIGURES, SPLITS, read, read_officially
+from chip_core.evaluation.scorers.pope import FIGURES, SPLITS, read_officially
+from chip_core.evaluation.scorers.verdicts import read_verdict
 
 POPE = SCORERS["pope"]
 LABELS = ("yes", "no", "yes", "no")
@@ -81,21 +82,21 @@ def test_by_hand(tmp_path: Path) -> None:
         ("no,", "no", "no"),  # commas are dropped
         ("no!", "yes", "no"),  # other marks are not
         ("NO", "yes", "no"),
-        ("not sure", "no", "no"),
-        ("Not sure", "yes", "no"),
+        ("not sure", "no", None),
+        ("Not sure", "yes", None),
         ("no\n", "yes", "no"),  # words are split at one space alone
-        ("Yes. no", "yes", "yes"),  # the first sentence counts
-        ("It does not appear. Yes", "no", "no"),
+        ("Yes. no", "yes", None),  # the first sentence counts there
+        ("It does not appear. Yes", "no", "yes"),
         (".no", "yes", "no"),  # the first sentence is empty
         ("There isn't one", "yes", "no"),
-        ("Nothing", "yes", "yes"),
+        ("Nothing", "yes", "no"),
         ("", "yes", None),
         (" .. ", "yes", None),
     ],
 )
 def test_reading(answer: str, official: str, corrected: str | None) -> None:
     assert read_officially(answer) == official
-    assert read(answer) == corrected
+    assert read_verdict(answer) == corrected
 
 
 def test_official_pairs_by_position_and_corrected_by_id(tmp_path: Path) -> None:
@@ -150,10 +151,25 @@ def test_degenerate_answers(tmp_path: Path, protocol: ProtocolName) -> None:
         score([], tmp_path, protocol)
     with pytest.raises(UserError, match="'7' is the id of no question"):
         score([Answer(item="7", response="yes")], tmp_path, protocol)
-    long = score(answers("y" * 10_000_000), tmp_path, protocol)
+    long = score(answers("yes " * 2_500_000), tmp_path, protocol)
     assert long.values["random/accuracy"] == 1
     empty = score(answers("", "", "", ""), tmp_path, protocol).values["random/accuracy"]
     assert empty == (0.5 if protocol == "official" else 0)
+
+
+def test_what_has_no_verdict_is_wrong_counted_and_shown(tmp_path: Path) -> None:
+    """Labels yes, no, yes, no; of four answers two say nothing: one of them would have been no."""
+    scored = score(
+        answers("Yes", "A kitchen.", "I cannot tell.\n", "no"), data(tmp_path), "corrected"
+    )
+    assert scored.values["random/accuracy"] == 2 / 4
+    assert scored.values["random/recall"] == 1 / 2  # the unread answer to a yes is no hit
+    assert [(one.item, one.text, one.source) for one in scored.unreadable] == [
+        ("random/2", "A kitchen.", "answer"),
+        ("random/3", "I cannot tell.", "answer"),
+    ]
+    assert (scored.n, scored.missing) == (4, 3 * 4 - 4)  # answered, so not missing
+    assert score(answers("Yes", "A kitchen."), tmp_path).unreadable == ()  # there it is a yes
 
 
 def test_no_chip_and_no_repeats(tmp_path: Path) -> None:
@@ -198,7 +214,7 @@ def test_corrected_equals_a_plain_second_count(
 
     meaning = {
         "yes": "y", "No": "n", "NO": "n", "not": "n", "isn't it": "n", "": "", "?": "",
-        "I think. no": "y", "a no, b": "n",
+        "I think. no": "n", "a no, b": "n",
     }  # fmt: skip
     for split in SPLITS:
         kept = [(truth, meaning[said]) for each, truth, said in drawn if each == split]

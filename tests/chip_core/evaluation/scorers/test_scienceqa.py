@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from chip_core.errors import UserError
 from chip_core.evaluation.scorers import SCORERS
 from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.scorers.scienceqa import read_letter, read_officially
+from chip_core.evaluation.scorers.letters import read_letter
+from chip_core.evaluation.scorers.scienceqa import read_officially
 
 QA = SCORERS["scienceqa"]
 
@@ -122,7 +123,7 @@ def test_the_prompt_says_which_questions_have_an_image(data: Path) -> None:
 )
 def test_reading_letters(answer: str, official: str | None, corrected: str | None) -> None:
     assert read_officially(answer) == official
-    assert read_letter(answer) == corrected
+    assert read_letter(answer, dict.fromkeys("ABCDE", "")) == corrected
 
 
 def test_a_letter_past_the_choices_is_wrong(data: Path) -> None:

@@ -1,0 +1,201 @@
+"""The words by which `letters` reads a choice: English, Chinese, German, French, Spanish."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_I = re.IGNORECASE
+# A letter by itself, in brackets or quotes or not: no part of a word (`C'est`, `B-cell`). `\b` does
+# not do: a Chinese word may stand right before it.
+_BEFORE = r"(?<![A-Za-z0-9À-ÿ])(?<![A-Za-zÀ-ÿ]['-])"
+_AFTER = r"(?![A-Za-z0-9À-ÿ]|['-][A-Za-zÀ-ÿ])"
+_QUOTED = r"[\"'“«(\[{<]{0,3}"
+_CLOSED = r"[\"'”»)\]}>]{0,3}"
+_LETTER = rf"{_BEFORE}{_QUOTED}([A-Ja-j]){_AFTER}{_CLOSED}"
+_UPPER = rf"{_BEFORE}{_QUOTED}[A-J]{_AFTER}{_CLOSED}"
+_NOUN = (
+    r"(?:options?|choices?|letters?|answers?|alternatives?|statements?|antwort(?:möglichkeit)?"
+    r"|buchstabe|auswahl|réponse|lettre|proposition|choix|respuesta|opción|letra|alternativa"
+    r"|inciso|literal|选项|选择|答案)"
+)
+#: Between what names an answer and its letter.
+_FILL = (
+    rf"(?:\s|[:,*=\"']|(?:[a-z]{{2,12}}ly|the|clearly|most|likely|probably|definitely|therefore"
+    rf"|thus|indeed|simply|in|fact|letter|to be|that of|given by|die|der|la|le|el|l'|bien|donc"
+    rf"|claramente|eindeutig|wohl|{_NOUN})"
+    rf"(?![A-Za-zÀ-ÿ])|(?<=l')|(?:选项|选择|选))*"
+)
+_IS = (
+    r"(?:(?<![A-Za-zÀ-ÿ])(?:is|was|are|would be|should be|must be|has to be|will be|could only be"
+    r"|being|as|remains|ist|lautet|wäre|est|serait|es|sería|sera|será)(?![A-Za-zÀ-ÿ])|:|=+>?|→|⇒"
+    r"|-{1,2}>|\s[-–—]\s|应?该?当?是|为|应为|应选|选)"
+)
+LABELS: Final = (
+    # the answer is B; Antwort: B; 答案是B
+    re.compile(
+        rf"(?:answer|choice|option|solution|response|selection|pick|conclusion|antwort|lösung"
+        rf"|richtig|korrekt|réponse|choix|respuesta|opción|elección|correcta|correct|right|答案"
+        rf"|选项|选择)(?:(?!\b(?:not|n't|isn't|never|nicht|pas"
+        rf"|no)\b)[^\n.!?;:]){{0,60}}?\s{{0,3}}{_IS}"
+        rf"{_FILL}{_LETTER}",
+        _I,
+    ),
+    # answer B
+    re.compile(
+        rf"(?:(?<![A-Za-z])ans\.?|answer|antwort|réponse|respuesta|答案|答|故选|应选"
+        rf"|选择?)\s{{0,3}}:?\s{{0,3}}{_LETTER}",
+        _I,
+    ),
+    # I choose B
+    re.compile(
+        rf"(?<![A-Za-zÀ-ÿ])(?:choos(?:e|ing)|chose|pick(?:ed|ing)?|select(?:ed|ing)?|going with"
+        rf"|go with|went with|opt(?:ing)? for|vote for|settle on|stick with|say|guess|believe"
+        rf"|think|wähle|nehme|tippe auf|choisis|opte pour|dirais|elijo|escojo|selecciono|diría"
+        rf"|me quedo con)"
+        rf"(?:\s+(?:that|it is|it's|it must be|für|on))?{_FILL}{_LETTER}",
+        _I,
+    ),
+    # ich würde B wählen
+    re.compile(
+        rf"(?:würde|werde|möchte)\s+(?:{_NOUN}\s+)?{_LETTER}\s+(?:wählen|nehmen|sagen|ankreuzen)",
+        _I,
+    ),
+    # so B; must be B; leaves B
+    re.compile(
+        rf"(?:(?<![A-Za-zÀ-ÿ])(?:so|thus|therefore|hence|it's|it is|it must be|that's|that is"
+        rf"|this is|must be|should be|leav(?:es|ing)(?: us with)?|namely|i\.e\.|corresponds? to"
+        rf"|match(?:es|ing)?|which is|points? to|daher|somit|folglich|also|das ist|es ist|bleibt"
+        rf"|entspricht|donc|c'est|ainsi|correspond à|reste|así que|por (?:lo )?tanto|entonces|es"
+        rf"|corresponde a|queda)"
+        rf"(?![A-Za-zÀ-ÿ])|→|⇒|=>|->|∴|所以|因此|故|就是)[,:]?{_FILL}{_LETTER}(?=\W*(?:$"
+        rf"|[.!,;:\n]))",
+        _I | re.MULTILINE,
+    ),
+)
+#: B is correct; B ist richtig; B正确
+CORRECT: Final = re.compile(
+    rf"{_LETTER}[.:]?(?:,[^,\n.!?;]{{1,40}},)?"
+    rf"(?:[ \t]+(?:(?!{_UPPER})[^\n.!?]){{1,60}}?)??[ \t]{{0,3}}"
+    r"(?:(?<![A-Za-zÀ-ÿ])(?:is|are|seems(?: to be)?|looks|must be|would be|should be"
+    r"|appears(?: to be)?|ist|scheint|est|semble|es|parece|sería)|是|为|[-–—:(✓✔✅])[ \t]{0,3}"
+    r"(?:(?:clearly|definitely|indeed|therefore|thus|most likely|probably|also|obviously|the|a|la"
+    r"|le|die|der|el|eindeutig|bien|claramente|most)\s+){0,4}"
+    r"(?:correct|right|best|true|answer|accurate|appropriate|suitable|one|only (?:option|choice"
+    r"|answer|one)|likely|richtige?|korrekte?|beste|juste|bonne|bon|vraie?|exacte?|meilleure?"
+    r"|correct[oa]|respuesta|réponse|mejor|verdader[oa]|adecuad[oa]|[✓✔✅]|正确|对的"
+    r"|答案)(?![A-Za-zÀ-ÿ])"
+    rf"|{_LETTER}\s?(?:正确|是对的|对|[✓✔✅])",
+    _I,
+)
+_NAMED = rf"(?:{_NOUN}\s+)?{_UPPER}"
+_LIST = (
+    rf"{_NAMED}(?:(?:\s*[,/、]\s*{_NAMED}){{0,9}}"
+    rf"\s*,?\s*(?:/|&|、|and|or|nor|und|oder|noch|et|ou|ni|y|o|e|和|或)\s*{_NAMED})?"
+)
+REJECTED: Final = (
+    # A, C and D are wrong; option A, the first, is not right
+    re.compile(
+        rf"({_LIST})[.:)]?(?:,[^,\n.!?;]{{1,40}},)?\s*"
+        rf"(?:(?!(?:because|since|as|which|that|while|but|weil|da|car|que|porque)\b"
+        rf"|{_UPPER})[^\n.!?;,]){{0,60}}?"
+        r"(?:(?<![A-Za-zÀ-ÿ])(?:is|are|was|were|can|could|does|do|would|must|seems?|looks?|ist"
+        r"|sind|est|sont|es|son|kann|scheid\w+|ne|n')\s*(?:(?:be|both|all|also|clearly|definitely"
+        r"|therefore|además|beide|been) ){0,3}"
+        r"(?:not|cannot|wrong|incorrect|false|ruled out|eliminated|excluded|dismissed|rejected"
+        r"|unlikely|irrelevant|implausible|impossible|out|too \w+|n't|nicht|falsch|ausgeschlossen"
+        r"|aus|(?:est|sont)? ?pas|faux|fausses?|incorrecte?s?|exclue?s?|éliminée?s?|falsas?"
+        r"|incorrectas?|descartad[ao]s?)(?![A-Za-zÀ-ÿ])|(?<![A-Za-zÀ-ÿ])(?:is|are|does|do|was|ca"
+        r"|wo|would|could)n't|(?<![A-Za-zÀ-ÿ])(?:cannot|no (?:es|son|puede))"
+        r"(?![A-Za-zÀ-ÿ])|不|错)",
+        _I,
+    ),
+    # A: incorrect
+    re.compile(
+        rf"({_LIST})[.:)]?[ \t:–—-]*(?:(?:wrong|incorrect|false|ruled out|eliminated|falsch|faux"
+        rf"|incorrecto"
+        r"|falso)(?![A-Za-zÀ-ÿ])|[✗✘❌])",
+        _I,
+    ),
+    # not A; rule out A and B
+    re.compile(
+        r"(?:(?<![A-Za-zÀ-ÿ])(?:not|n't|never|neither|rul(?:e|es|ed|ing) out|eliminat\w+|exclud\w+"
+        r"|discard\w*|reject\w*|dismiss\w*|instead of|rather than|unlike|except|but not|nicht"
+        r"|statt|weder|pas|plutôt que|élimin\w+|exclu\w*|ni|descart\w+|no es|no)(?![A-Za-zÀ-ÿ])"
+        r"|n't|不是|不选|排除|而非)"
+        rf"[\s:]*(?:(?:the|it's|be|die|la|le|both|all|{_NOUN})\s+){{0,3}}({_LIST})",
+        _I,
+    ),
+)
+#: What takes back a letter: the one right behind it counts.
+TAKEN_BACK: Final = re.compile(
+    r"(?<![A-Za-zÀ-ÿ])(?:wait|actually|correction|scratch that|sorry|i meant?|no"
+    r"|on second thoughts?|rather|make that|oops|hold on|let me re\w+|but|hmm+|nein|moment"
+    r"|korrektur|doch|eher|non|pardon|en fait|plutôt|attendez|espera|perdón|en realidad"
+    r"|mejor dicho|corrección|corrijo)(?![A-Za-zÀ-ÿ])[\s,.:;!\-–—]*|(?:不对|不,|等等|其实|更正"
+    r"|应该是)[\s,.:;!]*",
+    _I,
+)
+#: Another letter beside one: nothing is chosen between them.
+ALTERNATIVE: Final = re.compile(
+    rf"\s*(?:,|/|&|\+|or|and|und|oder|et|ou|o|y|和|或(?:者)?|、)\s*(?:{_NOUN}\s+)?{_LETTER}"
+    r"(?=\s*(?:$|[.,;!?)/&\n]|are\b|sind\b|sont\b|son\b|or\b|and\b|und\b|oder\b|et\b|ou\b|y\b"
+    r"|o\b))",
+)
+#: What may follow an A, an I or a small letter that is no article, pronoun or part of a sentence.
+ENDED: Final = re.compile(
+    r"\s*(?:$|[.,;:!?)\]\n\"'”—–✓✔✅]|[-–—]\s|\((?=\w)|(?:because|since|as|due|for|with|given"
+    r"|which|based|weil|da|denn|car|parce|puisque|porque|ya que|pues|因为|,|。)(?![A-Za-zÀ-ÿ])"
+    r"|[\u4e00-\u9fff])",
+    _I,
+)
+#: The letter that an answer begins with.
+START: Final = re.compile(
+    rf"(?:(?:{_NOUN}|[a-z]{{2,12}}ly|so|well|ok(?:ay)?|sure|hmm+|definitely|clearly|probably"
+    rf"|assistant|la|le|die)(?![A-Za-zÀ-ÿ])[\s:,!-]*)*"
+    rf"{_LETTER}(?P<tail>.?)",
+    _I | re.DOTALL,
+)
+#: A word before a letter that does not make it the name of something ("solution B", "vitamin C").
+NAMES_NONE: Final = re.compile(
+    rf"(?:^|[\n.,;:!?()\[\]\"'=→>-]|(?<![A-Za-zÀ-ÿ])(?:is|it|be|are|was|option|options|choice"
+    rf"|choices|choose|pick|select|answer|letter|with|[a-z]{{2,12}}ly|but|either|both|neither"
+    rf"|between|unlike|like|than|only|just|so|thus|therefore|hence|and|or|say|for|to|it's|that's"
+    rf"|means|{_NOUN}|ist|lautet|also|daher|est|donc|la|es|así que|c'est|wähle|elijo|choisis)"
+    rf"|[\u4e00-\u9fff])\s*$",
+    _I,
+)
+#: A letter that stands by itself, in capitals.
+MENTION: Final = re.compile(rf"{_BEFORE}{_QUOTED}([A-J]){_AFTER}{_CLOSED}")
+#: A letter is all that is said.
+ONLY: Final = re.compile(rf"\W*(?:{_NOUN}\W*)?([A-J])\W*", _I)
+#: One of a list's options: `A. a bowl`.
+LISTED: Final = re.compile(rf"(?:^|(?<=[\s,;])){_QUOTED}([A-Ja-j]){_CLOSED}[.:)]?\s+", re.MULTILINE)
+#: Where a clause ends.
+CLAUSE: Final = re.compile(r"[.,;:!?\n]|\b(?:but|so|thus|sondern|mais|sino|pero|aber)\b|而是|但")
+#: What rejects an option whose text follows in the same clause.
+NOT: Final = re.compile(
+    r"(?<![A-Za-zÀ-ÿ])(?:not(?! only)|cannot|no|neither|nor|never|rather than|instead of|unlike"
+    r"|than|nicht|kein\w*|pas|ni|statt|rul(?:e|es|ed|ing) out|exclud\w+"
+    r"|eliminat\w+)(?![A-Za-zÀ-ÿ])|n't\b|不|排除",
+    _I,
+)
+#: What stands before an option's text that is named as the answer.
+TEXT_LABEL: Final = re.compile(
+    rf"(?:answer|choice|option|solution|conclusion|antwort|lösung|réponse|respuesta|opción"
+    rf"|correcta|答案)"
+    rf"(?:(?!\b(?:not|n't|isn't|nicht|pas|no)\b)[^\n.!?;:]){{0,60}}?\s{{0,3}}{_IS}\s*(?:(?:the|an?"
+    rf"|la|le|el|die|der|das|une?|eine?)\s+)?",
+    _I,
+)
+#: What makes the second of two choices the one that counts.
+DECIDES: Final = re.compile(
+    rf"{TAKEN_BACK.pattern}|final|correct|best|so\b|thus|therefore|hence|→|instead|daher|donc|por"
+    rf"|所以|因此|最终|richtig|bonne",
+    _I,
+)
+#: A letter that is named together with the one that follows.
+TOGETHER: Final = re.compile(
+    rf"{_BEFORE}{_QUOTED}([A-J]){_AFTER}{_CLOSED}\s*(?:,|/|&|and|or|und|oder|et|ou|y|o|和|或"
+    rf"|、)\s*(?:{_NOUN}\s+)?{_QUOTED}$"
+)

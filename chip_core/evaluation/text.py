@@ -1,0 +1,119 @@
+"""What a reply says once reasoning, and what sets its text off, are taken away."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+#: Names of elements that hold reasoning: `<think>…</think>`, `<Reasoning>…</Reasoning>`.
+_NAMES = (
+    r"(?:seed:)?think(?:ing)?|ant_?thinking|thoughts?|reason(?:ing)?|reflection|rationale|"
+    r"scratch_?pad|analysis|chain_of_thought|cot|inner_monologue"
+)
+_OPENING = (
+    rf"(?:<|&lt;)\s{{0,4}}\|?(?:{_NAMES})\|?(?:\s[^<>]{{0,80}})?(?:>|&gt;)|\[think\]|◁think▷|"
+    r"<\|begin_of_thought\|>|<\|start_thinking\|>|<unused94>|<\|channel>\s{0,4}thought|"
+    r"(?:<\|start\|>assistant\s{0,4})?<\|channel\|>\s{0,4}(?:analysis|commentary)|"
+    r"\A\s*Thinking\.\.\.\s*\n(?=(?s:.*)^\.\.\.done thinking)|"
+    r"^```(?:think(?:ing)?|reasoning)[ \t]*$"
+)
+_CLOSING = (
+    rf"(?:<|&lt;)\s{{0,4}}\|?/\s{{0,4}}(?:{_NAMES})\s{{0,4}}\|?(?:>|&gt;)|\[/think\]|◁/think▷|"
+    r"<\|end_of_thought\|>|<\|end_thinking\|>|<unused95>|<channel\|>|"
+    r"(?:<\|start\|>assistant\s{0,4})?<\|channel\|>\s{0,4}final(?:\s{0,4}<\|message\|>)?|"
+    r"^\.\.\.done thinking\.?"
+)
+_MARKS = re.compile(rf"(?P<opens>{_OPENING})|(?P<closes>{_CLOSING})", re.IGNORECASE | re.MULTILINE)
+#: A fence has one mark for both ends: it closes where a fence was opened.
+_FENCE = re.compile(r"^```[ \t]*$", re.MULTILINE)
+#: What stands before the conclusion of models that write SUMMARY, CAPTION, REASONING, CONCLUSION.
+_SECTIONS = re.compile(r"<(SUMMARY|CAPTION)>[^<]*</\1>")
+#: An answer that stands marked as one behind reasoning that was never closed.
+_ANSWER = re.compile(
+    r"<(answer|final_answer|conclusion)>(?:(?!</?\1>).){1,4000}</\1>\s*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+#: The marks of harmony with its special tokens left out by the decoding.
+_BARE_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistantfinal", re.DOTALL)
+_END_OF_TURN = re.compile(r"(?:<\|[a-zA-Z_]{1,30}\|>|</s>|<end_of_turn>|<eos>)\s?\s?\Z")
+
+
+def without_reasoning(text: str) -> str:
+    """Return a reply without its reasoning, and without marks of a turn's end; else itself.
+
+    Reasoning that is cut off before its end has no answer behind it: what is left is what stood
+    before it, mostly nothing. All before a closing mark that nothing opened is reasoning, too: chat
+    templates write the opening mark themselves.
+    """
+    end = len(text)
+    while (last := _END_OF_TURN.search(text, max(0, end - 64), end)) is not None:
+        end = last.start()
+    text = text[:end].lstrip("\ufeff")
+    bare = _BARE_CHANNELS.match(text)
+    if bare is not None:
+        return text[bare.end() :].strip()
+    kept: list[str] = []
+    start, end = 0, 0  # of what is kept next; of the last mark
+    opened: str | None = None
+    while (mark := _MARKS.search(text, end)) is not None:
+        end = max(mark.end(), end + 1)
+        if mark["closes"] is not None:
+            opened, start = None, mark.end()
+        elif opened is None:
+            kept.append(text[start : mark.start()])
+            opened = mark["opens"]
+            if opened.startswith("```") and (fence := _FENCE.search(text, end)) is not None:
+                opened, start, end = None, fence.end(), fence.end()
+    if end == 0:
+        return text
+    if opened is None:
+        kept.append(text[start:])
+    elif (answer := _ANSWER.search(text, end)) is not None:
+        kept.append(answer[0])
+    found = "".join(kept)
+    if "<CONCLUSION>" in found:
+        found = _SECTIONS.sub("", found)
+    return found.strip()
+
+
+def plain(text: str) -> str:
+    """Return a reply in small letters, without its reasoning and what sets text off.
+
+    Marks of Markdown, HTML, LaTeX and quotes go; what is struck out goes; letters and digits of
+    full width become plain ones, and a fraction of one letter its decimals (4½ is 4.5). An element
+    with a name reads as a label: `<rating>5</rating>` is `rating: 5`.
+    """
+    text = without_reasoning(text)
+    text = _FRACTIONS.sub(lambda found: f"{unicodedata.numeric(found[0]):.3g}"[1:], text)
+    text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text)).lower()
+    for pattern, instead in _SET_OFF:
+        text = pattern.sub(instead, text)
+    return text.strip()
+
+
+_FRACTIONS = re.compile("[¼-¾⅐-⅞]")
+_UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\ufe0e\ufe0f\u20e3]")
+#: Applied in this order.
+_SET_OFF = tuple(
+    (re.compile(pattern, re.MULTILINE), instead)
+    for pattern, instead in (
+        (r"^[ \t]*(?:```|~~~)\w*[ \t]*$", ""),
+        (r"~~[^~\n]{0,400}~~", " "),
+        (r"\\(?:boxed|text(?:bf|it|rm)?|mathbf|mathrm|fbox)[ \t]{0,4}\{([^{}]{0,200})\}", r"\1"),
+        (r"\\(?:boxed|text(?:bf|it|rm)?|mathbf|mathrm|fbox)[ \t]{0,4}\{([^{}]{0,200})\}", r"\1"),
+        (r"\\[()\[\]n]|\$", " "),
+        (r"<br[ \t]{0,4}/?>", "\n"),
+        (r"<([a-z][a-z _-]{0,30})>", r"\n\1: "),
+        (r"</?[a-z][^<>]{0,80}>", "\n"),
+        ("[‘’ʼ´]", "'"),
+        ("[【「『]", "["),
+        ("[】」』]", "]"),
+        ("[*`\"“”„«»‹›]|^[ \\t]*[#>]+", ""),
+        (r"(?<![^\W_])'|'(?![^\W_])", ""),
+        ("_", " "),
+        # Last: readers' patterns look over a run of blanks again and again.
+        (r"[^\S\n]+", " "),
+        (r" ?\n ?", "\n"),
+        (r"\n{3,}", "\n\n"),
+    )
+)  # fmt: skip

@@ -1,0 +1,85 @@
+"""Answers and judges' replies that their reader could make nothing of: counted and shown.
+
+So that a user sees when a reader, not a model, is failing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+#: What was not read: a model's own answer, which counts as wrong, or a judge's reply to it, which
+#: is missing.
+Source = Literal["answer", "reply"]
+LONGEST = 500  # characters of a text that are kept beside the scores
+_SHOWN = 3  # texts that are shown as examples
+_SHOWN_LONGEST = 100  # characters of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A text that its reader could make nothing of; the text is cut and on one line."""
+
+    item: str
+    text: str
+    source: Source
+
+
+def unreadable(item: str, text: str, source: Source = "answer") -> Unreadable:
+    """Return a text that could not be read, in a form that can be stored and shown."""
+    return Unreadable(item=item, text=_cut(_one_line(text), LONGEST), source=source)
+
+
+def counts(found: Sequence[Unreadable]) -> dict[str, Any]:
+    """Return how many answers and replies could not be read, with a few of them."""
+    return {
+        "answers": sum(one.source == "answer" for one in found),
+        "replies": sum(one.source == "reply" for one in found),
+        "examples": [
+            {"item": one.item, "text": _cut(one.text, _SHOWN_LONGEST), "source": one.source}
+            for one in _spread(found)
+        ],
+    }
+
+
+def count_words(counted: Mapping[str, Any]) -> str:
+    """Say the counts: `3 answers unreadable (counted as wrong)`; empty where there are none."""
+    answers, replies = counted["answers"], counted["replies"]
+    parts = [
+        f"{answers:,} answer{'s' * (answers != 1)} unreadable (counted as wrong)" * (answers > 0),
+        f"{replies:,} judge repl{'ies' if replies != 1 else 'y'} unreadable (missing)"
+        * (replies > 0),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def example_words(example: Mapping[str, str]) -> str:
+    """Show one text that could not be read."""
+    return f"{example['item']}: {quoted(example['text'])}"
+
+
+def quoted(text: str) -> str:
+    """Return a text between marks; one of nothing is said to be empty."""
+    return f"“{text}”" if text else "(empty)"
+
+
+def _spread(found: Sequence[Unreadable]) -> list[Unreadable]:
+    """Return a few different texts from beginning, middle and end."""
+    different = list({one.text: one for one in reversed(found)}.values())[::-1]
+    if len(different) <= _SHOWN:
+        return different
+    last = len(different) - 1
+    return [different[place * last // (_SHOWN - 1)] for place in range(_SHOWN)]
+
+
+def _one_line(text: str) -> str:
+    """Return text without what moves a terminal's cursor or no file can hold."""
+    flat = " ".join(text.split())
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in flat
+    )
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

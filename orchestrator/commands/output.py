@@ -1,0 +1,108 @@
+"""What a command prints as JSON: that alone on standard output, and valid whatever is in it."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO, TypeVar, cast
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Where JSON goes while standard output is kept clear; None: it is not.
+_RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
+_OUT, _ERROR = 1, 2  # a process's descriptors
+
+#: The key under which is said which numbers are no JSON, and null in their places.
+NOT_FINITE = "not_finite"
+
+
+def json_option(text: str = "Print results as JSON.") -> Callable[[F], F]:
+    """Give a command `--json`; whatever else prints meanwhile, standard error gets it."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def cleared(*args: Any, as_json: bool, **options: Any) -> Any:
+            if not as_json:
+                return command(*args, as_json=False, **options)
+            with _clear_output():
+                return command(*args, as_json=True, **options)
+
+        return cast(F, click.option("--json", "as_json", is_flag=True, help=text)(cleared))
+
+    return decorate
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print results; a number that JSON has not is null, and named under `not_finite`."""
+    odd: dict[str, str] = {}
+    plain = _finite(value, "", odd)
+    if odd:
+        plain[NOT_FINITE] = odd
+    stream = _RESULTS.get() or sys.stdout
+    stream.write(json.dumps(plain, allow_nan=False) + "\n")
+    stream.flush()
+
+
+def _finite(value: Any, path: str, odd: dict[str, str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        odd[path] = str(value)
+        return None
+    if isinstance(value, dict):
+        return {
+            key: _finite(below, f"{path}.{key}" if path else str(key), odd)
+            for key, below in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_finite(below, f"{path}[{place}]", odd) for place, below in enumerate(value)]
+    return value
+
+
+@contextmanager
+def _clear_output() -> Iterator[None]:
+    """Send what is printed to standard error: by Python, by libraries, by processes begun here."""
+    own = sys.stdout
+    own.flush()
+    with redirect_stdout(sys.stderr), _descriptor_of(own) as results:
+        token = _RESULTS.set(results)
+        try:
+            yield
+        finally:
+            _RESULTS.reset(token)
+            sys.stderr.flush()
+            results.flush()
+
+
+@contextmanager
+def _descriptor_of(stream: TextIO) -> Iterator[TextIO]:
+    """Point the process's standard output to standard error; yield where `stream` writes to."""
+    try:
+        kept = os.dup(_OUT)
+        os.dup2(_ERROR, _OUT)
+    except OSError:  # one of the two is closed
+        yield stream
+        return
+    try:
+        if _descriptor(stream) != _OUT:
+            yield stream  # a test's
+            return
+        with os.fdopen(os.dup(kept), "w", encoding=stream.encoding) as results:
+            yield results
+    finally:
+        os.dup2(kept, _OUT)
+        os.close(kept)
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (io.UnsupportedOperation, ValueError):
+        return None

@@ -1,0 +1,38 @@
+"""Whether anything listens where a user says that a Ray cluster does."""
+
+from __future__ import annotations
+
+import socket
+
+from chip_core.errors import UserError
+
+_WAIT = 10.0  # seconds for a connection: Ray itself would try for minutes
+
+
+def check_address(address: str) -> None:
+    """Check an address before anything is started there.
+
+    Args:
+        address: "auto", which Ray itself looks for, or "host:port".
+
+    Raises:
+        UserError: nothing listens there, or it is of a protocol that is not supported.
+    """
+    if "://" in address:
+        raise UserError(
+            f"{address}: Ray's client protocol is not supported: "
+            "run on the cluster's head node with the address auto, or submit it there as a Ray job"
+        )
+    host, _, port = address.rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_WAIT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise no_cluster(address, error) from None
+
+
+def no_cluster(address: str, error: Exception) -> UserError:
+    """Return what is told where there is no cluster."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"no Ray cluster at the address {address}: {first}")
