@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,3 +60,10 @@ def test_a_planted_violation_fails(copy: Path, module: str, line: str, broken: s
     done = lint(copy)
     assert done.returncode == 1
     assert broken in " ".join(done.stdout.split("Broken contracts")[1].split())
+
+
+def test_of_ray_only_what_is_public_is_used() -> None:
+    private = re.compile(r"ray\.[a-z_.]*(_private|_internal)")
+    for package in ("orchestrator", "chip_core"):
+        for file in (ROOT / package).rglob("*.py"):
+            assert not private.search(file.read_text(encoding="utf-8")), file

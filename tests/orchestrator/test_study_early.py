@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from chip_core.errors import ConfigError, TrialError
-from chip_core.results import Progress
+from chip_core.errors import ConfigError
 from orchestrator.cli import cli
-from orchestrator.executors.base import CUT, Again, Cut, Event, Job, Started, _until_cut, execute
+from orchestrator.executors.base import Again, Cut, Event, Job, Started
 from orchestrator.ledger import Ledger
 from orchestrator.passes import plan_passes
 from orchestrator.plan import Plan
@@ -103,42 +102,6 @@ def test_the_baseline_and_the_untrained_model_are_never_cut(
     assert [name for name, may_be in jobs.items() if may_be] == ["chip, seed 0", "chip, seed 1"]
     off = plan_of(STUDY.replace("early_stopping", "# early_stopping"))
     assert not any(job.may_be_cut for job, _, _ in jobs_for(off, Ledger(tmp_path), tmp_path))
-
-
-def test_a_worker_ends_its_training_when_it_is_to_be_cut_and_nothing_else(
-    plan_of: PlanOf, tmp_path: Path
-) -> None:
-    job = jobs_for(plan_of(STUDY), Ledger(tmp_path), tmp_path)[-1][0]
-    told: list[Progress] = []
-    report = _until_cut(job, told.append)
-    report(Progress(phase="train", done=1, total=5))
-    job.folder.mkdir(parents=True)
-    (job.folder / CUT).write_text(WHY)
-    report(Progress(phase="train", done=5, total=5))  # it has ended: it is whole
-    report(Progress(phase="score shapes", done=1, total=5))
-    with pytest.raises(TrialError, match=WHY):
-        report(Progress(phase="train", done=2, total=5))
-    assert len(told) == 4  # the last one too
-
-
-@pytest.mark.parametrize("may_be_cut", [True, False])
-def test_a_trials_own_steps_look_whether_it_is_to_be_cut(
-    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_be_cut: bool
-) -> None:
-    def two_steps(config: object, *, report: Callable[[Progress], None], **given: object) -> str:
-        report(Progress(phase="train", done=1, total=2))
-        return "trained"
-
-    monkeypatch.setattr("chip_core.trial.run_trial", two_steps)
-    job = jobs_for(plan_of(STUDY), Ledger(tmp_path), tmp_path)[-1][0]
-    job = replace(job, may_be_cut=may_be_cut)
-    job.folder.mkdir(parents=True)
-    (job.folder / CUT).write_text(WHY)
-    if may_be_cut:
-        with pytest.raises(TrialError, match=WHY):
-            execute(job, lambda progress: None)
-    else:
-        assert execute(job, lambda progress: None) == "trained"
 
 
 @dataclass

@@ -16,8 +16,8 @@ FILES = [
     for package in (chip_core, orchestrator)
     for file in sorted(Path(str(package.__file__)).parent.rglob("*.py"))
 ]
-#: The driver's own jobs on their way to its workers; and an error's class, nothing is read by it.
-PICKLES = {"ray_tune.py": {"dumps"}, "ray_worker.py": {"loads"}, "released.py": {"UnpicklingError"}}
+#: A trial's error, which Tune writes in the same process; a class of errors, nothing is read by it.
+PICKLES = {"tuner.py": {"loads"}, "released.py": {"UnpicklingError"}}
 
 
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:

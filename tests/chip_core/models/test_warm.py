@@ -1,4 +1,4 @@
-"""A base model that is kept for the next trial: the same figures, and no trace of the last trial."""
+"""A base model kept for the next trial: the same figures, no trace of the trial before."""
 
 from __future__ import annotations
 

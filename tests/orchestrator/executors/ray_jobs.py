@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-
 from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import write_json
 from chip_core.results import RESULT, Progress, TrialResult

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.errors import UserError
-from orchestrator.executors import ray_token
+from orchestrator.executors.ray import token as ray_token
 
 
 @pytest.fixture

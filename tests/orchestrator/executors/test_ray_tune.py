@@ -36,8 +36,8 @@ from orchestrator.executors.base import (
     execute,
 )
 from orchestrator.executors.ray.session import ENVIRONMENT, _slots, placement_of
-from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.executors.ray.slot import REPORT_EVERY, throttled
+from orchestrator.executors.ray.tuner import RayTuneExecutor
 
 HERE = Path(__file__).parent
 
