@@ -70,11 +70,6 @@ def problem(model: ModelConfig) -> str | None:
             "transformers knows: name a vision-language model, such as one of llava, llava_next, "
             "qwen2_5_vl, qwen3_vl, idefics3, smolvlm, muffin"
         )
-    # The embedded model's is known, and planning it reads no transformers.
-    if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
-        fault = templates.problem(folder, model_type)
-        if fault is not None:
-            return f"{folder} {fault}"
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return f"no *.safetensors in {folder}: convert the weights with save_pretrained"
@@ -89,6 +84,11 @@ def problem(model: ModelConfig) -> str | None:
                 pass
         except (OSError, SafetensorError) as error:
             return f"{file} cannot be read ({brief(error)}): copy the weights again"
+    # The embedded model's is known, and planning it reads no transformers.
+    if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
+        fault = templates.problem(folder, model_type)
+        if fault is not None:
+            return f"{folder} {fault}"
     return None
 
 

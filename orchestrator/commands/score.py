@@ -23,7 +23,12 @@ _FILE: Any = Location("file")
 )
 @click.argument("benchmark", type=Text())
 @click.option("--data", type=Location("folder"), help="Folder of the benchmark's own files.")
-@click.option("--responses", type=_FILE, required=True, help="The answers, JSON or JSON lines.")
+@click.option(
+    "--responses",
+    type=Location(),  # POPE's are a folder
+    required=True,
+    help="The answers, JSON or JSON lines.",
+)
 @click.option(
     "--protocol",
     type=click.Choice(["official", "corrected", "chip"]),

@@ -131,7 +131,9 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     assert "responses/report-amber.json" in artifacts
 
     text = (workdir / "studies" / plan.study.name / "report" / "report.md").read_text()
-    assert "pope: protocol corrected, scorer pope-2; a seeded subset of 9 of 18 questions." in text
+    assert "pope: protocol corrected, scorer pope-2; a seeded subset of 9 of 18 questions; " in text
+    # "i see a yellow" names nothing of what is asked for.
+    assert "up to 9 answers that could not be read (counted as wrong), in 3 of 3 trials" in text
     assert "amber: protocol official, scorer amber-2" in text
     origin = json.loads(
         (workdir / "studies" / plan.study.name / "report" / "provenance.json").read_text()
@@ -323,7 +325,7 @@ def test_evaluate_says_what_could_not_be_read(
     ("arguments", "expected"),
     [
         (["--benchmarks", "popee"], "unknown benchmark 'popee': did you mean 'pope'"),
-        (["--benchmarks", ","], "--benchmarks: names none"),
+        (["--benchmarks", ","], "--benchmarks: ',' has a comma with no name beside it"),
         (["--benchmarks", "pope,pope"], "a benchmark is named twice"),
         (["--benchmarks", "pope"], "pope: its questions are in files: name the folder"),
         (["--benchmarks", "shapes", "--set", "limits=3"], "--set: limits: unknown key"),

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,8 @@ def test_a_picture_that_a_plug_in_makes_is_shown_as_one_that_is_read() -> None:
     shown: list[Image.Image] = []
 
     class Processor:
+        tokenizer = SimpleNamespace(added_tokens_decoder={}, all_special_tokens=[])
+
         def apply_chat_template(self, *_: object, **__: object) -> str:
             return "?"
 

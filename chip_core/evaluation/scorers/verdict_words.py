@@ -296,3 +296,24 @@ ZH_DENIED = re.compile(
     r"|无(?!疑|论)"
 )
 ZH_SEEN = re.compile(r"有|存在|看[到见]|可见|出现|包含")
+
+#: What else an object that POPE asks for is called: plurals that no -s makes, and kinds of people.
+ALSO = {
+    "person": "people|(?:wo)?m[ae]n|boys?|girls?|child(?:ren)?|kids?|lad(?:y|ies)|guys?|players?",
+    "knife": "knives",
+    "mouse": "mice",
+    "sheep": "lambs?",
+    "tv": "televisions?",
+    "cell phone": "(?:mobile |smart)?phones?",
+    "couch": "sofas?",
+    "refrigerator": "fridges?",
+    "airplane": "(?:aero)?planes?",
+    "bicycle": "bikes?",
+    "motorcycle": "motorbikes?|bikes?",
+    "cow": "cattle",
+    "dog": "pupp(?:y|ies)",
+    "cat": "kittens?",
+    "donut": "doughnuts?",
+    "potted plant": "plants?",
+    "dining table": "tables?",
+}

@@ -34,6 +34,9 @@ _HESITANT = re.compile(
 #: An option's letter or number before its verdict: `A. Yes`.
 _OPTION = re.compile(r"(?:option )?\(?[a-d1-2][).:]\s+(?=\w)", re.IGNORECASE)
 _SIGNS = re.compile(r"^[\W\d]+(?=\w)|(?<=\w)[\W]+$")  # emoji, numbers of a list
+_ENGLISH = re.compile(r"\b(?:the|there|is|are|see|can|and)\b", re.IGNORECASE)
+#: Words for a thing that was named before.
+_MEANT = re.compile(r"\b(?:ones?|its?|them|they|some|many|several|both|such|this|that)\b", re.I)
 _REACH = 300  # characters behind a label that may be the answer
 _LONGEST_CLAUSE = 80  # characters of one that is a verdict as a whole
 _SAID = 3  # words of a sentence that says something of what it names
@@ -197,12 +200,20 @@ def _stated(sentences: Sequence[str], thing: str | None) -> Verdict | None:
         found = None if words.OPEN.search(sentence) else _said_of(sentence, thing or "")
         if found is not None:
             return found
-    return _seen(sentences) or (None if thing else _shown(sentences))
+    seen = _seen(sentences)
+    if thing and seen == "yes" and not any(_may_be_of(sentence) for sentence in sentences):
+        return None  # other things are seen: a description
+    return seen or (None if thing else _shown(sentences))
+
+
+def _may_be_of(sentence: str) -> bool:
+    """Whether a sentence that does not name the thing in English may be of it all the same."""
+    return not _ENGLISH.search(sentence) or _MEANT.search(sentence) is not None
 
 
 def _said_of(sentence: str, thing: str) -> Verdict | None:
     """Return whether a sentence says that a thing is there; None where it does not name it."""
-    name = rf"\b{re.escape(thing)}(?:e?s)?\b"
+    name = rf"\b(?:{words.ALSO.get(thing.lower(), '(?!)')}|{re.escape(thing)}(?:e?s)?)\b"
     sentence = words.NO_DENIAL.sub(" ", sentence)
     if re.search(rf"{words.NAMES_NOT}(?:[\w-]+ ){{0,2}}{name}", sentence, re.IGNORECASE):
         return "no"

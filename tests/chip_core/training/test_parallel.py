@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = launched(tmp_path_factory.mktemp("slow"), SLOW)
     here = Case("alone", "lora", "float32", checkpoint_every=10)
+    shutil.rmtree(out / here.name)  # the same without checkpoints
     helper.run(here, out, Workers())
     there = [Case(kind, "lora", "float32", resume=here.name) for kind in ("ddp", "fsdp")]
     helper.launch(out, there)
