@@ -57,7 +57,7 @@ STUDY = {
 
 
 #: The process that a job's own work is done in: on Ray, and without it.
-WORKER = {"RayTrainWorker", "bare"}
+WORKER = {"ImplicitFunc", "RayTrainWorker", "bare"}
 
 #: What a job does once it has begun its work.
 AT_WORK = ("before scores", "scores")

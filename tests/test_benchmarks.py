@@ -89,7 +89,7 @@ def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.Monk
     study = importlib.import_module("benchmarks.study")
 
     def a_job(kind: str, scores: float, **start: float) -> dict[str, Any]:
-        worker = "bare" if "bare" in start else "RayTrainWorker"
+        worker = "bare" if "bare" in start else "ImplicitFunc"
         beside = {} if worker == "bare" else {"raylet": 1.0}
         return {
             "kind": kind,
@@ -104,11 +104,11 @@ def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.Monk
         "jobs": [a_job("pass", 0.0, bare=4.0), a_job("trial", 5.0, bare=1.0)],
     }
     ray = {
-        "spent": {"driver": 6.0, "raylet": 5.0, "RayTrainWorker": 41.0},
+        "spent": {"driver": 6.0, "raylet": 5.0, "ImplicitFunc": 41.0},
         "wall_s": 70.0,
         "jobs": [
-            a_job("pass", 0.0, RayTrainWorker=7.0, raylet=0.5),
-            a_job("trial", 5.0, RayTrainWorker=8.0, raylet=0.5),
+            a_job("pass", 0.0, ImplicitFunc=7.0, raylet=0.5),
+            a_job("trial", 5.0, ImplicitFunc=8.0, raylet=0.5),
         ],
     }
     found = study.figures([{"bare": bare, "shared": ray, "in step": ray}])
@@ -124,5 +124,5 @@ def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.Monk
     assert shared["the rest by process, cpu_s"] == {
         "driver": 6.0,
         "raylet": 4.0,
-        "RayTrainWorker": 1.0,
+        "ImplicitFunc": 1.0,
     }

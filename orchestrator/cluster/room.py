@@ -1,8 +1,8 @@
 """Whether a study's trials find room, and whether their drivers can keep them from it.
 
-A trial's driver takes a unit of `chip_driver` and no CPU; its workers take what the recipe's
-`engine` says. Drivers that hold what workers wait for stand still for ever, and nothing fails:
-so drivers' places are on the head, and nowhere else.
+A trial's workers take what the recipe's `engine` says. The driver of several takes a unit of
+`chip_driver` and no CPU. Drivers that hold what workers wait for stand still for ever, and nothing
+fails: so drivers' places are on the head, and nowhere else.
 """
 
 from __future__ import annotations
