@@ -147,6 +147,8 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     for key, value in given.items():
         set_key(tree, key, value)
     names = [name.strip() for name in benchmarks.split(",")]
+    if not any(names):
+        raise ConfigError(["--benchmarks: names none"])
     if not all(names):
         raise ConfigError([f"--benchmarks: '{benchmarks}' has a comma with no name beside it"])
     if len(set(names)) < len(names):

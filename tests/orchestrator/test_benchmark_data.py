@@ -325,7 +325,7 @@ def test_evaluate_says_what_could_not_be_read(
     ("arguments", "expected"),
     [
         (["--benchmarks", "popee"], "unknown benchmark 'popee': did you mean 'pope'"),
-        (["--benchmarks", ","], "--benchmarks: ',' has a comma with no name beside it"),
+        (["--benchmarks", ","], "--benchmarks: names none"),
         (["--benchmarks", "pope,pope"], "a benchmark is named twice"),
         (["--benchmarks", "pope"], "pope: its questions are in files: name the folder"),
         (["--benchmarks", "shapes", "--set", "limits=3"], "--set: limits: unknown key"),

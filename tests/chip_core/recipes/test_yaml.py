@@ -75,5 +75,5 @@ def test_a_recipe_is_found_by_name_beside_a_study_or_by_path(tmp_path: Path) -> 
     assert recipes.find(str(own)) == own
     with pytest.raises(ConfigError, match="no file ~nobody-here/x.yaml: name a recipe file"):
         recipes.find("~nobody-here/x.yaml")
-    with pytest.raises(ConfigError, match=r"\. is a folder: name the recipe in it"):
+    with pytest.raises(ConfigError, match=r"^\. is a folder: name the recipe in it: 'my recipe"):
         recipes.find(".")

@@ -117,7 +117,7 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
     }),
     (["evaluate", "shapes", "--out", "o", "--benchmarks", "¤"], {
         "shapes,": "'shapes,' has a comma with no name beside it", ",shapes": "no name beside it",
-        "shapes,,pope": "no name beside it", ",": "no name beside it", "": "is empty",
+        "shapes,,pope": "no name beside it", ",": "names none", "": "is empty",
         "shapes, shapes": "named twice", "shape": "did you mean 'shapes'?",
     }),
     ([*EVALUATE, "--limit", "¤"], {"0": "too small", "x": "no whole number"}),
