@@ -28,9 +28,24 @@ class Closed:
 
 
 def keep_close(
-    workdir: Path, study: str, arms: Sequence[ArmView], status: Status, ended: float | None
+    workdir: Path,
+    study: str,
+    arms: Sequence[ArmView],
+    status: Status,
+    ended: float | None,
+    *,
+    since: float = math.inf,
 ) -> None:
-    """Note how a run ended, before a tracker is told."""
+    """Note how a run ended, before a tracker is told.
+
+    Args:
+        workdir: the work directory.
+        study: the study's name.
+        arms: what its arms came to.
+        status: the study's.
+        ended: when its last trial ended.
+        since: what was noted after that, and says the same, is not noted again.
+    """
     noted = [
         {
             "arm": arm_key(view.arm),
@@ -42,7 +57,11 @@ def keep_close(
         for view in arms
     ]
     record = {"time": time.time(), "status": status, "ended": ended, "arms": noted}
-    append_record(workdir / "studies" / study / _FILE, record)
+    file = workdir / "studies" / study / _FILE
+    last = read_records(file)[-1:]
+    if last and last[0]["time"] >= since and {**last[0], "time": record["time"]} == record:
+        return
+    append_record(file, record)
 
 
 def kept_closes(workdir: Path, plan: Plan) -> list[Closed]:
