@@ -180,7 +180,7 @@ def run_study(
             failed=failed,
             interrupted=interrupted,
             limit=limit,
-            report=() if made is None else made.files,
+            report=[] if made is None else list(made.files),
             compare=compare,
             held_back=stop.why,
             waiting=waiting,
@@ -197,7 +197,7 @@ def _nothing_anew(plan: Plan, ledger: Ledger, storage: Path, made: Made, shown: 
         failed=failures_of(plan),
         interrupted=False,
         limit=None,
-        report=made.files,
+        report=list(made.files),
         compare=shown.compare,
         refused=shown.refused,
     )

@@ -58,8 +58,9 @@ def keep_close(
     ]
     record = {"time": time.time(), "status": status, "ended": ended, "arms": noted}
     file = workdir / "studies" / study / _FILE
-    last = read_records(file)[-1:]
-    if last and last[0]["time"] >= since and {**last[0], "time": record["time"]} == record:
+    last: dict[str, Any] = next(reversed(read_records(file)), {})
+    before = last.get("time")
+    if {**last, "time": record["time"]} == record and isinstance(before, float) and before >= since:
         return
     append_record(file, record)
 
