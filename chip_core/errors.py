@@ -9,6 +9,7 @@ LONGEST_LINE = 2000  # characters of a message that are shown
 
 _log = logging.getLogger("chip-ablate")
 _noticed: set[str] = set()
+_notices = 0
 
 
 def printable(line: str, longest: int = LONGEST_LINE) -> str:
@@ -22,9 +23,16 @@ def printable(line: str, longest: int = LONGEST_LINE) -> str:
 
 def notice(line: str) -> None:
     """Tell a line on the error stream for which nothing stops; once, however often it is found."""
+    global _notices
+    _notices += 1
     if line not in _noticed:
         _noticed.add(line)
         _log.warning("%s", printable(line))
+
+
+def noticed() -> int:
+    """Return how often there was something to tell: who looks before and after knows of a part."""
+    return _notices
 
 
 def notice_anew() -> None:

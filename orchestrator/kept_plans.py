@@ -63,8 +63,14 @@ class KeptPlan:
         )
 
 
-def keep_plan(plan: Plan, workdir: Path) -> KeptPlan:
-    """Note what a study wants, before anything of it runs; return it as it is kept."""
+def keep_plan(plan: Plan, workdir: Path, *, runs: bool = True) -> KeptPlan:
+    """Note what a study wants, before anything of it runs; return it as it is kept.
+
+    Args:
+        plan: the study's plan.
+        workdir: where it is kept.
+        runs: whether anything is to run; else what says the same already stays as it is.
+    """
     file = workdir / "studies" / plan.study.name / _FILE
     now = time.time()
     before = _kept(file)
@@ -72,36 +78,38 @@ def keep_plan(plan: Plan, workdir: Path) -> KeptPlan:
     changes, places = plan.study.changes, plan.places
     identities = list(plan.identities)
     place = {key: number for number, key in enumerate(identities)}
-    write_sealed(
-        file,
-        {
-            "study": plan.study.name,
-            "file": plan.study.source,
-            "path": str(Path(plan.study.source).absolute()),
-            "time": now,
-            "began": began,
-            "changes": {
-                "recipe": changes.recipe,
-                "seeds": None if changes.seeds is None else list(changes.seeds),
-                "overrides": dict(changes.overrides),
-            },
-            "places": {
-                "benchmark_data": _text(places.benchmark_data),
-                "judge_replies": _text(places.judge_replies),
-            },
-            "identities": [dict(plan.identities[key]) for key in identities],
-            "trials": [
-                {
-                    "fingerprint": trial.fingerprint,
-                    "arm": trial.arm,
-                    "seed": trial.seed,
-                    "model": place[trial.config.model.model_dump_json()],
-                    "data": None if trial.untrained else place[trial.config.data.model_dump_json()],
-                }
-                for trial in plan.trials
-            ],
+    record = {
+        "study": plan.study.name,
+        "file": plan.study.source,
+        "path": str(Path(plan.study.source).absolute()),
+        "time": now,
+        "began": began,
+        "changes": {
+            "recipe": changes.recipe,
+            "seeds": None if changes.seeds is None else list(changes.seeds),
+            "overrides": dict(changes.overrides),
         },
-    )
+        "places": {
+            "benchmark_data": _text(places.benchmark_data),
+            "judge_replies": _text(places.judge_replies),
+        },
+        "identities": [dict(plan.identities[key]) for key in identities],
+        "trials": [
+            {
+                "fingerprint": trial.fingerprint,
+                "arm": trial.arm,
+                "seed": trial.seed,
+                "model": place[trial.config.model.model_dump_json()],
+                "data": None if trial.untrained else place[trial.config.data.model_dump_json()],
+            }
+            for trial in plan.trials
+        ],
+    }
+    if before is not None and not runs:
+        same = {**record, "time": before.time}
+        if same == read_sealed(file):
+            return before
+    write_sealed(file, record)
     return _read(read_sealed(file))
 
 

@@ -25,6 +25,7 @@ from chip_core.files import parse_json, read_sealed, write_sealed
 from chip_core.identity import fingerprint
 from orchestrator.plan import Plan
 
+OVERLAP = "overlap.json"  # in a study's folder
 _NAMED = 3  # pairs that are listed
 
 
@@ -165,4 +166,4 @@ def _overlap(row: dict[str, object]) -> Overlap:
 
 
 def _file(workdir: Path, study: str) -> Path:
-    return workdir / "studies" / study / "overlap.json"
+    return workdir / "studies" / study / OVERLAP

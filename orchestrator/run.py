@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -32,17 +34,20 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.recorder import Recorder
 from orchestrator.reference import make_passes, offer
 from orchestrator.report.arm_views import arm_views
-from orchestrator.report.model import make_report
+from orchestrator.report.kept import Made, report_there, write_anew
+from orchestrator.report.outcomes import load_scores
 from orchestrator.report.provenance import last_ended
+from orchestrator.report.results import Outcome, results_of
 from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
-from orchestrator.report.summary import Outcome
-from orchestrator.report.write import PAGE, require_room_for_report, write_report
+from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.write import PAGE, require_room_for_report
 from orchestrator.search import failures_of, settled
 from orchestrator.stopping import Stop
 from orchestrator.storage.settle import alone_with, storage_of
 from orchestrator.study_limits import Limits
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.tracking.closed import keep_close
+from orchestrator.tracking.shown import Shown, ShownBefore
 from orchestrator.work import jobs_for, stages, take_in
 
 OnEvent = Callable[[Event], None]
@@ -56,6 +61,7 @@ def run_study(
     executor: Callable[[], Executor],
     tracker: Tracker,
     console: Console,
+    shown: ShownBefore | None = None,
     trimmed: Trimmed | None = None,
     stop: Stop | None = None,
     limits: Limits | None = None,
@@ -68,6 +74,7 @@ def run_study(
         executor: makes the executor; asked only if something is to be run.
         tracker: shows the runs.
         console: where progress goes.
+        shown: what the tracker's store was shown last; None: it is asked in any case.
         trimmed: what of the plan is run, where a budget bounds it; the report is of the whole.
         stop: asked by Ctrl-C and SIGTERM while trials run; the executor looks at the same.
         limits: where the run stops, whatever is left.
@@ -92,7 +99,7 @@ def run_study(
         if jobs:
             check_ready(plan)
             require_room(plan_passes(bounded, ledger, storage), storage)
-        began = keep_plan(plan, workdir).began
+        kept = keep_plan(plan, workdir, runs=bool(jobs))
         left_out.keep(workdir, study, trimmed)
         if jobs:
             benchmarks_seen.keep(workdir, study, plan.benchmarks)
@@ -102,7 +109,15 @@ def run_study(
             if benchmarks_seen.damaged(workdir, study):
                 benchmarks_seen.keep(workdir, study, plan.benchmarks)
             mend_overlaps(plan, workdir)
-        recorder = Recorder(plan, ledger, storage, tracker, stop, began)
+        recorder = Recorder(plan, ledger, storage, tracker, stop, kept.began)
+        there = None
+        if not jobs:
+            _draw_gallery(plan, folder, console)
+            there = report_there(plan, ledger, storage, folder)
+            if there is not None and shown is not None and not poorer(plan, ledger):
+                before = shown.shown(_shown_mark(there, failures_of(plan)))
+                if before is not None:
+                    return _nothing_anew(plan, ledger, workdir, there, before)
         recorder.open(plan, jobs)
         interrupted, limit = False, None
         records: list[dict[str, Any]] = []  # of the reference passes
@@ -134,35 +149,72 @@ def run_study(
             raise
         plan = settled(plan, ledger)
         failed = {**recorder.failed, **failures_of(plan)}
-        if not interrupted:
+        if jobs and not interrupted:
             _draw_gallery(plan, folder, console)
-        report = make_report(plan, ledger, storage, folder)
-        written: list[Path] = []
-        lost = poorer(plan, ledger)
-        if lost and (folder / PAGE).exists():
+        lost = poorer(plan, ledger) if (folder / PAGE).exists() else []
+        made = None if lost else there
+        if lost:
             notice(kept_report(folder / PAGE, plan, workdir, lost))
-        else:
-            written = write_report(report, folder)
-        if not report.summary.left:
+        elif made is None:
+            made = write_anew(plan, ledger, storage, folder)
+        summary = None if made is None else made.summary
+        if summary is None:  # the report was there, or is kept as it was
+            summary = _summary(plan, ledger, storage)
+        if not summary.left:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
         if failed or interrupted or limit:
             status = "KILLED" if interrupted or limit else "FAILED"
-        arms, ended = arm_views(report.summary), last_ended(plan, ledger)
-        keep_close(workdir, study, arms, status, ended)
+        arms, ended = arm_views(summary), last_ended(plan, ledger)
+        keep_close(workdir, study, arms, status, ended, since=kept.time)
         tracker.close(arms, status, folder, ended)
+        waiting, refused, compare = tracker.waiting(), tracker.refused(), tracker.compare_address()
+        if shown is not None and made is not None and made.mark is not None:
+            ended_well = not interrupted and limit is None and failed == failures_of(plan)
+            if ended_well and waiting is None:
+                shown.keep(_shown_mark(made, failed), Shown(compare=compare, refused=refused))
         return Outcome(
-            summary=report.summary,
+            results=results_of(summary) if made is None else made.results,
+            summarised=partial(_given, summary),
             executed=recorder.executed,
             failed=failed,
             interrupted=interrupted,
             limit=limit,
-            report=written,
-            compare=tracker.compare_address(),
+            report=[] if made is None else list(made.files),
+            compare=compare,
             held_back=stop.why,
-            waiting=tracker.waiting(),
-            refused=tracker.refused(),
+            waiting=waiting,
+            refused=refused,
         )
+
+
+def _nothing_anew(plan: Plan, ledger: Ledger, storage: Path, made: Made, shown: Shown) -> Outcome:
+    """Return how a run ended that had nothing to run, to write or to show."""
+    return Outcome(
+        results=made.results,
+        summarised=partial(_summary, plan, ledger, storage),
+        executed=0,
+        failed=failures_of(plan),
+        interrupted=False,
+        limit=None,
+        report=list(made.files),
+        compare=shown.compare,
+        refused=shown.refused,
+    )
+
+
+def _summary(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
+    return summarise(plan, ledger, load_scores(plan, ledger, storage))
+
+
+def _given(summary: Summary) -> Summary:
+    return summary
+
+
+def _shown_mark(made: Made, failed: Mapping[str, str]) -> str:
+    """Return a hash of what a tracker is shown when nothing is left to run."""
+    text = json.dumps([made.mark, dict(failed)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_startable(
@@ -222,7 +274,7 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
     if lost and (folder / PAGE).exists():
         notice(kept_report(folder / PAGE, plan, workdir, lost))
         return []
-    files = write_report(make_report(plan, ledger, workdir, folder), folder)
+    files = write_anew(plan, ledger, workdir, folder).files
     return [(file, artifact_folder(file, folder)) for file in files]
 
 

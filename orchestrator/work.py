@@ -11,7 +11,6 @@ from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.errors import notice
 from chip_core.results import MODEL
 from chip_core.trained import broken_model, left_model
-from chip_core.training.checkpoint import checkpoints
 from orchestrator.executors.base import Job
 from orchestrator.integrity import (
     attempts_of,
@@ -225,6 +224,8 @@ def _to_resume(storage: Path, trial: Trial) -> Path | None:
 
     Whether they are whole, the worker sees.
     """
+    from chip_core.training.checkpoint import checkpoints  # torch: only where something is to run
+
     attempts = list(attempts_of(storage, trial).values())
     trained = [folder for folder in attempts if left_model(folder)]
     left = trained or [folder for folder in attempts if checkpoints(folder)]

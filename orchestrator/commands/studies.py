@@ -104,7 +104,6 @@ def run(
     from chip_core.errors import UserError
     from orchestrator.executors.base import Executor
     from orchestrator.kept_plans import require_same_file
-    from orchestrator.report.plain import as_json as summary_json
     from orchestrator.report.plan_tables import pass_lines, plan_lines
     from orchestrator.report.tables import result_lines, show
     from orchestrator.report.tracked import same_command, sync_command, untracked_json
@@ -113,6 +112,7 @@ def run(
     from orchestrator.storage.settle import settle_storage
     from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.mlflow import MlflowTracker
+    from orchestrator.tracking.shown import ShownBefore
 
     _check_inline(executor, address=address, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
@@ -127,7 +127,9 @@ def run(
         )
     check_startable(plan, workdir, limits, address)
     tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
-    tracker.check()
+    shown = ShownBefore(workdir, plan.study.name, tracking_uri)
+    if not shown.untouched():
+        tracker.check()
     remote = settle_storage(workdir, storage)
     _single_threaded_waits()
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
@@ -166,6 +168,7 @@ def run(
         workdir=workdir,
         executor=make_executor,
         tracker=tracker,
+        shown=shown,
         console=console,
         trimmed=trimmed,
         limits=limits,
@@ -177,11 +180,11 @@ def run(
     if as_json:
         print_json(
             {
-                **summary_json(outcome.summary),
+                **outcome.results.data,
                 "executed": outcome.executed,
                 "failed": outcome.failed,
                 "stopped_at": outcome.limit,
-                "left": outcome.summary.left,
+                "left": outcome.results.left,
                 "go_on": command,
                 "report": [str(path) for path in outcome.report],
                 "tracking": tracker.address,
@@ -265,10 +268,9 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from chip_core.errors import UserError
     from orchestrator.integrity import kept_report, ledger_of, poorer
     from orchestrator.kept_plans import require_same_file
-    from orchestrator.report.model import make_report
-    from orchestrator.report.plain import as_json as summary_json
+    from orchestrator.report.kept import write_anew
     from orchestrator.report.tables import report_lines, show
-    from orchestrator.report.write import PAGE, write_report
+    from orchestrator.report.write import PAGE
     from orchestrator.run import report_folder
 
     made = planned(study, workdir=workdir, **changes)
@@ -279,13 +281,11 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     if lost and (folder / PAGE).exists():
         raise UserError(kept_report(folder / PAGE, made, workdir, lost))
     _require_results(made, ledger)
-    found = make_report(made, ledger, workdir, folder)
-    files = write_report(found, folder)
+    found = write_anew(made, ledger, workdir, folder)
     if as_json:
-        written = [str(path) for path in files]
-        print_json({**summary_json(found.summary), "report": written})
+        print_json({**found.results.data, "report": [str(path) for path in found.files]})
         return
-    show(Console(), report_lines(found.summary, files))
+    show(Console(), report_lines(found.results, found.files))
 
 
 def _check_inline(executor: str, **of_ray: Any) -> None:

@@ -10,6 +10,8 @@ from orchestrator.cost.budget import Trimmed
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 
+LEFT_OUT = "left_out.json"  # in a study's folder
+
 
 def keep(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
     """Keep what is left out; nothing where nothing is, so that no older word stays."""
@@ -43,4 +45,4 @@ def left_out(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
 
 
 def _file(workdir: Path, study: str) -> Path:
-    return workdir / "studies" / study / "left_out.json"
+    return workdir / "studies" / study / LEFT_OUT

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from chip_core.config import BenchmarkConfig
@@ -25,7 +24,6 @@ from orchestrator.statistics import (
     verdicts,
 )
 from orchestrator.study_early import EarlyStopping
-from orchestrator.tracking.base import Waiting
 
 State = Literal["done", "failed", "killed", "cut", "missing"]
 Role = Literal["primary", "secondary"]
@@ -129,22 +127,6 @@ class Summary:
         if primary is not None and metric == primary.metric:
             return "primary"
         return "secondary" if metric in self.decided else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run of a study ended."""
-
-    summary: Summary
-    executed: int  # attempts made now
-    failed: Mapping[str, str]  # trial -> reason
-    interrupted: bool
-    limit: str | None  # that stopped it
-    report: Sequence[Path]
-    compare: str | None = None  # where the arms can be compared in a browser
-    held_back: str | None = None  # why it began nothing more, where it did not
-    waiting: Waiting | None = None  # what of all that MLflow lacks
-    refused: Mapping[str, str] = field(default_factory=dict)  # what it does not take, and why
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:

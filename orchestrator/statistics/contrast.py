@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from orchestrator.statistics.values import Array, Mask, checked_cells
 from orchestrator.statistics.variance import (
@@ -132,7 +131,7 @@ def contrast(
         variance=variance,
         se=se,
         df=df,
-        p=2 * float(stats.t.sf(abs(estimate) / se, df)) if tested and se else None,
+        p=2 * _t_above(abs(estimate) / se, df) if tested and se else None,
         p_equivalence=_equivalence(estimate, se, df, delta) if tested and se else None,
         interval=_interval(estimate, se, df, alpha),
         guard=training is not None and training.guard,
@@ -174,6 +173,8 @@ def _seed_part(
     guard = False
     if own is not None and others is not None and own.variance > max(chosen.variance, noise):
         # The pool is not theirs if their own scatter would be rare among the others.
+        from scipy import stats
+
         limit = float(stats.f.ppf(_GUARD_LEVEL, own.df, others.df))
         guard = own.variance > inflation * others.variance * limit
     if guard and own is not None:
@@ -267,7 +268,14 @@ def _kind(training: _SeedPart | None, units: int) -> Kind:
 
 def _equivalence(estimate: float, se: float, df: float | None, delta: float | None) -> float | None:
     """Return the larger one-sided p of "at or below −delta" and "at or above delta"."""
-    return None if delta is None else float(stats.t.sf((delta - abs(estimate)) / se, df))
+    return None if delta is None else _t_above((delta - abs(estimate)) / se, df)
+
+
+def _t_above(value: float, df: float | None) -> float:
+    """Return the probability that Student's t is above a value."""
+    from scipy import stats  # half a second, and most commands ask for none
+
+    return float(stats.t.sf(value, df))
 
 
 def _interval(
@@ -275,5 +283,7 @@ def _interval(
 ) -> tuple[float, float] | None:
     if not se or df is None:
         return None
+    from scipy import stats
+
     half = float(stats.t.ppf(1 - alpha / 2, df)) * se
     return estimate - half, estimate + half

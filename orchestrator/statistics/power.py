@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from orchestrator.statistics.contrast import Contrast, satterthwaite
 from orchestrator.statistics.values import Array
@@ -123,6 +122,8 @@ class _Test:
 
     def quantiles(self, df: ArrayLike) -> Array:
         """Return how many standard errors a difference must have."""
+        from scipy import stats  # half a second, and most commands ask for none
+
         level = stats.t.ppf(1 - self.alpha / (2 * self.family), df)
         return np.asarray(level + stats.t.ppf(self.power, df))
 
@@ -157,6 +158,8 @@ def _reach(found: Contrast, parts: _Parts, test: _Test, k: Array) -> Array:
 
 def _variance_range(found: Contrast) -> tuple[float, float]:
     """Return the ends of the seed variance's interval, as multiples of it."""
+    from scipy import stats
+
     assert found.df_seed is not None
     tail = (1 - _RANGE) / 2
     low, high = (found.df_seed / stats.chi2.ppf(q, found.df_seed) for q in (1 - tail, tail))

@@ -28,9 +28,24 @@ class Closed:
 
 
 def keep_close(
-    workdir: Path, study: str, arms: Sequence[ArmView], status: Status, ended: float | None
+    workdir: Path,
+    study: str,
+    arms: Sequence[ArmView],
+    status: Status,
+    ended: float | None,
+    *,
+    since: float = math.inf,
 ) -> None:
-    """Note how a run ended, before a tracker is told."""
+    """Note how a run ended, before a tracker is told.
+
+    Args:
+        workdir: the work directory.
+        study: the study's name.
+        arms: what its arms came to.
+        status: the study's.
+        ended: when its last trial ended.
+        since: what was noted after that, and says the same, is not noted again.
+    """
     noted = [
         {
             "arm": arm_key(view.arm),
@@ -42,7 +57,12 @@ def keep_close(
         for view in arms
     ]
     record = {"time": time.time(), "status": status, "ended": ended, "arms": noted}
-    append_record(workdir / "studies" / study / _FILE, record)
+    file = workdir / "studies" / study / _FILE
+    last: dict[str, Any] = next(reversed(read_records(file)), {})
+    before = last.get("time")
+    if {**last, "time": record["time"]} == record and isinstance(before, float) and before >= since:
+        return
+    append_record(file, record)
 
 
 def kept_closes(workdir: Path, plan: Plan) -> list[Closed]:

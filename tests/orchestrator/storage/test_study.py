@@ -23,7 +23,7 @@ from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.removal import removal, remove
-from orchestrator.report.summary import Outcome
+from orchestrator.report.results import Outcome
 from orchestrator.run import PASSES, report_folder, run_study
 from orchestrator.stopping import Stop
 from orchestrator.storage.place import trial_key

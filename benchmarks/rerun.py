@@ -1,0 +1,90 @@
+"""What commands cost where nothing is to run: `run`, `plan` and `status` of a finished study.
+
+    python -m benchmarks.rerun
+    python -m benchmarks.rerun --workdir chip-runs     # of the encoder study, finished there
+    python -m benchmarks.rerun --json
+
+Without a work directory the encoder study is made first, with trainings of two steps: what a rerun
+looks at has the same shape. Wall and CPU seconds of each command's whole process, user and system,
+its children's with them; interleaved, one process a repeat. A rerun that writes a file is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe, line, spread
+
+COMMANDS = ("run", "plan", "status")
+PROGRAM = "from orchestrator.cli import program; program()"
+SHORT = ("--set", "training.max_steps=2")
+
+
+def spent(words: Sequence[str]) -> dict[str, float]:
+    """Run a command and return the seconds it took.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, "-c", PROGRAM, *words], check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": wall, "cpu_s": cpu}
+
+
+def written(workdir: Path) -> dict[str, int]:
+    """Return when each file of a work directory was written; locks are each run's own."""
+    return {
+        str(file): file.stat().st_mtime_ns
+        for file in workdir.rglob("*")
+        if file.is_file() and file.parent.name != "ledger"
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--study", default="encoder")
+    parser.add_argument("--workdir", type=Path, help="where it is finished as it is")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(arguments)
+    machine = describe()
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = options.workdir or Path(folder) / "runs"
+        given = [options.study, "--workdir", str(workdir)]
+        given += [] if options.workdir is not None else SHORT
+        spent(["run", *given, "--executor", "inline"])
+        before = written(workdir)
+        found: dict[str, list[dict[str, float]]] = {command: [] for command in COMMANDS}
+        for _ in range(options.repeats):
+            for command in COMMANDS:
+                found[command].append(spent([command, *given]))
+        if written(workdir) != before:
+            raise SystemExit("a rerun of a finished study has written something")
+    figures: dict[str, Any] = {
+        command: {
+            kind: spread([repeat[kind] for repeat in repeats]) for kind in ("cpu_s", "wall_s")
+        }
+        for command, repeats in found.items()
+    }
+    if options.json:
+        print(json.dumps({"benchmark": "rerun", "machine": machine, "figures": figures}))
+        return
+    print(line(machine))
+    for command, figure in figures.items():
+        cpu, wall = figure["cpu_s"], figure["wall_s"]
+        print(f"{command}: {cpu['median']:.2f} CPU s, {wall['median']:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

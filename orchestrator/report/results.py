@@ -1,0 +1,169 @@
+"""What a report says on the terminal and to programs, as data that is kept beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.answer import answer
+from orchestrator.report.notes import particulars
+from orchestrator.report.plain import as_json
+from orchestrator.report.summary import Figure, Summary
+from orchestrator.report.words import (
+    correction,
+    difference_text,
+    mean_text,
+    metric_title,
+    seeds_text,
+    verdict_text,
+)
+from orchestrator.tracking.base import Waiting
+
+WIDTH = 80  # columns of a terminal that a table is made for
+_ARM = 16
+
+#: A cell's text, part by part, each with its style.
+Cell = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table of the terminal: arms × metrics, as many as stand side by side."""
+
+    heads: tuple[str, ...]  # of the metrics
+    rows: tuple[tuple[Cell, ...], ...]  # the arm first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a study came to."""
+
+    study: str
+    answer: str
+    grids: tuple[Grid, ...]
+    notes: tuple[str, ...]
+    left: int  # trials that a run would still make
+    data: Mapping[str, Any]  # for programs
+
+    def kept(self) -> dict[str, Any]:
+        """Return it as it is kept in JSON."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Results:
+        """Return what `kept` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not.
+        """
+        grids = tuple(
+            Grid(
+                heads=tuple(map(str, grid["heads"])),
+                rows=tuple(tuple(map(_cell, row)) for row in grid["rows"]),
+            )
+            for grid in raw["grids"]
+        )
+        return cls(
+            study=raw["study"],
+            answer=raw["answer"],
+            grids=grids,
+            notes=tuple(map(str, raw["notes"])),
+            left=raw["left"],
+            data=dict(raw["data"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run of a study ended."""
+
+    results: Results
+    summarised: Callable[[], Summary] = field(repr=False)  # where results alone do not do
+    executed: int  # attempts made now
+    failed: Mapping[str, str]  # trial -> reason
+    interrupted: bool
+    limit: str | None  # that stopped it
+    report: Sequence[Path]
+    compare: str | None = None  # where the arms can be compared in a browser
+    held_back: str | None = None  # why it began nothing more, where it did not
+    waiting: Waiting | None = None  # what of all that MLflow lacks
+    refused: Mapping[str, str] = field(default_factory=dict)  # what it does not take, and why
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The study's table."""
+        return self.summarised()
+
+
+def results_of(summary: Summary) -> Results:
+    """Return what a summary says."""
+    means = (
+        "Mean ± standard deviation over seeds; below it the difference from the baseline and its "
+        "95 % interval, of that comparison alone."
+        + (
+            f" Verdicts: on {summary.decided[0]}, by {correction(summary)}'s method."
+            if summary.plan.study.primary is not None
+            else ""
+        )
+    )
+    return Results(
+        study=summary.plan.study.name,
+        answer=answer(summary),
+        grids=tuple(_grid(summary, metrics) for metrics in _abreast(summary)),
+        notes=(means, *particulars(summary)),
+        left=summary.left,
+        data=as_json(summary),
+    )
+
+
+def _cell(raw: Any) -> Cell:
+    return tuple((str(text), str(style)) for text, style in raw)
+
+
+def _grid(summary: Summary, metrics: list[str]) -> Grid:
+    """Return arms × metrics; below each figure its difference and the interval of that."""
+    heads = []
+    for metric in metrics:
+        benchmark, _, rest = metric_title(metric, summary.metrics[metric]).rpartition("/")
+        heads.append(f"{benchmark}/\n{rest}")
+    declared = summary.plan.study.primary
+    primary = None if declared is None else declared.metric
+    rows = []
+    for row in summary.rows:
+        name = [(row.name, "")]
+        if row.arm is not None:
+            seeds = f"\n{'baseline, ' if row.arm.baseline else ''}n = {seeds_text(row)}"
+            name.append((seeds, "dim"))
+        first = row.figures.get(primary) if primary in metrics else None
+        if first is not None and first.comparison is not None:
+            name.append((f"\n{verdict_text(first.comparison)}", "italic"))
+        rows.append((tuple(name), *(_stacked(row.figures.get(metric)) for metric in metrics)))
+    return Grid(heads=tuple(heads), rows=tuple(rows))
+
+
+def _abreast(summary: Summary) -> Iterator[list[str]]:
+    """Yield the metrics that stand side by side in one table, as many as fit."""
+    line: list[str] = []
+    left = WIDTH - _ARM
+    for metric in summary.metrics:
+        title = metric_title(metric, summary.metrics[metric]).rpartition("/")
+        cells = [text for row in summary.rows for text, _ in _stacked(row.figures.get(metric))]
+        texts = [f"{title[0]}/", title[2], *(part for text in cells for part in text.split("\n"))]
+        width = max(map(len, texts)) + 2  # with what stands between columns
+        if line and width > left:
+            yield line
+            line, left = [], WIDTH - _ARM
+        line.append(metric)
+        left -= width
+    if line:
+        yield line
+
+
+def _stacked(figure: Figure | None) -> Cell:
+    """Return a figure over its difference over the interval."""
+    difference, _, interval = difference_text(figure).partition(" ")
+    below = ((f"\n{difference}\n{interval}", "dim"),) if difference else ()
+    return ((mean_text(figure), ""), *below)

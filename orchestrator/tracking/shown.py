@@ -1,0 +1,115 @@
+"""What a store was shown last of a study, and whether it is as it was left.
+
+A database in a file is left alone where it was shown the same before and nothing has written to it
+since: its file and its artifacts are those that were noted. Any other store can tell only itself:
+it is always asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from chip_core.files import read_sealed, write_sealed
+from orchestrator.storage.place import artifacts_of
+from orchestrator.tracking.mlflow import own_uri, tracking_uri
+from orchestrator.tracking.trouble import sqlite_file
+
+_FILE = "shown.json"  # in a study's folder
+_BESIDE = ("", "-wal", "-journal")  # what SQLite writes to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What was said of a store when all of a study was shown in it."""
+
+    compare: str | None
+    refused: Mapping[str, str]
+
+
+class ShownBefore:
+    """A study in one store."""
+
+    def __init__(self, workdir: Path, study: str, uri: str | None) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            workdir: the work directory.
+            study: the study's name.
+            uri: the store's, as for a run of the study.
+        """
+        address = tracking_uri(workdir, uri)
+        self._key = hashlib.sha256(address.encode()).hexdigest()  # it may hold a password
+        self._file = workdir / "studies" / study / _FILE
+        self._database: Path | None = None
+        self._artifacts: Path | None = None
+        if address == own_uri(workdir):
+            self._database = workdir.resolve() / "mlflow.db"
+            place = urlsplit(artifacts_of(workdir))
+            if place.scheme == "file":
+                self._artifacts = Path(unquote(place.path))
+        else:
+            with suppress(Exception):  # of an address that is none: who opens it says so
+                self._database = sqlite_file(address)
+
+    def untouched(self) -> bool:
+        """Return whether the store is as it was left when all was shown in it."""
+        return self._left() is not None
+
+    def shown(self, mark: str) -> Shown | None:
+        """Return what was said when the same was shown; None where the store is to be asked."""
+        left = self._left()
+        if left is None or left.get("mark") != mark:
+            return None
+        return Shown(compare=left.get("compare"), refused=dict(left.get("refused", {})))
+
+    def keep(self, mark: str, shown: Shown) -> None:
+        """Note that all was shown, and how the store was left.
+
+        Args:
+            mark: a hash of what was shown.
+            shown: what was said.
+        """
+        state = self._state()
+        if state is None:
+            return
+        known = self._known()
+        known[self._key] = {
+            "mark": mark,
+            "state": state,
+            "compare": shown.compare,
+            "refused": dict(shown.refused),
+        }
+        write_sealed(self._file, known)
+
+    def _left(self) -> Mapping[str, Any] | None:
+        found = self._known().get(self._key)
+        state = self._state()
+        if state is None or not isinstance(found, Mapping) or found.get("state") != state:
+            return None
+        return found
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            return read_sealed(self._file)
+        except (OSError, ValueError):
+            return {}
+
+    def _state(self) -> list[Any] | None:
+        """Return what tells that a database was written to; None where nothing does."""
+        if self._database is None or not self._database.is_file():
+            return None
+        found: list[Any] = []
+        for end in _BESIDE:
+            with suppress(FileNotFoundError):
+                file = self._database.with_name(self._database.name + end).stat()
+                found.append([end, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns])
+        if self._artifacts is not None:
+            sizes = [file.stat().st_size for file in self._artifacts.rglob("*") if file.is_file()]
+            found.append([len(sizes), sum(sizes)])
+        return found
