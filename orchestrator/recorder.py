@@ -10,7 +10,7 @@ from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Start
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
 from orchestrator.retries import another
-from orchestrator.search import searches_of
+from orchestrator.search import all_trials
 from orchestrator.stopping import Stop
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.work import next_attempt, view
@@ -123,10 +123,3 @@ class Recorder:
     def _show(self, trial: Trial, status: Status) -> None:
         for same in self._same[trial.fingerprint]:
             self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
-
-
-def all_trials(plan: Plan) -> list[Trial]:
-    """Return every trial that can run, in each place where it stands."""
-    searched = [trial for search in searches_of(plan) for trial in search.trials]
-    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]
-    return [plan.base, *searched, *seeds]

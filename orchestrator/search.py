@@ -122,6 +122,13 @@ def searches_of(plan: Plan) -> tuple[Search, ...]:
     return plan.searches if isinstance(plan, TunedPlan) else ()
 
 
+def all_trials(plan: Plan) -> list[Trial]:
+    """Return every trial that can run, in each place where it stands."""
+    searched = [trial for search in searches_of(plan) for trial in search.trials]
+    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]
+    return [plan.base, *searched, *seeds]
+
+
 def failures_of(plan: Plan) -> dict[str, str]:
     """Return arm -> why its search came to nothing, of those whose did."""
     return {

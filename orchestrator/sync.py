@@ -15,12 +15,12 @@ from orchestrator.integrity import look
 from orchestrator.kept_plans import KeptPlan, kept_plans
 from orchestrator.ledger import Ledger, TrialRecord, study_lock
 from orchestrator.plan import Plan, Trial, make_plan
-from orchestrator.recorder import all_trials
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.provenance import last_ended
 from orchestrator.report.summary import summarise
 from orchestrator.run import report_folder
+from orchestrator.search import all_trials
 from orchestrator.study_file import load_study
 from orchestrator.tracking.base import Status
 from orchestrator.tracking.closed import Closed, kept_closes

@@ -32,9 +32,9 @@ from orchestrator.integrity import attempts_of
 from orchestrator.ledger import Ledger
 from orchestrator.overlap import OVERLAP
 from orchestrator.plan import Plan, Trial
-from orchestrator.recorder import all_trials
 from orchestrator.report.results import Results, results_of
 from orchestrator.report.summary import Summary, study_metrics
+from orchestrator.search import all_trials
 
 _FILE = "report.json"  # in a study's folder, beside that of the report
 #: What computes and draws.
@@ -90,8 +90,8 @@ def write_anew(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Made:
     # One of which something had to be told is made again, and it is told again.
     if noticed() == before:
         files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
-        inputs = inputs_hash(plan, ledger, storage, folder, files)
-        with suppress(ValueError):  # of a number that JSON has not
+        with suppress(TypeError, ValueError):  # of what JSON has not: then it is made every time
+            inputs = inputs_hash(plan, ledger, storage, folder, files)
             kept = {"inputs": inputs, "files": files, "results": results.kept()}
             write_sealed(_mark_file(folder), kept)
             mark = _hash([inputs, files])

@@ -19,6 +19,7 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.report import kept
 from orchestrator.report.results import Outcome
 from orchestrator.run import report_folder, run_study
+from orchestrator.search import settled
 from orchestrator.study import Changes
 from orchestrator.study_file import load_study
 from orchestrator.tracking.background import BackgroundTracker
@@ -156,6 +157,17 @@ def test_what_changes_a_report_changes_its_hash(plan_of: PlanOf, tmp_path: Path)
     for what, text in CHANGED.items():
         seen[what] = inputs(plan_of(text), workdir)
     assert len(set(seen.values())) == len(seen), seen
+
+
+def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chip_core.evaluation.lmms.version", lambda: "0")  # its own process
+    seen = set()
+    files = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
+    for file in files:
+        ledger = Ledger(tmp_path)
+        plan = settled(make_plan(load_study(file, Changes())), ledger)
+        seen.add(kept.inputs_hash(plan, ledger, tmp_path, tmp_path / "report", {}))
+    assert len(seen) == len(files) > 5
 
 
 def test_what_lies_beside_changes_it(plan_of: PlanOf, tmp_path: Path) -> None:
