@@ -27,7 +27,7 @@ def _executor_options(command: Any) -> Any:
             show_default=True,
             help="ray: Tune schedules, Train executes. inline: one after another in this process.",
         ),
-        click.option("--max-concurrent", type=Whole(1), help="Most trials at a time."),
+        click.option("--max-concurrent", type=Whole(1, 10**6), help="Most trials at a time."),
     ):
         command = option(command)
     return command
@@ -107,6 +107,7 @@ def run(
     from orchestrator.report.tracked import same_command, sync_command, untracked_json
     from orchestrator.run import check_startable, run_study
     from orchestrator.stopping import Stop
+    from orchestrator.storage.remote import checked_uri
     from orchestrator.storage.settle import settle_storage
 
     _check_inline(executor, address=address, max_concurrent=max_concurrent)
@@ -120,7 +121,8 @@ def run(
             "executor has one at a time: use --executor ray, or leave the block out"
         )
     check_startable(plan, workdir, limits, address)
-    remote = settle_storage(workdir, storage)
+    if storage is not None:
+        checked_uri(storage)
     _single_threaded_waits()
     console = Console(stderr=as_json)
     for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
@@ -133,6 +135,7 @@ def run(
         trimmed = found.trimmed
         for line in cost_lines(found):
             console.print(line)
+    remote = settle_storage(workdir, storage)  # the first thing that is written
 
     stop = Stop()
 
