@@ -29,7 +29,7 @@ def _executor_options(command: Any) -> Any:
             show_default=True,
             help="ray: Tune schedules, Train executes. inline: one after another in this process.",
         ),
-        click.option("--max-concurrent", type=Whole(1), help="Most trials at a time."),
+        click.option("--max-concurrent", type=Whole(1, 10**6), help="Most trials at a time."),
     ):
         command = option(command)
     return command
@@ -109,6 +109,7 @@ def run(
     from orchestrator.report.tracked import same_command, sync_command, untracked_json
     from orchestrator.run import check_startable, run_study
     from orchestrator.stopping import Stop
+    from orchestrator.storage.remote import checked_uri
     from orchestrator.storage.settle import settle_storage
     from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.mlflow import MlflowTracker
@@ -130,7 +131,8 @@ def run(
     shown = ShownBefore(workdir, plan.study.name, tracking_uri)
     if not shown.untouched():
         tracker.check()
-    remote = settle_storage(workdir, storage)
+    if storage is not None:
+        checked_uri(storage)
     _single_threaded_waits()
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
@@ -144,6 +146,7 @@ def run(
         trimmed = found.trimmed
         for line in cost_lines(found):
             console.print(line)
+    remote = settle_storage(workdir, storage)  # the first thing that is written
 
     stop = Stop()
 

@@ -25,7 +25,8 @@ _SHOWN = 300  # characters of a path
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+#: Of one slash, too: then a folder named `s3:` is not what is meant either.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class Text(click.ParamType[Any]):

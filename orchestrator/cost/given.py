@@ -14,39 +14,46 @@ from chip_core.validation import explain
 from orchestrator.cost.estimate import Prices
 from orchestrator.cost.rates import ANY, Quantity, Seconds, Size, Source
 
+#: Of seconds and money, as of the options of the same names.
+LARGEST = 1e9
+
 
 class Assumed(BaseModel):
     """What is taken to be true of a metric in percent while no study has shown it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     rate: float = Field(20.0, gt=0, lt=100, description="the metric, in percent")
     correlation: float = Field(
         0.5, ge=0, lt=1, description="between two arms' outcomes on the same items"
     )
     seed_sd: float = Field(
-        1.0, ge=0, description="standard deviation between seeds of an arm, in points"
+        1.0, ge=0, le=100, description="standard deviation between seeds of an arm, in points"
     )
 
 
 class Given(BaseModel):
     """A file of rates. What is left out is measured or unknown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     start: float | None = Field(
-        None, ge=0, description="seconds of a trial beside steps and answers"
+        None, ge=0, le=LARGEST, description="seconds of a trial beside steps and answers"
     )
-    step: float | None = Field(None, ge=0, description="seconds of a training step")
-    answer: float | None = Field(None, ge=0, description="seconds of an answer, scored")
-    sample: float | None = Field(None, ge=0, description="seconds of a reference pass's sample")
+    step: float | None = Field(None, ge=0, le=LARGEST, description="seconds of a training step")
+    answer: float | None = Field(None, ge=0, le=LARGEST, description="seconds of an answer, scored")
+    sample: float | None = Field(
+        None, ge=0, le=LARGEST, description="seconds of a reference pass's sample"
+    )
     rows: int | None = Field(
-        None, ge=1, description="of the data, where planning cannot count them"
+        None, ge=1, le=10**12, description="of the data, where planning cannot count them"
     )
-    price_per_gpu_hour: float | None = Field(None, ge=0, description="in your currency")
-    price_per_cpu_hour: float | None = Field(None, ge=0, description="in your currency")
-    max_concurrent: int | None = Field(None, ge=1, description="trials that run at a time")
-    device_memory: float | None = Field(None, gt=0, description="GiB of one device")
+    price_per_gpu_hour: float | None = Field(None, ge=0, le=LARGEST, description="in your currency")
+    price_per_cpu_hour: float | None = Field(None, ge=0, le=LARGEST, description="in your currency")
+    max_concurrent: int | None = Field(
+        None, ge=1, le=10**6, description="trials that run at a time"
+    )
+    device_memory: float | None = Field(None, gt=0, le=2**20, description="GiB of one device")
     assumed: Assumed = Field(Assumed(), description="of the metric, before anything has run")
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 import uuid
@@ -267,6 +268,8 @@ def checked_uri(text: str) -> str:
         UserError: it is neither, or holds a secret.
     """
     scheme, colon, rest = text.partition("://")
+    if not colon and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise UserError(f"--storage: {text}: is no address: write two slashes behind the colon")
     if not colon:
         return str(Path(os.path.expanduser(text)).absolute())
     if scheme not in _KINDS:

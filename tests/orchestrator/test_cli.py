@@ -149,6 +149,11 @@ def test_a_first_run_that_is_refused_writes_nothing(
         assert call(*run) == 2
         assert capsys.readouterr().out == ""
         assert sorted(tmp_path.rglob("*")) == before
+    # Of no trial it is known how long it takes.
+    path.write_text(STUDY)
+    assert call(*run[:-2], "--budget", "price=5") == 2
+    assert "what the study takes is not known" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_hints_are_commands_that_a_shell_takes_as_they_are(

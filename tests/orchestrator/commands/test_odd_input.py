@@ -67,7 +67,8 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
         "loop": "Too many levels of symbolic links", "loop/x": "symbolic links",
         "file": "is a file: name a folder", "file/x": "lies below a file", "": "is empty",
         " ": "is empty", "s3://b/k": "give the address to --storage", "gs://b": "is an address",
-        "file:///tmp/z": "is an address", "dangling": "a link to what is not there",
+        "file:///tmp/z": "is an address",
+        "s3:/b/k": "is an address", "dangling": "a link to what is not there",
         "a\nb": "a control character", "\x00": "a control character", "\udcff": "control character",
     }),
     (["status", "encoder", "--workdir", "¤"], {"loop": "symbolic links", "s3://b": "an address"}),
@@ -81,7 +82,7 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
     ([*RUN, "--benchmark-data", "¤"], {"none": "--benchmark-data: no folder none",
                                        "file": "is a file: name a folder", "loop": "symbolic"}),
     ([*RUN, "--storage", "¤"], {"": "--storage is empty", "ftp://x/y": "no kind of object store",
-                                "s3://": "names no folder"}),
+                                "s3://": "names no folder", "s3:/b": "two slashes"}),
     ([*RUN, "--recipe", "¤"],
      {"": "is empty", "dir": "dir is a folder: name the recipe in it: 'a b.y"
                                "aml'", "shape": "did you mean 'shapes'?"}),
