@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from chip_core.config import TrialConfig
 from chip_core.errors import StoppedError, TrialError
 from chip_core.evaluation.readiness import problems, sides
@@ -19,7 +17,7 @@ from chip_core.machine import cpu_seconds
 from chip_core.machine import kind_of as machine_kind
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
-from chip_core.models.memory import bytes_needed, check_room, weights_fit
+from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
 from chip_core.places import Places
 from chip_core.results import (
     CONFIG,
@@ -142,10 +140,9 @@ def run_trial(
         kind = kind_of(config, model, device, workers)
         if device.type == "cuda":
             parts = workers.size if kind == "fsdp" else 1
-            free = torch.cuda.mem_get_info(device)[0]
             computed = offered is None or not offered.covers(config)
             needed = bytes_needed(model, config, reference=computed)
-            check_room(needed // parts, free, config)
+            check_room(needed // parts, room_for(model, device), config)
     # What is going to be spread is taken there whole too, if it can: checks are fast there.
     if kind != "fsdp" or weights_fit(model, device):
         model.to(device)

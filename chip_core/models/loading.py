@@ -175,6 +175,7 @@ def load(
         return load_whole(source, attention, **options).eval(), _processor(source, options)
 
     if trained is not None:  # of one attempt, and what lies beside an adapter is written into it
+        BASE_MODELS.make_room()
         loaded, processor = read()
     else:
         key = (source, attention, tuple(options.items()), _state_of(local_folder(model.path)))

@@ -40,8 +40,15 @@ def weights_fit(model: Any, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     held: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    return held <= _FREE * room_for(model, device)
+
+
+def room_for(model: Any, device: torch.device) -> int:
+    """Return the bytes that a model may take on a GPU, with those that its weights take already."""
     free: int = torch.cuda.mem_get_info(device)[0]
-    return held <= _FREE * free
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    there: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.is_cuda)
+    return free + unused + there
 
 
 def check_room(needed: int, free: int, config: TrialConfig) -> None:

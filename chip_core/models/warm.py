@@ -3,7 +3,8 @@
 A trial gets a copy: modules of its own, so that no adapter, hook or setting of one trial reaches
 the next. Weights that the trial does not train are shared with the copy that is kept, since nothing
 writes to them: on a GPU they stay there. Weights that it trains are its own, and the kept ones are
-untouched. So a second load costs the copying of what is trained, and the process holds that twice.
+untouched, in host memory. So a second load costs the copying of what is trained, the process holds
+that twice, and a GPU holds nothing that a trial by itself would not have there.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class BaseModels:
         """Keep nothing."""
         self._keep, self._kept = False, None
 
+    def make_room(self) -> None:
+        """Leave a GPU to another model."""
+        if self._kept is not None:
+            self._kept.model.to("cpu")
+
     def get(
         self, key: Hashable, load: Callable[[], tuple[Any, Any]], config: TrialConfig | None
     ) -> tuple[Any, Any]:
@@ -66,6 +72,9 @@ class BaseModels:
         model = self._kept.model
         trained = {} if config is None else trained_parts(model, config)
         own = {id(weight) for weights in trained.values() for weight in weights.values()}
+        for weight in model.parameters():
+            if id(weight) in own:  # one trial's frozen weights are trained in the next
+                weight.data = weight.data.cpu()
         shared = {id(weight): weight for weight in model.parameters() if id(weight) not in own}
         return copy.deepcopy(model, shared), copy.deepcopy(self._kept.processor)
 

@@ -13,6 +13,7 @@ import gc
 import importlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import psutil  # type: ignore[import-untyped]
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.train import UserCallback
+from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
 from orchestrator.executors.base import (
@@ -123,7 +126,8 @@ def run_here(payload: JobPayload) -> Outcome:
 
     from chip_core.models.warm import BASE_MODELS
 
-    BASE_MODELS.keep()
+    if not payload.job.config.engine.fresh_process:
+        BASE_MODELS.keep()
 
     def train_loop_per_worker() -> Outcome:
         # In local mode within Tune nothing of ray.train may be called (Ray 2.60).
@@ -139,12 +143,12 @@ def run_here(payload: JobPayload) -> Outcome:
 
 
 def run_workers(payload: JobPayload) -> Outcome:
-    """Run a job of several workers as a run of Ray Train."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    """Run a job of several workers as a run of Ray Train, and pass on what they report."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(0.8 * payload.begin_within)
+    reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={PAYLOAD: payload},
@@ -158,15 +162,43 @@ def run_workers(payload: JobPayload) -> Outcome:
         run_config=RunConfig(
             name=payload.job.id,
             storage_path=payload.storage,
-            callbacks=[TuneReportCallback()],
+            callbacks=[ReportsToSlot(reports)],
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        return outcome_of(error, payload)
-    return Outcome()
+    ends: list[Outcome] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            ends.append(outcome_of(error, payload))
+        else:
+            ends.append(Outcome())
+
+    # A thread that ends with the process, as it does where Tune ends the trial meanwhile.
+    thread = threading.Thread(target=fit, name="train", daemon=True)
+    thread.start()
+    while thread.is_alive() or not reports.empty():
+        with contextlib.suppress(Empty):
+            tune.report(reports.get(timeout=REPORT_EVERY))
+    return ends[0]
+
+
+class ReportsToSlot(UserCallback):  # type: ignore[misc]
+    """Passes on what the workers of a job report.
+
+    With Tune's own TuneReportCallback it is the slot's process that takes reports from a queue, and
+    it stands still for good where one is left there as the trial's function ends (Ray 2.60).
+    """
+
+    def __init__(self, reports: Queue) -> None:
+        """Nothing is reported yet."""
+        self._reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
+        """Pass on the first worker's: all make the same ones."""
+        self._reports.put(metrics[0])
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:

@@ -178,7 +178,11 @@ class RayTuneExecutor:
                 search_alg=searcher,
                 scheduler=FIFOScheduler() if rule is None else scheduler_of(rule),
                 num_samples=_ATTEMPTS,
-                reuse_actors=not any(job.config.engine.fresh_process for job in jobs),
+                # A slot that only waits for its workers has nothing to keep, and where early
+                # stopping cuts their training, they end with it.
+                reuse_actors=not any(
+                    job.config.engine.fresh_process or job.workers > 1 for job in jobs
+                ),
                 trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
                 trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,
             ),
@@ -251,7 +255,7 @@ def slot_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 
 def scheduler_of(rule: EarlyStopping) -> TrialScheduler:
-    """Return Tune's scheduler of an early-stopping rule; jobs that may not be cut only compare."""
+    """Return Tune's scheduler of an early-stopping rule."""
     settings = {
         "time_attr": PERCENT,
         "metric": rule.metric,
@@ -259,27 +263,47 @@ def scheduler_of(rule: EarlyStopping) -> TrialScheduler:
         "grace_period": 100 * rule.grace,
     }
     if rule.method == "asha":
-        return _sparing(ASHAScheduler)(
+        return SparingAsha(
             **settings, max_t=100, reduction_factor=rule.factor, stop_last_trials=False
         )
-    return _sparing(MedianStoppingRule)(
+    return SparingMedian(
         **settings,
         min_samples_required=rule.others,
         min_time_slice=math.inf,  # nobody is paused for others
     )
 
 
-def _sparing(scheduler: type[TrialScheduler]) -> Any:
-    class Sparing(scheduler):  # type: ignore[misc]
-        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            decision: str = super().on_trial_result(controller, trial, result)
-            ended = result.get(PERCENT, 0) >= 100
-            spared = ended or not trial.config[PAYLOAD].job.may_be_cut
-            stop = decision == TrialScheduler.STOP
-            return TrialScheduler.CONTINUE if stop and spared else decision
+def is_spared(trial: Any, result: dict[str, Any]) -> bool:
+    """Return whether a training goes on whatever a rule says: others are compared with it."""
+    return result.get(PERCENT, 0) >= 100 or not trial.config[PAYLOAD].job.may_be_cut
 
-    Sparing.__name__ = scheduler.__name__
-    return Sparing
+
+class SparingAsha(ASHAScheduler):  # type: ignore[misc]
+    """Tune's ASHA."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Say whether a training goes on."""
+        decision: str = super().on_trial_result(controller, trial, result)
+        if is_spared(trial, result):
+            decision = TrialScheduler.CONTINUE
+        return decision
+
+
+class SparingMedian(MedianStoppingRule):  # type: ignore[misc]
+    """Tune's median stopping rule."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Say whether a training goes on."""
+        if PERCENT in result and self.metric in result and is_spared(trial, result):
+            # Once it has found a trial to be behind, the rule takes no more reports of it.
+            super().on_trial_complete(controller, trial, result)  # noted, and not judged
+            decision: str = TrialScheduler.CONTINUE
+        else:
+            decision = super().on_trial_result(controller, trial, result)
+        return decision
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Nothing: the rule would note the last report as a training's, and it is of the end."""
 
 
 class JobSearcher(Searcher):  # type: ignore[misc]

@@ -1,0 +1,210 @@
+"""A slot by itself, without Ray: what it reports of a job, and when it is not used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from chip_core.config import EngineConfig, ModelConfig, TrialConfig
+from chip_core.errors import MemoryFullError, NonFiniteLossError, StorageError
+from chip_core.models.warm import BASE_MODELS
+from chip_core.results import Progress
+from orchestrator.executors.base import TRACEBACK, Job
+from orchestrator.executors.ray import slot
+from orchestrator.executors.ray.slot import (
+    CAUSE,
+    HANG,
+    OUTCOME,
+    PAYLOAD,
+    PERCENT,
+    REASON,
+    JobPayload,
+    SlotRetired,
+    run_slot,
+)
+from orchestrator.executors.ray.tuner import scheduler_of
+from orchestrator.study_early import EarlyStopping
+
+METRIC = "reward/accuracy"
+
+
+def ends_well(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+    report(Progress(phase="start", done=0, total=1))
+    report(Progress(phase="train", done=1, total=4, figures={METRIC: 0.5}))
+
+
+def loss_is_nan(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+    raise NonFiniteLossError("the loss is nan at step 3")
+
+
+def no_room(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+    raise MemoryFullError("no room on the GPU")
+
+
+def storage_away(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+    raise StorageError("the storage is away")
+
+
+def disk_full(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def exits(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+    raise SystemExit(3)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What is reported to Tune."""
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(slot.tune, "report", reports.append)
+    yield reports
+    BASE_MODELS.forget()
+
+
+def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
+    config = TrialConfig(
+        model=ModelConfig(path="shapes"), engine=EngineConfig.model_validate(engine)
+    )
+    return JobPayload(
+        job=Job(id="j", name="j", config=config, folder=folder / "j", may_be_cut=True),
+        entry=f"{__name__}:{entry}",
+        resources={"CPU": 1.0},
+        placement="PACK",
+        begin_within=600.0,
+        storage=str(folder / "train"),
+        staging=None,
+    )
+
+
+def test_a_job_that_ends_well_leaves_its_slot_to_the_next(
+    tmp_path: Path, told: list[dict[str, Any]]
+) -> None:
+    for _ in range(2):
+        run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
+    assert [report.get(OUTCOME) for report in told] == [None, None, "finished"] * 2
+    assert told[1][PERCENT] == 25 and told[1][METRIC] == 0.5  # step 1 of 4
+    assert PERCENT not in told[0] and PERCENT not in told[2]
+    assert not (tmp_path / "j" / HANG).exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "cause", "reason"),
+    [
+        ("loss_is_nan", "own", "the loss is nan at step 3"),
+        ("no_room", "memory", "no room on the GPU"),
+        ("storage_away", "lost", "the storage is away"),
+        ("disk_full", "disk", "a disk is full"),
+        ("exits", "own", "SystemExit: 3"),
+    ],
+)
+def test_a_job_that_fails_is_told_and_ends_its_slot(
+    tmp_path: Path, told: list[dict[str, Any]], entry: str, cause: str, reason: str
+) -> None:
+    with pytest.raises(SlotRetired, match=reason):
+        run_slot({PAYLOAD: payload(tmp_path, entry)})
+    [report] = told
+    assert (report[OUTCOME], report[CAUSE]) == ("failed", cause)
+    assert report[REASON].startswith(reason)
+    assert "Traceback" in (tmp_path / "j" / TRACEBACK).read_text()
+    assert not (tmp_path / "j" / HANG).exists()
+
+
+def test_a_slot_that_holds_too_much_memory_ends_after_its_job_is_told(
+    tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = psutil.Process().memory_info().rss
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1.25 * held))
+    with pytest.raises(SlotRetired, match=r"it holds (7\d|8\d|9\d) % of the machine's memory"):
+        run_slot({PAYLOAD: payload(tmp_path, "ends_well")})  # 1/1.25 = 80 %, and what it grew by
+    assert told[-1][OUTCOME] == "finished"
+
+
+def test_tune_ends_a_training_at_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(metrics: dict[str, Any]) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(slot.tune, "report", stops)
+    with pytest.raises(SystemExit) as end:
+        run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
+    assert end.value.code == 0  # Tune's own way out: nothing is told of the job, and no traceback
+    assert not (tmp_path / "j" / TRACEBACK).exists()
+    BASE_MODELS.forget()
+
+
+def test_a_process_for_each_trial_keeps_no_base_model(
+    tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(BASE_MODELS, "keep", lambda: asked.append(True))
+    run_slot({PAYLOAD: payload(tmp_path, "ends_well", fresh_process=True)})
+    assert asked == []
+    run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
+    assert asked == [True]
+
+
+@dataclass(eq=False, kw_only=True)
+class FakeTrial:
+    """What a scheduler asks of a Tune trial."""
+
+    trial_id: str
+    config: dict[str, Any]
+    status: str = "RUNNING"
+
+
+class Trials:
+    """Tune's trials as a scheduler sees them, and what it says to their reports."""
+
+    def __init__(self, tmp_path: Path, rule: EarlyStopping) -> None:
+        self._folder, self._scheduler = tmp_path, scheduler_of(rule)
+
+    def begin(self, name: str, *, may_be_cut: bool = True) -> FakeTrial:
+        job = replace(payload(self._folder, "ends_well").job, may_be_cut=may_be_cut)
+        config = {PAYLOAD: replace(payload(self._folder, "ends_well"), job=job)}
+        trial = FakeTrial(trial_id=name, config=config)
+        self._scheduler.on_trial_add(None, trial)
+        return trial
+
+    def report(self, trial: FakeTrial, percent: float, value: float) -> str:
+        result = {PERCENT: percent, METRIC: value}
+        decision: str = self._scheduler.on_trial_result(None, trial, result)
+        return decision
+
+    def end(self, trial: FakeTrial) -> None:
+        last = {OUTCOME: "finished", CAUSE: None}
+        assert self._scheduler.on_trial_result(None, trial, last) == TrialScheduler.CONTINUE
+        self._scheduler.on_trial_complete(None, trial, last)
+
+
+@pytest.mark.parametrize("method", ["asha", "median"])
+def test_a_rule_cuts_what_falls_behind_spares_what_may_not_be_cut_and_survives_ends(
+    tmp_path: Path, method: str
+) -> None:
+    more = {"min_trials": 1} if method == "median" else {"reduction_factor": 2}
+    rule = EarlyStopping.model_validate({"method": method, "metric": METRIC, "grace": 0.25, **more})
+    trials = Trials(tmp_path, rule)
+    good = trials.begin("good")
+    for percent in (20, 25, 50, 75, 100):
+        assert trials.report(good, percent, 1.0) == TrialScheduler.CONTINUE
+    trials.end(good)  # its last report is of the end, without the metric
+
+    baseline = trials.begin("baseline", may_be_cut=False)
+    for percent in (20, 25, 50, 75, 100):  # behind at each, and goes on
+        assert trials.report(baseline, percent, 0.0) == TrialScheduler.CONTINUE
+    trials.end(baseline)
+
+    bad = trials.begin("bad")
+    assert trials.report(bad, 20, 0.25) == TrialScheduler.CONTINUE  # in its grace
+    # Median: the others' means up to 25 % are 1 and 0, the median 0.5; ASHA: the better half.
+    assert trials.report(bad, 25, 0.25) == TrialScheduler.STOP
+    late = trials.begin("late")
+    assert trials.report(late, 100, 0.25) == TrialScheduler.CONTINUE  # nothing is left to save
