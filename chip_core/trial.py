@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from chip_core.config import TrialConfig
 from chip_core.errors import StoppedError, TrialError
 from chip_core.evaluation.readiness import problems, sides

@@ -284,7 +284,9 @@ class SparingAsha(ASHAScheduler):  # type: ignore[misc]
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Say whether a training goes on."""
         decision: str = super().on_trial_result(controller, trial, result)
-        return TrialScheduler.CONTINUE if is_spared(trial, result) else decision
+        if is_spared(trial, result):
+            decision = TrialScheduler.CONTINUE
+        return decision
 
 
 class SparingMedian(MedianStoppingRule):  # type: ignore[misc]
@@ -295,8 +297,9 @@ class SparingMedian(MedianStoppingRule):  # type: ignore[misc]
         if PERCENT in result and self.metric in result and is_spared(trial, result):
             # Once it has found a trial to be behind, the rule takes no more reports of it.
             super().on_trial_complete(controller, trial, result)  # noted, and not judged
-            return TrialScheduler.CONTINUE
-        decision: str = super().on_trial_result(controller, trial, result)
+            decision: str = TrialScheduler.CONTINUE
+        else:
+            decision = super().on_trial_result(controller, trial, result)
         return decision
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:

@@ -190,9 +190,7 @@ def test_a_rule_cuts_what_falls_behind_spares_what_may_not_be_cut_and_survives_e
     tmp_path: Path, method: str
 ) -> None:
     more = {"min_trials": 1} if method == "median" else {"reduction_factor": 2}
-    rule = EarlyStopping.model_validate(
-        {"method": method, "metric": METRIC, "grace": 0.25, **more}
-    )
+    rule = EarlyStopping.model_validate({"method": method, "metric": METRIC, "grace": 0.25, **more})
     trials = Trials(tmp_path, rule)
     good = trials.begin("good")
     for percent in (20, 25, 50, 75, 100):
