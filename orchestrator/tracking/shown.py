@@ -89,10 +89,10 @@ class ShownBefore:
 
     def _left(self) -> Mapping[str, Any] | None:
         found = self._known().get(self._key)
-        state = self._state()
-        if state is None or not isinstance(found, Mapping) or found.get("state") != state:
+        if not isinstance(found, Mapping):
             return None
-        return found
+        state = self._state()
+        return None if state is None or found.get("state") != state else found
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -102,7 +102,10 @@ class ShownBefore:
 
     def _state(self) -> list[Any] | None:
         """Return what tells that a database was written to; None where nothing does."""
-        if self._database is None or not self._database.is_file():
+        try:
+            if self._database is None or not self._database.is_file():
+                return None
+        except OSError:  # as of a name that is too long
             return None
         found: list[Any] = []
         for end in _BESIDE:

@@ -54,13 +54,17 @@ class FileTracker(FakeTracker):
 
 
 def run(
-    plan: Plan, workdir: Path, uri: str | None = None, tracker: FileTracker | None = None
+    plan: Plan,
+    workdir: Path,
+    uri: str | None = None,
+    tracker: FileTracker | None = None,
+    executor: Callable[[], Executor] = FakeExecutor,
 ) -> tuple[Outcome, FileTracker]:
     tracker = tracker or FileTracker(workdir / "mlflow.db")
     outcome = run_study(
         plan,
         workdir=workdir,
-        executor=FakeExecutor,
+        executor=executor,
         tracker=tracker,
         console=Console(quiet=True),
         shown=ShownBefore(workdir, plan.study.name, uri),
@@ -90,7 +94,7 @@ def inputs(plan: Plan, workdir: Path) -> str:
 def test_nothing_is_written_anew(plan_of: PlanOf, tmp_path: Path) -> None:
     first, _ = run(plan_of(), tmp_path / "runs")
     before = times(tmp_path / "runs")
-    again, tracker = run(plan_of(), tmp_path / "runs")
+    again, tracker = run(plan_of(), tmp_path / "runs", executor=none_made)
     assert times(tmp_path / "runs") == before
     assert not tracker.asked and tracker.status is None
     assert again.executed == 0 and again.waiting is None
