@@ -5,8 +5,9 @@
 
 Trials of one step on the embedded world, one after another. CPU seconds are those of all processes
 of the run, from a trial's start to its first step, by process. On Ray the first trial of a run also
-starts the process that drives trials, and is given apart; so is a first trial inline, which imports
-everything. Where a trial's time goes in its worker is what it logs as `timing/*`.
+starts its slot (the process `ImplicitFunc`), in which the next ones run, and is given apart; so is
+a first trial inline, which imports everything. Where a trial's time goes is what it logs as
+`timing/*`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from chip_core.errors import NonFiniteLossError, TrialError
+from chip_core.errors import (
+    MemoryFullError,
+    NonFiniteLossError,
+    StoppedError,
+    StorageError,
+    TrialError,
+)
 from chip_core.files import write_json
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.workers import current
@@ -28,6 +34,8 @@ def play(job: Job, report: Report, stop: Stop) -> None:
 
 def _steps(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / f"process-{current().rank}").write_text(str(os.getpid()))
     for step in range(1, 4):
         report(Progress(phase="train", done=step, total=3, figures={"loss": 1 / step}))
     report(Progress(phase="score shapes", done=0, total=1))
@@ -56,6 +64,45 @@ def _not_finite(job: Job, report: Report, stop: Stop) -> None:
 def _killed(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _no_room(job: Job, report: Report, stop: Stop) -> None:
+    raise MemoryFullError("no room on the GPU")
+
+
+def _disk_full(job: Job, report: Report, stop: Stop) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def _storage_away(job: Job, report: Report, stop: Stop) -> None:
+    raise StorageError("the storage is away")
+
+
+def _waits(job: Job, report: Report, stop: Stop) -> None:
+    """Train until told to stop, and leave a checkpoint then."""
+    report(Progress(phase="train", done=1, total=9, figures={"loss": 1.0}))
+    while not stop():
+        time.sleep(0.05)
+    if current().first:
+        (job.folder / "checkpoint").touch()
+    raise StoppedError("stopped after step 1 of 9")
+
+
+def _ahead(job: Job, report: Report, stop: Stop) -> None:
+    _race(job, report, steps=4, value=1.0)
+
+
+def _behind(job: Job, report: Report, stop: Stop) -> None:
+    _race(job, report, steps=100, value=0.0)
+
+
+def _race(job: Job, report: Report, *, steps: int, value: float) -> None:
+    """Make steps of half a second that early stopping judges; say how many were made."""
+    for step in range(1, steps + 1):
+        (job.folder / "steps").write_text(str(step))
+        report(Progress(phase="train", done=step, total=steps, figures={"reward/accuracy": value}))
+        time.sleep(0.5)
+    write_json(job.folder / RESULT, asdict(TrialResult(steps=steps, evaluations={}, seconds={})))
 
 
 def _trains(job: Job, report: Report, stop: Stop) -> None:

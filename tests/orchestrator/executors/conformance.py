@@ -1,0 +1,150 @@
+"""What every executor does, asked of each in the same words (test_conformance.py).
+
+Jobs do what ray_jobs.py says under their names. Ray is slow to start: a backend is opened once, and
+all but the stop is asked of one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from chip_core.config import TrialConfig
+from orchestrator.executors.base import (
+    Cause,
+    Event,
+    Executor,
+    Failed,
+    Finished,
+    Job,
+    Progressed,
+    Started,
+)
+from orchestrator.stopping import Stop
+
+#: How each of these jobs ends.
+CAUSES: dict[str, Cause] = {
+    "boom": "own",
+    "not_finite": "own",
+    "no_room": "memory",
+    "disk_full": "disk",
+    "storage_away": "lost",
+    "killed": "lost",
+    "second_fails": "own",
+    "second_dies": "lost",
+}
+#: Of these, another attempt is made, which ends well.
+RETRIED: tuple[Cause, ...] = ("lost", "memory")
+
+
+@dataclass(kw_only=True)
+class Backend:
+    """An executor, and what is asked of it."""
+
+    executor: Executor
+    stop: Stop
+    names: Sequence[str]  # of the first run's jobs
+    folder: Path
+    workers: int = 1
+    jobs: list[Job] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def job(self, number: int, name: str) -> Job:
+        """Return a job that does what its name says."""
+        settings = {"model": "shapes", "engine": {"workers_per_trial": self.workers}}
+        folder = self.folder / f"{number}-{name}"
+        config = TrialConfig.model_validate(settings)
+        return Job(id=f"{number}-{name}", name=name, config=config, folder=folder)
+
+    def again(self, failed: Failed) -> Job | None:
+        """Return the next attempt of a job that failed from outside."""
+        job = failed.job
+        if failed.cause not in RETRIED:
+            return None
+        return replace(job, id=f"{job.id}-2", name="steps", folder=self.folder / f"{job.id}-2")
+
+    def first_run(self) -> None:
+        """Run jobs that end in each way."""
+        self.jobs = [self.job(number, name) for number, name in enumerate(self.names)]
+        self.executor.run(self.jobs, self.events.append, self.again)
+
+    def of(self, job: Job) -> list[Event]:
+        """Return what was told of a job."""
+        return [event for event in self.events if event.job.id == job.id]
+
+    def process(self, job: Job) -> str:
+        """Return the id of the process that a job of `steps` ran in."""
+        return (job.folder / "process-0").read_text()
+
+
+def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
+    for job in {event.job.id: event.job for event in backend.events}.values():
+        first, *between, last = backend.of(job)
+        assert isinstance(first, Started), job.name
+        assert all(isinstance(event, Progressed) for event in between), job.name
+        assert isinstance(last, Finished | Failed), job.name
+        if job.name == "steps":
+            told = [event.progress for event in between if isinstance(event, Progressed)]
+            assert isinstance(last, Finished), last
+            assert any(progress.phase == "train" for progress in told)
+            assert [p.done for p in told if p.phase == "train"] == sorted(
+                p.done for p in told if p.phase == "train"
+            )
+
+
+def each_failure_has_its_cause(backend: Backend) -> None:
+    ends = {job.name: backend.of(job)[-1] for job in backend.jobs if job.name != "steps"}
+    causes = {name: end.cause for name, end in ends.items() if isinstance(end, Failed)}
+    assert causes == {name: CAUSES[name] for name in backend.names if name != "steps"}
+
+
+def a_retry_is_the_next_to_begin(backend: Backend) -> None:
+    wanted: list[str] = []
+    for job in backend.jobs:
+        wanted.append(job.id)
+        if job.name != "steps" and CAUSES[job.name] in RETRIED:
+            wanted.append(f"{job.id}-2")
+    assert [event.job.id for event in backend.events if isinstance(event, Started)] == wanted
+    for event in backend.events:
+        if isinstance(event, Failed):
+            following = None if event.again is None else event.again.id
+            assert following == (f"{event.job.id}-2" if event.cause in RETRIED else None)
+
+
+def a_second_run_is_a_run(backend: Backend) -> None:
+    events: list[Event] = []
+    job = backend.job(90, "steps")
+    backend.executor.run([job], events.append)
+    assert isinstance(events[0], Started) and isinstance(events[-1], Finished), events
+    backend.executor.run([], events.append)
+
+
+def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None:
+    events: list[Event] = []
+    jobs = [backend.job(91, "waits"), backend.job(92, "steps")]
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progressed):
+            backend.stop.ask()
+
+    raised = False
+    try:
+        backend.executor.run(jobs, listen, backend.again)
+    except KeyboardInterrupt:
+        raised = True
+    assert raised
+    assert {event.job.name for event in events} == {"waits"}  # nothing new begins
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    assert (failed.cause, failed.again) == ("stopped", None)
+    assert failed.reason.startswith("stopped after step 1")
+    assert (jobs[0].folder / "checkpoint").exists() == leaves
+
+
+QUESTIONS: list[Callable[[Backend], None]] = [
+    each_job_has_one_start_then_progress_then_one_end,
+    each_failure_has_its_cause,
+    a_retry_is_the_next_to_begin,
+    a_second_run_is_a_run,
+]

@@ -1,0 +1,57 @@
+"""Real trials one after another in one slot on Ray, equal to trials by themselves to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.config import TrialConfig
+from orchestrator.executors.base import Event, Finished, Job, execute
+from orchestrator.executors.ray.tuner import RayTuneExecutor
+
+SHORT: dict[str, Any] = {
+    "model": "shapes",
+    "training": {"max_steps": 2, "batch_size": 2},
+    "benchmarks": {"report": [{"name": "shapes", "limit": 4}]},
+    "engine": {"micro_batch": 2, "threads": 1},
+}
+#: Adapters after whole weights, frozen after trained, another precision, and the first again.
+SEQUENCE: list[dict[str, Any]] = [
+    {"objective": "chip", "vision_encoder": "trained"},
+    {"language_model": "lora"},
+    {"vision_encoder": "frozen", "objective": "dpo"},
+    {"model": {"path": "shapes", "dtype": "bf16"}, "language_model": "lora"},
+    {"objective": "chip", "vision_encoder": "trained"},
+]
+
+
+def left(folder: Path) -> dict[str, str]:
+    """Return the hashes of a trial's weights and answers."""
+    files = [*folder.glob("model/*.safetensors"), *folder.glob("responses/**/*.jsonl")]
+    assert len(files) >= 2
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+
+
+@pytest.mark.ray
+def test_trials_of_one_slot_equal_trials_by_themselves(tmp_path: Path) -> None:
+    def job(name: str, settings: dict[str, Any]) -> Job:
+        config = TrialConfig.model_validate({**SHORT, **settings})
+        return Job(id=name, name=name, config=config, folder=tmp_path / name)
+
+    jobs = [job(f"slot-{number}", settings) for number, settings in enumerate(SEQUENCE)]
+    events: list[Event] = []
+    RayTuneExecutor(workdir=tmp_path / "work", max_concurrent=1).run(jobs, events.append)
+    ended = [event for event in events if isinstance(event, Finished)]
+    assert [event.job.id for event in ended] == [each.id for each in jobs], events[-1]
+    # The first alone imported what all of them need: the others had its process.
+    assert all(event.result.cpu["imports"] < 0.5 for event in ended[1:])
+    for number, settings in enumerate(SEQUENCE[:4]):
+        execute(job(f"alone-{number}", settings), lambda progress: None)
+        assert left(tmp_path / f"slot-{number}") == left(tmp_path / f"alone-{number}"), settings
+    assert left(tmp_path / "slot-4") == left(tmp_path / "slot-0")
