@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,6 +35,9 @@ from orchestrator.study_file import find_study, load_study
 JOBS = "jobs"  # in the work directory: what was submitted from here
 RESULT = "result.json"  # in a job's folder: what its command printed
 
+#: What a command does with results, as JSON has them.
+OnResults = Callable[[dict[str, Any]], None]
+
 
 def run_on_cluster(
     file: Path,
@@ -43,7 +47,7 @@ def run_on_cluster(
     options: Sequence[str],
     max_concurrent: int | None,
     workdir: Path,
-    as_json: bool,
+    on_results: OnResults | None = None,
 ) -> int:
     """Run a study on a running cluster, as `run` does here, and fetch its report.
 
@@ -54,7 +58,7 @@ def run_on_cluster(
         options: further words of the command line for the cluster's `chip-ablate run`.
         max_concurrent: most trials at a time; by default as many as find room.
         workdir: on this machine: the job is noted there, and the report comes there.
-        as_json: whether the results are printed as JSON.
+        on_results: called with the results as JSON has them, where they could be fetched.
 
     Returns:
         the exit code of the study.
@@ -91,11 +95,11 @@ def run_on_cluster(
     _say(f"{job.job} runs on {head.host}; it goes on whatever becomes of this command")
     for page, command in head.tunnel_commands(settings.venv, settings.workdir).items():
         _say(f"{page}: {command}")
-    return watch(head, job, as_json=as_json)
+    return watch(head, job, on_results)
 
 
-def watch(head: Head, job: Submitted, *, as_json: bool) -> int:
-    """Look on until a job has ended, then fetch its report.
+def watch(head: Head, job: Submitted, on_results: OnResults | None = None) -> int:
+    """Look on until a job has ended, then fetch its report; `on_results` gets what it came to.
 
     Returns:
         the exit code of its command.
@@ -111,8 +115,8 @@ def watch(head: Head, job: Submitted, *, as_json: bool) -> int:
         return STOPPED
     _say(f"{job.job}: {str(details.status.value).lower()}")
     found = _fetched(head, job)
-    if as_json and found is not None:
-        click.echo(json.dumps(found))
+    if on_results is not None and found is not None:
+        on_results(found)
     return exit_code(details)
 
 
@@ -172,7 +176,7 @@ def keep(job: Submitted, workdir: Path) -> None:
     write_sealed(folder / f"{job.job}.json", job.as_json)
 
 
-def _fetched(head: Head, job: Submitted) -> object | None:
+def _fetched(head: Head, job: Submitted) -> dict[str, Any] | None:
     """Fetch report and result; return the result with the report's files as they lie here."""
     local = Path(job.local)
     source = f"{job.workdir}/studies/{job.study}/report"
@@ -182,16 +186,18 @@ def _fetched(head: Head, job: Submitted) -> object | None:
             found = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None  # the study ended before it found anything: the log says why
+    if not isinstance(found, dict):
+        return None
     try:
         head.fetch(source, local / "report")
     except Unreachable as error:
         raise Unreachable(f"{error}: chip-ablate attach {job.job} tries again") from None
     _say(f"report: {local / 'report' / 'report.html'}")
-    if isinstance(found, dict) and isinstance(found.get("report"), list):
+    if isinstance(found.get("report"), list):
         found["report"] = [
             str(path).replace(source, str(local / "report")) for path in found["report"]
         ]
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _local(workdir: Path, cluster: ClusterFile, study: str) -> Path:

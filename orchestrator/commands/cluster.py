@@ -93,7 +93,7 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
         else:
             click.echo(f"{found.job} is asked to stop; chip-ablate attach {found.job} looks on")
         return 0
-    return watch(head, found, as_json=as_json)
+    return watch(head, found, print_json if as_json else None)
 
 
 def _as_json(checked: Checked) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from orchestrator.commands.output import print_json
+
 #: Options whose value is one word, as they are there and here.
 _WORDS = (
     "benchmark_data", "judge_replies", "tracking_uri", "price_per_gpu_hour", "price_per_cpu_hour",
@@ -65,7 +67,7 @@ def run_there(
         options=list(_options(seeds, overrides, rate, budget, wishes)),
         max_concurrent=max_concurrent,
         workdir=workdir,
-        as_json=as_json,
+        on_results=print_json if as_json else None,
     )
 
 

@@ -123,6 +123,7 @@ CHANGES_NOTHING: dict[str, Any] = {
     "engine.loader_workers": 3,
     "engine.generation_batch": 3,
     "engine.retries": 1,
+    "engine.fresh_process": True,
     "engine.stall_after": 60.0,
     "engine.log_every": 7,
     "engine.checkpoint_every": 7,

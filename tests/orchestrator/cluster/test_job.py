@@ -20,6 +20,7 @@ from orchestrator.cluster import job, session
 from orchestrator.cluster.head import Head, Unreachable
 from orchestrator.cluster.job import Submitted
 from orchestrator.cluster.send import pack
+from orchestrator.commands import output
 
 HEAD = Head(user="u", address="10.0.0.1", key=Path("/k"), proxy=None, dashboard=8265)
 JOB = Submitted(
@@ -207,7 +208,12 @@ def test_the_report_is_fetched_and_the_exit_code_is_the_studys(
 
     monkeypatch.setattr(Head, "fetch", fetch)
     mine = Submitted(**{**JOB.as_json, "local": str(tmp_path / "got")})
-    assert session.watch(HEAD, mine, as_json=True) == code
+
+    @output.json_option()  # which leaves standard output to results
+    def looks_on(*, as_json: bool) -> int:
+        return session.watch(HEAD, mine, output.print_json)
+
+    assert looks_on(as_json=True) == code
     printed = capsys.readouterr()
     if code == 2:
         assert printed.out == ""
@@ -239,7 +245,7 @@ def test_ctrl_c_leaves_the_job_running(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "follow", interrupted)
-    assert session.watch(HEAD, JOB, as_json=False) == 130
+    assert session.watch(HEAD, JOB) == 130
     assert "the job goes on: chip-ablate attach encoder-1" in capsys.readouterr().err
 
 
