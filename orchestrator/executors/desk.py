@@ -1,7 +1,7 @@
 """What passes between a study's driver and its running jobs, by files in their folders.
 
 Where the machines share a disk, a file is there for both at once. Where they do not, it goes
-through the storage: the driver copies what jobs tell, and everything but weights when they end.
+through the storage: the driver copies their curves, and everything but weights when they end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from orchestrator.executors.base import STOP, Job
 from orchestrator.storage.place import fetch_folder
 from orchestrator.storage.remote import Remote
 
-#: Seconds between two looks at what jobs tell through a storage.
-EVERY = 2.0
-#: Of so many looks, one is at the curves, which grow.
-_CURVES_EVERY = 5
+#: Seconds between two looks at the curves that jobs leave in a storage.
+EVERY = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -55,19 +53,15 @@ class Desk:
 class FarDesk(Desk):
     """Driver and jobs share a storage."""
 
-    def __init__(
-        self, remote: Remote, workdir: Path, told: Sequence[str], *, every: float = EVERY
-    ) -> None:
+    def __init__(self, remote: Remote, workdir: Path, *, every: float = EVERY) -> None:
         """No job runs yet.
 
         Args:
             remote: the storage.
             workdir: the driver's.
-            told: names of the files in a job's folder by which it tells of itself.
             every: seconds between two looks.
         """
         self._remote, self._workdir, self._every = remote, workdir.absolute(), every
-        self._told = tuple(told)
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -89,10 +83,8 @@ class FarDesk(Desk):
         """Have everything here that a job left; see `Desk.ended`."""
         with self._lock:
             self._jobs.pop(job.id, None)
-        self._keep([job], self._read([job], self._told))
         fetch_folder(self._remote, self._workdir, self._key(job))
-        passed = (*self._told, STOP)  # of use while it ran
-        self._remote.remove(f"{self._key(job)}/{name}" for name in passed)
+        self._remote.remove([f"{self._key(job)}/{STOP}"])  # of use while it ran
 
     def close(self) -> None:
         """Follow no job any more."""
@@ -101,28 +93,21 @@ class FarDesk(Desk):
             self._thread.join()
 
     def _run(self) -> None:
-        look = 0
         while not self._end.wait(self._every):
-            look += 1
             with self._lock:
                 jobs = list(self._jobs.values())
-            names = self._told if look % _CURVES_EVERY else (*self._told, CURVES)
             try:
-                found = self._read(jobs, names)
+                found = self._remote.read(f"{self._key(job)}/{CURVES}" for job in jobs)
                 with self._lock:  # of those that ended meanwhile, newer files are here
                     self._keep([job for job in jobs if job.id in self._jobs], found)
-            except (StorageError, OSError) as error:  # a job of which nothing comes hangs
+            except (StorageError, OSError) as error:  # they come when the job ends
                 _log.warning("%s", error)
-
-    def _read(self, jobs: Sequence[Job], names: Sequence[str]) -> dict[str, bytes]:
-        return self._remote.read(f"{self._key(job)}/{name}" for job in jobs for name in names)
 
     def _keep(self, jobs: Sequence[Job], found: Mapping[str, bytes]) -> None:
         for job in jobs:
-            for name in (*self._told, CURVES):
-                content = found.get(f"{self._key(job)}/{name}")
-                if content is not None:
-                    write_bytes(job.folder / name, content)
+            content = found.get(f"{self._key(job)}/{CURVES}")
+            if content is not None:
+                write_bytes(job.folder / CURVES, content)
 
     def _key(self, job: Job) -> str:
         return job.folder.absolute().relative_to(self._workdir).as_posix()

@@ -45,19 +45,18 @@ class Elsewhere:
     token: str  # of this attempt: no other ever has it
 
     @contextlib.contextmanager
-    def hand(self, folder: Path, told: tuple[str, ...] = ()) -> Iterator[Hand]:
+    def hand(self, folder: Path) -> Iterator[Hand]:
         """Have a job's files on this machine; at the end the storage has what it left.
 
         Of several workers on one machine the first to come copies, and is the last to go.
 
         Args:
             folder: the job's, as its driver names it.
-            told: names of the files there by which the job tells its driver of itself.
 
         Raises:
             StorageError: the storage cannot be written.
         """
-        hand = Hand(self, folder, told)
+        hand = Hand(self, folder)
         hand.here.parent.mkdir(parents=True, exist_ok=True)
         with _beside(hand.here, ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)  # else it is taken for a dead job's
@@ -80,7 +79,7 @@ class Elsewhere:
 class Hand:
     """A job's files on this machine."""
 
-    def __init__(self, elsewhere: Elsewhere, folder: Path, told: tuple[str, ...]) -> None:
+    def __init__(self, elsewhere: Elsewhere, folder: Path) -> None:
         """Nothing is there yet: `Elsewhere.hand` makes it."""
         self._remote = Remote(elsewhere.remote.uri, pauses=PATIENT)
         self._workdir = elsewhere.workdir
@@ -93,7 +92,6 @@ class Hand:
             self._remote,
             [self.folder, self.here / CACHE],
             self.here,
-            told=[self.folder / name for name in told],
             asked=[self.folder / STOP],
             also=self._replies.copy,
         )

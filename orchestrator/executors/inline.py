@@ -113,7 +113,7 @@ class InlineExecutor:
         workdir = self._workdir.absolute()
         token = f"{job.id}-{uuid.uuid4().hex[:12]}"
         elsewhere = Elsewhere(remote=self._remote, workdir=workdir, token=token)
-        desk = FarDesk(self._remote, workdir, ())
+        desk = FarDesk(self._remote, workdir)
         try:
             with elsewhere.hand(job.folder) as hand:
                 result = execute(hand.brought(job, listener), listener, lambda: self._stop.asked)

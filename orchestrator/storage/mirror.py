@@ -37,7 +37,6 @@ class Mirror:
         folders: Sequence[Path],
         root: Path,
         *,
-        told: Sequence[Path] = (),
         asked: Sequence[Path] = (),
         also: Callable[[bool], None] = lambda last: None,
         every: float = EVERY,
@@ -48,20 +47,18 @@ class Mirror:
             remote: the storage.
             folders: what is copied, below `root`.
             root: a file's key in the storage is its path below it.
-            told: small files by which the job tells its driver of itself.
             asked: files that the driver leaves in the storage: they are copied here.
             also: what else is to be saved, now and then; told whether it is the last time.
             every: seconds between two looks.
         """
         self._remote, self._folders, self._root, self._every = remote, folders, root, every
-        self._told, self._asked, self._also = tuple(told), tuple(asked), also
+        self._asked, self._also = tuple(asked), also
         self._there: dict[str, Mark] = {}
-        self._sent: dict[Path, Mark] = {}
         self._turn = threading.Lock()
         self._end = threading.Event()
         self._threads = [
             threading.Thread(target=self._again, args=(do,), name="storage", daemon=True)
-            for do in (self.copy, self._tell)
+            for do in (self.copy, self._fetch_asked)
         ]
 
     def __enter__(self) -> Mirror:
@@ -83,7 +80,6 @@ class Mirror:
         self._end.set()
         for thread in self._threads:
             thread.join()
-        self._tell()
         self.copy(last=True)
 
     @contextmanager
@@ -125,16 +121,8 @@ class Mirror:
         for key in gone:
             del self._there[key]
 
-    def _tell(self) -> None:
-        """Send what the job tells; fetch what its driver asks."""
-        for path in self._told:
-            try:
-                mark = _mark(path)
-                if self._sent.get(path) != mark:
-                    self._remote.put(path, self._key(path))
-                    self._sent[path] = mark
-            except FileNotFoundError:
-                continue
+    def _fetch_asked(self) -> None:
+        """Fetch what the driver asks."""
         wanted = {self._key(path): path for path in self._asked if not path.exists()}
         for key, content in self._remote.read(wanted).items():
             wanted[key].write_bytes(content)
@@ -152,7 +140,7 @@ class Mirror:
         None where a training has just ended: its model is whole and its checkpoints go at that
         moment, and a list of both may lack both.
         """
-        apart = {*self._told, *self._asked}
+        apart = set(self._asked)
         found = {}
         for folder in self._folders:
             trained = (folder / TRAINED).exists()

@@ -27,6 +27,7 @@ from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
+from chip_core.workers import PATIENCE
 from orchestrator.executors.base import (
     STOP,
     Cause,
@@ -51,8 +52,6 @@ HANG = "hang.txt"
 REPORT_EVERY = 1.0
 #: Reports of a training of several workers, who must all make the same ones.
 _SHARED_REPORTS = 200
-#: Seconds that one of several workers may wait for another: the first alone writes checkpoints.
-PATIENCE = 7200
 #: A slot that holds more memory than this share of the machine is not used again.
 _LARGEST_SHARE = 0.5
 
@@ -152,7 +151,7 @@ def run_workers(payload: JobPayload) -> Outcome:
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={PAYLOAD: payload},
-        torch_config=TorchConfig(timeout_s=PATIENCE),
+        torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=payload.job.workers,
             use_gpu=payload.resources.get("GPU", 0) > 0,

@@ -161,7 +161,7 @@ class RayTuneExecutor:
         )
         desk = Desk()
         if self._remote is not None:
-            desk = FarDesk(self._remote, self._workdir, ())
+            desk = FarDesk(self._remote, self._workdir)
         rule = self._early_stopping
         callback = TuneJobCallback(
             searcher,

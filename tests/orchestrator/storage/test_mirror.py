@@ -139,21 +139,6 @@ def test_what_came_from_there_is_not_copied_back(noting: Noting, folder: Path) -
     assert noting.order == ["config.json"]
 
 
-def test_news_does_not_wait_for_large_files(noting: Noting, folder: Path) -> None:
-    told = folder / "progress.jsonl"
-    copies = Mirror(noting, [folder], folder.parents[2], told=[told], every=0.01)
-    with copies.waiting():  # as long as something is copied
-        for thread in copies._threads:
-            thread.start()
-        leave(folder, "progress.jsonl")
-        deadline = time.monotonic() + 30
-        while "progress.jsonl" not in noting.order and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert noting.order == ["progress.jsonl"]
-    copies.__exit__(None, None, None)
-    assert noting.order == ["progress.jsonl"]
-
-
 def test_the_driver_can_leave_a_file(noting: Noting, folder: Path) -> None:
     asked = folder / "stop"
     copies = Mirror(noting, [folder], folder.parents[2], asked=[asked], every=0.01)
