@@ -136,6 +136,15 @@ def placement_of(job: Job, nodes: Sequence[Mapping[str, float]]) -> str:
     return "STRICT_PACK" if whole else "PACK"
 
 
+def place_wanted(resources: Mapping[str, float]) -> str:
+    """Return what a slot asks for, and what of it is free in the cluster, for people."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    of = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}" for name in resources)
+    large = any(_fitting(node, resources) for node in living_nodes())
+    none = "" if large else ", and no node is that large"
+    return f"it asks for {_amounts(resources)} on one node, free in all are {of}{none}"
+
+
 def living_nodes() -> list[dict[str, float]]:
     """Return what each node of the cluster has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -247,7 +256,7 @@ def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     return int(min(node.get(name, 0) / amount for name, amount in wanted.items()) + 1e-6)
 
 
-def _amounts(resources: dict[str, float]) -> str:
+def _amounts(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 

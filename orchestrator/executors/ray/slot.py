@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import psutil  # type: ignore[import-untyped]
 from ray import tune
 from ray.exceptions import OutOfMemoryError
-from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
 
 #: The one key of a Tune trial's configuration.
 PAYLOAD = "payload"
+#: Beside it for several workers: the queue by which the first says where they are.
+REPORTS = "reports"
 #: Keys of a trial's last report: how the job ended.
 OUTCOME, REASON, CAUSE, FROM_OUTSIDE = "outcome", "reason", "cause", "from_outside"
 #: How far a training is, of 100: schedulers compare trainings of different lengths by it.
@@ -50,8 +51,6 @@ PERCENT = "percent"
 HANG = "hang.txt"
 #: Seconds between two reports of one phase.
 REPORT_EVERY = 1.0
-#: Reports of a training of several workers, who must all make the same ones.
-_SHARED_REPORTS = 200
 #: A slot that holds more memory than this share of the machine is not used again.
 _LARGEST_SHARE = 0.5
 
@@ -142,7 +141,11 @@ def run_here(payload: JobPayload) -> Outcome:
 
 
 def run_workers(payload: JobPayload) -> Outcome:
-    """Run a job of several workers as a run of Ray Train, and pass on what they report."""
+    """Run a job of several workers as a run of Ray Train, and pass on what the first reports.
+
+    Not by Tune's TuneReportCallback: with it the slot's process takes the reports from a queue, and
+    stands still for good where one is left there as the trial's function ends (Ray 2.60).
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -150,7 +153,7 @@ def run_workers(payload: JobPayload) -> Outcome:
     reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={PAYLOAD: payload},
+        train_loop_config={PAYLOAD: payload, REPORTS: reports},
         torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=payload.job.workers,
@@ -161,7 +164,6 @@ def run_workers(payload: JobPayload) -> Outcome:
         run_config=RunConfig(
             name=payload.job.id,
             storage_path=payload.storage,
-            callbacks=[ReportsToSlot(reports)],
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
@@ -184,22 +186,6 @@ def run_workers(payload: JobPayload) -> Outcome:
     return ends[0]
 
 
-class ReportsToSlot(UserCallback):  # type: ignore[misc]
-    """Passes on what the workers of a job report.
-
-    With Tune's own TuneReportCallback it is the slot's process that takes reports from a queue, and
-    it stands still for good where one is left there as the trial's function ends (Ray 2.60).
-    """
-
-    def __init__(self, reports: Queue) -> None:
-        """Nothing is reported yet."""
-        self._reports = reports
-
-    def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
-        """Pass on the first worker's: all make the same ones."""
-        self._reports.put(metrics[0])
-
-
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run one of several workers.
 
@@ -208,8 +194,13 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """
     from ray import train
 
+    def send(progress: Progress) -> None:
+        # Not `train.report`, which waits for all workers: not all of them score.
+        config[REPORTS].put(metrics_of(progress))
+
     payload: JobPayload = config[PAYLOAD]
-    outcome = run_job(payload, shared_reports(train.report))
+    first = train.get_context().get_world_rank() == 0
+    outcome = run_job(payload, throttled(send) if first else lambda progress: None)
     if outcome.cause is not None:
         raise JobFailed(outcome.cause, outcome.reason)
 
@@ -280,21 +271,6 @@ def throttled(send: Report, clock: Callable[[], float] = time.monotonic) -> Repo
         if progress.phase != phase or clock() >= due:
             send(progress)
             phase, due = progress.phase, clock() + REPORT_EVERY
-
-    return report
-
-
-def shared_reports(send: Callable[[dict[str, Any]], None]) -> Report:
-    """Return what reports of several workers: `train.report` waits until every one reports.
-
-    So it is of the start and of steps, which all of them make, chosen by their numbers alone.
-    """
-
-    def report(progress: Progress) -> None:
-        every = max(1, progress.total // _SHARED_REPORTS)
-        step = progress.phase == "train" and (progress.done % every == 0 or progress.done == 1)
-        if step or progress.phase == "start":
-            send(metrics_of(progress))
 
     return report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pickle
+import re
 import shutil
 import tempfile
 import time
@@ -18,6 +18,8 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.tune.experiment import Trial
+from ray.tune.result import PID
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -26,7 +28,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from chip_core.errors import StorageError
+from chip_core.errors import StorageError, notice
 from chip_core.results import Progress, read_result
 from orchestrator.executors.base import (
     STOP,
@@ -47,6 +49,7 @@ from orchestrator.executors.ray.session import (
     HEAD_NODE,
     at_once,
     living_nodes,
+    place_wanted,
     placement_of,
     resources_of,
     session,
@@ -66,6 +69,10 @@ from orchestrator.stopping import Stop
 from orchestrator.storage.remote import Remote
 from orchestrator.study_early import EarlyStopping
 
+#: What a slot died of that Ray killed for memory.
+NO_MEMORY = "its machine ran out of memory"
+#: Seconds that a trial waits for a place until that is told; then twice as long, and so on.
+TOLD_AFTER = 60.0
 #: More jobs than any cluster runs at once.
 _MANY = 4096
 #: Attempts in all of a run: as many as there ever are, and Tune wants a number.
@@ -151,12 +158,10 @@ class RayTuneExecutor:
                 self.run(jobs, on_event, again)
             return
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
-        # A folder for each run: Tune takes a second one in the same for a part of the first.
-        storage = tempfile.mkdtemp(prefix="tune-", dir=self._folder)
         searcher = JobSearcher(
             jobs,
             at_once=at_once(self._address, jobs, self._max_concurrent),
-            payload=lambda job: self._payload(job, storage),
+            payload=self._payload,
             stop=self._stop,
         )
         desk = Desk()
@@ -172,39 +177,57 @@ class RayTuneExecutor:
             desk=desk,
             rule=rule,
         )
+        scheduler = FIFOScheduler() if rule is None else scheduler_of(rule)
+        # A slot that only waits for its workers has nothing to keep, and where early stopping cuts
+        # their training, they end with it.
+        reuse = not any(job.config.engine.fresh_process or job.workers > 1 for job in jobs)
+        try:
+            while True:
+                try:
+                    self._tune(searcher, scheduler, callback, reuse=reuse)
+                    break
+                except Exception as error:
+                    if callback.error is not None:  # Tune wraps what its callbacks raise
+                        raise callback.error from None
+                    # Where Ray kills a slot for memory, Tune ends all that it runs (Ray 2.60).
+                    cause = error.__cause__
+                    if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
+                        raise
+        finally:
+            desk.close()
+        if self._stop.asked:
+            raise KeyboardInterrupt
+
+    def _tune(
+        self,
+        searcher: JobSearcher,
+        scheduler: TrialScheduler,
+        callback: TuneJobCallback,
+        *,
+        reuse: bool,
+    ) -> None:
+        """Have Tune run what the searcher gives it."""
         tuner = tune.Tuner(
             tune.with_resources(run_slot, slot_resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=FIFOScheduler() if rule is None else scheduler_of(rule),
+                scheduler=scheduler,
                 num_samples=_ATTEMPTS,
-                # A slot that only waits for its workers has nothing to keep, and where early
-                # stopping cuts their training, they end with it.
-                reuse_actors=not any(
-                    job.config.engine.fresh_process or job.workers > 1 for job in jobs
-                ),
+                reuse_actors=reuse,
                 trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
                 trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=storage,
+                # Anew for each: Tune takes a second run in the same folder for a part of the first.
+                storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                 verbose=0,
-                callbacks=[callback],
+                callbacks=[callback, NoticeOfWaiting()],
                 stop=StopWaiting(callback),
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        try:
-            tuner.fit()
-        except Exception:
-            if callback.error is not None:  # Tune wraps what its callbacks raise
-                raise callback.error from None
-            raise
-        finally:
-            desk.close()
-        if self._stop.asked:
-            raise KeyboardInterrupt
+        tuner.fit()
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[str]:
@@ -219,7 +242,7 @@ class RayTuneExecutor:
             with contextlib.suppress(OSError):  # another run's files may be there
                 above.rmdir()
 
-    def _payload(self, job: Job, storage: str) -> JobPayload:
+    def _payload(self, job: Job) -> JobPayload:
         staging = None
         if self._remote is not None:
             # Imported here: it takes what only a worker needs otherwise.
@@ -236,7 +259,7 @@ class RayTuneExecutor:
             resources=resources_of(job),
             placement=placement_of(job, living_nodes()),
             begin_within=self._begin_within,
-            storage=storage,
+            storage=tempfile.mkdtemp(prefix="train-", dir=self._folder),
             staging=staging,
         )
 
@@ -348,6 +371,11 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         """Return the job of a Tune trial that has not ended."""
         return self._given[trial.config[PAYLOAD].job.id]
 
+    def take_back(self) -> None:
+        """Give out anew what was given and has not ended: Tune's run is over."""
+        self._left.extendleft(reversed(self._given.values()))
+        self._given.clear()
+
     def ended(self, job: Job, retry: Job | None) -> None:
         """Take note that a job has ended; its trial's next attempt is the next to begin."""
         if retry is not None:
@@ -377,6 +405,7 @@ class _Running:
     last: Progress | None = None
     outcome: dict[str, Any] | None = None
     told_to_stop: bool = False
+    process: int | None = None  # its slot's, on whatever node
 
     def silent_for(self) -> float:
         return time.monotonic() - self.reported_at
@@ -438,6 +467,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A job reported where it is, or how it ended."""
         running = self._running[trial.config[PAYLOAD].job.id]
+        running.process = result.get(PID)
         if OUTCOME in result:
             running.outcome = result
             return
@@ -446,17 +476,38 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended: its job reported how, or Tune ended it."""
-        self._end(trial, None)
+        self._end(self._searcher.job(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A slot ended: its job reported how, or its process died."""
-        # Tune's own get_pickled_error looks where it copies this file to, later.
-        file = trial.pickled_error_file
-        died = Exception() if file is None else pickle.loads(Path(file).read_bytes())
-        self._end(trial, died)
+        self._end(self._searcher.job(trial), died="killed, out of memory, or crashed")
 
-    def _end(self, trial: Any, died: Exception | None) -> None:
-        job = self._searcher.job(trial)
+    def end_all(self, error: OutOfMemoryError) -> bool:
+        """End all jobs that ran, since Ray killed a slot for memory and Tune all the others.
+
+        Args:
+            error: names the processes that Ray killed, in its text alone.
+
+        Returns:
+            whether there were any.
+        """
+        running = list(self._running.values())
+        killed = [each for each in running if re.search(rf"\bpid={each.process}\b", str(error))]
+        for each in running:
+            if each in (killed or running):
+                self._end(each.job, died=NO_MEMORY)
+            else:
+                self._end(each.job, died="Ray killed another trial for memory, and Tune ended all")
+        self._searcher.take_back()
+        return bool(running)
+
+    def _end(self, job: Job, died: str | None = None) -> None:
+        """Tell how a job ended.
+
+        Args:
+            job: the job.
+            died: what became of its slot, where that did not end by itself.
+        """
         running = self._running.pop(job.id, None)
         if running is None:  # its slot never came
             running = _Running(job=job)
@@ -484,7 +535,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         self._searcher.ended(job, retry)
         self._emit(replace(failed, again=retry))
 
-    def _unsaid(self, running: _Running, died: Exception | None) -> tuple[str, Cause]:
+    def _unsaid(self, running: _Running, died: str | None) -> tuple[str, Cause]:
         """Return why a job ended that did not say so itself."""
         if died is None:
             if self._stop.asked:
@@ -497,9 +548,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
             where = f"{running.last.phase} {running.last.done}/{running.last.total}"
             reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
             return f"{reason} (where: {running.job.folder / HANG})", "lost"
-        if isinstance(died, OutOfMemoryError):
-            return "the worker process died (its machine ran out of memory)", "memory"
-        return "the worker process died (killed, out of memory, or crashed)", "lost"
+        return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "lost"
 
     def _cut(self, running: _Running) -> str:
         assert self._rule is not None
@@ -552,3 +601,32 @@ class StopWaiting(tune.Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Return whether nothing is left to wait for."""
         return self._callback.only_waiting
+
+
+class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
+    """Says what trials wait for that find no place: a cluster may grow, so they wait on."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing waits yet."""
+        self._clock = clock
+        self._since: dict[str, float] = {}
+        self._due = TOLD_AFTER
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look at who waits; say it after a minute, and each time when that has doubled."""
+        now = self._clock()
+        waiting = [trial for trial in trials if trial.status == Trial.PENDING]
+        self._since = {each.trial_id: self._since.get(each.trial_id, now) for each in waiting}
+        seconds = now - min(self._since.values(), default=now)
+        if seconds < TOLD_AFTER:
+            self._due = TOLD_AFTER
+        if seconds < self._due:
+            return
+        self._due = 2 * seconds
+        config = waiting[0].config
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        notice(
+            f"{config[PAYLOAD].job.name}{more}: no place yet after {seconds:.0f} s: "
+            f"{place_wanted(slot_resources(config).required_resources)}: wait until there is, or "
+            "stop by Ctrl-C"
+        )
