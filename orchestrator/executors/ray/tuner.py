@@ -45,13 +45,11 @@ from orchestrator.executors.base import (
 )
 from orchestrator.executors.desk import Desk, FarDesk
 from orchestrator.executors.ray.session import (
-    DRIVER,
     HEAD_NODE,
     at_once,
     living_nodes,
     place_wanted,
-    placement_of,
-    resources_of,
+    request_of,
     session,
 )
 from orchestrator.executors.ray.slot import (
@@ -65,6 +63,7 @@ from orchestrator.executors.ray.slot import (
     JobPayload,
     run_slot,
 )
+from orchestrator.placement import DRIVER, placement_of
 from orchestrator.stopping import Stop
 from orchestrator.storage.remote import Remote
 from orchestrator.study_early import EarlyStopping
@@ -73,8 +72,6 @@ from orchestrator.study_early import EarlyStopping
 NO_MEMORY = "its machine ran out of memory"
 #: Seconds that a trial waits for a place until that is told; then twice as long, and so on.
 TOLD_AFTER = 60.0
-#: More jobs than any cluster runs at once.
-_MANY = 4096
 #: Attempts in all of a run: as many as there ever are, and Tune wants a number.
 _ATTEMPTS = 2**31
 
@@ -137,7 +134,7 @@ class RayTuneExecutor:
 
     def slots(self, job: Job) -> int:
         """Return how many jobs as large as this run at once; within `opened`."""
-        return at_once(self._address, [job] * _MANY, self._max_concurrent)
+        return at_once(self._address, [job], self._max_concurrent)
 
     def run(
         self,
@@ -256,8 +253,8 @@ class RayTuneExecutor:
         return JobPayload(
             job=job,
             entry=self._entry,
-            resources=resources_of(job),
-            placement=placement_of(job, living_nodes()),
+            resources=dict(request_of(job).each),
+            placement=placement_of(request_of(job), living_nodes()),
             begin_within=self._begin_within,
             storage=tempfile.mkdtemp(prefix="train-", dir=self._folder),
             staging=staging,
