@@ -31,6 +31,8 @@ CAUSES: dict[str, Cause] = {
     "disk_full": "disk",
     "storage_away": "lost",
     "killed": "lost",
+    "silent": "lost",
+    "hangs": "lost",
     "second_fails": "own",
     "second_dies": "lost",
 }
@@ -49,10 +51,14 @@ class Backend:
     workers: int = 1
     jobs: list[Job] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    look: Callable[[], None] = lambda: None  # called while a job of the first run is at work
 
     def job(self, number: int, name: str) -> Job:
         """Return a job that does what its name says."""
-        settings = {"model": "shapes", "engine": {"workers_per_trial": self.workers}}
+        engine: dict[str, float] = {"workers_per_trial": self.workers}
+        if name == "hangs":
+            engine["stall_after"] = 2.0
+        settings = {"model": "shapes", "engine": engine}
         folder = self.folder / f"{number}-{name}"
         config = TrialConfig.model_validate(settings)
         return Job(id=f"{number}-{name}", name=name, config=config, folder=folder)
@@ -67,7 +73,13 @@ class Backend:
     def first_run(self) -> None:
         """Run jobs that end in each way."""
         self.jobs = [self.job(number, name) for number, name in enumerate(self.names)]
-        self.executor.run(self.jobs, self.events.append, self.again)
+
+        def listen(event: Event) -> None:
+            self.events.append(event)
+            if isinstance(event, Progressed):
+                self.look()
+
+        self.executor.run(self.jobs, listen, self.again)
 
     def of(self, job: Job) -> list[Event]:
         """Return what was told of a job."""
@@ -120,6 +132,18 @@ def a_second_run_is_a_run(backend: Backend) -> None:
     backend.executor.run([], events.append)
 
 
+def what_a_listener_raises_comes_out(backend: Backend) -> None:
+    def full(event: Event) -> None:
+        raise OSError("no space left on device")
+
+    raised: Exception | None = None
+    try:
+        backend.executor.run([backend.job(70, "steps")], full)
+    except OSError as error:
+        raised = error
+    assert str(raised) == "no space left on device"
+
+
 def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None:
     events: list[Event] = []
     jobs = [backend.job(91, "waits"), backend.job(92, "steps")]
@@ -146,5 +170,6 @@ QUESTIONS: list[Callable[[Backend], None]] = [
     each_job_has_one_start_then_progress_then_one_end,
     each_failure_has_its_cause,
     a_retry_is_the_next_to_begin,
+    what_a_listener_raises_comes_out,
     a_second_run_is_a_run,
 ]
