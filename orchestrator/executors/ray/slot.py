@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,7 @@ from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
 from chip_core.workers import PATIENCE
-from orchestrator.executors.base import (
-    STOP,
-    Cause,
-    Job,
-    cause_of,
-    keep_traceback,
-    reason_of,
-)
+from orchestrator.executors.base import STOP, Cause, Job, cause_of, keep_traceback, reason_of
 
 if TYPE_CHECKING:
     from orchestrator.executors.elsewhere import Elsewhere
@@ -43,8 +36,8 @@ if TYPE_CHECKING:
 PAYLOAD = "payload"
 #: Beside it for several workers: the queue by which the first says where they are.
 REPORTS = "reports"
-#: Keys of a trial's last report: how the job ended.
-OUTCOME, REASON, CAUSE, FROM_OUTSIDE = "outcome", "reason", "cause", "from_outside"
+#: The key of a trial's reports: where the job is, and in the last one how it ended.
+PROGRESS, OUTCOME = "progress", "outcome"
 #: How far a training is, of 100: schedulers compare trainings of different lengths by it.
 PERCENT = "percent"
 #: Where a job hung, in its folder: the stacks of its process, which was ended.
@@ -78,15 +71,6 @@ class Outcome:
     reason: str = ""
     from_outside: bool = False
 
-    def metrics(self) -> dict[str, Any]:
-        """Return it as Tune reports it."""
-        return {
-            OUTCOME: "finished" if self.cause is None else "failed",
-            CAUSE: self.cause,
-            REASON: self.reason,
-            FROM_OUTSIDE: self.from_outside,
-        }
-
 
 class SlotRetired(Exception):
     """A slot ends with its job: it failed, or holds too much memory. Its job's end is told."""
@@ -95,9 +79,9 @@ class SlotRetired(Exception):
 class JobFailed(Exception):
     """One of several workers cannot go on."""
 
-    def __init__(self, cause: Cause, reason: str) -> None:
-        super().__init__(cause, reason)
-        self.cause, self.reason = cause, reason
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
 
 
 def run_slot(config: dict[str, Any]) -> None:
@@ -109,7 +93,7 @@ def run_slot(config: dict[str, Any]) -> None:
     payload: JobPayload = config[PAYLOAD]
     free_memory()
     outcome = run_here(payload) if payload.job.workers == 1 else run_workers(payload)
-    tune.report(outcome.metrics())
+    tune.report({OUTCOME: outcome})
     if outcome.cause is not None:
         raise SlotRetired(outcome.reason)
     held = psutil.Process().memory_info().rss / psutil.virtual_memory().total
@@ -202,7 +186,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     first = train.get_context().get_world_rank() == 0
     outcome = run_job(payload, throttled(send) if first else lambda progress: None)
     if outcome.cause is not None:
-        raise JobFailed(outcome.cause, outcome.reason)
+        raise JobFailed(outcome)
 
 
 def run_job(payload: JobPayload, report: Report) -> Outcome:
@@ -256,9 +240,9 @@ def report_to_tune(progress: Progress) -> None:
 def metrics_of(progress: Progress) -> dict[str, Any]:
     """Return progress as Tune reports it; a training's figures are there for schedulers too."""
     if progress.phase != "train":
-        return {PAYLOAD: asdict(progress)}
+        return {PROGRESS: progress}
     percent = 100 * progress.done / max(progress.total, 1)
-    return {PAYLOAD: asdict(progress), PERCENT: percent, **progress.figures}
+    return {PROGRESS: progress, PERCENT: percent, **progress.figures}
 
 
 def throttled(send: Report, clock: Callable[[], float] = time.monotonic) -> Report:
@@ -328,9 +312,8 @@ def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
         if any(isinstance(failure, OutOfMemoryError) for failure in lost):
             reason = "the worker process died (its machine ran out of memory)"
             return Outcome(cause="memory", reason=reason, from_outside=True)
-        for failure in failures if not lost else []:
-            assert isinstance(failure, JobFailed)
-            return Outcome(cause=failure.cause, reason=failure.reason)
+        if not lost:
+            return next(failure.outcome for failure in failures if isinstance(failure, JobFailed))
         reason = "the worker process died (killed, out of memory, or crashed)"
         return Outcome(cause="lost", reason=reason, from_outside=True)
     cause = error.controller_failure if isinstance(error, ControllerError) else error

@@ -53,14 +53,13 @@ from orchestrator.executors.ray.session import (
     session,
 )
 from orchestrator.executors.ray.slot import (
-    CAUSE,
-    FROM_OUTSIDE,
     HANG,
     OUTCOME,
     PAYLOAD,
     PERCENT,
-    REASON,
+    PROGRESS,
     JobPayload,
+    Outcome,
     run_slot,
 )
 from orchestrator.placement import DRIVER, placement_of
@@ -400,7 +399,7 @@ class _Running:
     job: Job
     reported_at: float = field(default_factory=time.monotonic)
     last: Progress | None = None
-    outcome: dict[str, Any] | None = None
+    outcome: Outcome | None = None
     told_to_stop: bool = False
     process: int | None = None  # its slot's, on whatever node
 
@@ -465,11 +464,10 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         """A job reported where it is, or how it ended."""
         running = self._running[trial.config[PAYLOAD].job.id]
         running.process = result.get(PID)
-        if OUTCOME in result:
-            running.outcome = result
-            return
-        running.reported_at, running.last = time.monotonic(), Progress(**result[PAYLOAD])
-        self._emit(Progressed(job=running.job, progress=running.last))
+        running.outcome = result.get(OUTCOME)
+        if running.outcome is None:
+            running.reported_at, running.last = time.monotonic(), result[PROGRESS]
+            self._emit(Progressed(job=running.job, progress=result[PROGRESS]))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended: its job reported how, or Tune ended it."""
@@ -520,12 +518,11 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
             self._searcher.ended(job, None)
             self._emit(Cut(job=job, reason=self._cut(running)))
             return
-        if outcome is not None and outcome[CAUSE] is not None:
-            reason, cause, outside = outcome[REASON], outcome[CAUSE], outcome[FROM_OUTSIDE]
-        else:
+        if outcome is None or outcome.cause is None:
             reason, cause = self._unsaid(running, died)
-            reason, outside = away or reason, True
-        failed = Failed(job=job, reason=reason, cause=cause, from_outside=outside)
+            outcome = Outcome(reason=away or reason, cause=cause, from_outside=True)
+        assert outcome.cause is not None
+        failed = Failed(job=job, **vars(outcome))
         # Where what it left cannot be read, another attempt would begin at nothing.
         may_retry = not self._stop.no_more and away is None
         retry = self._retry(failed) if may_retry else None
