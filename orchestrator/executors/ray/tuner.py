@@ -75,47 +75,35 @@ TOLD_AFTER = 60.0
 _ATTEMPTS = 2**31
 
 
+@dataclass(kw_only=True)
 class RayTuneExecutor:
-    """Runs jobs on Ray, as many at once as there is room for."""
+    """Runs jobs on Ray, as many at once as there is room for.
 
-    def __init__(
-        self,
-        *,
-        workdir: Path,
-        address: str | None = None,
-        max_concurrent: int | None = None,
-        begin_within: float = 600.0,
-        entry: str = "orchestrator.executors.base:execute",
-        stop: Stop | None = None,
-        early_stopping: EarlyStopping | None = None,
-        remote: Remote | None = None,
-    ) -> None:
-        """Nothing is started yet.
+    Attributes:
+        workdir: Ray's files lie in `ray/` below it while jobs run; with `address` and without
+            `remote`, all nodes must see it.
+        address: "auto" or "host:port" of a running cluster, which is left running; None: Ray
+            is started on this machine and stopped at the end.
+        max_concurrent: jobs at once, by default as many as fit. On this machine it is at most
+            that; on a cluster, jobs above it wait for the cluster to grow.
+        begin_within: seconds from a job's start to its first progress; then it has failed.
+        entry: what a worker calls with the job, a report function, and one that says whether it
+            is to stop.
+        stop: looked at while jobs run.
+        early_stopping: by what trainings are cut that may be.
+        remote: the storage by which workers have and leave files, where that is not the work
+            directory; then no node need see it.
+    """
 
-        Args:
-            workdir: Ray's files lie in `ray/` below it while jobs run; with `address` and without
-                `remote`, all nodes must see it.
-            address: "auto" or "host:port" of a running cluster, which is left running; None: Ray
-                is started on this machine and stopped at the end.
-            max_concurrent: jobs at once, by default as many as fit. On this machine it is at most
-                that; on a cluster, jobs above it wait for the cluster to grow.
-            begin_within: seconds from a job's start to its first progress; then it has failed.
-            entry: what a worker calls with the job, a report function, and one that says whether it
-                is to stop.
-            stop: looked at while jobs run.
-            early_stopping: by what trainings are cut that may be.
-            remote: the storage by which workers have and leave files, where that is not the work
-                directory; then no node need see it.
-        """
-        self._workdir = workdir
-        self._address = address
-        self._max_concurrent = max_concurrent
-        self._begin_within = begin_within
-        self._entry = entry
-        self._stop = stop or Stop()
-        self._early_stopping = early_stopping
-        self._remote = remote
-        self._folder: str | None = None  # for Tune's and Train's own files, while it is open
+    workdir: Path
+    address: str | None = None
+    max_concurrent: int | None = None
+    begin_within: float = 600.0
+    entry: str = "orchestrator.executors.base:execute"
+    stop: Stop = field(default_factory=Stop)
+    early_stopping: EarlyStopping | None = None
+    remote: Remote | None = None
+    _folder: str | None = field(default=None, init=False)  # Tune's and Train's, while it is open
 
     @contextlib.contextmanager
     def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -124,7 +112,7 @@ class RayTuneExecutor:
         Raises:
             UserError: no such cluster, or a worker can never be placed.
         """
-        with session(self._address, jobs), self._files() as folder:
+        with session(self.address, jobs), self._files() as folder:
             self._folder = folder
             try:
                 yield
@@ -133,7 +121,7 @@ class RayTuneExecutor:
 
     def slots(self, job: Job) -> int:
         """Return how many jobs as large as this run at once; within `opened`."""
-        return at_once(self._address, [job], self._max_concurrent)
+        return at_once(self.address, [job], self.max_concurrent)
 
     def run(
         self,
@@ -156,20 +144,20 @@ class RayTuneExecutor:
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
         searcher = JobSearcher(
             jobs,
-            at_once=at_once(self._address, jobs, self._max_concurrent),
+            at_once=at_once(self.address, jobs, self.max_concurrent),
             payload=self._payload,
-            stop=self._stop,
+            stop=self.stop,
         )
         desk = Desk()
-        if self._remote is not None:
-            desk = FarDesk(self._remote, self._workdir)
-        rule = self._early_stopping
+        if self.remote is not None:
+            desk = FarDesk(self.remote, self.workdir)
+        rule = self.early_stopping
         callback = TuneJobCallback(
-            searcher,
-            on_event,
-            again,
-            begin_within=self._begin_within,
-            stop=self._stop,
+            searcher=searcher,
+            on_event=on_event,
+            again=again,
+            begin_within=self.begin_within,
+            stop=self.stop,
             desk=desk,
             rule=rule,
         )
@@ -191,7 +179,7 @@ class RayTuneExecutor:
                         raise
         finally:
             desk.close()
-        if self._stop.asked:
+        if self.stop.asked:
             raise KeyboardInterrupt
 
     def _tune(
@@ -228,7 +216,7 @@ class RayTuneExecutor:
     @contextlib.contextmanager
     def _files(self) -> Iterator[str]:
         """A folder for Tune's and Train's own files, removed at the end."""
-        above = self._workdir.absolute() / "ray"
+        above = self.workdir.absolute() / "ray"
         above.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="run-", dir=above)
         try:
@@ -240,21 +228,21 @@ class RayTuneExecutor:
 
     def _payload(self, job: Job) -> JobPayload:
         staging = None
-        if self._remote is not None:
+        if self.remote is not None:
             # Imported here: it takes what only a worker needs otherwise.
             from orchestrator.executors.elsewhere import Elsewhere
 
             staging = Elsewhere(
-                remote=self._remote,
-                workdir=self._workdir.absolute(),
+                remote=self.remote,
+                workdir=self.workdir.absolute(),
                 token=f"{job.id}-{uuid.uuid4().hex[:12]}",
             )
         return JobPayload(
             job=job,
-            entry=self._entry,
+            entry=self.entry,
             resources=dict(request_of(job).each),
             placement=placement_of(request_of(job), living_nodes()),
-            begin_within=self._begin_within,
+            begin_within=self.begin_within,
             storage=tempfile.mkdtemp(prefix="train-", dir=self._folder),
             staging=staging,
         )
@@ -407,30 +395,19 @@ class _Running:
         return time.monotonic() - self.reported_at
 
 
+@dataclass(kw_only=True, eq=False)
 class TuneJobCallback(tune.Callback):  # type: ignore[misc]
     """Turns what Tune says of trials into events of jobs."""
 
-    def __init__(
-        self,
-        searcher: JobSearcher,
-        on_event: Callable[[Event], None],
-        again: Again | None,
-        *,
-        begin_within: float,
-        stop: Stop,
-        desk: Desk,
-        rule: EarlyStopping | None,
-    ) -> None:
-        super().__init__()
-        self.error: Exception | None = None  # what `on_event` or `again` raised
-        self._searcher = searcher
-        self._on_event = on_event
-        self._again = again
-        self._begin_within = begin_within
-        self._stop = stop
-        self._desk = desk
-        self._rule = rule
-        self._running: dict[str, _Running] = {}
+    searcher: JobSearcher
+    on_event: Callable[[Event], None]
+    again: Again | None
+    begin_within: float
+    stop: Stop
+    desk: Desk
+    rule: EarlyStopping | None
+    error: Exception | None = None  # what `on_event` or `again` raised
+    running: dict[str, _Running] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Be empty in the file that Tune writes for a restore: the ledger does that here."""
@@ -439,43 +416,43 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
     @property
     def only_waiting(self) -> bool:
         """Whether the run is to stop and no job is left that still has to end by itself."""
-        return self._stop.asked and not any(each.last for each in self._running.values())
+        return self.stop.asked and not any(each.last for each in self.running.values())
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tell jobs that the run is to stop: each leaves a checkpoint and ends."""
-        if not self._stop.asked:
+        if not self.stop.asked:
             return
-        for running in self._running.values():
+        for running in self.running.values():
             if running.last is not None and not running.told_to_stop:
                 with contextlib.suppress(OSError, StorageError):  # a full disk: later, perhaps
-                    self._desk.tell(running.job, STOP)
+                    self.desk.tell(running.job, STOP)
                     running.told_to_stop = True
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A job has its slot."""
-        job = self._searcher.job(trial)
-        self._running[job.id] = _Running(job=job)
-        self._desk.begun(job)
-        self._emit(Started(job=job))
+        job = self.searcher.job(trial)
+        self.running[job.id] = _Running(job=job)
+        self.desk.begun(job)
+        self._call(self.on_event, Started(job=job))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A job reported where it is, or how it ended."""
-        running = self._running[trial.config[PAYLOAD].job.id]
+        running = self.running[trial.config[PAYLOAD].job.id]
         running.process = result.get(PID)
         running.outcome = result.get(OUTCOME)
         if running.outcome is None:
             running.reported_at, running.last = time.monotonic(), result[PROGRESS]
-            self._emit(Progressed(job=running.job, progress=result[PROGRESS]))
+            self._call(self.on_event, Progressed(job=running.job, progress=result[PROGRESS]))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended: its job reported how, or Tune ended it."""
-        self._end(self._searcher.job(trial))
+        self._end(self.searcher.job(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A slot ended: its job reported how, or its process died."""
-        self._end(self._searcher.job(trial), died="killed, out of memory, or crashed")
+        self._end(self.searcher.job(trial), died="killed, out of memory, or crashed")
 
     def end_all(self, error: OutOfMemoryError) -> bool:
         """End all jobs that ran, since Ray killed a slot for memory and Tune all the others.
@@ -486,14 +463,14 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         Returns:
             whether there were any.
         """
-        running = list(self._running.values())
+        running = list(self.running.values())
         killed = [each for each in running if re.search(rf"\bpid={each.process}\b", str(error))]
         for each in running:
             if each in (killed or running):
                 self._end(each.job, died=NO_MEMORY)
             else:
                 self._end(each.job, died="Ray killed another trial for memory, and Tune ended all")
-        self._searcher.take_back()
+        self.searcher.take_back()
         return bool(running)
 
     def _end(self, job: Job, died: str | None = None) -> None:
@@ -503,41 +480,42 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
             job: the job.
             died: what became of its slot, where that did not end by itself.
         """
-        running = self._running.pop(job.id, None)
+        running = self.running.pop(job.id, None)
         if running is None:  # its slot never came
             running = _Running(job=job)
-            self._emit(Started(job=job))
+            self._call(self.on_event, Started(job=job))
         away = self._away(job)
         result = read_result(job.folder)
         if result is not None:  # written last: whatever came after it took nothing away
-            self._searcher.ended(job, None)
-            self._emit(Finished(job=job, result=result))
+            self.searcher.ended(job, None)
+            self._call(self.on_event, Finished(job=job, result=result))
             return
         outcome = running.outcome
-        if outcome is None and died is None and not self._stop.asked and self._rule is not None:
-            self._searcher.ended(job, None)
-            self._emit(Cut(job=job, reason=self._cut(running)))
+        if outcome is None and died is None and not self.stop.asked and self.rule is not None:
+            self.searcher.ended(job, None)
+            self._call(self.on_event, Cut(job=job, reason=self._cut(running)))
             return
         if outcome is None or outcome.cause is None:
             reason, cause = self._unsaid(running, died)
             outcome = Outcome(reason=away or reason, cause=cause, from_outside=True)
         assert outcome.cause is not None
         failed = Failed(job=job, **vars(outcome))
+        retry: Job | None = None
         # Where what it left cannot be read, another attempt would begin at nothing.
-        may_retry = not self._stop.no_more and away is None
-        retry = self._retry(failed) if may_retry else None
-        self._searcher.ended(job, retry)
-        self._emit(replace(failed, again=retry))
+        if self.again is not None and not self.stop.no_more and away is None:
+            retry = self._call(self.again, failed)
+        self.searcher.ended(job, retry)
+        self._call(self.on_event, replace(failed, again=retry))
 
     def _unsaid(self, running: _Running, died: str | None) -> tuple[str, Cause]:
         """Return why a job ended that did not say so itself."""
         if died is None:
-            if self._stop.asked:
+            if self.stop.asked:
                 return "stopped before it began", "stopped"
             return f"its worker left no result in {running.job.folder}", "own"
         silent, stall_after = running.silent_for(), running.job.config.engine.stall_after
-        if running.last is None and silent > 0.95 * self._begin_within:
-            return f"its worker did not begin within {self._begin_within:.0f} s", "lost"
+        if running.last is None and silent > 0.95 * self.begin_within:
+            return f"its worker did not begin within {self.begin_within:.0f} s", "lost"
         if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
             where = f"{running.last.phase} {running.last.done}/{running.last.total}"
             reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
@@ -545,37 +523,29 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "lost"
 
     def _cut(self, running: _Running) -> str:
-        assert self._rule is not None
+        assert self.rule is not None
         if running.last is None:
-            return f"cut by early stopping ({self._rule.words})"
-        value = running.last.figures.get(self._rule.metric, math.nan)
+            return f"cut by early stopping ({self.rule.words})"
+        value = running.last.figures.get(self.rule.metric, math.nan)
         return (
-            f"cut by early stopping ({self._rule.words}) at step {running.last.done} of "
-            f"{running.last.total}, {self._rule.metric} {value:.4g}"
+            f"cut by early stopping ({self.rule.words}) at step {running.last.done} of "
+            f"{running.last.total}, {self.rule.metric} {value:.4g}"
         )
 
     def _away(self, job: Job) -> str | None:
         """Have here what a job left; return why that cannot be had."""
         try:
-            self._desk.ended(job)
+            self.desk.ended(job)
         except (StorageError, OSError) as error:
             return f"{reason_of(error)}: give the same command again when it is back"
         return None
 
-    def _retry(self, failed: Failed) -> Job | None:
-        if self._again is None or self.error is not None:
+    def _call(self, function: Callable[[Any], Any], event: Event) -> Any:
+        """Call what is not ours; where it raises, keep that, and call nothing more."""
+        if self.error is not None:
             return None
         try:
-            return self._again(failed)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def _emit(self, event: Event) -> None:
-        if self.error is not None:
-            return
-        try:
-            self._on_event(event)
+            return function(event)
         except Exception as error:
             self.error = error
             raise
