@@ -30,7 +30,7 @@ from chip_core.workers import PATIENCE
 from orchestrator.executors.base import STOP, Cause, Job, cause_of, keep_traceback, reason_of
 
 if TYPE_CHECKING:
-    from orchestrator.executors.elsewhere import Elsewhere
+    from orchestrator.storage.staging import StagingSpec
 
 #: The one key of a Tune trial's configuration.
 PAYLOAD = "payload"
@@ -60,7 +60,7 @@ class JobPayload:
     placement: str  # Ray's strategy for the workers of one job
     begin_within: float  # seconds until its first progress, and that its workers wait for a place
     storage: str  # Train's own files
-    staging: Elsewhere | None  # where workers do not see the job's folder
+    staging: StagingSpec | None  # where workers do not see the job's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +195,10 @@ def run_job(payload: JobPayload, report: Report) -> Outcome:
     if payload.staging is None:
         return _run(payload, job.folder, lambda told: job, report)
     try:
-        with payload.staging.hand(job.folder) as hand:
-            return _run(payload, hand.folder, lambda told: hand.brought(job, told), report)
+        with payload.staging.workspace(job.folder) as workspace:
+            return _run(
+                payload, workspace.folder, lambda told: workspace.brought(job, told), report
+            )
     except Exception as error:  # what the job left cannot be copied
         return Outcome(cause=cause_of(error), reason=reason_of(error))
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +42,6 @@ from orchestrator.executors.base import (
     Started,
     reason_of,
 )
-from orchestrator.executors.desk import Desk, FarDesk
 from orchestrator.executors.ray.session import (
     HEAD_NODE,
     at_once,
@@ -64,6 +62,7 @@ from orchestrator.executors.ray.slot import (
 )
 from orchestrator.placement import DRIVER, placement_of
 from orchestrator.stopping import Stop
+from orchestrator.storage.channel import JobChannel, RemoteJobChannel
 from orchestrator.storage.remote import Remote
 from orchestrator.study_early import EarlyStopping
 
@@ -148,9 +147,9 @@ class RayTuneExecutor:
             payload=self._payload,
             stop=self.stop,
         )
-        desk = Desk()
+        channel = JobChannel()
         if self.remote is not None:
-            desk = FarDesk(self.remote, self.workdir)
+            channel = RemoteJobChannel(self.remote, self.workdir)
         rule = self.early_stopping
         callback = TuneJobCallback(
             searcher=searcher,
@@ -158,7 +157,7 @@ class RayTuneExecutor:
             again=again,
             begin_within=self.begin_within,
             stop=self.stop,
-            desk=desk,
+            channel=channel,
             rule=rule,
         )
         scheduler = FIFOScheduler() if rule is None else scheduler_of(rule)
@@ -178,7 +177,7 @@ class RayTuneExecutor:
                     if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
                         raise
         finally:
-            desk.close()
+            channel.close()
         if self.stop.asked:
             raise KeyboardInterrupt
 
@@ -230,13 +229,9 @@ class RayTuneExecutor:
         staging = None
         if self.remote is not None:
             # Imported here: it takes what only a worker needs otherwise.
-            from orchestrator.executors.elsewhere import Elsewhere
+            from orchestrator.storage.staging import StagingSpec
 
-            staging = Elsewhere(
-                remote=self.remote,
-                workdir=self.workdir.absolute(),
-                token=f"{job.id}-{uuid.uuid4().hex[:12]}",
-            )
+            staging = StagingSpec.for_attempt(job, self.remote, self.workdir.absolute())
         return JobPayload(
             job=job,
             entry=self.entry,
@@ -404,7 +399,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
     again: Again | None
     begin_within: float
     stop: Stop
-    desk: Desk
+    channel: JobChannel
     rule: EarlyStopping | None
     error: Exception | None = None  # what `on_event` or `again` raised
     running: dict[str, _Running] = field(default_factory=dict)
@@ -425,14 +420,14 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         for running in self.running.values():
             if running.last is not None and not running.told_to_stop:
                 with contextlib.suppress(OSError, StorageError):  # a full disk: later, perhaps
-                    self.desk.tell(running.job, STOP)
+                    self.channel.tell(running.job, STOP)
                     running.told_to_stop = True
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A job has its slot."""
         job = self.searcher.job(trial)
         self.running[job.id] = _Running(job=job)
-        self.desk.begun(job)
+        self.channel.begun(job)
         self._call(self.on_event, Started(job=job))
 
     def on_trial_result(
@@ -535,7 +530,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
     def _away(self, job: Job) -> str | None:
         """Have here what a job left; return why that cannot be had."""
         try:
-            self.desk.ended(job)
+            self.channel.ended(job)
         except (StorageError, OSError) as error:
             return f"{reason_of(error)}: give the same command again when it is back"
         return None
