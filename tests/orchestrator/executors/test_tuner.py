@@ -71,7 +71,7 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     monkeypatch.setattr(tuner, "session", connected)
     monkeypatch.setattr(tuner, "at_once", lambda *given: 2)
     monkeypatch.setattr(tuner, "living_nodes", lambda: [])
-    monkeypatch.setattr(tuner.tune, "Tuner", FirstRunIsKilled)
+    monkeypatch.setattr("ray.tune.Tuner", FirstRunIsKilled)
     FirstRunIsKilled.runs = 0
     events: list[Event] = []
 
