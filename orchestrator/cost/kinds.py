@@ -96,6 +96,18 @@ def answer_kind(config: TrialConfig, settings: BenchmarkConfig) -> str:
     )
 
 
+def score_kind(settings: BenchmarkConfig) -> str:
+    """Return the kind of a benchmark's scoring, whatever model answered.
+
+    Args:
+        settings: the benchmark's.
+    """
+    scored = settings.model_dump(mode="json")
+    for name in ("limit", "max_new_tokens", "num_beams"):
+        scored.pop(name)
+    return _hash("score", benchmark=scored)
+
+
 def pass_kind(config: TrialConfig, group: Sequence[ReferencePass]) -> str:
     """Return the kind of passes that are made together.
 

@@ -119,7 +119,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             for whole, one in zip(both["train"], step, strict=True)
         ]
     for key, evaluation in result.evaluations.items():
-        seconds[f"answer {key}"] = [value / evaluation.items for value in both[f"score {key}"]]
+        for what in (f"answer {key}", f"score {key}"):
+            seconds[what] = [value / evaluation.items for value in both[what]]
     sizes = {"memory": _peak(result.machine)}
     if (folder / MODEL).is_dir():
         files = (folder / MODEL).rglob("*")

@@ -25,7 +25,7 @@ from orchestrator.cost.kinds import (
     start_kind,
     training_kind,
 )
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, answers_of
 from orchestrator.passes import PlannedPass, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.search import expected
@@ -33,7 +33,7 @@ from orchestrator.search import expected
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Questions of one benchmark that are still to be answered."""
+    """Questions of one benchmark that are still to be answered or scored."""
 
     settings: BenchmarkConfig
     kind: str
@@ -51,6 +51,7 @@ class TrialWork:
     rows: int | None  # of its data; None: not known on this machine
     asked: Mapping[str, Asked]  # by "report/shapes"
     offered: tuple[ReferencePass, ...] = ()  # the stores that its training reads
+    answered: bool = False  # its answers are there: they are scored, without its model
 
     @property
     def config(self) -> TrialConfig:
@@ -134,10 +135,11 @@ def _of_trial(
     rows_of: object,
 ) -> TrialWork:
     config, record = trial.config, ledger[trial.fingerprint]
+    answered = answers_of(trial, record, storage) is not None
     trained = record.model is not None and (storage / record.model / MODEL).is_dir()
     training, rows = None, None
     missing = set(record.missing(trial))
-    if not trial.untrained and not trained:
+    if not trial.untrained and not trained and not answered:
         missing = set(trial.evaluations)  # trained anew: everything is scored
         features = any(one.kind == "features" for one in offered)
         training = training_kind(config, reference_of(config, offered), features=features)
@@ -160,6 +162,7 @@ def _of_trial(
         rows=rows,
         asked=asked,
         offered=offered,
+        answered=answered,
     )
 
 

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,7 +22,7 @@ from chip_core.errors import (
 from chip_core.files import is_full
 from chip_core.machine import cpu_seconds
 from chip_core.places import Places
-from chip_core.results import Progress, TrialResult
+from chip_core.results import AnsweredTrial, Progress, TrialResult
 from chip_core.training.store.passes import Offered, Part
 
 #: Where a failed job's traceback is, in its folder.
@@ -35,7 +35,11 @@ COPYING = "copy from the storage"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt at a trial, or a share of a reference pass: all that a worker needs."""
+    """One step of an attempt at a trial, or a share of a reference pass: all that a worker needs.
+
+    A trial has two steps: its model is trained and answers its benchmarks, and its answers are
+    scored by rules and judges, which needs neither the model nor a GPU.
+    """
 
     id: str  # short, unique in a run; safe in file names
     name: str  # for people
@@ -48,6 +52,7 @@ class Job:
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
     offered: Offered | None = None  # the stores of reference passes that it may read
     part: Part | None = None  # make this share of a reference pass, and nothing else
+    answers: Path | None = None  # score the answers of this attempt's folder, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # what is to be said of this attempt
     #: brings what the first worker left in `folder` to the machines of all, who call it together
@@ -56,12 +61,31 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether it is a training that is to be made, or gone on with."""
-        return not self.untrained and self.trained_model is None and self.part is None
+        return not (self.untrained or self.trained_model or self.part or self.scores)
+
+    @property
+    def scores(self) -> bool:
+        """Whether answers that are there are scored: without a model, on a CPU."""
+        return self.answers is not None
 
     @property
     def workers(self) -> int:
         """How many processes share it: those of a training; scoring is one's work."""
         return self.config.engine.workers_per_trial if self.trains else 1
+
+    def scoring(self) -> Job:
+        """Return the step after this one: its answers are scored, in the same folder."""
+        head, _, attempt = self.id.rpartition("-")
+        return replace(
+            self,
+            id=f"{head}-score-{attempt}",
+            answers=self.folder,
+            trained_model=None,
+            resume_from=None,
+            earlier=(),
+            offered=None,
+            may_be_cut=False,
+        )
 
 
 #: What ended an attempt: its own (a wrong configuration, a loss that is no number, a bug), a worker
@@ -82,6 +106,15 @@ class Progressed:
 
     job: Job
     progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A job has ended well, and the answers that it left are still to be scored."""
+
+    job: Job
+    answered: AnsweredTrial
+    scoring: Job  # the trial's next step, which this run makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +148,14 @@ class Cut:
     reason: str
 
 
-Event = Started | Progressed | Finished | Failed | Cut
+Event = Started | Progressed | Answered | Finished | Failed | Cut
 
 
 class Executor(Protocol):
-    """Runs jobs. Every job gets one Started, then one Finished, Failed or Cut; the others go on.
+    """Runs jobs. Each gets one Started, then one Answered, Finished, Failed or Cut; others go on.
 
-    A job that is tried again is another job: Failed names it, and it is the next to begin.
+    A trial's next step is another job, which Answered names, and so is its next attempt, which
+    Failed names: it is the next to begin.
     """
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
@@ -147,19 +181,38 @@ class Executor(Protocol):
 
 def execute(
     job: Job, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False
-) -> TrialResult:
-    """Run one job in this process; it ends at its next step or batch where `stop` says so."""
+) -> TrialResult | AnsweredTrial:
+    """Run one job in this process; it ends at its next step or batch where `stop` says so.
+
+    Returns:
+        what the trial came to; its answers, where they are scored by a job of their own
+        (`Job.scoring`).
+    """
     began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
     if job.part is not None:
+        from chip_core.phases import stopped_by
         from chip_core.training.store.build import run_part
-        from chip_core.trial import stopped_by
 
         told = stopped_by(stop, report)
         return run_part(job.part, job.config, folder=job.folder, report=told)
-    from chip_core.trial import run_trial
+    if job.answers is not None:
+        from chip_core.trial_scoring import score_trial
 
-    return run_trial(
+        return score_trial(
+            job.config,
+            folder=job.folder,
+            answers=job.answers,
+            report=report,
+            places=job.places,
+            stop=stop,
+            began=began,
+            began_cpu=began_cpu,
+        )
+    from chip_core.trial import answer_trial, score_trial
+    from chip_core.workers import current
+
+    answered = answer_trial(
         job.config,
         folder=job.folder,
         report=report,
@@ -174,6 +227,11 @@ def execute(
         stop=stop,
         notes=job.notes,
         share=job.share or (lambda: None),
+    )
+    if answered.answers:
+        return answered
+    return current().from_first(
+        lambda: score_trial(job.config, folder=job.folder, answers=job.folder, places=job.places)
     )
 
 

@@ -124,7 +124,9 @@ class Hand:
                 self._fetch(self._below(job.trained_model), on_file, weights=True)
             if job.resume_from is not None:
                 self._fetch_resumed(job, job.resume_from, on_file)
-            if _judged(job):
+            if job.answers is not None:
+                self._fetch(self._below(job.answers), on_file)
+            if job.scores and _judged(job):
                 self._replies.bring()
             if offered is not None:
                 for one in offered.passes:
@@ -141,6 +143,7 @@ class Hand:
             trained_model=None if job.trained_model is None else self.moved(job.trained_model),
             resume_from=None if job.resume_from is None else self.moved(job.resume_from),
             earlier=tuple(self.moved(folder) for folder in job.earlier),
+            answers=None if job.answers is None else self.moved(job.answers),
             places=replace(job.places, judge_cache=self._replies.folder),
             offered=offered,
             part=part,

@@ -140,7 +140,9 @@ def state(trial: Trial, record: TrialRecord) -> str:
     if record.failure is not None:
         return f"{'killed' if record.killed else 'failed'}: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):
-        return f"to score: {', '.join(record.missing(trial))}"
+        missing = record.missing(trial)
+        answered = all(trial.evaluations[key] in record.answers for key in missing)
+        return f"{'answered, ' if answered else ''}to score: {', '.join(missing)}"
     return "to run"
 
 

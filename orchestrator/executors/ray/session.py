@@ -24,6 +24,10 @@ from orchestrator.executors.ray.token import keep_token_private
 #: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
 DRIVER = "chip_driver"
 
+#: Jobs that score answers at once, on the head node: one for each core of this machine. They take
+#: no CPU of Ray's, or they would wait until the trainings, which hold them all, have ended.
+SCORING_AT_ONCE = os.cpu_count() or 1
+
 #: What every cluster's head node has one unit of; Tune does not place a driver that takes nothing.
 HEAD_NODE = "node:__internal_head__"
 
@@ -102,11 +106,15 @@ def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
 def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None) -> int:
     """Return how many jobs run at once: as many as fit, or as many as wanted.
 
-    On this machine, never more than fit. On a cluster, more wait for it to grow.
+    On this machine, never more than fit. On a cluster, more wait for it to grow. Jobs that score
+    answers are not counted: see `SCORING_AT_ONCE`.
 
     Raises:
         UserError: not even one fits.
     """
+    jobs = [job for job in jobs if not job.scores]
+    if not jobs:
+        return 1
     if address is None:
         return min(wanted or len(jobs), _slots(jobs, [_machine()], "this machine"))
     if wanted is None:
@@ -144,7 +152,7 @@ def living_nodes() -> list[dict[str, float]]:
 @contextlib.contextmanager
 def _started(jobs: Sequence[Job]) -> Iterator[None]:
     machine = _machine()
-    _slots(jobs, [machine], "this machine")
+    _slots([job for job in jobs if not job.scores], [machine], "this machine")
     keep_token_private()
     # Sockets lie in it, and their paths must be short.
     folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
@@ -156,7 +164,7 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
                 address="local",
                 num_cpus=int(machine["CPU"]),
                 num_gpus=int(machine["GPU"]),
-                resources={DRIVER: max(len(jobs), int(machine["CPU"]))},
+                resources={DRIVER: max(len(jobs), int(machine["CPU"])) + SCORING_AT_ONCE},
                 object_store_memory=OBJECT_STORE,
                 include_dashboard=False,
                 log_to_driver=False,

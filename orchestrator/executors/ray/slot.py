@@ -2,7 +2,8 @@
 
 A job of one worker runs in the slot itself, by Ray Train's local mode: the next job finds imports,
 the device's context and the base model as this one left them. A job of several workers is a
-`TorchTrainer` of its own, and the slot waits for it.
+`TorchTrainer` of its own, and the slot waits for it. Answers are scored in slots that have no GPU,
+beside the next trials' training.
 """
 
 from __future__ import annotations
@@ -109,7 +110,12 @@ def run_slot(config: dict[str, Any]) -> None:
     """
     payload: JobPayload = config[PAYLOAD]
     free_memory()
-    outcome = run_here(payload) if payload.job.workers == 1 else run_workers(payload)
+    if payload.job.scores:
+        outcome = run_job(payload, throttled(report_to_tune))  # nothing for Train to do: no torch
+    elif payload.job.workers == 1:
+        outcome = run_here(payload)
+    else:
+        outcome = run_workers(payload)
     tune.report(outcome.metrics())
     if outcome.cause is not None:
         raise SlotRetired(outcome.reason)

@@ -27,10 +27,11 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from chip_core.errors import StorageError
-from chip_core.results import Progress, read_result
+from chip_core.results import Progress, read_answered, read_result
 from orchestrator.executors.base import (
     STOP,
     Again,
+    Answered,
     Cause,
     Cut,
     Event,
@@ -45,6 +46,7 @@ from orchestrator.executors.desk import Desk, FarDesk
 from orchestrator.executors.ray.session import (
     DRIVER,
     HEAD_NODE,
+    SCORING_AT_ONCE,
     at_once,
     living_nodes,
     placement_of,
@@ -245,10 +247,11 @@ def slot_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """Return what a job's slot asks Tune for.
 
     A job of one worker: all that the worker has. One of several: next to nothing, since Train asks
-    for its workers itself; the slot must not take a place that they wait for.
+    for its workers itself; the slot must not take a place that they wait for. One that scores
+    answers: no GPU, and a place on the head node, which trainings do not wait for.
     """
     payload: JobPayload = config[PAYLOAD]
-    if payload.job.workers == 1:
+    if payload.job.workers == 1 and not payload.job.scores:
         return tune.PlacementGroupFactory([payload.resources])
     there = DRIVER in ray.cluster_resources()
     return tune.PlacementGroupFactory([{DRIVER: 1} if there else {HEAD_NODE: 0.001}])
@@ -321,7 +324,7 @@ class JobSearcher(Searcher):  # type: ignore[misc]
 
         Args:
             jobs: in their order.
-            at_once: how many run at the same time.
+            at_once: how many run at the same time; those that score answers are not counted.
             payload: makes what travels of a job, when its turn has come.
             stop: looked at before each.
         """
@@ -331,27 +334,31 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         self._payload = payload
         self._stop = stop
         self._given: dict[str, Job] = {}  # by id, those that have not ended
+        self._begun: set[str] = set()  # ids of further steps of trials that have begun
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next job's settings; None: not now; FINISHED: never."""
         if self._stop.no_more:
-            self._left.clear()
-        if not self._left:
-            return None if self._given else Searcher.FINISHED
-        if len(self._given) >= self._at_once:
-            return None
-        job = self._left.popleft()
-        self._given[job.id] = job
-        return {PAYLOAD: self._payload(job)}
+            self._left = deque(job for job in self._left if job.id in self._begun)
+        scoring = sum(job.scores for job in self._given.values())
+        training = len(self._given) - scoring
+        for job in self._left:
+            if (scoring < SCORING_AT_ONCE) if job.scores else (training < self._at_once):
+                self._left.remove(job)
+                self._given[job.id] = job
+                return {PAYLOAD: self._payload(job)}
+        return None if self._left or self._given else Searcher.FINISHED
 
     def job(self, trial: Any) -> Job:
         """Return the job of a Tune trial that has not ended."""
         return self._given[trial.config[PAYLOAD].job.id]
 
-    def ended(self, job: Job, retry: Job | None) -> None:
-        """Take note that a job has ended; its trial's next attempt is the next to begin."""
-        if retry is not None:
-            self._left.appendleft(retry)
+    def ended(self, job: Job, following: Job | None) -> None:
+        """Take note that a job has ended; its trial's next step or attempt is the next to begin."""
+        if following is not None:
+            self._left.appendleft(following)
+            if following.scores:
+                self._begun.add(following.id)
         del self._given[job.id]
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -466,6 +473,12 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         if result is not None:  # written last: whatever came after it took nothing away
             self._searcher.ended(job, None)
             self._emit(Finished(job=job, result=result))
+            return
+        answered = None if job.scores else read_answered(job.folder)
+        if answered is not None:
+            scoring = job.scoring()
+            self._emit(Answered(job=job, answered=answered, scoring=scoring))
+            self._searcher.ended(job, scoring)
             return
         outcome = running.outcome
         if outcome is None and died is None and not self._stop.asked and self._rule is not None:
