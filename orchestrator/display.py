@@ -31,8 +31,8 @@ _TRAINING = 4.0  # of a benchmark's answers: training takes most of a trial's ti
 _SCORING = 0.1  # likewise: of scoring them by rules
 _BEFORE = ("start", COPYING, "check data")  # phases before the work whose share is told
 _STYLES = {
-    "running": "cyan", "answered": "cyan", "done": "green", "failed": "bold red", "killed": "red", "cut": "yellow",
-    "waiting": "dim",
+    "running": "cyan", "answered": "cyan", "done": "green", "failed": "bold red",
+    "killed": "red", "cut": "yellow", "waiting": "dim",
 }  # fmt: skip
 
 
@@ -254,8 +254,12 @@ class PlainDisplay:
         ended = sum(board.count(state) for state in ("done", "failed", "killed", "cut"))
         tally = f"[{ended}/{len(board.lines)}, {_left(board.overall_eta())} left]"
         match event:
+            case Started() if line.job.scores and line.progress is not None:
+                pass  # a further step of a trial that has begun
             case Started():
                 self._say(f"{line.trial.name}: started")
+            case Answered():
+                self._say(f"{line.trial.name}: answered, to be scored")
             case Finished():
                 self._say(f"{line.trial.name}: done in {line.ended - line.began:.0f} s {tally}")
             case Failed(again=Job() as following):

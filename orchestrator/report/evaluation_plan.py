@@ -17,7 +17,7 @@ from orchestrator.plan import Plan, Trial
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
-    """Say how many questions each benchmark asks, how they are scored, and what that took so far."""
+    """Say how many questions each benchmark asks, how they are scored, and what it took so far."""
     counted: dict[str, int | None] = {}
     parts = []
     for side, settings in sides(plan.study.benchmarks):

@@ -16,7 +16,14 @@ from chip_core.errors import (
     TrialError,
 )
 from chip_core.files import write_json
-from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.results import (
+    RESULT,
+    AnsweredTrial,
+    Answers,
+    Progress,
+    TrialResult,
+    write_answered,
+)
 from chip_core.workers import current
 from orchestrator.executors.base import Job, execute
 from orchestrator.executors.ray.session import ENVIRONMENT
@@ -44,6 +51,21 @@ def _steps(job: Job, report: Report, stop: Stop) -> None:
 
 
 _again = _steps
+
+
+def _answers(job: Job, report: Report, stop: Stop) -> None:
+    """Answer; and, as the next step, score that."""
+    report(Progress(phase="start", done=0, total=1))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    step = "scoring" if job.scores else "answering"
+    (job.folder / f"{step}-process").write_text(str(os.getpid()))
+    if job.scores:
+        assert job.answers == job.folder
+        write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds={})))
+    else:
+        answers = {"report/shapes": Answers(items=1, responses="responses/report-shapes.jsonl")}
+        answered = AnsweredTrial(steps=3, answers=answers, evaluations={}, seconds={})
+        write_answered(job.folder, answered)
 
 
 def _environment(job: Job, report: Report, stop: Stop) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import ray
 
-from chip_core.results import TrialResult, read_result
+from chip_core.results import AnsweredTrial, TrialResult, read_answered, read_result
 from orchestrator.executors import inline
 from orchestrator.executors.base import Cut, Event, Finished, Job
 from orchestrator.executors.inline import InlineExecutor
@@ -26,9 +26,10 @@ from .conformance import CAUSES, QUESTIONS, Backend, a_stop_lets_a_job_leave_a_c
 
 HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
-ALONE = ["steps", "steps", "not_finite", "steps", "boom", "no_room", "disk_full", "storage_away"]
+ALONE = ["steps", "steps", "not_finite", "steps", "boom", "no_room", "disk_full", "storage_away",
+         "answers", "steps"]  # fmt: skip
 ON_RAY = [*ALONE, "killed"]
-OF_TWO = ["steps", "second_fails", "second_dies"]
+OF_TWO = ["steps", "second_fails", "second_dies", "answers"]
 
 #: With two workers each job starts four processes or more: by hand, where the machine is quiet.
 KINDS = [
@@ -39,11 +40,11 @@ KINDS = [
 ]
 
 
-def played(job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop) -> TrialResult:
+def played(job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop) -> TrialResult | AnsweredTrial:
     """Run a job of ray_jobs.py in this process."""
     job.folder.mkdir(parents=True, exist_ok=True)
     ray_jobs.play(job, report, stop)
-    result = read_result(job.folder)
+    result = read_result(job.folder) or read_answered(job.folder)
     assert result is not None
     return result
 
@@ -57,7 +58,7 @@ def opened(
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if kind == "fake":
             lost = {name: [cause] for name, cause in CAUSES.items()}
-            fake = FakeExecutor(lost=lost, stop=stop)  # type: ignore[arg-type]
+            fake = FakeExecutor(lost=lost, stop=stop, answers={"answers"})  # type: ignore[arg-type]
             backend = Backend(executor=fake, stop=stop, names=ON_RAY, folder=folder)
         elif kind == "inline":
             patch.setattr(inline, "execute", played)
@@ -102,6 +103,12 @@ def test_a_slot_is_used_again_until_a_job_fails_in_it(
     first, second, _, third = (job for job in backend.jobs[:4])
     assert backend.process(first) == backend.process(second) != backend.process(third)
     assert not psutil.pid_exists(int(backend.process(first)))
+    # Answers are scored in a slot of another kind, and the next job finds the training's free.
+    [answers] = [job for job in backend.jobs if job.name == "answers"]
+    answering, scoring = (
+        (answers.folder / f"{step}-process").read_text() for step in ("answering", "scoring")
+    )
+    assert answering != scoring
 
 
 def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) -> None:
