@@ -119,9 +119,7 @@ def test_answers_to_other_questions_are_refused(
             )
         }
     )
-    with pytest.raises(
-        TrialError, match="holds answers to other questions than the benchmark asks now"
-    ):
+    with pytest.raises(TrialError, match="holds answers to other questions than the benchm"):
         score_trial(more, folder=tmp_path, answers=answered)
 
 
