@@ -16,8 +16,8 @@ from typing import Any
 from chip_core.errors import StorageError
 from orchestrator.cluster.cluster_file import SETTINGS, ClusterFile, Problem
 from orchestrator.cluster.head import Head
-from orchestrator.cluster.room import DRIVER
 from orchestrator.cluster.versions import differences, here
+from orchestrator.placement import DRIVER
 from orchestrator.storage.remote import Remote
 
 MARK = "CHIP-ABLATE-LIVE "  # before the JSON, which Ray's own words may surround

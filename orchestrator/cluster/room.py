@@ -14,17 +14,14 @@ from chip_core.config import EngineConfig
 from chip_core.validation import set_key
 from orchestrator.cluster.cluster_file import LOCAL, SETTINGS, ClusterFile, Problem
 from orchestrator.cluster.node_types import NodeType, node_types
+from orchestrator.placement import DRIVER, Request, amounts, fitting, resources_of, slots
 from orchestrator.study import Study
-
-DRIVER = "chip_driver"  # as orchestrator.executors.ray.session names it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class Need(Request):
     """What each trial of a study takes."""
 
-    workers: int
-    each: Mapping[str, float]  # of a worker, in Ray's names
     trials: int
 
 
@@ -46,11 +43,13 @@ def need_of(study: Study) -> Need:
                 if key.startswith("engine."):
                     set_key(tree, key, value)
         engines.append(EngineConfig.model_validate(tree["engine"]))
-    gpus = max(engine.gpus_per_worker for engine in engines)
-    cpus = max(engine.cpus_per_worker for engine in engines)
+    largest = EngineConfig(
+        gpus_per_worker=max(engine.gpus_per_worker for engine in engines),
+        cpus_per_worker=max(engine.cpus_per_worker for engine in engines),
+    )
     return Need(
         workers=max(engine.workers_per_trial for engine in engines),
-        each={"CPU": float(cpus)} | ({"GPU": gpus} if gpus else {}),
+        each=resources_of(largest),
         trials=len(study.cells) * len(study.seeds),
     )
 
@@ -60,12 +59,12 @@ def room(kinds: Sequence[NodeType], need: Need) -> Room:
 
     A trial lies on one machine where one is large enough, else over several.
     """
-    fitting = [(_fitting(kind.resources, need.each), kind.most) for kind in kinds]
-    slots = sum(fit * most for fit, most in fitting)
-    whole = sum(fit // need.workers * most for fit, most in fitting)
-    drivers = sum(kind.resources.get(DRIVER, 0) * kind.most for kind in kinds)
-    fit = whole or slots // need.workers
-    return Room(slots=slots, at_once=min(fit, need.trials, int(drivers)))
+    nodes = [kind.resources for kind in kinds for _ in range(kind.most)]
+    drivers = sum(node.get(DRIVER, 0) for node in nodes)
+    return Room(
+        slots=sum(fitting(node, need.each) for node in nodes),
+        at_once=min(slots(need, nodes), need.trials, int(drivers)),
+    )
 
 
 def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
@@ -100,19 +99,13 @@ def room_problems(cluster: ClusterFile, need: Need) -> Iterator[Problem]:
     found = room(kinds, need)
     if found.slots >= need.workers:
         return
-    asked = " and ".join(f"{amount:g} {name}" for name, amount in need.each.items())
     there = "; ".join(f"{kind.most} × {_words(kind.resources)}" for kind in workers)
     yield Problem(
         key=workers[0].key if workers else "available_node_types",
-        what=f"a trial has {need.workers} worker(s) of {asked} each, and room is for "
+        what=f"a trial has {need.workers} worker(s) of {amounts(need.each)} each, and room is for "
         f"{found.slots} ({there or 'no workers'}): take larger or more machines, or lower "
         "engine.workers_per_trial, engine.gpus_per_worker or engine.cpus_per_worker",
     )
-
-
-def _fitting(has: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    """Return how many workers fit a machine: 0.6 GPU holds three of 0.2, which floats deny."""
-    return int(min(has.get(name, 0) / amount for name, amount in wanted.items()) + 1e-6)
 
 
 def _words(resources: Mapping[str, float]) -> str:

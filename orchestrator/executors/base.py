@@ -6,11 +6,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from chip_core.config import TrialConfig
 from chip_core.errors import (
     MemoryFullError,
     StoppedError,
@@ -21,71 +19,15 @@ from chip_core.errors import (
 )
 from chip_core.files import is_full
 from chip_core.machine import cpu_seconds
-from chip_core.places import Places
 from chip_core.results import AnsweredTrial, Progress, TrialResult
-from chip_core.training.store.passes import Offered, Part
+
+# The storage, which is below executors, needs them too.
+from orchestrator.job import COPYING as COPYING
+from orchestrator.job import STOP as STOP
+from orchestrator.job import Job as Job
 
 #: Where a failed job's traceback is, in its folder.
 TRACEBACK = "traceback.txt"
-#: There while a job is to end at its next step or batch, in its folder.
-STOP = "stop"
-#: The phase in which files that a job needs are copied to its machine.
-COPYING = "copy from the storage"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One step of an attempt at a trial, or a share of a reference pass: all that a worker needs.
-
-    A trial has two steps: its model is trained and answers its benchmarks, and its answers are
-    scored by rules and judges, which needs neither the model nor a GPU.
-    """
-
-    id: str  # short, unique in a run; safe in file names
-    name: str  # for people
-    config: TrialConfig  # its benchmarks are those still to be scored
-    folder: Path  # the attempt's own
-    untrained: bool = False  # score the model as it is
-    trained_model: Path | None = None  # score this model, trained by an earlier attempt
-    resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
-    places: Places = Places()  # where benchmarks' data and judges' replies lie
-    earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
-    offered: Offered | None = None  # the stores of reference passes that it may read
-    part: Part | None = None  # make this share of a reference pass, and nothing else
-    answers: Path | None = None  # score the answers of this attempt's folder, and nothing else
-    may_be_cut: bool = False  # whether early stopping may end its training
-    notes: tuple[str, ...] = ()  # what is to be said of this attempt
-    #: brings what the first worker left in `folder` to the machines of all, who call it together
-    share: Callable[[], None] | None = None
-
-    @property
-    def trains(self) -> bool:
-        """Whether it is a training that is to be made, or gone on with."""
-        return not (self.untrained or self.trained_model or self.part or self.scores)
-
-    @property
-    def scores(self) -> bool:
-        """Whether answers that are there are scored: without a model, on a CPU."""
-        return self.answers is not None
-
-    @property
-    def workers(self) -> int:
-        """How many processes share it: those of a training; scoring is one's work."""
-        return self.config.engine.workers_per_trial if self.trains else 1
-
-    def scoring(self) -> Job:
-        """Return the step after this one: its answers are scored, in the same folder."""
-        head, _, attempt = self.id.rpartition("-")
-        return replace(
-            self,
-            id=f"{head}-score-{attempt}",
-            answers=self.folder,
-            trained_model=None,
-            resume_from=None,
-            earlier=(),
-            offered=None,
-            may_be_cut=False,
-        )
 
 
 #: What ended an attempt: its own (a wrong configuration, a loss that is no number, a bug), a worker
@@ -155,7 +97,7 @@ class Executor(Protocol):
     """Runs jobs. Each gets one Started, then one Answered, Finished, Failed or Cut; others go on.
 
     A trial's next step is another job, which Answered names, and so is its next attempt, which
-    Failed names: it is the next to begin.
+    Failed names: it is the next of its kind to begin.
     """
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -111,22 +110,23 @@ class InlineExecutor:
     def _execute(self, job: Job, listener: _Listener) -> TrialResult | AnsweredTrial:
         if self._remote is None:
             return execute(job, listener, lambda: self._stop.asked)
-        from orchestrator.executors.desk import FarDesk
-        from orchestrator.executors.elsewhere import Elsewhere
+        from orchestrator.storage.channel import RemoteJobChannel
+        from orchestrator.storage.staging import StagingSpec
 
         assert self._workdir is not None
         workdir = self._workdir.absolute()
-        token = f"{job.id}-{uuid.uuid4().hex[:12]}"
-        elsewhere = Elsewhere(remote=self._remote, workdir=workdir, token=token)
-        desk = FarDesk(self._remote, workdir)
+        spec = StagingSpec.for_attempt(job, self._remote, workdir)
+        channel = RemoteJobChannel(self._remote, workdir)
         try:
-            with elsewhere.hand(job.folder) as hand:
-                result = execute(hand.brought(job, listener), listener, lambda: self._stop.asked)
+            with spec.workspace(job.folder) as workspace:
+                result = execute(
+                    workspace.brought(job, listener), listener, lambda: self._stop.asked
+                )
         except BaseException:
             with suppress(StorageError):  # how it ended is not for that to say
-                desk.ended(job)
+                channel.ended(job)
             raise
-        desk.ended(job)
+        channel.ended(job)
         return result
 
 

@@ -20,13 +20,7 @@ from chip_core.errors import UserError
 from orchestrator.executors.address import check_address, no_cluster
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
-
-#: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
-DRIVER = "chip_driver"
-
-#: Jobs that score answers at once, on the head node: one for each core of this machine. They take
-#: no CPU of Ray's, or they would wait until the trainings, which hold them all, have ended.
-SCORING_AT_ONCE = os.cpu_count() or 1
+from orchestrator.placement import DRIVER, Request, amounts, fitting, resources_of, slots
 
 #: What every cluster's head node has one unit of; Tune does not place a driver that takes nothing.
 HEAD_NODE = "node:__internal_head__"
@@ -75,6 +69,9 @@ UNOBSERVED = {
 #: Bytes of a local Ray's object store: what passes through it is small.
 OBJECT_STORE = 256 * 1024**2
 
+#: Seconds that a local Ray's processes have to end, before they are killed.
+_GRACE = 5.0
+
 
 @contextlib.contextmanager
 def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
@@ -104,44 +101,34 @@ def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
 
 
 def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None) -> int:
-    """Return how many jobs run at once: as many as fit, or as many as wanted.
+    """Return how many jobs as large as these run at once: as many as fit, or as are wanted.
 
-    On this machine, never more than fit. On a cluster, more wait for it to grow. Jobs that score
-    answers are not counted: see `SCORING_AT_ONCE`.
+    On this machine, never more than fit. On a cluster, more wait for it to grow.
 
     Raises:
         UserError: not even one fits.
     """
-    jobs = [job for job in jobs if not job.scores]
-    if not jobs:
-        return 1
     if address is None:
-        return min(wanted or len(jobs), _slots(jobs, [_machine()], "this machine"))
+        fit = _slots(jobs, [_machine()], "this machine")
+        return min(wanted or fit, fit)
     if wanted is None:
         hint = "; if the cluster grows by itself, say how many jobs may run at once"
         wanted = _slots(jobs, living_nodes(), "the cluster", hint)
     return max(1, min(wanted, int(ray.cluster_resources().get(DRIVER, wanted))))
 
 
-def resources_of(job: Job) -> dict[str, float]:
-    """Return what each of a job's workers is given, in Ray's names."""
-    engine = job.config.engine
-    gpus = {"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {}
-    return {"CPU": float(engine.cpus_per_worker)} | gpus
+def request_of(job: Job) -> Request:
+    """Return what a job asks for."""
+    return Request(workers=job.workers, each=resources_of(job.config.engine))
 
 
-def placement_of(job: Job, nodes: Sequence[Mapping[str, float]]) -> str:
-    """Return how Ray is to place a job's workers.
-
-    On one node where one is large enough, if need be by waiting for it: gradients pass between
-    them at every update. Else on as few as there are.
-
-    Args:
-        job: the job.
-        nodes: what each node has in all.
-    """
-    whole = any(_fitting(node, resources_of(job)) >= job.workers for node in nodes)
-    return "STRICT_PACK" if whole else "PACK"
+def place_wanted(resources: Mapping[str, float]) -> str:
+    """Return what a slot asks for, and what of it is free in the cluster, for people."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    of = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}" for name in resources)
+    large = any(fitting(node, resources) for node in living_nodes())
+    none = "" if large else ", and no node is that large"
+    return f"it asks for {amounts(resources)} on one node, free in all are {of}{none}"
 
 
 def living_nodes() -> list[dict[str, float]]:
@@ -152,11 +139,12 @@ def living_nodes() -> list[dict[str, float]]:
 @contextlib.contextmanager
 def _started(jobs: Sequence[Job]) -> Iterator[None]:
     machine = _machine()
-    _slots([job for job in jobs if not job.scores], [machine], "this machine")
+    if jobs:
+        _slots(jobs, [machine], "this machine")
     keep_token_private()
     # Sockets lie in it, and their paths must be short.
     folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
-    others = set(psutil.Process().children(recursive=True))
+    others, started = _children(psutil.Process()), set[psutil.Process]()
     guard: subprocess.Popen[bytes] | None = None
     try:
         with _signals_kept(), _environment({"RAY_TMPDIR": folder, **UNOBSERVED}):
@@ -164,20 +152,32 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
                 address="local",
                 num_cpus=int(machine["CPU"]),
                 num_gpus=int(machine["GPU"]),
-                resources={DRIVER: max(len(jobs), int(machine["CPU"])) + SCORING_AT_ONCE},
+                resources={DRIVER: max(len(jobs), int(machine["CPU"]))},
                 object_store_memory=OBJECT_STORE,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
             )
-        guard = _guard(folder, set(psutil.Process().children(recursive=True)) - others)
+        started = _children(psutil.Process()) - others
+        guard = _guard(folder, started)
         yield
     finally:
+        left = started | {child for process in started for child in _children(process)}
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
         if guard is not None:
             guard.kill()
             guard.communicate()
+        # Workers end when they see that their Ray is gone, which one that is busy may not.
+        for process in psutil.wait_procs(left, timeout=_GRACE)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _children(process: psutil.Process) -> set[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return set(process.children(recursive=True))
+    return set()
 
 
 def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[bytes]:
@@ -228,35 +228,18 @@ def _slots(
     Raises:
         UserError: not even one.
     """
-    fewest = len(jobs)
-    for workers, wanted in {(job.workers, tuple(resources_of(job).items())) for job in jobs}:
-        fitting = [_fitting(node, dict(wanted)) for node in nodes]
-        # Where a node holds a whole job, jobs are not spread over nodes (placement_of).
-        slots = sum(count // workers for count in fitting) or sum(fitting) // workers
-        if slots == 0:
-            asked = _amounts(dict(wanted))
-            there = "; ".join(
-                _amounts({name: node.get(name, 0) for name, _ in wanted}) for node in nodes
-            )
-            who, keys = "a worker asks for", ["cpus_per_worker or engine.gpus_per_worker"]
-            if workers > 1:
-                who = f"a trial has {workers} workers, and each asks for"
-                keys.insert(0, "workers_per_trial")
-            raise UserError(
-                f"{who} {asked}, and {where} has {there or 'no node'}: "
-                f"lower {', '.join(f'engine.{key}' for key in keys)}{hint}"
-            )
-        fewest = min(fewest, slots)
-    return fewest
-
-
-def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    """Return how many workers fit a node: 0.6 GPU holds three of 0.2, which floats deny."""
-    return int(min(node.get(name, 0) / amount for name, amount in wanted.items()) + 1e-6)
-
-
-def _amounts(resources: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    counts = {slots(request, nodes): request for request in map(request_of, jobs)}
+    if 0 not in counts:
+        return min(counts)
+    request, keys = counts[0], "engine.cpus_per_worker or engine.gpus_per_worker"
+    who = "a worker asks for"
+    if request.workers > 1:
+        who = f"a trial has {request.workers} workers, and each asks for"
+        keys = f"engine.workers_per_trial, {keys}"
+    there = "; ".join(amounts({name: node.get(name, 0) for name in request.each}) for node in nodes)
+    raise UserError(
+        f"{who} {amounts(request.each)}, and {where} has {there or 'no node'}: lower {keys}{hint}"
+    )
 
 
 @contextlib.contextmanager

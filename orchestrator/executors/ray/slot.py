@@ -2,92 +2,41 @@
 
 A job of one worker runs in the slot itself, by Ray Train's local mode: the next job finds imports,
 the device's context and the base model as this one left them. A job of several workers is a
-`TorchTrainer` of its own, and the slot waits for it. Answers are scored in slots that have no GPU,
-beside the next trials' training.
+`TorchTrainer` of its own, and the slot waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import gc
-import importlib
 import os
-import sys
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 from ray import tune
 from ray.exceptions import OutOfMemoryError
-from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
 from chip_core.workers import PATIENCE
-from orchestrator.executors.base import (
-    STOP,
-    Cause,
-    Job,
-    cause_of,
-    keep_traceback,
-    reason_of,
+from orchestrator.executors.ray.job_process import (
+    REPORT_EVERY,
+    JobPayload,
+    Outcome,
+    TrialEnded,
+    free_memory,
+    holds_too_much,
+    run_job,
+    throttled,
 )
-
-if TYPE_CHECKING:
-    from orchestrator.executors.elsewhere import Elsewhere
 
 #: The one key of a Tune trial's configuration.
 PAYLOAD = "payload"
-#: Keys of a trial's last report: how the job ended.
-OUTCOME, REASON, CAUSE, FROM_OUTSIDE = "outcome", "reason", "cause", "from_outside"
+#: Beside it for several workers: the queue by which the first says where they are.
+REPORTS = "reports"
+#: The key of a trial's reports: where the job is, and in the last one how it ended.
+PROGRESS, OUTCOME = "progress", "outcome"
 #: How far a training is, of 100: schedulers compare trainings of different lengths by it.
 PERCENT = "percent"
-#: Where a job hung, in its folder: the stacks of its process, which was ended.
-HANG = "hang.txt"
-#: Seconds between two reports of one phase.
-REPORT_EVERY = 1.0
-#: Reports of a training of several workers, who must all make the same ones.
-_SHARED_REPORTS = 200
-#: A slot that holds more memory than this share of the machine is not used again.
-_LARGEST_SHARE = 0.5
-
-Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobPayload:
-    """One job as it travels to its slot."""
-
-    job: Job
-    entry: str  # "module:function", called with the job, a report function and a stop function
-    resources: dict[str, float]  # each worker's, in Ray's names
-    placement: str  # Ray's strategy for the workers of one job
-    begin_within: float  # seconds until its first progress, and that its workers wait for a place
-    storage: str  # Train's own files
-    staging: Elsewhere | None  # where workers do not see the job's folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a job ended; no cause: well."""
-
-    cause: Cause | None = None
-    reason: str = ""
-    from_outside: bool = False
-
-    def metrics(self) -> dict[str, Any]:
-        """Return it as Tune reports it."""
-        return {
-            OUTCOME: "finished" if self.cause is None else "failed",
-            CAUSE: self.cause,
-            REASON: self.reason,
-            FROM_OUTSIDE: self.from_outside,
-        }
 
 
 class SlotRetired(Exception):
@@ -97,9 +46,9 @@ class SlotRetired(Exception):
 class JobFailed(Exception):
     """One of several workers cannot go on."""
 
-    def __init__(self, cause: Cause, reason: str) -> None:
-        super().__init__(cause, reason)
-        self.cause, self.reason = cause, reason
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
 
 
 def run_slot(config: dict[str, Any]) -> None:
@@ -110,18 +59,12 @@ def run_slot(config: dict[str, Any]) -> None:
     """
     payload: JobPayload = config[PAYLOAD]
     free_memory()
-    if payload.job.scores:
-        outcome = run_job(payload, throttled(report_to_tune))  # nothing for Train to do: no torch
-    elif payload.job.workers == 1:
-        outcome = run_here(payload)
-    else:
-        outcome = run_workers(payload)
-    tune.report(outcome.metrics())
+    outcome = run_here(payload) if payload.job.workers == 1 else run_workers(payload)
+    tune.report({OUTCOME: outcome})
     if outcome.cause is not None:
         raise SlotRetired(outcome.reason)
-    held = psutil.Process().memory_info().rss / psutil.virtual_memory().total
-    if held > _LARGEST_SHARE:
-        raise SlotRetired(f"it holds {100 * held:.0f} % of the machine's memory")
+    if holds_too_much():
+        raise SlotRetired("it holds too much of the machine's memory")
 
 
 def run_here(payload: JobPayload) -> Outcome:
@@ -148,7 +91,11 @@ def run_here(payload: JobPayload) -> Outcome:
 
 
 def run_workers(payload: JobPayload) -> Outcome:
-    """Run a job of several workers as a run of Ray Train, and pass on what they report."""
+    """Run a job of several workers as a run of Ray Train, and pass on what the first reports.
+
+    Not by Tune's TuneReportCallback: with it the slot's process takes the reports from a queue, and
+    stands still for good where one is left there as the trial's function ends (Ray 2.60).
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -156,7 +103,7 @@ def run_workers(payload: JobPayload) -> Outcome:
     reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={PAYLOAD: payload},
+        train_loop_config={PAYLOAD: payload, REPORTS: reports},
         torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=payload.job.workers,
@@ -167,7 +114,6 @@ def run_workers(payload: JobPayload) -> Outcome:
         run_config=RunConfig(
             name=payload.job.id,
             storage_path=payload.storage,
-            callbacks=[ReportsToSlot(reports)],
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
@@ -190,22 +136,6 @@ def run_workers(payload: JobPayload) -> Outcome:
     return ends[0]
 
 
-class ReportsToSlot(UserCallback):  # type: ignore[misc]
-    """Passes on what the workers of a job report.
-
-    With Tune's own TuneReportCallback it is the slot's process that takes reports from a queue, and
-    it stands still for good where one is left there as the trial's function ends (Ray 2.60).
-    """
-
-    def __init__(self, reports: Queue) -> None:
-        """Nothing is reported yet."""
-        self._reports = reports
-
-    def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
-        """Pass on the first worker's: all make the same ones."""
-        self._reports.put(metrics[0])
-
-
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run one of several workers.
 
@@ -214,46 +144,15 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """
     from ray import train
 
+    def send(progress: Progress) -> None:
+        # Not `train.report`, which waits for all workers: not all of them score.
+        config[REPORTS].put(metrics_of(progress))
+
     payload: JobPayload = config[PAYLOAD]
-    outcome = run_job(payload, shared_reports(train.report))
+    first = train.get_context().get_world_rank() == 0
+    outcome = run_job(payload, throttled(send) if first else lambda progress: None)
     if outcome.cause is not None:
-        raise JobFailed(outcome.cause, outcome.reason)
-
-
-def run_job(payload: JobPayload, report: Report) -> Outcome:
-    """Run a job in this process; whatever it raises is its own failure."""
-    job = replace(payload.job, folder=payload.job.folder.absolute())
-    if payload.staging is None:
-        return _run(payload, job.folder, lambda told: job, report)
-    try:
-        with payload.staging.hand(job.folder) as hand:
-            return _run(payload, hand.folder, lambda told: hand.brought(job, told), report)
-    except Exception as error:  # what the job left cannot be copied
-        return Outcome(cause=cause_of(error), reason=reason_of(error))
-
-
-def _run(
-    payload: JobPayload, folder: Path, staged: Callable[[Report], Job], report: Report
-) -> Outcome:
-    """Run a job in the folder that it has on this machine."""
-    job: Job | None = None
-    try:
-        with Watchdog(payload, folder) as watchdog:
-            told = watchdog.watching(report)
-            job = staged(told)
-            module, _, function = payload.entry.partition(":")
-            getattr(importlib.import_module(module), function)(job, told, (folder / STOP).exists)
-    except TrialEnded:
-        sys.exit(0)  # as Tune would have it
-    except BaseException as error:  # SystemExit too
-        if job is not None:
-            keep_traceback(job)
-        return Outcome(cause=cause_of(error), reason=reason_of(error))
-    return Outcome()
-
-
-class TrialEnded(BaseException):
-    """Tune ended the trial: it falls behind the others, or all are to end."""
+        raise JobFailed(outcome)
 
 
 def report_to_tune(progress: Progress) -> None:
@@ -271,77 +170,9 @@ def report_to_tune(progress: Progress) -> None:
 def metrics_of(progress: Progress) -> dict[str, Any]:
     """Return progress as Tune reports it; a training's figures are there for schedulers too."""
     if progress.phase != "train":
-        return {PAYLOAD: asdict(progress)}
+        return {PROGRESS: progress}
     percent = 100 * progress.done / max(progress.total, 1)
-    return {PAYLOAD: asdict(progress), PERCENT: percent, **progress.figures}
-
-
-def throttled(send: Report, clock: Callable[[], float] = time.monotonic) -> Report:
-    """Return `send` for the first of each phase, and from then on every `REPORT_EVERY` seconds."""
-    phase: str | None = None
-    due = 0.0
-
-    def report(progress: Progress) -> None:
-        nonlocal phase, due
-        if progress.phase != phase or clock() >= due:
-            send(progress)
-            phase, due = progress.phase, clock() + REPORT_EVERY
-
-    return report
-
-
-def shared_reports(send: Callable[[dict[str, Any]], None]) -> Report:
-    """Return what reports of several workers: `train.report` waits until every one reports.
-
-    So it is of the start and of steps, which all of them make, chosen by their numbers alone.
-    """
-
-    def report(progress: Progress) -> None:
-        every = max(1, progress.total // _SHARED_REPORTS)
-        step = progress.phase == "train" and (progress.done % every == 0 or progress.done == 1)
-        if step or progress.phase == "start":
-            send(metrics_of(progress))
-
-    return report
-
-
-class Watchdog:
-    """End this process where its job makes no progress, and leave where it hung.
-
-    By `faulthandler`, which waits in a thread that needs no interpreter: it also ends a process
-    whose interpreter is held by a call that never returns.
-    """
-
-    def __init__(self, payload: JobPayload, folder: Path) -> None:
-        """Nothing is watched yet."""
-        self._first, self._later = payload.begin_within, payload.job.config.engine.stall_after
-        self._path = folder / HANG
-
-    def __enter__(self) -> Watchdog:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
-        self._arm(self._first)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._file.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-
-    def watching(self, report: Report) -> Report:
-        """Return `report`, which shows that the job goes on; a wait for Tune is no hanging job."""
-
-        def watched(progress: Progress) -> None:
-            faulthandler.cancel_dump_traceback_later()
-            report(progress)
-            self._arm(self._later)
-
-        return watched
-
-    def _arm(self, seconds: float | None) -> None:
-        if seconds is not None:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
+    return {PROGRESS: progress, PERCENT: percent, **progress.figures}
 
 
 def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
@@ -358,9 +189,8 @@ def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
         if any(isinstance(failure, OutOfMemoryError) for failure in lost):
             reason = "the worker process died (its machine ran out of memory)"
             return Outcome(cause="memory", reason=reason, from_outside=True)
-        for failure in failures if not lost else []:
-            assert isinstance(failure, JobFailed)
-            return Outcome(cause=failure.cause, reason=failure.reason)
+        if not lost:
+            return next(failure.outcome for failure in failures if isinstance(failure, JobFailed))
         reason = "the worker process died (killed, out of memory, or crashed)"
         return Outcome(cause="lost", reason=reason, from_outside=True)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
@@ -374,11 +204,3 @@ def _within(failure: Exception) -> Exception:
     """Return what a worker's health check found, where Train wraps it."""
     found: Exception = getattr(failure, "health_check_failure", failure)
     return found
-
-
-def free_memory() -> None:
-    """Give back what the job before held."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pickle
+import re
 import shutil
 import tempfile
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.tune.experiment import Trial
+from ray.tune.result import PID
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -26,95 +27,65 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from chip_core.errors import StorageError
-from chip_core.results import Progress, read_answered, read_result
+from chip_core.errors import notice
 from orchestrator.executors.base import (
-    STOP,
     Again,
-    Answered,
-    Cause,
-    Cut,
     Event,
-    Failed,
-    Finished,
     Job,
-    Progressed,
-    Started,
-    reason_of,
 )
-from orchestrator.executors.desk import Desk, FarDesk
+from orchestrator.executors.ray.job_process import JobPayload
+from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
+from orchestrator.executors.ray.scoring import ScoringPool
 from orchestrator.executors.ray.session import (
-    DRIVER,
     HEAD_NODE,
-    SCORING_AT_ONCE,
     at_once,
     living_nodes,
-    placement_of,
-    resources_of,
+    place_wanted,
+    request_of,
     session,
 )
-from orchestrator.executors.ray.slot import (
-    CAUSE,
-    FROM_OUTSIDE,
-    HANG,
-    OUTCOME,
-    PAYLOAD,
-    PERCENT,
-    REASON,
-    JobPayload,
-    run_slot,
-)
+from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, PROGRESS, run_slot
+from orchestrator.placement import DRIVER, placement_of
 from orchestrator.stopping import Stop
+from orchestrator.storage.channel import JobChannel, RemoteJobChannel
 from orchestrator.storage.remote import Remote
 from orchestrator.study_early import EarlyStopping
 
-#: More jobs than any cluster runs at once.
-_MANY = 4096
+#: Seconds that a trial waits for a place until that is told; then twice as long, and so on.
+TOLD_AFTER = 60.0
 #: Attempts in all of a run: as many as there ever are, and Tune wants a number.
 _ATTEMPTS = 2**31
 
 
+@dataclass(kw_only=True)
 class RayTuneExecutor:
-    """Runs jobs on Ray, as many at once as there is room for."""
+    """Runs jobs on Ray, as many at once as there is room for.
 
-    def __init__(
-        self,
-        *,
-        workdir: Path,
-        address: str | None = None,
-        max_concurrent: int | None = None,
-        begin_within: float = 600.0,
-        entry: str = "orchestrator.executors.base:execute",
-        stop: Stop | None = None,
-        early_stopping: EarlyStopping | None = None,
-        remote: Remote | None = None,
-    ) -> None:
-        """Nothing is started yet.
+    Attributes:
+        workdir: Ray's files lie in `ray/` below it while jobs run; with `address` and without
+            `remote`, all nodes must see it.
+        address: "auto" or "host:port" of a running cluster, which is left running; None: Ray
+            is started on this machine and stopped at the end.
+        max_concurrent: jobs at once, by default as many as fit. On this machine it is at most
+            that; on a cluster, jobs above it wait for the cluster to grow.
+        begin_within: seconds from a job's start to its first progress; then it has failed.
+        entry: what a worker calls with the job, a report function, and one that says whether it
+            is to stop.
+        stop: looked at while jobs run.
+        early_stopping: by what trainings are cut that may be.
+        remote: the storage by which workers have and leave files, where that is not the work
+            directory; then no node need see it.
+    """
 
-        Args:
-            workdir: Ray's files lie in `ray/` below it while jobs run; with `address` and without
-                `remote`, all nodes must see it.
-            address: "auto" or "host:port" of a running cluster, which is left running; None: Ray
-                is started on this machine and stopped at the end.
-            max_concurrent: jobs at once, by default as many as fit. On this machine it is at most
-                that; on a cluster, jobs above it wait for the cluster to grow.
-            begin_within: seconds from a job's start to its first progress; then it has failed.
-            entry: what a worker calls with the job, a report function, and one that says whether it
-                is to stop.
-            stop: looked at while jobs run.
-            early_stopping: by what trainings are cut that may be.
-            remote: the storage by which workers have and leave files, where that is not the work
-                directory; then no node need see it.
-        """
-        self._workdir = workdir
-        self._address = address
-        self._max_concurrent = max_concurrent
-        self._begin_within = begin_within
-        self._entry = entry
-        self._stop = stop or Stop()
-        self._early_stopping = early_stopping
-        self._remote = remote
-        self._folder: str | None = None  # for Tune's and Train's own files, while it is open
+    workdir: Path
+    address: str | None = None
+    max_concurrent: int | None = None
+    begin_within: float = 600.0
+    entry: str = "orchestrator.executors.base:execute"
+    stop: Stop = field(default_factory=Stop)
+    early_stopping: EarlyStopping | None = None
+    remote: Remote | None = None
+    _folder: str | None = field(default=None, init=False)  # Tune's and Train's, while it is open
 
     @contextlib.contextmanager
     def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -123,7 +94,10 @@ class RayTuneExecutor:
         Raises:
             UserError: no such cluster, or a worker can never be placed.
         """
-        with session(self._address, jobs), self._files() as folder:
+        with (
+            session(self.address, [job for job in jobs if not job.scores]),
+            self._files() as folder,
+        ):
             self._folder = folder
             try:
                 yield
@@ -132,7 +106,7 @@ class RayTuneExecutor:
 
     def slots(self, job: Job) -> int:
         """Return how many jobs as large as this run at once; within `opened`."""
-        return at_once(self._address, [job] * _MANY, self._max_concurrent)
+        return at_once(self.address, [job], self.max_concurrent)
 
     def run(
         self,
@@ -153,65 +127,92 @@ class RayTuneExecutor:
                 self.run(jobs, on_event, again)
             return
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
-        # A folder for each run: Tune takes a second one in the same for a part of the first.
-        storage = tempfile.mkdtemp(prefix="tune-", dir=self._folder)
+        channel = JobChannel()
+        if self.remote is not None:
+            channel = RemoteJobChannel(self.remote, self.workdir)
+        monitor = JobMonitor(
+            on_event=on_event,
+            again=again,
+            begin_within=self.begin_within,
+            stop=self.stop,
+            channel=channel,
+            rule=self.early_stopping,
+        )
+        try:
+            with ScoringPool(monitor, self._payload) as scoring:
+                for job in jobs:
+                    if job.scores:
+                        scoring.submit(job)
+                training = [job for job in jobs if not job.scores]
+                if training:
+                    self._train(training, monitor, scoring)
+                scoring.finish()
+        finally:
+            channel.close()
+        if self.stop.asked:
+            raise KeyboardInterrupt
+
+    def _train(self, jobs: Sequence[Job], monitor: JobMonitor, scoring: ScoringPool) -> None:
+        """Run the jobs that need a model, by Tune."""
         searcher = JobSearcher(
             jobs,
-            at_once=at_once(self._address, jobs, self._max_concurrent),
-            payload=lambda job: self._payload(job, storage),
-            stop=self._stop,
+            at_once=at_once(self.address, jobs, self.max_concurrent),
+            payload=self._payload,
+            stop=self.stop,
         )
-        desk = Desk()
-        if self._remote is not None:
-            desk = FarDesk(self._remote, self._workdir)
-        rule = self._early_stopping
-        callback = TuneJobCallback(
-            searcher,
-            on_event,
-            again,
-            begin_within=self._begin_within,
-            stop=self._stop,
-            desk=desk,
-            rule=rule,
-        )
+        callback = TuneJobCallback(searcher=searcher, monitor=monitor, scoring=scoring)
+        rule = self.early_stopping
+        scheduler = FIFOScheduler() if rule is None else scheduler_of(rule)
+        # A slot that only waits for its workers has nothing to keep, and where early stopping cuts
+        # their training, they end with it.
+        reuse = not any(job.config.engine.fresh_process or job.workers > 1 for job in jobs)
+        while True:
+            try:
+                self._tune(searcher, scheduler, callback, reuse=reuse)
+                return
+            except Exception as error:
+                if monitor.error is not None:  # Tune wraps what its callbacks raise
+                    raise monitor.error from None
+                # Where Ray kills a slot for memory, Tune ends all that it runs (Ray 2.60).
+                cause = error.__cause__
+                if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
+                    raise
+
+    def _tune(
+        self,
+        searcher: JobSearcher,
+        scheduler: TrialScheduler,
+        callback: TuneJobCallback,
+        *,
+        reuse: bool,
+    ) -> None:
+        """Have Tune run what the searcher gives it."""
         tuner = tune.Tuner(
             tune.with_resources(run_slot, slot_resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=FIFOScheduler() if rule is None else scheduler_of(rule),
+                scheduler=scheduler,
                 num_samples=_ATTEMPTS,
-                # A slot that only waits for its workers has nothing to keep, and where early
-                # stopping cuts their training, they end with it.
-                reuse_actors=not any(
-                    job.config.engine.fresh_process or job.workers > 1 for job in jobs
-                ),
+                reuse_actors=reuse,
                 trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
                 trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=storage,
+                # Anew for each: Tune takes a second run in the same folder for a part of the first.
+                storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                 verbose=0,
-                callbacks=[callback],
-                stop=StopWaiting(callback),
+                callbacks=[callback, NoticeOfWaiting()],
+                stop=StopWaiting(callback.monitor),
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        try:
-            tuner.fit()
-        except Exception:
-            if callback.error is not None:  # Tune wraps what its callbacks raise
-                raise callback.error from None
-            raise
-        finally:
-            desk.close()
-        if self._stop.asked:
-            raise KeyboardInterrupt
+        tuner.fit()
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[str]:
         """A folder for Tune's and Train's own files, removed at the end."""
-        above = self._workdir.absolute() / "ray"
+        above = self.workdir.absolute() / "ray"
         above.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="run-", dir=above)
         try:
@@ -221,24 +222,20 @@ class RayTuneExecutor:
             with contextlib.suppress(OSError):  # another run's files may be there
                 above.rmdir()
 
-    def _payload(self, job: Job, storage: str) -> JobPayload:
+    def _payload(self, job: Job) -> JobPayload:
         staging = None
-        if self._remote is not None:
+        if self.remote is not None:
             # Imported here: it takes what only a worker needs otherwise.
-            from orchestrator.executors.elsewhere import Elsewhere
+            from orchestrator.storage.staging import StagingSpec
 
-            staging = Elsewhere(
-                remote=self._remote,
-                workdir=self._workdir.absolute(),
-                token=f"{job.id}-{uuid.uuid4().hex[:12]}",
-            )
+            staging = StagingSpec.for_attempt(job, self.remote, self.workdir.absolute())
         return JobPayload(
             job=job,
-            entry=self._entry,
-            resources=resources_of(job),
-            placement=placement_of(job, living_nodes()),
-            begin_within=self._begin_within,
-            storage=storage,
+            entry=self.entry,
+            resources=dict(request_of(job).each),
+            placement=placement_of(request_of(job), living_nodes()),
+            begin_within=self.begin_within,
+            storage=tempfile.mkdtemp(prefix="train-", dir=self._folder),
             staging=staging,
         )
 
@@ -247,11 +244,10 @@ def slot_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """Return what a job's slot asks Tune for.
 
     A job of one worker: all that the worker has. One of several: next to nothing, since Train asks
-    for its workers itself; the slot must not take a place that they wait for. One that scores
-    answers: no GPU, and a place on the head node, which trainings do not wait for.
+    for its workers itself; the slot must not take a place that they wait for.
     """
     payload: JobPayload = config[PAYLOAD]
-    if payload.job.workers == 1 and not payload.job.scores:
+    if payload.job.workers == 1:
         return tune.PlacementGroupFactory([payload.resources])
     there = DRIVER in ray.cluster_resources()
     return tune.PlacementGroupFactory([{DRIVER: 1} if there else {HEAD_NODE: 0.001}])
@@ -324,7 +320,7 @@ class JobSearcher(Searcher):  # type: ignore[misc]
 
         Args:
             jobs: in their order.
-            at_once: how many run at the same time; those that score answers are not counted.
+            at_once: how many run at the same time.
             payload: makes what travels of a job, when its turn has come.
             stop: looked at before each.
         """
@@ -334,31 +330,32 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         self._payload = payload
         self._stop = stop
         self._given: dict[str, Job] = {}  # by id, those that have not ended
-        self._begun: set[str] = set()  # ids of further steps of trials that have begun
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next job's settings; None: not now; FINISHED: never."""
         if self._stop.no_more:
-            self._left = deque(job for job in self._left if job.id in self._begun)
-        scoring = sum(job.scores for job in self._given.values())
-        training = len(self._given) - scoring
-        for job in self._left:
-            if (scoring < SCORING_AT_ONCE) if job.scores else (training < self._at_once):
-                self._left.remove(job)
-                self._given[job.id] = job
-                return {PAYLOAD: self._payload(job)}
-        return None if self._left or self._given else Searcher.FINISHED
+            self._left.clear()
+        if not self._left:
+            return None if self._given else Searcher.FINISHED
+        if len(self._given) >= self._at_once:
+            return None
+        job = self._left.popleft()
+        self._given[job.id] = job
+        return {PAYLOAD: self._payload(job)}
 
     def job(self, trial: Any) -> Job:
         """Return the job of a Tune trial that has not ended."""
         return self._given[trial.config[PAYLOAD].job.id]
 
-    def ended(self, job: Job, following: Job | None) -> None:
-        """Take note that a job has ended; its trial's next step or attempt is the next to begin."""
-        if following is not None:
-            self._left.appendleft(following)
-            if following.scores:
-                self._begun.add(following.id)
+    def take_back(self) -> None:
+        """Give out anew what was given and has not ended: Tune's run is over."""
+        self._left.extendleft(reversed(self._given.values()))
+        self._given.clear()
+
+    def ended(self, job: Job, retry: Job | None) -> None:
+        """Take note that a job has ended; its trial's next attempt is the next to begin."""
+        if retry is not None:
+            self._left.appendleft(retry)
         del self._given[job.id]
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -375,188 +372,79 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         return {}
 
 
-@dataclass(kw_only=True)
-class _Running:
-    """A job that runs, and what its slot reported last."""
-
-    job: Job
-    reported_at: float = field(default_factory=time.monotonic)
-    last: Progress | None = None
-    outcome: dict[str, Any] | None = None
-    told_to_stop: bool = False
-
-    def silent_for(self) -> float:
-        return time.monotonic() - self.reported_at
-
-
+@dataclass(kw_only=True, eq=False)
 class TuneJobCallback(tune.Callback):  # type: ignore[misc]
-    """Turns what Tune says of trials into events of jobs."""
+    """Tells a monitor of jobs what Tune says of trials, and looks after scoring meanwhile."""
 
-    def __init__(
-        self,
-        searcher: JobSearcher,
-        on_event: Callable[[Event], None],
-        again: Again | None,
-        *,
-        begin_within: float,
-        stop: Stop,
-        desk: Desk,
-        rule: EarlyStopping | None,
-    ) -> None:
-        super().__init__()
-        self.error: Exception | None = None  # what `on_event` or `again` raised
-        self._searcher = searcher
-        self._on_event = on_event
-        self._again = again
-        self._begin_within = begin_within
-        self._stop = stop
-        self._desk = desk
-        self._rule = rule
-        self._running: dict[str, _Running] = {}
+    searcher: JobSearcher
+    monitor: JobMonitor
+    scoring: ScoringPool
 
     def __getstate__(self) -> dict[str, Any]:
         """Be empty in the file that Tune writes for a restore: the ledger does that here."""
         return {}
 
-    @property
-    def only_waiting(self) -> bool:
-        """Whether the run is to stop and no job is left that still has to end by itself."""
-        return self._stop.asked and not any(each.last for each in self._running.values())
-
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tell jobs that the run is to stop: each leaves a checkpoint and ends."""
-        if not self._stop.asked:
-            return
-        for running in self._running.values():
-            if running.last is not None and not running.told_to_stop:
-                with contextlib.suppress(OSError, StorageError):  # a full disk: later, perhaps
-                    self._desk.tell(running.job, STOP)
-                    running.told_to_stop = True
+        """Tell jobs if the run is to stop, and hear of those that score."""
+        self.monitor.tell_to_stop()
+        self.scoring.poll()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A job has its slot."""
-        job = self._searcher.job(trial)
-        self._running[job.id] = _Running(job=job)
-        self._desk.begun(job)
-        self._emit(Started(job=job))
+        self.monitor.begin(self.searcher.job(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A job reported where it is, or how it ended."""
-        running = self._running[trial.config[PAYLOAD].job.id]
-        if OUTCOME in result:
-            running.outcome = result
-            return
-        running.reported_at, running.last = time.monotonic(), Progress(**result[PAYLOAD])
-        self._emit(Progressed(job=running.job, progress=running.last))
+        job = trial.config[PAYLOAD].job
+        running = self.monitor.running[job.id]
+        running.process = result.get(PID)
+        running.outcome = result.get(OUTCOME)
+        if running.outcome is None:
+            self.monitor.progress(job, result[PROGRESS])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended: its job reported how, or Tune ended it."""
-        self._end(trial, None)
+        self._end(self.searcher.job(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A slot ended: its job reported how, or its process died."""
-        # Tune's own get_pickled_error looks where it copies this file to, later.
-        file = trial.pickled_error_file
-        died = Exception() if file is None else pickle.loads(Path(file).read_bytes())
-        self._end(trial, died)
+        self._end(self.searcher.job(trial), died=DIED)
 
-    def _end(self, trial: Any, died: Exception | None) -> None:
-        job = self._searcher.job(trial)
-        running = self._running.pop(job.id, None)
-        if running is None:  # its slot never came
-            running = _Running(job=job)
-            self._emit(Started(job=job))
-        away = self._away(job)
-        result = read_result(job.folder)
-        if result is not None:  # written last: whatever came after it took nothing away
-            self._searcher.ended(job, None)
-            self._emit(Finished(job=job, result=result))
-            return
-        answered = None if job.scores else read_answered(job.folder)
-        if answered is not None:
-            scoring = job.scoring()
-            self._emit(Answered(job=job, answered=answered, scoring=scoring))
-            self._searcher.ended(job, scoring)
-            return
-        outcome = running.outcome
-        if outcome is None and died is None and not self._stop.asked and self._rule is not None:
-            self._searcher.ended(job, None)
-            self._emit(Cut(job=job, reason=self._cut(running)))
-            return
-        if outcome is not None and outcome[CAUSE] is not None:
-            reason, cause, outside = outcome[REASON], outcome[CAUSE], outcome[FROM_OUTSIDE]
-        else:
-            reason, cause = self._unsaid(running, died)
-            reason, outside = away or reason, True
-        failed = Failed(job=job, reason=reason, cause=cause, from_outside=outside)
-        # Where what it left cannot be read, another attempt would begin at nothing.
-        may_retry = not self._stop.no_more and away is None
-        retry = self._retry(failed) if may_retry else None
-        self._searcher.ended(job, retry)
-        self._emit(replace(failed, again=retry))
+    def end_all(self, error: OutOfMemoryError) -> bool:
+        """End all jobs that ran, since Ray killed a slot for memory and Tune all the others.
 
-    def _unsaid(self, running: _Running, died: Exception | None) -> tuple[str, Cause]:
-        """Return why a job ended that did not say so itself."""
-        if died is None:
-            if self._stop.asked:
-                return "stopped before it began", "stopped"
-            return f"its worker left no result in {running.job.folder}", "own"
-        silent, stall_after = running.silent_for(), running.job.config.engine.stall_after
-        if running.last is None and silent > 0.95 * self._begin_within:
-            return f"its worker did not begin within {self._begin_within:.0f} s", "lost"
-        if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
-            where = f"{running.last.phase} {running.last.done}/{running.last.total}"
-            reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
-            return f"{reason} (where: {running.job.folder / HANG})", "lost"
-        if isinstance(died, OutOfMemoryError):
-            return "the worker process died (its machine ran out of memory)", "memory"
-        return "the worker process died (killed, out of memory, or crashed)", "lost"
+        Args:
+            error: names the processes that Ray killed, in its text alone.
 
-    def _cut(self, running: _Running) -> str:
-        assert self._rule is not None
-        if running.last is None:
-            return f"cut by early stopping ({self._rule.words})"
-        value = running.last.figures.get(self._rule.metric, math.nan)
-        return (
-            f"cut by early stopping ({self._rule.words}) at step {running.last.done} of "
-            f"{running.last.total}, {self._rule.metric} {value:.4g}"
-        )
+        Returns:
+            whether there were any.
+        """
+        running = [each for each in self.monitor.running.values() if not each.job.scores]
+        killed = [each for each in running if re.search(rf"\bpid={each.process}\b", str(error))]
+        for each in running:
+            if each in (killed or running):
+                self._end(each.job, died=NO_MEMORY)
+            else:
+                self._end(each.job, died="Ray killed another trial for memory, and Tune ended all")
+        self.searcher.take_back()
+        return bool(running)
 
-    def _away(self, job: Job) -> str | None:
-        """Have here what a job left; return why that cannot be had."""
-        try:
-            self._desk.ended(job)
-        except (StorageError, OSError) as error:
-            return f"{reason_of(error)}: give the same command again when it is back"
-        return None
-
-    def _retry(self, failed: Failed) -> Job | None:
-        if self._again is None or self.error is not None:
-            return None
-        try:
-            return self._again(failed)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def _emit(self, event: Event) -> None:
-        if self.error is not None:
-            return
-        try:
-            self._on_event(event)
-        except Exception as error:
-            self.error = error
-            raise
+    def _end(self, job: Job, died: str | None = None) -> None:
+        following = self.monitor.end(job, died)
+        if following is not None and following.scores:
+            self.scoring.submit(following)
+            following = None
+        self.searcher.ended(job, following)
 
 
 class StopWaiting(tune.Stopper):  # type: ignore[misc]
     """End all once the run is to stop and only jobs are left that have not begun."""
 
-    def __init__(self, callback: TuneJobCallback) -> None:
+    def __init__(self, monitor: JobMonitor) -> None:
         """Nothing is to stop yet."""
-        self._callback = callback
+        self._monitor = monitor
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Leave each trial to its job, which writes a checkpoint first."""
@@ -564,4 +452,33 @@ class StopWaiting(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Return whether nothing is left to wait for."""
-        return self._callback.only_waiting
+        return self._monitor.only_waiting
+
+
+class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
+    """Says what trials wait for that find no place: a cluster may grow, so they wait on."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing waits yet."""
+        self._clock = clock
+        self._since: dict[str, float] = {}
+        self._due = TOLD_AFTER
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look at who waits; say it after a minute, and each time when that has doubled."""
+        now = self._clock()
+        waiting = [trial for trial in trials if trial.status == Trial.PENDING]
+        self._since = {each.trial_id: self._since.get(each.trial_id, now) for each in waiting}
+        seconds = now - min(self._since.values(), default=now)
+        if seconds < TOLD_AFTER:
+            self._due = TOLD_AFTER
+        if seconds < self._due:
+            return
+        self._due = 2 * seconds
+        config = waiting[0].config
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        notice(
+            f"{config[PAYLOAD].job.name}{more}: no place yet after {seconds:.0f} s: "
+            f"{place_wanted(slot_resources(config).required_resources)}: wait until there is, or "
+            "stop by Ctrl-C"
+        )

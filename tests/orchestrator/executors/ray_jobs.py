@@ -50,22 +50,28 @@ def _steps(job: Job, report: Report, stop: Stop) -> None:
     write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds=seconds)))
 
 
-_again = _steps
-
-
 def _answers(job: Job, report: Report, stop: Stop) -> None:
     """Answer; and, as the next step, score that."""
     report(Progress(phase="start", done=0, total=1))
+    if not current().first:
+        return
     job.folder.mkdir(parents=True, exist_ok=True)
     step = "scoring" if job.scores else "answering"
     (job.folder / f"{step}-process").write_text(str(os.getpid()))
     if job.scores:
         assert job.answers == job.folder
+        report(Progress(phase="score shapes", done=1, total=1))
         write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds={})))
     else:
         answers = {"report/shapes": Answers(items=1, responses="responses/report-shapes.jsonl")}
         answered = AnsweredTrial(steps=3, answers=answers, evaluations={}, seconds={})
         write_answered(job.folder, answered)
+
+
+def _dies_scoring(job: Job, report: Report, stop: Stop) -> None:
+    if job.scores:
+        _killed(job, report, stop)
+    _answers(job, report, stop)
 
 
 def _environment(job: Job, report: Report, stop: Stop) -> None:
@@ -116,6 +122,10 @@ def _ahead(job: Job, report: Report, stop: Stop) -> None:
 
 def _behind(job: Job, report: Report, stop: Stop) -> None:
     _race(job, report, steps=100, value=0.0)
+
+
+def _spared(job: Job, report: Report, stop: Stop) -> None:
+    _race(job, report, steps=4, value=0.0)
 
 
 def _race(job: Job, report: Report, *, steps: int, value: float) -> None:

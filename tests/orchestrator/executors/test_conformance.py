@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import psutil
 import pytest
 import ray
 
-from chip_core.results import AnsweredTrial, TrialResult, read_answered, read_result
+from chip_core.results import AnsweredTrial, Progress, TrialResult, read_answered, read_result
 from orchestrator.executors import inline
-from orchestrator.executors.base import Cut, Event, Finished, Job
+from orchestrator.executors.base import TRACEBACK, Cut, Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
+from orchestrator.executors.ray.job_process import HANG
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.stopping import Stop
 from orchestrator.study_early import EarlyStopping
@@ -28,9 +30,20 @@ HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
 ALONE = ["steps", "steps", "not_finite", "steps", "boom", "no_room", "disk_full", "storage_away",
          "answers", "steps"]  # fmt: skip
-ON_RAY = [*ALONE, "killed"]
+ON_RAY = [*ALONE, "dies_scoring", "killed", "silent", "hangs"]
 OF_TWO = ["steps", "second_fails", "second_dies", "answers"]
 
+#: Why jobs of one worker fail.
+REASONS = {
+    "not_finite": "the loss is nan at step 3",
+    "boom": "RuntimeError: boom",
+    "no_room": "no room on the GPU",
+    "disk_full": r"a disk is full \(.*\): free some space and run the study again",
+    "storage_away": "the storage is away",
+    "killed": r"the worker process died \(killed, out of memory, or crashed\)",
+    "silent": r"its worker did not begin within 20 s",
+    "hangs": r"its worker hangs: no progress for \d+ s at train 3/9 \(where: .*hang.txt\)",
+}
 #: With two workers each job starts four processes or more: by hand, where the machine is quiet.
 KINDS = [
     "fake",
@@ -49,6 +62,30 @@ def played(job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop) -> TrialResul
     return result
 
 
+def kinds_of_processes() -> set[str]:
+    """Return what this process's children are, those of Ray by the names that it gives them."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found.add(re.split(r"[.\s]", " ".join(process.cmdline()))[0])
+    return found
+
+
+@contextmanager
+def written(file: Path) -> Iterator[None]:
+    """Write to a file what goes to this process's output and error streams."""
+    kept = [os.dup(1), os.dup(2)]
+    with file.open("w") as out:
+        try:
+            for stream in (1, 2):
+                os.dup2(out.fileno(), stream)
+            yield
+        finally:
+            for stream in (1, 2):
+                os.dup2(kept[stream - 1], stream)
+                os.close(kept[stream - 1])
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def opened(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -58,7 +95,8 @@ def opened(
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if kind == "fake":
             lost = {name: [cause] for name, cause in CAUSES.items()}
-            fake = FakeExecutor(lost=lost, stop=stop, answers={"answers"})  # type: ignore[arg-type]
+            steps = {"answers", "dies_scoring"}
+            fake = FakeExecutor(lost=lost, stop=stop, answers=steps)  # type: ignore[arg-type]
             backend = Backend(executor=fake, stop=stop, names=ON_RAY, folder=folder)
         elif kind == "inline":
             patch.setattr(inline, "execute", played)
@@ -69,6 +107,7 @@ def opened(
             executor = RayTuneExecutor(
                 workdir=folder / "work",
                 max_concurrent=1,
+                begin_within=20.0 if workers == 1 else 600.0,
                 entry="ray_jobs:play",
                 stop=stop,
                 early_stopping=EarlyStopping(
@@ -83,7 +122,14 @@ def opened(
                 workers=workers,
             )
             stack.enter_context(executor.opened([backend.job(0, "steps")]))
-        backend.first_run()
+
+        def look() -> None:
+            with (folder / "processes").open("a") as file:
+                print(*kinds_of_processes(), file=file)
+
+        backend.look = look
+        with written(folder / "printed"):
+            backend.first_run()
         yield kind, backend, stack
 
 
@@ -92,6 +138,35 @@ def test_it_does(
     opened: tuple[str, Backend, ExitStack], question: Callable[[Backend], None]
 ) -> None:
     question(opened[1])
+
+
+def test_every_phase_is_told(opened: tuple[str, Backend, ExitStack]) -> None:
+    kind, backend, _ = opened
+    if kind == "fake":
+        pytest.skip("it does no work")
+    events = backend.of(backend.jobs[0])
+    told = [event.progress for event in events if isinstance(event, Progressed)]
+    assert told[0] == Progress(phase="start", done=0, total=1)
+    assert told[1] == Progress(phase="train", done=1, total=3, figures={"loss": 1.0})
+    assert told[-1] == Progress(phase="score shapes", done=0, total=1)
+    assert isinstance(events[-1], Finished) and events[-1].result.steps == 3
+
+
+def test_a_failure_says_why_and_nothing_else_is_printed(
+    opened: tuple[str, Backend, ExitStack],
+) -> None:
+    kind, backend, _ = opened
+    if kind not in ("inline", "ray-1"):
+        pytest.skip("their jobs do not fail by these words")
+    for job in backend.jobs:
+        if job.name in REASONS:
+            [failed] = [event for event in backend.of(job) if isinstance(event, Failed)]
+            assert re.fullmatch(REASONS[job.name], failed.reason), failed.reason
+        if job.name == "boom":
+            assert "second line" in (job.folder / TRACEBACK).read_text(encoding="utf-8")
+        if job.name == "hangs":
+            assert "in _hangs" in (job.folder / HANG).read_text(encoding="utf-8")
+    assert (backend.folder / "printed").read_text(encoding="utf-8") == ""
 
 
 def test_a_slot_is_used_again_until_a_job_fails_in_it(
@@ -103,12 +178,30 @@ def test_a_slot_is_used_again_until_a_job_fails_in_it(
     first, second, _, third = (job for job in backend.jobs[:4])
     assert backend.process(first) == backend.process(second) != backend.process(third)
     assert not psutil.pid_exists(int(backend.process(first)))
-    # Answers are scored in a slot of another kind, and the next job finds the training's free.
-    [answers] = [job for job in backend.jobs if job.name == "answers"]
+    # Answers are scored in another process, and the next job finds the training's free.
+    [at] = [number for number, job in enumerate(backend.jobs) if job.name == "answers"]
     answering, scoring = (
-        (answers.folder / f"{step}-process").read_text() for step in ("answering", "scoring")
+        (backend.jobs[at].folder / f"{step}-process").read_text()
+        for step in ("answering", "scoring")
     )
-    assert answering != scoring
+    assert backend.process(backend.jobs[at + 1]) == answering != scoring
+    # A trial of one worker is its slot: Train starts no process beside it.
+    kinds = set((backend.folder / "processes").read_text().split())
+    assert "ray::ImplicitFunc" in kinds
+    train = {"TrainController", "SynchronizationActor", "_AutoscalingCoordinatorActor"}
+    assert not kinds & {f"ray::{name}" for name in train}, kinds
+
+
+def test_a_scorer_that_dies_is_replaced(opened: tuple[str, Backend, ExitStack]) -> None:
+    kind, backend, _ = opened
+    if kind != "ray-1":
+        pytest.skip("scorers are Ray's")
+    ends = [e for e in backend.events if e.job.scores and e.job.name != "answers"]
+    [failed] = [event for event in ends if isinstance(event, Failed)]
+    assert (failed.cause, failed.reason) == ("lost", REASONS["killed"].replace("\\", ""))
+    assert failed.again is not None and failed.again.scores
+    [finished] = [event for event in ends if isinstance(event, Finished)]
+    assert finished.job.id == failed.again.id
 
 
 def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) -> None:
@@ -116,13 +209,15 @@ def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) 
     if not kind.startswith("ray"):
         pytest.skip("early stopping is Ray's")
     jobs = [
-        replace(backend.job(80 + n, name), may_be_cut=True)
-        for n, name in enumerate(("ahead", "behind", "steps"))
+        replace(backend.job(80 + n, name), may_be_cut=name != "spared")
+        for n, name in enumerate(("ahead", "behind", "spared"))
     ]
     events: list[Event] = []
     backend.executor.run(jobs, events.append)
     ends = [[e for e in events if e.job.id == job.id][-1] for job in jobs]
     assert [type(end) for end in ends] == [Finished, Cut, Finished], ends
+    assert isinstance(ends[1], Cut)
+    assert ends[1].reason.startswith("cut by early stopping (asha on reward/accuracy")
     # Judged from a quarter of its 100 steps on; what runs on after that is the way to its workers.
     assert 25 <= int((jobs[1].folder / "steps").read_text()) < 60
 

@@ -19,15 +19,16 @@ from chip_core.results import Progress
 from orchestrator.executors.base import TRACEBACK, Job
 from orchestrator.executors.ray import slot
 from orchestrator.executors.ray.slot import (
-    CAUSE,
     HANG,
     OUTCOME,
     PAYLOAD,
     PERCENT,
-    REASON,
+    REPORT_EVERY,
     JobPayload,
+    Outcome,
     SlotRetired,
     run_slot,
+    throttled,
 )
 from orchestrator.executors.ray.tuner import scheduler_of
 from orchestrator.study_early import EarlyStopping
@@ -89,7 +90,7 @@ def test_a_job_that_ends_well_leaves_its_slot_to_the_next(
 ) -> None:
     for _ in range(2):
         run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
-    assert [report.get(OUTCOME) for report in told] == [None, None, "finished"] * 2
+    assert [report.get(OUTCOME) for report in told] == [None, None, Outcome()] * 2
     assert told[1][PERCENT] == 25 and told[1][METRIC] == 0.5  # step 1 of 4
     assert PERCENT not in told[0] and PERCENT not in told[2]
     assert not (tmp_path / "j" / HANG).exists()
@@ -111,8 +112,8 @@ def test_a_job_that_fails_is_told_and_ends_its_slot(
     with pytest.raises(SlotRetired, match=reason):
         run_slot({PAYLOAD: payload(tmp_path, entry)})
     [report] = told
-    assert (report[OUTCOME], report[CAUSE]) == ("failed", cause)
-    assert report[REASON].startswith(reason)
+    assert report[OUTCOME].cause == cause
+    assert report[OUTCOME].reason.startswith(reason)
     assert "Traceback" in (tmp_path / "j" / TRACEBACK).read_text()
     assert not (tmp_path / "j" / HANG).exists()
 
@@ -124,7 +125,7 @@ def test_a_slot_that_holds_too_much_memory_ends_after_its_job_is_told(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1.25 * held))
     with pytest.raises(SlotRetired, match=r"it holds (7\d|8\d|9\d) % of the machine's memory"):
         run_slot({PAYLOAD: payload(tmp_path, "ends_well")})  # 1/1.25 = 80 %, and what it grew by
-    assert told[-1][OUTCOME] == "finished"
+    assert told[-1][OUTCOME] == Outcome()
 
 
 def test_tune_ends_a_training_at_its_report(
@@ -150,6 +151,18 @@ def test_a_process_for_each_trial_keeps_no_base_model(
     assert asked == []
     run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
     assert asked == [True]
+
+
+def test_progress_is_told_once_a_phase_and_then_at_intervals() -> None:
+    now = 0.0
+    told: list[int] = []
+    report = throttled(lambda progress: told.append(progress.done), clock=lambda: now)
+    for step in range(1, 5):
+        report(Progress(phase="train", done=step, total=9))
+        now += 0.4 * REPORT_EVERY
+    assert told == [1, 4]  # steps 2 and 3 are 0.4 and 0.8 of the interval after step 1
+    report(Progress(phase="score shapes", done=0, total=9))
+    assert told == [1, 4, 0]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -180,7 +193,7 @@ class Trials:
         return decision
 
     def end(self, trial: FakeTrial) -> None:
-        last = {OUTCOME: "finished", CAUSE: None}
+        last = {OUTCOME: Outcome()}
         assert self._scheduler.on_trial_result(None, trial, last) == TrialScheduler.CONTINUE
         self._scheduler.on_trial_complete(None, trial, last)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from chip_core.training.store.folder import (
     store_folder,
 )
 from chip_core.workers import current
-from orchestrator.executors.base import COPYING, STOP, Job
+from orchestrator.job import COPYING, STOP, Job
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.place import OnFile, fetch_folder, node_folder
 from orchestrator.storage.remote import PATIENT, Remote
@@ -37,15 +38,20 @@ Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elsewhere:
+class StagingSpec:
     """Where the files of one attempt at a job are, for all machines: it travels to them."""
 
     remote: Remote
     workdir: Path  # the driver's, absolute: paths of a job lie below it
     token: str  # of this attempt: no other ever has it
 
+    @classmethod
+    def for_attempt(cls, job: Job, remote: Remote, workdir: Path) -> StagingSpec:
+        """Return a new one."""
+        return cls(remote=remote, workdir=workdir, token=f"{job.id}-{uuid.uuid4().hex[:12]}")
+
     @contextlib.contextmanager
-    def hand(self, folder: Path) -> Iterator[Hand]:
+    def workspace(self, folder: Path) -> Iterator[StagedWorkspace]:
         """Have a job's files on this machine; at the end the storage has what it left.
 
         Of several workers on one machine the first to come copies, and is the last to go.
@@ -56,37 +62,37 @@ class Elsewhere:
         Raises:
             StorageError: the storage cannot be written.
         """
-        hand = Hand(self, folder)
-        hand.here.parent.mkdir(parents=True, exist_ok=True)
-        with _beside(hand.here, ".lock").open("a") as lock:
+        workspace = StagedWorkspace(self, folder)
+        workspace.here.parent.mkdir(parents=True, exist_ok=True)
+        with _beside(workspace.here, ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)  # else it is taken for a dead job's
-            with _tried(_beside(hand.here, ".first")) as first:
+            with _tried(_beside(workspace.here, ".first")) as first:
                 if first:
-                    _remove_dead(hand.here.parent)
-                hand.folder.mkdir(parents=True, exist_ok=True)
+                    _remove_dead(workspace.here.parent)
+                workspace.folder.mkdir(parents=True, exist_ok=True)
                 if not first:
-                    yield hand
+                    yield workspace
                     return
                 try:
-                    with hand.mirror:
-                        yield hand
+                    with workspace.mirror:
+                        yield workspace
                         fcntl.flock(lock, fcntl.LOCK_EX)  # the others have ended
-                    hand.drop_what_is_past()
+                    workspace.drop_what_is_past()
                 finally:
-                    shutil.rmtree(hand.here, ignore_errors=True)
+                    shutil.rmtree(workspace.here, ignore_errors=True)
 
 
-class Hand:
+class StagedWorkspace:
     """A job's files on this machine."""
 
-    def __init__(self, elsewhere: Elsewhere, folder: Path) -> None:
-        """Nothing is there yet: `Elsewhere.hand` makes it."""
-        self._remote = Remote(elsewhere.remote.uri, pauses=PATIENT)
-        self._workdir = elsewhere.workdir
+    def __init__(self, spec: StagingSpec, folder: Path) -> None:
+        """Nothing is there yet: `StagingSpec.workspace` makes it."""
+        self._remote = Remote(spec.remote.uri, pauses=PATIENT)
+        self._workdir = spec.workdir
         self._kept = node_folder(self._remote)
         self._replies = Replies(self._remote, self._kept)
         self._past: set[str] = set()  # keys of what an attempt before left, till a model is here
-        self.here = self._kept / "jobs" / elsewhere.token
+        self.here = self._kept / "jobs" / spec.token
         self.folder = self.moved(folder)
         self.mirror = Mirror(
             self._remote,

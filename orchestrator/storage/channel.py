@@ -14,7 +14,7 @@ from pathlib import Path
 from chip_core.errors import StorageError
 from chip_core.files import write_atomically, write_bytes
 from chip_core.results import CURVES
-from orchestrator.executors.base import STOP, Job
+from orchestrator.job import STOP, Job
 from orchestrator.storage.place import fetch_folder
 from orchestrator.storage.remote import Remote
 
@@ -24,7 +24,7 @@ EVERY = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Desk:
+class JobChannel:
     """Driver and jobs share a disk."""
 
     def begun(self, job: Job) -> None:
@@ -50,7 +50,7 @@ class Desk:
         """Follow no job any more."""
 
 
-class FarDesk(Desk):
+class RemoteJobChannel(JobChannel):
     """Driver and jobs share a storage."""
 
     def __init__(self, remote: Remote, workdir: Path, *, every: float = EVERY) -> None:
@@ -76,11 +76,11 @@ class FarDesk(Desk):
             self._thread.start()
 
     def tell(self, job: Job, name: str, text: str = "") -> None:
-        """Leave a file in a job's folder; see `Desk.tell`."""
+        """Leave a file in a job's folder; see `JobChannel.tell`."""
         self._remote.write(f"{self._key(job)}/{name}", text.encode())
 
     def ended(self, job: Job) -> None:
-        """Have everything here that a job left; see `Desk.ended`."""
+        """Have everything here that a job left; see `JobChannel.ended`."""
         with self._lock:
             self._jobs.pop(job.id, None)
         fetch_folder(self._remote, self._workdir, self._key(job))

@@ -11,18 +11,18 @@ import pytest
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.results import Progress
-from orchestrator.executors.base import COPYING, Job
-from orchestrator.executors.elsewhere import Elsewhere
+from orchestrator.job import COPYING, Job
 from orchestrator.storage.place import NODE_CACHE
 from orchestrator.storage.remote import Remote
+from orchestrator.storage.staging import StagingSpec
 
 JOB = "trials/0123/attempt-2"
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StagingSpec:
     monkeypatch.setenv(NODE_CACHE, str(tmp_path / "machine"))
-    return Elsewhere(
+    return StagingSpec(
         remote=Remote(str(tmp_path / "storage")), workdir=tmp_path / "work", token="j2-abc"
     )
 
@@ -32,34 +32,34 @@ def job(workdir: Path, **changes: object) -> Job:
     return Job(id="j2", name="dpo, seed 0", config=config, folder=workdir / JOB, **changes)
 
 
-def test_the_first_to_come_is_the_last_to_go(elsewhere: Elsewhere) -> None:
+def test_the_first_to_come_is_the_last_to_go(spec: StagingSpec) -> None:
     """Two workers on one machine: what the second writes after the first's end is there, too."""
     come, gone = threading.Event(), threading.Event()
 
     def second() -> None:
         assert come.wait(30)
-        with elsewhere.hand(elsewhere.workdir / JOB) as hand:
+        with spec.workspace(spec.workdir / JOB) as workspace:
             gone.set()
             waited = threading.Event()
             waited.wait(0.3)  # the first has come to its end by then
-            (hand.folder / "result.json").write_text("{}")
+            (workspace.folder / "result.json").write_text("{}")
 
     other = threading.Thread(target=second)
     other.start()
-    with elsewhere.hand(elsewhere.workdir / JOB) as hand:
+    with spec.workspace(spec.workdir / JOB) as workspace:
         come.set()
         assert gone.wait(30)
     other.join()
-    assert elsewhere.remote.sizes() == {f"{JOB}/result.json": 2}
-    assert not hand.here.exists()
+    assert spec.remote.sizes() == {f"{JOB}/result.json": 2}
+    assert not workspace.here.exists()
 
 
-def test_a_first_one_that_failed_does_not_wait_for_others(elsewhere: Elsewhere) -> None:
+def test_a_first_one_that_failed_does_not_wait_for_others(spec: StagingSpec) -> None:
     """They wait for it themselves, in a collective, until Train ends them."""
     come, ended = threading.Event(), threading.Event()
 
     def second() -> None:
-        with elsewhere.hand(elsewhere.workdir / JOB):
+        with spec.workspace(spec.workdir / JOB):
             come.set()
             ended.wait(60)
 
@@ -67,54 +67,54 @@ def test_a_first_one_that_failed_does_not_wait_for_others(elsewhere: Elsewhere) 
     began = time.monotonic()
     with (
         pytest.raises(RuntimeError, match="boom"),
-        elsewhere.hand(elsewhere.workdir / JOB) as hand,
+        spec.workspace(spec.workdir / JOB) as workspace,
     ):
         other.start()
         assert come.wait(30)
         raise RuntimeError("boom")
     assert time.monotonic() - began < 50 and not ended.is_set()
-    assert not hand.here.exists()
+    assert not workspace.here.exists()
     ended.set()
     other.join()
 
 
-def test_a_job_that_is_at_work_is_not_taken_for_dead(elsewhere: Elsewhere, tmp_path: Path) -> None:
-    other = Elsewhere(remote=elsewhere.remote, workdir=elsewhere.workdir, token="j3-def")
-    with elsewhere.hand(elsewhere.workdir / JOB) as hand, other.hand(tmp_path / "work" / "x"):
-        assert hand.folder.is_dir()
-    jobs = hand.here.parent
+def test_a_job_that_is_at_work_is_not_taken_for_dead(spec: StagingSpec, tmp_path: Path) -> None:
+    other = StagingSpec(remote=spec.remote, workdir=spec.workdir, token="j3-def")
+    with spec.workspace(spec.workdir / JOB) as workspace, other.workspace(tmp_path / "work" / "x"):
+        assert workspace.folder.is_dir()
+    jobs = workspace.here.parent
     (jobs / "dead").mkdir()
     (jobs / "dead.lock").touch()
     (jobs / "held").mkdir()
     with (jobs / "held.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        with other.hand(tmp_path / "work" / "x"):
+        with other.workspace(tmp_path / "work" / "x"):
             pass
         assert [path.name for path in jobs.iterdir() if path.is_dir()] == ["held"]
 
 
-def test_what_a_job_needs_is_copied_and_told(elsewhere: Elsewhere) -> None:
-    remote, before = elsewhere.remote, "trials/0123/attempt-1"
+def test_what_a_job_needs_is_copied_and_told(spec: StagingSpec) -> None:
+    remote, before = spec.remote, "trials/0123/attempt-1"
     for name in ("config.json", "answers/a.jsonl", "trained.json", "model/config.json",
                  "model/model.safetensors", "checkpoints/step-00000002/state.pt"):  # fmt: skip
         remote.write(f"{before}/{name}", name.encode())
     told: list[Progress] = []
-    with elsewhere.hand(elsewhere.workdir / JOB) as hand:
-        earlier = elsewhere.workdir / before
-        brought = hand.brought(
-            job(elsewhere.workdir, resume_from=earlier, earlier=(earlier,)), told.append
+    with spec.workspace(spec.workdir / JOB) as workspace:
+        earlier = spec.workdir / before
+        brought = workspace.brought(
+            job(spec.workdir, resume_from=earlier, earlier=(earlier,)), told.append
         )
-        assert brought.folder == hand.here / JOB and brought.share is not None
-        assert brought.resume_from == hand.here / before and brought.earlier == (
-            hand.here / before,
+        assert brought.folder == workspace.here / JOB and brought.share is not None
+        assert brought.resume_from == workspace.here / before and brought.earlier == (
+            workspace.here / before,
         )
-        here = {path.relative_to(hand.here / before).as_posix()
-                for path in (hand.here / before).rglob("*") if path.is_file()}  # fmt: skip
+        here = {path.relative_to(workspace.here / before).as_posix()
+                for path in (workspace.here / before).rglob("*") if path.is_file()}  # fmt: skip
         assert here == {"config.json", "answers/a.jsonl", "trained.json", "model/config.json",
                         "model/model.safetensors"}  # fmt: skip
         # It takes the model over: one of the two folders has it.
-        (hand.here / before / "model").rename(hand.folder / "model")
-        (hand.folder / "trained.json").write_text("{}")
+        (workspace.here / before / "model").rename(workspace.folder / "model")
+        (workspace.folder / "trained.json").write_text("{}")
     assert {progress.phase for progress in told} == {COPYING}
     # of the attempt without its weights 4 files, the same again to resume from, of its model 2
     assert [(each.done, each.total) for each in told] == [
@@ -127,12 +127,12 @@ def test_what_a_job_needs_is_copied_and_told(elsewhere: Elsewhere) -> None:
     assert left == {"config.json", "answers/a.jsonl", "trained.json"}
 
 
-def test_where_the_model_is_gone_checkpoints_come(elsewhere: Elsewhere) -> None:
+def test_where_the_model_is_gone_checkpoints_come(spec: StagingSpec) -> None:
     before = "trials/0123/attempt-1"
     for name in ("trained.json", "checkpoints/step-00000002/state.pt",
                  "checkpoints/step-00000004/state.pt",
                  "checkpoints/step-00000004/manifest.json"):  # fmt: skip
-        elsewhere.remote.write(f"{before}/{name}", b"{}")
-    with elsewhere.hand(elsewhere.workdir / JOB) as hand:
-        hand.brought(job(elsewhere.workdir, resume_from=elsewhere.workdir / before), print)
-        assert (hand.here / before / "checkpoints/step-00000004/state.pt").exists()
+        spec.remote.write(f"{before}/{name}", b"{}")
+    with spec.workspace(spec.workdir / JOB) as workspace:
+        workspace.brought(job(spec.workdir, resume_from=spec.workdir / before), print)
+        assert (workspace.here / before / "checkpoints/step-00000004/state.pt").exists()

@@ -1,0 +1,54 @@
+"""What fits where: a trial's workers on a cluster's nodes, by what each of them asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chip_core.config import EngineConfig
+
+#: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
+DRIVER = "chip_driver"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a trial asks for."""
+
+    workers: int
+    each: Mapping[str, float]  # what each worker is given, in Ray's names
+
+
+def resources_of(engine: EngineConfig) -> dict[str, float]:
+    """Return what each of a trial's workers is given, in Ray's names."""
+    gpus = {"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {}
+    return {"CPU": float(engine.cpus_per_worker)} | gpus
+
+
+def fitting(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """Return how many workers fit a node: 0.6 GPU holds three of 0.2, which floats deny."""
+    return int(min(node.get(name, 0) / amount for name, amount in each.items()) + 1e-6)
+
+
+def slots(request: Request, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many trials with one request fit nodes at once.
+
+    Where a node holds a whole trial, trials are not spread over nodes (`placement_of`).
+    """
+    there = [fitting(node, request.each) for node in nodes]
+    return sum(count // request.workers for count in there) or sum(there) // request.workers
+
+
+def placement_of(request: Request, nodes: Sequence[Mapping[str, float]]) -> str:
+    """Return how Ray is to place a trial's workers, as `ScalingConfig.placement_strategy`.
+
+    On one node where one is large enough, if need be by waiting for it: gradients pass between
+    them at every update. Else on as few as there are.
+    """
+    whole = any(fitting(node, request.each) >= request.workers for node in nodes)
+    return "STRICT_PACK" if whole else "PACK"
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Return resources for people."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())

@@ -1,0 +1,138 @@
+"""The executor on Ray, by a Tune that a test plays: what Ray itself can hardly be brought to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import OutOfMemoryError
+
+from chip_core.config import ModelConfig, TrialConfig
+from chip_core.errors import notice_anew
+from chip_core.files import write_json
+from chip_core.results import RESULT, Progress, TrialResult
+from orchestrator.executors.base import Event, Failed, Finished, Job, Started
+from orchestrator.executors.ray import tuner
+from orchestrator.executors.ray.slot import PAYLOAD, metrics_of
+from orchestrator.executors.ray.tuner import NoticeOfWaiting, RayTuneExecutor
+
+#: As Ray 2.60 words it, shortened: two processes of one node, of which one was killed.
+KILLED = OutOfMemoryError(
+    "1 worker(s) were killed due to the node running low on memory.\n"
+    "Selected to kill: (Actor(4a20): task name=ImplicitFunc.__init__, pid=102, used=3.92GB)\n"
+    "Top 10 memory users: PID MEM(GB) COMMAND\n102 3.92 ray::ImplicitFunc\n101 0.24 ray::Idle"
+)
+
+
+def job(folder: Path, name: str) -> Job:
+    config = TrialConfig(model=ModelConfig(path="shapes"))
+    return Job(id=name, name=name, config=config, folder=folder / name)
+
+
+class FirstRunIsKilled:
+    """A Tuner: its first run ends since Ray killed a slot, its second runs all that is left."""
+
+    runs = 0
+
+    def __init__(self, trainable: Any, *, tune_config: Any, run_config: Any) -> None:
+        self._searcher = tune_config.search_alg
+        self._callback = run_config.callbacks[0]
+
+    def fit(self) -> None:
+        type(self).runs += 1
+        pid = 100
+        while isinstance(config := self._searcher.suggest(""), dict):
+            pid += 1
+            trial = SimpleNamespace(config=config)
+            self._callback.on_trial_start(0, [], trial)
+            report = metrics_of(Progress(phase="train", done=1, total=4))
+            self._callback.on_trial_result(0, [], trial, {**report, "pid": pid})
+            if self.runs == 2:
+                result = TrialResult(steps=4, evaluations={}, seconds={})
+                write_json(config[PAYLOAD].job.folder / RESULT, asdict(result))
+                self._callback.on_trial_complete(0, [], trial)
+        if self.runs == 1:
+            raise RuntimeError("Caught unexpected exception") from KILLED
+
+
+def test_a_slot_that_ray_kills_for_memory_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def session(address: str | None, jobs: list[Job]) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(tuner, "session", session)
+    monkeypatch.setattr(tuner, "at_once", lambda *given: 2)
+    monkeypatch.setattr(tuner, "living_nodes", lambda: [])
+    monkeypatch.setattr(tuner.tune, "Tuner", FirstRunIsKilled)
+    FirstRunIsKilled.runs = 0
+    events: list[Event] = []
+
+    def again(failed: Failed) -> Job:
+        name = f"{failed.job.id}-2"
+        return replace(failed.job, id=name, folder=tmp_path / name)
+
+    jobs = [job(tmp_path, name) for name in ("bystander", "large", "later")]
+    RayTuneExecutor(workdir=tmp_path / "work").run(jobs, events.append, again)
+
+    # The third had no slot in the first run; both of the first come again, before it.
+    started = [event.job.id for event in events if isinstance(event, Started)]
+    assert sorted(started[:2]) == ["bystander", "large"]
+    assert sorted(started[2:4]) == ["bystander-2", "large-2"] and started[4:] == ["later"]
+    failed = {event.job.id: event for event in events if isinstance(event, Failed)}
+    assert {name: (event.cause, event.from_outside) for name, event in failed.items()} == {
+        "bystander": ("lost", True),
+        "large": ("memory", True),
+    }
+    assert failed["large"].reason == "the worker process died (its machine ran out of memory)"
+    assert "Ray killed another trial for memory" in failed["bystander"].reason
+    ended = {event.job.id for event in events if isinstance(event, Finished)}
+    assert ended == {"bystander-2", "large-2", "later"}
+
+
+def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    notice_anew()
+    now = 0.0
+    wanted = {"CPU": 2.0, "GPU": 1.0}
+    there, free = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 5.0}  # Ray leaves out what is 0
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("ray.available_resources", lambda: free)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
+    payload = SimpleNamespace(job=job(tmp_path, "dpo, seed 0"), resources=wanted)
+    first, second, third = (
+        SimpleNamespace(trial_id=name, status=status, config={PAYLOAD: payload})
+        for name, status in (("1", "RUNNING"), ("2", "PENDING"), ("3", "PENDING"))
+    )
+    look = NoticeOfWaiting(clock=lambda: now)
+
+    def told_until(seconds: float) -> list[str]:
+        nonlocal now
+        caplog.clear()
+        while now < seconds:
+            now += 5
+            look.on_step_begin(0, [first, second, third])
+        return [record.getMessage() for record in caplog.records]
+
+    with caplog.at_level(logging.WARNING):
+        look.on_step_begin(0, [first, second, third])
+        assert told_until(55) == []
+        assert told_until(60) == [
+            "dpo, seed 0 and 1 more: no place yet after 60 s: it asks for 2 CPU and 1 GPU on one "
+            "node, free in all are 5 of 8 CPU, 0 of 1 GPU: wait until there is, or stop by Ctrl-C"
+        ]
+        assert len(told_until(500)) == 3  # after 120, 240 and 480 s
+        second.status = third.status = "RUNNING"
+        assert told_until(600) == []
+        second.status, wanted["GPU"] = "PENDING", 2.0
+        look.on_step_begin(0, [first, second, third])
+        [line] = told_until(now + 65)
+        assert line.startswith("dpo, seed 0: no place yet after 60 s") and "no node is that" in line
