@@ -65,6 +65,10 @@ class JobMonitor:
     error: Exception | None = None  # what `on_event` or `again` raised
     running: dict[str, Running] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Be empty in the file that Tune writes for a restore: the ledger does that here."""
+        return {}
+
     @property
     def only_waiting(self) -> bool:
         """Whether the run is to stop and no job is left that still has to end by itself."""
