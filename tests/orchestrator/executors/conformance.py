@@ -27,7 +27,6 @@ from orchestrator.stopping import Stop
 #: How each of these jobs ends.
 CAUSES: dict[str, Cause] = {
     "boom": "own",
-    "not_finite": "own",
     "no_room": "memory",
     "disk_full": "disk",
     "storage_away": "lost",

@@ -10,7 +10,6 @@ from dataclasses import asdict
 
 from chip_core.errors import (
     MemoryFullError,
-    NonFiniteLossError,
     StoppedError,
     StorageError,
     TrialError,
@@ -83,10 +82,6 @@ def _environment(job: Job, report: Report, stop: Stop) -> None:
 
 def _boom(job: Job, report: Report, stop: Stop) -> None:
     raise RuntimeError("boom\nsecond line")
-
-
-def _not_finite(job: Job, report: Report, stop: Stop) -> None:
-    raise NonFiniteLossError("the loss is nan at step 3")
 
 
 def _killed(job: Job, report: Report, stop: Stop) -> None:

@@ -28,14 +28,13 @@ from .conformance import CAUSES, QUESTIONS, Backend, a_stop_lets_a_job_leave_a_c
 
 HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
-ALONE = ["steps", "steps", "not_finite", "steps", "boom", "no_room", "disk_full", "storage_away",
+ALONE = ["steps", "steps", "boom", "steps", "no_room", "disk_full", "storage_away",
          "answers", "steps"]  # fmt: skip
 ON_RAY = [*ALONE, "dies_scoring", "killed", "silent", "hangs"]
 OF_TWO = ["steps", "second_fails", "second_dies", "answers"]
 
 #: Why jobs of one worker fail.
 REASONS = {
-    "not_finite": "the loss is nan at step 3",
     "boom": "RuntimeError: boom",
     "no_room": "no room on the GPU",
     "disk_full": r"a disk is full \(.*\): free some space and run the study again",
