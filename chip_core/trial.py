@@ -41,10 +41,10 @@ from chip_core.trained import (
     write_trained,
 )
 from chip_core.training.checkpoint import remove_all
-from chip_core.training.loop import never, train
-from chip_core.training.parallel import Kind, kind_of
+from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.store.passes import Offered
+from chip_core.training.trainer import Trainer, never
 from chip_core.workers import Workers, current
 
 _log = logging.getLogger(__name__)
@@ -134,38 +134,39 @@ def run_trial(
         trained=trained_model,
         config=None if pairs is None else config,
     )
-    kind: Kind = "alone"
+    parallelism: Parallelism = "single"
     if pairs is not None:
         model = attach(model, config)
-        kind = kind_of(config, model, device, workers)
+        parallelism = choose_parallelism(config, model, device, workers)
         if device.type == "cuda":
-            parts = workers.size if kind == "fsdp" else 1
+            parts = workers.size if parallelism == "fsdp" else 1
             computed = offered is None or not offered.covers(config)
             needed = bytes_needed(model, config, reference=computed)
             check_room(needed // parts, room_for(model, device), config)
     # What is going to be spread is taken there whole too, if it can: checks are fast there.
-    if kind != "fsdp" or weights_fit(model, device):
+    if parallelism != "fsdp" or weights_fit(model, device):
         model.to(device)
     spans.end("model")
 
     if pairs is not None:
-        done = train(
+        with Trainer(
             config,
             model=model,
             processor=processor,
             pairs=pairs,
             folder=folder,
-            on_step=lambda step, total, figures: report(
-                Progress(phase="train", done=step, total=total, figures=figures)
-            ),
-            resume_from=resume_from,
-            earlier=earlier,
-            device=device,
-            workers=workers,
-            kind=kind,
+            compute=Compute(device=device, workers=workers, parallelism=parallelism),
             offered=offered,
-            stop=stop,
-        )
+        ) as trainer:
+            done = trainer.train(
+                on_step=lambda step, total, figures: report(
+                    Progress(phase="train", done=step, total=total, figures=figures)
+                ),
+                resume_from=resume_from,
+                earlier=earlier,
+                stop=stop,
+            )
+        del trainer  # the optimizer's state and the reference go with it
         save_model(model, processor, folder / MODEL, config, write=workers.first)
         spans.end("train")
         spans.seconds["first_step"] = done.first_step
@@ -180,10 +181,10 @@ def run_trial(
         )
         if workers.first:
             write_trained(folder, trained)
-            for attempt in (folder, *earlier):
-                remove_all(attempt)  # of the checkpoints: the model is there
         workers.wait()
-        if kind == "fsdp":  # its weights are spread over the workers
+        for attempt in (folder, *earlier):
+            remove_all(attempt)  # of the checkpoints: the model is there
+        if parallelism == "fsdp":  # its weights are spread over the workers
             share()
             model, _ = loading.load(
                 config.model, attention=config.engine.attention, trained=folder / MODEL

@@ -32,7 +32,7 @@ from chip_core.training.store.source import StoredReference
 class Opened:
     """What a training reads in place of computing, and what is to be said of it."""
 
-    reference: ReferenceSource
+    source: ReferenceSource
     features: StoredFeatures
     #: `reference`: stored, partly stored, live. `image_features`: stored, computed.
     engine: dict[str, str]
@@ -124,7 +124,7 @@ class Stores:
                 text=text, rejected_image=images, head=head, hidden=hidden, live=computed
             )
         engine = {"reference": how, "image_features": features.how}
-        return Opened(reference=reference, features=features, engine=engine, notes=self.notes)
+        return Opened(source=reference, features=features, engine=engine, notes=self.notes)
 
     def _of(self, kind: str) -> dict[int | None, Store]:
         return {one.epoch: store for one, store in self.whole if one.kind == kind}
