@@ -20,18 +20,18 @@ from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
 from chip_core.training.checkpoint import broken
 from chip_core.training.store.folder import (
     BrokenStoreError,
-    check,
     partial_folder,
     remove,
     store_folder,
+    verify,
 )
 from chip_core.workers import current
 from orchestrator.executors.base import COPYING, STOP, Job
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.place import OnFile, fetch_folder, node_folder
+from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import PATIENT, Remote
 from orchestrator.storage.replies import Replies
-from orchestrator.storage.shelf import CACHE
 
 Report = Callable[[Progress], None]
 
@@ -204,7 +204,7 @@ class Hand:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(_beside(folder, ".lock")):
             with contextlib.suppress(BrokenStoreError):
-                check(folder, identity)
+                verify(folder, identity)
                 return
             remove(folder)
             coming = folder.with_name(f".{folder.name}.coming")
@@ -217,7 +217,7 @@ class Hand:
                     on_file(done, len(sizes))
                 coming.replace(folder)
                 with contextlib.suppress(BrokenStoreError):
-                    check(folder, identity)
+                    verify(folder, identity)
                     return
                 remove(folder)  # the next job copies it anew
 

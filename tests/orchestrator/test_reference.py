@@ -15,7 +15,7 @@ from rich.console import Console
 from chip_core.errors import UserError
 from chip_core.results import CURVES, MODEL
 from chip_core.training.store.folder import store_folder
-from chip_core.training.store.lock import making
+from chip_core.training.store.lock import build_lock
 from chip_core.training.store.passes import ReferencePass
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
@@ -280,7 +280,7 @@ def test_a_pass_that_another_driver_makes_is_waited_for(
     elsewhere = tmp_path / "elsewhere"
     run(plan, elsewhere)
     ones = [planned.one for planned in passes(plan, tmp_path).values()]
-    held = {one.key: making(store_folder(cache_folder(tmp_path), one.key)) for one in ones}
+    held = {one.key: build_lock(store_folder(cache_folder(tmp_path), one.key)) for one in ones}
     for lock in held.values():
         lock.__enter__()
 

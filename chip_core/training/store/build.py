@@ -10,9 +10,9 @@ import json
 import platform
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,17 @@ from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.store.folder import (
     BrokenStoreError,
     Manifest,
-    check,
+    commit,
     noted,
     partial_folder,
-    seal,
     shard_count,
     shard_name,
     shard_rows,
     store_folder,
+    verify,
 )
 from chip_core.training.store.group import Group
-from chip_core.training.store.lock import making
+from chip_core.training.store.lock import build_lock
 from chip_core.training.store.passes import Part, ReferencePass, grouped
 from chip_core.training.store.room import check_room
 from chip_core.training.store.shards import Row, write_shard, write_tensors
@@ -87,9 +87,9 @@ def ensure(
         # In one order: two processes never wait for each other.
         for one in sorted(passes, key=lambda one: one.key):
             folder = store_folder(cache, one.key)
-            locks.enter_context(making(folder, lambda who: report(_waiting(who))))
+            locks.enter_context(build_lock(folder, lambda who: report(_waiting(who))))
             with suppress(BrokenStoreError):
-                found[one.key] = check(folder, one.identity)
+                found[one.key] = verify(folder, one.identity)
         for group in grouped([one for one in passes if one.key not in found]):
             rows = make_part(group, config, cache=cache, report=report)
             seconds = time.perf_counter() - began
@@ -126,8 +126,8 @@ def make_part(
 ) -> int:
     """Write every `parts`-th shard of a group of passes; return how many samples the whole has.
 
-    Shards that an earlier attempt wrote whole are left as they are. The caller holds `making` of
-    each pass.
+    Shards that an earlier attempt wrote whole are left as they are. The caller holds the
+    `build_lock` of each pass.
 
     Args:
         passes: one of the groups of `grouped`.
@@ -142,19 +142,11 @@ def make_part(
     """
     report(Progress(phase="start", done=0, total=1))
     pairs = checked_pairs(config, report)
-    lacking: dict[int, list[ReferencePass]] = {}  # shard -> passes
-    heads = []
-    for one in passes:
-        partial = partial_folder(store_folder(cache, one.key))
-        for number in range(part, shard_count(len(pairs)), parts):
-            if noted(partial, shard_name(number)) is None:
-                lacking.setdefault(number, []).append(one)
-        if part == 0 and one.hidden is not None and noted(partial, HEAD) is None:
-            heads.append(one)
-    if not lacking and not heads:
+    missing = _missing(passes, cache, range(part, shard_count(len(pairs)), parts))
+    if not missing.shards and not missing.heads:
         return len(pairs)
     try:
-        _write(passes, config, pairs, cache, lacking, heads, parts, report)
+        _write(passes, config, pairs, cache, missing, parts=parts, report=report)
     except torch.OutOfMemoryError:
         raise TrialError(
             "the GPU's memory ran out in the reference pass: give its worker a GPU with more "
@@ -169,7 +161,7 @@ def finish(
     cache: Path,
     rows: int,
     seconds: float,
-    sealed: Callable[..., Manifest] = seal,
+    commit: Callable[..., Manifest] = commit,
 ) -> Manifest:
     """Give a pass its name, all of whose parts are made.
 
@@ -178,7 +170,7 @@ def finish(
         cache: where stores lie.
         rows: how many samples it has.
         seconds: how long it took.
-        sealed: what gives it its name, as `seal` does.
+        commit: what gives it its name, as `commit` does.
 
     Raises:
         BrokenStoreError: a part is missing.
@@ -197,7 +189,28 @@ def finish(
     folder = store_folder(cache, one.key)
     with suppress(FileNotFoundError):
         made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
-    return sealed(folder, identity=one.identity, rows=rows, names=names, made=made)
+    return commit(folder, identity=one.identity, rows=rows, names=names, made=made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Missing:
+    """What is not written yet."""
+
+    shards: dict[int, list[ReferencePass]]  # by number: the passes that lack it
+    heads: list[ReferencePass]  # the passes that lack the output head
+
+
+def _missing(passes: Sequence[ReferencePass], cache: Path, numbers: range) -> _Missing:
+    """Return what passes lack of shards; of the output head, where shard 0 is among them."""
+    missing = _Missing(shards={}, heads=[])
+    for one in passes:
+        partial = partial_folder(store_folder(cache, one.key))
+        for number in numbers:
+            if noted(partial, shard_name(number)) is None:
+                missing.shards.setdefault(number, []).append(one)
+        if numbers.start == 0 and one.hidden is not None and noted(partial, HEAD) is None:
+            missing.heads.append(one)
+    return missing
 
 
 def _write(
@@ -205,8 +218,8 @@ def _write(
     config: TrialConfig,
     pairs: Pairs,
     cache: Path,
-    lacking: Mapping[int, list[ReferencePass]],
-    heads: Sequence[ReferencePass],
+    missing: _Missing,
+    *,
     parts: int,
     report: Report,
 ) -> None:
@@ -214,20 +227,20 @@ def _write(
     device = device_of(config)
     group = Group(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
-    needed = len(heads) * weights.weight.numel() * BYTES["fp32"]
+    needed = len(missing.heads) * weights.weight.numel() * BYTES["fp32"]
     for one in passes:
-        shards = [number for number, ones in lacking.items() if one in ones]
+        shards = [number for number, ones in missing.shards.items() if one in ones]
         places = [place for number in shards for place in shard_rows(number, len(pairs))]
         needed += parts * group.of(one).bytes(places)
     names = ", ".join(f"'{one.name}'" for one in passes)
     check_room(cache, needed, f"the reference pass {names}")
-    for one in heads:
+    for one in missing.heads:
         tensors = {"weight": weights.weight, "bias": weights.bias}
         kept = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
         write_tensors(partial_folder(store_folder(cache, one.key)), HEAD, kept)
-    done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in lacking)
+    done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in missing.shards)
     with group.ready():
-        for number, ones in lacking.items():
+        for number, ones in missing.shards.items():
             rows: dict[str, list[Row]] = {one.key: [] for one in ones}
             of_shard = shard_rows(number, len(pairs))
             for start in range(of_shard.start, of_shard.stop, BATCH):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from chip_core.data.tensors import PairBatch, Prompts
-from chip_core.training.store.of_images import field_of
+from chip_core.training.store.image_features import field_of
 from chip_core.training.store.shards import Store
 
 

@@ -128,7 +128,7 @@ def parse_manifest(content: bytes) -> Manifest:
         raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
 
 
-def glance(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
+def stat(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
     """Return the manifest of a store all of whose files are there, in their sizes; no more is read.
 
     Args:
@@ -172,7 +172,7 @@ def require_whole(
     return manifest
 
 
-def check(
+def verify(
     folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
 ) -> Manifest:
     """Return the manifest of a store all of whose files are as they were written.
@@ -185,7 +185,7 @@ def check(
     Raises:
         BrokenStoreError: it is not there, not whole, or of something else.
     """
-    manifest = glance(folder, identity)
+    manifest = stat(folder, identity)
     verified = {} if again else _verified(folder)
     try:
         seen = {name: _mark(folder / name) for name in manifest.files}
@@ -203,7 +203,7 @@ def check(
     return manifest
 
 
-def seal(
+def commit(
     folder: Path, *, identity: Mapping[str, Any], rows: int, names: list[str], made: Any
 ) -> Manifest:
     """Give a store that is made its name.

@@ -13,9 +13,9 @@ from chip_core.data.tensors import PairBatch
 from chip_core.objectives.config import ObjectiveConfig, Term
 from chip_core.training.exactness import shared_prefixes
 from chip_core.training.policy import Policy
-from chip_core.training.store.of_images import OfImages
-from chip_core.training.store.of_responses import OfResponses
+from chip_core.training.store.image_features import ImageFeatures
 from chip_core.training.store.passes import ReferencePass
+from chip_core.training.store.response_logps import ResponseLogps
 
 
 class Group:
@@ -55,12 +55,12 @@ class Group:
             bf16=config.model.dtype == "bf16",
             logits_chunk=config.engine.logits_chunk,
         )
-        self._of: dict[str, OfImages | OfResponses] = {}
+        self._of: dict[str, ImageFeatures | ResponseLogps] = {}
         for one in passes:
             if one.of_features:
-                self._of[one.key] = OfImages(one, config, model, self._encoder)
+                self._of[one.key] = ImageFeatures(one, config, model, self._encoder)
             else:
-                self._of[one.key] = OfResponses(one, self._policy, processor, pairs)
+                self._of[one.key] = ResponseLogps(one, self._policy, processor, pairs)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -71,7 +71,7 @@ class Group:
         small = self.batch([0])
         with shared_prefixes(self._policy, small, self._sharing) as sharing:
             for said in self._of.values():
-                if isinstance(said, OfResponses):
+                if isinstance(said, ResponseLogps):
                     said.facts["prefix_sharing"] = sharing
             yield
 
@@ -79,7 +79,7 @@ class Group:
         """Return some samples, on the device."""
         return self._encoder.batch(places, self._epoch).to(self._device)
 
-    def of(self, one: ReferencePass) -> OfImages | OfResponses:
+    def of(self, one: ReferencePass) -> ImageFeatures | ResponseLogps:
         """Return what computes a pass's rows."""
         return self._of[one.key]
 

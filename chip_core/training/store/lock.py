@@ -1,71 +1,62 @@
-"""Who makes a store: one at a time, of all processes that see the folder."""
+"""The lock under which a store is built: by one process of all that see the folder."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from chip_core.files import write_atomically
 
-_LOOK_EVERY = 0.5  # seconds between two looks at a lock
+_POLL = 0.5  # seconds between two tries
 
 
 @contextmanager
-def making(folder: Path, on_wait: Callable[[str], None] = lambda who: None) -> Iterator[None]:
-    """Be the only one who makes a store; the lock goes with the process, however it ends.
+def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda who: None) -> Iterator[None]:
+    """Hold the lock of a store that is built; it goes with the process, however that ends.
 
     Args:
         folder: the store's.
-        on_wait: told once who is making it, where this process has to wait.
+        on_wait: told once who holds it, where this process has to wait.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f"{folder.name}.lock")
-    told = False
-    while True:
-        with path.open("a+") as file:
-            if _take(file.fileno(), path):
-                write_atomically(_holder(path), f"process {os.getpid()} on {socket.gethostname()}")
-                try:
-                    yield
-                finally:
-                    # In this order: who waits for the lock looks whether its file is still there.
-                    _holder(path).unlink(missing_ok=True)
-                    path.unlink(missing_ok=True)
-                return
-        if not told:
-            on_wait(who_makes(folder) or "another process")
-            told = True
-        time.sleep(_LOOK_EVERY)
-
-
-def who_makes(folder: Path) -> str | None:
-    """Return who is making a store: `process 17 on HOST`; None where nobody is."""
-    path = folder.with_name(f"{folder.name}.lock")
+    lock = FileLock(_file(folder))
     try:
-        with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None
-    except FileNotFoundError:
+        lock.acquire(blocking=False)
+    except Timeout:
+        on_wait(lock_owner(folder) or "another process")
+        lock.acquire(poll_interval=_POLL)
+    try:
+        write_atomically(_holder(folder), f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        _holder(folder).unlink(missing_ok=True)
+        # While it is held: who waits for it takes no lock of a file that is gone.
+        _file(folder).unlink(missing_ok=True)
+        lock.release()
+
+
+def lock_owner(folder: Path) -> str | None:
+    """Return who is building a store: `process 17 on HOST`; None where nobody is."""
+    if not _file(folder).exists():
         return None
-    except OSError:
+    try:
+        with FileLock(_file(folder), blocking=False):
+            _file(folder).unlink(missing_ok=True)  # a dead process left it
+        return None
+    except Timeout:
         with suppress(OSError):
-            return _holder(path).read_text(encoding="utf-8")
+            return _holder(folder).read_text(encoding="utf-8")
         return "another process"
 
 
-def _take(handle: int, path: Path) -> bool:
-    """Lock an open file, and say whether it is still the one of that name."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(handle).st_ino == path.stat().st_ino
-    except OSError:
-        return False
+def _file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
-def _holder(lock: Path) -> Path:
-    return lock.with_suffix(".holder")
+def _holder(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.holder")

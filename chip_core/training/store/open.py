@@ -22,10 +22,10 @@ from chip_core.training.reference import Live, ReferenceSource
 from chip_core.training.store.build import HEAD
 from chip_core.training.store.features import StoredFeatures
 from chip_core.training.store.folder import BrokenStoreError, store_folder
-from chip_core.training.store.look import Look
 from chip_core.training.store.passes import Offered, ReferencePass, epochs_reached
 from chip_core.training.store.shards import Store
 from chip_core.training.store.source import StoredReference
+from chip_core.training.store.spot_check import SpotCheck
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +62,13 @@ def open_stores(
     """
     stores: list[tuple[ReferencePass, Store]] = []
     notes: list[str] = []
-    look = Look(policy, config, processor, pairs)
+    spot_check = SpotCheck(policy, config, processor, pairs)
     for one in () if offered is None else offered.passes:
         assert offered is not None
         folder = store_folder(offered.cache, one.key)
         try:
             store = Store(folder, one.identity)
-            look.at(one, store)
+            spot_check.verify(one, store)
             stores.append((one, store))
         except BrokenStoreError as error:
             notes.append(

@@ -20,7 +20,7 @@ from chip_core.training.store.shards import Row
 _SAMPLE = 8  # images by which the others' size is told
 
 
-class OfImages:
+class ImageFeatures:
     """Computes the rows of a pass over images."""
 
     def __init__(

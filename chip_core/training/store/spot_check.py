@@ -1,4 +1,4 @@
-"""A first look at a store: its first and last sample computed, and held against what it says.
+"""Spot check of a store: compute its first and last sample, and compare what it says.
 
 What a store is of, by name, may be something else by now: a hub name has new weights, a library
 another arithmetic. What a family does with features that are given to it shows here too.
@@ -34,8 +34,8 @@ _LOGPS = {"fp32": 1e-3, "bf16": 0.1}
 _STATES = {"fp32": 1e-4, "bf16": 0.05}
 
 
-class Look:
-    """Computes a few samples and holds stores against them."""
+class SpotCheck:
+    """Computes a few samples and compares stores with them."""
 
     def __init__(
         self, policy: Policy, config: TrialConfig, processor: Any, pairs: Sequence[PreferencePair]
@@ -54,7 +54,7 @@ class Look:
         self._scores: dict[int, ReferenceScores] = {}
         self._states: dict[int, ResponseStates] = {}
 
-    def at(self, one: ReferencePass, store: Store) -> None:
+    def verify(self, one: ReferencePass, store: Store) -> None:
         """Check a store's first and last sample.
 
         Raises:
@@ -68,11 +68,11 @@ class Look:
             encoder = PairEncoder(self._processor, self._config, self._pairs)
             self._batches[epoch] = encoder.batch(sorted({0, len(self._pairs) - 1}), epoch)
         if one.of_features:
-            self._at_features(one, store, epoch)
+            self._verify_features(one, store, epoch)
         else:
-            self._at_responses(one, store, epoch)
+            self._verify_responses(one, store, epoch)
 
-    def _at_responses(self, one: ReferencePass, store: Store, epoch: int) -> None:
+    def _verify_responses(self, one: ReferencePass, store: Store, epoch: int) -> None:
         batch = self._batches[epoch].to(self._device)
         if epoch not in self._scores:
             self._scores[epoch] = self._policy.reference_scores(batch)
@@ -92,7 +92,7 @@ class Look:
             )
 
     @torch.no_grad()
-    def _at_features(self, one: ReferencePass, store: Store, epoch: int) -> None:
+    def _verify_features(self, one: ReferencePass, store: Store, epoch: int) -> None:
         if not is_frozen(self._policy.model, self._config):
             raise BrokenStoreError("what is trained lies within the tower")
         batch = self._batches[epoch]

@@ -20,7 +20,7 @@ from chip_core.training.store.size import bytes_a_token
 _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class OfResponses:
+class ResponseLogps:
     """Computes the rows of a pass over responses."""
 
     def __init__(self, one: ReferencePass, policy: Policy, processor: Any, pairs: Pairs) -> None:
