@@ -19,6 +19,7 @@ from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
 from chip_core.places import Places
+from chip_core.reference_cache.spec import AvailableCaches
 from chip_core.results import (
     CONFIG,
     CURVES,
@@ -43,7 +44,6 @@ from chip_core.trained import (
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
 from chip_core.training.prepare import checked_pairs, device_of
-from chip_core.training.store.passes import Offered
 from chip_core.training.trainer import Trainer, never
 from chip_core.workers import Workers, current
 
@@ -62,7 +62,7 @@ def run_trial(
     began_cpu: float | None = None,
     places: Places | None = None,
     earlier: Sequence[Path] = (),
-    offered: Offered | None = None,
+    offered: AvailableCaches | None = None,
     stop: Callable[[], bool] = never,
     notes: Sequence[str] = (),
     share: Callable[[], None] = lambda: None,
@@ -156,7 +156,7 @@ def run_trial(
             pairs=pairs,
             folder=folder,
             compute=Compute(device=device, workers=workers, parallelism=parallelism),
-            offered=offered,
+            caches=offered,
         ) as trainer:
             done = trainer.train(
                 on_step=lambda step, total, figures: report(

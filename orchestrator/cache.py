@@ -13,15 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.files import read_records
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
+    build_lock,
+    lock_owner,
     partial_folder,
     remove,
 )
-from chip_core.training.store.lock import build_lock, lock_owner
-from chip_core.training.store.passes import ReferencePass
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.ledger import Ledger
 from orchestrator.passes import USES, cache_folder
 from orchestrator.progress import progress
@@ -200,7 +201,7 @@ def _kept(caches: ReferenceCacheStore, folder: Path, sizes: Mapping[str, int]) -
 
 def _name(manifest: Manifest) -> str:
     identity = manifest.identity
-    one = ReferencePass(kind=identity["kind"], epoch=None, identity=identity)
+    one = CacheSpec(kind=identity["kind"], epoch=None, identity=identity)
     model = identity["model"]
     return f"{one.name} ({model.get('hub') or str(model.get('content'))[:8]})"
 

@@ -11,21 +11,20 @@ from typing import Literal
 from chip_core import data as preference_data
 from chip_core.config import DataConfig, TrialConfig
 from chip_core.errors import UserError
-from chip_core.results import MODEL
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
     store_folder,
 )
-from chip_core.training.store.passes import (
+from chip_core.reference_cache.size import NoRoomError, check_room, estimated_bytes
+from chip_core.reference_cache.spec import (
     KINDS,
-    ReferencePass,
-    passes_of,
+    CacheSpec,
+    cache_specs,
     samples_read,
     with_hidden,
 )
-from chip_core.training.store.room import NoRoomError, check_room
-from chip_core.training.store.size import estimated_bytes
+from chip_core.results import MODEL
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
 from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore
@@ -52,7 +51,7 @@ def cache_folder(storage: Path) -> Path:
 class PlannedPass:
     """A pass, and what is to become of it."""
 
-    one: ReferencePass
+    one: CacheSpec
     config: TrialConfig  # of a trial that has it
     samples: int | None  # of the data; None: not known before it is loaded
     trials: list[str] = field(default_factory=list)  # fingerprints of the trials that read it
@@ -124,14 +123,14 @@ def require_room(passes: list[PlannedPass], storage: Path) -> None:
 
 def _of_trials(
     plan: Plan, ledger: Ledger, storage: Path
-) -> Iterator[tuple[ReferencePass, Trial, int | None]]:
+) -> Iterator[tuple[CacheSpec, Trial, int | None]]:
     """Yield the passes of each trial that is to be trained, with the samples of its data."""
 
     @cache
     def count(data: str) -> int | None:
         return preference_data.count(DataConfig.model_validate_json(data))
 
-    known: dict[tuple[object, ...], tuple[ReferencePass, ...]] = {}
+    known: dict[tuple[object, ...], tuple[CacheSpec, ...]] = {}
     for trial in plan.trials:
         config = trial.config
         if trial.untrained or config.reference_cache == "off":
@@ -159,13 +158,15 @@ def _of_trials(
             config.engine.model_dump_json(),
         )
         if key not in known:
-            known[key] = passes_of(config, plan.identity(config.model), plan.identity(config.data))
+            known[key] = cache_specs(
+                config, plan.identity(config.model), plan.identity(config.data)
+            )
         samples = count(config.data.model_dump_json())
         for one in known[key]:
             yield one, trial, samples
 
 
-def _reads(one: ReferencePass, config: TrialConfig, samples: int | None) -> float:
+def _reads(one: CacheSpec, config: TrialConfig, samples: int | None) -> float:
     """Return how many samples of a pass a trial reads; in epochs where samples is None."""
     if samples is not None:
         return samples_read(one, config, samples)
@@ -207,7 +208,7 @@ def _host(
     return None
 
 
-def _bytes_there(caches: ReferenceCacheStore, one: ReferencePass) -> int | None:
+def _bytes_there(caches: ReferenceCacheStore, one: CacheSpec) -> int | None:
     """Return the size of a pass's store; None where it is not there."""
     try:
         return caches.stat(store_folder(caches.cache, one.key), one.identity).bytes

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from chip_core.errors import StorageError
 from chip_core.files import Spool
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
+    build_lock,
     shard_count,
     store_folder,
 )
-from chip_core.training.store.lock import build_lock
-from chip_core.training.store.passes import Offered, Part, config_of, grouped
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.spec import AvailableCaches, BuildShard, config_of, grouped
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
 from orchestrator.passes import USES, PlannedPass, cache_folder
@@ -113,10 +113,10 @@ def offer(
                 of_trial.setdefault(fingerprint, []).append(planned)
     cache = cache_folder(storage).absolute()
 
-    def offered(trial: Trial) -> Offered | None:
+    def offered(trial: Trial) -> AvailableCaches | None:
         found = of_trial.get(trial.fingerprint)
         ones = tuple(planned.one for planned in found or ())
-        return Offered(cache=cache, passes=ones) if ones else None
+        return AvailableCaches(cache=cache, passes=ones) if ones else None
 
     return [(replace(job, offered=offered(trial)), trial, n) for job, trial, n in jobs]
 
@@ -203,7 +203,7 @@ def _finish(
     seconds: dict[str, float],
 ) -> None:
     # Imported here: it takes torch, which a study without a pass to make goes without.
-    from chip_core.training.store.build import finish
+    from chip_core.reference_cache.build import finish
 
     try:
         caches.fetch_notes(store_folder(caches.cache, planned.one.key))
@@ -247,7 +247,7 @@ def _parts(
             id=f"{whole.id}-{number}",
             name=whole.name if count == 1 else f"{whole.name}, part {number + 1} of {count}",
             folder=whole.folder / f"part-{number + 1}-of-{count}",
-            part=Part(passes=passes, cache=caches.cache.absolute(), number=number, of=count),
+            part=BuildShard(passes=passes, cache=caches.cache.absolute(), number=number, of=count),
         )
         for number in range(count)
     ]

@@ -30,8 +30,7 @@ from chip_core.training.exactness import shared_prefixes
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
 from chip_core.training.parallel import Compute, make_strategy
 from chip_core.training.policy import Policy
-from chip_core.training.store.open import open_stores
-from chip_core.training.store.passes import Offered
+from chip_core.training.reference import ReferenceCaches, TrainingReference
 
 #: What torch says where the machine's own memory does not hold a tensor.
 _NO_MEMORY = "can't allocate memory"
@@ -73,7 +72,7 @@ class Trainer:
         pairs: Pairs,
         folder: Path,
         compute: Compute | None = None,
-        offered: Offered | None = None,
+        caches: ReferenceCaches | None = None,
     ) -> None:
         """Build the components.
 
@@ -85,7 +84,7 @@ class Trainer:
             folder: the trial's: each step's figures go to its curves.jsonl, and checkpoints beside
                 it. The first worker writes them; sharded checkpoints all do.
             compute: where it is trained, by whom and how; None: here, by this process.
-            offered: the stores of reference passes that may be read.
+            caches: the reference caches that may be read.
 
         Raises:
             TrialError: there is less than one batch of pairs.
@@ -110,11 +109,14 @@ class Trainer:
             self._prefix_sharing = stack.enter_context(
                 shared_prefixes(self.policy, small, config.engine.prefix_sharing)
             )
-            stores = open_stores(
-                self.policy, config, processor=processor, pairs=pairs, offered=offered
-            )
+            opened = None
+            if caches is not None:
+                opened = caches.open(self.policy, config, processor=processor, pairs=pairs)
             self.strategy = make_strategy(self.policy, config, self.compute)
-            self.reference = stores.opened(self.strategy.reference)
+            if opened is None:
+                self.reference = TrainingReference(source=self.strategy.reference())
+            else:
+                self.reference = opened.reference(self.strategy.reference)
             self.optimizer, self.schedule = make_optimizer(model, config, self.batches.steps)
             self.checkpointer = Checkpointer(
                 config,
@@ -238,7 +240,7 @@ class Trainer:
         reference, cut = self.reference.source, self.batches.cut
         sums: dict[str, float] = {}
         for number, (portion, _) in enumerate(share, start=1):
-            batch = self.reference.attached(loader.next()).to(self.compute.device)
+            batch = self.reference.attach_features(loader.next()).to(self.compute.device)
             known = reference.scores(batch)
             with self.strategy.accumulate(last=number == len(share)):
                 result = self.strategy(batch, known, reference.head)

@@ -22,8 +22,8 @@ from chip_core.errors import (
 from chip_core.files import is_full
 from chip_core.machine import cpu_seconds
 from chip_core.places import Places
+from chip_core.reference_cache.spec import AvailableCaches, BuildShard
 from chip_core.results import Progress, TrialResult
-from chip_core.training.store.passes import Offered, Part
 
 #: Where a failed job's traceback is, in its folder.
 TRACEBACK = "traceback.txt"
@@ -46,8 +46,8 @@ class Job:
     resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
     places: Places = Places()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
-    offered: Offered | None = None  # the stores of reference passes that it may read
-    part: Part | None = None  # make this share of a reference pass, and nothing else
+    offered: AvailableCaches | None = None  # the stores of reference passes that it may read
+    part: BuildShard | None = None  # make this share of a reference pass, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # what is to be said of this attempt
     #: brings what the first worker left in `folder` to the machines of all, who call it together
@@ -152,11 +152,11 @@ def execute(
     began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
     if job.part is not None:
-        from chip_core.training.store.build import run_part
+        from chip_core.reference_cache.build import run_shard
         from chip_core.trial import stopped_by
 
         told = stopped_by(stop, report)
-        return run_part(job.part, job.config, folder=job.folder, report=told)
+        return run_shard(job.part, job.config, folder=job.folder, report=told)
     from chip_core.trial import run_trial
 
     return run_trial(

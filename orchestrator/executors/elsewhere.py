@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from chip_core.evaluation.readiness import sides
-from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
-from chip_core.training.checkpoint import broken
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     partial_folder,
     remove,
     store_folder,
     verify,
 )
+from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
+from chip_core.training.checkpoint import broken
 from chip_core.workers import current
 from orchestrator.executors.base import COPYING, STOP, Job
 from orchestrator.storage.mirror import Mirror

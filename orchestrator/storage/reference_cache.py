@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.files import write_bytes
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     FORMAT,
     MANIFEST,
     BrokenStoreError,
@@ -90,7 +90,7 @@ class ReferenceCacheStore:
         names: list[str],
         made: Any,
     ) -> Manifest:
-        """Give a store that is made its name; see chip_core.training.store.folder.commit.
+        """Give a store that is made its name; see chip_core.reference_cache.folder.commit.
 
         Raises:
             BrokenStoreError: a file is not there or not whole.

@@ -14,10 +14,15 @@ import torch
 from rich.console import Console
 
 from chip_core.files import Spool, read_records
-from chip_core.training.store.folder import commit, partial_folder, shard_name, store_folder
-from chip_core.training.store.lock import build_lock
-from chip_core.training.store.passes import ReferencePass
-from chip_core.training.store.shards import write_shard
+from chip_core.reference_cache.folder import (
+    build_lock,
+    commit,
+    partial_folder,
+    shard_name,
+    store_folder,
+)
+from chip_core.reference_cache.shards import write_shard
+from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.ledger import Ledger
 from orchestrator.passes import USES, cache_folder, plan_passes
 from orchestrator.plan import Plan
@@ -30,7 +35,7 @@ from .test_cli import call
 PlanOf = Callable[..., Plan]
 
 
-def store(workdir: Path, one: ReferencePass, rows: int = 3) -> Path:
+def store(workdir: Path, one: CacheSpec, rows: int = 3) -> Path:
     """A store with something in it."""
     folder = store_folder(cache_folder(workdir), one.key)
     values = [{"chosen.ids": torch.ones(2, dtype=torch.int32)}] * rows

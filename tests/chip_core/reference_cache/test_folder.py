@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.training.store import folder as folders
-from chip_core.training.store.folder import (
+from chip_core.reference_cache import folder as folders
+from chip_core.reference_cache.folder import (
     SHARD,
     BrokenStoreError,
+    build_lock,
     commit,
+    lock_owner,
     noted,
     partial_folder,
     remove,
@@ -28,9 +30,8 @@ from chip_core.training.store.folder import (
     store_folder,
     verify,
 )
-from chip_core.training.store.lock import build_lock, lock_owner
-from chip_core.training.store.room import NoRoomError, check_room
-from chip_core.training.store.shards import Store, write_shard
+from chip_core.reference_cache.shards import Store, write_shard
+from chip_core.reference_cache.size import NoRoomError, check_room
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
 ROWS = SHARD + 3
@@ -199,7 +200,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
         import errno, resource, signal, sys
         from pathlib import Path
         import torch
-        from chip_core.training.store import shards
+        from chip_core.reference_cache import shards
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         errno.ENOSPC = errno.EFBIG
@@ -223,7 +224,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from chip_core.training.store.lock import build_lock
+from chip_core.reference_cache.folder import build_lock
 with build_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

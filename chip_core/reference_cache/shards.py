@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     note,
     shard_count,
@@ -26,7 +26,7 @@ from chip_core.training.store.folder import (
     shard_of,
     verify,
 )
-from chip_core.training.store.room import NoRoomError
+from chip_core.reference_cache.size import NoRoomError
 
 Row = Mapping[str, Tensor]
 

@@ -10,8 +10,8 @@ import json
 import platform
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ import torch
 import transformers
 
 from chip_core.config import TrialConfig
+from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import Pairs
+from chip_core.data.tensors import PairBatch
 from chip_core.errors import TrialError
 from chip_core.files import write_json
 from chip_core.models import loading
-from chip_core.results import RESULT, Progress, TrialResult
-from chip_core.seeding import seed_process
-from chip_core.training.prepare import checked_pairs, device_of
-from chip_core.training.store.folder import (
+from chip_core.objectives.config import ObjectiveConfig, Term
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
+    build_lock,
     commit,
     noted,
     partial_folder,
@@ -39,12 +40,15 @@ from chip_core.training.store.folder import (
     store_folder,
     verify,
 )
-from chip_core.training.store.group import Group
-from chip_core.training.store.lock import build_lock
-from chip_core.training.store.passes import Part, ReferencePass, grouped
-from chip_core.training.store.room import check_room
-from chip_core.training.store.shards import Row, write_shard, write_tensors
-from chip_core.training.store.size import BYTES
+from chip_core.reference_cache.rows import ImageFeatures, ResponseLogps
+from chip_core.reference_cache.shards import Row, write_shard, write_tensors
+from chip_core.reference_cache.size import BYTES, check_room
+from chip_core.reference_cache.spec import BuildShard, CacheSpec, grouped
+from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.seeding import seed_process
+from chip_core.training.exactness import shared_prefixes
+from chip_core.training.policy import Policy
+from chip_core.training.prepare import checked_pairs, device_of
 
 #: Pairs of a batch.
 BATCH = 8
@@ -62,7 +66,7 @@ Report = Callable[[Progress], None]
 
 
 def ensure(
-    passes: Sequence[ReferencePass],
+    passes: Sequence[CacheSpec],
     config: TrialConfig,
     *,
     cache: Path,
@@ -85,28 +89,30 @@ def ensure(
     found: dict[str, Manifest] = {}
     with ExitStack() as locks:
         # In one order: two processes never wait for each other.
-        for one in sorted(passes, key=lambda one: one.key):
-            folder = store_folder(cache, one.key)
+        for spec in sorted(passes, key=lambda spec: spec.key):
+            folder = store_folder(cache, spec.key)
             locks.enter_context(build_lock(folder, lambda who: report(_waiting(who))))
             with suppress(BrokenStoreError):
-                found[one.key] = verify(folder, one.identity)
-        for group in grouped([one for one in passes if one.key not in found]):
-            rows = make_part(group, config, cache=cache, report=report)
+                found[spec.key] = verify(folder, spec.identity)
+        for group in grouped([spec for spec in passes if spec.key not in found]):
+            rows = build_shard(group, config, cache=cache, report=report)
             seconds = time.perf_counter() - began
-            for one in group:
-                found[one.key] = finish(one, cache=cache, rows=rows, seconds=seconds)
-    return [found[one.key] for one in passes]
+            for spec in group:
+                found[spec.key] = finish(spec, cache=cache, rows=rows, seconds=seconds)
+    return [found[spec.key] for spec in passes]
 
 
-def run_part(part: Part, config: TrialConfig, *, folder: Path, report: Report) -> TrialResult:
+def run_shard(
+    part: BuildShard, config: TrialConfig, *, folder: Path, report: Report
+) -> TrialResult:
     """Make a share of passes as a job of its own, and leave its result in `folder`.
 
     Raises:
-        TrialError: see `make_part`.
+        TrialError: see `build_shard`.
     """
     began = time.perf_counter()
     seed_process(config.seed, config.engine.threads)
-    rows = make_part(
+    rows = build_shard(
         part.passes, config, cache=part.cache, part=part.number, parts=part.of, report=report
     )
     seconds = {PHASE: time.perf_counter() - began}
@@ -115,8 +121,8 @@ def run_part(part: Part, config: TrialConfig, *, folder: Path, report: Report) -
     return result
 
 
-def make_part(
-    passes: Sequence[ReferencePass],
+def build_shard(
+    passes: Sequence[CacheSpec],
     config: TrialConfig,
     *,
     cache: Path,
@@ -156,7 +162,7 @@ def make_part(
 
 
 def finish(
-    one: ReferencePass,
+    spec: CacheSpec,
     *,
     cache: Path,
     rows: int,
@@ -166,7 +172,7 @@ def finish(
     """Give a pass its name, all of whose parts are made.
 
     Args:
-        one: the pass.
+        spec: the pass.
         cache: where stores lie.
         rows: how many samples it has.
         seconds: how long it took.
@@ -176,7 +182,7 @@ def finish(
         BrokenStoreError: a part is missing.
     """
     names = [shard_name(number) for number in range(shard_count(rows))]
-    if one.hidden is not None:
+    if spec.hidden is not None:
         names.append(HEAD)
     made: dict[str, Any] = {
         "time": time.time(),
@@ -186,35 +192,35 @@ def finish(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    folder = store_folder(cache, one.key)
+    folder = store_folder(cache, spec.key)
     with suppress(FileNotFoundError):
         made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
-    return commit(folder, identity=one.identity, rows=rows, names=names, made=made)
+    return commit(folder, identity=spec.identity, rows=rows, names=names, made=made)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Missing:
     """What is not written yet."""
 
-    shards: dict[int, list[ReferencePass]]  # by number: the passes that lack it
-    heads: list[ReferencePass]  # the passes that lack the output head
+    shards: dict[int, list[CacheSpec]]  # by number: the passes that lack it
+    heads: list[CacheSpec]  # the passes that lack the output head
 
 
-def _missing(passes: Sequence[ReferencePass], cache: Path, numbers: range) -> _Missing:
+def _missing(passes: Sequence[CacheSpec], cache: Path, numbers: range) -> _Missing:
     """Return what passes lack of shards; of the output head, where shard 0 is among them."""
     missing = _Missing(shards={}, heads=[])
-    for one in passes:
-        partial = partial_folder(store_folder(cache, one.key))
+    for spec in passes:
+        partial = partial_folder(store_folder(cache, spec.key))
         for number in numbers:
             if noted(partial, shard_name(number)) is None:
-                missing.shards.setdefault(number, []).append(one)
-        if numbers.start == 0 and one.hidden is not None and noted(partial, HEAD) is None:
-            missing.heads.append(one)
+                missing.shards.setdefault(number, []).append(spec)
+        if numbers.start == 0 and spec.hidden is not None and noted(partial, HEAD) is None:
+            missing.heads.append(spec)
     return missing
 
 
 def _write(
-    passes: Sequence[ReferencePass],
+    passes: Sequence[CacheSpec],
     config: TrialConfig,
     pairs: Pairs,
     cache: Path,
@@ -228,34 +234,110 @@ def _write(
     group = Group(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
     needed = len(missing.heads) * weights.weight.numel() * BYTES["fp32"]
-    for one in passes:
-        shards = [number for number, ones in missing.shards.items() if one in ones]
+    for spec in passes:
+        shards = [number for number, specs in missing.shards.items() if spec in specs]
         places = [place for number in shards for place in shard_rows(number, len(pairs))]
-        needed += parts * group.of(one).bytes(places)
-    names = ", ".join(f"'{one.name}'" for one in passes)
+        needed += parts * group.of(spec).bytes(places)
+    names = ", ".join(f"'{spec.name}'" for spec in passes)
     check_room(cache, needed, f"the reference pass {names}")
-    for one in missing.heads:
+    for spec in missing.heads:
         tensors = {"weight": weights.weight, "bias": weights.bias}
         kept = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
-        write_tensors(partial_folder(store_folder(cache, one.key)), HEAD, kept)
+        write_tensors(partial_folder(store_folder(cache, spec.key)), HEAD, kept)
     done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in missing.shards)
     with group.ready():
-        for number, ones in missing.shards.items():
-            rows: dict[str, list[Row]] = {one.key: [] for one in ones}
+        for number, specs in missing.shards.items():
+            rows: dict[str, list[Row]] = {spec.key: [] for spec in specs}
             of_shard = shard_rows(number, len(pairs))
             for start in range(of_shard.start, of_shard.stop, BATCH):
                 these = range(start, min(start + BATCH, of_shard.stop))
                 batch = group.batch(these)
-                for one in ones:
-                    rows[one.key] += group.of(one).rows(batch)
+                for spec in specs:
+                    rows[spec.key] += group.of(spec).rows(batch)
                 done += len(these)
                 report(Progress(phase=PHASE, done=done, total=total))
-            for one in ones:
-                partial = partial_folder(store_folder(cache, one.key))
-                write_shard(partial, number, rows[one.key])
+            for spec in specs:
+                partial = partial_folder(store_folder(cache, spec.key))
+                write_shard(partial, number, rows[spec.key])
                 if number == 0:
-                    write_json(partial / FACTS, group.of(one).facts)
+                    write_json(partial / FACTS, group.of(spec).facts)
 
 
 def _waiting(who: str) -> Progress:
     return Progress(phase=f"wait for {who}", done=0, total=1)
+
+
+class Group:
+    """What a group of passes computes with."""
+
+    def __init__(
+        self,
+        passes: Sequence[CacheSpec],
+        config: TrialConfig,
+        model: Any,
+        processor: Any,
+        pairs: Pairs,
+    ) -> None:
+        """Make ready.
+
+        Args:
+            passes: a group.
+            config: that it is made with.
+            model: the reference, on its device.
+            processor: its processor.
+            pairs: all pairs.
+
+        Raises:
+            TrialError: features are asked of a tower that is trained.
+        """
+        objective = _objective(passes)
+        self._sharing = config.engine.prefix_sharing
+        self._alone = all(spec.of_features for spec in passes)
+        self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
+        self._device = next(model.parameters()).device
+        self._encoder = PairEncoder(
+            processor, config.model_copy(update={"objective": objective}), pairs
+        )
+        self._policy = Policy(
+            model,
+            objective,
+            bf16=config.model.dtype == "bf16",
+            logits_chunk=config.engine.logits_chunk,
+        )
+        self._of: dict[str, ImageFeatures | ResponseLogps] = {}
+        for spec in passes:
+            if spec.of_features:
+                self._of[spec.key] = ImageFeatures(spec, config, model, self._encoder)
+            else:
+                self._of[spec.key] = ResponseLogps(spec, self._policy, processor, pairs)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Share prefixes where the trials would."""
+        if self._alone:
+            yield
+            return
+        small = self.batch([0])
+        with shared_prefixes(self._policy, small, self._sharing) as sharing:
+            for said in self._of.values():
+                if isinstance(said, ResponseLogps):
+                    said.facts["prefix_sharing"] = sharing
+            yield
+
+    def batch(self, places: Sequence[int]) -> PairBatch:
+        """Return some samples, on the device."""
+        return self._encoder.batch(places, self._epoch).to(self._device)
+
+    def of(self, spec: CacheSpec) -> ImageFeatures | ResponseLogps:
+        """Return what computes a pass's rows."""
+        return self._of[spec.key]
+
+
+def _objective(passes: Sequence[CacheSpec]) -> ObjectiveConfig:
+    """Return an objective that needs of the reference what the passes say."""
+    terms: list[Term] = ["response"]
+    if any(spec.hidden is not None for spec in passes):
+        terms.append("token")
+    if any(spec.of_rejected_image for spec in passes):
+        terms.append("visual")
+    return ObjectiveConfig(terms=tuple(terms))
