@@ -112,9 +112,9 @@ def run_trial(
     pairs, trained = None, None
     if not untrained and trained_model is None and resume_from is not None:
         left = resume_from
-        why = workers.from_first(lambda: broken_model(left / MODEL, config))
+        why = workers.broadcast_from_rank0(lambda: broken_model(left / MODEL, config))
         if why is None:
-            trained = workers.from_first(lambda: take_over(left, folder))
+            trained = workers.broadcast_from_rank0(lambda: take_over(left, folder))
         else:
             notes = [*notes, f"a trained model is not taken over, and trained again: {why}"]
             _log.warning(notes[-1])
@@ -123,7 +123,7 @@ def run_trial(
             share()
     elif trained_model is not None:
         scored = trained_model
-        workers.from_first(lambda: require_model(scored, config))
+        workers.broadcast_from_rank0(lambda: require_model(scored, config))
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = checked_pairs(config, report)
@@ -197,7 +197,7 @@ def run_trial(
     answering = Answering(
         model=model,
         processor=processor,
-        weights=workers.from_first(
+        weights=workers.broadcast_from_rank0(
             lambda: _weights(config, folder / MODEL if trained is not None else trained_model)
         ),
         folder=folder,
@@ -206,7 +206,9 @@ def run_trial(
         bf16=config.model.dtype == "bf16",
         earlier=earlier,
         report=report,
-        lies_in=_lies_in(config, folder / MODEL if trained is not None else trained_model),
+        checkpoint_dir=_checkpoint_dir(
+            config, folder / MODEL if trained is not None else trained_model
+        ),
     )
     evaluations: dict[str, Evaluation] = {}
     for side, benchmark in sides(config.benchmarks):
@@ -222,7 +224,7 @@ def run_trial(
         engine={} if trained is None else trained.engine,
         cpu=spans.cpu,
         machine=machine_kind(device.type),
-        files=workers.from_first(lambda: hashes(folder, _read_later(evaluations))),
+        files=workers.broadcast_from_rank0(lambda: hashes(folder, _read_later(evaluations))),
     )
     if workers.first:
         write_result(folder, result)
@@ -287,7 +289,7 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> str:
     return json.dumps(loading.identity(config.model), sort_keys=True)
 
 
-def _lies_in(config: TrialConfig, trained_model: Path | None) -> Path | None:
+def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:
     """Return a whole Hugging Face folder of the weights that answer, where there is one."""
     folder = trained_model or loading.local_folder(config.model.path)
     return None if folder is None or (folder / loading.ADAPTER_CONFIG).exists() else folder

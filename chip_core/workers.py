@@ -86,8 +86,8 @@ class Workers:
                 raise kind(f"worker {rank}: {text}")
         return [value for _, value in reports]
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes, on every process; the others make nothing.
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
+        """Return what rank 0 makes, on every process; the others make nothing.
 
         Raises:
             Exception: as `each`.

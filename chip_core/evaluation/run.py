@@ -44,7 +44,9 @@ class Answering:
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
     report: Callable[[Progress], None] = lambda progress: None
-    lies_in: Path | None = None  # a whole Hugging Face folder of the model, where there is one
+    checkpoint_dir: Path | None = (
+        None  # a whole Hugging Face folder of the model, where there is one
+    )
 
 
 def evaluate(answering: Answering, side: Side, settings: BenchmarkConfig) -> Evaluation:
@@ -60,7 +62,9 @@ def evaluate(answering: Answering, side: Side, settings: BenchmarkConfig) -> Eva
         benchmark = find_benchmark(settings.name)
         if isinstance(benchmark, AsksByItself):
             asker = benchmark
-            return current().from_first(lambda: _by_itself(answering, side, settings, asker))
+            return current().broadcast_from_rank0(
+                lambda: _by_itself(answering, side, settings, asker)
+            )
         items, whole = asked_items(side, settings, benchmark, answering.places)
     if not items:
         raise TrialError(f"{settings.name}: there are no questions")
@@ -76,7 +80,7 @@ def evaluate(answering: Answering, side: Side, settings: BenchmarkConfig) -> Eva
         with _told(settings.name):
             return _scored(answering, side, settings, benchmark, items, responses, how)
 
-    return current().from_first(scored)
+    return current().broadcast_from_rank0(scored)
 
 
 def file_name(side: Side, benchmark: str) -> str:
@@ -102,7 +106,7 @@ def _responses(
     }
     mark, name = answers_mark(decided_by), file_name(side, settings.name)
     folders = [answering.folder, *answering.earlier]
-    before = workers.from_first(lambda: made_before(folders, name, mark, items))
+    before = workers.broadcast_from_rank0(lambda: made_before(folders, name, mark, items))
     decoder = Decoder(
         answering.model, answering.processor, decoding, bf16=answering.bf16, share_prefix=True
     )
@@ -228,7 +232,7 @@ def _by_itself(
         settings,
         model=answering.model,
         processor=answering.processor,
-        lies_in=answering.lies_in,
+        checkpoint_dir=answering.checkpoint_dir,
         folder=answering.folder,
         batch_size=answering.batch_size,
     )

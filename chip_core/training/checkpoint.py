@@ -135,7 +135,9 @@ class Checkpointer:
             facts = {f"{SHARDS}/{name}": each for part in own for name, each in part.items()}
         else:
             facts, state["optimizer"] = {}, self._optimizer.state_dict()
-        self._workers.from_first(lambda: self._complete(partial, whole, step, state, facts))
+        self._workers.broadcast_from_rank0(
+            lambda: self._complete(partial, whole, step, state, facts)
+        )
         if sharded:
             # The first worker has renamed the folder; where its disk is another, this does.
             with suppress(FileNotFoundError):
@@ -194,7 +196,7 @@ class Checkpointer:
         notes = []
         folders = [folder, *(each for each in before if each != folder)]
         # By place and name: a folder's path may be another one on another worker's machine.
-        found = self._workers.from_first(
+        found = self._workers.broadcast_from_rank0(
             lambda: [
                 (place, path.name)
                 for place, attempt in enumerate(folders)
