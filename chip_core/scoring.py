@@ -76,7 +76,7 @@ def evaluate_model(
         batch_size=batch_size,
         bf16=dtype == "bf16",
         report=report,
-        lies_in=None if trained is not None else loading.local_folder(config.path),
+        checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
     )
     return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 

@@ -22,6 +22,7 @@ from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
 from chip_core.phases import Spans, stopped_by
 from chip_core.places import Places
+from chip_core.reference_cache.spec import AvailableCaches
 from chip_core.results import (
     CONFIG,
     MODEL,
@@ -45,10 +46,9 @@ from chip_core.trained import (
     write_trained,
 )
 from chip_core.training.checkpoint import remove_all
-from chip_core.training.loop import never, train
-from chip_core.training.parallel import Kind, kind_of
+from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
 from chip_core.training.prepare import checked_pairs, device_of
-from chip_core.training.store.passes import Offered
+from chip_core.training.trainer import Trainer, never
 from chip_core.trial_scoring import score_trial
 from chip_core.workers import Workers, current
 
@@ -66,7 +66,7 @@ class TrialOptions(TypedDict, total=False):
     began: float | None
     began_cpu: float | None
     earlier: Sequence[Path]
-    offered: Offered | None
+    offered: AvailableCaches | None
     notes: Sequence[str]
     share: Callable[[], None]
 
@@ -96,7 +96,7 @@ def run_trial(
     """
     answer_trial(config, folder=folder, report=report, places=places, stop=stop, **options)
     workers = current()
-    return workers.from_first(
+    return workers.broadcast_from_rank0(
         lambda: score_trial(
             config, folder=folder, answers=folder, report=report, places=places, stop=stop
         )
@@ -115,7 +115,7 @@ def answer_trial(
     began_cpu: float | None = None,
     places: Places | None = None,
     earlier: Sequence[Path] = (),
-    offered: Offered | None = None,
+    offered: AvailableCaches | None = None,
     stop: Callable[[], bool] = never,
     notes: Sequence[str] = (),
     share: Callable[[], None] = lambda: None,
@@ -165,9 +165,9 @@ def answer_trial(
     pairs, trained = None, None
     if not untrained and trained_model is None and resume_from is not None:
         left = resume_from
-        why = workers.from_first(lambda: broken_model(left / MODEL, config))
+        why = workers.broadcast_from_rank0(lambda: broken_model(left / MODEL, config))
         if why is None:
-            trained = workers.from_first(lambda: take_over(left, folder))
+            trained = workers.broadcast_from_rank0(lambda: take_over(left, folder))
         else:
             notes = [*notes, f"a trained model is not taken over, and trained again: {why}"]
             _log.warning(notes[-1])
@@ -176,7 +176,7 @@ def answer_trial(
             share()
     elif trained_model is not None:
         scored = trained_model
-        workers.from_first(lambda: require_model(scored, config))
+        workers.broadcast_from_rank0(lambda: require_model(scored, config))
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = checked_pairs(config, report)
@@ -187,38 +187,39 @@ def answer_trial(
         trained=trained_model,
         config=None if pairs is None else config,
     )
-    kind: Kind = "alone"
+    parallelism: Parallelism = "single"
     if pairs is not None:
         model = attach(model, config)
-        kind = kind_of(config, model, device, workers)
+        parallelism = choose_parallelism(config, model, device, workers)
         if device.type == "cuda":
-            parts = workers.size if kind == "fsdp" else 1
+            parts = workers.size if parallelism == "fsdp" else 1
             computed = offered is None or not offered.covers(config)
             needed = bytes_needed(model, config, reference=computed)
             check_room(needed // parts, room_for(model, device), config)
     # What is going to be spread is taken there whole too, if it can: checks are fast there.
-    if kind != "fsdp" or weights_fit(model, device):
+    if parallelism != "fsdp" or weights_fit(model, device):
         model.to(device)
     spans.end("model")
 
     if pairs is not None:
-        done = train(
+        with Trainer(
             config,
             model=model,
             processor=processor,
             pairs=pairs,
             folder=folder,
-            on_step=lambda step, total, figures: report(
-                Progress(phase="train", done=step, total=total, figures=figures)
-            ),
-            resume_from=resume_from,
-            earlier=earlier,
-            device=device,
-            workers=workers,
-            kind=kind,
-            offered=offered,
-            stop=stop,
-        )
+            compute=Compute(device=device, workers=workers, parallelism=parallelism),
+            caches=offered,
+        ) as trainer:
+            done = trainer.train(
+                on_step=lambda step, total, figures: report(
+                    Progress(phase="train", done=step, total=total, figures=figures)
+                ),
+                resume_from=resume_from,
+                earlier=earlier,
+                stop=stop,
+            )
+        del trainer  # the optimizer's state and the reference go with it
         save_model(model, processor, folder / MODEL, config, write=workers.first)
         spans.end("train")
         spans.seconds["first_step"] = done.first_step
@@ -233,10 +234,10 @@ def answer_trial(
         )
         if workers.first:
             write_trained(folder, trained)
-            for attempt in (folder, *earlier):
-                remove_all(attempt)  # of the checkpoints: the model is there
         workers.wait()
-        if kind == "fsdp":  # its weights are spread over the workers
+        for attempt in (folder, *earlier):
+            remove_all(attempt)  # of the checkpoints: the model is there
+        if parallelism == "fsdp":  # its weights are spread over the workers
             share()
             model, _ = loading.load(
                 config.model, attention=config.engine.attention, trained=folder / MODEL
@@ -249,7 +250,7 @@ def answer_trial(
     context = InferenceContext(
         model=model,
         processor=processor,
-        weights=workers.from_first(
+        weights=workers.broadcast_from_rank0(
             lambda: _weights(config, folder / MODEL if trained is not None else trained_model)
         ),
         folder=folder,
@@ -258,7 +259,9 @@ def answer_trial(
         bf16=config.model.dtype == "bf16",
         earlier=earlier,
         report=report,
-        lies_in=_lies_in(config, folder / MODEL if trained is not None else trained_model),
+        checkpoint_dir=_checkpoint_dir(
+            config, folder / MODEL if trained is not None else trained_model
+        ),
     )
     answers: dict[str, Answers] = {}
     evaluations: dict[str, Evaluation] = {}
@@ -282,7 +285,7 @@ def answer_trial(
         engine={} if trained is None else trained.engine,
         cpu=spans.cpu,
         machine=machine_kind(device.type),
-        files=workers.from_first(lambda: hashes(folder, told)),
+        files=workers.broadcast_from_rank0(lambda: hashes(folder, told)),
     )
     if workers.first:
         write_answered(folder, answered)
@@ -305,7 +308,7 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> str:
     return json.dumps(loading.identity(config.model), sort_keys=True)
 
 
-def _lies_in(config: TrialConfig, trained_model: Path | None) -> Path | None:
+def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:
     """Return a whole Hugging Face folder of the weights that answer, where there is one."""
     folder = trained_model or loading.local_folder(config.model.path)
     return None if folder is None or (folder / loading.ADAPTER_CONFIG).exists() else folder

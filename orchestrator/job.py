@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chip_core.config import TrialConfig
 from chip_core.places import Places
-from chip_core.training.store.passes import Offered, Part
+from chip_core.reference_cache.spec import AvailableCaches, BuildShard
 
 #: There while a job is to end at its next step or batch, in its folder.
 STOP = "stop"
@@ -33,8 +33,8 @@ class Job:
     resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
     places: Places = Places()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
-    offered: Offered | None = None  # the stores of reference passes that it may read
-    part: Part | None = None  # make this share of a reference pass, and nothing else
+    offered: AvailableCaches | None = None  # the stores of reference passes that it may read
+    part: BuildShard | None = None  # make this share of a reference pass, and nothing else
     answers: Path | None = None  # score the answers of this attempt's folder, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # what is to be said of this attempt

@@ -40,7 +40,9 @@ class InferenceContext:
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
     report: Callable[[Progress], None] = lambda progress: None
-    lies_in: Path | None = None  # a whole Hugging Face folder of the model, where there is one
+    checkpoint_dir: Path | None = (
+        None  # a whole Hugging Face folder of the model, where there is one
+    )
 
 
 def answer(
@@ -62,7 +64,9 @@ def answer(
         benchmark = find_benchmark(settings.name)
         if isinstance(benchmark, AsksByItself):
             asker = benchmark
-            return current().from_first(lambda: _by_itself(context, side, settings, asker))
+            return current().broadcast_from_rank0(
+                lambda: _by_itself(context, side, settings, asker)
+            )
         items, _ = asked_items(side, settings, benchmark, context.places)
     if not items:
         raise TrialError(f"{settings.name}: there are no questions")
@@ -102,7 +106,7 @@ def _responses(
     }
     mark, name = answers_mark(decided_by), file_name(side, settings.name)
     folders = [context.folder, *context.earlier]
-    before = workers.from_first(lambda: made_before(folders, name, mark, items))
+    before = workers.broadcast_from_rank0(lambda: made_before(folders, name, mark, items))
     decoder = Decoder(
         context.model, context.processor, decoding, bf16=context.bf16, share_prefix=True
     )
@@ -183,7 +187,7 @@ def _by_itself(
         settings,
         model=context.model,
         processor=context.processor,
-        lies_in=context.lies_in,
+        checkpoint_dir=context.checkpoint_dir,
         folder=context.folder,
         batch_size=context.batch_size,
     )

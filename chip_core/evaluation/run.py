@@ -23,7 +23,7 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     if isinstance(made, Evaluation):
         return made
     answers = made
-    return current().from_first(
+    return current().broadcast_from_rank0(
         lambda: score_answers(
             answers,
             side,

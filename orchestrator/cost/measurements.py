@@ -11,7 +11,7 @@ from chip_core.config import BEHAVIOUR, BenchmarksConfig, TrialConfig
 from chip_core.evaluation.asked import find_benchmark
 from chip_core.evaluation.task import AsksByItself
 from chip_core.identity import fingerprint
-from chip_core.training.store.passes import ReferencePass
+from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.cost.kinds import score_kind
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.workload import PassWork, TrialWork, Workload
@@ -133,7 +133,7 @@ def _lacking(each: TrialWork, passes: tuple[Named, ...]) -> Measurement:
     )
 
 
-def _named(one: ReferencePass) -> Named:
+def _named(one: CacheSpec) -> Named:
     return one.kind, one.epoch, one.hidden
 
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.size import gigabytes
 from orchestrator.cost.budget import amounts
 from orchestrator.cost.estimate import Cost
 from orchestrator.cost.memory import memory_words

@@ -14,9 +14,9 @@ from chip_core.errors import UserError
 from chip_core.evaluation.asked import asked_items, find_benchmark
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import AsksByItself
+from chip_core.reference_cache.folder import shard_count
+from chip_core.reference_cache.spec import CacheSpec, config_of, grouped
 from chip_core.results import MODEL
-from chip_core.training.store.folder import shard_count
-from chip_core.training.store.passes import ReferencePass, config_of, grouped
 from orchestrator.cost.kinds import (
     answer_kind,
     pass_kind,
@@ -50,7 +50,7 @@ class TrialWork:
     training: str | None  # None: it is trained already, or is the untrained model
     rows: int | None  # of its data; None: not known on this machine
     asked: Mapping[str, Asked]  # by "report/shapes"
-    offered: tuple[ReferencePass, ...] = ()  # the stores that its training reads
+    offered: tuple[CacheSpec, ...] = ()  # the stores that its training reads
     answered: bool = False  # its answers are there: they are scored, without its model
 
     @property
@@ -97,7 +97,7 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
     """
     plan = expected(plan)
     planned = plan_passes(plan, ledger, storage)
-    read: dict[str, list[ReferencePass]] = {}
+    read: dict[str, list[CacheSpec]] = {}
     for each in planned:
         if each.state != "in the step":
             for fingerprint in each.trials:
@@ -130,7 +130,7 @@ def _of_trial(
     trial: Trial,
     ledger: Ledger,
     storage: Path,
-    offered: tuple[ReferencePass, ...],
+    offered: tuple[CacheSpec, ...],
     questions: Mapping[str, int | None],
     rows_of: object,
 ) -> TrialWork:

@@ -134,10 +134,10 @@ def execute(
     # They take torch and more, which only a worker needs.
     if job.part is not None:
         from chip_core.phases import stopped_by
-        from chip_core.training.store.build import run_part
+        from chip_core.reference_cache.build import run_shard
 
         told = stopped_by(stop, report)
-        return run_part(job.part, job.config, folder=job.folder, report=told)
+        return run_shard(job.part, job.config, folder=job.folder, report=told)
     if job.answers is not None:
         from chip_core.trial_scoring import score_trial
 
@@ -172,7 +172,7 @@ def execute(
     )
     if answered.answers:
         return answered
-    return current().from_first(
+    return current().broadcast_from_rank0(
         lambda: score_trial(job.config, folder=job.folder, answers=job.folder, places=job.places)
     )
 

@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.training.store.folder import store_folder
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.folder import store_folder
+from chip_core.reference_cache.size import gigabytes
 from orchestrator.integrity import ledger_of
 from orchestrator.ledger import TrialRecord
 from orchestrator.passes import PlannedPass, cache_folder, plan_passes

@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from chip_core.evaluation.readiness import sides
-from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
-from chip_core.training.checkpoint import broken
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
-    check,
     partial_folder,
     remove,
     store_folder,
+    verify,
 )
+from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
+from chip_core.training.checkpoint import broken
 from chip_core.workers import current
 from orchestrator.job import COPYING, STOP, Job
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.place import OnFile, fetch_folder, node_folder
+from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import PATIENT, Remote
 from orchestrator.storage.replies import Replies
-from orchestrator.storage.shelf import CACHE
 
 Report = Callable[[Progress], None]
 
@@ -213,7 +213,7 @@ class StagedWorkspace:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(_beside(folder, ".lock")):
             with contextlib.suppress(BrokenStoreError):
-                check(folder, identity)
+                verify(folder, identity)
                 return
             remove(folder)
             coming = folder.with_name(f".{folder.name}.coming")
@@ -226,7 +226,7 @@ class StagedWorkspace:
                     on_file(done, len(sizes))
                 coming.replace(folder)
                 with contextlib.suppress(BrokenStoreError):
-                    check(folder, identity)
+                    verify(folder, identity)
                     return
                 remove(folder)  # the next job copies it anew
 

@@ -291,7 +291,7 @@ def test_another_program_gets_a_whole_model_and_gives_figures(
     assert device == "cpu"
     assert not folder.exists()  # it was made for this alone
     assert identity(settings, Places())["tools"] == {"program": "stub 1.2"}
-    lies = evaluate(answering(tmp_path, lies_in=tmp_path), "report", settings)
+    lies = evaluate(answering(tmp_path, checkpoint_dir=tmp_path), "report", settings)
     assert program.seen[1][0] == tmp_path
     assert lies.metrics == found.metrics
     limited = BenchmarksConfig(report=(BenchmarkConfig(name="program", limit=3),))
