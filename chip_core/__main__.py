@@ -22,8 +22,8 @@ from chip_core.validation import key_problem, set_key, trial_config
 from chip_core.workers import Workers, joined
 
 if TYPE_CHECKING:
+    from chip_core.reference_cache.spec import AvailableCaches
     from chip_core.results import Progress
-    from chip_core.training.store.passes import Offered
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,21 +180,23 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
         raise UserError(f"--resume: {folder} holds a model trained with other settings")
 
 
-def _stores(config: TrialConfig, cache: Path, report: Callable[[Progress], None]) -> Offered:
+def _stores(
+    config: TrialConfig, cache: Path, report: Callable[[Progress], None]
+) -> AvailableCaches:
     """Return the trial's reference passes; those that are missing are made."""
     from chip_core import data
     from chip_core.models import loading
-    from chip_core.training.store.build import ensure
-    from chip_core.training.store.passes import Offered, passes_of, samples_read
+    from chip_core.reference_cache.build import ensure
+    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, samples_read
 
     samples = data.count(config.data)
     passes = tuple(
         one
-        for one in passes_of(config, loading.identity(config.model), data.identity(config.data))
+        for one in cache_specs(config, loading.identity(config.model), data.identity(config.data))
         if samples is None or samples_read(one, config, samples) > 0
     )
     ensure(passes, config, cache=cache, report=report)
-    return Offered(cache=cache, passes=passes)
+    return AvailableCaches(cache=cache, passes=passes)
 
 
 if __name__ == "__main__":

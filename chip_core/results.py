@@ -14,13 +14,14 @@ from chip_core.files import read_sealed, sha256_of, write_sealed
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
 CHECKPOINTS = "checkpoints"  # folder; see chip_core/training/checkpoint.py
 TRAINED = "trained.json"  # beside a model that is whole
+ANSWERED = "answered.json"  # beside answers to all benchmarks, which are still to be scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a trial is."""
 
-    phase: str  # "start", "check data", "train", "score shapes"
+    phase: str  # "start", "check data", "train", "answer shapes", "score shapes"
     done: int
     total: int
     figures: dict[str, float] = field(default_factory=dict)
@@ -37,6 +38,31 @@ class Evaluation:
     #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing",
     #: "unreadable" where there is any, …
     how: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """A model's answers to one benchmark, as they lie in the trial's folder."""
+
+    items: int
+    responses: str  # file in the trial's folder
+    how: dict[str, Any] = field(default_factory=dict)  # of an `Evaluation`: what is known by then
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredTrial:
+    """A trial whose model has answered all benchmarks: scoring them needs no model."""
+
+    steps: int  # as are those without a remark in `TrialResult`
+    answers: dict[str, Answers]  # "report/shapes" -> what is to be scored
+    evaluations: dict[str, Evaluation]  # of benchmarks that a program of their own scored
+    seconds: dict[str, float]
+    data: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    engine: dict[str, str] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+    machine: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # of its folder -> sha256: the responses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +113,24 @@ def read_result(folder: Path) -> TrialResult | None:
             "is made again, by `chip-ablate run`, from what else is there"
         )
         return None
+
+
+def write_answered(folder: Path, answered: AnsweredTrial) -> None:
+    """Note that a trial's answers are whole."""
+    write_sealed(folder / ANSWERED, asdict(answered))
+
+
+def read_answered(folder: Path) -> AnsweredTrial | None:
+    """Return the answers that a folder holds; None where they are not all there as written."""
+    try:
+        raw = read_sealed(folder / ANSWERED)
+        raw["answers"] = {key: Answers(**value) for key, value in raw["answers"].items()}
+        raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
+        answered = AnsweredTrial(**raw)
+        whole = all(sha256_of(folder / name) == mark for name, mark in answered.files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return answered if whole else None
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -13,8 +13,9 @@ import torch
 from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
 from chip_core.config import ModelConfig
 from chip_core.errors import ConfigError, UserError
+from chip_core.evaluation.answering import InferenceContext
 from chip_core.evaluation.readiness import problems
-from chip_core.evaluation.run import Answering, evaluate
+from chip_core.evaluation.run import evaluate
 from chip_core.files import read_json
 from chip_core.models import loading
 from chip_core.places import Places
@@ -66,7 +67,7 @@ def evaluate_model(
     report(Progress(phase="start", done=0, total=1))
     loaded, processor = loading.load(config, trained=trained)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    answering = Answering(
+    context = InferenceContext(
         model=loaded,
         processor=processor,
         weights=_mark(config, trained),
@@ -75,9 +76,9 @@ def evaluate_model(
         batch_size=batch_size,
         bf16=dtype == "bf16",
         report=report,
-        lies_in=None if trained is not None else loading.local_folder(config.path),
+        checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
     )
-    return {settings.name: evaluate(answering, "report", settings) for settings in benchmarks}
+    return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 
 
 def _model(

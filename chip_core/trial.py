@@ -1,33 +1,38 @@
-"""run_trial: the one door in. One model is trained with one configuration, and scored."""
+"""One trial: a model is trained with one configuration, answers benchmarks, and is scored.
+
+`answer_trial` needs the model and its device, `score_trial` neither; `run_trial` is both.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from chip_core.config import TrialConfig
-from chip_core.errors import StoppedError, TrialError
+from chip_core.errors import TrialError
+from chip_core.evaluation.answering import InferenceContext, answer
 from chip_core.evaluation.readiness import problems, sides
-from chip_core.evaluation.run import Answering, evaluate
 from chip_core.files import write_json
-from chip_core.machine import cpu_seconds
 from chip_core.machine import kind_of as machine_kind
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
+from chip_core.phases import Spans, stopped_by
 from chip_core.places import Places
+from chip_core.reference_cache.spec import AvailableCaches
 from chip_core.results import (
     CONFIG,
-    CURVES,
     MODEL,
+    AnsweredTrial,
+    Answers,
     Evaluation,
     Progress,
     TrialResult,
     hashes,
-    write_result,
+    write_answered,
 )
 from chip_core.seeding import seed_process
 from chip_core.trained import (
@@ -41,16 +46,64 @@ from chip_core.trained import (
     write_trained,
 )
 from chip_core.training.checkpoint import remove_all
-from chip_core.training.loop import never, train
-from chip_core.training.parallel import Kind, kind_of
+from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
 from chip_core.training.prepare import checked_pairs, device_of
-from chip_core.training.store.passes import Offered
+from chip_core.training.trainer import Trainer, never
+from chip_core.trial_scoring import score_trial
 from chip_core.workers import Workers, current
+
+__all__ = ["TrialOptions", "answer_trial", "run_trial", "score_trial"]
 
 _log = logging.getLogger(__name__)
 
 
+class TrialOptions(TypedDict, total=False):
+    """What `answer_trial` takes beside configuration, folder, places and progress."""
+
+    untrained: bool
+    trained_model: Path | None
+    resume_from: Path | None
+    began: float | None
+    began_cpu: float | None
+    earlier: Sequence[Path]
+    offered: AvailableCaches | None
+    notes: Sequence[str]
+    share: Callable[[], None]
+
+
 def run_trial(
+    config: TrialConfig,
+    *,
+    folder: Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    places: Places | None = None,
+    stop: Callable[[], bool] = never,
+    **options: Unpack[TrialOptions],
+) -> TrialResult:
+    """Train and score one model; leave everything in `folder`, result.json last.
+
+    Args:
+        config: the trial.
+        folder: as for `answer_trial` and `score_trial`.
+        report: told of each step and batch.
+        places: where the benchmarks' data and the judges' replies lie.
+        stop: asked after each step and batch whether to end there.
+        **options: of `answer_trial`.
+
+    Raises:
+        StoppedError: it was asked to stop.
+        TrialError: the trial cannot go on; the message is its reason.
+    """
+    answer_trial(config, folder=folder, report=report, places=places, stop=stop, **options)
+    workers = current()
+    return workers.broadcast_from_rank0(
+        lambda: score_trial(
+            config, folder=folder, answers=folder, report=report, places=places, stop=stop
+        )
+    )
+
+
+def answer_trial(
     config: TrialConfig,
     *,
     folder: Path,
@@ -62,22 +115,22 @@ def run_trial(
     began_cpu: float | None = None,
     places: Places | None = None,
     earlier: Sequence[Path] = (),
-    offered: Offered | None = None,
+    offered: AvailableCaches | None = None,
     stop: Callable[[], bool] = never,
     notes: Sequence[str] = (),
     share: Callable[[], None] = lambda: None,
-) -> TrialResult:
-    """Train and score one model; leave everything in `folder`, result.json last.
+) -> AnsweredTrial:
+    """Train one model and have it answer its benchmarks; leave all in `folder`, answered.json last.
 
     Several processes that torch.distributed has joined (chip_core/workers.py) come here together
-    and share training and scoring; the first of them writes.
+    and share training and answering; the first of them writes.
 
     Args:
         config: the trial.
-        folder: where config.json, curves.jsonl, model/, scores/, responses/ and result.json go.
+        folder: where config.json, curves.jsonl, model/, responses/ and answered.json go.
         report: told of each step and batch.
-        untrained: score the base model as it is.
-        trained_model: score this trained model; do not train.
+        untrained: ask the base model as it is.
+        trained_model: ask this trained model; do not train.
         resume_from: an earlier attempt's folder; its trained model is taken over, or its newest
             whole checkpoint gone on from.
         began: `time.perf_counter` when this process turned to the trial, before it imported this.
@@ -94,7 +147,7 @@ def run_trial(
         StoppedError: it was asked to stop.
         TrialError: the trial cannot go on; the message is its reason.
     """
-    spans = _Spans(began, began_cpu)
+    spans = Spans(began, began_cpu)
     report = stopped_by(stop, report)
     places = places or Places()
     workers = current()
@@ -112,9 +165,9 @@ def run_trial(
     pairs, trained = None, None
     if not untrained and trained_model is None and resume_from is not None:
         left = resume_from
-        why = workers.from_first(lambda: broken_model(left / MODEL, config))
+        why = workers.broadcast_from_rank0(lambda: broken_model(left / MODEL, config))
         if why is None:
-            trained = workers.from_first(lambda: take_over(left, folder))
+            trained = workers.broadcast_from_rank0(lambda: take_over(left, folder))
         else:
             notes = [*notes, f"a trained model is not taken over, and trained again: {why}"]
             _log.warning(notes[-1])
@@ -123,7 +176,7 @@ def run_trial(
             share()
     elif trained_model is not None:
         scored = trained_model
-        workers.from_first(lambda: require_model(scored, config))
+        workers.broadcast_from_rank0(lambda: require_model(scored, config))
     if not untrained and trained_model is None:
         # Data first: a bad row is told before a large model is loaded.
         pairs = checked_pairs(config, report)
@@ -134,38 +187,39 @@ def run_trial(
         trained=trained_model,
         config=None if pairs is None else config,
     )
-    kind: Kind = "alone"
+    parallelism: Parallelism = "single"
     if pairs is not None:
         model = attach(model, config)
-        kind = kind_of(config, model, device, workers)
+        parallelism = choose_parallelism(config, model, device, workers)
         if device.type == "cuda":
-            parts = workers.size if kind == "fsdp" else 1
+            parts = workers.size if parallelism == "fsdp" else 1
             computed = offered is None or not offered.covers(config)
             needed = bytes_needed(model, config, reference=computed)
             check_room(needed // parts, room_for(model, device), config)
     # What is going to be spread is taken there whole too, if it can: checks are fast there.
-    if kind != "fsdp" or weights_fit(model, device):
+    if parallelism != "fsdp" or weights_fit(model, device):
         model.to(device)
     spans.end("model")
 
     if pairs is not None:
-        done = train(
+        with Trainer(
             config,
             model=model,
             processor=processor,
             pairs=pairs,
             folder=folder,
-            on_step=lambda step, total, figures: report(
-                Progress(phase="train", done=step, total=total, figures=figures)
-            ),
-            resume_from=resume_from,
-            earlier=earlier,
-            device=device,
-            workers=workers,
-            kind=kind,
-            offered=offered,
-            stop=stop,
-        )
+            compute=Compute(device=device, workers=workers, parallelism=parallelism),
+            caches=offered,
+        ) as trainer:
+            done = trainer.train(
+                on_step=lambda step, total, figures: report(
+                    Progress(phase="train", done=step, total=total, figures=figures)
+                ),
+                resume_from=resume_from,
+                earlier=earlier,
+                stop=stop,
+            )
+        del trainer  # the optimizer's state and the reference go with it
         save_model(model, processor, folder / MODEL, config, write=workers.first)
         spans.end("train")
         spans.seconds["first_step"] = done.first_step
@@ -180,10 +234,10 @@ def run_trial(
         )
         if workers.first:
             write_trained(folder, trained)
-            for attempt in (folder, *earlier):
-                remove_all(attempt)  # of the checkpoints: the model is there
         workers.wait()
-        if kind == "fsdp":  # its weights are spread over the workers
+        for attempt in (folder, *earlier):
+            remove_all(attempt)  # of the checkpoints: the model is there
+        if parallelism == "fsdp":  # its weights are spread over the workers
             share()
             model, _ = loading.load(
                 config.model, attention=config.engine.attention, trained=folder / MODEL
@@ -193,10 +247,10 @@ def run_trial(
     elif trained is not None:
         spans.seconds["train"] = trained.seconds
 
-    answering = Answering(
+    context = InferenceContext(
         model=model,
         processor=processor,
-        weights=workers.from_first(
+        weights=workers.broadcast_from_rank0(
             lambda: _weights(config, folder / MODEL if trained is not None else trained_model)
         ),
         folder=folder,
@@ -205,15 +259,25 @@ def run_trial(
         bf16=config.model.dtype == "bf16",
         earlier=earlier,
         report=report,
-        lies_in=_lies_in(config, folder / MODEL if trained is not None else trained_model),
+        checkpoint_dir=_checkpoint_dir(
+            config, folder / MODEL if trained is not None else trained_model
+        ),
     )
+    answers: dict[str, Answers] = {}
     evaluations: dict[str, Evaluation] = {}
     for side, benchmark in sides(config.benchmarks):
         key = f"{side}/{benchmark.name}"
-        evaluations[key] = evaluate(answering, side, benchmark)
-        spans.end(f"score {key}")
-    result = TrialResult(
+        made = answer(context, side, benchmark)
+        if isinstance(made, Answers):
+            answers[key] = made
+        else:
+            evaluations[key] = made
+        spans.end(f"answer {key}")
+    told = [each.responses for each in answers.values()]
+    told += [name for each in evaluations.values() for name in (each.scores, each.responses)]
+    answered = AnsweredTrial(
         steps=0 if trained is None else trained.steps,
+        answers=answers,
         evaluations=evaluations,
         seconds=spans.seconds,
         data={} if trained is None else trained.data,
@@ -221,53 +285,11 @@ def run_trial(
         engine={} if trained is None else trained.engine,
         cpu=spans.cpu,
         machine=machine_kind(device.type),
-        files=workers.from_first(lambda: hashes(folder, _read_later(evaluations))),
+        files=workers.broadcast_from_rank0(lambda: hashes(folder, told)),
     )
     if workers.first:
-        write_result(folder, result)
-    return result
-
-
-def _read_later(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
-    """Yield the files of a trial's folder that tables, figures and pages are made from."""
-    yield from (CONFIG, CURVES)
-    for evaluation in evaluations.values():
-        yield from (evaluation.scores, evaluation.responses)
-
-
-def stopped_by(
-    stop: Callable[[], bool], report: Callable[[Progress], None]
-) -> Callable[[Progress], None]:
-    """Return what reports progress, and ends the work there where it is asked to.
-
-    A training ends by itself, after a checkpoint that all its workers write.
-
-    Raises:
-        StoppedError: from what is returned.
-    """
-
-    def told(progress: Progress) -> None:
-        report(progress)
-        if progress.phase != "train" and stop():
-            raise StoppedError(f"stopped in '{progress.phase}', {progress.done}/{progress.total}")
-
-    return told
-
-
-class _Spans:
-    """Where a trial's time goes, one phase after the other."""
-
-    def __init__(self, began: float | None, began_cpu: float | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.cpu: dict[str, float] = {}
-        self._began = time.perf_counter() if began is None else began
-        self._began_cpu = cpu_seconds() if began_cpu is None else began_cpu
-
-    def end(self, phase: str) -> None:
-        """End a phase; the next begins."""
-        now, computed = time.perf_counter(), cpu_seconds()
-        self.seconds[phase], self.cpu[phase] = now - self._began, computed - self._began_cpu
-        self._began, self._began_cpu = now, computed
+        write_answered(folder, answered)
+    return answered
 
 
 def _check_workers(config: TrialConfig, workers: Workers) -> None:
@@ -286,7 +308,7 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> str:
     return json.dumps(loading.identity(config.model), sort_keys=True)
 
 
-def _lies_in(config: TrialConfig, trained_model: Path | None) -> Path | None:
+def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:
     """Return a whole Hugging Face folder of the weights that answer, where there is one."""
     folder = trained_model or loading.local_folder(config.model.path)
     return None if folder is None or (folder / loading.ADAPTER_CONFIG).exists() else folder

@@ -68,7 +68,8 @@ class Workers:
         """Return what each process makes, by rank, on every process.
 
         Raises:
-            Exception: what this process's `make` raised; TrialError where another's did.
+            Exception: what this process's `make` raised; where another's did, a TrialError, of the
+                same kind if that was one.
         """
         failure: Exception | None = None
         made: T | None = None
@@ -81,11 +82,12 @@ class Workers:
             raise failure
         for rank, (reason, _) in enumerate(reports):
             if reason is not None:
-                raise TrialError(f"worker {rank}: {reason}")
+                kind, text = reason
+                raise kind(f"worker {rank}: {text}")
         return [value for _, value in reports]
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes, on every process; the others make nothing.
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
+        """Return what rank 0 makes, on every process; the others make nothing.
 
         Raises:
             Exception: as `each`.
@@ -103,11 +105,13 @@ class Workers:
         return values
 
 
-def _reason(failure: Exception | None) -> str | None:
+def _reason(failure: Exception | None) -> tuple[type[TrialError], str] | None:
     if failure is None:
         return None
     text = (str(failure).splitlines() or [""])[0]
-    return text if isinstance(failure, TrialError) else f"{type(failure).__name__}: {text}"
+    if isinstance(failure, TrialError):
+        return type(failure), text
+    return TrialError, f"{type(failure).__name__}: {text}"
 
 
 def current() -> Workers:

@@ -13,20 +13,21 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.files import read_records
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
+    build_lock,
+    lock_owner,
     partial_folder,
     remove,
 )
-from chip_core.training.store.lock import making, who_makes
-from chip_core.training.store.passes import ReferencePass
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.ledger import Ledger
 from orchestrator.passes import USES, cache_folder
 from orchestrator.progress import progress
+from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore, jobs_folder
 from orchestrator.storage.settle import storage_of
-from orchestrator.storage.shelf import CACHE, Shelf, jobs_folder
 
 #: whole: it can be used. broken: it cannot. half-made: what an interrupted making left, which the
 #: next one goes on with. being made: by a process that runs.
@@ -58,9 +59,9 @@ class Kept:
 
 def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
     """Return all stores of a storage, and what is half-made, largest first; nothing is hashed."""
-    shelf = Shelf(storage)
-    uses = read_records(shelf.cache / USES)
-    sizes = shelf.sizes()
+    caches = ReferenceCacheStore(storage)
+    uses = read_records(caches.cache / USES)
+    sizes = caches.sizes()
     names = {name.split(".")[0] for name in sizes}
     found = []
     for name in names:
@@ -71,7 +72,7 @@ def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
             for trial in use["trials"]
             if not ledger.was_removed(trial)  # nobody waits for it
         }
-        kept = _kept(shelf, shelf.cache / name, sizes)
+        kept = _kept(caches, caches.cache / name, sizes)
         kept.used = max((use["time"] for use in of_this), default=None)
         kept.studies = sorted({use["study"] for use in of_this})
         kept.waiting = sum(ledger[trial].model is None for trial in trials)
@@ -84,14 +85,14 @@ def check_stores(stores: Sequence[Kept], console: Console, storage: Path) -> Non
 
     In a storage of its own their sizes alone are looked at.
     """
-    shelf = Shelf(storage)
+    caches = ReferenceCacheStore(storage)
     whole = [kept for kept in stores if kept.state == "whole"]
     total = sum(kept.bytes for kept in whole)
     done = 0
     with progress(console, "bytes checked", total) as step:
         for kept in whole:
             try:
-                shelf.check(kept.folder, again=True)
+                caches.verify(kept.folder, again=True)
             except BrokenStoreError as error:
                 kept.state, kept.problem = "broken", str(error)
             done += kept.bytes
@@ -119,10 +120,10 @@ def prunable(stores: Sequence[Kept], older_than: float | None) -> list[Kept]:
 
 def prune(stores: Sequence[Kept], storage: Path) -> int:
     """Remove stores; return how many bytes that frees. What is open is read on."""
-    freed, shelf = 0, Shelf(storage)
+    freed, caches = 0, ReferenceCacheStore(storage)
     for kept in stores:
-        with making(kept.folder):  # nobody begins it meanwhile
-            shelf.remove(kept.folder)
+        with build_lock(kept.folder):  # nobody begins it meanwhile
+            caches.remove(kept.folder)
             for path in _paths(kept.folder):
                 remove(path)
         freed += kept.bytes
@@ -174,16 +175,16 @@ def cache_json(stores: Sequence[Kept]) -> list[dict[str, Any]]:
     ]
 
 
-def _kept(shelf: Shelf, folder: Path, sizes: Mapping[str, int]) -> Kept:
+def _kept(caches: ReferenceCacheStore, folder: Path, sizes: Mapping[str, int]) -> Kept:
     partial = partial_folder(folder)
     names = {folder.name, partial.name, jobs_folder(folder).name}
     size = sum(sizes.get(name, 0) for name in names)
     made = max((path.stat().st_mtime for path in _paths(folder)), default=None)
     half_made = partial.name in sizes
-    if who_makes(folder) is not None:
+    if lock_owner(folder) is not None:
         return Kept(folder=folder, state="being made", what="?", bytes=size, made=made)
     try:
-        manifest = shelf.glance(folder)
+        manifest = caches.stat(folder)
     except BrokenStoreError as error:
         what, problem = "?", None if half_made else str(error)
         state: State = "half-made" if half_made else "broken"
@@ -200,7 +201,7 @@ def _kept(shelf: Shelf, folder: Path, sizes: Mapping[str, int]) -> Kept:
 
 def _name(manifest: Manifest) -> str:
     identity = manifest.identity
-    one = ReferencePass(kind=identity["kind"], epoch=None, identity=identity)
+    one = CacheSpec(kind=identity["kind"], epoch=None, identity=identity)
     model = identity["model"]
     return f"{one.name} ({model.get('hub') or str(model.get('content'))[:8]})"
 

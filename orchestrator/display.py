@@ -15,6 +15,7 @@ from rich.text import Text
 from chip_core.results import Progress
 from orchestrator.executors.base import (
     COPYING,
+    Answered,
     Cut,
     Event,
     Failed,
@@ -26,10 +27,12 @@ from orchestrator.executors.base import (
 
 ROWS = 24  # of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
+_TRAINING = 4.0  # of a benchmark's answers: training takes most of a trial's time
+_SCORING = 0.1  # likewise: of scoring them by rules
 _BEFORE = ("start", COPYING, "check data")  # phases before the work whose share is told
 _STYLES = {
-    "running": "cyan", "done": "green", "failed": "bold red", "killed": "red", "cut": "yellow",
-    "waiting": "dim",
+    "running": "cyan", "answered": "cyan", "done": "green", "failed": "bold red",
+    "killed": "red", "cut": "yellow", "waiting": "dim",
 }  # fmt: skip
 
 
@@ -61,7 +64,8 @@ Entry = tuple[Job, Shown, int]
 class _Line:
     job: Job
     trial: Shown
-    state: Literal["waiting", "running", "done", "failed", "killed", "cut"] = "waiting"
+    state: Literal["waiting", "running", "answered", "done", "failed", "killed", "cut"] = "waiting"
+    whole: float = 0.0  # the weights of all its phases
     progress: Progress | None = None
     loss: float | None = None
     began: float = 0.0
@@ -71,25 +75,28 @@ class _Line:
     told: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
+    def begin(self, job: Job) -> None:
+        """Take a job, all of which is still to be done."""
+        self.job, self.whole = job, 1.0
+        if job.part is None:
+            benchmarks = len(job.config.benchmarks.select) + len(job.config.benchmarks.report)
+            self.whole = benchmarks * (_SCORING if job.scores else 1.0 + _SCORING)
+            self.whole += _TRAINING if job.trains else 0.0
+
     def share(self) -> float:
         """Return how much is done, 0 to 1, by the phases' steps and items."""
-        if self.job.part is not None:
-            return min(sum(self.phases.values()), 1.0)
-        config = self.job.config.benchmarks
-        names = ["score"] * (len(config.select) + len(config.report))
-        if not self.job.untrained and self.job.trained_model is None:
-            names = ["train"] * 4 + names  # training takes most of the time
-        return min(sum(self.phases.values()) / max(len(names), 1), 1.0)
+        return min(sum(self.phases.values()) / max(self.whole, _SCORING), 1.0)
 
     def take(self, progress: Progress) -> None:
         """Note where the trial is."""
         self.progress = progress
-        weight = 4.0 if progress.phase == "train" else 1.0
-        if progress.phase.startswith("judge "):
-            weight = 0.0  # a part of scoring, whose share is told by its answers
+        kind, _, benchmark = progress.phase.partition(" ")
+        weight = {"train": _TRAINING, "score": _SCORING, "judge": _SCORING}.get(kind, 1.0)
         if progress.phase not in _BEFORE:
             self.worked_from = self.worked_from or time.monotonic()
-            self.phases[progress.phase] = weight * progress.done / max(progress.total, 1)
+            # A judge's replies are what scoring waits for: both are one phase.
+            phase = f"score {benchmark}" if kind == "judge" else progress.phase
+            self.phases[phase] = weight * progress.done / max(progress.total, 1)
         self.loss = progress.figures.get("loss", self.loss)
 
 
@@ -98,6 +105,8 @@ class Board:
 
     def __init__(self, jobs: Sequence[Entry]) -> None:
         self.lines = {job.id: _Line(job=job, trial=trial) for job, trial, _ in jobs}
+        for line in self.lines.values():
+            line.begin(line.job)
         self._began = time.monotonic()
 
     def take(self, event: Event) -> _Line:
@@ -105,13 +114,19 @@ class Board:
         line = self.lines[event.job.id]
         match event:
             case Started():
-                line.state, line.began = "running", time.monotonic()
+                if line.state != "answered":
+                    line.began = time.monotonic()
+                line.state = "running"
             case Progressed(progress=progress):
                 line.take(progress)
+            case Answered(scoring=following):
+                line.state, line.job = "answered", following
+                self.lines[following.id] = self.lines.pop(event.job.id)
             case Finished():
                 line.state, line.ended = "done", time.monotonic()
             case Failed(again=Job() as following):
-                line.state, line.job, line.reason = "waiting", following, event.reason
+                line.state, line.reason = "waiting", event.reason
+                line.begin(following)
                 self.lines[following.id] = self.lines.pop(event.job.id)
             case Failed(reason=reason, cause=cause):
                 line.state = "killed" if cause == "stopped" else "failed"
@@ -186,7 +201,10 @@ class LiveDisplay:
             table.add_column(
                 title, justify="right" if title in ("step", "loss", "left") else "left"
             )
-        order = {"running": 0, "failed": 1, "killed": 2, "cut": 3, "done": 4, "waiting": 5}
+        order = {
+            "running": 0, "answered": 1, "failed": 2, "killed": 3, "cut": 4, "done": 5,
+            "waiting": 6,
+        }  # fmt: skip
         lines = sorted(board.lines.values(), key=lambda line: (order[line.state], -line.ended))
         for line in lines[:ROWS]:
             table.add_row(*self._cells(line))
@@ -236,8 +254,12 @@ class PlainDisplay:
         ended = sum(board.count(state) for state in ("done", "failed", "killed", "cut"))
         tally = f"[{ended}/{len(board.lines)}, {_left(board.overall_eta())} left]"
         match event:
+            case Started() if line.job.scores and line.progress is not None:
+                pass  # a further step of a trial that has begun
             case Started():
                 self._say(f"{line.trial.name}: started")
+            case Answered():
+                self._say(f"{line.trial.name}: answered, to be scored")
             case Finished():
                 self._say(f"{line.trial.name}: done in {line.ended - line.began:.0f} s {tally}")
             case Failed(again=Job() as following):

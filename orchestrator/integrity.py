@@ -15,7 +15,7 @@ from pathlib import Path
 from chip_core.errors import notice
 from chip_core.evaluation.task import metric_name
 from chip_core.files import read_lines, sha256_of
-from chip_core.results import MODEL, read_result
+from chip_core.results import MODEL, read_answered, read_result
 from orchestrator.ledger import Ledger, Scored
 from orchestrator.plan import Plan, Trial
 from orchestrator.search import settled
@@ -73,9 +73,13 @@ def take_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
             if attempt in record.finished or record.done(trial):
                 continue
             result = read_result(folder)
+            name = str(folder.relative_to(storage))
             if result is not None:
-                name = str(folder.relative_to(storage))
                 ledger.finished(trial, plan.study.name, attempt, name, result)
+            elif name not in record.answers.values():
+                answered = read_answered(folder)
+                if answered is not None:
+                    ledger.answered(trial, plan.study.name, attempt, name, answered)
 
 
 def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:

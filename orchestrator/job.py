@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chip_core.config import TrialConfig
 from chip_core.places import Places
-from chip_core.training.store.passes import Offered, Part
+from chip_core.reference_cache.spec import AvailableCaches, BuildShard
 
 #: There while a job is to end at its next step or batch, in its folder.
 STOP = "stop"
@@ -18,7 +18,11 @@ COPYING = "copy from the storage"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt at a trial, or a share of a reference pass: all that a worker needs."""
+    """One step of an attempt at a trial, or a share of a reference pass: all that a worker needs.
+
+    A trial has two steps: its model is trained and answers its benchmarks, and its answers are
+    scored by rules and judges, which needs neither the model nor a GPU.
+    """
 
     id: str  # short, unique in a run; safe in file names
     name: str  # for people
@@ -29,8 +33,9 @@ class Job:
     resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
     places: Places = Places()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
-    offered: Offered | None = None  # the stores of reference passes that it may read
-    part: Part | None = None  # make this share of a reference pass, and nothing else
+    offered: AvailableCaches | None = None  # the stores of reference passes that it may read
+    part: BuildShard | None = None  # make this share of a reference pass, and nothing else
+    answers: Path | None = None  # score the answers of this attempt's folder, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # what is to be said of this attempt
     #: brings what the first worker left in `folder` to the machines of all, who call it together
@@ -39,9 +44,28 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether it is a training that is to be made, or gone on with."""
-        return not self.untrained and self.trained_model is None and self.part is None
+        return not (self.untrained or self.trained_model or self.part or self.scores)
+
+    @property
+    def scores(self) -> bool:
+        """Whether answers that are there are scored: without a model, on a CPU."""
+        return self.answers is not None
 
     @property
     def workers(self) -> int:
         """How many processes share it: those of a training; scoring is one's work."""
         return self.config.engine.workers_per_trial if self.trains else 1
+
+    def scoring(self) -> Job:
+        """Return the step after this one: its answers are scored, in the same folder."""
+        head, _, attempt = self.id.rpartition("-")
+        return replace(
+            self,
+            id=f"{head}-score-{attempt}",
+            answers=self.folder,
+            trained_model=None,
+            resume_from=None,
+            earlier=(),
+            offered=None,
+            may_be_cut=False,
+        )

@@ -27,7 +27,7 @@ from chip_core.files import (
     require_place,
     write_atomically,
 )
-from chip_core.results import Evaluation, TrialResult
+from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
 from orchestrator.plan import Trial
 from orchestrator.study_early import EarlyStopping
 from orchestrator.version import CodeVersion, code_version
@@ -70,6 +70,8 @@ class TrialRecord:
     model: str | None = None  # folder of the attempt that trained, relative to the storage
     steps: int = 0
     evaluations: dict[str, Scored] = field(default_factory=dict)  # by evaluation fingerprint
+    #: evaluation fingerprint -> folder of the attempt whose answers are there, scored or not
+    answers: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
     machine: str = ""  # the device of the attempt that trained, else of the last; empty: not known
@@ -205,6 +207,26 @@ class Ledger:
             },
         )
 
+    def answered(
+        self, trial: Trial, study: str, attempt: int, folder: str, answered: AnsweredTrial
+    ) -> None:
+        """Record that an attempt's model has answered: what is left of it is to score that."""
+        self._append(
+            trial,
+            {
+                "event": "answered",
+                "attempt": attempt,
+                "study": study,
+                "folder": folder,
+                **_training_of(answered),
+                "answers": [
+                    trial.evaluations[key]
+                    for key in (*answered.answers, *answered.evaluations)
+                    if key in trial.evaluations
+                ],
+            },
+        )
+
     def finished(
         self, trial: Trial, study: str, attempt: int, folder: str, result: TrialResult
     ) -> None:
@@ -216,14 +238,7 @@ class Ledger:
                 "attempt": attempt,
                 "study": study,
                 "folder": folder,
-                "trained": result.steps > 0,
-                "steps": result.steps,
-                "seconds": result.seconds,
-                "cpu": result.cpu,
-                "machine": result.machine,
-                "data": result.data,
-                "notes": result.notes,
-                "engine": result.engine,
+                **_training_of(result),
                 "files": result.files,
                 "evaluations": {
                     trial.evaluations[key]: asdict(evaluation)
@@ -294,9 +309,7 @@ class Ledger:
         record.arm, record.seed = entry["arm"], entry["seed"]
         record.cut = entry.get("rule")  # of the last event
         _note(record.history.setdefault(entry["attempt"], Attempt(study=entry["study"])), entry)
-        if entry["event"] == "finished":
-            record.failure = None
-            record.finished.add(entry["attempt"])
+        if entry["event"] in ("answered", "finished"):
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
                 record.data, record.notes = entry["data"], entry["notes"]
@@ -306,6 +319,10 @@ class Ledger:
             record.cpu = {**record.cpu, **entry.get("cpu", {})}
             if entry["trained"] or record.model is None:
                 record.machine = entry.get("machine", "")
+            record.answers |= dict.fromkeys(entry.get("answers", []), entry["folder"])
+        if entry["event"] == "finished":
+            record.failure = None
+            record.finished.add(entry["attempt"])
             for mark, evaluation in entry["evaluations"].items():
                 record.evaluations[mark] = Scored(
                     folder=entry["folder"],
@@ -316,11 +333,39 @@ class Ledger:
             record.failure = entry["reason"]
 
 
+def answers_of(trial: Trial, record: TrialRecord, storage: Path) -> Path | None:
+    """Return the folder where all answers lie that a trial lacks figures of; None: nowhere."""
+    if not trial.untrained and record.model is None:
+        return None
+    folders = {record.answers.get(trial.evaluations[key]) for key in record.missing(trial)}
+    named = folders.pop() if len(folders) == 1 else None
+    if named is None or read_answered(storage / named) is None:
+        return None
+    return storage / named
+
+
+def _training_of(left: AnsweredTrial | TrialResult) -> dict[str, Any]:
+    """Return what an entry says of an attempt's training and time."""
+    return {
+        "trained": left.steps > 0,
+        "steps": left.steps,
+        "seconds": left.seconds,
+        "cpu": left.cpu,
+        "machine": left.machine,
+        "data": left.data,
+        "notes": left.notes,
+        "engine": left.engine,
+    }
+
+
 def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
     """Note what an entry says of its attempt."""
     if entry["event"] == "started":
         attempt.started = entry["time"]
         attempt.code = CodeVersion(**entry["code"]) if "code" in entry else None
+        return
+    if entry["event"] == "answered":
+        attempt.folder = entry["folder"]
         return
     attempt.ended, attempt.outcome = entry["time"], entry["event"]
     attempt.reason = entry.get("reason")
@@ -332,13 +377,13 @@ def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
 #: What an entry of each event holds; more may be there.
 _OF_ALL = {"time": (int, float), "fingerprint": str, "event": str}
 _OF_ATTEMPT = {"attempt": int, "study": str}
-_OF_FINISHED = {
+_OF_TRAINING = {
     "folder": str, "trained": bool, "steps": int, "seconds": dict, "data": dict, "notes": list,
-    "evaluations": dict,
 }  # fmt: skip
 _EVENTS: Mapping[str, Mapping[str, Any]] = {
     "started": _OF_ATTEMPT,
-    "finished": {**_OF_ATTEMPT, **_OF_FINISHED},
+    "answered": {**_OF_ATTEMPT, **_OF_TRAINING, "answers": list},
+    "finished": {**_OF_ATTEMPT, **_OF_TRAINING, "evaluations": dict},
     "failed": {**_OF_ATTEMPT, "reason": str},
     "killed": {**_OF_ATTEMPT, "reason": str},
     "cut": {**_OF_ATTEMPT, "reason": str},

@@ -11,24 +11,23 @@ from typing import Literal
 from chip_core import data as preference_data
 from chip_core.config import DataConfig, TrialConfig
 from chip_core.errors import UserError
-from chip_core.results import MODEL
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
     store_folder,
 )
-from chip_core.training.store.passes import (
+from chip_core.reference_cache.size import NoRoomError, check_room, estimated_bytes
+from chip_core.reference_cache.spec import (
     KINDS,
-    ReferencePass,
-    passes_of,
+    CacheSpec,
+    cache_specs,
     samples_read,
     with_hidden,
 )
-from chip_core.training.store.room import NoRoomError, check_room
-from chip_core.training.store.size import estimated_bytes
+from chip_core.results import MODEL
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
-from orchestrator.storage.shelf import CACHE, Shelf
+from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore
 
 #: How often the trials must read a sample, in the mean, for a pass over all samples to pay: a pass
 #: prepares its samples too, which a trial does in any case, and a tower's share of a step is small.
@@ -52,7 +51,7 @@ def cache_folder(storage: Path) -> Path:
 class PlannedPass:
     """A pass, and what is to become of it."""
 
-    one: ReferencePass
+    one: CacheSpec
     config: TrialConfig  # of a trial that has it
     samples: int | None  # of the data; None: not known before it is loaded
     trials: list[str] = field(default_factory=list)  # fingerprints of the trials that read it
@@ -90,12 +89,12 @@ def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
         planned = found.setdefault(one.key, fresh)
         planned.trials.append(trial.fingerprint)
         planned.reads += reads
-    shelf = Shelf(storage)
+    caches = ReferenceCacheStore(storage)
     for planned in found.values():
-        planned.bytes = _bytes_there(shelf, planned.one)
+        planned.bytes = _bytes_there(caches, planned.one)
         if planned.bytes is not None:
             planned.state = "cached"
-    kept = _served(found, shelf)
+    kept = _served(found, caches)
     for planned in kept:
         if planned.state != "cached":
             planned.decide()
@@ -111,7 +110,7 @@ def require_room(passes: list[PlannedPass], storage: Path) -> None:
     Raises:
         UserError: it has not.
     """
-    if Shelf(storage).remote is not None:
+    if ReferenceCacheStore(storage).remote is not None:
         return
     wanted = [planned for planned in passes if planned.state == "to make"]
     what = ", ".join(f"'{planned.one.name}'" for planned in wanted)
@@ -124,14 +123,14 @@ def require_room(passes: list[PlannedPass], storage: Path) -> None:
 
 def _of_trials(
     plan: Plan, ledger: Ledger, storage: Path
-) -> Iterator[tuple[ReferencePass, Trial, int | None]]:
+) -> Iterator[tuple[CacheSpec, Trial, int | None]]:
     """Yield the passes of each trial that is to be trained, with the samples of its data."""
 
     @cache
     def count(data: str) -> int | None:
         return preference_data.count(DataConfig.model_validate_json(data))
 
-    known: dict[tuple[object, ...], tuple[ReferencePass, ...]] = {}
+    known: dict[tuple[object, ...], tuple[CacheSpec, ...]] = {}
     for trial in plan.trials:
         config = trial.config
         if trial.untrained or config.reference_cache == "off":
@@ -159,13 +158,15 @@ def _of_trials(
             config.engine.model_dump_json(),
         )
         if key not in known:
-            known[key] = passes_of(config, plan.identity(config.model), plan.identity(config.data))
+            known[key] = cache_specs(
+                config, plan.identity(config.model), plan.identity(config.data)
+            )
         samples = count(config.data.model_dump_json())
         for one in known[key]:
             yield one, trial, samples
 
 
-def _reads(one: ReferencePass, config: TrialConfig, samples: int | None) -> float:
+def _reads(one: CacheSpec, config: TrialConfig, samples: int | None) -> float:
     """Return how many samples of a pass a trial reads; in epochs where samples is None."""
     if samples is not None:
         return samples_read(one, config, samples)
@@ -174,13 +175,13 @@ def _reads(one: ReferencePass, config: TrialConfig, samples: int | None) -> floa
     return 1 if one.epoch is not None else config.training.epochs
 
 
-def _served(found: dict[str, PlannedPass], shelf: Shelf) -> list[PlannedPass]:
+def _served(found: dict[str, PlannedPass], caches: ReferenceCacheStore) -> list[PlannedPass]:
     """Return the passes without those that another one's store serves, whose trials it takes."""
     kept = []
     for planned in found.values():
         host = None
         if planned.one.kind == "text" and planned.one.hidden is None:
-            host = _host(planned, found, shelf)
+            host = _host(planned, found, caches)
         if host is None:
             kept.append(planned)
         else:
@@ -191,7 +192,9 @@ def _served(found: dict[str, PlannedPass], shelf: Shelf) -> list[PlannedPass]:
     return sorted(kept, key=lambda planned: KINDS.index(planned.one.kind))
 
 
-def _host(planned: PlannedPass, found: dict[str, PlannedPass], shelf: Shelf) -> PlannedPass | None:
+def _host(
+    planned: PlannedPass, found: dict[str, PlannedPass], caches: ReferenceCacheStore
+) -> PlannedPass | None:
     """Return the pass with hidden states that serves one without; None where there is none."""
     if planned.state == "cached":
         return None
@@ -199,15 +202,15 @@ def _host(planned: PlannedPass, found: dict[str, PlannedPass], shelf: Shelf) -> 
         one = with_hidden(planned.one, precision)
         if one.key in found:
             return found[one.key]
-        size = _bytes_there(shelf, one)
+        size = _bytes_there(caches, one)
         if size is not None:
             return replace(planned, one=one, state="cached", bytes=size, trials=[], reads=0.0)
     return None
 
 
-def _bytes_there(shelf: Shelf, one: ReferencePass) -> int | None:
+def _bytes_there(caches: ReferenceCacheStore, one: CacheSpec) -> int | None:
     """Return the size of a pass's store; None where it is not there."""
     try:
-        return shelf.glance(store_folder(shelf.cache, one.key), one.identity).bytes
+        return caches.stat(store_folder(caches.cache, one.key), one.identity).bytes
     except BrokenStoreError:
         return None

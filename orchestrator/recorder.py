@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Started
+from orchestrator.executors.base import Answered, Cut, Event, Failed, Finished, Job, Started
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial
 from orchestrator.retries import another
@@ -63,6 +63,8 @@ class Recorder:
         with self._lock:
             trial, attempt = self._jobs[event.job.id]
             match event:
+                case Started() if event.job.id in self._running:
+                    pass  # a further step of an attempt that has begun
                 case Started():
                     self.executed += 1
                     self._running.add(event.job.id)
@@ -70,6 +72,12 @@ class Recorder:
                     shown = view(trial, self._ledger, self._storage, self._study, "KILLED")
                     folders = [*shown.folders, event.job.folder]
                     self._tracker.start(trial, list(dict.fromkeys(folders)), shown.began)
+                case Answered(answered=answered, scoring=scoring):
+                    folder = str(event.job.folder.relative_to(self._storage))
+                    self._ledger.answered(trial, self._study, attempt, folder, answered)
+                    self._jobs[scoring.id] = (trial, attempt)
+                    self._running.discard(event.job.id)
+                    self._running.add(scoring.id)
                 case Finished(result=result):
                     self._running.discard(event.job.id)
                     folder = str(event.job.folder.relative_to(self._storage))

@@ -13,19 +13,19 @@ from rich.console import Console
 
 from chip_core.errors import StorageError
 from chip_core.files import Spool
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
+    build_lock,
     shard_count,
     store_folder,
 )
-from chip_core.training.store.lock import making
-from chip_core.training.store.passes import Offered, Part, config_of, grouped
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.spec import AvailableCaches, BuildShard, config_of, grouped
 from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
 from orchestrator.passes import USES, PlannedPass, cache_folder
 from orchestrator.plan import Trial
-from orchestrator.storage.shelf import Shelf, jobs_folder
+from orchestrator.storage.reference_cache import ReferenceCacheStore, jobs_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +62,23 @@ def make_passes(
         a record of each pass: what, hash, samples, bytes, seconds, by how much bf16 moves a token's
         log-probability at most, state, trials.
     """
-    shelf = Shelf(storage)
-    cache = shelf.cache
+    caches = ReferenceCacheStore(storage)
+    cache = caches.cache
     _note_uses(passes, study, cache)  # first of all: what is used is not pruned
     reasons: dict[str, str] = {}
     seconds: dict[str, float] = {}
     with ExitStack() as locks:
         # In one order: two drivers never wait for each other.
         for planned in sorted(passes, key=lambda planned: planned.one.key):
-            _look(planned, shelf, console)
+            _look(planned, caches, console)
             if planned.state != "to make":
                 continue
             folder = store_folder(cache, planned.one.key)
-            locks.enter_context(making(folder, _waits(planned, console)))
-            _look(planned, shelf, console)  # it may be what was waited for
+            locks.enter_context(build_lock(folder, _waits(planned, console)))
+            _look(planned, caches, console)  # it may be what was waited for
         wanted = [planned for planned in passes if planned.state == "to make"]
         if wanted:
-            _make(wanted, shelf, executor, console, reasons, seconds)
+            _make(wanted, caches, executor, console, reasons, seconds)
     records = []
     for planned in passes:
         key = planned.one.key
@@ -113,19 +113,19 @@ def offer(
                 of_trial.setdefault(fingerprint, []).append(planned)
     cache = cache_folder(storage).absolute()
 
-    def offered(trial: Trial) -> Offered | None:
+    def offered(trial: Trial) -> AvailableCaches | None:
         found = of_trial.get(trial.fingerprint)
         ones = tuple(planned.one for planned in found or ())
-        return Offered(cache=cache, passes=ones) if ones else None
+        return AvailableCaches(cache=cache, passes=ones) if ones else None
 
     return [(replace(job, offered=offered(trial)), trial, n) for job, trial, n in jobs]
 
 
-def _look(planned: PlannedPass, shelf: Shelf, console: Console) -> None:
+def _look(planned: PlannedPass, caches: ReferenceCacheStore, console: Console) -> None:
     """Say of a pass whether its store can be used; every file is hashed once a machine."""
-    folder = store_folder(shelf.cache, planned.one.key)
+    folder = store_folder(caches.cache, planned.one.key)
     try:
-        planned.take(shelf.check(folder, planned.one.identity))
+        planned.take(caches.verify(folder, planned.one.identity))
     except BrokenStoreError as error:
         if planned.state == "cached":
             worth = planned.decide()
@@ -135,7 +135,7 @@ def _look(planned: PlannedPass, shelf: Shelf, console: Console) -> None:
 
 def _make(
     wanted: Sequence[PlannedPass],
-    shelf: Shelf,
+    caches: ReferenceCacheStore,
     executor: Executor,
     console: Console,
     reasons: dict[str, str],
@@ -146,7 +146,7 @@ def _make(
     groups = [
         [by_key[one.key] for one in group] for group in grouped([planned.one for planned in wanted])
     ]
-    parts = {group[0].one.key: _parts(group, shelf, executor, len(groups)) for group in groups}
+    parts = {group[0].one.key: _parts(group, caches, executor, len(groups)) for group in groups}
     jobs = [job for of_group in parts.values() for job in of_group]
     entries = [(job, _shown(job), 1) for job in jobs]
     results: dict[Path, Finished] = {}
@@ -180,7 +180,7 @@ def _make(
             if planned.one.key not in reasons:
                 rows = results[of_group[0].folder].result.data["samples"]
                 taken = max(ended[job.folder] for job in of_group)
-                _finish(planned, shelf, rows, taken, console, reasons, seconds)
+                _finish(planned, caches, rows, taken, console, reasons, seconds)
             if planned.one.key in reasons:
                 planned.state = "in the step"
                 reason = reasons[planned.one.key]
@@ -190,12 +190,12 @@ def _make(
                     "compute it themselves",
                 )
         if not any(planned.one.key in reasons for planned in group):
-            shelf.forget_jobs(store_folder(shelf.cache, group[0].one.key))
+            caches.forget_jobs(store_folder(caches.cache, group[0].one.key))
 
 
 def _finish(
     planned: PlannedPass,
-    shelf: Shelf,
+    caches: ReferenceCacheStore,
     rows: int,
     taken: float,
     console: Console,
@@ -203,11 +203,13 @@ def _finish(
     seconds: dict[str, float],
 ) -> None:
     # Imported here: it takes torch, which a study without a pass to make goes without.
-    from chip_core.training.store.build import finish
+    from chip_core.reference_cache.build import finish
 
     try:
-        shelf.fetch_notes(store_folder(shelf.cache, planned.one.key))
-        made = finish(planned.one, cache=shelf.cache, rows=rows, seconds=taken, sealed=shelf.seal)
+        caches.fetch_notes(store_folder(caches.cache, planned.one.key))
+        made = finish(
+            planned.one, cache=caches.cache, rows=rows, seconds=taken, commit=caches.commit
+        )
         planned.take(made)
     except (BrokenStoreError, StorageError) as error:
         reasons[planned.one.key] = str(error)
@@ -223,17 +225,17 @@ def _finish(
 
 
 def _parts(
-    group: Sequence[PlannedPass], shelf: Shelf, executor: Executor, groups: int
+    group: Sequence[PlannedPass], caches: ReferenceCacheStore, executor: Executor, groups: int
 ) -> list[Job]:
     """Return the jobs of a group: as many as there are workers for it."""
-    folder = store_folder(shelf.cache, group[0].one.key)
+    folder = store_folder(caches.cache, group[0].one.key)
     whole = Job(
         id=f"pass-{folder.name[:12]}",
         name=f"reference pass {', '.join(repr(planned.one.name) for planned in group)}",
         config=config_of([(planned.one, planned.config) for planned in group]),
         folder=jobs_folder(folder),
     )
-    shelf.forget_jobs(folder)  # of an earlier attempt
+    caches.forget_jobs(folder)  # of an earlier attempt
     count = max(1, executor.slots(whole) // groups)
     samples = group[0].samples
     if samples is not None:
@@ -245,7 +247,7 @@ def _parts(
             id=f"{whole.id}-{number}",
             name=whole.name if count == 1 else f"{whole.name}, part {number + 1} of {count}",
             folder=whole.folder / f"part-{number + 1}-of-{count}",
-            part=Part(passes=passes, cache=shelf.cache.absolute(), number=number, of=count),
+            part=BuildShard(passes=passes, cache=caches.cache.absolute(), number=number, of=count),
         )
         for number in range(count)
     ]

@@ -19,7 +19,7 @@ from orchestrator.integrity import (
     take_results,
     trial_folder,
 )
-from orchestrator.ledger import Ledger, TrialRecord
+from orchestrator.ledger import Ledger, TrialRecord, answers_of
 from orchestrator.plan import Plan, Trial
 from orchestrator.search import SearchTrial, settled
 from orchestrator.storage.place import fetch_trials
@@ -86,7 +86,8 @@ def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
 def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
     """Return what is still to run: (job, trial, number of its attempt), the untrained model first.
 
-    A trial that is trained but lacks a benchmark's figures is scored, not trained again.
+    A trial that is trained but lacks a benchmark's figures is asked, not trained again; one whose
+    answers are there is scored, without a model.
     """
     jobs = []
     remote = storage_of(storage) is not None  # whose weights are not here: a worker looks at them
@@ -107,20 +108,25 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
         ):
             notice(f"{trial.name}: {why}: it is trained again")
             model = None
+        answers = answers_of(trial, record, storage)
+        if answers is not None:
+            model = None
         job = Job(
-            id=f"{trial.fingerprint[:16]}-{attempt}",
+            id=_job_id(trial, attempt, scores=answers is not None),
             name=trial.name,
-            config=_wanting(trial, record, model),
+            config=_wanting(trial, record, anew=model is None and answers is None),
             folder=trial_folder(storage, trial) / f"attempt-{attempt}",
+            answers=answers,
             untrained=trial.untrained,
             trained_model=model,
             resume_from=None
-            if trial.untrained or model is not None
+            if trial.untrained or model is not None or answers is not None
             else _to_resume(storage, trial),
             places=replace(plan.places, judge_cache=storage / "cache" / "judge"),
             earlier=tuple(reversed(attempts_of(storage, trial).values())),
             may_be_cut=rule is not None
-            and not (trial.untrained or model is not None or trial.fingerprint in compared_with),
+            and not (trial.untrained or model is not None or answers is not None)
+            and trial.fingerprint not in compared_with,
         )
         jobs.append((job, trial, attempt))
     return jobs
@@ -140,7 +146,7 @@ def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
     attempt = max([int(job.id.rpartition("-")[2]), *done]) + 1
     following = replace(
         job,
-        id=f"{trial.fingerprint[:16]}-{attempt}",
+        id=_job_id(trial, attempt, scores=job.scores),
         folder=trial_folder(storage, trial) / f"attempt-{attempt}",
         resume_from=_to_resume(storage, trial) if job.trains else job.resume_from,
         earlier=tuple(reversed(done.values())),
@@ -203,10 +209,20 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
     )
 
 
-def _wanting(trial: Trial, record: TrialRecord, model: Path | None) -> TrialConfig:
-    """Return the trial's configuration with the benchmarks that are still to be scored."""
-    if not trial.untrained and model is None:
-        return trial.config  # trained anew: everything is scored
+def _job_id(trial: Trial, attempt: int, *, scores: bool) -> str:
+    return f"{trial.fingerprint[:16]}-{'score-' if scores else ''}{attempt}"
+
+
+def _wanting(trial: Trial, record: TrialRecord, *, anew: bool) -> TrialConfig:
+    """Return the trial's configuration with the benchmarks that are still to be scored.
+
+    Args:
+        trial: the trial.
+        record: what is known of it.
+        anew: whether its model is trained again: then everything is scored.
+    """
+    if anew and not trial.untrained:
+        return trial.config
     missing = set(record.missing(trial))
 
     def kept(side: str) -> tuple[BenchmarkConfig, ...]:

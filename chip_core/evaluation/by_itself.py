@@ -33,7 +33,7 @@ def ask_by_itself(
     *,
     model: Any,
     processor: Any,
-    lies_in: Path | None,
+    checkpoint_dir: Path | None,
     folder: Path,
     batch_size: int,
 ) -> Found:
@@ -44,7 +44,7 @@ def ask_by_itself(
         settings: its settings.
         model: the model; it leaves its device to the program meanwhile.
         processor: its processor.
-        lies_in: a whole Hugging Face folder of it, where there is one.
+        checkpoint_dir: a whole Hugging Face folder of it, where there is one.
         folder: the trial's.
         batch_size: questions answered together.
 
@@ -55,14 +55,14 @@ def ask_by_itself(
     began = time.perf_counter()
     device = next(model.parameters()).device
     out = folder / "programs" / settings.name
-    with _whole(model, processor, lies_in, folder) as whole:
+    with _whole(model, processor, checkpoint_dir, folder) as whole:
         scored, how = benchmark.ask(whole, folder=out, batch_size=batch_size, device=device.type)
     seconds = round(time.perf_counter() - began, 3)
     return Found(scored=scored, how={**how, "seconds": seconds})
 
 
 @contextmanager
-def _whole(model: Any, processor: Any, lies_in: Path | None, folder: Path) -> Iterator[Path]:
+def _whole(model: Any, processor: Any, checkpoint_dir: Path | None, folder: Path) -> Iterator[Path]:
     """Give a plain folder of the model, and its device's memory to others meanwhile."""
     device = next(model.parameters()).device
     model.to("cpu")
@@ -70,12 +70,12 @@ def _whole(model: Any, processor: Any, lies_in: Path | None, folder: Path) -> It
         torch.cuda.empty_cache()
     made = folder / "whole-model"
     try:
-        if lies_in is None:
+        if checkpoint_dir is None:
             plain = merged(copy.deepcopy(model)) if is_adapted(model) else model
             plain.save_pretrained(made)
             processor.save_pretrained(made)
             del plain
-        yield lies_in or made
+        yield checkpoint_dir or made
     finally:
         shutil.rmtree(made, ignore_errors=True)
         model.to(device)

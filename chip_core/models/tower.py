@@ -1,4 +1,4 @@
-"""What a frozen vision tower says of an image, taken once and given back in its place.
+"""A frozen vision tower's output, recorded once and injected in place of computing it.
 
 Only what the family's own code reads of the tower's output is kept (of LLaVA's hidden states one
 layer), so that selection, projector and packing go on as they are, with their gradients.
@@ -49,7 +49,7 @@ def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     forward = tower.forward
 
     def noted(*given: Any, **options: Any) -> Any:
-        return _Noted(forward(*given, **options), taken)
+        return _RecordingOutput(forward(*given, **options), taken)
 
     with _instead(tower, noted):
         model.get_image_features(**inputs)
@@ -57,12 +57,12 @@ def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 @contextmanager
-def given_back(model: Any, features: Features | None) -> Iterator[None]:
-    """Let the tower say what is given, whatever it is asked; None: it is computed."""
+def inject_cached_features(model: Any, features: Features | None) -> Iterator[None]:
+    """Have the tower return cached features, whatever it is asked; None: it computes them."""
     if features is None:
         yield
         return
-    with _instead(tower_of(model), lambda *given, **options: _GivenBack(features)):
+    with _instead(tower_of(model), lambda *given, **options: _CachedOutput(features)):
         yield
 
 
@@ -85,8 +85,8 @@ def _instead(tower: Any, forward: Any) -> Iterator[None]:
             tower.forward = before
 
 
-class _Noted:
-    """A tower's output that notes what is read of it."""
+class _RecordingOutput:
+    """A tower's output that records what is read of it."""
 
     def __init__(self, output: Any, taken: dict[str, Tensor]) -> None:
         self._output, self._taken = output, taken
@@ -96,11 +96,11 @@ class _Noted:
         if isinstance(value, Tensor):
             self._taken[name] = value.detach()
         elif isinstance(value, (list, tuple)):
-            return _NotedList(name, value, self._taken)
+            return _RecordingList(name, value, self._taken)
         return value
 
 
-class _NotedList:
+class _RecordingList:
     """A list of tensors in a tower's output."""
 
     def __init__(self, name: str, values: Sequence[Any], taken: dict[str, Tensor]) -> None:
@@ -119,7 +119,7 @@ class _NotedList:
         return len(self._values)
 
 
-class _GivenBack:
+class _CachedOutput:
     """A tower's output, as far as it is read."""
 
     def __init__(self, features: Features) -> None:

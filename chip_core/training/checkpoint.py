@@ -1,9 +1,12 @@
 """Checkpoints: everything a training needs to go on to the same figures, whole or not at all.
 
-`checkpoints/step-00000012/` holds `model/` (a Hugging Face or PEFT folder's weights), `state.pt`
-(optimizer, schedule, counts, random generators; read without pickle's code) and `manifest.json`
-(the step, the data position, what was being trained, and size and sha256 of every other file). The
-folder gets its name last, when all of it is on the disk.
+`checkpoints/step-00000012/` holds `state.pt` (schedule, counts, random generators, the optimizer's
+settings; read without pickle's code) and `manifest.json` (the step, the data position, what was
+being trained, and size and sha256 of every other file). Beside them, in format 1, lie `model/` (a
+Hugging Face or PEFT folder's weights), with the optimizer whole in `state.pt`; in format 2, of
+sharded weights, `shards/` (sharded_state.py), where each worker writes what it holds. Any number
+of workers, by any strategy, goes on from either. The folder gets its name last, when all of it is
+on the disk.
 """
 
 from __future__ import annotations
@@ -13,22 +16,28 @@ import logging
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
 import torch
+from torch import Tensor
 
 from chip_core.config import TrialConfig
 from chip_core.errors import DiskFullError, NonFiniteLossError, TrialError, UnfitError, printable
 from chip_core.files import read_json, room_for, sync_files, sync_folder, write_json
 from chip_core.identity import fingerprint, training_identity
 from chip_core.models.adapters import read_weights, write_weights
-from chip_core.models.shards import held
+from chip_core.models.shards import held, is_sharded, shard_like
 from chip_core.results import CHECKPOINTS
+from chip_core.workers import Workers
 
-MANIFEST, MODEL, STATE = "manifest.json", "model", "state.pt"
+MANIFEST, MODEL, SHARDS, STATE = "manifest.json", "model", "shards", "state.pt"
+
+#: Formats that are read: 1 has whole tensors, 2 sharded ones.
+WHOLE, SHARDED = 1, 2
 
 #: How many are kept: the newest, and the one before in case the newest turns out broken.
 KEPT = 2
@@ -37,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps beside the model."""
+    """What a checkpoint keeps beside model and optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return its state: tensors and plain data."""
@@ -55,143 +64,221 @@ class Resumed:
     notes: tuple[str, ...]
 
 
-def save(
-    folder: Path,
-    *,
-    config: TrialConfig,
-    policy: Any,
-    stateful: Mapping[str, Stateful],
-    step: int,
-    write: bool = True,
-) -> None:
-    """Write the checkpoint after an update into a trial's folder; older ones than two are removed.
+class Checkpointer:
+    """Saves the state of a training, and goes on from one that was saved.
 
-    Args:
-        folder: the trial's.
-        config: the trial.
-        policy: the model that is trained.
-        stateful: what else has a state: optimizer, schedule, what was cut.
-        step: how many updates were made.
-        write: whether this worker writes: all come here, and what is spread comes together.
-
-    Raises:
-        NonFiniteLossError: a weight is no number; what went on from it would fail for ever.
-        DiskFullError: it does not fit; nothing of it is left, and the ones before stay.
+    All workers of the training come to each method together.
     """
-    _check_finite(policy, step)
-    whole = folder / CHECKPOINTS / f"step-{step:08d}"
-    partial = whole.with_name(f".{whole.name}.partial")
-    if write:
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        *,
+        model: Any,
+        optimizer: Any,
+        stateful: Mapping[str, Stateful],
+        workers: Workers | None = None,
+    ) -> None:
+        """Keep what is saved and restored.
+
+        Args:
+            config: the trial.
+            model: what is trained, sharded or not.
+            optimizer: over the model's trained parameters.
+            stateful: what else has a state: schedule, what was cut.
+            workers: who train it; None: this process alone.
+        """
+        self._config, self._model, self._optimizer = config, model, optimizer
+        self._stateful, self._workers = stateful, workers or Workers()
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write the checkpoint after an update into a trial's folder; older ones than two go.
+
+        Args:
+            folder: the trial's.
+            step: how many updates were made.
+
+        Raises:
+            NonFiniteLossError: a weight is no number; what went on from it would fail for ever.
+            DiskFullError: it does not fit; nothing of it is left, and the ones before stay.
+        """
+        self._workers.each(lambda: _check_finite(self._model, step))
+        whole = folder / CHECKPOINTS / f"step-{step:08d}"
+        partial = whole.with_name(f".{whole.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with room_for(f"the checkpoint after step {step}", folder):
-            _write(partial, whole, config, policy, stateful, step, write)
-    except DiskFullError:
-        if write:
+        self._workers.wait()
+        try:
+            with room_for(f"the checkpoint after step {step}", folder):
+                self._write(partial, whole, step)
+        except DiskFullError:
             shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if write:
+            raise
+        # Each on its own machine, where they share no disk.
         for old in checkpoints(folder)[:-KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
 
+    def _write(self, partial: Path, whole: Path, step: int) -> None:
+        sharded = is_sharded(self._model)
+        state: dict[str, Any] = {
+            **{name: part.state_dict() for name, part in self._stateful.items()},
+            "random": _random_state(),
+        }
+        if sharded:
+            # torch's distributed checkpoint takes half a second to import.
+            from chip_core.training.sharded_state import save_shards
 
-def _check_finite(policy: Any, step: int) -> None:
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(held(parameter)).all():
-            raise NonFiniteLossError(f"{name} is not finite after step {step}")
+            shards = partial / SHARDS
+            names, state["optimizer"] = save_shards(
+                shards, self._config, model=self._model, optimizer=self._optimizer
+            )
+            own = self._workers.each(lambda: {n: _facts(shards / n) for n in names})
+            facts = {f"{SHARDS}/{name}": each for part in own for name, each in part.items()}
+        else:
+            facts, state["optimizer"] = {}, self._optimizer.state_dict()
+        self._workers.broadcast_from_rank0(
+            lambda: self._complete(partial, whole, step, state, facts)
+        )
+        if sharded:
+            # The first worker has renamed the folder; where its disk is another, this does.
+            with suppress(FileNotFoundError):
+                partial.replace(whole)
+                sync_folder(whole.parent)
+            self._workers.wait()
 
+    def _complete(
+        self,
+        partial: Path,
+        whole: Path,
+        step: int,
+        state: Mapping[str, Any],
+        facts: dict[str, dict[str, Any]],
+    ) -> None:
+        """Write what the first worker writes, and give the checkpoint its name.
 
-def _write(
-    partial: Path,
-    whole: Path,
-    config: TrialConfig,
-    policy: Any,
-    stateful: Mapping[str, Stateful],
-    step: int,
-    write: bool,
-) -> None:
-    write_weights(policy, partial / MODEL, config, write=write)
-    state = {
-        **{name: part.state_dict() for name, part in stateful.items()},
-        "random": _random_state(),
-    }
-    if not write:
-        return
-    torch.save(state, partial / STATE)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    manifest = {
-        "format": 1,
-        "step": step,
-        "data_position": {"batches": step, "pairs": step * config.training.batch_size},
-        "training": _training(config),
-        "files": {
-            path.relative_to(partial).as_posix(): {
-                "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
-            }
-            for path in files
-        },
-    }
-    write_json(partial / MANIFEST, manifest)
-    sync_files(partial)
-    shutil.rmtree(whole, ignore_errors=True)  # of a run of this folder that went over it before
-    partial.replace(whole)
-    sync_folder(whole.parent)
+        Args:
+            partial: where it is made.
+            whole: its name.
+            step: how many updates were made.
+            state: what goes into `state.pt`.
+            facts: of all workers' shards; empty: the first one writes the model.
+        """
+        config, files = self._config, dict(facts)
+        partial.mkdir(parents=True, exist_ok=True)
+        if not facts:
+            write_weights(self._model, partial / MODEL, config)
+            for path in sorted(each for each in (partial / MODEL).rglob("*") if each.is_file()):
+                files[path.relative_to(partial).as_posix()] = _facts(path)
+        torch.save(state, partial / STATE)
+        files[STATE] = _facts(partial / STATE)
+        manifest = {
+            "format": SHARDED if facts else WHOLE,
+            "step": step,
+            "data_position": {"batches": step, "pairs": step * config.training.batch_size},
+            "training": _training(config),
+            "files": files,
+        }
+        write_json(partial / MANIFEST, manifest)
+        sync_files(partial)
+        shutil.rmtree(whole, ignore_errors=True)  # of a run of this folder that went over it before
+        partial.replace(whole)
+        sync_folder(whole.parent)
 
+    def restore(self, folder: Path, before: Sequence[Path] = ()) -> Resumed:
+        """Go on from the newest whole checkpoint of an earlier attempt's folder.
 
-def restore(
-    folder: Path,
-    *,
-    config: TrialConfig,
-    policy: Any,
-    stateful: Mapping[str, Stateful],
-    before: Sequence[Path] = (),
-) -> Resumed:
-    """Go on from the newest whole checkpoint of an earlier attempt's folder.
+        A checkpoint that is not whole is passed over for the one before, and a note says so; where
+        there is none, the training starts anew.
 
-    A checkpoint that is not whole is passed over for the one before, and a note says so; where
-    there is none, the training starts anew.
+        Args:
+            folder: the attempt's.
+            before: folders of the attempts before that one, newest first: theirs are next.
+        """
+        notes = []
+        folders = [folder, *(each for each in before if each != folder)]
+        # By place and name: a folder's path may be another one on another worker's machine.
+        found = self._workers.broadcast_from_rank0(
+            lambda: [
+                (place, path.name)
+                for place, attempt in enumerate(folders)
+                for path in reversed(checkpoints(attempt))
+            ]
+        )
+        for place, name in found:
+            checkpoint = folders[place] / CHECKPOINTS / name
+            problem = self._agreed(broken(checkpoint, self._config))
+            if problem is None:
+                problem = self._load(checkpoint)
+            if problem is not None:
+                notes.append(f"checkpoint {checkpoint.name} is not used: {problem}")
+                continue
+            step = int(_manifest(checkpoint)["step"])
+            notes.append(f"resumed after step {step} from {checkpoint}")
+            return _said(Resumed(step=step, folder=folders[place], notes=tuple(notes)))
+        notes.append(f"no whole checkpoint in {folder / CHECKPOINTS}: trained from the start")
+        return _said(Resumed(step=0, folder=None, notes=tuple(notes)))
 
-    Args:
-        folder: the attempt's.
-        config: the trial.
-        policy: the model that is trained.
-        stateful: what else was kept.
-        before: folders of the attempts before that one, newest first: theirs are next.
-    """
-    notes = []
-    folders = [folder, *(each for each in before if each != folder)]
-    found = [(each, path) for each in folders for path in reversed(checkpoints(each))]
-    for attempt, checkpoint in found:
-        problem = broken(checkpoint, config)
-        if problem is not None:
-            notes.append(f"checkpoint {checkpoint.name} is not used: {problem}")
-            continue
-        step = int(_manifest(checkpoint)["step"])
+    def _agreed(self, problem: str | None) -> str | None:
+        """Return the first worker's problem that has one: all pass a checkpoint over, or none."""
+        return next((each for each in self._workers.gathered(problem) if each is not None), None)
+
+    def _load(self, checkpoint: Path) -> str | None:
+        """Go on from a checkpoint that is whole; return why it is not used, None where it is."""
+        problem, state = None, {}
         try:
             state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
         except Exception as error:  # a file that is not torch's may raise anything
-            notes.append(f"checkpoint {checkpoint.name} is not used: {STATE} ({_brief(error)})")
-            continue
+            problem = f"{STATE} ({_brief(error)})"
+        problem = self._agreed(problem)
+        if problem is not None:
+            return problem
         try:
-            trusted = config.model.trust_remote_code
-            read_weights(policy, checkpoint / MODEL, trust_remote_code=trusted)
-            for name, part in stateful.items():
+            if _manifest(checkpoint)["format"] == SHARDED:
+                from chip_core.training.sharded_state import load_shards
+
+                load_shards(
+                    checkpoint / SHARDS,
+                    self._config,
+                    model=self._model,
+                    optimizer=self._optimizer,
+                    state=state["optimizer"],
+                )
+            else:
+                trusted = self._config.model.trust_remote_code
+                read_weights(self._model, checkpoint / MODEL, trust_remote_code=trusted)
+                _load_optimizer(self._optimizer, state["optimizer"])
+            for name, part in self._stateful.items():
                 part.load_state_dict(state[name])
             _set_random_state(state["random"])
         except UnfitError as error:  # none of it was put into the policy
-            notes.append(f"checkpoint {checkpoint.name} is not used: {error}")
-            continue
+            return str(error)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the checkpoint is not what is wrong
         except Exception as error:  # the policy may be half of it: nothing can go on from that
             raise TrialError(
                 f"{checkpoint} is whole and cannot be used ({_brief(error)}): remove it"
             ) from error
-        notes.append(f"resumed after step {step} from {checkpoint}")
-        return _said(Resumed(step=step, folder=attempt, notes=tuple(notes)))
-    notes.append(f"no whole checkpoint in {folder / CHECKPOINTS}: trained from the start")
-    return _said(Resumed(step=0, folder=None, notes=tuple(notes)))
+        return None
+
+
+def _load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Put a whole state into an optimizer, over sharded parameters or not."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    own = {
+        number: {
+            name: shard_like(value, parameters[number])
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape
+            else value
+            for name, value in entries.items()
+        }
+        for number, entries in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": own})
+
+
+def _check_finite(model: Any, step: int) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(held(parameter)).all():
+            raise NonFiniteLossError(f"{name} is not finite after step {step}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -203,8 +290,8 @@ def broken(checkpoint: Path, config: TrialConfig) -> str | None:
     """Return why a checkpoint cannot be used for a training; None if it can."""
     try:
         manifest = _manifest(checkpoint)
-        if manifest["format"] != 1:
-            return f"its format is {manifest['format']}, known is 1"
+        if manifest["format"] not in (WHOLE, SHARDED):
+            return f"its format is {manifest['format']}, known are {WHOLE} and {SHARDED}"
         if manifest["training"] != _training(config):
             return "it is of another training (model, data, objective or settings differ)"
         for name, expected in manifest["files"].items():
@@ -218,6 +305,9 @@ def broken(checkpoint: Path, config: TrialConfig) -> str | None:
                 return f"{name} is cut off: {size} of {expected['bytes']} bytes"
             if _sha256(path) != expected["sha256"]:
                 return f"{name} is corrupt: its sha256 is not the manifest's"
+        for path in (checkpoint / SHARDS).glob("*"):  # all that lie there are read
+            if f"{SHARDS}/{path.name}" not in manifest["files"]:
+                return f"{SHARDS}/{path.name} is not of it"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
@@ -227,7 +317,7 @@ def remove_after(folder: Path, step: int) -> None:
     """Remove a folder's checkpoints of later steps: the training goes over them again."""
     for checkpoint in checkpoints(folder):
         if checkpoint.name > f"step-{step:08d}":
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # several workers may remove it
 
 
 def remove_all(folder: Path) -> None:
@@ -278,6 +368,10 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _sha256(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""One training by several workers: each has its share of every global batch.
+"""Parallel strategies: how the workers of a training share each global batch.
 
-`ddp`: every worker holds the whole model, and gradients are averaged. `fsdp` (sharded.py): weights,
-gradients and the optimizer's state are spread over the workers, and a layer's weights come together
-while it is computed. Either way gradients are brought together once an update.
+`ddp`: every worker holds the whole model, and gradients are averaged. `fsdp` (fsdp.py): weights,
+gradients and the optimizer's state are sharded over the workers, and a layer's weights are gathered
+while it is computed. Either way gradients are reduced once an update.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +25,24 @@ from chip_core.training.policy import Policy
 from chip_core.training.reference import Live, LiveReference, ReferenceScores
 from chip_core.workers import Workers
 
-if TYPE_CHECKING:
-    from chip_core.training.checkpoint import Stateful
-
-Kind = Literal["alone", "ddp", "fsdp"]
+Parallelism = Literal["single", "ddp", "fsdp"]
 
 #: Share of a GPU's free memory that may be taken before activations.
 _ROOM = 0.8
 
 
-def kind_of(config: TrialConfig, model: Any, device: torch.device, workers: Workers) -> Kind:
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where a training is computed, and by whom."""
+
+    device: torch.device = torch.device("cpu")
+    workers: Workers = Workers()
+    parallelism: Parallelism = "single"  # of `choose_parallelism`
+
+
+def choose_parallelism(
+    config: TrialConfig, model: Any, device: torch.device, workers: Workers
+) -> Parallelism:
     """Return how the workers share a training; all come to the same.
 
     `auto` is `fsdp` where weights, gradients, optimizer and reference do not fit one GPU.
@@ -45,7 +54,7 @@ def kind_of(config: TrialConfig, model: Any, device: torch.device, workers: Work
         workers: who share it.
     """
     if workers.alone:
-        return "alone"
+        return "single"
     if config.engine.parallel != "auto":
         return config.engine.parallel
     if device.type != "cuda":
@@ -55,8 +64,8 @@ def kind_of(config: TrialConfig, model: Any, device: torch.device, workers: Work
     return "fsdp" if workers.sums({"short": short}, device)["short"] else "ddp"
 
 
-class Alone:
-    """One worker: nothing is to be brought together."""
+class SingleProcessStrategy:
+    """One worker computes everything: nothing is sharded or reduced."""
 
     def __init__(self, policy: Policy, config: TrialConfig, workers: Workers) -> None:
         self.policy, self.config, self.workers = policy, config, workers
@@ -65,11 +74,11 @@ class Alone:
         """Return the policy as it is now, as the reference."""
         return LiveReference(self.policy, self.config)
 
-    def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Return what a forward pass and its backward are made in.
+    def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass and its backward.
 
         Args:
-            last: whether it is the last of a global batch: gradients are brought together in it.
+            last: whether it is the last of a global batch: gradients are reduced in it.
         """
         return nullcontext()
 
@@ -80,16 +89,12 @@ class Alone:
         result: BatchObjective = self.policy(batch, reference, head)
         return result
 
-    def clip(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+    def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
         return nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> Stateful:
-        """Return the optimizer as checkpoints take it: whole, as one worker has it."""
-        return optimizer
 
-
-class Ddp(Alone):
+class DDPStrategy(SingleProcessStrategy):
     """Every worker holds the whole model."""
 
     def __init__(self, policy: Policy, config: TrialConfig, workers: Workers) -> None:
@@ -104,7 +109,7 @@ class Ddp(Alone):
             or config.projector != "frozen",
         )
 
-    def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
+    def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
         """Average gradients in the last pass alone."""
         return nullcontext() if last else self._wrapped.no_sync()
 
@@ -116,21 +121,18 @@ class Ddp(Alone):
         return result
 
 
-def parallel(
-    kind: Kind, policy: Policy, config: TrialConfig, workers: Workers, device: torch.device
-) -> Alone:
-    """Return how a training's workers work together.
+def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> SingleProcessStrategy:
+    """Return the strategy by which a training's workers share it.
 
     Args:
-        kind: of `kind_of`.
         policy: with what is ever trained marked so; on the training's device, but for `fsdp`,
             which takes it there.
         config: the trial.
-        workers: who share it.
-        device: where the policy is trained.
+        compute: where it is trained, by whom and how.
     """
-    if kind == "fsdp":
-        from chip_core.training.sharded import Sharded
+    if compute.parallelism == "fsdp":
+        from chip_core.training.fsdp import FSDPStrategy
 
-        return Sharded(policy, config, workers, device)
-    return (Ddp if kind == "ddp" else Alone)(policy, config, workers)
+        return FSDPStrategy(policy, config, compute.workers, compute.device)
+    strategy = DDPStrategy if compute.parallelism == "ddp" else SingleProcessStrategy
+    return strategy(policy, config, compute.workers)

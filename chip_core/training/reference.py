@@ -5,8 +5,9 @@ Shapes: B pairs, C tokens of a response (padded on the right), D hidden, V vocab
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from chip_core.models.adapters import Original
 from chip_core.objectives.head import OutputHead
 
 if TYPE_CHECKING:
+    from chip_core.data.preferences import PreferencePair
     from chip_core.training.policy import Policy
 
 
@@ -54,6 +56,41 @@ class Live(ReferenceSource, Protocol):
 
     def rejected_image(self, batch: PairBatch) -> ResponseReference:
         """Return what `scores` says under the rejected image, and compute no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReference:
+    """What a training reads and computes of the reference, and what is to be said of it."""
+
+    source: ReferenceSource
+    #: Returns a batch, on the CPU, with the features of its images that are stored.
+    attach_features: Callable[[PairBatch], PairBatch] = lambda batch: batch
+    #: `reference`: stored, partly stored, live. `image_features`: stored, computed.
+    engine: Mapping[str, str] = field(
+        default_factory=lambda: {"reference": "live", "image_features": "computed"}
+    )
+    notes: tuple[str, ...] = ()
+
+
+class OpenCaches(Protocol):
+    """Reference caches that are whole and this model's."""
+
+    def reference(self, live: Callable[[], Live], /) -> TrainingReference:
+        """Return what the training reads; `live` is asked where not all of it is stored."""
+
+
+class ReferenceCaches(Protocol):
+    """Reference caches that a training may read (chip_core/reference_cache)."""
+
+    def open(
+        self,
+        policy: Policy,
+        config: TrialConfig,
+        *,
+        processor: Any,
+        pairs: Sequence[PreferencePair],
+    ) -> OpenCaches:
+        """Open those that are whole and this model's, which is not yet sharded."""
 
 
 class LiveReference:

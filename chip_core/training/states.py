@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
-from chip_core.models.tower import Features, given_back, joined, tower_features
+from chip_core.models.tower import Features, inject_cached_features, joined, tower_features
 from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
 
 
@@ -70,7 +70,7 @@ def rejected_image_states(
     with autocast(prompts.ids.device, bf16=bf16):
         if not prefix_sharing:
             return _padded(inner, prompts, responses)
-        with given_back(inner, prompts.features):
+        with inject_cached_features(inner, prompts.features):
             (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
         return states
 
@@ -82,7 +82,7 @@ def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]
 
 def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
     rows = pad(prompts, responses)
-    with given_back(inner, prompts.features):
+    with inject_cached_features(inner, prompts.features):
         hidden: Tensor = inner(
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
@@ -96,7 +96,7 @@ def _packed(inner: Any, batch: PairBatch) -> ResponseStates:
     prompts = [batch.prompts]
     if batch.rejected_image_prompts is not None:
         prompts.append(batch.rejected_image_prompts)
-    with given_back(inner, _features(inner, prompts)):
+    with inject_cached_features(inner, _features(inner, prompts)):
         chosen, rejected, *rejected_image = _of_row(inner, pack(batch, inner))
     return ResponseStates(
         chosen=chosen,

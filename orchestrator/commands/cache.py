@@ -39,7 +39,7 @@ def cache(
     """List the reference passes that are kept: what, how large, last used, by which studies."""
     from rich.console import Console
 
-    from chip_core.training.store.room import gigabytes
+    from chip_core.reference_cache.size import gigabytes
     from orchestrator.cache import (
         cache_json,
         cache_lines,

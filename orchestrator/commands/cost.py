@@ -55,7 +55,7 @@ def cost_options(command: Any) -> Any:
             multiple=True,
             type=Amount(),
             metavar="NAME=SECONDS",
-            help="One rate: start, step, answer or sample.",
+            help="One rate: start, step, answer, score or sample.",
         ),
         click.option("--price-per-gpu-hour", type=Real(), help="In your currency."),
         click.option("--price-per-cpu-hour", type=Real(), help="In your currency."),

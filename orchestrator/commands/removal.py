@@ -68,8 +68,8 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
 
 
 def _lines(going: Removal) -> list[str]:
+    from chip_core.reference_cache.size import gigabytes
     from chip_core.registry import join_names
-    from chip_core.training.store.room import gigabytes
 
     names = [f"{name} ({mark[:8]})" for mark, name in going.trials.items()]
     listed = "; ".join(names[:_NAMED])

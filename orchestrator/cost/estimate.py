@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chip_core.config import TrialConfig
-from orchestrator.cost.kinds import row_kind, start_kind
+from orchestrator.cost.kinds import row_kind, score_kind, start_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
 from orchestrator.cost.workload import PassWork, TrialWork, Workload, steps_of
 
@@ -22,12 +22,14 @@ WORDS: dict[Quantity, str] = {
     "setup": "setting up a training",
     "step": "a step",
     "answer": "an answer",
+    "score": "scoring an answer",
     "sample": "a sample of a reference pass",
 }
 COUNTED: dict[Quantity, str] = {
     "row": "rows",
     "step": "steps",
     "answer": "questions",
+    "score": "questions",
     "sample": "samples",
 }
 
@@ -49,7 +51,8 @@ class Cost:
 
     start: Seconds = NOTHING  # of Ray, of processes and models
     train: Seconds = NOTHING
-    score: Seconds = NOTHING
+    answer: Seconds = NOTHING
+    score: Seconds = NOTHING  # without a GPU
     passes: Seconds = NOTHING
     gpu: float = 0.0  # seconds that GPUs are held
     unknown: set[str] = field(default_factory=set)  # "training: seconds of a step"
@@ -58,12 +61,13 @@ class Cost:
     @property
     def whole(self) -> Seconds:
         """All of it, one after another."""
-        return self.start + self.train + self.score + self.passes
+        return self.start + self.train + self.answer + self.score + self.passes
 
     def add(self, other: Cost) -> None:
         """Take in another cost."""
         self.start += other.start
         self.train += other.train
+        self.answer += other.answer
         self.score += other.score
         self.passes += other.passes
         self.gpu += other.gpu
@@ -128,10 +132,12 @@ def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "r
         total.sources.add(session[1])
     wall = None
     if not total.unknown and slots is not None:
-        lasting = [
-            trials[each.trial.fingerprint].whole.wall / each.processes for each in work.trials
-        ]
+        costs = [(trials[each.trial.fingerprint], each.processes) for each in work.trials]
+        lasting = [(cost.whole - cost.score).wall / processes for cost, processes in costs]
+        scoring = [cost.score.wall for cost, _ in costs]
         wall = _makespan(shares, slots) + _makespan(lasting, slots)
+        # On Ray the next trials are trained meanwhile: what is seen is the last one's.
+        wall += sum(scoring) if way == "inline" else max(scoring, default=0.0)
         wall += 0.0 if session is None or not trials else session[0].wall
     return Estimate(
         trials=trials,
@@ -182,8 +188,9 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
     cost = Cost()
     add = _Sum(rates, cost)
     model = work.config.model.path
-    cost.start = add.of("imports", work.start, imports.next(), model)
-    cost.start += add.of("model", work.start, 1, model)
+    if not work.answered:  # scoring needs no model
+        cost.start = add.of("imports", work.start, imports.next(), model)
+        cost.start += add.of("model", work.start, 1, model)
     if work.training is not None:
         rows = rows_of(work.config, work.rows, rates)
         steps = steps_of(work.config, rows)
@@ -191,10 +198,12 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
         cost.train = add.of("setup", work.training, 1, work.trial.arm)
         cost.train += add.of("step", work.training, steps, work.trial.arm)
     for key, asked in work.asked.items():
-        cost.score += add.of("answer", asked.kind, asked.questions, key)
+        if not work.answered:
+            cost.answer += add.of("answer", asked.kind, asked.questions, key)
+        cost.score += add.of("score", score_kind(asked.settings), asked.questions, key)
     cost.start *= work.processes
     cost.train *= work.processes  # a step is all workers' together; answers are shared out
-    cost.gpu = cost.whole.wall * work.config.engine.gpus_per_worker
+    cost.gpu = (cost.whole - cost.score).wall * work.config.engine.gpus_per_worker
     return cost
 
 

@@ -12,7 +12,7 @@ from chip_core.errors import ConfigError
 from chip_core.recipes import read_yaml
 from chip_core.validation import explain
 from orchestrator.cost.estimate import Prices
-from orchestrator.cost.rates import ANY, Quantity, Seconds, Size, Source
+from orchestrator.cost.rates import ANY, NOTHING, Quantity, Seconds, Size, Source
 
 #: Of seconds and money, as of the options of the same names.
 LARGEST = 1e9
@@ -41,7 +41,15 @@ class Given(BaseModel):
         None, ge=0, le=LARGEST, description="seconds of a trial beside steps and answers"
     )
     step: float | None = Field(None, ge=0, le=LARGEST, description="seconds of a training step")
-    answer: float | None = Field(None, ge=0, le=LARGEST, description="seconds of an answer, scored")
+    answer: float | None = Field(
+        None,
+        ge=0,
+        le=LARGEST,
+        description="seconds of an answer, scored if `score` is not given",
+    )
+    score: float | None = Field(
+        None, ge=0, le=LARGEST, description="seconds of scoring an answer, by rules or a judge"
+    )
     sample: float | None = Field(
         None, ge=0, le=LARGEST, description="seconds of a reference pass's sample"
     )
@@ -72,7 +80,9 @@ class Given(BaseModel):
                 (name, ANY): Seconds(wall=0.0, cpu=0.0)
                 for name in ("session", "dispatch", "imports", "row", "setup")
             }
-        for name in ("step", "answer", "sample"):
+        if self.answer is not None:  # what it is said to hold where nothing is said of scoring
+            rates["score", ANY] = NOTHING
+        for name in ("step", "answer", "score", "sample"):
             seconds = getattr(self, name)
             if seconds is not None:
                 rates[name, ANY] = Seconds(wall=seconds, cpu=seconds)

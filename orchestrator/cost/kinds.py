@@ -12,7 +12,7 @@ from typing import Any
 from chip_core import plugins
 from chip_core.config import BenchmarkConfig, TrialConfig
 from chip_core.identity import fingerprint
-from chip_core.training.store.passes import ReferencePass
+from chip_core.reference_cache.spec import CacheSpec
 
 #: Where a step's reference comes from, as a trial notes it in `engine.reference`.
 LIVE, PARTLY, STORED = "live", "partly stored", "stored"
@@ -25,7 +25,7 @@ _OF_MODEL = {"device", "threads", "gpus_per_worker", "cpus_per_worker", "attenti
 _BY_SETTINGS = {"inpaint"}
 
 
-def reference_of(config: TrialConfig, offered: Sequence[ReferencePass]) -> str:
+def reference_of(config: TrialConfig, offered: Sequence[CacheSpec]) -> str:
     """Return where a trial's reference comes from, given the stores that it may read.
 
     Args:
@@ -96,7 +96,19 @@ def answer_kind(config: TrialConfig, settings: BenchmarkConfig) -> str:
     )
 
 
-def pass_kind(config: TrialConfig, group: Sequence[ReferencePass]) -> str:
+def score_kind(settings: BenchmarkConfig) -> str:
+    """Return the kind of a benchmark's scoring, whatever model answered.
+
+    Args:
+        settings: the benchmark's.
+    """
+    scored = settings.model_dump(mode="json")
+    for name in ("limit", "max_new_tokens", "num_beams"):
+        scored.pop(name)
+    return _hash("score", benchmark=scored)
+
+
+def pass_kind(config: TrialConfig, group: Sequence[CacheSpec]) -> str:
     """Return the kind of passes that are made together.
 
     Args:

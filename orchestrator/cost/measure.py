@@ -23,14 +23,14 @@ from chip_core.files import write_json
 from chip_core.machine import cpu_seconds
 from chip_core.models import loading
 from chip_core.places import Places
-from chip_core.results import MODEL, Progress
-from chip_core.training.store.passes import (
-    Offered,
-    ReferencePass,
+from chip_core.reference_cache.spec import (
+    AvailableCaches,
+    CacheSpec,
+    cache_specs,
     grouped,
-    passes_of,
     with_hidden,
 )
+from chip_core.results import MODEL, Progress
 from orchestrator.cost.kinds import LIVE, reference_of
 from orchestrator.cost.measurements import Named
 
@@ -56,14 +56,14 @@ class _Points:
         return [(wall_then - wall) / (done - begun), (cpu_then - cpu) / (done - begun)]
 
 
-def find_passes(config: TrialConfig, wanted: Sequence[Named]) -> tuple[ReferencePass, ...]:
+def find_passes(config: TrialConfig, wanted: Sequence[Named]) -> tuple[CacheSpec, ...]:
     """Return the passes of a configuration's own data that are so named.
 
     An epoch that a calibration does not reach is left out.
     """
     model, data = loading.identity(config.model), data_identity(config.data)
     found = []
-    for one in passes_of(config, model, data):
+    for one in cache_specs(config, model, data):
         for kind, epoch, hidden in wanted:
             if (one.kind, one.epoch) != (kind, epoch) or epoch not in (None, 0):
                 continue
@@ -92,7 +92,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     from chip_core.trial import run_trial
 
     passes = find_passes(config, wanted)
-    offered = Offered(cache=cache, passes=passes) if passes else None
+    offered = AvailableCaches(cache=cache, passes=passes) if passes else None
     steps = _Points("train")
     result = run_trial(
         config,
@@ -119,7 +119,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             for whole, one in zip(both["train"], step, strict=True)
         ]
     for key, evaluation in result.evaluations.items():
-        seconds[f"answer {key}"] = [value / evaluation.items for value in both[f"score {key}"]]
+        for what in (f"answer {key}", f"score {key}"):
+            seconds[what] = [value / evaluation.items for value in both[what]]
     sizes = {"memory": _peak(result.machine)}
     if (folder / MODEL).is_dir():
         files = (folder / MODEL).rglob("*")
@@ -131,14 +132,14 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str, Any]:
     """Make a group of passes, and tell what a sample took."""
+    from chip_core.reference_cache.build import PHASE, build_shard, finish
     from chip_core.seeding import seed_process
-    from chip_core.training.store.build import PHASE, finish, make_part
 
     seed_process(config.seed, config.engine.threads)
     samples = _Points(PHASE)
     passes = find_passes(config, wanted)
     for group in grouped(passes):
-        rows = make_part(group, config, cache=cache, report=samples)
+        rows = build_shard(group, config, cache=cache, report=samples)
         for one in group:
             finish(one, cache=cache, rows=rows, seconds=0.0)
     each = samples.each

@@ -11,7 +11,8 @@ from chip_core.config import BEHAVIOUR, BenchmarksConfig, TrialConfig
 from chip_core.evaluation.asked import find_benchmark
 from chip_core.evaluation.task import AsksByItself
 from chip_core.identity import fingerprint
-from chip_core.training.store.passes import ReferencePass
+from chip_core.reference_cache.spec import CacheSpec
+from orchestrator.cost.kinds import score_kind
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.workload import PassWork, TrialWork, Workload
 
@@ -82,7 +83,7 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
             for key, one in each.asked.items()
             if one.kind not in asked and one.questions and _may_be_asked(one.settings)
         }
-        if each.processes > 1 or (kind in seen and not answers):
+        if each.answered or each.processes > 1 or (kind in seen and not answers):
             continue
         if each.training is None and each.start in seen and not answers:
             continue
@@ -93,6 +94,7 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
             kinds |= {"row": each.row, "setup": each.training, "step": each.training}
             kinds |= {"memory": each.training, "saved": each.training, "rows": each.row}
         kinds |= {f"answer {key}": kind for key, kind in answers.items()}
+        kinds |= {f"score {key}": score_kind(each.asked[key].settings) for key in answers}
         one = Measurement(
             name=each.trial.arm,
             config=_short(each.config, set(answers)),
@@ -131,7 +133,7 @@ def _lacking(each: TrialWork, passes: tuple[Named, ...]) -> Measurement:
     )
 
 
-def _named(one: ReferencePass) -> Named:
+def _named(one: CacheSpec) -> Named:
     return one.kind, one.epoch, one.hidden
 
 

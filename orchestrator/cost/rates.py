@@ -13,9 +13,10 @@ from typing import Literal
 
 #: session: of Ray, once a run. dispatch: a trial's way to its worker on Ray.
 #: imports, model: once a trial, of its process. row: of the data, checked. setup: once a training,
-#: beside its steps. step: of training. answer: made and scored. sample: of a reference pass.
+#: beside its steps. step: of training. answer: made. score: of an answer, by rules and judges.
+#: sample: of a reference pass.
 Quantity = Literal[
-    "session", "dispatch", "imports", "model", "row", "setup", "step", "answer", "sample"
+    "session", "dispatch", "imports", "model", "row", "setup", "step", "answer", "score", "sample"
 ]
 
 #: memory: the most that a trial held of its device, in bytes. saved: a trained model's folder, in
@@ -36,6 +37,10 @@ class Seconds:
     def __add__(self, other: Seconds) -> Seconds:
         """Return both together."""
         return Seconds(wall=self.wall + other.wall, cpu=self.cpu + other.cpu)
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        """Return it without another, which is a part of it."""
+        return Seconds(wall=self.wall - other.wall, cpu=self.cpu - other.cpu)
 
     def __mul__(self, times: float) -> Seconds:
         """Return so many of it."""

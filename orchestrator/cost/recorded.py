@@ -12,8 +12,14 @@ from pydantic import ValidationError
 
 from chip_core.config import TrialConfig
 from chip_core.results import CONFIG, MODEL
-from orchestrator.cost.kinds import answer_kind, row_kind, start_kind, training_kind
-from orchestrator.cost.rates import Quantity, Seconds, Size, Source
+from orchestrator.cost.kinds import (
+    answer_kind,
+    row_kind,
+    score_kind,
+    start_kind,
+    training_kind,
+)
+from orchestrator.cost.rates import NOTHING, Quantity, Seconds, Size, Source
 from orchestrator.ledger import Ledger, TrialRecord
 from orchestrator.plan import Plan
 from orchestrator.storage.settle import storage_of
@@ -62,7 +68,7 @@ def recorded(
         name=f"{trials} earlier trial{'' if trials == 1 else 's'} on {', '.join(sorted(where))}",
         rates={
             # Only the first trial of a process that runs several has its imports before it.
-            key: max(all_, key=_wall) if key[0] == "imports" else _middle(all_)
+            key: max(all_, key=_wall) if key[0] == "imports" else _middle(_told(all_))
             for key, all_ in found.items()
         },
         sizes=sizes,
@@ -93,11 +99,14 @@ def _of(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
     for side in ("select", "report"):
         for settings in getattr(config.benchmarks, side):
             key = f"{side}/{settings.name}"
-            scored = _phase(record, f"score {key}")
+            answered, scored = _phase(record, f"answer {key}"), _phase(record, f"score {key}")
+            if answered is None:  # an earlier version noted one time for both
+                answered, scored = scored, NOTHING
             count = _answers(record, key)
-            if scored is not None and count:
+            if answered is not None and scored is not None and count:
                 workers = 1 if train is None else config.engine.workers_per_trial
-                yield ("answer", answer_kind(config, settings)), scored * (workers / count)
+                yield ("answer", answer_kind(config, settings)), answered * (workers / count)
+                yield ("score", score_kind(settings)), scored * (1 / count)
 
 
 def _phase(record: TrialRecord, phase: str) -> Seconds | None:
@@ -145,6 +154,11 @@ def _saved(record: TrialRecord, storage: Path) -> int | None:
         return sum(remote.sizes(f"{record.model}/{MODEL}").values())
     files = (storage / record.model / MODEL).rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _told(values: list[Seconds]) -> list[Seconds]:
+    """Return those that say something, where not all are of a version that noted nothing."""
+    return [each for each in values if each != NOTHING] or values
 
 
 def _wall(seconds: Seconds) -> float:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.size import gigabytes
 from orchestrator.cost.budget import amounts
 from orchestrator.cost.estimate import Cost
 from orchestrator.cost.memory import memory_words
@@ -169,7 +169,16 @@ def _table(quote: Quote) -> Table:
     gpu = found.total.gpu > 0
     priced = found.total.price(quote.given.prices) is not None
     table = Table(box=None, pad_edge=False)
-    for title in ("to be run", "trials", "start-up", "training", "scoring", "passes", "CPU time"):
+    for title in (
+        "to be run",
+        "trials",
+        "start-up",
+        "training",
+        "answers",
+        "scoring",
+        "passes",
+        "CPU time",
+    ):
         table.add_column(title, justify="left" if title == "to be run" else "right")
     for title, shown in (("GPU hours", gpu), ("price", priced)):
         if shown:
@@ -183,7 +192,8 @@ def _table(quote: Quote) -> Table:
                 return "?"
             return duration(seconds.wall) if seconds.wall else "—"
 
-        cells = [told(part) for part in (cost.start, cost.train, cost.score, cost.passes)]
+        parts = (cost.start, cost.train, cost.answer, cost.score, cost.passes)
+        cells = [told(part) for part in parts]
         cells.append("?" if unknown else duration(cost.whole.cpu))
         if gpu:
             cells.append("?" if unknown else f"{cost.gpu / 3600:.1f}")
@@ -232,7 +242,13 @@ def _by_arm(quote: Quote) -> dict[str, tuple[int, Cost]]:
 
 
 def _cost_json(cost: Cost, quote: Quote) -> dict[str, Any]:
-    parts = {"start": cost.start, "train": cost.train, "score": cost.score, "passes": cost.passes}
+    parts = {
+        "start": cost.start,
+        "train": cost.train,
+        "answer": cost.answer,
+        "score": cost.score,
+        "passes": cost.passes,
+    }
     return {
         "seconds": {name: part.wall for name, part in parts.items()},
         "cpu_seconds": {name: part.cpu for name, part in parts.items()},

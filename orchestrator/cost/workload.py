@@ -14,9 +14,9 @@ from chip_core.errors import UserError
 from chip_core.evaluation.asked import asked_items, find_benchmark
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import AsksByItself
+from chip_core.reference_cache.folder import shard_count
+from chip_core.reference_cache.spec import CacheSpec, config_of, grouped
 from chip_core.results import MODEL
-from chip_core.training.store.folder import shard_count
-from chip_core.training.store.passes import ReferencePass, config_of, grouped
 from orchestrator.cost.kinds import (
     answer_kind,
     pass_kind,
@@ -25,7 +25,7 @@ from orchestrator.cost.kinds import (
     start_kind,
     training_kind,
 )
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, answers_of
 from orchestrator.passes import PlannedPass, plan_passes
 from orchestrator.plan import Plan, Trial
 from orchestrator.search import expected
@@ -33,7 +33,7 @@ from orchestrator.search import expected
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Questions of one benchmark that are still to be answered."""
+    """Questions of one benchmark that are still to be answered or scored."""
 
     settings: BenchmarkConfig
     kind: str
@@ -50,7 +50,8 @@ class TrialWork:
     training: str | None  # None: it is trained already, or is the untrained model
     rows: int | None  # of its data; None: not known on this machine
     asked: Mapping[str, Asked]  # by "report/shapes"
-    offered: tuple[ReferencePass, ...] = ()  # the stores that its training reads
+    offered: tuple[CacheSpec, ...] = ()  # the stores that its training reads
+    answered: bool = False  # its answers are there: they are scored, without its model
 
     @property
     def config(self) -> TrialConfig:
@@ -96,7 +97,7 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
     """
     plan = expected(plan)
     planned = plan_passes(plan, ledger, storage)
-    read: dict[str, list[ReferencePass]] = {}
+    read: dict[str, list[CacheSpec]] = {}
     for each in planned:
         if each.state != "in the step":
             for fingerprint in each.trials:
@@ -129,15 +130,16 @@ def _of_trial(
     trial: Trial,
     ledger: Ledger,
     storage: Path,
-    offered: tuple[ReferencePass, ...],
+    offered: tuple[CacheSpec, ...],
     questions: Mapping[str, int | None],
     rows_of: object,
 ) -> TrialWork:
     config, record = trial.config, ledger[trial.fingerprint]
+    answered = answers_of(trial, record, storage) is not None
     trained = record.model is not None and (storage / record.model / MODEL).is_dir()
     training, rows = None, None
     missing = set(record.missing(trial))
-    if not trial.untrained and not trained:
+    if not trial.untrained and not trained and not answered:
         missing = set(trial.evaluations)  # trained anew: everything is scored
         features = any(one.kind == "features" for one in offered)
         training = training_kind(config, reference_of(config, offered), features=features)
@@ -160,6 +162,7 @@ def _of_trial(
         rows=rows,
         asked=asked,
         offered=offered,
+        answered=answered,
     )
 
 

@@ -19,7 +19,7 @@ from chip_core.errors import (
 )
 from chip_core.files import is_full
 from chip_core.machine import cpu_seconds
-from chip_core.results import Progress, TrialResult
+from chip_core.results import AnsweredTrial, Progress, TrialResult
 
 # The storage, which is below executors, needs them too.
 from orchestrator.job import COPYING as COPYING
@@ -48,6 +48,15 @@ class Progressed:
 
     job: Job
     progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A job has ended well, and the answers that it left are still to be scored."""
+
+    job: Job
+    answered: AnsweredTrial
+    scoring: Job  # the trial's next step, which this run makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +90,14 @@ class Cut:
     reason: str
 
 
-Event = Started | Progressed | Finished | Failed | Cut
+Event = Started | Progressed | Answered | Finished | Failed | Cut
 
 
 class Executor(Protocol):
-    """Runs jobs. Every job gets one Started, then one Finished, Failed or Cut; the others go on.
+    """Runs jobs. Each gets one Started, then one Answered, Finished, Failed or Cut; others go on.
 
-    A job that is tried again is another job: Failed names it, and it is the next to begin.
+    A trial's next step is another job, which Answered names, and so is its next attempt, which
+    Failed names: it is the next of its kind to begin.
     """
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
@@ -113,19 +123,38 @@ class Executor(Protocol):
 
 def execute(
     job: Job, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False
-) -> TrialResult:
-    """Run one job in this process; it ends at its next step or batch where `stop` says so."""
+) -> TrialResult | AnsweredTrial:
+    """Run one job in this process; it ends at its next step or batch where `stop` says so.
+
+    Returns:
+        what the trial came to; its answers, where they are scored by a job of their own
+        (`Job.scoring`).
+    """
     began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
     if job.part is not None:
-        from chip_core.training.store.build import run_part
-        from chip_core.trial import stopped_by
+        from chip_core.phases import stopped_by
+        from chip_core.reference_cache.build import run_shard
 
         told = stopped_by(stop, report)
-        return run_part(job.part, job.config, folder=job.folder, report=told)
-    from chip_core.trial import run_trial
+        return run_shard(job.part, job.config, folder=job.folder, report=told)
+    if job.answers is not None:
+        from chip_core.trial_scoring import score_trial
 
-    return run_trial(
+        return score_trial(
+            job.config,
+            folder=job.folder,
+            answers=job.answers,
+            report=report,
+            places=job.places,
+            stop=stop,
+            began=began,
+            began_cpu=began_cpu,
+        )
+    from chip_core.trial import answer_trial, score_trial
+    from chip_core.workers import current
+
+    answered = answer_trial(
         job.config,
         folder=job.folder,
         report=report,
@@ -140,6 +169,11 @@ def execute(
         stop=stop,
         notes=job.notes,
         share=job.share or (lambda: None),
+    )
+    if answered.answers:
+        return answered
+    return current().broadcast_from_rank0(
+        lambda: score_trial(job.config, folder=job.folder, answers=job.folder, places=job.places)
     )
 
 

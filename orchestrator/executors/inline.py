@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from chip_core.errors import StorageError, UserError
-from chip_core.results import Progress, TrialResult
+from chip_core.results import AnsweredTrial, Progress, TrialResult
 from orchestrator.executors.base import (
     Again,
+    Answered,
     Event,
     Failed,
     Finished,
@@ -78,18 +79,14 @@ class InlineExecutor:
             )
         left = deque(jobs)
         while left and not self._stop.no_more:
-            failed = self._run(left.popleft(), on_event)
-            if failed is None:
-                continue
-            following = again(failed) if again is not None else None
-            on_event(replace(failed, again=following))
-            if following is not None:
-                _free_memory()
-                left.appendleft(following)
+            job: Job | None = left.popleft()
+            while job is not None:
+                job = self._run(job, on_event, again)
         if self._stop.asked:
             raise KeyboardInterrupt
 
-    def _run(self, job: Job, on_event: Callable[[Event], None]) -> Failed | None:
+    def _run(self, job: Job, on_event: Callable[[Event], None], again: Again | None) -> Job | None:
+        """Run a job; return its trial's next step or next attempt, if there is one."""
         on_event(Started(job=job))
         listener = _Listener(job, on_event)
         try:
@@ -98,11 +95,19 @@ class InlineExecutor:
             if error is listener.error:
                 raise  # what the listener raised is not
             keep_traceback(job)
-            return Failed(job=job, reason=reason_of(error), cause=cause_of(error))
+            failed = Failed(job=job, reason=reason_of(error), cause=cause_of(error))
+            retry = None if again is None or self._stop.no_more else again(failed)
+            _free_memory()
+            on_event(replace(failed, again=retry))
+            return retry
+        if isinstance(result, AnsweredTrial):
+            scoring = job.scoring()
+            on_event(Answered(job=job, answered=result, scoring=scoring))
+            return scoring
         on_event(Finished(job=job, result=result))
         return None
 
-    def _execute(self, job: Job, listener: _Listener) -> TrialResult:
+    def _execute(self, job: Job, listener: _Listener) -> TrialResult | AnsweredTrial:
         if self._remote is None:
             return execute(job, listener, lambda: self._stop.asked)
         from orchestrator.storage.channel import RemoteJobChannel
@@ -126,7 +131,7 @@ class InlineExecutor:
 
 
 def _free_memory() -> None:
-    """Give back what a failed attempt held, for the next one."""
+    """Give back what the job before held, for its trial's next one."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

@@ -17,14 +17,15 @@ class Cost:
 
     name: str
     trials: int
-    train: float  # mean of a trial, as the two below
-    score: float
+    train: float  # mean of a trial, as the three below
+    answer: float
+    score: float  # of trials of an earlier version, with their answers
     other: float  # loading, checking data
 
     @property
     def each(self) -> float:
         """Of one trial."""
-        return self.train + self.score + self.other
+        return self.train + self.answer + self.score + self.other
 
     @property
     def whole(self) -> float:
@@ -47,6 +48,7 @@ def costs(plan: Plan, ledger: Ledger) -> list[Cost]:
                     name=arm.name,
                     trials=len(spent),
                     train=_mean(spent, "train"),
+                    answer=_mean(spent, "answer"),
                     score=_mean(spent, "score"),
                     other=_mean(spent, "other"),
                 )
@@ -60,14 +62,23 @@ def cost_table(found: Sequence[Cost]) -> Table:
         name="cost",
         caption="Seconds of a trial, mean over seeds, on the machines that ran them: compare arms "
         "only where the machine and its load were the same.",
-        columns=columns("arm", "trials", "training", "scoring", "other", "a trial", "all trials"),
+        columns=columns(
+            "arm", "trials", "training", "answers", "scoring", "other", "a trial", "all trials"
+        ),
         rows=tuple(
             text_row(
                 cost.name,
                 str(cost.trials),
                 *(
                     f"{value:,.1f}"
-                    for value in (cost.train, cost.score, cost.other, cost.each, cost.whole)
+                    for value in (
+                        cost.train,
+                        cost.answer,
+                        cost.score,
+                        cost.other,
+                        cost.each,
+                        cost.whole,
+                    )
                 ),
             )
             for cost in found
@@ -82,6 +93,7 @@ def _mean(spent: Sequence[Mapping[str, float]], kind: str) -> float:
 
 
 def _sort(phase: str) -> str:
-    if phase.startswith("score"):
-        return "score"
+    for kind in ("answer", "score"):
+        if phase.startswith(kind):
+            return kind
     return "train" if phase == "train" else "other"

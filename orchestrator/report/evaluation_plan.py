@@ -17,7 +17,7 @@ from orchestrator.plan import Plan, Trial
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
-    """Say how many questions each benchmark asks, and what that was of the time so far."""
+    """Say how many questions each benchmark asks, how they are scored, and what it took so far."""
     counted: dict[str, int | None] = {}
     parts = []
     for side, settings in sides(plan.study.benchmarks):
@@ -41,19 +41,26 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     if plan.study.tune is not None:
         line += " (`select` to a trial of a search, `report` to one of the seeds)"
     held = [trial for arm in plan.arms for trial in arm.trials if _waits(trial)]
-    left = sum(
-        counted[key] or 0
-        for trial in (*plan.trials, *held)
-        for key in ledger[trial.fingerprint].missing(trial)
-    )
+    left, made = 0, 0
+    for trial in (*plan.trials, *held):
+        record = ledger[trial.fingerprint]
+        for key in record.missing(trial):
+            if trial.evaluations[key] in record.answers:
+                made += counted[key] or 0
+            else:
+                left += counted[key] or 0
     if left:
         line += f"; {left:,} answers to make"
+    if made:
+        line += f"; {made:,} answers are there, to be scored"
     yield Text(line)
+    if left or made:
+        yield Text("scoring: a step of its own, without a GPU, beside the next trials' training")
     share_so_far = _share(plan, ledger)
     if share_so_far is not None:
         share_of_time, trials = share_so_far
         yield Text(
-            f"scoring took {share_of_time:.0%} of the time of the "
+            f"answers and scoring took {share_of_time:.0%} of the time of the "
             f"{'trial' if trials == 1 else f'{trials} trials'} done so far"
         )
 
@@ -81,5 +88,7 @@ def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
             continue
         trials += 1
         trained += seconds["train"]
-        scored += sum(value for phase, value in seconds.items() if phase.startswith("score "))
+        scored += sum(
+            value for phase, value in seconds.items() if phase.startswith(("answer ", "score "))
+        )
     return (scored / (trained + scored), trials) if trained + scored > 0 else None

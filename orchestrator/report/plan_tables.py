@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.training.store.folder import store_folder
-from chip_core.training.store.room import gigabytes
+from chip_core.reference_cache.folder import store_folder
+from chip_core.reference_cache.size import gigabytes
 from orchestrator.integrity import ledger_of
 from orchestrator.ledger import TrialRecord
 from orchestrator.passes import PlannedPass, cache_folder, plan_passes
@@ -140,7 +140,9 @@ def state(trial: Trial, record: TrialRecord) -> str:
     if record.failure is not None:
         return f"{'killed' if record.killed else 'failed'}: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):
-        return f"to score: {', '.join(record.missing(trial))}"
+        missing = record.missing(trial)
+        answered = all(trial.evaluations[key] in record.answers for key in missing)
+        return f"{'answered, ' if answered else ''}to score: {', '.join(missing)}"
     return "to run"
 
 

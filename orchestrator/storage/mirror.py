@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from chip_core.errors import StorageError
+from chip_core.reference_cache.folder import MANIFEST
 from chip_core.results import CHECKPOINTS, MODEL, RESULT, TRAINED
-from chip_core.training.store.folder import MANIFEST
 from orchestrator.storage.remote import Remote
 
 #: Seconds between two looks at what is new.

@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from chip_core.evaluation.readiness import sides
-from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
-from chip_core.training.checkpoint import broken
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
-    check,
     partial_folder,
     remove,
     store_folder,
+    verify,
 )
+from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
+from chip_core.training.checkpoint import broken
 from chip_core.workers import current
 from orchestrator.job import COPYING, STOP, Job
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.place import OnFile, fetch_folder, node_folder
+from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import PATIENT, Remote
 from orchestrator.storage.replies import Replies
-from orchestrator.storage.shelf import CACHE
 
 Report = Callable[[Progress], None]
 
@@ -130,7 +130,9 @@ class StagedWorkspace:
                 self._fetch(self._below(job.trained_model), on_file, weights=True)
             if job.resume_from is not None:
                 self._fetch_resumed(job, job.resume_from, on_file)
-            if _judged(job):
+            if job.answers is not None:
+                self._fetch(self._below(job.answers), on_file)
+            if job.scores and _judged(job):
                 self._replies.bring()
             if offered is not None:
                 for one in offered.passes:
@@ -147,6 +149,7 @@ class StagedWorkspace:
             trained_model=None if job.trained_model is None else self.moved(job.trained_model),
             resume_from=None if job.resume_from is None else self.moved(job.resume_from),
             earlier=tuple(self.moved(folder) for folder in job.earlier),
+            answers=None if job.answers is None else self.moved(job.answers),
             places=replace(job.places, judge_cache=self._replies.folder),
             offered=offered,
             part=part,
@@ -210,7 +213,7 @@ class StagedWorkspace:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(_beside(folder, ".lock")):
             with contextlib.suppress(BrokenStoreError):
-                check(folder, identity)
+                verify(folder, identity)
                 return
             remove(folder)
             coming = folder.with_name(f".{folder.name}.coming")
@@ -223,7 +226,7 @@ class StagedWorkspace:
                     on_file(done, len(sizes))
                 coming.replace(folder)
                 with contextlib.suppress(BrokenStoreError):
-                    check(folder, identity)
+                    verify(folder, identity)
                     return
                 remove(folder)  # the next job copies it anew
 

@@ -163,6 +163,8 @@ def test_where_the_time_goes_is_told(shapes_config: Configured, tmp_path: Path) 
         "model",
         "train",
         "first_step",
+        "answer report/shapes",
+        "read answers",
         "score report/shapes",
     }
     assert 0 < seconds["first_step"] < seconds["train"]
@@ -197,8 +199,10 @@ def test_progress_is_told(shapes_config: Configured, tmp_path: Path) -> None:
     told: list[Progress] = []
     run_trial(shapes_config(**SCORED), folder=tmp_path, report=told.append)
     phases = list(dict.fromkeys(progress.phase for progress in told))
-    assert phases == ["start", "train", "score shapes"]
-    assert told[-1].done == told[-1].total == 8
+    assert phases == ["start", "train", "answer shapes", "score shapes"]
+    answers = [one for one in told if one.phase == "answer shapes"]
+    assert answers[-1].done == answers[-1].total == 8
+    assert told[-1].done == told[-1].total == 1
 
 
 def test_bf16_trains_and_stays_near(shapes_config: Configured, tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_a_trial_killed_while_it_was_scored_goes_on_there(
     whole = run_trial(config, folder=tmp_path / "whole")
 
     def dies(progress: Progress) -> None:
-        if progress.phase == "score shapes" and progress.done == 4:
+        if progress.phase == "answer shapes" and progress.done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -244,7 +248,7 @@ def test_a_trial_killed_while_it_was_scored_goes_on_there(
     assert (again.steps, again.data) == (whole.steps, whole.data)
     assert again.seconds["train"] > 0
     assert again.evaluations["report/shapes"].how["taken_over"] == 4
-    assert [progress.done for progress in told if progress.phase == "score shapes"] == [4, 6, 8]
+    assert [progress.done for progress in told if progress.phase == "answer shapes"] == [4, 6, 8]
     weights = [tmp_path / name / "model/model.safetensors" for name in ("whole", "two")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not (tmp_path / "one" / "model").exists()  # moved, not copied

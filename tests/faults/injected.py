@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.results import Progress
-from chip_core.training import checkpoint, loop
+from chip_core.training import checkpoint, trainer
 from orchestrator.executors.base import Job
 from orchestrator.executors.base import execute as really_execute
 
@@ -62,7 +62,7 @@ def _poison(step: int, workdir: Path) -> None:
         (workdir / "poisoned").touch(exist_ok=False)
     except FileExistsError:
         return
-    made = loop.make_optimizer
+    made = trainer.make_optimizer
 
     def poisoned(*arguments: Any) -> Any:
         optimizer, schedule = made(*arguments)
@@ -77,7 +77,7 @@ def _poison(step: int, workdir: Path) -> None:
         optimizer.register_step_post_hook(after)
         return optimizer, schedule
 
-    loop.make_optimizer = poisoned
+    trainer.make_optimizer = poisoned
 
 
 def _full_disk(flag: Path) -> None:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chip_core.files import write_json
-from chip_core.results import MODEL, Evaluation, Progress, TrialResult, hashes, write_result
+from chip_core.results import (
+    MODEL,
+    AnsweredTrial,
+    Answers,
+    Evaluation,
+    Progress,
+    TrialResult,
+    hashes,
+    write_answered,
+    write_result,
+)
 from orchestrator.executors.base import (
     Again,
+    Answered,
     Cause,
     Event,
     Failed,
@@ -41,7 +52,8 @@ def result_of(job: Job) -> TrialResult:
                 scores=f"scores/{side}-{settings.name}.json",
                 responses=f"responses/{side}-{settings.name}.jsonl",
             )
-    steps = 0 if job.untrained or job.trained_model else 5
+    trained = not (job.untrained or job.trained_model)
+    steps = 5 if trained and job.answers in (None, job.folder) else 0
     return TrialResult(steps=steps, evaluations=evaluations, seconds={"train": 1.0})
 
 
@@ -52,6 +64,8 @@ class FakeExecutor:
     failures: dict[str, str] = field(default_factory=dict)  # job name -> reason
     lost: dict[str, list[Cause]] = field(default_factory=dict)  # what its attempts end by, in order
     dies_before: str | None = None  # job name at which the user presses Ctrl-C
+    answers: Collection[str] = ()  # names of jobs whose answers are scored by a job of their own
+    dies_scoring: str | None = None  # likewise, before its answers are scored
     jobs: list[Job] = field(default_factory=list)
     parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
     at_once: int = 1
@@ -79,7 +93,7 @@ class FakeExecutor:
                 continue
             self.jobs.append(job)
             on_event(Started(job=job))
-            if job.name == self.dies_before:
+            if job.name == (self.dies_scoring if job.scores else self.dies_before):
                 raise KeyboardInterrupt
             progress = Progress(phase="train", done=1, total=5, figures={"loss": 0.5})
             on_event(Progressed(job=job, progress=progress))
@@ -96,6 +110,11 @@ class FakeExecutor:
                 on_event(replace(failed, again=following))
                 left.extendleft([] if following is None else [following])
                 continue
+            if job.name in self.answers and not job.scores:
+                scoring = job.scoring()
+                on_event(Answered(job=job, answered=leave_answers(job), scoring=scoring))
+                left.appendleft(scoring)
+                continue
             on_event(Finished(job=job, result=leave_result(job)))
         if self.stop.asked:
             raise KeyboardInterrupt
@@ -105,11 +124,25 @@ class FakeExecutor:
         return [job.name for job in self.jobs]
 
 
+def leave_answers(job: Job) -> AnsweredTrial:
+    """Leave what a worker leaves whose trial has answered and is not scored."""
+    result = result_of(job)
+    if result.steps:
+        os.makedirs(job.folder / MODEL)
+    answers = {
+        key: Answers(items=evaluation.items, responses=evaluation.responses)
+        for key, evaluation in result.evaluations.items()
+    }
+    answered = AnsweredTrial(steps=result.steps, answers=answers, evaluations={}, seconds={})
+    write_answered(job.folder, answered)
+    return answered
+
+
 def leave_result(job: Job) -> TrialResult:
     """Leave what a worker leaves."""
     result = result_of(job)
     if result.steps:
-        os.makedirs(job.folder / MODEL)
+        os.makedirs(job.folder / MODEL, exist_ok=True)
     for evaluation in result.evaluations.values():
         metrics = []
         for value in evaluation.metrics.values():  # one, or none where it is undefined

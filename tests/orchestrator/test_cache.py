@@ -14,10 +14,15 @@ import torch
 from rich.console import Console
 
 from chip_core.files import Spool, read_records
-from chip_core.training.store.folder import partial_folder, seal, shard_name, store_folder
-from chip_core.training.store.lock import making
-from chip_core.training.store.passes import ReferencePass
-from chip_core.training.store.shards import write_shard
+from chip_core.reference_cache.folder import (
+    build_lock,
+    commit,
+    partial_folder,
+    shard_name,
+    store_folder,
+)
+from chip_core.reference_cache.shards import write_shard
+from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.ledger import Ledger
 from orchestrator.passes import USES, cache_folder, plan_passes
 from orchestrator.plan import Plan
@@ -30,13 +35,13 @@ from .test_cli import call
 PlanOf = Callable[..., Plan]
 
 
-def store(workdir: Path, one: ReferencePass, rows: int = 3) -> Path:
+def store(workdir: Path, one: CacheSpec, rows: int = 3) -> Path:
     """A store with something in it."""
     folder = store_folder(cache_folder(workdir), one.key)
     values = [{"chosen.ids": torch.ones(2, dtype=torch.int32)}] * rows
     write_shard(partial_folder(folder), 0, values)
     made = {"time": time.time(), "seconds": 1.0}
-    seal(folder, identity=one.identity, rows=rows, names=[shard_name(0)], made=made)
+    commit(folder, identity=one.identity, rows=rows, names=[shard_name(0)], made=made)
     return folder
 
 
@@ -165,7 +170,7 @@ def test_what_is_half_made_goes_unless_it_is_being_made(
     folder = cache_folder(tmp_path) / ("ab" * 16)
     write_shard(partial_folder(folder), 0, [{"chosen.ids": torch.ones(2)}])
     os.makedirs(f"{folder}.jobs/part-1-of-1")
-    with making(folder):
+    with build_lock(folder):
         found = listed(tmp_path, capsys, "--prune", "--yes")
         assert [entry["state"] for entry in found["stores"]] == ["being made"]
         assert found["removed"] == []

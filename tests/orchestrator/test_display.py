@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from chip_core.config import ModelConfig, TrialConfig
-from chip_core.results import Progress
+from chip_core.results import AnsweredTrial, Progress
 from orchestrator.display import Board, LiveDisplay
-from orchestrator.executors.base import COPYING, Failed, Job, Progressed, Started
+from orchestrator.executors.base import COPYING, Answered, Failed, Job, Progressed, Started
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,22 @@ def test_files_that_are_copied_are_no_share_of_a_trial(tmp_path: Path) -> None:
 
     assert share("start", 1, 1) == 0
     assert share(COPYING, 12, 12) == 0 and board.eta(board.lines["j"]) is None
-    assert share("train", 30, 60) == 4 / 5 / 2  # training counts four times scoring
-    assert share("train", 60, 60) == 4 / 5
-    assert share("score shapes", 500, 1000) == 4 / 5 + 1 / 5 / 2
+    # Training counts four times a benchmark's answers, and scoring them a tenth of them.
+    assert share("train", 30, 60) == pytest.approx(2 / 5.1)
+    assert share("train", 60, 60) == pytest.approx(4 / 5.1)
+    assert share("answer shapes", 500, 1000) == pytest.approx(4.5 / 5.1)
+    assert share("answer shapes", 1000, 1000) == pytest.approx(5 / 5.1)
+    left = AnsweredTrial(steps=3, answers={}, evaluations={}, seconds={})
+    board.take(Answered(job=job, answered=left, scoring=job.scoring()))
+    (line,) = board.lines.values()
+    assert (line.state, line.share()) == ("answered", pytest.approx(5 / 5.1))
+    job = job.scoring()
+    board.take(Started(job=job))
+    assert line.state == "running"
+    for phase, done, of_scoring in (("score", 0, 0.0), ("judge", 1, 0.5), ("score", 1, 1.0)):
+        progress = Progress(phase=f"{phase} shapes", done=done, total=1 + (phase == "judge"))
+        board.take(Progressed(job=job, progress=progress))
+        assert line.share() == pytest.approx((5 + 0.1 * of_scoring) / 5.1)
 
 
 def test_what_was_stopped_did_not_fail(tmp_path: Path) -> None:

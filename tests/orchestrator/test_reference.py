@@ -13,10 +13,9 @@ import pytest
 from rich.console import Console
 
 from chip_core.errors import UserError
+from chip_core.reference_cache.folder import build_lock, store_folder
+from chip_core.reference_cache.spec import CacheSpec
 from chip_core.results import CURVES, MODEL
-from chip_core.training.store.folder import store_folder
-from chip_core.training.store.lock import making
-from chip_core.training.store.passes import ReferencePass
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
@@ -280,11 +279,11 @@ def test_a_pass_that_another_driver_makes_is_waited_for(
     elsewhere = tmp_path / "elsewhere"
     run(plan, elsewhere)
     ones = [planned.one for planned in passes(plan, tmp_path).values()]
-    held = {one.key: making(store_folder(cache_folder(tmp_path), one.key)) for one in ones}
+    held = {one.key: build_lock(store_folder(cache_folder(tmp_path), one.key)) for one in ones}
     for lock in held.values():
         lock.__enter__()
 
-    def comes_true(one: ReferencePass) -> None:
+    def comes_true(one: CacheSpec) -> None:
         waited.append(one.name)
         source = store_folder(cache_folder(elsewhere), one.key)
         shutil.copytree(source, store_folder(cache_folder(tmp_path), one.key))

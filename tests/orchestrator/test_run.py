@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from chip_core.errors import UserError
+from chip_core.results import write_answered
 from chip_core.trained import Trained, write_trained
 from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan
@@ -19,7 +21,7 @@ from orchestrator.version import code_version
 from orchestrator.work import jobs_for
 
 from .conftest import STUDY
-from .fakes import FakeExecutor, FakeTracker, leave_result
+from .fakes import FakeExecutor, FakeTracker, leave_answers, leave_result
 
 PlanOf = Callable[..., Plan]
 
@@ -128,6 +130,76 @@ def test_what_a_worker_finished_after_its_driver_died_is_not_run_again(
     assert trial.name not in executor.names
     assert len(executor.names) == 8
     assert trial.name in [view.trial.name for view in tracker.opened]
+
+
+def test_answers_are_scored_as_a_step_of_the_same_attempt(plan_of: PlanOf, tmp_path: Path) -> None:
+    name = "dpo, frozen, seed 1"
+    executor = FakeExecutor(answers=[name])
+    outcome, _, tracker = run(plan_of(), tmp_path, executor)
+    assert not outcome.failed
+    assert outcome.executed == 9  # the step is no trial of its own
+    answering, scoring = (job for job in executor.jobs if job.name == name)
+    assert (scoring.answers, scoring.folder) == (answering.folder, answering.folder)
+    assert (scoring.workers, scoring.trains, answering.trains) == (1, False, True)
+    (view,) = [view for view in tracker.ended if view.trial.name == name]
+    assert (view.status, view.metrics) == ("FINISHED", {"shapes/chair_i": 11.0})
+    record = Ledger(tmp_path)[view.trial.fingerprint]
+    assert (record.attempts, record.steps, record.finished) == (1, 5, {1})
+    lines = (tmp_path / "ledger/ledger.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines if view.trial.fingerprint in line]
+    assert [line["event"] for line in told] == ["started", "answered", "finished"]
+
+
+def test_answers_that_are_there_are_scored_without_a_model(plan_of: PlanOf, tmp_path: Path) -> None:
+    """The driver was stopped between a trial's two steps."""
+    name = "dpo, frozen, seed 1"
+    executor = FakeExecutor(answers=[name], dies_scoring=name)
+    outcome, _, tracker = run(plan_of(), tmp_path, executor)
+    assert outcome.interrupted
+    assert [view.trial.name for view in tracker.ended if view.status == "KILLED"] == [name]
+    first = executor.jobs[-2].folder
+    _, executor, _ = run(plan_of(), tmp_path)
+    (scoring,) = [job for job in executor.jobs if job.name == name]
+    assert (scoring.answers, scoring.folder.name) == (first, "attempt-2")
+    assert (scoring.trained_model, scoring.resume_from) == (None, None)
+    trial = next(trial for trial in plan_of().trials if trial.name == name)
+    record = Ledger(tmp_path)[trial.fingerprint]
+    assert record.model == str(first.relative_to(tmp_path))  # the first attempt's
+    assert record.metrics(trial) == {"shapes/chair_i": 11.0}
+    _, executor, _ = run(plan_of(), tmp_path)
+    assert executor.names == []
+
+
+def test_answers_that_no_driver_saw_are_found(plan_of: PlanOf, tmp_path: Path) -> None:
+    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    leave_answers(job)
+    _, executor, _ = run(plan_of(), tmp_path)
+    (scoring,) = [other for other in executor.jobs if other.name == trial.name]
+    assert scoring.answers == job.folder
+
+
+def test_answers_that_were_changed_are_not_scored(plan_of: PlanOf, tmp_path: Path) -> None:
+    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    answered = leave_answers(job)
+    (job.folder / "responses").mkdir()
+    (job.folder / "responses/report-shapes.jsonl").write_text("{}\n")
+    marked = {"responses/report-shapes.jsonl": "0" * 64}
+    write_answered(job.folder, replace(answered, files=marked))
+    write_trained(job.folder, Trained(steps=5, seconds=1.0))
+    _, executor, _ = run(plan_of(), tmp_path)
+    (again,) = [other for other in executor.jobs if other.name == trial.name]
+    assert again.answers is None
+    assert again.resume_from == job.folder  # its model is there, and is asked again
+
+
+def test_scoring_that_fails_is_made_again_alone(plan_of: PlanOf, tmp_path: Path) -> None:
+    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    leave_answers(job)
+    outcome, _, _ = run(plan_of(), tmp_path, FakeExecutor(failures={trial.name: "no reply"}))
+    assert outcome.failed == {trial.name: "no reply"}
+    _, executor, _ = run(plan_of(), tmp_path)
+    (again,) = executor.jobs
+    assert (again.answers, again.folder.name) == (job.folder, "attempt-3")
 
 
 def test_an_attempt_that_had_trained_is_gone_on_from(plan_of: PlanOf, tmp_path: Path) -> None:

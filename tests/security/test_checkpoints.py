@@ -191,6 +191,11 @@ def manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
     (place / "manifest.json").write_text(json.dumps({**said, **changes}))
 
 
+def restore(folder: Path, config: TrialConfig) -> checkpoints.Resumed:
+    kept: dict[str, Any] = {"model": None, "optimizer": None, "stateful": {}}
+    return checkpoints.Checkpointer(config, **kept).restore(folder)
+
+
 STATES: dict[str, Callable[[Path], object]] = {
     "nothing": lambda file: file.write_bytes(b""),
     "text": lambda file: file.write_bytes(b"hello"),
@@ -213,7 +218,7 @@ def test_states_by_hand(left: Path, config: TrialConfig, name: str) -> None:
     """The manifest says that all is whole; the training begins anew and says why."""
     STATES[name](left / "checkpoints" / "step-00000002" / "state.pt")
     manifest(left, config)
-    resumed = checkpoints.restore(left, config=config, policy=None, stateful={})
+    resumed = restore(left, config)
     assert resumed.step == 0
     assert "is not used: state.pt" in resumed.notes[0]
     told.note(KIND, resumed.notes[0])
@@ -223,7 +228,7 @@ def test_states_by_hand(left: Path, config: TrialConfig, name: str) -> None:
 def test_a_state_that_lacks_its_parts_ends_the_trial(left: Path, config: TrialConfig) -> None:
     torch.save({"a": 1}, left / "checkpoints" / "step-00000002" / "state.pt")
     manifest(left, config)
-    act = lambda: checkpoints.restore(left, config=config, policy=None, stateful={})  # noqa: E731
+    act = lambda: restore(left, config)  # noqa: E731
     assert "is whole and cannot be used" in told.refused("trials FAILED", act, TrialError)
 
 
@@ -233,7 +238,7 @@ MANIFESTS: dict[str, bytes | dict[str, Any]] = {
     "deep": b"[" * 100_000,
     "5,000 digits": b'{"format": ' + b"9" * 5000 + b"}",
     "not UTF-8": b'{"format": "\xff"}',
-    "another format": {"format": 2},
+    "another format": {"format": 3},
     "another training": {"training": "0"},
     "files of a list": {"files": ["state.pt"]},
     "files of numbers": {"files": {"state.pt": 1}},
@@ -257,7 +262,7 @@ def test_manifests_by_hand(left: Path, config: TrialConfig, name: str) -> None:
         (place / "manifest.json").write_bytes(changed)
     else:
         manifest(left, config, **changed)
-    resumed = checkpoints.restore(left, config=config, policy=None, stateful={})
+    resumed = restore(left, config)
     assert resumed.step == 0
     told.note(KIND, resumed.notes[0])
 

@@ -146,7 +146,8 @@ def living_nodes() -> list[dict[str, float]]:
 @contextlib.contextmanager
 def _started(jobs: Sequence[Job]) -> Iterator[None]:
     machine = _machine()
-    _slots(jobs, [machine], "this machine")
+    if jobs:
+        _slots(jobs, [machine], "this machine")
     keep_token_private()
     # Sockets lie in it, and their paths must be short.
     folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))

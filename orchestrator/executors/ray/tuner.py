@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,15 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from chip_core.errors import StorageError, notice
-from chip_core.results import Progress, read_result
+from chip_core.errors import notice
 from orchestrator.executors.base import (
-    STOP,
     Again,
-    Cause,
-    Cut,
     Event,
-    Failed,
-    Finished,
     Job,
-    Progressed,
-    Started,
-    reason_of,
 )
+from orchestrator.executors.ray.job_process import JobPayload
+from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
+from orchestrator.executors.ray.scoring import ScoringPool
 from orchestrator.executors.ray.session import (
     HEAD_NODE,
     at_once,
@@ -50,24 +44,13 @@ from orchestrator.executors.ray.session import (
     request_of,
     session,
 )
-from orchestrator.executors.ray.slot import (
-    HANG,
-    OUTCOME,
-    PAYLOAD,
-    PERCENT,
-    PROGRESS,
-    JobPayload,
-    Outcome,
-    run_slot,
-)
+from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, PROGRESS, run_slot
 from orchestrator.placement import DRIVER, placement_of
 from orchestrator.stopping import Stop
 from orchestrator.storage.channel import JobChannel, RemoteJobChannel
 from orchestrator.storage.remote import Remote
 from orchestrator.study_early import EarlyStopping
 
-#: What a slot died of that Ray killed for memory.
-NO_MEMORY = "its machine ran out of memory"
 #: Seconds that a trial waits for a place until that is told; then twice as long, and so on.
 TOLD_AFTER = 60.0
 #: Attempts in all of a run: as many as there ever are, and Tune wants a number.
@@ -111,7 +94,10 @@ class RayTuneExecutor:
         Raises:
             UserError: no such cluster, or a worker can never be placed.
         """
-        with session(self.address, jobs), self._files() as folder:
+        with (
+            session(self.address, [job for job in jobs if not job.scores]),
+            self._files() as folder,
+        ):
             self._folder = folder
             try:
                 yield
@@ -141,45 +127,56 @@ class RayTuneExecutor:
                 self.run(jobs, on_event, again)
             return
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
+        channel = JobChannel()
+        if self.remote is not None:
+            channel = RemoteJobChannel(self.remote, self.workdir)
+        monitor = JobMonitor(
+            on_event=on_event,
+            again=again,
+            begin_within=self.begin_within,
+            stop=self.stop,
+            channel=channel,
+            rule=self.early_stopping,
+        )
+        try:
+            with ScoringPool(monitor, self._payload) as scoring:
+                for job in jobs:
+                    if job.scores:
+                        scoring.submit(job)
+                training = [job for job in jobs if not job.scores]
+                if training:
+                    self._train(training, monitor, scoring)
+                scoring.finish()
+        finally:
+            channel.close()
+        if self.stop.asked:
+            raise KeyboardInterrupt
+
+    def _train(self, jobs: Sequence[Job], monitor: JobMonitor, scoring: ScoringPool) -> None:
+        """Run the jobs that need a model, by Tune."""
         searcher = JobSearcher(
             jobs,
             at_once=at_once(self.address, jobs, self.max_concurrent),
             payload=self._payload,
             stop=self.stop,
         )
-        channel = JobChannel()
-        if self.remote is not None:
-            channel = RemoteJobChannel(self.remote, self.workdir)
+        callback = TuneJobCallback(searcher=searcher, monitor=monitor, scoring=scoring)
         rule = self.early_stopping
-        callback = TuneJobCallback(
-            searcher=searcher,
-            on_event=on_event,
-            again=again,
-            begin_within=self.begin_within,
-            stop=self.stop,
-            channel=channel,
-            rule=rule,
-        )
         scheduler = FIFOScheduler() if rule is None else scheduler_of(rule)
         # A slot that only waits for its workers has nothing to keep, and where early stopping cuts
         # their training, they end with it.
         reuse = not any(job.config.engine.fresh_process or job.workers > 1 for job in jobs)
-        try:
-            while True:
-                try:
-                    self._tune(searcher, scheduler, callback, reuse=reuse)
-                    break
-                except Exception as error:
-                    if callback.error is not None:  # Tune wraps what its callbacks raise
-                        raise callback.error from None
-                    # Where Ray kills a slot for memory, Tune ends all that it runs (Ray 2.60).
-                    cause = error.__cause__
-                    if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
-                        raise
-        finally:
-            channel.close()
-        if self.stop.asked:
-            raise KeyboardInterrupt
+        while True:
+            try:
+                self._tune(searcher, scheduler, callback, reuse=reuse)
+                return
+            except Exception as error:
+                if monitor.error is not None:  # Tune wraps what its callbacks raise
+                    raise monitor.error from None
+                # Where Ray kills a slot for memory, Tune ends all that it runs (Ray 2.60).
+                cause = error.__cause__
+                if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
+                    raise
 
     def _tune(
         self,
@@ -206,7 +203,7 @@ class RayTuneExecutor:
                 storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                 verbose=0,
                 callbacks=[callback, NoticeOfWaiting()],
-                stop=StopWaiting(callback),
+                stop=StopWaiting(callback.monitor),
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
@@ -375,71 +372,37 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         return {}
 
 
-@dataclass(kw_only=True)
-class _Running:
-    """A job that runs, and what its slot reported last."""
-
-    job: Job
-    reported_at: float = field(default_factory=time.monotonic)
-    last: Progress | None = None
-    outcome: Outcome | None = None
-    told_to_stop: bool = False
-    process: int | None = None  # its slot's, on whatever node
-
-    def silent_for(self) -> float:
-        return time.monotonic() - self.reported_at
-
-
 @dataclass(kw_only=True, eq=False)
 class TuneJobCallback(tune.Callback):  # type: ignore[misc]
-    """Turns what Tune says of trials into events of jobs."""
+    """Tells a monitor of jobs what Tune says of trials, and looks after scoring meanwhile."""
 
     searcher: JobSearcher
-    on_event: Callable[[Event], None]
-    again: Again | None
-    begin_within: float
-    stop: Stop
-    channel: JobChannel
-    rule: EarlyStopping | None
-    error: Exception | None = None  # what `on_event` or `again` raised
-    running: dict[str, _Running] = field(default_factory=dict)
+    monitor: JobMonitor
+    scoring: ScoringPool
 
     def __getstate__(self) -> dict[str, Any]:
         """Be empty in the file that Tune writes for a restore: the ledger does that here."""
         return {}
 
-    @property
-    def only_waiting(self) -> bool:
-        """Whether the run is to stop and no job is left that still has to end by itself."""
-        return self.stop.asked and not any(each.last for each in self.running.values())
-
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tell jobs that the run is to stop: each leaves a checkpoint and ends."""
-        if not self.stop.asked:
-            return
-        for running in self.running.values():
-            if running.last is not None and not running.told_to_stop:
-                with contextlib.suppress(OSError, StorageError):  # a full disk: later, perhaps
-                    self.channel.tell(running.job, STOP)
-                    running.told_to_stop = True
+        """Tell jobs if the run is to stop, and hear of those that score."""
+        self.monitor.tell_to_stop()
+        self.scoring.poll()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A job has its slot."""
-        job = self.searcher.job(trial)
-        self.running[job.id] = _Running(job=job)
-        self.channel.begun(job)
-        self._call(self.on_event, Started(job=job))
+        self.monitor.begin(self.searcher.job(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A job reported where it is, or how it ended."""
-        running = self.running[trial.config[PAYLOAD].job.id]
+        job = trial.config[PAYLOAD].job
+        running = self.monitor.running[job.id]
         running.process = result.get(PID)
         running.outcome = result.get(OUTCOME)
         if running.outcome is None:
-            running.reported_at, running.last = time.monotonic(), result[PROGRESS]
-            self._call(self.on_event, Progressed(job=running.job, progress=result[PROGRESS]))
+            self.monitor.progress(job, result[PROGRESS])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended: its job reported how, or Tune ended it."""
@@ -447,7 +410,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A slot ended: its job reported how, or its process died."""
-        self._end(self.searcher.job(trial), died="killed, out of memory, or crashed")
+        self._end(self.searcher.job(trial), died=DIED)
 
     def end_all(self, error: OutOfMemoryError) -> bool:
         """End all jobs that ran, since Ray killed a slot for memory and Tune all the others.
@@ -458,7 +421,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         Returns:
             whether there were any.
         """
-        running = list(self.running.values())
+        running = [each for each in self.monitor.running.values() if not each.job.scores]
         killed = [each for each in running if re.search(rf"\bpid={each.process}\b", str(error))]
         for each in running:
             if each in (killed or running):
@@ -469,89 +432,19 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         return bool(running)
 
     def _end(self, job: Job, died: str | None = None) -> None:
-        """Tell how a job ended.
-
-        Args:
-            job: the job.
-            died: what became of its slot, where that did not end by itself.
-        """
-        running = self.running.pop(job.id, None)
-        if running is None:  # its slot never came
-            running = _Running(job=job)
-            self._call(self.on_event, Started(job=job))
-        away = self._away(job)
-        result = read_result(job.folder)
-        if result is not None:  # written last: whatever came after it took nothing away
-            self.searcher.ended(job, None)
-            self._call(self.on_event, Finished(job=job, result=result))
-            return
-        outcome = running.outcome
-        if outcome is None and died is None and not self.stop.asked and self.rule is not None:
-            self.searcher.ended(job, None)
-            self._call(self.on_event, Cut(job=job, reason=self._cut(running)))
-            return
-        if outcome is None or outcome.cause is None:
-            reason, cause = self._unsaid(running, died)
-            outcome = Outcome(reason=away or reason, cause=cause, from_outside=True)
-        assert outcome.cause is not None
-        failed = Failed(job=job, **vars(outcome))
-        retry: Job | None = None
-        # Where what it left cannot be read, another attempt would begin at nothing.
-        if self.again is not None and not self.stop.no_more and away is None:
-            retry = self._call(self.again, failed)
-        self.searcher.ended(job, retry)
-        self._call(self.on_event, replace(failed, again=retry))
-
-    def _unsaid(self, running: _Running, died: str | None) -> tuple[str, Cause]:
-        """Return why a job ended that did not say so itself."""
-        if died is None:
-            if self.stop.asked:
-                return "stopped before it began", "stopped"
-            return f"its worker left no result in {running.job.folder}", "own"
-        silent, stall_after = running.silent_for(), running.job.config.engine.stall_after
-        if running.last is None and silent > 0.95 * self.begin_within:
-            return f"its worker did not begin within {self.begin_within:.0f} s", "lost"
-        if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
-            where = f"{running.last.phase} {running.last.done}/{running.last.total}"
-            reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
-            return f"{reason} (where: {running.job.folder / HANG})", "lost"
-        return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "lost"
-
-    def _cut(self, running: _Running) -> str:
-        assert self.rule is not None
-        if running.last is None:
-            return f"cut by early stopping ({self.rule.words})"
-        value = running.last.figures.get(self.rule.metric, math.nan)
-        return (
-            f"cut by early stopping ({self.rule.words}) at step {running.last.done} of "
-            f"{running.last.total}, {self.rule.metric} {value:.4g}"
-        )
-
-    def _away(self, job: Job) -> str | None:
-        """Have here what a job left; return why that cannot be had."""
-        try:
-            self.channel.ended(job)
-        except (StorageError, OSError) as error:
-            return f"{reason_of(error)}: give the same command again when it is back"
-        return None
-
-    def _call(self, function: Callable[[Any], Any], event: Event) -> Any:
-        """Call what is not ours; where it raises, keep that, and call nothing more."""
-        if self.error is not None:
-            return None
-        try:
-            return function(event)
-        except Exception as error:
-            self.error = error
-            raise
+        following = self.monitor.end(job, died)
+        if following is not None and following.scores:
+            self.scoring.submit(following)
+            following = None
+        self.searcher.ended(job, following)
 
 
 class StopWaiting(tune.Stopper):  # type: ignore[misc]
     """End all once the run is to stop and only jobs are left that have not begun."""
 
-    def __init__(self, callback: TuneJobCallback) -> None:
+    def __init__(self, monitor: JobMonitor) -> None:
         """Nothing is to stop yet."""
-        self._callback = callback
+        self._monitor = monitor
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Leave each trial to its job, which writes a checkpoint first."""
@@ -559,7 +452,7 @@ class StopWaiting(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Return whether nothing is left to wait for."""
-        return self._callback.only_waiting
+        return self._monitor.only_waiting
 
 
 class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]

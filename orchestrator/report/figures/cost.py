@@ -10,8 +10,8 @@ from orchestrator.report.figures.base import drawn, label
 from orchestrator.report.layout import Picture
 
 MOST = 40  # arms of a figure
-_PARTS = (("train", "training", "#0072B2"), ("score", "scoring", "#E69F00"),
-          ("other", "loading and checks", "#b0b0b0"))  # fmt: skip
+_PARTS = (("train", "training", "#0072B2"), ("answer", "answers", "#56B4E9"),
+          ("score", "scoring", "#E69F00"), ("other", "loading and checks", "#b0b0b0"))  # fmt: skip
 
 
 def draw_costs(found: Sequence[Cost]) -> tuple[Picture, bytes] | None:
@@ -31,7 +31,7 @@ def draw_costs(found: Sequence[Cost]) -> tuple[Picture, bytes] | None:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(False, axis="y")
         axes.set_xlabel("seconds of a trial, mean over seeds")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderpad=0)
 
     more = "" if len(shown) == len(found) else f" The first {MOST} of {len(found)} arms."
     caption = f"What a trial cost, by arm, on the machines that ran them.{more}"

@@ -10,7 +10,7 @@ from chip_core.config import TrialConfig
 from chip_core.data.augment import OPERATIONS, augmented
 from chip_core.data.batches import PairBatch, PairEncoder
 from chip_core.data.rejected_images.images import same
-from chip_core.training.store.passes import passes_of
+from chip_core.reference_cache.spec import cache_specs
 
 from .. import families
 
@@ -96,5 +96,5 @@ def test_an_epoch_and_a_seed_have_their_own_draws(encoder: PairEncoder) -> None:
 def test_nothing_is_stored_of_what_is_seen_once() -> None:
     plain = TrialConfig.model_validate({"model": "shapes"})
     augment = TrialConfig.model_validate({"model": "shapes", "training": {"augment": "released"}})
-    assert passes_of(plain, {}, {})
-    assert passes_of(augment, {}, {}) == ()
+    assert cache_specs(plain, {}, {})
+    assert cache_specs(augment, {}, {}) == ()

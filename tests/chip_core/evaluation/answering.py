@@ -11,7 +11,8 @@ import torch
 
 from chip_core.benchmark_config import BenchmarkConfig
 from chip_core.config import ModelConfig
-from chip_core.evaluation.run import Answering, evaluate
+from chip_core.evaluation.answering import InferenceContext
+from chip_core.evaluation.run import evaluate
 from chip_core.models import loading
 from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
@@ -19,12 +20,12 @@ from chip_core.results import Evaluation, Progress
 SHAPES = BenchmarkConfig.model_validate({"name": "shapes", "limit": 24})
 
 
-def answering(folder: Path, **changes: Any) -> Answering:
+def answering(folder: Path, **changes: Any) -> InferenceContext:
     """The embedded model, four items together."""
     torch.set_num_threads(1)
     model, processor = loading.load(ModelConfig(path="shapes"))
     given = {"weights": "w", "places": Places(), "batch_size": 4, **changes}
-    return Answering(model=model, processor=processor, folder=folder, **given)
+    return InferenceContext(model=model, processor=processor, folder=folder, **given)
 
 
 def answer_and_die(folder: str, batches: int) -> None:
@@ -33,7 +34,7 @@ def answer_and_die(folder: str, batches: int) -> None:
 
     def report(progress: Progress) -> None:
         nonlocal told
-        told += progress.phase == "score shapes" and progress.done > 0
+        told += progress.phase == "answer shapes" and progress.done > 0
         if told == batches:
             os.kill(os.getpid(), signal.SIGKILL)
 

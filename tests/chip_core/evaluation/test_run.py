@@ -72,11 +72,14 @@ def test_what_is_left_on_disk(tmp_path: Path) -> None:
     (chair_s,) = [metric for metric in scores["metrics"] if metric["name"] == "chair_s"]
     wrong = sum(item["numerator"] for item in chair_s["items"])
     assert found.metrics["shapes/chair_s"] == pytest.approx(100 * wrong / 24)
-    assert [(progress.done, progress.total) for progress in told] == [
-        (done, 24) for done in (0, 4, 8, 12, 16, 20, 24)
+    assert [(progress.phase, progress.done, progress.total) for progress in told] == [
+        *(("answer shapes", done, 24) for done in (0, 4, 8, 12, 16, 20, 24)),
+        ("score shapes", 0, 1),
+        ("score shapes", 1, 1),
     ]
-    assert told[-1].figures["items_per_second"] > 0
-    assert told[-1].figures["seconds_left"] == 0
+    last = told[-3].figures
+    assert last["items_per_second"] > 0
+    assert last["seconds_left"] == 0
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(
@@ -288,7 +291,7 @@ def test_another_program_gets_a_whole_model_and_gives_figures(
     assert device == "cpu"
     assert not folder.exists()  # it was made for this alone
     assert identity(settings, Places())["tools"] == {"program": "stub 1.2"}
-    lies = evaluate(answering(tmp_path, lies_in=tmp_path), "report", settings)
+    lies = evaluate(answering(tmp_path, checkpoint_dir=tmp_path), "report", settings)
     assert program.seen[1][0] == tmp_path
     assert lies.metrics == found.metrics
     limited = BenchmarksConfig(report=(BenchmarkConfig(name="program", limit=3),))

@@ -29,12 +29,12 @@ from chip_core.models.adapters import attach, read_weights, save_model, write_we
 from chip_core.models.parts import named_parts, set_trained, trained_parts
 from chip_core.representation.described import Described
 from chip_core.representation.states import Reading, represent
-from chip_core.training.loop import train
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 
 from .. import families
 from ..plain import logits, objective, original_logits
+from ..trainings import train
 
 PAIRS = families.pairs()
 
@@ -109,10 +109,7 @@ def test_it_trains_and_reloads_with_plain_transformers(
     model, processor = loading.load(config.model)
     batch = PairEncoder(processor, config, PAIRS).batch(range(3))
     before = logits(model, batch)
-    train(
-        config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path,
-        on_step=lambda *_: None,
-    )  # fmt: skip
+    train(config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path)
     losses = [record["figures"]["loss"] for record in read_records(tmp_path / "curves.jsonl")]
     assert losses[0] == pytest.approx(5 * math.log(2), rel=1e-6)
     assert losses[1] < losses[0]
@@ -128,10 +125,7 @@ def test_it_trains_and_reloads_with_plain_transformers(
 def test_bf16_trains(configured: Callable[..., TrialConfig], tmp_path: Path, folder: Path) -> None:
     config = configured(model={"path": str(folder), "dtype": "bf16"}, optimizer={"lr": 1e-4})
     model, processor = loading.load(config.model)
-    train(
-        config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path,
-        on_step=lambda *_: None,
-    )  # fmt: skip
+    train(config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path)
     records = [record["figures"] for record in read_records(tmp_path / "curves.jsonl")]
     # the same computation on both sides: exact also in bf16
     assert records[0]["loss"] == pytest.approx(5 * math.log(2), rel=1e-6)
@@ -144,10 +138,7 @@ def test_an_adapter_reloads_with_plain_transformers_and_peft(
     config = configured(language_model="lora", lora={"rank": 2})
     model, processor = loading.load(config.model)
     policy = attach(model, config)
-    train(
-        config, model=policy, processor=processor, pairs=PAIRS, folder=tmp_path,
-        on_step=lambda *_: None,
-    )  # fmt: skip
+    train(config, model=policy, processor=processor, pairs=PAIRS, folder=tmp_path)
     save_model(policy, processor, tmp_path / "model", config)
     batch = PairEncoder(processor, config, PAIRS).batch(range(3))
     trained = logits(policy, batch)
@@ -187,10 +178,7 @@ def test_layers_computed_again_give_the_same_gradients(
     for again in (False, True):
         config = configured(engine={"threads": 1, "gradient_checkpointing": again})
         model, processor = loading.load(config.model)
-        train(
-            config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path / str(again),
-            on_step=lambda *_: None,
-        )  # fmt: skip
+        train(config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path / str(again))
         saved.append(model.state_dict())
     for name, value in saved[0].items():
         assert torch.equal(value, saved[1][name]), name

@@ -19,7 +19,7 @@ from chip_core.config import TrialConfig
 from chip_core.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.files import read_records
 from chip_core.results import Progress, read_result
-from chip_core.training import checkpoint, loop
+from chip_core.training import checkpoint, trainer
 from chip_core.training.checkpoint import broken, checkpoints, remove_after
 from chip_core.trial import run_trial
 
@@ -245,7 +245,7 @@ def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
             run_trial(config, folder=tmp_path / "one")
         weights = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
         patched.undo()
-        patched.setattr("chip_core.trial.train", stopped)
+        patched.setattr("chip_core.trial.Trainer", stopped)
         result = run_trial(config, folder=tmp_path / "two", resume_from=tmp_path / "one")
     assert result.steps == 3
     assert (tmp_path / "two" / "model" / "model.safetensors").read_bytes() == weights
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
 @pytest.mark.parametrize(
     ("manifest", "why"),
     [
-        ('{"format": 2}', "its format is 2, known is 1"),
+        ('{"format": 3}', "its format is 3, known are 1 and 2"),
         ("[]", r"manifest.json cannot be read \(ValueError\)"),
         ('{"format": 1}', r"manifest.json cannot be read \(KeyError\)"),
     ],
@@ -378,7 +378,7 @@ def test_a_checkpoint_that_memory_does_not_hold_is_not_what_is_wrong(
 def test_no_checkpoint_is_written_of_a_weight_that_is_no_number(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = loop.make_optimizer
+    made = trainer.make_optimizer
 
     def poisoned(*arguments: Any) -> Any:
         optimizer, schedule = made(*arguments)
@@ -391,7 +391,7 @@ def test_no_checkpoint_is_written_of_a_weight_that_is_no_number(
         optimizer.register_step_post_hook(after)
         return optimizer, schedule
 
-    monkeypatch.setattr(loop, "make_optimizer", poisoned)
+    monkeypatch.setattr(trainer, "make_optimizer", poisoned)
     with pytest.raises(NonFiniteLossError, match="weight is not finite after step 4"):
         run_trial(several(shapes_config), folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]

@@ -28,7 +28,13 @@ from chip_core.errors import TrialError, UserError
 from chip_core.models import loading
 from chip_core.models.parts import set_trained
 from chip_core.models.shards import whole
-from chip_core.training.parallel import Alone, kind_of, parallel
+from chip_core.training.checkpoint import broken
+from chip_core.training.parallel import (
+    Compute,
+    SingleProcessStrategy,
+    choose_parallelism,
+    make_strategy,
+)
 from chip_core.training.policy import Policy
 from chip_core.trial import run_trial
 from chip_core.workers import Workers, joined
@@ -49,7 +55,7 @@ Case = helper.Case
 QUICK = [
     Case("ddp", "full"),
     Case("fsdp", "full", "float32", checkpoint_every=10, micro_batch=2),
-    Case("fsdp", "lora", micro_batch=2),
+    Case("fsdp", "lora", checkpoint_every=10, micro_batch=2, apart=True),
     Case("fsdp", "released", micro_batch=2, family="muffin"),
 ]
 SLOW = [
@@ -82,7 +88,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = launched(tmp_path_factory.mktemp("slow"), SLOW)
-    here = Case("alone", "lora", "float32", checkpoint_every=10)
+    here = Case("single", "lora", "float32", checkpoint_every=10)
     shutil.rmtree(out / here.name)  # the same without checkpoints
     helper.run(here, out, Workers())
     there = [Case(kind, "lora", "float32", resume=here.name) for kind in ("ddp", "fsdp")]
@@ -93,7 +99,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(out: Path, cases: list[Any]) -> Path:
     torch.set_num_threads(1)
     helper.launch(out, cases)
-    for alone in {Case("alone", case.changes, case.dtype, family=case.family) for case in cases}:
+    for alone in {Case("single", case.changes, case.dtype, family=case.family) for case in cases}:
         helper.run(alone, out, Workers())
     return out
 
@@ -105,7 +111,7 @@ def compare(out: Path, case: Any) -> None:
     tolerance, moved = {"float64": (1e-6, 1e-6), "float32": (1e-4, 1e-3)}[case.dtype]
     if case.changes == "bf16":  # which has 8 bits
         tolerance, moved = 2e-3, 1e-2
-    alone = Case("alone", case.changes, case.dtype, family=case.family)
+    alone = Case("single", case.changes, case.dtype, family=case.family)
     curves = [helper.curve(out, each) for each in (alone, case)]
     assert len(curves[0]) == len(curves[1]) == helper.STEPS
     losses = [[figures["loss"] for figures in curve] for curve in curves]
@@ -137,18 +143,57 @@ def test_two_workers_equal_one_in_every_way(slow: Path, case: Any) -> None:
     compare(slow, case)
 
 
-def test_what_two_saved_one_goes_on_from(quick: Path) -> None:
-    there = QUICK[1]
-    here = Case("alone", there.changes, there.dtype, resume=there.name)
-    trained = helper.run(here, quick, Workers())
+def goes_on(out: Path, there: Any) -> None:
+    """One worker goes on from what a case left."""
+    here = Case("single", there.changes, there.dtype, resume=there.name)
+    trained = helper.run(here, out, Workers())
     assert "resumed after step 10" in trained.notes[-1]
+    compare(out, here)
+
+
+def test_what_two_saved_one_goes_on_from(quick: Path) -> None:
+    goes_on(quick, QUICK[1])
+
+
+def test_what_two_saved_three_go_on_from(quick: Path) -> None:
+    there = QUICK[1]
+    here = Case("fsdp", there.changes, there.dtype, resume=there.name)
+    helper.launch(quick, [here], workers=3)
+    assert [figures["loss"] for figures in helper.curve(quick, here)[:10]] == [
+        figures["loss"] for figures in helper.curve(quick, there)[:10]
+    ]
     compare(quick, here)
+
+
+def test_each_worker_writes_the_part_that_it_holds(quick: Path) -> None:
+    (left,) = (quick / QUICK[1].name / "checkpoints").iterdir()
+    assert sorted(path.name for path in left.iterdir()) == ["manifest.json", "shards", "state.pt"]
+    shards = sorted((left / "shards").iterdir())
+    assert [path.suffix for path in shards] == [".safetensors"] * 2
+    # Of 2 workers each has half of every tensor's rows, one row more at most.
+    tensors = [sum(value.nbytes for value in load_file(path).values()) for path in shards]
+    assert max(tensors) < 0.52 * sum(tensors)
+    assert (left / "state.pt").stat().st_size < sum(tensors) / 10
+
+
+def test_workers_on_machines_of_their_own_leave_one_checkpoint_together(quick: Path) -> None:
+    """Each machine's part goes to the storage; from there all of it comes to whoever goes on."""
+    there = QUICK[2]
+    (first,) = (quick / there.name / "checkpoints").iterdir()
+    (second,) = (quick / "elsewhere" / there.name / "checkpoints").iterdir()
+    assert [path.name for path in second.iterdir()] == ["shards"]
+    config = helper.configured(there)
+    (alone,) = (path.name for path in (second / "shards").iterdir())
+    assert broken(first, config) == f"shards/{alone} is missing"
+    shutil.copytree(second, first, dirs_exist_ok=True)
+    assert broken(first, config) is None
+    goes_on(quick, there)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_what_one_saved_two_go_on_from(slow: Path, kind: str) -> None:
-    compare(slow, Case(kind, "lora", "float32", resume="alone-lora-float32"))
+    compare(slow, Case(kind, "lora", "float32", resume="single-lora-float32"))
 
 
 @pytest.fixture
@@ -160,9 +205,9 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_gradients_come_together_in_the_last_pass_alone(group: None, kind: str) -> None:
+def test_gradients_are_reduced_in_the_last_pass_alone(group: None, kind: str) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
-    together, batch = prepared(config, kind)
+    strategy, batch = prepared(config, kind)
     calls = 0
 
     def count(state, bucket):  # type: ignore[no-untyped-def]  # DDP reads annotations
@@ -171,18 +216,18 @@ def test_gradients_come_together_in_the_last_pass_alone(group: None, kind: str) 
         return allreduce_hook(state, bucket)
 
     if kind == "ddp":
-        together._wrapped.register_comm_hook(None, count)  # type: ignore[attr-defined]
-    reference = together.reference()
+        strategy._wrapped.register_comm_hook(None, count)  # type: ignore[attr-defined]
+    reference = strategy.reference()
     known = reference.scores(batch)
 
     def brought() -> bool:
         if kind == "ddp":
             return calls > 0
-        return any(p.grad is not None for p in together._root.parameters())  # type: ignore[attr-defined]
+        return any(p.grad is not None for p in strategy._root.parameters())  # type: ignore[attr-defined]
 
     for last in (False, False, True):
-        with together.accumulating(last=last):
-            together(batch, known, reference.head).loss.sum().backward()
+        with strategy.accumulate(last=last):
+            strategy(batch, known, reference.head).loss.sum().backward()
         assert brought() is last
 
 
@@ -193,21 +238,21 @@ def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> N
     That two workers' norms are one worker's is held above, where every figure is compared.
     """
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
-    together, batch = prepared(config, kind)
-    reference = together.reference()
-    together(batch, reference.scores(batch), reference.head).loss.sum().backward()
+    strategy, batch = prepared(config, kind)
+    reference = strategy.reference()
+    strategy(batch, reference.scores(batch), reference.head).loss.sum().backward()
     # of what is trained here; once spread, parameters are others than those of before
-    spread = together._root if kind == "fsdp" else together.policy  # type: ignore[attr-defined]
+    spread = strategy._root if kind == "fsdp" else strategy.policy  # type: ignore[attr-defined]
     trained = [parameter for parameter in spread.parameters() if parameter.grad is not None]
     squares = sum(whole(parameter.grad).double().square().sum() for parameter in trained)
-    norm = together.clip(trained, 1e-3)
+    norm = strategy.clip_grad_norm(trained, 1e-3)
     assert type(norm) is torch.Tensor and norm.shape == ()
     assert float(norm) == pytest.approx(float(squares) ** 0.5, rel=1e-5)
     after = sum(whole(parameter.grad).double().square().sum() for parameter in trained)
     assert float(after) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
-def prepared(config: TrialConfig, kind: str) -> tuple[Alone, Any]:
+def prepared(config: TrialConfig, kind: str) -> tuple[SingleProcessStrategy, Any]:
     from chip_core.data.preferences import load_pairs
     from chip_core.models.adapters import attach
 
@@ -216,16 +261,18 @@ def prepared(config: TrialConfig, kind: str) -> tuple[Alone, Any]:
     set_trained(model, config)
     policy = Policy(model, config.objective)
     batch = PairEncoder(processor, config, load_pairs(config.data)).batch([0, 1])
-    together = parallel(kind, policy, config, Workers(), torch.device("cpu"))  # type: ignore[arg-type]
-    return together, batch
+    strategy = make_strategy(policy, config, Compute(parallelism=kind))  # type: ignore[arg-type]
+    return strategy, batch
 
 
 def test_who_shares_a_training_and_how() -> None:
     def kind(workers: int, **engine: Any) -> str:
         config = TrialConfig.model_validate({"model": "shapes", "engine": engine})
-        return kind_of(config, nn.Linear(1, 1), torch.device("cpu"), Workers(size=workers))
+        return choose_parallelism(
+            config, nn.Linear(1, 1), torch.device("cpu"), Workers(size=workers)
+        )
 
-    assert kind(1, parallel="fsdp") == "alone"  # nobody to share with
+    assert kind(1, parallel="fsdp") == "single"  # nobody to share with
     assert kind(2) == "ddp"
     assert kind(2, parallel="fsdp") == "fsdp"
 

@@ -21,13 +21,15 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import families  # noqa: E402
+from trainings import train  # noqa: E402
 
 from chip_core.config import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
 from chip_core.files import read_records  # noqa: E402
 from chip_core.models.adapters import attach, save_model  # noqa: E402
-from chip_core.training import sharded  # noqa: E402
-from chip_core.training.loop import Training, train  # noqa: E402
+from chip_core.training import fsdp  # noqa: E402
+from chip_core.training.parallel import Compute  # noqa: E402
+from chip_core.training.trainer import Training  # noqa: E402
 from chip_core.workers import Workers, joined  # noqa: E402
 
 STEPS = 20
@@ -37,13 +39,14 @@ STEPS = 20
 class Case:
     """One training."""
 
-    kind: str  # "alone", "ddp", "fsdp"
+    kind: str  # a Parallelism
     changes: str = "full"  # which of CHANGES
     dtype: str = "float64"
     checkpoint_every: int = 0
     micro_batch: int = 1
     resume: str = ""  # another case's folder
     family: str = "llava"
+    apart: bool = False  # whether every worker has a disk of its own
 
     @property
     def name(self) -> str:
@@ -92,7 +95,7 @@ def configured(case: Case) -> TrialConfig:
             **{name: value for name, value in changes.items() if name != "training"},
             "engine": {
                 "micro_batch": case.micro_batch,
-                "parallel": "auto" if case.kind == "alone" else case.kind,
+                "parallel": "auto" if case.kind == "single" else case.kind,
                 "checkpoint_every": case.checkpoint_every or None,
                 **changes.get("engine", {}),
             },
@@ -102,21 +105,21 @@ def configured(case: Case) -> TrialConfig:
 
 def run(case: Case, out: Path, workers: Workers) -> Training:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
-    sharded._room_for_gradients = lambda root, device: case.changes != "each_pass"
+    fsdp._room_for_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
     model, processor = families.build(case.family)
     model = attach(model.to(getattr(torch, case.dtype)), config)
     folder = out / case.name
+    if case.apart and not workers.first:
+        folder = out / "elsewhere" / case.name
     trained = train(
         config,
         model=model,
         processor=processor,
         pairs=ListPairs(families.pairs()),
         folder=folder,
-        on_step=lambda step, steps, figures: None,
+        compute=Compute(workers=workers, parallelism=case.kind),  # type: ignore[arg-type]
         resume_from=out / case.resume if case.resume else None,
-        workers=workers,
-        kind=case.kind,  # type: ignore[arg-type]
     )
     save_model(model, processor, folder / "model", config, write=workers.first)
     return trained

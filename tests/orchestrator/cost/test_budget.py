@@ -22,7 +22,7 @@ from ..fakes import FakeExecutor, FakeTracker
 from .conftest import SHORT, STUDY, known
 
 #: A trial is its 10 steps of a second.
-RATES = {"imports": 0, "model": 0, "row": 0, "setup": 0, "step": 1, "answer": 0}
+RATES = {"imports": 0, "model": 0, "row": 0, "setup": 0, "step": 1, "answer": 0, "score": 0}
 
 
 def hours(seconds: float) -> Budget:

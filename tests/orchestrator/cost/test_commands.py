@@ -42,7 +42,9 @@ def test_given_rates_as_json(call: Callable[..., tuple[int, str, str]]) -> None:
     assert cost["price"] == pytest.approx(0.38)
     assert cost["wall_seconds"] == 30  # all at a time
     assert cost["sources"] == ["given rates"]
-    assert cost["arms"][1]["seconds"] == {"start": 30, "train": 30, "score": 30, "passes": 0}
+    assert cost["arms"][1]["seconds"] == {
+        "start": 30, "train": 30, "answer": 30, "score": 0, "passes": 0
+    }  # fmt: skip
     assert cost["seeds_buy"]["items"] == 20
     fit = cost["memory"][0]
     assert (fit["measured"], fit["fits"]) == (False, True)

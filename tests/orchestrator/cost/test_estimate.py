@@ -15,12 +15,17 @@ from orchestrator.plan import Plan
 from .conftest import SHORT, STUDY, known, seconds
 
 WorkOf = Callable[[Plan], Workload]
-RATES = {"imports": 2, "model": 1, "row": 0.001, "setup": 3, "step": 0.5, "answer": 0.1}
+RATES = {"imports": 2, "model": 1, "row": 0.001, "setup": 3, "step": 0.5, "answer": 0.1,
+         "score": 0.05}  # fmt: skip
 
-#: Start 2 + 1 + 4,096 · 0.001, training 3 + 10 · 0.5, scoring 20 · 0.1.
-TRIAL = 7.096 + 8 + 2
+#: Scoring 20 · 0.05, without a GPU.
+SCORED = 1
+#: Start 2 + 1 + 4,096 · 0.001, training 3 + 10 · 0.5, answers 20 · 0.1: what holds a place.
+HELD = 7.096 + 8 + 2
+TRIAL = HELD + SCORED
 #: It is not trained, and no data are checked.
-BASE = 2 + 1 + 2
+BASE_HELD = 2 + 1 + 2
+BASE = BASE_HELD + SCORED
 
 
 def test_a_study_without_passes(small: Plan, work_of: WorkOf) -> None:
@@ -28,11 +33,12 @@ def test_a_study_without_passes(small: Plan, work_of: WorkOf) -> None:
     assert not found.passes  # 12 trials of 160 samples read 4,096 samples less than once
     one = found.trials[small.arms[0].trials[0].fingerprint]
     assert one.start.wall == pytest.approx(7.096)
-    assert (one.train.wall, one.score.wall) == (8, 2)
+    assert (one.train.wall, one.answer.wall, one.score.wall) == (8, 2, 1)
     assert found.trials[small.base.fingerprint].whole.wall == BASE
     assert found.total.whole.cpu == pytest.approx(12 * TRIAL + BASE)
-    # Two places: the untrained model and six trials, beside six trials.
-    assert found.wall == pytest.approx(BASE + 6 * TRIAL)
+    # Two places: the untrained model and six trials, beside six trials. Scoring holds none of
+    # them, and only the last one's is waited for.
+    assert found.wall == pytest.approx(BASE_HELD + 6 * HELD + SCORED)
     assert found.total.sources == {"a test"}
 
 
@@ -49,8 +55,8 @@ def test_passes_that_pay_are_made_first(plan_of: Callable[..., Plan], work_of: W
     # two parts that each load the model and check the data.
     (cost,) = found.passes.values()
     assert cost.whole.wall == pytest.approx(2 * 7.096 + 40.96)
-    trial = TRIAL + 50 * 0.5
-    assert found.wall == pytest.approx(cost.whole.wall / 2 + BASE + 6 * trial)
+    trial = HELD + 50 * 0.5
+    assert found.wall == pytest.approx(cost.whole.wall / 2 + BASE_HELD + 6 * trial + SCORED)
     assert found.total.passes.wall == pytest.approx(cost.whole.wall)
 
 
@@ -74,10 +80,10 @@ def test_gpu_time_is_what_is_held(plan_of: Callable[..., Plan], work_of: WorkOf)
     plan = plan_of(STUDY, overrides={**SHORT, "engine.gpus_per_worker": 0.5})
     half_computed = {name: seconds(rate, rate / 2) for name, rate in RATES.items()}
     found = estimate(work_of(plan), known(**half_computed), at_once=4)
-    wall = 12 * TRIAL + BASE
-    assert found.total.gpu == pytest.approx(wall / 2)
+    held, whole = 12 * HELD + BASE_HELD, 12 * TRIAL + BASE
+    assert found.total.gpu == pytest.approx(held / 2)
     price = found.total.price(Prices(gpu_hour=2.0, cpu_hour=0.1))
-    assert price == pytest.approx((wall / 2 * 2.0 + wall / 2 * 0.1) / 3600)
+    assert price == pytest.approx((held / 2 * 2.0 + whole / 2 * 0.1) / 3600)
     assert found.total.price(Prices(cpu_hour=0.1)) is None  # what the GPUs cost is not known
 
 
@@ -86,8 +92,8 @@ def test_workers_share_a_training(plan_of: Callable[..., Plan], work_of: WorkOf)
     found = estimate(work_of(plan), known(**RATES), at_once=1)
     # Both start and make every step; answers are shared out.
     trial = 2 * (7.096 + 8) + 2
-    assert found.total.whole.cpu == pytest.approx(12 * trial + BASE)
-    assert found.wall == pytest.approx(12 * trial / 2 + BASE)
+    assert found.total.whole.cpu == pytest.approx(12 * (trial + SCORED) + BASE)
+    assert found.wall == pytest.approx(12 * trial / 2 + BASE_HELD + SCORED)
 
 
 def test_the_first_source_that_knows_is_believed(small: Plan, work_of: WorkOf) -> None:
@@ -110,7 +116,17 @@ def test_what_ray_takes_is_once_a_run_and_once_a_trial(small: Plan, work_of: Wor
     assert found.total.whole.cpu == pytest.approx(without.total.whole.cpu + 20 + 13 * 4)
     inline = estimate(work, known(**RATES, session=20, dispatch=4), at_once=1, way="inline")
     assert inline.ray is None
-    assert inline.wall == pytest.approx(without.wall - 12 * RATES["imports"])
+    assert inline.wall == pytest.approx(12 * TRIAL + BASE - 12 * RATES["imports"])
+
+
+def test_answers_that_are_there_need_no_model(small: Plan, work_of: WorkOf) -> None:
+    work = work_of(small)
+    first = work.trials[0]
+    answered = replace(work, trials=(replace(first, training=None, answered=True),))
+    found = estimate(answered, known(score=0.05), at_once=1)
+    assert not found.total.unknown  # neither imports nor a model nor answers are asked for
+    assert found.total.whole.wall == pytest.approx(SCORED)
+    assert found.total.gpu == 0
 
 
 def test_rows_that_planning_cannot_count(small: Plan, work_of: WorkOf) -> None:

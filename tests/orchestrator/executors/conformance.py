@@ -12,6 +12,7 @@ from pathlib import Path
 
 from chip_core.config import TrialConfig
 from orchestrator.executors.base import (
+    Answered,
     Cause,
     Event,
     Executor,
@@ -94,7 +95,7 @@ def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
         first, *between, last = backend.of(job)
         assert isinstance(first, Started), job.name
         assert all(isinstance(event, Progressed) for event in between), job.name
-        assert isinstance(last, Finished | Failed), job.name
+        assert isinstance(last, Answered | Finished | Failed), job.name
         if job.name == "steps":
             told = [event.progress for event in between if isinstance(event, Progressed)]
             assert isinstance(last, Finished), last
@@ -105,22 +106,34 @@ def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
 
 
 def each_failure_has_its_cause(backend: Backend) -> None:
-    ends = {job.name: backend.of(job)[-1] for job in backend.jobs if job.name != "steps"}
+    ends = {job.name: backend.of(job)[-1] for job in backend.jobs}
     causes = {name: end.cause for name, end in ends.items() if isinstance(end, Failed)}
-    assert causes == {name: CAUSES[name] for name in backend.names if name != "steps"}
+    assert causes == {name: CAUSES[name] for name in backend.names if name in CAUSES}
 
 
 def a_retry_is_the_next_to_begin(backend: Backend) -> None:
     wanted: list[str] = []
     for job in backend.jobs:
         wanted.append(job.id)
-        if job.name != "steps" and CAUSES[job.name] in RETRIED:
+        if CAUSES.get(job.name) in RETRIED:
             wanted.append(f"{job.id}-2")
-    assert [event.job.id for event in backend.events if isinstance(event, Started)] == wanted
+    begun = [event.job for event in backend.events if isinstance(event, Started)]
+    assert [job.id for job in begun if not job.scores] == wanted
     for event in backend.events:
         if isinstance(event, Failed):
             following = None if event.again is None else event.again.id
             assert following == (f"{event.job.id}-2" if event.cause in RETRIED else None)
+
+
+def answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
+    [job] = [job for job in backend.jobs if job.name == "answers"]
+    [answered] = [event for event in backend.of(job) if isinstance(event, Answered)]
+    scoring = answered.scoring
+    assert (scoring.id, scoring.answers) == (f"{job.id.split('-')[0]}-score-answers", job.folder)
+    first, *_, last = backend.of(scoring)
+    assert isinstance(first, Started) and isinstance(last, Finished)
+    order = [event for event in backend.events if event is answered or event is first]
+    assert order == [answered, first]
 
 
 def a_second_run_is_a_run(backend: Backend) -> None:
@@ -169,6 +182,7 @@ QUESTIONS: list[Callable[[Backend], None]] = [
     each_job_has_one_start_then_progress_then_one_end,
     each_failure_has_its_cause,
     a_retry_is_the_next_to_begin,
+    answers_are_scored_by_a_job_of_their_own,
     what_a_listener_raises_comes_out,
     a_second_run_is_a_run,
 ]

@@ -15,7 +15,14 @@ from chip_core.errors import (
     TrialError,
 )
 from chip_core.files import write_json
-from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.results import (
+    RESULT,
+    AnsweredTrial,
+    Answers,
+    Progress,
+    TrialResult,
+    write_answered,
+)
 from chip_core.workers import current
 from orchestrator.executors.base import Job, execute
 from orchestrator.executors.ray.session import ENVIRONMENT
@@ -40,6 +47,30 @@ def _steps(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="score shapes", done=0, total=1))
     seconds = {"began": BEGAN, "ended": time.time()}
     write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds=seconds)))
+
+
+def _answers(job: Job, report: Report, stop: Stop) -> None:
+    """Answer; and, as the next step, score that."""
+    report(Progress(phase="start", done=0, total=1))
+    if not current().first:
+        return
+    job.folder.mkdir(parents=True, exist_ok=True)
+    step = "scoring" if job.scores else "answering"
+    (job.folder / f"{step}-process").write_text(str(os.getpid()))
+    if job.scores:
+        assert job.answers == job.folder
+        report(Progress(phase="score shapes", done=1, total=1))
+        write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds={})))
+    else:
+        answers = {"report/shapes": Answers(items=1, responses="responses/report-shapes.jsonl")}
+        answered = AnsweredTrial(steps=3, answers=answers, evaluations={}, seconds={})
+        write_answered(job.folder, answered)
+
+
+def _dies_scoring(job: Job, report: Report, stop: Stop) -> None:
+    if job.scores:
+        _killed(job, report, stop)
+    _answers(job, report, stop)
 
 
 def _environment(job: Job, report: Report, stop: Stop) -> None:

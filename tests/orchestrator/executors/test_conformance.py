@@ -13,11 +13,11 @@ import psutil
 import pytest
 import ray
 
-from chip_core.results import Progress, TrialResult, read_result
+from chip_core.results import AnsweredTrial, Progress, TrialResult, read_answered, read_result
 from orchestrator.executors import inline
 from orchestrator.executors.base import TRACEBACK, Cut, Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.executors.ray.slot import HANG
+from orchestrator.executors.ray.job_process import HANG
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.stopping import Stop
 from orchestrator.study_early import EarlyStopping
@@ -28,9 +28,10 @@ from .conformance import CAUSES, QUESTIONS, Backend, a_stop_lets_a_job_leave_a_c
 
 HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
-ALONE = ["steps", "steps", "boom", "steps", "no_room", "disk_full", "storage_away"]
-ON_RAY = [*ALONE, "killed", "silent", "hangs"]
-OF_TWO = ["steps", "second_fails", "second_dies"]
+ALONE = ["steps", "steps", "boom", "steps", "no_room", "disk_full", "storage_away",
+         "answers", "steps"]  # fmt: skip
+ON_RAY = [*ALONE, "dies_scoring", "killed", "silent", "hangs"]
+OF_TWO = ["steps", "second_fails", "second_dies", "answers"]
 
 #: Why jobs of one worker fail.
 REASONS = {
@@ -51,11 +52,11 @@ KINDS = [
 ]
 
 
-def played(job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop) -> TrialResult:
+def played(job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop) -> TrialResult | AnsweredTrial:
     """Run a job of ray_jobs.py in this process."""
     job.folder.mkdir(parents=True, exist_ok=True)
     ray_jobs.play(job, report, stop)
-    result = read_result(job.folder)
+    result = read_result(job.folder) or read_answered(job.folder)
     assert result is not None
     return result
 
@@ -93,7 +94,8 @@ def opened(
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if kind == "fake":
             lost = {name: [cause] for name, cause in CAUSES.items()}
-            fake = FakeExecutor(lost=lost, stop=stop)  # type: ignore[arg-type]
+            steps = {"answers", "dies_scoring"}
+            fake = FakeExecutor(lost=lost, stop=stop, answers=steps)  # type: ignore[arg-type]
             backend = Backend(executor=fake, stop=stop, names=ON_RAY, folder=folder)
         elif kind == "inline":
             patch.setattr(inline, "execute", played)
@@ -156,7 +158,7 @@ def test_a_failure_says_why_and_nothing_else_is_printed(
     if kind not in ("inline", "ray-1"):
         pytest.skip("their jobs do not fail by these words")
     for job in backend.jobs:
-        if job.name != "steps":
+        if job.name in REASONS:
             [failed] = [event for event in backend.of(job) if isinstance(event, Failed)]
             assert re.fullmatch(REASONS[job.name], failed.reason), failed.reason
         if job.name == "boom":
@@ -175,11 +177,30 @@ def test_a_slot_is_used_again_until_a_job_fails_in_it(
     first, second, _, third = (job for job in backend.jobs[:4])
     assert backend.process(first) == backend.process(second) != backend.process(third)
     assert not psutil.pid_exists(int(backend.process(first)))
+    # Answers are scored in another process, and the next job finds the training's free.
+    [at] = [number for number, job in enumerate(backend.jobs) if job.name == "answers"]
+    answering, scoring = (
+        (backend.jobs[at].folder / f"{step}-process").read_text()
+        for step in ("answering", "scoring")
+    )
+    assert backend.process(backend.jobs[at + 1]) == answering != scoring
     # A trial of one worker is its slot: Train starts no process beside it.
     kinds = set((backend.folder / "processes").read_text().split())
     assert "ray::ImplicitFunc" in kinds
     train = {"TrainController", "SynchronizationActor", "_AutoscalingCoordinatorActor"}
     assert not kinds & {f"ray::{name}" for name in train}, kinds
+
+
+def test_a_scorer_that_dies_is_replaced(opened: tuple[str, Backend, ExitStack]) -> None:
+    kind, backend, _ = opened
+    if kind != "ray-1":
+        pytest.skip("scorers are Ray's")
+    ends = [e for e in backend.events if e.job.scores and e.job.name != "answers"]
+    [failed] = [event for event in ends if isinstance(event, Failed)]
+    assert (failed.cause, failed.reason) == ("lost", REASONS["killed"].replace("\\", ""))
+    assert failed.again is not None and failed.again.scores
+    [finished] = [event for event in ends if isinstance(event, Finished)]
+    assert finished.job.id == failed.again.id
 
 
 def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) -> None:

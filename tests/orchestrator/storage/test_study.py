@@ -27,9 +27,9 @@ from orchestrator.report.results import Outcome
 from orchestrator.run import PASSES, report_folder, run_study
 from orchestrator.stopping import Stop
 from orchestrator.storage.place import trial_key
+from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.settle import settle_storage, storage_of
-from orchestrator.storage.shelf import CACHE
 from orchestrator.tracking.mlflow import MlflowTracker
 
 from ..conftest import SHORT, TINY

@@ -11,9 +11,9 @@ import torch
 from chip_core.config import TrialConfig
 from chip_core.models.adapters import attach
 from chip_core.models.parts import named_parts
-from chip_core.training.loop import train
 
 from ... import families
+from ...trainings import train
 
 STEPS = 4
 
@@ -36,7 +36,7 @@ def trained(trial: TrialConfig, folder: Path, **options: Any) -> tuple[Any, dict
     model = attach(model, trial)
     train(
         trial, model=model, processor=processor, pairs=families.pairs(), folder=folder,
-        on_step=options.pop("on_step", lambda *_: None), **options,
+        **options,
     )  # fmt: skip
     return model, before
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from chip_core.training.store.passes import (
-    Offered,
-    ReferencePass,
+from chip_core.reference_cache.spec import (
+    AvailableCaches,
+    CacheSpec,
+    cache_specs,
     config_of,
     grouped,
-    passes_of,
     samples_read,
 )
 
@@ -28,8 +28,8 @@ def config(**changes: Any) -> TrialConfig:
     return TrialConfig.model_validate({"model": "shapes", "engine": engine, **changes})
 
 
-def passes(**changes: Any) -> tuple[ReferencePass, ...]:
-    return passes_of(config(**changes), MODEL, DATA)
+def passes(**changes: Any) -> tuple[CacheSpec, ...]:
+    return cache_specs(config(**changes), MODEL, DATA)
 
 
 def keys(**changes: Any) -> list[str]:
@@ -114,7 +114,7 @@ def test_another_reference_shares_nothing(change: dict[str, Any]) -> None:
 
 def test_content_counts() -> None:
     for other in (({"content": "def"}, DATA), (MODEL, {"files": ["a"]})):
-        assert not set(keys()) & {one.key for one in passes_of(config(), *other)}
+        assert not set(keys()) & {one.key for one in cache_specs(config(), *other)}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_tower_with_a_trained_projector_in_it_is_not_kept(family: str, tmp_pat
     def names(feature_cache: str, projector: str) -> list[str]:
         engine = {"feature_cache": feature_cache}
         made = config(model=str(tmp_path), objective="dpo", projector=projector, engine=engine)
-        return [one.name for one in passes_of(made, MODEL, DATA)]
+        return [one.name for one in cache_specs(made, MODEL, DATA)]
 
     kept = ["text", "image features"]
     assert names("auto", "trained") == (kept if family == "llava" else ["text"])
@@ -223,8 +223,8 @@ def test_a_group_is_made_with_what_each_of_its_passes_needs() -> None:
         seed=7,
         engine={"feature_cache": "on"},
     )
-    text = passes_of(dpo, MODEL, DATA)[0]
-    by_kind = {one.kind: one for one in passes_of(chip, MODEL, DATA)}
+    text = cache_specs(dpo, MODEL, DATA)[0]
+    by_kind = {one.kind: one for one in cache_specs(chip, MODEL, DATA)}
     made = config_of([(text, dpo), (by_kind["rejected_image_features"], chip)])
     assert made.training.max_length == 100  # the text's
     assert (made.rejected_image.strategy, made.seed) == ("crop", 7)
@@ -241,8 +241,8 @@ def test_what_leaves_nothing_to_compute() -> None:
     }
     text, first, second = passes(**drawn)
 
-    def covers(*ones: ReferencePass, **changes: Any) -> bool:
-        return Offered(cache=Path(), passes=ones).covers(config(**changes))
+    def covers(*ones: CacheSpec, **changes: Any) -> bool:
+        return AvailableCaches(cache=Path(), passes=ones).covers(config(**changes))
 
     assert covers(text, first, second, **drawn)
     assert not covers(text, first, **drawn)
@@ -259,7 +259,7 @@ def test_how_often_a_pass_is_read() -> None:
             rejected_image={"redraw": "each_epoch"},
             training={"batch_size": 4, "epochs": 2, **training},
         )
-        return [samples_read(one, trial, samples) for one in passes_of(trial, MODEL, DATA)]
+        return [samples_read(one, trial, samples) for one in cache_specs(trial, MODEL, DATA)]
 
     # 10 samples are 2 batches of 4 an epoch: 2 epochs × 8; each epoch's images are read 8 times
     assert read(10) == [16, 8, 8]

@@ -16,21 +16,22 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.training.store import folder as folders
-from chip_core.training.store.folder import (
+from chip_core.reference_cache import folder as folders
+from chip_core.reference_cache.folder import (
     SHARD,
     BrokenStoreError,
-    check,
+    build_lock,
+    commit,
+    lock_owner,
     noted,
     partial_folder,
     remove,
-    seal,
     shard_name,
     store_folder,
+    verify,
 )
-from chip_core.training.store.lock import making, who_makes
-from chip_core.training.store.room import NoRoomError, check_room
-from chip_core.training.store.shards import Store, write_shard
+from chip_core.reference_cache.shards import Store, write_shard
+from chip_core.reference_cache.size import NoRoomError, check_room
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
 ROWS = SHARD + 3
@@ -53,7 +54,7 @@ def made(cache: Path) -> Path:
     write_shard(partial, 0, [row(number) for number in range(SHARD)])
     write_shard(partial, 1, [row(number) for number in range(SHARD, ROWS)])
     names = [shard_name(0), shard_name(1)]
-    seal(folder, identity=IDENTITY, rows=ROWS, names=names, made={"seconds": 1.0})
+    commit(folder, identity=IDENTITY, rows=ROWS, names=names, made={"seconds": 1.0})
     return folder
 
 
@@ -96,7 +97,7 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(BrokenStoreError, match="it is not there"):
         Store(folder)
     with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not made"):
-        seal(folder, identity={}, rows=300, names=[shard_name(0), shard_name(1)], made={})
+        commit(folder, identity={}, rows=300, names=[shard_name(0), shard_name(1)], made={})
     assert not folder.exists()
 
 
@@ -147,16 +148,16 @@ def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
         return sha256(path)
 
     monkeypatch.setattr(folders, "_sha256", counted)
-    check(folder)
+    verify(folder)
     assert hashed == []  # whoever made it, here, has hashed it
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-    check(folder)
-    check(folder)
+    verify(folder)
+    verify(folder)
     assert sorted(hashed) == [shard_name(0), shard_name(1)]
     os.utime(folder / shard_name(1))
-    check(folder)
+    verify(folder)
     assert hashed[2:] == [shard_name(1)]
-    check(folder, again=True)
+    verify(folder, again=True)
     assert len(hashed) == 5
 
 
@@ -199,7 +200,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
         import errno, resource, signal, sys
         from pathlib import Path
         import torch
-        from chip_core.training.store import shards
+        from chip_core.reference_cache import shards
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         errno.ENOSPC = errno.EFBIG
@@ -223,8 +224,8 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from chip_core.training.store.lock import making
-with making(Path(sys.argv[1])):
+from chip_core.reference_cache.folder import build_lock
+with build_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -243,13 +244,13 @@ def holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
 def test_of_two_one_makes_and_the_other_waits(tmp_path: Path) -> None:
     folder = tmp_path / "ab"
     with holder(folder, 1.5) as process:
-        assert str(who_makes(folder)).startswith(f"process {process.pid} on ")
+        assert str(lock_owner(folder)).startswith(f"process {process.pid} on ")
         told: list[str] = []
-        with making(folder, told.append):
+        with build_lock(folder, told.append):
             assert process.wait(timeout=5) == 0  # it ended before this one began
         assert len(told) == 1
         assert told[0].startswith(f"process {process.pid} on ")
-    assert who_makes(folder) is None
+    assert lock_owner(folder) is None
     assert not any(tmp_path.iterdir())  # no lock is left
 
 
@@ -259,7 +260,7 @@ def test_a_killed_maker_holds_nobody_up(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=5)
     began = time.monotonic()
-    assert who_makes(folder) is None
-    with making(folder):
+    assert lock_owner(folder) is None
+    with build_lock(folder):
         pass
     assert time.monotonic() - began < 5

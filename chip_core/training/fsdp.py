@@ -1,10 +1,10 @@
-"""FSDP2: weights, gradients and the optimizer's state spread over the workers."""
+"""FSDP2: weights, gradients and the optimizer's state sharded over the workers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,13 @@ from chip_core.config import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
-from chip_core.models.shards import local_part, shard_like, whole
+from chip_core.models.shards import local_part, whole
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective
-from chip_core.training.parallel import Alone
+from chip_core.training.parallel import SingleProcessStrategy
 from chip_core.training.policy import Policy
 from chip_core.training.reference import Live, ReferenceScores, ResponseReference, rounded
 from chip_core.workers import Workers
-
-if TYPE_CHECKING:
-    from chip_core.training.checkpoint import Stateful
-
 
 #: Share of the free memory that weights, gradients and states may take.
 _ROOM = 0.7
@@ -38,13 +34,13 @@ _ROOM = 0.7
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
-class Sharded(Alone):
-    """Every layer's weights are spread over the workers, and whole while it is computed."""
+class FSDPStrategy(SingleProcessStrategy):
+    """Every layer's weights are sharded over the workers, and whole while it is computed."""
 
     def __init__(
         self, policy: Policy, config: TrialConfig, workers: Workers, device: torch.device
     ) -> None:
-        """Spread a policy's weights, and take them to the device."""
+        """Shard a policy's weights, and take them to the device."""
         super().__init__(policy, config, workers)
         self._root = _shard(policy, device, bf16=config.model.dtype == "bf16")
         short = not _room_for_gradients(self._root, device)
@@ -55,8 +51,8 @@ class Sharded(Alone):
         """Return the policy as it is now, as the reference."""
         return ShardedReference(self._root, self.config)
 
-    def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Bring gradients together in the last pass alone, or in each where memory is short."""
+    def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Reduce gradients in the last pass alone, or in each where memory is short."""
         self._root.set_requires_gradient_sync(last or self._each_pass)
         return nullcontext()
 
@@ -69,7 +65,7 @@ class Sharded(Alone):
             loss=loss, terms=terms, chosen_reward=chosen, rejected_reward=rejected
         )
 
-    def clip(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+    def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
         kept = {id(parameter) for parameter in trained}
         for parameter in self._root.parameters():
@@ -77,12 +73,8 @@ class Sharded(Alone):
             # is spread keeps the marks that it had when it was spread.
             if id(parameter) not in kept:
                 parameter.grad = None
-        norm: Tensor = whole(super().clip(trained, limit))
+        norm: Tensor = whole(super().clip_grad_norm(trained, limit))
         return norm
-
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> Stateful:
-        """Return the optimizer as checkpoints take it: whole, as one worker has it."""
-        return _WholeOptimizer(optimizer, keep=self.workers.first)
 
 
 class ShardedReference:
@@ -164,32 +156,6 @@ class _Root(nn.Module):
 
     def rejected_image_reference(self, batch: PairBatch) -> ResponseReference:
         return self.policy.rejected_image_reference(batch)
-
-
-class _WholeOptimizer:
-    """An optimizer over spread weights, with whole states."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, *, keep: bool) -> None:
-        self._optimizer, self._keep = optimizer, keep
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = whole(self._optimizer.state_dict(), keep=self._keep)
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        parameters = [
-            parameter for group in self._optimizer.param_groups for parameter in group["params"]
-        ]
-        spread = {
-            number: {
-                name: shard_like(value, parameters[number])
-                if isinstance(value, Tensor) and value.shape == parameters[number].shape
-                else value
-                for name, value in entries.items()
-            }
-            for number, entries in state["state"].items()
-        }
-        self._optimizer.load_state_dict({**state, "state": spread})
 
 
 def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:

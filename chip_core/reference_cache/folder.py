@@ -16,14 +16,16 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import sync_folder, write_json
+from filelock import FileLock, Timeout
+
+from chip_core.files import sync_folder, write_atomically, write_json
 
 #: Raised whenever the files' layout changes; part of every store's identity.
 FORMAT = 1
@@ -128,7 +130,7 @@ def parse_manifest(content: bytes) -> Manifest:
         raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
 
 
-def glance(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
+def stat(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
     """Return the manifest of a store all of whose files are there, in their sizes; no more is read.
 
     Args:
@@ -172,7 +174,7 @@ def require_whole(
     return manifest
 
 
-def check(
+def verify(
     folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
 ) -> Manifest:
     """Return the manifest of a store all of whose files are as they were written.
@@ -185,7 +187,7 @@ def check(
     Raises:
         BrokenStoreError: it is not there, not whole, or of something else.
     """
-    manifest = glance(folder, identity)
+    manifest = stat(folder, identity)
     verified = {} if again else _verified(folder)
     try:
         seen = {name: _mark(folder / name) for name in manifest.files}
@@ -203,7 +205,7 @@ def check(
     return manifest
 
 
-def seal(
+def commit(
     folder: Path, *, identity: Mapping[str, Any], rows: int, names: list[str], made: Any
 ) -> Manifest:
     """Give a store that is made its name.
@@ -307,3 +309,53 @@ def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_POLL = 0.5  # seconds between two tries
+
+
+@contextmanager
+def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda who: None) -> Iterator[None]:
+    """Hold the lock of a store that is built; it goes with the process, however that ends.
+
+    Args:
+        folder: the store's.
+        on_wait: told once who holds it, where this process has to wait.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_file(folder))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        on_wait(lock_owner(folder) or "another process")
+        lock.acquire(poll_interval=_POLL)
+    try:
+        write_atomically(_holder(folder), f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        _holder(folder).unlink(missing_ok=True)
+        # While it is held: who waits for it takes no lock of a file that is gone.
+        _file(folder).unlink(missing_ok=True)
+        lock.release()
+
+
+def lock_owner(folder: Path) -> str | None:
+    """Return who is building a store: `process 17 on HOST`; None where nobody is."""
+    if not _file(folder).exists():
+        return None
+    try:
+        with FileLock(_file(folder), blocking=False):
+            _file(folder).unlink(missing_ok=True)  # a dead process left it
+        return None
+    except Timeout:
+        with suppress(OSError):
+            return _holder(folder).read_text(encoding="utf-8")
+        return "another process"
+
+
+def _file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _holder(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.holder")

@@ -1,10 +1,12 @@
-"""How large a pass's store will be, from a sample of the data and without the model.
+"""How large a reference cache will be, and whether a disk has room for it.
 
-Planning reads this: it imports no torch and loads no image.
+Planning reads this: it imports no torch and loads no image. Sizes are told from a sample of the
+data and without the model.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,11 +16,11 @@ from typing import Any
 from chip_core.config import DataConfig, ModelConfig, TrialConfig
 from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
-from chip_core.errors import ConfigError
+from chip_core.errors import ConfigError, TrialError
 from chip_core.files import read_json
 from chip_core.models import own
 from chip_core.models.loading import local_folder
-from chip_core.training.store.passes import ReferencePass
+from chip_core.reference_cache.spec import CacheSpec
 
 #: Bytes of a number by precision.
 BYTES = {"fp32": 4, "bf16": 2}
@@ -27,25 +29,25 @@ _SAMPLE = 128  # pairs whose responses are counted
 _LETTERS = 4.0  # characters of a token, where the tokenizer is not at hand
 
 
-def bytes_a_token(one: ReferencePass, width: int) -> int:
+def bytes_a_token(spec: CacheSpec, width: int) -> int:
     """Return what a pass stores of a response's token, in bytes.
 
     Args:
-        one: the pass.
+        spec: the pass.
         width: of the model's hidden states.
     """
-    return 4 + 4 + (0 if one.hidden is None else BYTES[one.hidden] * width)
+    return 4 + 4 + (0 if spec.hidden is None else BYTES[spec.hidden] * width)
 
 
-def estimated_bytes(one: ReferencePass, config: TrialConfig, samples: int | None) -> int | None:
+def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -> int | None:
     """Return the size of a pass's store, to some percent; None where it cannot be told yet.
 
     Args:
-        one: the pass.
+        spec: the pass.
         config: a trial that has it.
         samples: how many pairs the data has; None: not known yet.
     """
-    if one.of_features:
+    if spec.of_features:
         image = _image_bytes(config.model)
         return None if samples is None or image is None else samples * image
     shape = _shape(config.model)
@@ -59,10 +61,10 @@ def estimated_bytes(one: ReferencePass, config: TrialConfig, samples: int | None
     if not texts:
         return None
     count = _counter(config.model)
-    both = one.kind == "text"
+    both = spec.kind == "text"
     tokens = fmean(count(pair[0]) + (count(pair[1]) if both else 0) for pair in texts)
-    head = 0 if one.hidden is None else BYTES["fp32"] * width * vocabulary
-    return round(samples * tokens * bytes_a_token(one, width)) + head
+    head = 0 if spec.hidden is None else BYTES["fp32"] * width * vocabulary
+    return round(samples * tokens * bytes_a_token(spec, width)) + head
 
 
 def _shape(model: ModelConfig) -> tuple[int, int] | None:
@@ -141,3 +143,35 @@ def _responses(data: DataConfig) -> Iterator[tuple[str, str]]:
     for _, row in open_source(data).scan():
         if not isinstance(row, RowError):
             yield row.texts.chosen, row.texts.rejected
+
+
+class NoRoomError(TrialError):
+    """The disk has no room for a store. Its message says how much it takes."""
+
+
+def check_room(cache: Path, needed: int, what: str) -> None:
+    """Check that a disk has room.
+
+    Args:
+        cache: where stores lie.
+        needed: bytes.
+        what: is to be written, for people.
+
+    Raises:
+        NoRoomError: it has less.
+    """
+    above = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(above).free
+    if needed > free:
+        raise NoRoomError(
+            f"no room for {what}: {gigabytes(needed)} are needed in {cache}, {gigabytes(free)} "
+            "are free: make room (`chip-ablate cache --prune`), or set reference_cache: off"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Return a size as people read it."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"

@@ -18,15 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
-    check,
     note,
     shard_count,
     shard_name,
     shard_of,
+    verify,
 )
-from chip_core.training.store.room import NoRoomError
+from chip_core.reference_cache.size import NoRoomError
 
 Row = Mapping[str, Tensor]
 
@@ -79,7 +79,7 @@ class Store:
             BrokenStoreError: it is not there, not whole, or of something else.
         """
         self.folder = folder
-        self.manifest = check(folder, identity)
+        self.manifest = verify(folder, identity)
         try:  # all at once: what is removed later stays readable
             self._files: dict[str, Any] = {
                 name: safe_open(folder / name, framework="pt") for name in self.manifest.files

@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.files import write_bytes
-from chip_core.training.store.folder import (
+from chip_core.reference_cache.folder import (
     FORMAT,
     MANIFEST,
     BrokenStoreError,
     FileFacts,
     Manifest,
-    check,
-    glance,
+    commit,
     parse_manifest,
     partial_folder,
     plain,
     require_whole,
-    seal,
+    stat,
+    verify,
 )
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.settle import storage_of
@@ -37,7 +37,7 @@ CACHE = "cache/reference"
 _NOTE = ".note.json"
 
 
-class Shelf:
+class ReferenceCacheStore:
     """The stores of a work directory or of its storage."""
 
     def __init__(self, workdir: Path) -> None:
@@ -49,7 +49,7 @@ class Shelf:
         self.cache = workdir / CACHE
         self.remote = storage_of(workdir)
 
-    def glance(self, folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
+    def stat(self, folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
         """Return the manifest of a store all of whose files are there, in their sizes.
 
         Raises:
@@ -57,7 +57,7 @@ class Shelf:
             StorageError: the storage cannot be read.
         """
         if self.remote is None:
-            return glance(folder, identity)
+            return stat(folder, identity)
         there = self.remote.sizes(_key(folder))
         found = self.remote.read([f"{_key(folder)}/{MANIFEST}"])
         if not found:
@@ -65,7 +65,7 @@ class Shelf:
         manifest = parse_manifest(next(iter(found.values())))
         return require_whole(manifest, identity, lambda name: there.get(f"{_key(folder)}/{name}"))
 
-    def check(
+    def verify(
         self, folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
     ) -> Manifest:
         """Return the manifest of a store all of whose files are as they were written.
@@ -78,10 +78,10 @@ class Shelf:
             StorageError: the storage cannot be read.
         """
         if self.remote is None:
-            return check(folder, identity, again=again)
-        return self.glance(folder, identity)
+            return verify(folder, identity, again=again)
+        return self.stat(folder, identity)
 
-    def seal(
+    def commit(
         self,
         folder: Path,
         *,
@@ -90,15 +90,15 @@ class Shelf:
         names: list[str],
         made: Any,
     ) -> Manifest:
-        """Give a store that is made its name; see chip_core.training.store.folder.seal.
+        """Give a store that is made its name; see chip_core.reference_cache.folder.commit.
 
         Raises:
             BrokenStoreError: a file is not there or not whole.
             StorageError: the storage cannot be written.
         """
         if self.remote is None:
-            return seal(folder, identity=identity, rows=rows, names=names, made=made)
-        return self._seal(self.remote, folder, identity, rows, names, made)
+            return commit(folder, identity=identity, rows=rows, names=names, made=made)
+        return self._commit(self.remote, folder, identity, rows, names, made)
 
     def remove(self, folder: Path) -> None:
         """Remove what the storage has of a store: its manifest first, so it is there no more.
@@ -153,7 +153,7 @@ class Shelf:
         for key, content in self.remote.read(notes).items():
             write_bytes(partial / key.rpartition("/")[2], content)
 
-    def _seal(
+    def _commit(
         self,
         remote: Remote,
         folder: Path,

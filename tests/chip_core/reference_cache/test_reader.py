@@ -18,20 +18,20 @@ import torch
 from chip_core.config import TrialConfig
 from chip_core.errors import TrialError
 from chip_core.models import loading
-from chip_core.results import CURVES, Progress, TrialResult
-from chip_core.training.store import build, shards
-from chip_core.training.store import folder as folder_of_stores
-from chip_core.training.store.build import ensure, finish, make_part
-from chip_core.training.store.folder import (
+from chip_core.reference_cache import build, shards
+from chip_core.reference_cache import folder as folder_of_stores
+from chip_core.reference_cache.build import build_shard, ensure, finish
+from chip_core.reference_cache.folder import (
     BrokenStoreError,
     partial_folder,
     remove,
     shard_name,
     store_folder,
 )
-from chip_core.training.store.passes import Offered, ReferencePass, passes_of
-from chip_core.training.store.room import NoRoomError
-from chip_core.training.store.shards import Store
+from chip_core.reference_cache.shards import Store
+from chip_core.reference_cache.size import NoRoomError
+from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, cache_specs
+from chip_core.results import CURVES, Progress, TrialResult
 from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
@@ -54,13 +54,13 @@ def configured(shapes_config: Configured) -> Configured:
     return made
 
 
-def passes(config: TrialConfig) -> tuple[ReferencePass, ...]:
-    return passes_of(config, {"content": "the model"}, {"source": "shapes"})
+def passes(config: TrialConfig) -> tuple[CacheSpec, ...]:
+    return cache_specs(config, {"content": "the model"}, {"source": "shapes"})
 
 
-def offered(config: TrialConfig, cache: Path) -> Offered:
+def offered(config: TrialConfig, cache: Path) -> AvailableCaches:
     ensure(passes(config), config, cache=cache)
-    return Offered(cache=cache, passes=passes(config))
+    return AvailableCaches(cache=cache, passes=passes(config))
 
 
 def losses(folder: Path) -> list[float]:
@@ -141,7 +141,7 @@ def test_however_many_workers_and_passes_at_once_it_is_the_same_to_the_bit(
     assert len(passes(config)) == 4
     other = configured(engine__micro_batch=1, engine__feature_cache="on", seed=5)
     for part in (1, 0):
-        rows = make_part(passes(config), other, cache=tmp_path / "two", part=part, parts=2)
+        rows = build_shard(passes(config), other, cache=tmp_path / "two", part=part, parts=2)
     for one in passes(config):
         ensure([one], config, cache=tmp_path / "alone")
         finish(one, cache=tmp_path / "two", rows=rows, seconds=1.0)
@@ -153,7 +153,7 @@ def test_however_many_workers_and_passes_at_once_it_is_the_same_to_the_bit(
 def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -> None:
     config = configured(objective="dpo")
     (one,) = passes(config)
-    rows = make_part([one], config, cache=tmp_path, part=0, parts=2)
+    rows = build_shard([one], config, cache=tmp_path, part=0, parts=2)
     with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not made"):
         finish(one, cache=tmp_path, rows=rows, seconds=1.0)
 
@@ -217,8 +217,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from chip_core import recipes
-from chip_core.training.store import build, folder
-from chip_core.training.store.passes import passes_of
+from chip_core.reference_cache import build, folder
+from chip_core.reference_cache.spec import cache_specs
 from chip_core.validation import set_key, trial_config
 folder.SHARD, build.BATCH = 4, 3
 tree = recipes.read_yaml(recipes.find("shapes"))
@@ -227,7 +227,7 @@ for key, value in {
 }.items():
     set_key(tree, key, value)
 config = trial_config(tree, "test")
-(one,) = passes_of(config, {"content": "the model"}, {"source": "shapes"})
+(one,) = cache_specs(config, {"content": "the model"}, {"source": "shapes"})
 def report(progress):
     print(progress.phase, progress.done, flush=True)
     if sys.argv[2] == "dies" and progress.done == 7:
@@ -282,7 +282,7 @@ def test_a_trial_whose_store_is_gone_or_broken_computes_and_says_so(
     assert losses(tmp_path / "trial") == pytest.approx(losses(tmp_path / "live"), rel=1e-5)
 
 
-def refused(config: TrialConfig, stores: Offered, folder: Path) -> TrialResult:
+def refused(config: TrialConfig, stores: AvailableCaches, folder: Path) -> TrialResult:
     result = run_trial(config, folder=folder, offered=stores)
     assert result.engine["reference"] == "live"
     return result
@@ -331,7 +331,7 @@ def test_features_of_a_tower_that_is_another_are_not_used(
     with monkeypatch.context() as patched:
         patched.setattr(loading, "load", other)
         ensure([one], config, cache=tmp_path / "cache")
-    stores = Offered(cache=tmp_path / "cache", passes=(one,))
+    stores = AvailableCaches(cache=tmp_path / "cache", passes=(one,))
     result = run_trial(config, folder=tmp_path / "trial", offered=stores)
     assert (result.engine["reference"], result.engine["image_features"]) == ("live", "computed")
     assert "hidden states differ by" in result.notes[0]

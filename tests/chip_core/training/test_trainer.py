@@ -1,4 +1,4 @@
-"""What ends a training early, told as its reason."""
+"""What a trainer leaves of a model, and what ends a training early, told as its reason."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from chip_core.config import TrialConfig
+from chip_core.data.preferences import load_pairs
 from chip_core.errors import NonFiniteLossError, TrialError
 from chip_core.files import read_records
+from chip_core.models import loading
+from chip_core.training.trainer import Trainer
 from chip_core.trial import run_trial
 
 Configured = Callable[..., TrialConfig]
@@ -52,3 +55,33 @@ def test_points_of_the_curves_are_as_far_apart_as_asked(
     run_trial(shapes_config(training__max_steps=5, engine__log_every=2), folder=tmp_path)
     steps = [record["step"] for record in read_records(tmp_path / "curves.jsonl")]
     assert steps == [2, 4, 5]  # the last one always
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_models_attention_is_as_before_when_a_trainer_is_closed_or_never_made(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """A warm slot's next trial gets the same model."""
+    config = shapes_config()
+    model, processor = loading.load(config.model)
+    components = {"model": model, "processor": processor, "pairs": load_pairs(config.data)}
+    seen = []
+
+    def attention() -> str:
+        return str(model.get_decoder().config._attn_implementation)
+
+    def note(*_: object) -> None:
+        seen.append(attention())
+        if broken:
+            raise MemoryError
+
+    before = attention()
+    monkeypatch.setattr("chip_core.training.trainer.Checkpointer", lambda *_, **__: note())
+    if broken:
+        with pytest.raises(MemoryError):
+            Trainer(config, folder=tmp_path, **components)
+    else:
+        with Trainer(config, folder=tmp_path, **components):
+            pass
+    assert seen != [before]  # it shares prefixes
+    assert attention() == before

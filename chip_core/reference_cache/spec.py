@@ -11,13 +11,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from chip_core.config import BEHAVIOUR, TrialConfig
 from chip_core.data.rejected_images import strategy_class
 from chip_core.identity import data_identity, fingerprint, rejected_image_identity
 from chip_core.models.loading import projector_in_tower
-from chip_core.training.store.folder import FORMAT
+from chip_core.reference_cache.folder import FORMAT
+
+if TYPE_CHECKING:
+    from chip_core.data.preferences import PreferencePair
+    from chip_core.reference_cache.reader import OpenStores
+    from chip_core.training.policy import Policy
 
 #: What a pass says of each sample.
 #: text: of chosen and rejected response under the image, each token's log-probability, and the
@@ -31,7 +36,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferencePass:
+class CacheSpec:
     """One pass over all samples."""
 
     kind: Kind
@@ -73,33 +78,46 @@ class ReferencePass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offered:
+class AvailableCaches:
     """The stores that a trial may read."""
 
     cache: Path  # where stores lie
-    passes: tuple[ReferencePass, ...]
+    passes: tuple[CacheSpec, ...]
+
+    def open(
+        self,
+        policy: Policy,
+        config: TrialConfig,
+        *,
+        processor: Any,
+        pairs: Sequence[PreferencePair],
+    ) -> OpenStores:
+        """Open them for a training; see `open_stores`."""
+        from chip_core.reference_cache.reader import open_stores  # torch: planning needs none
+
+        return open_stores(self, policy, config, processor=processor, pairs=pairs)
 
     def covers(self, config: TrialConfig) -> bool:
         """Return whether a trial that reads all of them computes nothing of the reference."""
-        epochs = {one.epoch for one in self.passes if one.kind == "rejected_image"}
+        epochs = {spec.epoch for spec in self.passes if spec.kind == "rejected_image"}
         drawn = None in epochs or epochs >= set(range(config.training.epochs))
-        text = any(one.kind == "text" for one in self.passes)
+        text = any(spec.kind == "text" for spec in self.passes)
         return text and (drawn or not config.objective.needs_rejected_image)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class BuildShard:
     """A share of passes that are made together, for one worker."""
 
-    passes: tuple[ReferencePass, ...]
+    passes: tuple[CacheSpec, ...]
     cache: Path
     number: int  # counted from 0
     of: int
 
 
-def passes_of(
+def cache_specs(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
-) -> tuple[ReferencePass, ...]:
+) -> tuple[CacheSpec, ...]:
     """Return the passes that a trial can read, those it needs and no other; it may be none.
 
     Args:
@@ -142,7 +160,7 @@ def passes_of(
             if features:
                 made.append(("rejected_image_features", epoch, {**of_tower, **drawn}))
     return tuple(
-        ReferencePass(kind=kind, epoch=epoch, identity={"kind": kind, **identity})
+        CacheSpec(kind=kind, epoch=epoch, identity={"kind": kind, **identity})
         for kind, epoch, identity in made
     )
 
@@ -159,33 +177,33 @@ def _keeps_features(config: TrialConfig) -> bool:
     return engine.feature_cache == "on" or not on_gpu
 
 
-def with_hidden(one: ReferencePass, precision: Literal["fp32", "bf16"]) -> ReferencePass:
+def with_hidden(spec: CacheSpec, precision: Literal["fp32", "bf16"]) -> CacheSpec:
     """Return the text pass that holds all of another one, and hidden states."""
-    identity = {**one.identity, "hidden": precision}
-    return ReferencePass(kind=one.kind, epoch=one.epoch, identity=identity)
+    identity = {**spec.identity, "hidden": precision}
+    return CacheSpec(kind=spec.kind, epoch=spec.epoch, identity=identity)
 
 
-def grouped(passes: Sequence[ReferencePass]) -> list[tuple[ReferencePass, ...]]:
+def grouped(passes: Sequence[CacheSpec]) -> list[tuple[CacheSpec, ...]]:
     """Return passes in groups that are made together, so that samples are prepared once.
 
     A group is of the same pairs, and of one draw of rejected images at most.
     """
-    groups: list[list[ReferencePass]] = []
-    for one in passes:
+    groups: list[list[CacheSpec]] = []
+    for spec in passes:
         for group in groups:
-            if all(_together(one, other) for other in group):
-                group.append(one)
+            if all(_together(spec, other) for other in group):
+                group.append(spec)
                 break
         else:
-            groups.append([one])
+            groups.append([spec])
     return [tuple(group) for group in groups]
 
 
-def _together(one: ReferencePass, other: ReferencePass) -> bool:
+def _together(spec: CacheSpec, other: CacheSpec) -> bool:
     """Return whether nothing that both are of differs."""
     pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [
-        (one.identity, other.identity),
-        (one.identity["engine"], other.identity["engine"]),
+        (spec.identity, other.identity),
+        (spec.identity["engine"], other.identity["engine"]),
     ]
     apart = {"kind", "hidden", "engine"}
     return all(
@@ -195,15 +213,15 @@ def _together(one: ReferencePass, other: ReferencePass) -> bool:
     )
 
 
-def config_of(group: Sequence[tuple[ReferencePass, TrialConfig]]) -> TrialConfig:
+def config_of(group: Sequence[tuple[CacheSpec, TrialConfig]]) -> TrialConfig:
     """Return a configuration that a group of passes is made with.
 
     Args:
         group: the passes, each with a trial's that has it.
     """
-    config = next((config for one, config in group if not one.of_features), group[0][1])
-    towers = (config for one, config in group if one.of_features)
-    drawn = (config for one, config in group if one.of_rejected_image)
+    config = next((config for spec, config in group if not spec.of_features), group[0][1])
+    towers = (config for spec, config in group if spec.of_features)
+    drawn = (config for spec, config in group if spec.of_rejected_image)
     for other, names in (
         (next(towers, None), ("vision_encoder", "projector")),
         (next(drawn, None), ("objective", "rejected_image", "seed")),
@@ -213,11 +231,11 @@ def config_of(group: Sequence[tuple[ReferencePass, TrialConfig]]) -> TrialConfig
     return config
 
 
-def samples_read(one: ReferencePass, config: TrialConfig, samples: int) -> int:
+def samples_read(spec: CacheSpec, config: TrialConfig, samples: int) -> int:
     """Return how often a trial reads a sample of a pass, all samples together.
 
     Args:
-        one: a pass of the trial.
+        spec: a pass of the trial.
         config: the trial.
         samples: how many pairs the data has.
     """
@@ -226,8 +244,8 @@ def samples_read(one: ReferencePass, config: TrialConfig, samples: int) -> int:
     steps = steps_an_epoch * settings.epochs
     if settings.max_steps is not None:
         steps = min(steps, settings.max_steps)
-    if one.epoch is not None:
-        steps = min(max(steps - one.epoch * steps_an_epoch, 0), steps_an_epoch)
+    if spec.epoch is not None:
+        steps = min(max(steps - spec.epoch * steps_an_epoch, 0), steps_an_epoch)
     return steps * settings.batch_size
 
 

@@ -1,0 +1,181 @@
+"""Answers that lie on disk, scored by a benchmark's rules and judges: no model, no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.errors import TrialError, UserError
+from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.resources import open_resources
+from chip_core.evaluation.scorers.base import Answer, Scored
+from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
+from chip_core.evaluation.unreadable import counts
+from chip_core.files import read_records, write_json
+from chip_core.places import Places
+from chip_core.results import Answers, Evaluation, Progress
+
+
+def file_name(side: Side, benchmark: str) -> str:
+    """Return the name that a benchmark's files begin with."""
+    return f"{side}-{re.sub(r'[^A-Za-z0-9_.-]', '.', benchmark)}"
+
+
+def score_answers(
+    made: Answers,
+    side: Side,
+    settings: BenchmarkConfig,
+    *,
+    folder: Path,
+    places: Places,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Evaluation:
+    """Score a benchmark's answers; leave its figures in `scores/`.
+
+    Args:
+        made: the answers, whose file lies in `folder`.
+        side: which part of the benchmark they are to.
+        settings: the benchmark's.
+        folder: the trial's.
+        places: where the benchmark's data and the judges' replies lie.
+        report: told of the judge's replies.
+
+    Raises:
+        TrialError: something that the benchmark needs is not there, its judge does not answer, or
+            the answers are to other questions.
+    """
+    with reason_of_trial(settings.name):
+        benchmark = find_benchmark(settings.name)
+        items, whole = asked_items(side, settings, benchmark, places)
+        responses = _read_responses(folder / made.responses, items)
+        how = dict(made.how)
+        if len(items) < whole:
+            how["limit"], how["of"] = len(items), whole
+        if settings.half is not None:
+            how["half"] = settings.half
+        report(Progress(phase=f"score {settings.name}", done=0, total=1))
+        resources = open_resources(
+            settings,
+            benchmark.needs_of(items),
+            places,
+            only=frozenset(item.id for item in items) if "limit" in how else None,
+            on_reply=lambda done, total: report(
+                Progress(phase=f"judge {settings.name}", done=done, total=total)
+            ),
+        )
+        found: Scored = benchmark.score(
+            [
+                Answer(item=item.id, response=text, fields=item.fields)
+                for item, text in zip(items, responses, strict=True)
+            ],
+            data=places.data(settings.name),
+            protocol=settings.protocol,
+            resources=resources,
+        )
+        if resources.judge is not None:
+            how["judge"] = _judge(resources.judge)
+        how |= _named(similarity=resources.similarity, tagger=resources.tagger)
+        evaluation = write_scores(
+            folder, side, settings, benchmark, found, how, items=len(responses)
+        )
+    report(Progress(phase=f"score {settings.name}", done=1, total=1))
+    return evaluation
+
+
+def _read_responses(path: Path, items: Sequence[Item]) -> list[str]:
+    """Return the response to each item.
+
+    Raises:
+        TrialError: the file is of other questions.
+    """
+    rows = read_records(path)
+    asked = [(row.get("item"), row.get("prompt")) for row in rows]
+    if asked != [(item.id, item.prompt) for item in items]:
+        raise TrialError(
+            f"{path} holds answers to other questions than the benchmark asks now: its files were "
+            "changed since they were answered; run the study again"
+        )
+    return [str(row["response"]) for row in rows]
+
+
+def write_scores(
+    folder: Path,
+    side: Side,
+    settings: BenchmarkConfig,
+    benchmark: Benchmark,
+    found: Scored,
+    how: dict[str, Any],
+    *,
+    items: int = 0,
+) -> Evaluation:
+    """Write a benchmark's figures and item outcomes to `scores/`.
+
+    Args:
+        folder: the trial's.
+        side: which part of the benchmark was asked.
+        settings: the benchmark's.
+        benchmark: the benchmark.
+        found: what the scorer found.
+        how: what has to be known beside the figures.
+        items: how many answers were scored; 0: as many as the scorer says.
+    """
+    how = {
+        "protocol": settings.protocol,
+        "scorer": benchmark.version,
+        "n": found.n,
+        "missing": found.missing,
+        **how,
+    }
+    if found.unreadable:
+        how["unreadable"] = counts(found.unreadable)
+    name = file_name(side, settings.name)
+    scores = f"scores/{name}.json"
+    write_json(
+        folder / scores,
+        {
+            "how": how,
+            "metrics": [asdict(outcome) for outcome in found.metrics],
+            "unreadable": [asdict(one) for one in found.unreadable],
+        },
+    )
+    return Evaluation(
+        metrics={
+            metric_name(side, settings.name, outcome.name): outcome.value
+            for outcome in found.metrics
+            if outcome.value is not None
+        },
+        items=items or found.n,
+        scores=scores,
+        responses=f"responses/{name}.jsonl",
+        how=how,
+    )
+
+
+def _judge(judge: Any) -> dict[str, Any]:
+    returned = sorted(getattr(judge, "returned", ()))
+    send = getattr(judge, "send", None)
+    return {
+        "model": judge.model,
+        **({"send": dict(send)} if send else {}),
+        **({"returned": returned} if returned else {}),
+    }
+
+
+def _named(**tools: Any) -> dict[str, str]:
+    """Return the names of the language tools that were used."""
+    return {kind: tool.name for kind, tool in tools.items() if hasattr(tool, "name")}
+
+
+@contextmanager
+def reason_of_trial(name: str) -> Iterator[None]:
+    """Make what is wrong with a benchmark's files the trial's reason."""
+    try:
+        yield
+    except (UserError, ValueError) as error:
+        text = str(error)
+        raise TrialError(text if name in text else f"{name}: {text}") from None

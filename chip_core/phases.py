@@ -1,0 +1,45 @@
+"""The phases of a trial: where its time goes, and where it can be stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from chip_core.errors import StoppedError
+from chip_core.machine import cpu_seconds
+from chip_core.results import Progress
+
+
+def stopped_by(
+    stop: Callable[[], bool], report: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    """Return what reports progress, and ends the work there where it is asked to.
+
+    A training ends by itself, after a checkpoint that all its workers write.
+
+    Raises:
+        StoppedError: from what is returned.
+    """
+
+    def told(progress: Progress) -> None:
+        report(progress)
+        if progress.phase != "train" and stop():
+            raise StoppedError(f"stopped in '{progress.phase}', {progress.done}/{progress.total}")
+
+    return told
+
+
+class Spans:
+    """Where a trial's time goes, one phase after the other."""
+
+    def __init__(self, began: float | None, began_cpu: float | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
+        self._began = time.perf_counter() if began is None else began
+        self._began_cpu = cpu_seconds() if began_cpu is None else began_cpu
+
+    def end(self, phase: str) -> None:
+        """End a phase; the next begins."""
+        now, computed = time.perf_counter(), cpu_seconds()
+        self.seconds[phase], self.cpu[phase] = now - self._began, computed - self._began_cpu
+        self._began, self._began_cpu = now, computed

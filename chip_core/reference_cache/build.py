@@ -1,0 +1,343 @@
+"""A reference pass: the model that a training begins with, run over all samples.
+
+Its batches are always the same consecutive samples, whoever computes them and on however many
+workers, so that a store's content is a function of what it is a store of.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from chip_core.config import TrialConfig
+from chip_core.data.batches import PairEncoder
+from chip_core.data.preferences import Pairs
+from chip_core.data.tensors import PairBatch
+from chip_core.errors import TrialError
+from chip_core.files import write_json
+from chip_core.models import loading
+from chip_core.objectives.config import ObjectiveConfig, Term
+from chip_core.reference_cache.folder import (
+    BrokenStoreError,
+    Manifest,
+    build_lock,
+    commit,
+    noted,
+    partial_folder,
+    shard_count,
+    shard_name,
+    shard_rows,
+    store_folder,
+    verify,
+)
+from chip_core.reference_cache.rows import ImageFeatures, ResponseLogps
+from chip_core.reference_cache.shards import Row, write_shard, write_tensors
+from chip_core.reference_cache.size import BYTES, check_room
+from chip_core.reference_cache.spec import BuildShard, CacheSpec, grouped
+from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.seeding import seed_process
+from chip_core.training.exactness import shared_prefixes
+from chip_core.training.policy import Policy
+from chip_core.training.prepare import checked_pairs, device_of
+
+#: Pairs of a batch.
+BATCH = 8
+
+#: The output head that goes with hidden states.
+HEAD = "head.safetensors"
+
+#: In a partial folder, of its first batch: whether prefixes were shared, and by how much rounding
+#: to bf16 moves a token's log-probability.
+FACTS = "facts.note.json"
+
+PHASE = "reference pass"
+
+Report = Callable[[Progress], None]
+
+
+def ensure(
+    passes: Sequence[CacheSpec],
+    config: TrialConfig,
+    *,
+    cache: Path,
+    report: Report = lambda _: None,
+) -> list[Manifest]:
+    """Return the stores of a trial's passes; make those of which there is none that can be used.
+
+    Where another process is making one, it is waited for.
+
+    Args:
+        passes: the passes.
+        config: the trial.
+        cache: where stores lie.
+        report: told of progress.
+
+    Raises:
+        TrialError: one cannot be made.
+    """
+    began = time.perf_counter()
+    found: dict[str, Manifest] = {}
+    with ExitStack() as locks:
+        # In one order: two processes never wait for each other.
+        for spec in sorted(passes, key=lambda spec: spec.key):
+            folder = store_folder(cache, spec.key)
+            locks.enter_context(build_lock(folder, lambda who: report(_waiting(who))))
+            with suppress(BrokenStoreError):
+                found[spec.key] = verify(folder, spec.identity)
+        for group in grouped([spec for spec in passes if spec.key not in found]):
+            rows = build_shard(group, config, cache=cache, report=report)
+            seconds = time.perf_counter() - began
+            for spec in group:
+                found[spec.key] = finish(spec, cache=cache, rows=rows, seconds=seconds)
+    return [found[spec.key] for spec in passes]
+
+
+def run_shard(
+    part: BuildShard, config: TrialConfig, *, folder: Path, report: Report
+) -> TrialResult:
+    """Make a share of passes as a job of its own, and leave its result in `folder`.
+
+    Raises:
+        TrialError: see `build_shard`.
+    """
+    began = time.perf_counter()
+    seed_process(config.seed, config.engine.threads)
+    rows = build_shard(
+        part.passes, config, cache=part.cache, part=part.number, parts=part.of, report=report
+    )
+    seconds = {PHASE: time.perf_counter() - began}
+    result = TrialResult(steps=0, evaluations={}, seconds=seconds, data={"samples": rows})
+    write_json(folder / RESULT, asdict(result))
+    return result
+
+
+def build_shard(
+    passes: Sequence[CacheSpec],
+    config: TrialConfig,
+    *,
+    cache: Path,
+    part: int = 0,
+    parts: int = 1,
+    report: Report = lambda _: None,
+) -> int:
+    """Write every `parts`-th shard of a group of passes; return how many samples the whole has.
+
+    Shards that an earlier attempt wrote whole are left as they are. The caller holds the
+    `build_lock` of each pass.
+
+    Args:
+        passes: one of the groups of `grouped`.
+        config: `config_of` the group, or a trial's that has them all.
+        cache: where stores lie.
+        part: counted from 0.
+        parts: how many share the work.
+        report: told of progress.
+
+    Raises:
+        TrialError: the data or the model cannot be read, or there is no room.
+    """
+    report(Progress(phase="start", done=0, total=1))
+    pairs = checked_pairs(config, report)
+    missing = _missing(passes, cache, range(part, shard_count(len(pairs)), parts))
+    if not missing.shards and not missing.heads:
+        return len(pairs)
+    try:
+        _write(passes, config, pairs, cache, missing, parts=parts, report=report)
+    except torch.OutOfMemoryError:
+        raise TrialError(
+            "the GPU's memory ran out in the reference pass: give its worker a GPU with more "
+            "memory, or set reference_cache: off"
+        ) from None
+    return len(pairs)
+
+
+def finish(
+    spec: CacheSpec,
+    *,
+    cache: Path,
+    rows: int,
+    seconds: float,
+    commit: Callable[..., Manifest] = commit,
+) -> Manifest:
+    """Give a pass its name, all of whose parts are made.
+
+    Args:
+        spec: the pass.
+        cache: where stores lie.
+        rows: how many samples it has.
+        seconds: how long it took.
+        commit: what gives it its name, as `commit` does.
+
+    Raises:
+        BrokenStoreError: a part is missing.
+    """
+    names = [shard_name(number) for number in range(shard_count(rows))]
+    if spec.hidden is not None:
+        names.append(HEAD)
+    made: dict[str, Any] = {
+        "time": time.time(),
+        "seconds": round(seconds, 1),
+        "host": socket.gethostname(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    folder = store_folder(cache, spec.key)
+    with suppress(FileNotFoundError):
+        made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
+    return commit(folder, identity=spec.identity, rows=rows, names=names, made=made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Missing:
+    """What is not written yet."""
+
+    shards: dict[int, list[CacheSpec]]  # by number: the passes that lack it
+    heads: list[CacheSpec]  # the passes that lack the output head
+
+
+def _missing(passes: Sequence[CacheSpec], cache: Path, numbers: range) -> _Missing:
+    """Return what passes lack of shards; of the output head, where shard 0 is among them."""
+    missing = _Missing(shards={}, heads=[])
+    for spec in passes:
+        partial = partial_folder(store_folder(cache, spec.key))
+        for number in numbers:
+            if noted(partial, shard_name(number)) is None:
+                missing.shards.setdefault(number, []).append(spec)
+        if numbers.start == 0 and spec.hidden is not None and noted(partial, HEAD) is None:
+            missing.heads.append(spec)
+    return missing
+
+
+def _write(
+    passes: Sequence[CacheSpec],
+    config: TrialConfig,
+    pairs: Pairs,
+    cache: Path,
+    missing: _Missing,
+    *,
+    parts: int,
+    report: Report,
+) -> None:
+    model, processor = loading.load(config.model, attention=config.engine.attention)
+    device = device_of(config)
+    group = Group(passes, config, model.eval().to(device), processor, pairs)
+    weights = model.get_output_embeddings()
+    needed = len(missing.heads) * weights.weight.numel() * BYTES["fp32"]
+    for spec in passes:
+        shards = [number for number, specs in missing.shards.items() if spec in specs]
+        places = [place for number in shards for place in shard_rows(number, len(pairs))]
+        needed += parts * group.of(spec).bytes(places)
+    names = ", ".join(f"'{spec.name}'" for spec in passes)
+    check_room(cache, needed, f"the reference pass {names}")
+    for spec in missing.heads:
+        tensors = {"weight": weights.weight, "bias": weights.bias}
+        kept = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
+        write_tensors(partial_folder(store_folder(cache, spec.key)), HEAD, kept)
+    done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in missing.shards)
+    with group.ready():
+        for number, specs in missing.shards.items():
+            rows: dict[str, list[Row]] = {spec.key: [] for spec in specs}
+            of_shard = shard_rows(number, len(pairs))
+            for start in range(of_shard.start, of_shard.stop, BATCH):
+                these = range(start, min(start + BATCH, of_shard.stop))
+                batch = group.batch(these)
+                for spec in specs:
+                    rows[spec.key] += group.of(spec).rows(batch)
+                done += len(these)
+                report(Progress(phase=PHASE, done=done, total=total))
+            for spec in specs:
+                partial = partial_folder(store_folder(cache, spec.key))
+                write_shard(partial, number, rows[spec.key])
+                if number == 0:
+                    write_json(partial / FACTS, group.of(spec).facts)
+
+
+def _waiting(who: str) -> Progress:
+    return Progress(phase=f"wait for {who}", done=0, total=1)
+
+
+class Group:
+    """What a group of passes computes with."""
+
+    def __init__(
+        self,
+        passes: Sequence[CacheSpec],
+        config: TrialConfig,
+        model: Any,
+        processor: Any,
+        pairs: Pairs,
+    ) -> None:
+        """Make ready.
+
+        Args:
+            passes: a group.
+            config: that it is made with.
+            model: the reference, on its device.
+            processor: its processor.
+            pairs: all pairs.
+
+        Raises:
+            TrialError: features are asked of a tower that is trained.
+        """
+        objective = _objective(passes)
+        self._sharing = config.engine.prefix_sharing
+        self._alone = all(spec.of_features for spec in passes)
+        self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
+        self._device = next(model.parameters()).device
+        self._encoder = PairEncoder(
+            processor, config.model_copy(update={"objective": objective}), pairs
+        )
+        self._policy = Policy(
+            model,
+            objective,
+            bf16=config.model.dtype == "bf16",
+            logits_chunk=config.engine.logits_chunk,
+        )
+        self._of: dict[str, ImageFeatures | ResponseLogps] = {}
+        for spec in passes:
+            if spec.of_features:
+                self._of[spec.key] = ImageFeatures(spec, config, model, self._encoder)
+            else:
+                self._of[spec.key] = ResponseLogps(spec, self._policy, processor, pairs)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Share prefixes where the trials would."""
+        if self._alone:
+            yield
+            return
+        small = self.batch([0])
+        with shared_prefixes(self._policy, small, self._sharing) as sharing:
+            for said in self._of.values():
+                if isinstance(said, ResponseLogps):
+                    said.facts["prefix_sharing"] = sharing
+            yield
+
+    def batch(self, places: Sequence[int]) -> PairBatch:
+        """Return some samples, on the device."""
+        return self._encoder.batch(places, self._epoch).to(self._device)
+
+    def of(self, spec: CacheSpec) -> ImageFeatures | ResponseLogps:
+        """Return what computes a pass's rows."""
+        return self._of[spec.key]
+
+
+def _objective(passes: Sequence[CacheSpec]) -> ObjectiveConfig:
+    """Return an objective that needs of the reference what the passes say."""
+    terms: list[Term] = ["response"]
+    if any(spec.hidden is not None for spec in passes):
+        terms.append("token")
+    if any(spec.of_rejected_image for spec in passes):
+        terms.append("visual")
+    return ObjectiveConfig(terms=tuple(terms))

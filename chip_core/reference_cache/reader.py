@@ -1,0 +1,350 @@
+"""Read reference caches: a training's reference and its images' features.
+
+A store that is missing, broken or not this model's is not used: what it would say is computed in
+the step in its place, and a note says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from chip_core.config import TrialConfig
+from chip_core.data.batches import PairEncoder
+from chip_core.data.preferences import PreferencePair
+from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.errors import TrialError
+from chip_core.models.parts import trained_parts
+from chip_core.models.tower import is_frozen
+from chip_core.objectives.head import OutputHead
+from chip_core.reference_cache.build import HEAD
+from chip_core.reference_cache.folder import BrokenStoreError, store_folder
+from chip_core.reference_cache.rows import field_of
+from chip_core.reference_cache.shards import Store
+from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, epochs_reached
+from chip_core.training.policy import Policy, spread
+from chip_core.training.reference import (
+    Live,
+    ReferenceScores,
+    ReferenceSource,
+    ResponseReference,
+    TrainingReference,
+)
+from chip_core.training.states import ResponseStates
+
+
+def open_stores(
+    available: AvailableCaches,
+    policy: Policy,
+    config: TrialConfig,
+    *,
+    processor: Any,
+    pairs: Sequence[PreferencePair],
+) -> OpenStores:
+    """Open and spot-check the stores that a training may read, before its first step.
+
+    Args:
+        available: the stores that may be read.
+        policy: what is trained, as it is before that; not yet sharded.
+        config: the trial.
+        processor: the model's.
+        pairs: the preference pairs.
+    """
+    stores: list[tuple[CacheSpec, Store]] = []
+    notes: list[str] = []
+    spot_check = SpotCheck(policy, config, processor, pairs)
+    for spec in available.passes:
+        folder = store_folder(available.cache, spec.key)
+        try:
+            store = Store(folder, spec.identity)
+            spot_check.verify(spec, store)
+            stores.append((spec, store))
+        except BrokenStoreError as error:
+            notes.append(
+                f"the reference pass '{spec.name}' in {folder} is not used: {error}; "
+                "computed in the step"
+            )
+    return OpenStores(
+        policy=policy, config=config, pairs=len(pairs), whole=stores, notes=tuple(notes)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenStores:
+    """The stores of a training that are whole and this model's."""
+
+    policy: Policy
+    config: TrialConfig
+    pairs: int
+    whole: Sequence[tuple[CacheSpec, Store]]
+    notes: tuple[str, ...]
+
+    def reference(self, live: Callable[[], Live]) -> TrainingReference:
+        """Return what the training reads.
+
+        Args:
+            live: makes what computes the reference; asked only where it is needed.
+        """
+        features = StoredFeatures(
+            images=self._of("features").get(None),
+            rejected_images=self._of("rejected_image_features"),
+        )
+        text, images = self._of("text").get(None), self._of("rejected_image")
+        wanted: set[int | None] = set()
+        if self.config.objective.needs_rejected_image and None not in images:
+            wanted = set(range(epochs_reached(self.config, self.pairs)))
+        computed: Live | None = None
+        how = "stored"
+        if text is None or not wanted <= set(images):
+            computed = live()
+            how = "live" if text is None and not images else "partly stored"
+        reference: ReferenceSource
+        if computed is not None and how == "live":
+            reference = computed
+        else:
+            hidden = self.config.objective.needs_divergence
+            head = None
+            if hidden:
+                head = (
+                    _stored_head(self.policy, self.config, text)
+                    if computed is None
+                    else computed.head
+                )
+            reference = StoredReference(
+                text=text, rejected_image=images, head=head, hidden=hidden, live=computed
+            )
+        engine = {"reference": how, "image_features": features.how}
+        return TrainingReference(
+            source=reference, attach_features=features.attach, engine=engine, notes=self.notes
+        )
+
+    def _of(self, kind: str) -> dict[int | None, Store]:
+        return {spec.epoch: store for spec, store in self.whole if spec.kind == kind}
+
+
+def _stored_head(policy: Policy, config: TrialConfig, text: Store | None) -> OutputHead | None:
+    """Return the reference's output head; None where the policy's own is frozen."""
+    assert text is not None
+    own = policy.model.get_output_embeddings().weight
+    trained = trained_parts(policy.model, config).values()
+    if not any(own is parameter for part in trained for parameter in part.values()):
+        return None
+    tensors: dict[str, Tensor] = {
+        name: value.to(own.device) for name, value in text.tensors(HEAD).items()
+    }
+    return OutputHead(weight=tensors["weight"], bias=tensors.get("bias"))
+
+
+#: How far the log-probabilities may lie from what is stored, in the mean over tokens. Rounding in
+#: bf16 comes to about 0.02; another model's or image's are off by far more.
+_LOGPS = {"fp32": 1e-3, "bf16": 0.1}
+
+#: How far hidden states with given features may lie from those without: the norm of the difference
+#: over the norm.
+_STATES = {"fp32": 1e-4, "bf16": 0.05}
+
+
+class SpotCheck:
+    """Computes a few samples and compares stores with them."""
+
+    def __init__(
+        self, policy: Policy, config: TrialConfig, processor: Any, pairs: Sequence[PreferencePair]
+    ) -> None:
+        """Compute nothing yet.
+
+        Args:
+            policy: what is trained, as it is before that.
+            config: the trial.
+            processor: the model's.
+            pairs: the preference pairs.
+        """
+        self._policy, self._config = policy, config
+        self._processor, self._pairs = processor, pairs
+        self._batches: dict[int, PairBatch] = {}  # by epoch
+        self._scores: dict[int, ReferenceScores] = {}
+        self._states: dict[int, ResponseStates] = {}
+
+    def verify(self, spec: CacheSpec, store: Store) -> None:
+        """Check a store's first and last sample.
+
+        Raises:
+            BrokenStoreError: they differ from what is computed by more than rounding.
+        """
+        if len(store) != len(self._pairs):
+            raise BrokenStoreError(f"it has {len(store)} samples, the data {len(self._pairs)}")
+        epoch = spec.epoch or 0
+        if epoch not in self._batches:
+            # An encoder of its own: the training's counts what it cuts.
+            encoder = PairEncoder(self._processor, self._config, self._pairs)
+            self._batches[epoch] = encoder.batch(sorted({0, len(self._pairs) - 1}), epoch)
+        if spec.of_features:
+            self._verify_features(spec, store, epoch)
+        else:
+            self._verify_responses(spec, store, epoch)
+
+    def _verify_responses(self, spec: CacheSpec, store: Store, epoch: int) -> None:
+        batch = self._batches[epoch].to(self._device)
+        if epoch not in self._scores:
+            self._scores[epoch] = self._policy.reference_scores(batch)
+        scores = self._scores[epoch]
+        responses, said = batch.chosen, scores.chosen
+        if spec.of_rejected_image:
+            assert batch.rejected_image is not None and scores.rejected_image is not None
+            responses, said = batch.rejected_image, scores.rejected_image
+        ids = store.rows(batch.places, "chosen.ids")
+        if ids.tolist() != responses.ids[responses.mask].tolist():
+            raise BrokenStoreError("its responses are not the data's")
+        stored = store.rows(batch.places, "chosen.logps").to(said.logps.device)
+        gap = float((stored - said.logps[responses.mask]).abs().mean())
+        if not gap <= _LOGPS[self._config.model.dtype]:
+            raise BrokenStoreError(
+                f"its log-probabilities are not this model's (they differ by {gap:.3g} a token)"
+            )
+
+    @torch.no_grad()
+    def _verify_features(self, spec: CacheSpec, store: Store, epoch: int) -> None:
+        if not is_frozen(self._policy.model, self._config):
+            raise BrokenStoreError("what is trained lies within the tower")
+        batch = self._batches[epoch]
+        if epoch not in self._states:
+            self._states[epoch] = self._policy.states(batch.to(self._device))
+        rejected = spec.of_rejected_image
+        given = StoredFeatures(
+            images=None if rejected else store, rejected_images={None: store} if rejected else {}
+        ).attach(batch)
+        try:
+            states = self._policy.states(given.to(self._device))
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            what = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BrokenStoreError(f"the model cannot be given them ({what})") from None
+        gap = _apart(_of(states, rejected), _of(self._states[epoch], rejected))
+        if not gap <= _STATES[self._config.model.dtype]:
+            raise BrokenStoreError(f"hidden states differ by {gap:.1e} with them")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._policy.parameters()).device
+
+
+def _of(states: ResponseStates, rejected_image: bool) -> Tensor:
+    found = states.rejected_image if rejected_image else states.chosen
+    assert found is not None
+    return found.double()
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFeatures:
+    """Gives batches what stores have of their images; the rest is computed."""
+
+    images: Store | None
+    rejected_images: Mapping[int | None, Store]  # by epoch; None: of all epochs
+
+    @property
+    def how(self) -> Literal["stored", "computed"]:
+        """Whether there is anything to give."""
+        return "stored" if self.images is not None or self.rejected_images else "computed"
+
+    def attach(self, batch: PairBatch) -> PairBatch:
+        """Return a batch, on the CPU, with the features of its images."""
+        if self.images is not None:
+            batch = replace(batch, prompts=_with(self.images, batch.places, batch.prompts))
+        of_epoch = None if None in self.rejected_images else batch.epoch
+        store, prompts = self.rejected_images.get(of_epoch), batch.rejected_image_prompts
+        if store is not None and prompts is not None:
+            batch = replace(batch, rejected_image_prompts=_with(store, batch.places, prompts))
+        return batch
+
+
+def _with(store: Store, places: tuple[int, ...], prompts: Prompts) -> Prompts:
+    features = {field_of(name): store.rows(places, name) for name in store.columns}
+    return replace(prompts, features=features)
+
+
+class StoredReference:
+    """Reads what stores have, and has the rest computed."""
+
+    def __init__(
+        self,
+        *,
+        text: Store | None,
+        rejected_image: Mapping[int | None, Store],
+        head: OutputHead | None,
+        hidden: bool,
+        live: Live | None,
+    ) -> None:
+        """Put together a training's reference.
+
+        Args:
+            text: the store of the responses under the image; None: they are computed.
+            rejected_image: the stores under the rejected image, by epoch; None: of all epochs.
+                What is not here is computed.
+            head: what turns the hidden states into logits; None: the policy's own, frozen.
+            hidden: whether hidden states are read.
+            live: computes what no store has.
+        """
+        self._text, self._rejected_image = text, rejected_image
+        self._head, self._hidden, self._live = head, hidden, live
+
+    @property
+    def head(self) -> OutputHead | None:
+        """What turns its hidden states into logits; None: the policy's own, which is frozen."""
+        return self._head
+
+    def scores(self, batch: PairBatch) -> ReferenceScores:
+        """Return what the reference says of a batch, on the batch's device, without a graph.
+
+        Raises:
+            TrialError: a store is of other responses than the batch's.
+        """
+        chosen, rejected = self._of_text(batch)
+        return ReferenceScores(
+            chosen=chosen, rejected=rejected, rejected_image=self._of_rejected_image(batch)
+        )
+
+    def _of_text(self, batch: PairBatch) -> tuple[ResponseReference, ResponseReference]:
+        if self._text is None:
+            assert self._live is not None
+            scores = self._live.scores(batch.text)
+            return scores.chosen, scores.rejected
+        return (
+            _read(self._text, "chosen", batch.places, batch.chosen, hidden=self._hidden),
+            _read(self._text, "rejected", batch.places, batch.rejected, hidden=self._hidden),
+        )
+
+    def _of_rejected_image(self, batch: PairBatch) -> ResponseReference | None:
+        if batch.rejected_image is None:
+            return None
+        of_epoch = None if None in self._rejected_image else batch.epoch
+        if of_epoch not in self._rejected_image:
+            assert self._live is not None
+            return self._live.rejected_image(batch)
+        store = self._rejected_image[of_epoch]
+        return _read(store, "chosen", batch.places, batch.rejected_image, hidden=False)
+
+
+def _read(
+    store: Store, group: str, places: tuple[int, ...], responses: Responses, *, hidden: bool
+) -> ResponseReference:
+    """Return what a store says of one response a pair."""
+
+    def column(name: str) -> Tensor:
+        return store.rows(places, f"{group}.{name}").to(responses.ids.device)
+
+    if not torch.equal(column("ids"), responses.ids[responses.mask].int()):
+        raise TrialError(
+            f"the reference pass in {store.folder} is of other {group} responses than this "
+            f"trial's (among the pairs {', '.join(map(str, places))}): the data changed while it "
+            "was trained on; remove that folder and run again"
+        )
+    return ResponseReference(
+        logps=spread(column("logps"), responses.mask),
+        hidden=spread(column("hidden"), responses.mask) if hidden else None,
+    )

@@ -1,0 +1,186 @@
+"""The rows of a reference cache: what the reference says of images and of responses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core.config import TrialConfig
+from chip_core.data.batches import PairEncoder
+from chip_core.data.marks import Marks
+from chip_core.data.preferences import Pairs
+from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.errors import TrialError
+from chip_core.models.tower import is_frozen, tower_features
+from chip_core.reference_cache.shards import Row
+from chip_core.reference_cache.size import bytes_a_token
+from chip_core.reference_cache.spec import CacheSpec
+from chip_core.training.policy import Policy
+from chip_core.training.reference import ResponseReference
+from chip_core.training.states import autocast
+
+_SAMPLE = 8  # images by which the others' size is told
+
+
+class ImageFeatures:
+    """Computes the rows of a pass over images."""
+
+    def __init__(
+        self, spec: CacheSpec, config: TrialConfig, model: Any, encoder: PairEncoder
+    ) -> None:
+        """Make ready.
+
+        Args:
+            spec: the pass.
+            config: that it is made with.
+            model: the reference, on its device.
+            encoder: makes a batch of a sample alone.
+
+        Raises:
+            TrialError: something within the tower is trained.
+        """
+        if not is_frozen(model, config):
+            raise TrialError(
+                "the projector, which is trained, lies within this family's vision encoder: set "
+                "projector: frozen, or engine.feature_cache: off"
+            )
+        self._spec, self._model, self._encoder = spec, model, encoder
+        self._bf16 = config.model.dtype == "bf16"
+        self._device = next(model.parameters()).device
+        self.facts: dict[str, Any] = {}
+
+    def bytes(self, places: Sequence[int]) -> int:
+        """Return about the bytes of samples: images differ in size."""
+        some = places[:: max(1, len(places) // _SAMPLE)]
+        sizes = [value.nbytes for place in some for value in self._alone(place).values()]
+        return round(sum(sizes) / max(1, len(some)) * len(places))
+
+    def rows(self, batch: PairBatch) -> Iterator[Row]:
+        """Yield what the tower says of each pair of a batch.
+
+        Computed together where each pair is one image of one size. Else alone: which of a batch's
+        tiles or patches are whose is the family's affair.
+        """
+        pixels = self._prompts(batch).images["pixel_values"]
+        if pixels.ndim != 4 or len(pixels) != len(batch):
+            yield from map(self._alone, batch.places)
+            return
+        together = self._computed(self._prompts(batch))
+        split = {name: values.chunk(len(batch)) for name, values in together.items()}
+        for row in range(len(batch)):
+            yield {name: values[row] for name, values in split.items()}
+
+    def _alone(self, place: int) -> dict[str, Tensor]:
+        batch = self._encoder.batch([place], self._spec.epoch or 0)
+        return self._computed(self._prompts(batch.to(self._device)))
+
+    def _prompts(self, batch: PairBatch) -> Prompts:
+        if not self._spec.of_rejected_image:
+            return batch.prompts
+        assert batch.rejected_image_prompts is not None
+        return batch.rejected_image_prompts
+
+    def _computed(self, prompts: Prompts) -> dict[str, Tensor]:
+        """Return the columns of some images, one image after the other."""
+        with autocast(self._device, bf16=self._bf16):
+            features = tower_features(self._model, prompts.images)
+        # In bf16 the projector's first product rounds to bf16 anyway.
+        return {
+            column(field): (value.to(torch.bfloat16) if self._bf16 else value).cpu()
+            for field, value in features.items()
+        }
+
+
+def column(field: str) -> str:
+    """Return the column of a field of the features: a group of its own."""
+    return f"{field}.values"
+
+
+def field_of(column: str) -> str:
+    """Return the field that a column is of."""
+    return column.removesuffix(".values")
+
+
+_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class ResponseLogps:
+    """Computes the rows of a pass over responses."""
+
+    def __init__(self, spec: CacheSpec, policy: Policy, processor: Any, pairs: Pairs) -> None:
+        """Make ready.
+
+        Args:
+            spec: the pass.
+            policy: the reference, as a policy that was never trained.
+            processor: its processor.
+            pairs: all pairs.
+        """
+        self._spec, self._policy, self._pairs = spec, policy, pairs
+        self._marks = Marks(processor)
+        #: What is to be told of it: whether prefixes were shared, and by how much rounding to bf16
+        #: moves a token's log-probability in the first batch.
+        self.facts: dict[str, Any] = {}
+
+    def bytes(self, places: Sequence[int]) -> int:
+        """Return the bytes of samples whose responses are not cut."""
+        sides = 2 if self._spec.kind == "text" else 1
+        tokens = 0
+        for start in range(0, len(places), 1000):
+            these = places[start : start + 1000]
+            texts = [text for place in these for text in self._pairs.responses(place)[:sides]]
+            ids = [self._marks.ids(text) for text in texts]
+            tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
+        return tokens * bytes_a_token(self._spec, self._policy.head.weight.shape[1])
+
+    def rows(self, batch: PairBatch) -> Iterator[Row]:
+        """Yield what the reference says of each pair of a batch."""
+        said = self._said(batch)
+        if self._spec.hidden == "bf16" and "rounding" not in self.facts:
+            self.facts["rounding"] = self._rounding(said)
+        columns = [
+            (f"{group}.{name}", values)
+            for group, responses, reference in said
+            for name, values in self._columns(responses, reference).items()
+        ]
+        for row in range(len(batch)):
+            yield {name: values[row] for name, values in columns}
+
+    def _said(self, batch: PairBatch) -> list[tuple[str, Responses, ResponseReference]]:
+        """Return what the reference says of a batch, by group of columns."""
+        if self._spec.kind == "text":
+            scores = self._policy.reference_scores(batch.text)
+            return [
+                ("chosen", batch.chosen, scores.chosen),
+                ("rejected", batch.rejected, scores.rejected),
+            ]
+        assert batch.rejected_image is not None
+        said = self._policy.rejected_image_reference(batch)
+        return [("chosen", batch.rejected_image, said)]
+
+    def _rounding(self, said: list[tuple[str, Responses, ResponseReference]]) -> float:
+        """Return by how much rounding the hidden states moves a log-probability at most."""
+        furthest = 0.0
+        for _, responses, reference in said:
+            assert reference.hidden is not None
+            rounded = reference.hidden[responses.mask].bfloat16()
+            gap = (self._policy.logps(rounded, responses) - reference.logps)[responses.mask]
+            furthest = max(furthest, float(gap.abs().max()))
+        return furthest
+
+    def _columns(
+        self, responses: Responses, reference: ResponseReference
+    ) -> dict[str, list[Tensor]]:
+        """Return each column's rows, on the CPU, without padding."""
+        columns = {"ids": responses.ids.int(), "logps": reference.logps.float()}
+        if self._spec.hidden is not None:
+            assert reference.hidden is not None
+            columns["hidden"] = reference.hidden.to(_DTYPE[self._spec.hidden])
+        mask = responses.mask.cpu()
+        return {
+            name: [row[kept] for row, kept in zip(values.cpu(), mask, strict=True)]
+            for name, values in columns.items()
+        }

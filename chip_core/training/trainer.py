@@ -1,0 +1,311 @@
+"""The trainer: from a base model to a policy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chip_core.config import TrialConfig
+from chip_core.data.loader import Loader
+from chip_core.data.preferences import Pairs
+from chip_core.data.tensors import PairBatch
+from chip_core.errors import MemoryFullError, NonFiniteLossError, StoppedError
+from chip_core.files import Spool, read_records, record_line, write_bytes
+from chip_core.models.memory import keep_activations, recompute_layers
+from chip_core.models.parts import set_trained
+from chip_core.objectives.terms import BatchObjective
+from chip_core.results import CURVES
+from chip_core.training.batches import Share, TrainingBatches
+from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
+from chip_core.training.exactness import shared_prefixes
+from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
+from chip_core.training.parallel import Compute, make_strategy
+from chip_core.training.policy import Policy
+from chip_core.training.reference import ReferenceCaches, TrainingReference
+
+#: What torch says where the machine's own memory does not hold a tensor.
+_NO_MEMORY = "can't allocate memory"
+
+#: Called after each update with (step, steps, figures of that step).
+StepReport = Callable[[int, int, dict[str, float]], None]
+
+
+def never() -> bool:
+    """Nobody asks a training to stop."""
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training came to."""
+
+    steps: int
+    notes: tuple[str, ...]  # what is to be said of it: where it was resumed, what was not used
+    cut: dict[str, int] = field(default_factory=dict)  # CutCount.totals
+    first_step: float = 0.0  # seconds until the first update was made
+    engine: dict[str, str] = field(default_factory=dict)  # how it was done: TrialResult.engine
+
+
+class Trainer:
+    """Trains a model in place against itself as it is now, frozen.
+
+    It owns what a training is made of: the policy with its objective, the batches, the parallel
+    strategy, the reference, the optimizer and its schedule, the checkpointer. Use it as a context
+    manager: the model's attention is changed while it is open.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        *,
+        model: Any,
+        processor: Any,
+        pairs: Pairs,
+        folder: Path,
+        compute: Compute | None = None,
+        caches: ReferenceCaches | None = None,
+    ) -> None:
+        """Build the components.
+
+        Args:
+            config: the trial.
+            model: the policy, with its adapters; on the device, but that `fsdp` takes it there.
+            processor: its processor.
+            pairs: the preference pairs.
+            folder: the trial's: each step's figures go to its curves.jsonl, and checkpoints beside
+                it. The first worker writes them; sharded checkpoints all do.
+            compute: where it is trained, by whom and how; None: here, by this process.
+            caches: the reference caches that may be read.
+
+        Raises:
+            TrialError: there is less than one batch of pairs.
+        """
+        self._started = time.perf_counter()
+        self.config, self.model, self.folder = config, model, folder
+        self.compute = compute or Compute()
+        workers = self.compute.workers
+        self.batches = TrainingBatches(config, processor=processor, pairs=pairs, workers=workers)
+        model.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
+        if config.engine.gradient_checkpointing:
+            recompute_layers(model)
+        set_trained(model, config)
+        self.policy = Policy(
+            model,
+            config.objective,
+            bf16=config.model.dtype == "bf16",
+            logits_chunk=config.engine.logits_chunk,
+        )
+        with ExitStack() as stack:
+            small = self.batches.shortest_pair().to(next(model.parameters()).device)
+            self._prefix_sharing = stack.enter_context(
+                shared_prefixes(self.policy, small, config.engine.prefix_sharing)
+            )
+            opened = None
+            if caches is not None:
+                opened = caches.open(self.policy, config, processor=processor, pairs=pairs)
+            self.strategy = make_strategy(self.policy, config, self.compute)
+            if opened is None:
+                self.reference = TrainingReference(source=self.strategy.reference())
+            else:
+                self.reference = opened.reference(self.strategy.reference)
+            self.optimizer, self.schedule = make_optimizer(model, config, self.batches.steps)
+            self.checkpointer = Checkpointer(
+                config,
+                model=model,
+                optimizer=self.optimizer,
+                stateful={"schedule": self.schedule, "encoder": self.batches.cut},
+                workers=workers,
+            )
+            self._within = stack.pop_all()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._within.close()
+
+    def train(
+        self,
+        *,
+        on_step: StepReport,
+        resume_from: Path | None = None,
+        earlier: Sequence[Path] = (),
+        stop: Callable[[], bool] = never,
+    ) -> Training:
+        """Train to the last step.
+
+        Args:
+            on_step: told of each update.
+            resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
+            earlier: further attempts' folders, newest first, for where that one has none.
+            stop: asked after each update whether to end there, with a checkpoint.
+
+        Raises:
+            NonFiniteLossError: before an update whose loss or gradient is not finite.
+            MemoryFullError: the device's memory ran out.
+            StoppedError: it was asked to stop.
+        """
+        steps, config = self.batches.steps, self.config
+        resumed = Resumed(step=0, folder=None, notes=())
+        if resume_from is not None:
+            with _memory_told():
+                resumed = self.checkpointer.restore(resume_from, earlier)
+        shares = self.batches.shares(resumed.step)
+        loader = self.batches.loader(shares, self.compute.device)
+        alone = encoder_alone_steps(config, steps)
+        trained = set_trained(self.model, config, encoder_alone=resumed.step < alone)
+        first_step = 0.0
+        write = self.compute.workers.first
+        with _curves(self.folder, resumed, write=write) as spool, _memory_told():
+            for step, share in enumerate(shares, start=resumed.step + 1):
+                if step == alone + 1:
+                    trained = set_trained(self.model, config)
+                figures, stopping = self._step(step, share, loader, trained, stop)
+                first_step = first_step or time.perf_counter() - self._started
+                last = step == steps
+                if spool is not None and (step % config.engine.log_every == 0 or last):
+                    spool.append({"step": step, "time": time.time(), "figures": figures})
+                if not last and (stopping or self._checkpoint_due(step)):
+                    if spool is not None:
+                        spool.sync()
+                    self.checkpointer.save(self.folder, step)
+                if stopping and not last:
+                    raise StoppedError(f"stopped after step {step} of {steps}")
+                on_step(step, steps, figures)
+        if config.engine.gradient_checkpointing:
+            keep_activations(self.model)
+        return Training(
+            steps=steps,
+            notes=self.reference.notes + resumed.notes,
+            cut=self.batches.cut.totals(),
+            first_step=first_step,
+            engine={**self.reference.engine, "prefix_sharing": self._prefix_sharing},
+        )
+
+    def _step(
+        self,
+        step: int,
+        share: Share,
+        loader: Loader,
+        trained: list[nn.Parameter],
+        stop: Callable[[], bool],
+    ) -> tuple[dict[str, float], bool]:
+        """Make one update; return its figures, and whether any worker was asked to stop."""
+        began, waited = time.perf_counter(), loader.waited
+        sums = self._accumulate(share, loader)
+        sums["stop"] = float(stop())
+        # From here on, known to all workers alike.
+        sums = self.compute.workers.sums(sums, self.compute.device)
+        tokens, stopping = sums.pop("tokens"), sums.pop("stop") > 0
+        figures = {name: value / self.config.training.batch_size for name, value in sums.items()}
+        if not math.isfinite(figures["loss"]):
+            raise NonFiniteLossError(f"the loss is {figures['loss']} at step {step}")
+        void = figures.pop("void")
+        if self.batches.may_be_void:
+            figures["rejected_image/void"] = void
+        figures |= learning_rates(self.optimizer, self.schedule, self.config)
+        norm = self.strategy.clip_grad_norm(trained, self.config.optimizer.clip)
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(f"the gradient's norm is {norm.item()} at step {step}")
+        figures["grad_norm"] = norm.item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        seconds = time.perf_counter() - began
+        figures["tokens_per_second"] = tokens / seconds
+        figures["data_wait"] = (loader.waited - waited) / seconds
+        return figures, stopping
+
+    def _accumulate(self, share: Share, loader: Loader) -> dict[str, float]:
+        """Add up the gradient of this worker's share of a global batch; return sums of figures.
+
+        The gradient is this worker's until its last pass, in which it becomes the mean over the
+        global batch.
+        """
+        size = self.config.training.batch_size
+        reference, cut = self.reference.source, self.batches.cut
+        sums: dict[str, float] = {}
+        for number, (portion, _) in enumerate(share, start=1):
+            batch = self.reference.attach_features(loader.next()).to(self.compute.device)
+            known = reference.scores(batch)
+            with self.strategy.accumulate(last=number == len(share)):
+                result = self.strategy(batch, known, reference.head)
+                # Gradients are averaged over workers: a share's are to be as many times as large.
+                scale = self.compute.workers.size if portion.counts else 0
+                loss: Tensor = result.loss.sum() * scale / size
+                loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in _figures(result, batch).items():
+                sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
+            if portion.counts:
+                cut.add(batch)
+        return sums
+
+    def _checkpoint_due(self, step: int) -> bool:
+        every = self.config.engine.checkpoint_every
+        return every is not None and step % every == 0
+
+
+def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:
+    """Return what is shown of a batch, each summed over its pairs."""
+    margin = result.chosen_reward - result.rejected_reward
+    parts: dict[str, Tensor] = {
+        "loss": result.loss,
+        **{f"term/{name}": value for name, value in result.terms.items()},
+        "reward/chosen": result.chosen_reward,
+        "reward/rejected": result.rejected_reward,
+        "reward/margin": margin,
+        "reward/accuracy": (margin > 0).float(),
+    }
+    sums = {name: value.detach().double().sum().item() for name, value in parts.items()}
+    return {**sums, "void": float(batch.void), "tokens": float(batch.tokens)}
+
+
+@contextmanager
+def _curves(folder: Path, resumed: Resumed, *, write: bool) -> Iterator[Spool | None]:
+    """Open the training's curves, with the points of the attempt that it goes on from.
+
+    Args:
+        folder: the trial's; its checkpoints of later steps are removed.
+        resumed: where the training goes on.
+        write: whether this worker writes them.
+    """
+    remove_after(folder, resumed.step)
+    if not write:
+        yield None
+        return
+    earlier = [] if resumed.folder is None else read_records(resumed.folder / CURVES)
+    kept = [record_line(record) for record in earlier if record["step"] <= resumed.step]
+    write_bytes(folder / CURVES, b"".join(kept))
+    spool = Spool(folder / CURVES)
+    try:
+        yield spool
+    finally:
+        spool.close()
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (gpu or isinstance(error, MemoryError) or _NO_MEMORY in str(error)):
+            raise
+        raise MemoryFullError(
+            f"the {'GPU' if gpu else 'machine'}'s memory ran out in training: lower "
+            "engine.micro_batch, or set engine.gradient_checkpointing: true"
+        ) from None

@@ -1,0 +1,104 @@
+"""The second step of a trial: its answers are scored. Without a model, and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from chip_core.config import TrialConfig
+from chip_core.errors import TrialError
+from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.scoring import score_answers
+from chip_core.files import write_bytes, write_json
+from chip_core.phases import Spans, stopped_by
+from chip_core.places import Places
+from chip_core.results import (
+    CONFIG,
+    CURVES,
+    Evaluation,
+    Progress,
+    TrialResult,
+    hashes,
+    read_answered,
+    write_result,
+)
+
+
+def score_trial(
+    config: TrialConfig,
+    *,
+    folder: Path,
+    answers: Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    places: Places | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    began: float | None = None,
+    began_cpu: float | None = None,
+) -> TrialResult:
+    """Score a trial's answers by rules and judges; leave scores/ and result.json in `folder`.
+
+    No model is loaded, and one process does it.
+
+    Args:
+        config: the trial, with the benchmarks that are to be scored.
+        folder: where scores/ and result.json go.
+        answers: the folder that `answer_trial` left them in: `folder`, or an earlier attempt's,
+            whose training is then not told again.
+        report: told of each benchmark and each judge's reply.
+        places: where the benchmarks' data and the judges' replies lie.
+        stop: asked after each whether to end there; replies are kept.
+        began: `time.perf_counter` when this process turned to the trial, before it imported this.
+        began_cpu: `cpu_seconds` (chip_core/machine.py) at that time.
+
+    Raises:
+        StoppedError: it was asked to stop.
+        TrialError: the answers cannot be scored; the message is the reason.
+    """
+    spans = Spans(began, began_cpu)
+    report = stopped_by(stop, report)
+    places = places or Places()
+    answered = read_answered(answers)
+    if answered is None:
+        raise TrialError(
+            f"{answers}: its answers are not as they were written: run the study again, and what "
+            "is left of them is taken over"
+        )
+    lacking = problems(config.benchmarks, places)
+    if lacking:
+        raise TrialError("; ".join(lacking))
+    same = answers == folder
+    if not same:
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
+        for name in answered.files:
+            write_bytes(folder / name, (answers / name).read_bytes())
+    evaluations: dict[str, Evaluation] = {}
+    spans.end("read answers")
+    for side, benchmark in sides(config.benchmarks):
+        key = f"{side}/{benchmark.name}"
+        if key in answered.evaluations:
+            evaluations[key] = answered.evaluations[key]
+            continue
+        evaluations[key] = score_answers(
+            answered.answers[key], side, benchmark, folder=folder, places=places, report=report
+        )
+        spans.end(f"score {key}")
+    result = TrialResult(
+        steps=answered.steps if same else 0,
+        evaluations=evaluations,
+        seconds={**answered.seconds, **spans.seconds} if same else spans.seconds,
+        data=answered.data if same else {},
+        notes=answered.notes if same else [],
+        engine=answered.engine if same else {},
+        cpu={**answered.cpu, **spans.cpu} if same else spans.cpu,
+        machine=answered.machine,
+        files=hashes(folder, _read_later(evaluations)),
+    )
+    write_result(folder, result)
+    return result
+
+
+def _read_later(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
+    """Yield the files of a trial's folder that tables, figures and pages are made from."""
+    yield from (CONFIG, CURVES)
+    for evaluation in evaluations.values():
+        yield from (evaluation.scores, evaluation.responses)

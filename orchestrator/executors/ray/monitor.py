@@ -1,0 +1,178 @@
+"""What becomes of jobs on Ray, as events; and the wish to stop, as jobs are told of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chip_core.errors import StorageError
+from chip_core.results import Progress, read_answered, read_result
+from orchestrator.executors.base import (
+    STOP,
+    Again,
+    Answered,
+    Cause,
+    Cut,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Progressed,
+    Started,
+    reason_of,
+)
+from orchestrator.executors.ray.job_process import HANG, Outcome
+from orchestrator.stopping import Stop
+from orchestrator.storage.channel import JobChannel
+from orchestrator.study_early import EarlyStopping
+
+#: What a process died of that Ray killed for memory.
+NO_MEMORY = "its machine ran out of memory"
+#: What it died of otherwise, as far as anyone knows.
+DIED = "killed, out of memory, or crashed"
+
+
+@dataclass(kw_only=True)
+class Running:
+    """A job that runs, and what its process reported last."""
+
+    job: Job
+    reported_at: float = field(default_factory=time.monotonic)
+    last: Progress | None = None
+    outcome: Outcome | None = None
+    told_to_stop: bool = False
+    process: int | None = None  # its process, on whatever node
+
+    def silent_for(self) -> float:
+        """Return the seconds since its last report."""
+        return time.monotonic() - self.reported_at
+
+
+@dataclass(kw_only=True, eq=False)
+class JobMonitor:
+    """Turns what is heard of jobs into events."""
+
+    on_event: Callable[[Event], None]
+    again: Again | None
+    begin_within: float
+    stop: Stop
+    channel: JobChannel
+    rule: EarlyStopping | None
+    error: Exception | None = None  # what `on_event` or `again` raised
+    running: dict[str, Running] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Be empty in the file that Tune writes for a restore: the ledger does that here."""
+        return {}
+
+    @property
+    def only_waiting(self) -> bool:
+        """Whether the run is to stop and no job is left that still has to end by itself."""
+        return self.stop.asked and not any(each.last for each in self.running.values())
+
+    def tell_to_stop(self) -> None:
+        """Tell jobs if the run is to stop: each leaves a checkpoint and ends."""
+        if not self.stop.asked:
+            return
+        for running in self.running.values():
+            if running.last is not None and not running.told_to_stop:
+                with contextlib.suppress(OSError, StorageError):  # a full disk: later, perhaps
+                    self.channel.tell(running.job, STOP)
+                    running.told_to_stop = True
+
+    def begin(self, job: Job) -> None:
+        """Take note that a job has its process."""
+        self.running[job.id] = Running(job=job)
+        self.channel.begun(job)
+        self._call(self.on_event, Started(job=job))
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        """Take note of where a job is."""
+        running = self.running[job.id]
+        running.reported_at, running.last = time.monotonic(), progress
+        self._call(self.on_event, Progressed(job=running.job, progress=progress))
+
+    def end(self, job: Job, died: str | None = None) -> Job | None:
+        """Tell how a job ended; return its trial's next step or next attempt, if there is one.
+
+        Args:
+            job: the job.
+            died: what became of its process, where that did not end by itself.
+        """
+        running = self.running.pop(job.id, None)
+        if running is None:  # its process never came
+            running = Running(job=job)
+            self._call(self.on_event, Started(job=job))
+        away = self._away(job)
+        result = read_result(job.folder)
+        if result is not None:  # written last: whatever came after it took nothing away
+            self._call(self.on_event, Finished(job=job, result=result))
+            return None
+        answered = None if job.scores else read_answered(job.folder)
+        if answered is not None:  # likewise
+            scoring = job.scoring()
+            self._call(self.on_event, Answered(job=job, answered=answered, scoring=scoring))
+            return scoring
+        outcome = running.outcome
+        ends_them = self.rule is not None and not self.stop.asked and not job.scores
+        if outcome is None and died is None and ends_them:
+            self._call(self.on_event, Cut(job=job, reason=self._cut(running)))
+            return None
+        if outcome is None or outcome.cause is None:
+            reason, cause = self._unsaid(running, died)
+            outcome = Outcome(reason=away or reason, cause=cause, from_outside=True)
+        assert outcome.cause is not None
+        failed = Failed(job=job, **vars(outcome))
+        retry: Job | None = None
+        # Where what it left cannot be read, another attempt would begin at nothing.
+        if self.again is not None and not self.stop.no_more and away is None:
+            retry = self._call(self.again, failed)
+        self._call(self.on_event, replace(failed, again=retry))
+        return retry
+
+    def _unsaid(self, running: Running, died: str | None) -> tuple[str, Cause]:
+        """Return why a job ended that did not say so itself."""
+        if died is None:
+            if self.stop.asked:
+                return "stopped before it began", "stopped"
+            return f"its worker left no result in {running.job.folder}", "own"
+        silent, stall_after = running.silent_for(), running.job.config.engine.stall_after
+        if running.last is None and silent > 0.95 * self.begin_within:
+            return f"its worker did not begin within {self.begin_within:.0f} s", "lost"
+        if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
+            where = f"{running.last.phase} {running.last.done}/{running.last.total}"
+            reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
+            return f"{reason} (where: {running.job.folder / HANG})", "lost"
+        return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "lost"
+
+    def _cut(self, running: Running) -> str:
+        assert self.rule is not None
+        if running.last is None:
+            return f"cut by early stopping ({self.rule.words})"
+        value = running.last.figures.get(self.rule.metric, math.nan)
+        return (
+            f"cut by early stopping ({self.rule.words}) at step {running.last.done} of "
+            f"{running.last.total}, {self.rule.metric} {value:.4g}"
+        )
+
+    def _away(self, job: Job) -> str | None:
+        """Have here what a job left; return why that cannot be had."""
+        try:
+            self.channel.ended(job)
+        except (StorageError, OSError) as error:
+            return f"{reason_of(error)}: give the same command again when it is back"
+        return None
+
+    def _call(self, function: Callable[[Any], Any], event: Event) -> Any:
+        """Call what is not ours; where it raises, keep that, and call nothing more."""
+        if self.error is not None:
+            return None
+        try:
+            return function(event)
+        except Exception as error:
+            self.error = error
+            raise

@@ -1,0 +1,144 @@
+"""Scoring beside the trainings: actors on the driver's machine, which hold no GPU and no model."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from chip_core.results import Progress
+from orchestrator.executors.base import Job
+from orchestrator.executors.ray.job_process import (
+    JobPayload,
+    Outcome,
+    holds_too_much,
+    run_job,
+    throttled,
+)
+from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
+
+#: Seconds between two looks at jobs that score, once no training is left.
+_EVERY = 0.1
+
+
+class Scorer:
+    """An actor that runs one job after another: the next finds what the last has imported."""
+
+    def run(self, payload: JobPayload) -> Iterator[Progress | Outcome]:
+        """Run a job; yield where it is, and at last how it ended."""
+        told: SimpleQueue[Progress | Outcome] = SimpleQueue()
+
+        def work() -> None:
+            told.put(run_job(payload, throttled(told.put)))
+
+        threading.Thread(target=work, name="job", daemon=True).start()
+        while True:
+            yield (last := told.get())
+            if isinstance(last, Outcome):
+                return
+
+    def large(self) -> bool:
+        """Return whether this process is not to be used again."""
+        return holds_too_much()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """A job that runs in an actor."""
+
+    job: Job
+    actor: Any
+    reports: Any  # the ObjectRefGenerator of `Scorer.run`
+
+
+class ScoringPool:
+    """Runs jobs that score answers, at most one a core of this machine.
+
+    They take no CPU of Ray's, or they would wait until the trainings, which hold them all, have
+    ended. Use it as a context manager: at its end no actor is left.
+    """
+
+    def __init__(self, monitor: JobMonitor, payload: Callable[[Job], JobPayload]) -> None:
+        """Nothing runs yet.
+
+        Args:
+            monitor: hears of the jobs.
+            payload: makes what travels of a job.
+        """
+        self._monitor, self._payload = monitor, payload
+        self._most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._left: deque[Job] = deque()
+        self._running: list[_Scoring] = []
+        self._idle: list[Any] = []
+
+    def __enter__(self) -> ScoringPool:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """End all actors."""
+        for actor in (*self._idle, *(each.actor for each in self._running)):
+            ray.kill(actor)
+
+    def submit(self, job: Job) -> None:
+        """Take a job; `poll` begins it."""
+        self._left.append(job)
+
+    def finish(self) -> None:
+        """Wait until all jobs have ended; where the run is to stop, those that have begun."""
+        while self._left or self._running:
+            self._monitor.tell_to_stop()
+            self.poll()
+            time.sleep(_EVERY)
+
+    def poll(self) -> None:
+        """Hear what has been reported, and begin what there is room for."""
+        for each in list(self._running):
+            self._hear(each)
+        if self._monitor.stop.asked:
+            self._left.clear()
+        while self._left and len(self._running) < self._most:
+            self._begin(self._left.popleft())
+
+    def _begin(self, job: Job) -> None:
+        actor = self._idle.pop() if self._idle else _actor()
+        reports = actor.run.options(num_returns="streaming").remote(self._payload(job))
+        self._running.append(_Scoring(job=job, actor=actor, reports=reports))
+        self._monitor.begin(job)
+
+    def _hear(self, each: _Scoring) -> None:
+        while ray.wait([each.reports], timeout=0)[0]:
+            try:
+                told = ray.get(next(each.reports))
+                if isinstance(told, Progress):
+                    self._monitor.progress(each.job, told)
+                    continue
+                self._monitor.running[each.job.id].outcome = told
+                well, died = told.cause is None and not ray.get(each.actor.large.remote()), None
+            except RayError as error:
+                well, died = False, NO_MEMORY if isinstance(error, OutOfMemoryError) else DIED
+            self._running.remove(each)
+            if well:
+                self._idle.append(each.actor)
+            else:
+                ray.kill(each.actor)
+            following = self._monitor.end(each.job, died)
+            if following is not None:
+                self._left.appendleft(following)
+            return
+
+
+def _actor() -> Any:
+    """Start an actor on this machine, where the answers are."""
+    here = ray.get_runtime_context().get_node_id()
+    place = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
+    return ray.remote(Scorer).options(num_cpus=0, scheduling_strategy=place).remote()

@@ -1,0 +1,201 @@
+"""Sharded checkpoints: the same bits in any strategy, whole or not at all.
+
+In a group of one process; several are in test_parallel.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from chip_core.config import TrialConfig
+from chip_core.errors import DiskFullError, UnfitError
+from chip_core.models.adapters import attach
+from chip_core.models.parts import set_trained, trained_parts
+from chip_core.models.shards import whole
+from chip_core.training import checkpoint, sharded_state
+from chip_core.training.checkpoint import Checkpointer, broken, checkpoints
+from chip_core.training.optimizer import make_optimizer
+from chip_core.training.parallel import Compute, make_strategy
+from chip_core.training.policy import Policy
+from chip_core.training.sharded_state import load_shards, save_shards
+
+from .. import families
+
+CONFIG = TrialConfig.model_validate(
+    {"model": "shapes", "language_model": "lora", "lora": {"rank": 2}, "optimizer": {"lr": 0.1}}
+)
+
+
+@pytest.fixture(autouse=True)
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def base() -> Any:
+    return families.build("llava")[0]
+
+
+class Trained:
+    """A model and its optimizer, sharded or not."""
+
+    def __init__(self, base: Any, *, sharded: bool = False) -> None:
+        self.model = attach(copy.deepcopy(base), CONFIG)
+        set_trained(self.model, CONFIG)
+        if sharded:
+            policy = Policy(self.model, CONFIG.objective)
+            make_strategy(policy, CONFIG, Compute(parallelism="fsdp"))
+        self.optimizer, _ = make_optimizer(self.model, CONFIG, 2)
+        self.parameters = [
+            parameter
+            for part in trained_parts(self.model, CONFIG).values()
+            for parameter in part.values()
+        ]
+
+    def update(self) -> None:
+        """Change all but the last parameter, as where a stage has not begun."""
+        for number, parameter in enumerate(self.parameters[:-1], start=1):
+            parameter.grad = torch.full_like(parameter, number)
+        self.optimizer.step()
+
+    def checkpointer(self) -> Checkpointer:
+        return Checkpointer(CONFIG, model=self.model, optimizer=self.optimizer, stateful={})
+
+    def held(self) -> list[Any]:
+        """All that a checkpoint is to give back, whole."""
+        state = whole(self.optimizer.state_dict())
+        return [*(whole(each.detach()) for each in self.parameters), state]
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_it_comes_back_to_the_bit(base: Any, tmp_path: Path, sharded: bool) -> None:
+    saved, other = Trained(base, sharded=True), Trained(base, sharded=sharded)
+    saved.update()
+    saved.checkpointer().save(tmp_path, 1)
+    assert not equal(other.held(), saved.held())
+    resumed = other.checkpointer().restore(tmp_path)
+    assert resumed.step == 1
+    assert equal(other.held(), saved.held())
+    assert len(saved.optimizer.state) == len(other.optimizer.state) == len(saved.parameters) - 1
+
+
+def test_what_an_earlier_version_left_whole_goes_on_sharded(base: Any, tmp_path: Path) -> None:
+    """Format 1, which a training that is not sharded still writes."""
+    saved, other = Trained(base), Trained(base, sharded=True)
+    saved.update()
+    saved.checkpointer().save(tmp_path, 1)
+    assert other.checkpointer().restore(tmp_path).step == 1
+    assert equal(other.held(), saved.held())
+
+
+def test_large_states_go_into_several_files(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded_state, "FILE_BYTES", 1000)
+    saved, other = Trained(base, sharded=True), Trained(base)
+    saved.update()
+    names, rest = save_shards(tmp_path / "s", CONFIG, model=saved.model, optimizer=saved.optimizer)
+    assert len(names) > 2
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == names
+    load_shards(tmp_path / "s", CONFIG, model=other.model, optimizer=other.optimizer, state=rest)
+    assert equal(other.held(), saved.held())
+
+
+def lose_one(tensors: dict[str, Any], info: dict[str, str]) -> None:
+    del tensors[min(tensors)]
+
+
+def lose_a_part(tensors: dict[str, Any], info: dict[str, str]) -> None:
+    """Its last row, in a shard that says so, seems to be all there is."""
+    name = next(name for name, value in tensors.items() if value.ndim == 2 and len(value) > 1)
+    tensors[name] = tensors[name][-1:].clone()
+    offsets = f'"{name}": {{"saved_offsets": [0, 0]}}'
+    assert offsets in info["DCP_SHARDING_INFO"]
+    last = f'"{name}": {{"saved_offsets": [1, 0]}}'
+    info["DCP_SHARDING_INFO"] = info["DCP_SHARDING_INFO"].replace(offsets, last)
+
+
+@pytest.mark.parametrize("harm", [lose_one, lose_a_part])
+def test_what_is_not_whole_is_not_put_into_the_model(base: Any, tmp_path: Path, harm: Any) -> None:
+    saved, other = Trained(base, sharded=True), Trained(base)
+    saved.update()
+    (name,), rest = save_shards(tmp_path, CONFIG, model=saved.model, optimizer=saved.optimizer)
+    with safe_open(tmp_path / name, framework="pt") as file:
+        info = dict(file.metadata())
+    tensors = load_file(tmp_path / name)
+    harm(tensors, info)
+    save_file(tensors, tmp_path / name, info)
+    before = copy.deepcopy(other.held())
+    with pytest.raises(UnfitError, match=r"lacks 1 of \d+ tensors, or has them in other shapes"):
+        load_shards(tmp_path, CONFIG, model=other.model, optimizer=other.optimizer, state=rest)
+    assert equal(other.held(), before)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DCP's own exception is no `Exception`: nothing that catches those would see it."""
+    trained = Trained(base, sharded=True)
+    trained.checkpointer().save(tmp_path, 1)
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sharded_state.HuggingFaceStorageWriter, "write_data", full)
+    with pytest.raises(DiskFullError, match="no room for the checkpoint after step 2"):
+        trained.checkpointer().save(tmp_path, 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_it_has_its_name_when_all_of_it_is_there(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "sync_files", cut)
+    with pytest.raises(KeyboardInterrupt):
+        Trained(base, sharded=True).checkpointer().save(tmp_path, 1)
+    assert checkpoints(tmp_path) == []
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+        ".step-00000001.partial"
+    ]
+
+
+def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
+    Trained(base, sharded=True).checkpointer().save(tmp_path, 1)
+    (left,) = checkpoints(tmp_path)
+    assert broken(left, CONFIG) is None
+    save_file({"more": torch.zeros(1)}, left / "shards" / "more.safetensors")
+    assert broken(left, CONFIG) == "shards/more.safetensors is not of it"
+
+
+def test_two_are_kept(base: Any, tmp_path: Path) -> None:
+    trained = Trained(base, sharded=True)
+    for step in (1, 2, 3):
+        trained.checkpointer().save(tmp_path, step)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
