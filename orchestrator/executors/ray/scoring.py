@@ -18,9 +18,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from chip_core.results import Progress
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import (
+    LARGEST_SHARE,
     JobPayload,
     Outcome,
-    holds_too_much,
+    memory_share,
     run_job,
     throttled,
 )
@@ -48,7 +49,7 @@ class Scorer:
 
     def large(self) -> bool:
         """Return whether this process is not to be used again."""
-        return holds_too_much()
+        return memory_share() > LARGEST_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)

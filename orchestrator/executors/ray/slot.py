@@ -19,12 +19,13 @@ from ray.util.queue import Empty, Queue
 from chip_core.results import Progress
 from chip_core.workers import PATIENCE
 from orchestrator.executors.ray.job_process import (
+    LARGEST_SHARE,
     REPORT_EVERY,
     JobPayload,
     Outcome,
     TrialEnded,
     free_memory,
-    holds_too_much,
+    memory_share,
     run_job,
     throttled,
 )
@@ -63,8 +64,9 @@ def run_slot(config: dict[str, Any]) -> None:
     tune.report({OUTCOME: outcome})
     if outcome.cause is not None:
         raise SlotRetired(outcome.reason)
-    if holds_too_much():
-        raise SlotRetired("it holds too much of the machine's memory")
+    held = memory_share()
+    if held > LARGEST_SHARE:
+        raise SlotRetired(f"it holds {100 * held:.0f} % of the machine's memory")
 
 
 def run_here(payload: JobPayload) -> Outcome:
