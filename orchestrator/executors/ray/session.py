@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import psutil  # type: ignore[import-untyped]
 import ray
 import torch
+from ray.util import placement_group_table
 
 from chip_core.errors import UserError
 from orchestrator.executors.address import check_address, no_cluster
@@ -122,8 +123,14 @@ def request_of(job: Job) -> Request:
     return Request(workers=job.workers, each=resources_of(job.config.engine))
 
 
-def place_wanted(resources: Mapping[str, float]) -> str:
-    """Return what a slot asks for, and what of it is free in the cluster, for people."""
+def place_wanted(resources: Mapping[str, float]) -> str | None:
+    """Return what a slot asks for, and what of it is free in the cluster, for people.
+
+    None: it has its place, and its process starts.
+    """
+    groups = placement_group_table().values()
+    if not any(group["state"] == "PENDING" for group in groups):
+        return None
     there, free = ray.cluster_resources(), ray.available_resources()
     of = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}" for name in resources)
     large = any(fitting(node, resources) for node in living_nodes())

@@ -476,9 +476,11 @@ class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
             return
         self._due = 2 * seconds
         config = waiting[0].config
+        wanted = place_wanted(slot_resources(config).required_resources)
+        if wanted is None:
+            return
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         notice(
-            f"{config[PAYLOAD].job.name}{more}: no place yet after {seconds:.0f} s: "
-            f"{place_wanted(slot_resources(config).required_resources)}: wait until there is, or "
-            "stop by Ctrl-C"
+            f"{config[PAYLOAD].job.name}{more}: no place yet after {seconds:.0f} s: {wanted}: "
+            "wait until there is, or stop by Ctrl-C"
         )

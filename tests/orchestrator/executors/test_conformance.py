@@ -48,7 +48,7 @@ KINDS = [
     "fake",
     "inline",
     pytest.param("ray-1", marks=pytest.mark.ray),
-    pytest.param("ray-2", marks=[pytest.mark.ray, pytest.mark.slow]),
+    pytest.param("ray-2", marks=[pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]),
 ]
 
 

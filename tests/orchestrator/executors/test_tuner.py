@@ -18,7 +18,7 @@ from chip_core.errors import notice_anew
 from chip_core.files import write_json
 from chip_core.results import RESULT, Progress, TrialResult
 from orchestrator.executors.base import Event, Failed, Finished, Job, Started
-from orchestrator.executors.ray import tuner
+from orchestrator.executors.ray import session, tuner
 from orchestrator.executors.ray.slot import PAYLOAD, metrics_of
 from orchestrator.executors.ray.tuner import NoticeOfWaiting, RayTuneExecutor
 
@@ -65,13 +65,13 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def session(address: str | None, jobs: list[Job]) -> Iterator[None]:
+    def connected(address: str | None, jobs: list[Job]) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(tuner, "session", session)
+    monkeypatch.setattr(tuner, "session", connected)
     monkeypatch.setattr(tuner, "at_once", lambda *given: 2)
     monkeypatch.setattr(tuner, "living_nodes", lambda: [])
-    monkeypatch.setattr(tuner.tune, "Tuner", FirstRunIsKilled)
+    monkeypatch.setattr("ray.tune.Tuner", FirstRunIsKilled)
     FirstRunIsKilled.runs = 0
     events: list[Event] = []
 
@@ -107,6 +107,8 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
     monkeypatch.setattr("ray.cluster_resources", lambda: there)
     monkeypatch.setattr("ray.available_resources", lambda: free)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
+    group = {"state": "PENDING"}
+    monkeypatch.setattr(session, "placement_group_table", lambda: {"1": group})
     payload = SimpleNamespace(job=job(tmp_path, "dpo, seed 0"), resources=wanted)
     first, second, third = (
         SimpleNamespace(trial_id=name, status=status, config={PAYLOAD: payload})
@@ -132,6 +134,10 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
         assert len(told_until(500)) == 3  # after 120, 240 and 480 s
         second.status = third.status = "RUNNING"
         assert told_until(600) == []
+        second.status, group["state"] = "PENDING", "CREATED"  # its process starts
+        assert told_until(700) == []
+        second.status, group["state"] = "RUNNING", "PENDING"
+        assert told_until(705) == []
         second.status, wanted["GPU"] = "PENDING", 2.0
         look.on_step_begin(0, [first, second, third])
         [line] = told_until(now + 65)
