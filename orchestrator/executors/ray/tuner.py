@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import pickle
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -18,6 +20,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.tune.result import NODE_IP, PID
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -68,6 +71,10 @@ from orchestrator.study_early import EarlyStopping
 
 #: More jobs than any cluster runs at once.
 _MANY = 4096
+#: Seconds that a slot has past `engine.stall_after` to end itself and leave where it hung.
+_GRACE = 15.0
+#: The longest time between two looks, in seconds, that counts as a slot's silence.
+_LOOK = 5.0
 #: Attempts in all of a run: as many as there ever are, and Tune wants a number.
 _ATTEMPTS = 2**31
 
@@ -377,9 +384,21 @@ class _Running:
     last: Progress | None = None
     outcome: dict[str, Any] | None = None
     told_to_stop: bool = False
+    slot: tuple[str, int] | None = None  # its process: the node's address, and its id there
+    waited: float = 0.0  # seconds without a report in which there was a look at it
 
     def silent_for(self) -> float:
         return time.monotonic() - self.reported_at
+
+    def hanging_slot(self) -> tuple[str, int] | None:
+        """Return its slot's process where that is past the time in which it ends itself.
+
+        A process that is stopped does not. Several workers report no scoring: Train watches them.
+        """
+        stall_after = self.job.config.engine.stall_after
+        if stall_after is None or self.job.workers > 1 or self.waited <= stall_after + _GRACE:
+            return None
+        return self.slot
 
 
 class TuneJobCallback(tune.Callback):  # type: ignore[misc]
@@ -406,6 +425,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         self._desk = desk
         self._rule = rule
         self._running: dict[str, _Running] = {}
+        self._looked_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Be empty in the file that Tune writes for a restore: the ledger does that here."""
@@ -417,7 +437,18 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         return self._stop.asked and not any(each.last for each in self._running.values())
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tell jobs that the run is to stop: each leaves a checkpoint and ends."""
+        """Tell jobs that the run is to stop: each leaves a checkpoint and ends.
+
+        Slots that hang are ended.
+        """
+        now = time.monotonic()
+        passed, self._looked_at = min(now - self._looked_at, _LOOK), now
+        for running in self._running.values():
+            running.waited += passed
+            slot = running.hanging_slot()
+            if slot is not None:
+                end_process(*slot)
+                running.waited = 0.0  # it is tried again where that did not help
         if not self._stop.asked:
             return
         for running in self._running.values():
@@ -442,6 +473,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
             running.outcome = result
             return
         running.reported_at, running.last = time.monotonic(), Progress(**result[PAYLOAD])
+        running.waited, running.slot = 0.0, (result[NODE_IP], result[PID])
         self._emit(Progressed(job=running.job, progress=running.last))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -496,7 +528,9 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
             where = f"{running.last.phase} {running.last.done}/{running.last.total}"
             reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
-            return f"{reason} (where: {running.job.folder / HANG})", "lost"
+            left = running.job.folder / HANG
+            known = left.exists() and left.stat().st_size > 0
+            return (f"{reason} (where: {left})" if known else reason), "lost"
         if isinstance(died, OutOfMemoryError):
             return "the worker process died (its machine ran out of memory)", "memory"
         return "the worker process died (killed, out of memory, or crashed)", "lost"
@@ -536,6 +570,17 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         except Exception as error:
             self.error = error
             raise
+
+
+def end_process(node: str, pid: int) -> None:
+    """Kill a process on a node of the cluster, by a task that runs beside it."""
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    beside = {f"node:{node}": 0.001}
+    ray.remote(kill).options(num_cpus=0, resources=beside, max_retries=0).remote()
 
 
 class StopWaiting(tune.Stopper):  # type: ignore[misc]

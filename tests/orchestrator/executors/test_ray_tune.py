@@ -36,7 +36,7 @@ from orchestrator.executors.base import (
     execute,
 )
 from orchestrator.executors.ray.session import ENVIRONMENT, _slots, placement_of
-from orchestrator.executors.ray.slot import REPORT_EVERY, throttled
+from orchestrator.executors.ray.slot import HANG, REPORT_EVERY, throttled
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 
 HERE = Path(__file__).parent
@@ -121,6 +121,25 @@ def test_jobs_fail_each_for_itself_and_nothing_is_left(
     assert ray_processes() == set()
     assert not (tmp_path / "work" / "ray").exists()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.ray
+def test_a_slot_that_hangs_ends_itself_and_one_that_is_stopped_is_ended(tmp_path: Path) -> None:
+    names = ["hangs", "stands_still"]
+    jobs = [job(tmp_path, number, name, stall_after=2) for number, name in enumerate(names)]
+    events: list[Event] = []
+
+    RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:play").run(jobs, events.append)
+
+    told = ends(events)
+    where = jobs[0].folder / HANG
+    hang = r"its worker hangs: no progress for \d+ s at train 3/9"
+    assert re.fullmatch(rf"{hang} \(where: {re.escape(str(where))}\)", told["hangs"])
+    assert "ray_jobs.py" in where.read_text() and "_hangs" in where.read_text()
+    # Nothing runs in a stopped process: its driver ends it, and nobody knows where it stood.
+    assert re.fullmatch(hang, told["stands_still"])
+    assert {event.cause for event in events if isinstance(event, Failed)} == {"lost"}
+    assert ray_processes() == set()
 
 
 @pytest.mark.ray
