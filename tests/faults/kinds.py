@@ -188,16 +188,19 @@ def _terminate(case: Case) -> None:
 
 
 def _kill_node(case: Case) -> None:
+    case.world.heal()
     node = case.world.node_of(case.meet()["pid"])
     case.world.cluster.remove_node(node, allow_graceful=False)
 
 
 def _preempt_node(case: Case) -> None:
+    case.world.heal()
     node = case.world.node_of(case.meet()["pid"])
     case.world.cluster.remove_node(node, allow_graceful=True)
 
 
 def _preempt_driver_node(case: Case) -> None:
+    case.world.heal()
     case.meet()
     node = case.world.node_of(_trial_driver(case).pid)
     case.world.cluster.remove_node(node, allow_graceful=True)

@@ -86,7 +86,7 @@ class World:
         self.heal()
 
     def heal(self) -> None:
-        """Have two nodes again."""
+        """Have two nodes again: a fault takes one, and trials need another."""
         with _signals_kept():
             while len(self.cluster.worker_nodes) < 2:
                 self.cluster.add_node(
