@@ -229,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", "--schedules", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=1, help="begin with this schedule of them")
     parser.add_argument("--each", type=int, default=2, help="faults that one study meets")
     parser.add_argument("--kinds", help="only these, separated by commas")
     parser.add_argument("--json", type=Path, help="where the outcomes go")
@@ -248,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for which in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(which, signal.default_int_handler)
             drawn = schedules(given.schedules, given.seed, each=given.each, kinds=kinds)
-            for number, faults in enumerate(drawn, start=1):
+            for number, faults in list(enumerate(drawn, start=1))[given.first - 1 :]:
                 workers = workers_of([fault.kind for fault in faults])
                 if workers not in expected:
                     alone = above / f"undisturbed-{workers}"
@@ -283,7 +284,9 @@ def _summary(given: argparse.Namespace, outcomes: Sequence[Outcome]) -> dict[str
     return {
         "machine": describe(),
         "command": f"python -m tests.faults.run -n {given.schedules} --each {given.each} "
-        f"--seed {given.seed}" + (f" --kinds '{given.kinds}'" if given.kinds else ""),
+        f"--seed {given.seed}"
+        + (f" --first {given.first}" if given.first > 1 else "")
+        + (f" --kinds '{given.kinds}'" if given.kinds else ""),
         "studies": len(outcomes),
         "injected": sum(len(outcome.faults) for outcome in outcomes),
         "survived": sum(outcome.survived for outcome in outcomes),
