@@ -39,7 +39,7 @@ SETTINGS = {
 #: Where a worker has the files of a job that runs there.
 STAGED = "/root/.cache/chip-ablate/storage"
 #: What makes the small study's trainings long enough to be met, with checkpoints to go on from.
-SMALL = ("training.max_steps=150", "engine.checkpoint_every=10", "data.limit=64")
+SMALL = ("training.max_steps=1000", "engine.checkpoint_every=150", "data.limit=64")
 
 
 def main(study: str | None, lose: float | None) -> None:

@@ -215,8 +215,9 @@ def _cut_checkpoint(case: Case) -> None:
     pid = case.meet()["pid"]
     os.kill(pid, signal.SIGSTOP)
     assert case.now.folder is not None
-    whole = sorted((case.now.folder / "checkpoints").glob("step-*"))
-    assert whole, f"no checkpoint to cut in {case.now.folder}"
+    trial = case.now.folder.parent  # an attempt that has just gone on has none of its own yet
+    whole = sorted(trial.glob("attempt-*/checkpoints/step-*"), key=lambda folder: folder.name)
+    assert whole, f"no checkpoint to cut in {trial}"
     state = whole[-1] / "state.pt"
     os.truncate(state, state.stat().st_size // 2)
     os.kill(pid, signal.SIGKILL)
