@@ -39,7 +39,7 @@ SETTINGS = {
 #: Where a worker has the files of a job that runs there.
 STAGED = "/root/.cache/chip-ablate/storage"
 #: What makes the small study's trainings long enough to be met, with checkpoints to go on from.
-SMALL = ("training.max_steps=1000", "engine.checkpoint_every=150", "data.limit=64")
+SMALL = ("training.max_steps=600", "engine.checkpoint_every=100", "data.limit=64")
 
 
 def main(study: str | None, lose: float | None) -> None:
@@ -63,7 +63,9 @@ def main(study: str | None, lose: float | None) -> None:
     ours("cluster", "check", str(FILE))
     with timed(figures, "up"):
         command("ray", "up", "-y", str(FILE))
-        until(lambda: not loopback.live_problems(), 400)
+        # what can be seen without a process of Python's, before it is asked with one
+        until(lambda: all(loopback.is_up(worker) for worker in workers), loopback.PATIENCE)
+        until(lambda: not loopback.live_problems(), loopback.PATIENCE)
     if lose is None:
         threading.Thread(target=lose_in_training, args=(workers, figures), daemon=True).start()
     else:

@@ -18,7 +18,7 @@ def figures_of(script: str) -> dict[str, Any]:
     """Run a script of this folder, and return what it prints."""
     done = subprocess.run(
         [sys.executable, HERE / script],
-        capture_output=True, text=True, check=False, timeout=590,
+        capture_output=True, text=True, check=False, timeout=3600,
         env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
     )  # fmt: skip
     if done.returncode and done.stderr.startswith("test-cluster: "):
