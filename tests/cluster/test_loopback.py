@@ -18,7 +18,7 @@ def figures_of(script: str) -> dict[str, Any]:
     """Run a script of this folder, and return what it prints."""
     done = subprocess.run(
         [sys.executable, HERE / script],
-        capture_output=True, text=True, check=False, timeout=3600,
+        capture_output=True, text=True, check=False, timeout=2390,
         env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
     )  # fmt: skip
     if done.returncode and done.stderr.startswith("test-cluster: "):
@@ -28,6 +28,7 @@ def figures_of(script: str) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.slow  # more than three minutes: docs/results/cluster.md
 @pytest.mark.ray
 @pytest.mark.e2e
@@ -39,6 +40,7 @@ def test_a_cluster_comes_up_closed_runs_a_study_and_goes() -> None:
     assert figures["let in without the token"] == []
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.e2e
