@@ -113,7 +113,9 @@ def test_accumulation_gives_the_same_figures_to_rounding(
 
 
 def test_the_untrained_model_is_scored_as_it_is(shapes_config: Configured, tmp_path: Path) -> None:
-    result = run_trial(shapes_config(**SCORED), folder=tmp_path, untrained=True)
+    # One process scores it, however many the study's trainings have.
+    config = shapes_config(**SCORED, engine__workers_per_trial=2)
+    result = run_trial(config, folder=tmp_path, untrained=True)
     assert result.steps == 0
     assert not (tmp_path / "model").exists()
     lines = read_records(tmp_path / "responses" / "report-shapes.jsonl")
