@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import importlib
 import os
 import sys
@@ -26,6 +25,7 @@ from ray.exceptions import OutOfMemoryError
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
+from chip_core.machine import free_memory
 from chip_core.results import Progress
 from chip_core.workers import PATIENCE
 from orchestrator.executors.base import (
@@ -108,11 +108,11 @@ def run_slot(config: dict[str, Any]) -> None:
         SlotRetired: this process is not to be used again.
     """
     payload: JobPayload = config[PAYLOAD]
-    free_memory()
     outcome = run_here(payload) if payload.job.workers == 1 else run_workers(payload)
     tune.report(outcome.metrics())
     if outcome.cause is not None:
         raise SlotRetired(outcome.reason)
+    free_memory()
     held = psutil.Process().memory_info().rss / psutil.virtual_memory().total
     if held > _LARGEST_SHARE:
         raise SlotRetired(f"it holds {100 * held:.0f} % of the machine's memory")
@@ -368,11 +368,3 @@ def _within(failure: Exception) -> Exception:
     """Return what a worker's health check found, where Train wraps it."""
     found: Exception = getattr(failure, "health_check_failure", failure)
     return found
-
-
-def free_memory() -> None:
-    """Give back what the job before held."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
