@@ -31,12 +31,12 @@ from benchmarks.machine import describe, line, spread
 HERE = Path(__file__).resolve().parent.parent
 PROGRAM = "from orchestrator.cli import program; program()"
 #: Seconds in which all processes of a run that has ended have to be gone.
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 @contextlib.contextmanager
 def control_group() -> Iterator[Path]:
-    """Make a control group below this process's own, and remove it.
+    """Make a control group below this process's own, and remove it with what is left in it.
 
     Raises:
         SystemExit: none can be made.
@@ -62,7 +62,17 @@ def control_group() -> Iterator[Path]:
     try:
         yield group
     finally:
+        (group / "cgroup.kill").write_text("1")
+        is_empty(group)
         group.rmdir()
+
+
+def is_empty(group: Path) -> bool:
+    """Wait until a control group has no process; return whether it has none."""
+    until = time.monotonic() + PATIENCE
+    while stat(group, "cgroup.events")["populated"] and time.monotonic() < until:
+        time.sleep(0.1)
+    return not stat(group, "cgroup.events")["populated"]
 
 
 def stat(group: Path, file: str) -> dict[str, int]:
@@ -95,14 +105,11 @@ def spent(checkout: Path, words: Sequence[str]) -> dict[str, float]:
             text=True,
         )
         wall = time.perf_counter() - began
-        until = time.monotonic() + PATIENCE
-        while stat(group, "cgroup.events")["populated"] and time.monotonic() < until:
-            time.sleep(0.1)
-        left = (group / "cgroup.procs").read_text().split()
-        if left:
-            raise SystemExit(f"{checkout} left processes behind: {', '.join(left)}")
         if done.returncode != 0:
             raise SystemExit(f"{checkout} failed ({done.returncode}):\n{done.stdout[-2000:]}")
+        if not is_empty(group):
+            left = (group / "cgroup.procs").read_text().split()
+            raise SystemExit(f"{checkout} left processes behind: {', '.join(left)}")
         return {"wall_s": wall, "cpu_s": stat(group, "cpu.stat")["usage_usec"] / 1e6}
 
 

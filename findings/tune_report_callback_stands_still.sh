@@ -62,7 +62,7 @@ class Slow(tune.Callback):
 
 ray.init(num_cpus=2, include_dashboard=False)
 tune.Tuner(
-    tune.with_resources(trial, {"cpu": 0}),
+    tune.with_resources(trial, {"cpu": 0.1}),
     run_config=tune.RunConfig(
         name="tune", storage_path=f"{folder}/tune", verbose=0, callbacks=[Slow()]
     ),
