@@ -44,7 +44,7 @@ def trial(config):
     tune.report({"outcome": "finished"})
 
 
-ray.init(num_cpus=2, include_dashboard=False)
+ray.init("local", num_cpus=2, include_dashboard=False)
 for name, scheduler in schedulers.items():
     tuner = tune.Tuner(
         trial,

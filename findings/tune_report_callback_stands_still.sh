@@ -60,7 +60,7 @@ class Slow(tune.Callback):
             time.sleep(60)
 
 
-ray.init(num_cpus=2, include_dashboard=False)
+ray.init("local", num_cpus=2, include_dashboard=False)
 tune.Tuner(
     tune.with_resources(trial, {"cpu": 0.1}),
     run_config=tune.RunConfig(
