@@ -128,17 +128,19 @@ def run_here(payload: JobPayload) -> Outcome:
     if not payload.job.config.engine.fresh_process:
         BASE_MODELS.keep()
 
-    def train_loop_per_worker() -> Outcome:
+    ends: list[Outcome] = []
+
+    def train_loop_per_worker() -> None:
         # In local mode within Tune nothing of ray.train may be called (Ray 2.60).
-        return run_job(payload, throttled(report_to_tune))
+        ends.append(run_job(payload, throttled(report_to_tune)))
 
     trainer = TorchTrainer(
         train_loop_per_worker,
         scaling_config=ScalingConfig(num_workers=0),
         run_config=RunConfig(name=payload.job.id, storage_path=payload.storage),
     )
-    outcome: Outcome = trainer.fit().return_value
-    return outcome
+    trainer.fit()  # whose result has no return value in older releases of Ray
+    return ends[0]
 
 
 def run_workers(payload: JobPayload) -> Outcome:
