@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import importlib
 import sys
 import time
@@ -142,14 +141,6 @@ class Watchdog:
     def _arm(self, seconds: float | None) -> None:
         if seconds is not None:
             faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
-
-
-def free_memory() -> None:
-    """Give back what the job before held."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def memory_share() -> float:
