@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.errors import UserError
 from chip_core.files import read_records
+from chip_core.results import TrialResult
 from orchestrator.executors.base import (
     Event,
     Failed,
