@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 0
 N ?= 10
 SEED ?= 0
 
-.PHONY: demo install test test-cluster coverage check lint audit schemas faults clean
+.PHONY: demo install test test-ray test-cluster coverage check lint audit schemas faults clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -28,6 +28,15 @@ test: install
 test-cluster: install
 	.venv/bin/python tests/cluster/loopback.py
 	.venv/bin/python tests/cluster/apart.py
+
+# The suite of executors on another release of Ray, in an environment of its own: make test-ray RAY=2.59.0
+test-ray:
+	@test -n "$(RAY)" || { echo "make: say which release: make test-ray RAY=2.59.0"; exit 2; }
+	@test -x .venv-ray-$(RAY)/bin/python || $(PYTHON) -m venv .venv-ray-$(RAY)
+	sed 's/^ray==.*/ray==$(RAY)/' constraints.txt > .venv-ray-$(RAY)/constraints.txt
+	.venv-ray-$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c .venv-ray-$(RAY)/constraints.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-ray-$(RAY)/bin/python -m pytest tests/orchestrator/executors -m ray
 
 # Lines and branches of chip_core that its own tests do not reach.
 coverage: install
@@ -69,4 +78,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-ray-* .mypy_cache .ruff_cache .pytest_cache

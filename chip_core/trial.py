@@ -151,7 +151,8 @@ def answer_trial(
     report = stopped_by(stop, report)
     places = places or Places()
     workers = current()
-    _check_workers(config, workers)
+    if not untrained and trained_model is None:  # scoring is one worker's work
+        _check_workers(config, workers)
     lacking = problems(config.benchmarks, places)
     if lacking:
         raise TrialError("; ".join(lacking))  # now, and not after the training

@@ -2,9 +2,15 @@
 
 A trial gets a copy: modules of its own, so that no adapter, hook or setting of one trial reaches
 the next. Weights that the trial does not train are shared with the copy that is kept, since nothing
-writes to them: on a GPU they stay there. Weights that it trains are its own, and the kept ones are
-untouched, in host memory. So a second load costs the copying of what is trained, the process holds
-that twice, and a GPU holds nothing that a trial by itself would not have there.
+writes to them: on a GPU they stay there. Weights that it trains are mapped anew for each trial from
+a file (chip_core/models/mapped.py): a page of them is copied when the trial first writes to it, and
+the kept ones are untouched. So a second load takes next to nothing of the weights, and a GPU holds
+nothing that a trial by itself would not have there.
+
+The file is the model's own where it holds the weights as they are used: then all processes of the
+machine that load it share its pages, and a process has only what it has changed. Where they were
+converted, from bf16 to fp32 say, it is one in this process's memory: while they are trained, the
+process holds them twice.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from chip_core.config import TrialConfig
+from chip_core.models.mapped import MappedWeights
 from chip_core.models.parts import trained_parts
 
 #: A model of more than this share of the machine's memory is not kept.
@@ -28,6 +35,7 @@ class _Kept:
     key: Hashable  # the weights and how they were loaded
     model: Any
     processor: Any
+    mapped: MappedWeights
 
 
 class BaseModels:
@@ -68,15 +76,14 @@ class BaseModels:
             model, processor = load()
             if _bytes(model) > _LARGEST_SHARE * psutil.virtual_memory().total:
                 return model, processor
-            self._kept = _Kept(key=key, model=model, processor=processor)
-        model = self._kept.model
+            mapped = MappedWeights(model)
+            self._kept = _Kept(key=key, model=model, processor=processor, mapped=mapped)
+        model, mapped = self._kept.model, self._kept.mapped
         trained = {} if config is None else trained_parts(model, config)
-        own = {id(weight) for weights in trained.values() for weight in weights.values()}
-        for weight in model.parameters():
-            if id(weight) in own:  # one trial's frozen weights are trained in the next
-                weight.data = weight.data.cpu()
-        shared = {id(weight): weight for weight in model.parameters() if id(weight) not in own}
-        return copy.deepcopy(model, shared), copy.deepcopy(self._kept.processor)
+        own = {name: weight for weights in trained.values() for name, weight in weights.items()}
+        copies: dict[int, Any] = {id(weight): weight for weight in model.parameters()}
+        copies |= {id(own[name]): weight for name, weight in mapped.again(own).items()}
+        return copy.deepcopy(model, copies), copy.deepcopy(self._kept.processor)
 
 
 def _bytes(model: Any) -> int:

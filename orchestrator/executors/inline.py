@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -11,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chip_core.errors import StorageError, UserError
+from chip_core.machine import free_memory
 from chip_core.results import AnsweredTrial, Progress, TrialResult
 from orchestrator.executors.base import (
     Again,
@@ -97,7 +96,7 @@ class InlineExecutor:
             keep_traceback(job)
             failed = Failed(job=job, reason=reason_of(error), cause=cause_of(error))
             retry = None if again is None or self._stop.no_more else again(failed)
-            _free_memory()
+            free_memory()
             on_event(replace(failed, again=retry))
             return retry
         if isinstance(result, AnsweredTrial):
@@ -128,14 +127,6 @@ class InlineExecutor:
             raise
         channel.ended(job)
         return result
-
-
-def _free_memory() -> None:
-    """Give back what the job before held, for its trial's next one."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 class _Listener:

@@ -113,7 +113,9 @@ def test_accumulation_gives_the_same_figures_to_rounding(
 
 
 def test_the_untrained_model_is_scored_as_it_is(shapes_config: Configured, tmp_path: Path) -> None:
-    result = run_trial(shapes_config(**SCORED), folder=tmp_path, untrained=True)
+    # One process scores it, however many the study's trainings have.
+    config = shapes_config(**SCORED, engine__workers_per_trial=2)
+    result = run_trial(config, folder=tmp_path, untrained=True)
     assert result.steps == 0
     assert not (tmp_path / "model").exists()
     lines = read_records(tmp_path / "responses" / "report-shapes.jsonl")
@@ -235,7 +237,7 @@ def test_a_trial_killed_while_it_was_scored_goes_on_there(
     def trains(*_: object, **__: object) -> None:
         raise AssertionError("it was trained already")
 
-    monkeypatch.setattr("chip_core.trial.train", trains)
+    monkeypatch.setattr("chip_core.trial.Trainer", trains)
     told: list[Progress] = []
     again = run_trial(
         config,

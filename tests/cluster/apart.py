@@ -4,8 +4,9 @@
     python tests/cluster/apart.py encoder            # a shipped one, whole
     python tests/cluster/apart.py encoder --lose 60  # a worker machine goes after so many seconds
 
-A head and two workers in namespaces of this machine (machines.py): each has a work directory of its
-own, which no other sees, and all reach the server on the client machine. Run by
+A head and two workers in namespaces of this machine (machines.py): each has a work directory of
+its own, which no other sees, and all reach the server on the client machine. One of the workers is
+taken away, by default in the middle of a training, once the storage has a checkpoint of it. Run by
 `make test-cluster`, and by tests/cluster/test_loopback.py.
 """
 
@@ -35,6 +36,12 @@ SETTINGS = {
 }
 
 
+#: Where a worker has the files of a job that runs there.
+STAGED = "/root/.cache/chip-ablate/storage"
+#: What makes the small study's trainings long enough to be met, with checkpoints to go on from.
+SMALL = ("training.max_steps=600", "engine.checkpoint_every=100", "data.limit=64")
+
+
 def main(study: str | None, lose: float | None) -> None:
     """Do it all, and print the figures."""
     os.environ.update(SETTINGS)
@@ -47,24 +54,34 @@ def main(study: str | None, lose: float | None) -> None:
     WORK.mkdir()
     (WORK / "loopback.yaml").write_text(STUDY)
     figures: dict[str, Any] = {}
+    options = [] if study else [part for each in SMALL for part in ("--set", each)]
+    undisturbed = None
+    if study is None:
+        with timed(figures, "the study on one machine, undisturbed"):
+            told = ours("run", "loopback.yaml", "--executor", "inline", "--json", *options)
+        undisturbed = json.loads(told.stdout)["arms"]
     ours("cluster", "check", str(FILE))
     with timed(figures, "up"):
         command("ray", "up", "-y", str(FILE))
-        until(lambda: not loopback.live_problems(), 400)
-    if lose is not None:
+        # what can be seen without a process of Python's, before it is asked with one
+        until(lambda: all(loopback.is_up(worker) for worker in workers), loopback.PATIENCE)
+        until(lambda: not loopback.live_problems(), loopback.PATIENCE)
+    if lose is None:
+        threading.Thread(target=lose_in_training, args=(workers, figures), daemon=True).start()
+    else:
         threading.Timer(lose, workers[0].end).start()
-    options = ["--set", "training.max_steps=8", "--set", "engine.checkpoint_every=2",
-               "--set", "data.limit=64"]  # fmt: skip
     with timed(figures, "study"):
         done = subprocess.run(
             [BIN / "chip-ablate", "run", study or "loopback.yaml", "--cluster", FILE, "--json",
-             "--max-concurrent", "2", *([] if study else options)],
+             "--max-concurrent", "2", *options],
             cwd=WORK, stdout=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.returncode
     result = json.loads(done.stdout)
     figures["executed"], figures["failed"] = result["executed"], result["failed"]
     figures["arms"] = result["arms"]
+    if undisturbed is not None:
+        figures["differing"] = differing(result["arms"], undisturbed)
     figures["report"] = sorted(Path(path).name for path in result["report"])
     figures["weights in the head's work directory"] = weights(head)
     figures["files in the workers' work directories"] = [
@@ -77,6 +94,30 @@ def main(study: str | None, lose: float | None) -> None:
     command("ray", "down", "-y", str(FILE))
     server.kill()
     print(json.dumps(figures))
+
+
+def lose_in_training(workers: list[machines.Machine], figures: dict[str, Any]) -> None:
+    """Take away the first worker machine that trains, once a checkpoint is in the storage."""
+    while True:
+        kept = [key for key in keys() if key.endswith("/state.pt")]
+        for worker in workers:
+            look = f"find {STAGED} -path '*/jobs/*' -name 'attempt-*' 2>/dev/null || true"
+            for folder in worker.inside("sh", "-c", look).split():
+                attempt = folder[folder.index("/trials/") + 1 :]
+                trained = worker.inside("sh", "-c", f"ls {folder} 2>/dev/null || true").split()
+                left = [key for key in kept if f"{attempt}/checkpoints/" in key]
+                if left and "checkpoints" in trained and "trained.json" not in trained:
+                    worker.end()
+                    figures["lost"] = {"machine": worker.ip, "in mid-training": max(left)}
+                    print(f"taken away: {figures['lost']}", file=sys.stderr, flush=True)
+                    return
+        time.sleep(0.2)
+
+
+def differing(arms: list[dict[str, Any]], undisturbed: list[dict[str, Any]]) -> list[str]:
+    """Return the arms whose figures are not, to the last digit, those of the study left alone."""
+    here, there = ({arm["arm"]: arm["figures"] for arm in each} for each in (arms, undisturbed))
+    return [arm for arm in sorted(here | there) if here.get(arm) != there.get(arm)]
 
 
 def serve() -> subprocess.Popen[bytes]:
@@ -104,11 +145,16 @@ def weights(machine: machines.Machine) -> int:
 
 def objects() -> tuple[int, int]:
     """Return how many objects the storage has, and how many of them are models."""
+    found = keys()
+    return len(found), sum(key.endswith("/model/model.safetensors") for key in found)
+
+
+def keys() -> list[str]:
+    """Return the names of all objects in the storage."""
     import boto3
 
     pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
-    keys = [each["Key"] for page in pages for each in page.get("Contents", [])]
-    return len(keys), sum(key.endswith("/model/model.safetensors") for key in keys)
+    return [each["Key"] for page in pages for each in page.get("Contents", [])]
 
 
 def attempts(head: machines.Machine) -> dict[str, int]:

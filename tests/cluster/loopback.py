@@ -26,6 +26,8 @@ VENV = Path("/opt/chip-ablate/.venv")  # as cluster.yaml has it
 BIN = Path(sys.executable).parent
 FILE = machines.BASE / "cluster.yaml"
 WORK = machines.BASE / "client-work"
+#: Seconds that the cluster may take to come up, on a machine that has much else to do.
+PATIENCE = 1200
 STUDY = """
 study: loopback
 question: Does a study on a cluster come to its report?
@@ -53,8 +55,8 @@ def main() -> None:
     with timed(figures, "up: head"):
         command("ray", "up", "-y", str(FILE))
     with timed(figures, "up: until the worker answers, after the head"):
-        until(lambda: "ray::DashboardA" in worker.inside("ss", "-ltnpH"), 400)
-        until(lambda: not live_problems(), 400)
+        until(lambda: is_up(worker), PATIENCE)
+        until(lambda: not live_problems(), PATIENCE)
     with timed(figures, "study"):
         result = study()
     figures["arms"] = len(result["arms"])
@@ -78,8 +80,13 @@ def main() -> None:
         command("ray", "down", "-y", str(FILE))
     figures["processes left"] = {"head": ray_of(head)}
     with timed(figures, "down: worker, after the head"):
-        until(lambda: not ray_of(worker), 400)
+        until(lambda: not ray_of(worker), PATIENCE)
     print(json.dumps(figures))
+
+
+def is_up(machine: machines.Machine) -> bool:
+    """Return whether a machine's Ray listens."""
+    return "ray::DashboardA" in machine.inside("ss", "-ltnpH")
 
 
 def live_problems() -> list[dict[str, str]]:

@@ -65,7 +65,7 @@ class Machine:
             name: of its folder below BASE.
             number: the last part of its address.
         """
-        self.ip = f"{NETWORK}.{number}"
+        self.ip, self._link = f"{NETWORK}.{number}", f"to-{name}"
         folder = BASE / name
         folder.mkdir()
         given = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
@@ -88,9 +88,9 @@ class Machine:
                 [*UNSHARE, "sh", "-ec", script], stdin=subprocess.PIPE, stdout=log, stderr=log
             )
         self.pid = _child(self._unshare.pid)
-        _run("ip", "link", "add", f"to-{name}", "type", "veth", "peer", "name", "eth0",
+        _run("ip", "link", "add", self._link, "type", "veth", "peer", "name", "eth0",
              "netns", str(self.pid))  # fmt: skip
-        _run("ip", "link", "set", f"to-{name}", "master", "bridge0", "up")
+        _run("ip", "link", "set", self._link, "master", "bridge0", "up")
         assert self._unshare.stdin is not None
         self._unshare.stdin.write(b"go\n")
         self._unshare.stdin.close()
@@ -101,7 +101,8 @@ class Machine:
         return self._unshare.poll() is None
 
     def end(self) -> None:
-        """Take it away with all that runs there, as if its power went."""
+        """Take it away with all that runs there, as if its power went: nobody hears of it."""
+        _run("ip", "link", "set", self._link, "down")
         self._unshare.kill()
         self._unshare.wait()
 

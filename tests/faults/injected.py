@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,20 @@ from orchestrator.executors.base import execute as really_execute
 #: Where an attempt is, line by line, in its folder; what is to go wrong, in the work directory.
 MOMENTS, PLAN, FULL = "moments.jsonl", "faults.json", "disk-is-full"
 
-#: Seconds that each step takes longer, so that a fault meets the step it is meant for.
+#: Seconds that each step and batch takes longer, so that a fault meets the one it is meant for.
 SLOWER = 0.25
+#: The phases of a trial in which a fault may be done to it, by how their names begin.
+TRAINING, SCORING = ("train",), ("score", "judge")
+
+_jobs = 0  # that began in this process: from the second on it is a warm slot
 
 
 def execute(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
     """Run a job as its executor would."""
+    global _jobs
+    _jobs += 1
     workdir = job.folder.parents[2]
     plan: dict[str, Any] = json.loads((workdir / PLAN).read_text())
-    if job.trains and "nan" in plan:
-        _poison(plan["nan"], workdir)
-    if job.trains:
-        _full_disk(workdir / FULL)
     job.folder.mkdir(parents=True, exist_ok=True)
 
     def told(progress: Progress) -> None:
@@ -43,24 +45,31 @@ def execute(job: Job, report: Callable[[Progress], None], stop: Callable[[], boo
             "done": progress.done,
             "trains": job.trains,
             "pid": os.getpid(),
-            "raylet": os.getppid(),
+            "job": _jobs,
             "time": time.time(),
         }
         # on a disk that is full, what a trial does about it is to be seen, not what this does
         with contextlib.suppress(OSError), (job.folder / MOMENTS).open("a") as file:
             file.write(json.dumps(note) + "\n")
         report(progress)
-        if progress.phase == "train":
+        if progress.phase.startswith(TRAINING + SCORING):
             time.sleep(SLOWER)
 
-    really_execute(job, told, stop)
+    with contextlib.ExitStack() as stack:  # the process has other jobs after this one
+        if job.trains and "nan" in plan:
+            stack.enter_context(_poison(plan["nan"], workdir))
+        if job.trains:
+            stack.enter_context(_full_disk(workdir / FULL))
+        really_execute(job, told, stop)
 
 
-def _poison(step: int, workdir: Path) -> None:
+@contextlib.contextmanager
+def _poison(step: int, workdir: Path) -> Iterator[None]:
     """Let the update before a step write NaN, in the first training that comes here."""
     try:
         (workdir / "poisoned").touch(exist_ok=False)
     except FileExistsError:
+        yield
         return
     made = trainer.make_optimizer
 
@@ -78,9 +87,14 @@ def _poison(step: int, workdir: Path) -> None:
         return optimizer, schedule
 
     trainer.make_optimizer = poisoned
+    try:
+        yield
+    finally:
+        trainer.make_optimizer = made
 
 
-def _full_disk(flag: Path) -> None:
+@contextlib.contextmanager
+def _full_disk(flag: Path) -> Iterator[None]:
     """Let no checkpoint be written while a file is there."""
     written = checkpoint.write_weights
 
@@ -90,3 +104,7 @@ def _full_disk(flag: Path) -> None:
         written(*arguments, **options)
 
     checkpoint.write_weights = full
+    try:
+        yield
+    finally:
+        checkpoint.write_weights = written

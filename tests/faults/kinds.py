@@ -11,15 +11,15 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.faults.injected import FULL
-from tests.faults.world import STEPS, World, start, training
+from tests.faults.injected import FULL, SCORING, TRAINING
+from tests.faults.world import EVERY, STEPS, NotMet, World, meet, start
 
 #: Seconds that a tracking store is away.
 AWAY = 20.0
@@ -42,6 +42,7 @@ class Met:
 
     folder: Path | None
     at: float
+    moment: dict[str, Any] = field(default_factory=dict)  # what the attempt told there
 
 
 @dataclass(kw_only=True)
@@ -50,18 +51,18 @@ class Case:
 
     world: World
     workdir: Path
+    workers: int = 1  # of a training
     server: Server | None = None
     mounted: dict[str, Path | None] = field(default_factory=dict)  # small disks, where they are
     met: list[Met] = field(default_factory=list)
     fault: Fault = field(init=False)  # the one that is being done
     driver: subprocess.Popen[bytes] = field(init=False)
-    hit: Path | None = None  # folder of the attempt that it met
-    at: float = 0.0
+    now: Met = field(init=False)  # what the fault that is being done has met
 
     def start(self) -> None:
         """Start the study's driver."""
         tracking = None if self.server is None else self.server.uri
-        self.driver = self.world.start(self.workdir, tracking=tracking)
+        self.driver = self.world.start(self.workdir, tracking=tracking, workers=self.workers)
 
     def sync(self) -> bool:
         """Send what the study could not, as its user would; return whether that is done."""
@@ -76,9 +77,16 @@ class Case:
 
     def meet(self) -> dict[str, Any]:
         """Wait for the moment; return what the attempt told there."""
-        before = [met.folder for met in self.met]
-        self.hit, moment = training(self.workdir, self.driver, step=self.fault.step, but=before)
-        self.at = time.time()
+        kind = KINDS[self.fault.kind]
+        folder, moment = meet(
+            self.workdir,
+            self.driver,
+            step=max(self.fault.step, kind.first_step),
+            phases=kind.phases,
+            job=kind.job,
+            but=[met.folder for met in self.met],
+        )
+        self.now = Met(folder=folder, at=time.time(), moment=moment)
         return moment
 
     @property
@@ -93,17 +101,35 @@ class Kind:
 
     do: Callable[[Case], None]
     exits: tuple[int, ...] = (0,)  # what the driver that was met may end with
+    phases: tuple[str, ...] = TRAINING  # in which of a trial's phases, by how they begin
+    job: int = 1  # at least how many jobs the process that is met has begun
+    first_step: int = 1  # before which nothing is there that could be damaged
+    workers: int | None = None  # that a training has to have; None: it does not matter
     stall_after: float = 3600.0
     plan: Callable[[Fault], dict[str, Any]] = field(default=lambda fault: {})
     server: bool = False  # whether runs are tracked by a server
     disk: str | None = None  # folder of the work directory that is a small disk of its own
     mend: Callable[[Case], None] = field(default=lambda case: None)  # before it is run again
+    order: int = 2  # of a schedule's faults: a lower one is done earlier
+
+
+def workers_of(kinds: Sequence[str]) -> int:
+    """Return how many workers a training has in a study that meets some kinds."""
+    return max((KINDS[name].workers or 1 for name in kinds), default=1)
+
+
+def _fits(name: str, others: Sequence[str]) -> bool:
+    """Return whether a kind can come into a schedule beside others."""
+    wanted = {KINDS[each].workers for each in (name, *others)} - {None}
+    return name not in others and len(wanted) < 2
 
 
 def schedules(
     count: int, seed: int, *, each: int = 1, kinds: list[str] | None = None
 ) -> list[tuple[Fault, ...]]:
     """Return seeded schedules in which each kind comes about equally often.
+
+    Kinds that want trainings of different numbers of workers do not meet.
 
     Args:
         count: how many.
@@ -112,18 +138,16 @@ def schedules(
         kinds: to draw from; by default all.
     """
     draw = random.Random(seed)
+    among = sorted(kinds or KINDS)
     drawn: list[tuple[Fault, ...]] = []
     left: list[str] = []
     while len(drawn) < count:
         one: list[str] = []
-        while len(one) < min(each, len(kinds or KINDS)):
-            if not left:
-                left = sorted(kinds or KINDS)
-                draw.shuffle(left)
-            one.append(left.pop(next(i for i, name in enumerate(left) if name not in one)))
-            if left and all(name in one for name in left):
-                left = []
-        one.sort(key=lambda name: name != "NaN loss")  # it meets the first training there is
+        while len(one) < each and any(_fits(name, one) for name in among):
+            if not any(_fits(name, one) for name in left):
+                left += draw.sample(among, len(among))
+            one.append(left.pop(next(i for i, name in enumerate(left) if _fits(name, one))))
+        one.sort(key=lambda name: KINDS[name].order)
         # Later ones come early in a training: it may be the last.
         steps = [draw.randint(1, STEPS // 2 if after else STEPS - 2) for after in range(len(one))]
         drawn.append(tuple(Fault(kind=n, step=s) for n, s in zip(one, steps, strict=True)))
@@ -131,14 +155,21 @@ def schedules(
 
 
 def _kill_worker(case: Case) -> None:
+    """Kill the process that makes the steps: a slot, or one of a trial's workers."""
     os.kill(case.meet()["pid"], signal.SIGKILL)
 
 
 def _kill_trial_driver(case: Case) -> None:
     case.meet()
-    busy = case.world.drivers()
-    assert busy, "no process drives a trial"
-    busy[0].kill()
+    _trial_driver(case).kill()
+
+
+def _trial_driver(case: Case) -> psutil.Process:
+    """Return the process that waits for the workers of the trial that was met."""
+    found = [process for process in case.world.drivers() if process.pid != case.now.moment["pid"]]
+    if not found:
+        raise NotMet("the trial's driver has ended")
+    return found[0]
 
 
 def _kill_study_driver(case: Case) -> None:
@@ -157,13 +188,21 @@ def _terminate(case: Case) -> None:
 
 
 def _kill_node(case: Case) -> None:
+    case.world.heal()
     node = case.world.node_of(case.meet()["pid"])
     case.world.cluster.remove_node(node, allow_graceful=False)
 
 
+def _preempt_node(case: Case) -> None:
+    case.world.heal()
+    node = case.world.node_of(case.meet()["pid"])
+    case.world.cluster.remove_node(node, allow_graceful=True)
+
+
 def _preempt_driver_node(case: Case) -> None:
+    case.world.heal()
     case.meet()
-    node = case.world.node_of(case.world.drivers()[0].pid)
+    node = case.world.node_of(_trial_driver(case).pid)
     case.world.cluster.remove_node(node, allow_graceful=True)
 
 
@@ -175,18 +214,19 @@ def _cut_checkpoint(case: Case) -> None:
     """Kill a worker, and cut its newest checkpoint as a crash of its machine might."""
     pid = case.meet()["pid"]
     os.kill(pid, signal.SIGSTOP)
-    assert case.hit is not None
-    whole = sorted((case.hit / "checkpoints").glob("step-*"))
-    if whole:
-        state = whole[-1] / "state.pt"
-        os.truncate(state, state.stat().st_size // 2)
+    assert case.now.folder is not None
+    trial = case.now.folder.parent  # an attempt that has just gone on has none of its own yet
+    whole = sorted(trial.glob("attempt-*/checkpoints/step-*"), key=lambda folder: folder.name)
+    assert whole, f"no checkpoint to cut in {trial}"
+    state = whole[-1] / "state.pt"
+    os.truncate(state, state.stat().st_size // 2)
     os.kill(pid, signal.SIGKILL)
 
 
 def _poison(case: Case) -> None:
     """Nothing: the worker itself writes NaN."""
     case.driver.wait(600)
-    case.hit, case.at = None, time.time()
+    case.now = Met(folder=None, at=time.time())
 
 
 def _fill_disk(case: Case) -> None:
@@ -229,16 +269,24 @@ def _lock_store(case: Case) -> None:
 
 
 KINDS: dict[str, Kind] = {
-    "worker killed": Kind(do=_kill_worker),
-    "trial's driver killed": Kind(do=_kill_trial_driver),
+    "slot killed": Kind(do=_kill_worker, workers=1),
+    # First, since a fault before it may leave no slot that has had a trial.
+    "slot killed in a second trial": Kind(do=_kill_worker, workers=1, job=2, order=0),
+    "slot killed while scoring": Kind(do=_kill_worker, workers=1, phases=SCORING),
+    "one of two workers killed": Kind(do=_kill_worker, workers=2),
+    "trial's driver killed": Kind(do=_kill_trial_driver, workers=2),
+    "driver's node preempted": Kind(do=_preempt_driver_node, workers=2),
     "study's driver killed": Kind(do=_kill_study_driver, exits=(-9,)),
     "node killed": Kind(do=_kill_node),
-    "driver's node preempted": Kind(do=_preempt_driver_node),
+    "node preempted": Kind(do=_preempt_node),
     "Ctrl-C": Kind(do=_interrupt, exits=(130,)),
     "SIGTERM": Kind(do=_terminate, exits=(130,)),
     "worker hangs": Kind(do=_hang, stall_after=90.0),
-    "checkpoint cut short": Kind(do=_cut_checkpoint),
-    "NaN loss": Kind(do=_poison, exits=(1,), plan=lambda fault: {"nan": max(fault.step, 2)}),
+    "checkpoint cut short": Kind(do=_cut_checkpoint, first_step=EVERY + 1),
+    # Early, since it meets the first training there is.
+    "NaN loss": Kind(
+        do=_poison, exits=(1,), plan=lambda fault: {"nan": max(fault.step, 2)}, order=1
+    ),
     "disk full at a checkpoint": Kind(do=_fill_disk, exits=(1,), disk="trials", mend=_empty_disk),
     "disk full at the ledger": Kind(do=_fill_disk, exits=(2,), disk="ledger", mend=_empty_disk),
     "tracking server gone": Kind(do=_server_gone, server=True),

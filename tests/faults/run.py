@@ -22,7 +22,17 @@ from rich.table import Table
 
 from benchmarks.machine import describe
 from tests.faults.check import Left, differences, look
-from tests.faults.kinds import KINDS, Case, Fault, Kind, Met, Server, schedules, small_disk
+from tests.faults.kinds import (
+    KINDS,
+    Case,
+    Fault,
+    Kind,
+    Met,
+    Server,
+    schedules,
+    small_disk,
+    workers_of,
+)
 from tests.faults.world import NotMet, World, moments, opened, prepare, start
 
 #: Times that a study is run again before it counts as lost.
@@ -37,9 +47,12 @@ class Injected:
 
     kind: str
     step: int
+    phase: str = ""  # of the trial that was met, as it was met
+    done: int | None = None  # steps or questions of it
+    job: int | None = None  # which of its process's jobs it was
     exit: int | None = None  # of the driver that was met, where the fault ends it
     trains_again: float | None = None  # seconds from the fault, or from the rerun's start
-    from_step: int | None = None  # the first that it makes then
+    from_step: int | None = None  # the first step that it makes then, or question
     error: str = ""
 
 
@@ -47,6 +60,7 @@ class Injected:
 class Outcome:
     """What came of one schedule."""
 
+    workers: int = 1  # of a training
     faults: list[Injected] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)  # of the study's driver, run after run
     attempts: int = 0  # of all trials together; 3 where nothing happens
@@ -68,11 +82,22 @@ class Outcome:
         return not (wrong or self.error or any(fault.error for fault in self.faults))
 
 
-def undisturbed(workdir: Path) -> Left:
-    """Run the study without a fault and without Ray, once, if it is not there yet (`--keep`)."""
-    prepare(workdir)
+def undisturbed(workdir: Path, world: World | None = None, workers: int = 1) -> Left:
+    """Run the study without a fault, once, if it is not there yet (`--keep`).
+
+    Args:
+        workdir: of it.
+        world: where it runs; None: in the study's own process, without Ray.
+        workers: of a training.
+    """
+    prepare(workdir, workers=workers)
     if not (workdir / "studies" / "small" / "report").exists():
-        code = start(workdir, "--executor", "inline").wait(PATIENCE)
+        if world is None:
+            driver = start(workdir, "--executor", "inline")
+        else:
+            world.heal()
+            driver = world.start(workdir, workers=workers)
+        code = driver.wait(PATIENCE)
         if code != 0:
             raise RuntimeError((workdir / "driver.log").read_text(errors="replace")[-3000:])
     left = look(workdir)
@@ -83,15 +108,17 @@ def undisturbed(workdir: Path) -> Left:
 def one(world: World, faults: Sequence[Fault], workdir: Path, expected: Left) -> Outcome:
     """Spoil one study, run it until it is done, and look at what is left."""
     kinds = [KINDS[fault.kind] for fault in faults]
-    outcome, began = Outcome(), time.monotonic()
+    workers = workers_of([fault.kind for fault in faults])
+    outcome, began = Outcome(workers=workers), time.monotonic()
     world.heal()
     plan: dict[str, Any] = {}
     for fault, kind in zip(faults, kinds, strict=True):
         plan |= kind.plan(fault)
-    prepare(workdir, stall_after=min(kind.stall_after for kind in kinds), **plan)
+    stall_after = min(kind.stall_after for kind in kinds)
+    prepare(workdir, stall_after=stall_after, workers=workers, **plan)
     server = Server(workdir, _free_port()) if any(kind.server for kind in kinds) else None
     disks = {kind.disk for kind in kinds if kind.disk is not None}
-    case = Case(world=world, workdir=workdir, server=server)
+    case = Case(world=world, workdir=workdir, workers=workers, server=server)
     try:
         with ExitStack() as stack:
             for disk in sorted(disks):
@@ -135,8 +162,10 @@ def _inject(case: Case, fault: Fault, kind: Kind, outcome: Outcome) -> Injected:
     injected = Injected(kind=fault.kind, step=fault.step)
     case.fault = fault
     kind.do(case)
-    met = Met(folder=case.hit, at=case.at)
+    met = case.now
     case.met.append(met)
+    injected.phase, injected.done = met.moment.get("phase", ""), met.moment.get("done")
+    injected.job = met.moment.get("job")
     if 0 in kind.exits:
         return injected
     injected.exit = case.driver.wait(PATIENCE)
@@ -150,14 +179,14 @@ def _inject(case: Case, fault: Fault, kind: Kind, outcome: Outcome) -> Injected:
 
 
 def _trains_again(injected: Injected, met: Met, workdir: Path) -> None:
-    """Note when the trial that was met made its next step, in a later attempt, and which."""
+    """Note when the trial that was met went on in a later attempt, and where."""
     if met.folder is None:
         return
     for folder, told in moments(workdir).items():
-        trained = [moment for moment in told if moment["phase"] == "train"]
-        if folder.parent == met.folder.parent and folder.name > met.folder.name and trained:
-            injected.trains_again = trained[0]["time"] - met.at
-            injected.from_step = trained[0]["done"]
+        on = [moment for moment in told if moment["phase"] == met.moment["phase"]]
+        if folder.parent == met.folder.parent and folder.name > met.folder.name and on:
+            injected.trains_again = on[0]["time"] - met.at
+            injected.from_step = on[0]["done"]
             return
 
 
@@ -181,7 +210,7 @@ def _free_port() -> int:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Return what was injected, what survived, how soon it went on: a line a kind."""
-    shown = Table("fault", "injected", "survived", "trains again after, s")
+    shown = Table("fault", "injected", "survived", "goes on after, s")
     pairs = [(fault, outcome) for outcome in outcomes for fault in outcome.faults]
     for kind in sorted({fault.kind for fault, _ in pairs}):
         of_kind = [(fault, outcome) for fault, outcome in pairs if fault.kind == kind]
@@ -200,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", "--schedules", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=1, help="begin with this schedule of them")
     parser.add_argument("--each", type=int, default=2, help="faults that one study meets")
     parser.add_argument("--kinds", help="only these, separated by commas")
     parser.add_argument("--json", type=Path, help="where the outcomes go")
@@ -212,15 +242,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     above = given.keep or Path(tempfile.mkdtemp(prefix="chip-faults-"))
     above.mkdir(parents=True, exist_ok=True)
     try:
-        expected = undisturbed(above / "undisturbed")
+        expected = {1: undisturbed(above / "undisturbed")}
         console.print("the study without a fault: done")
         with opened() as world:
             # Starting Ray took these, and what a shell puts in the background has no Ctrl-C.
             for which in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(which, signal.default_int_handler)
             drawn = schedules(given.schedules, given.seed, each=given.each, kinds=kinds)
-            for number, faults in enumerate(drawn, start=1):
-                outcome = one(world, faults, above / f"{number}", expected)
+            for number, faults in list(enumerate(drawn, start=1))[given.first - 1 :]:
+                workers = workers_of([fault.kind for fault in faults])
+                if workers not in expected:
+                    alone = above / f"undisturbed-{workers}"
+                    expected[workers] = undisturbed(alone, world, workers)
+                outcome = one(world, faults, above / f"{number}", expected[workers])
                 outcomes.append(outcome)
                 word = "survived" if outcome.survived else "NOT SURVIVED"
                 what = ", then ".join(map(str, faults))
@@ -250,7 +284,9 @@ def _summary(given: argparse.Namespace, outcomes: Sequence[Outcome]) -> dict[str
     return {
         "machine": describe(),
         "command": f"python -m tests.faults.run -n {given.schedules} --each {given.each} "
-        f"--seed {given.seed}" + (f" --kinds '{given.kinds}'" if given.kinds else ""),
+        f"--seed {given.seed}"
+        + (f" --first {given.first}" if given.first > 1 else "")
+        + (f" --kinds '{given.kinds}'" if given.kinds else ""),
         "studies": len(outcomes),
         "injected": sum(len(outcome.faults) for outcome in outcomes),
         "survived": sum(outcome.survived for outcome in outcomes),

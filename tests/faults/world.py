@@ -18,10 +18,13 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from orchestrator.executors.ray.session import ENVIRONMENT, _signals_kept
-from tests.faults.injected import MOMENTS, PLAN
+from tests.faults.injected import MOMENTS, PLAN, TRAINING
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+#: Steps of a training, and of how many it leaves a checkpoint.
+STEPS, EVERY = 8, 2
+#: CPUs of a node, as Ray counts them.
+CPUS = 2
 
 STUDY = """
 study: small
@@ -37,8 +40,11 @@ primary: {metric: shapes/chair_i, goal: minimize}
 """
 
 
-def recipe(stall_after: float) -> str:
-    """The embedded world's recipe with few steps and a checkpoint after every second."""
+def recipe(stall_after: float, workers: int = 1) -> str:
+    """The embedded world's recipe with few steps and a checkpoint after every second.
+
+    A trial takes all CPUs of a node, so that a slot has one job after another.
+    """
     from chip_core import recipes
 
     text = recipes.find("shapes").read_text()
@@ -48,7 +54,9 @@ def recipe(stall_after: float) -> str:
         ("reference_cache: fp32", "reference_cache: 'off'"),
         (
             "  micro_batch: 16",
-            f"  micro_batch: 2\n  checkpoint_every: 2\n  stall_after: {stall_after}",
+            f"  micro_batch: {2 // workers}\n  checkpoint_every: {EVERY}\n"
+            f"  stall_after: {stall_after}\n"
+            f"  workers_per_trial: {workers}\n  cpus_per_worker: {CPUS // workers}",
         ),
     ):
         assert text.count(old) == 1, old
@@ -61,7 +69,7 @@ class NotMet(Exception):
 
 
 class World:
-    """The cluster: a head with nothing on it, and two nodes with a CPU and room for drivers."""
+    """The cluster: a head with nothing on it, and two nodes with room for a trial each."""
 
     def __init__(self, temp: Path) -> None:
         os.environ.update(environment())
@@ -78,11 +86,13 @@ class World:
         self.heal()
 
     def heal(self) -> None:
-        """Have two nodes again."""
+        """Have two nodes again: a fault takes one, and trials need another."""
         with _signals_kept():
             while len(self.cluster.worker_nodes) < 2:
                 self.cluster.add_node(
-                    num_cpus=1, resources={"chip_driver": 2}, object_store_memory=80 * 1024**2
+                    num_cpus=CPUS,
+                    resources={"chip_driver": 2},
+                    object_store_memory=80 * 1024**2,
                 )
 
     def node_of(self, pid: int) -> Any:
@@ -94,7 +104,7 @@ class World:
         raise LookupError(f"process {pid} is on no node")
 
     def drivers(self) -> list[psutil.Process]:
-        """Return the processes that drive a trial, newest first."""
+        """Return the processes of Tune's trials, newest first."""
         found = []
         for node in self.cluster.worker_nodes:
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -104,10 +114,16 @@ class World:
                         found.append(process)
         return sorted(found, key=lambda process: -process.create_time())
 
-    def start(self, workdir: Path, *, tracking: str | None = None) -> subprocess.Popen[bytes]:
-        """Start the study's driver; what it says goes to `driver.log`."""
+    def start(
+        self, workdir: Path, *, tracking: str | None = None, workers: int = 1
+    ) -> subprocess.Popen[bytes]:
+        """Start the study's driver; what it says goes to `driver.log`.
+
+        Trials of several workers run one at a time: whose driver is met is known so.
+        """
         tracked = [] if tracking is None else ["--tracking-uri", tracking]
-        return start(workdir, "--address", self.cluster.address, *tracked)
+        alone = [] if workers == 1 else ["--max-concurrent", "1"]
+        return start(workdir, "--address", self.cluster.address, *tracked, *alone)
 
     def close(self) -> None:
         """End all of it."""
@@ -149,11 +165,11 @@ def opened() -> Iterator[World]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def prepare(workdir: Path, *, stall_after: float = 3600.0, **plan: Any) -> None:
+def prepare(workdir: Path, *, stall_after: float = 3600.0, workers: int = 1, **plan: Any) -> None:
     """Write a study into a work directory, and what workers themselves are to get wrong."""
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "study.yaml").write_text(STUDY)
-    (workdir / "recipe.yaml").write_text(recipe(stall_after))
+    (workdir / "recipe.yaml").write_text(recipe(stall_after, workers))
     (workdir / PLAN).write_text(json.dumps(plan))
 
 
@@ -166,33 +182,39 @@ def moments(workdir: Path) -> dict[Path, list[dict[str, Any]]]:
     return found
 
 
-def training(
+def meet(
     workdir: Path,
     driver: subprocess.Popen[bytes],
     *,
     step: int,
+    phases: tuple[str, ...] = TRAINING,
+    job: int = 1,
     but: Sequence[Path | None] = (),
     timeout: float = 600.0,
 ) -> tuple[Path, dict[str, Any]]:
-    """Wait until a training is at a step; return its attempt's folder and that moment.
+    """Wait until a trial is where a fault is meant for it; return its attempt's folder and moment.
 
     Args:
         workdir: the study's.
         driver: the study's.
-        step: the one, or a later one: a training that was gone on with may be past it.
+        step: of a training, or a later one: one that was gone on with may be past it.
+        phases: how the phase's name begins.
+        job: which of its process's jobs it is at least.
         but: attempts that were met before.
         timeout: seconds.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         for folder, told in moments(workdir).items():
-            if folder in but or (folder / "result.json").exists():
+            if folder in but or not told or (folder / "result.json").exists():
                 continue
-            last = told[-1] if told else {"phase": ""}
-            if last["phase"] == "train" and step <= last["done"] < STEPS:
+            last = told[-1]
+            if not last["phase"].startswith(phases) or last["job"] < job:
+                continue
+            if not last["phase"].startswith(TRAINING) or step <= last["done"] < STEPS:
                 return folder, last
         if driver.poll() is not None:
             log = (workdir / "driver.log").read_text(errors="replace")[-2000:]
-            raise NotMet(f"the driver ended before a training was at step {step}:\n{log}")
+            raise NotMet(f"the driver ended before the moment came:\n{log}")
         time.sleep(0.02)
-    raise TimeoutError(f"no training came to step {step} in {timeout:.0f} s")
+    raise TimeoutError(f"no trial came to {' or '.join(phases)} {step} in {timeout:.0f} s")

@@ -195,24 +195,35 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data
 def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     plan = planned(tmp_path, Places(benchmark_data=data))
     amber = len(plan.benchmarks and made_items(data))
-    (line,) = evaluation_lines(plan, Ledger(tmp_path / "w"))
+    line, step = evaluation_lines(plan, Ledger(tmp_path / "w"))
+    assert str(step) == (
+        "scoring: a step of its own, without a GPU, beside the next trials' training"
+    )
     left = 3 * (4 + amber + 9)  # the untrained model and two trials
     assert str(line) == (
         f"questions a trial: select/shapes 4 of 500, report/amber {amber}, report/pope 9 of 18; "
         f"{left} answers to make"
     )
     unknown = planned(tmp_path, Places())
-    (line,) = evaluation_lines(unknown, Ledger(tmp_path / "w"))
+    line, _ = evaluation_lines(unknown, Ledger(tmp_path / "w"))
     assert "report/amber unknown, report/pope unknown; 12 answers to make" in str(line)
     trial = plan.arms[0].trials[0]
     ledger = Ledger(tmp_path / "w")
-    from chip_core.results import TrialResult
+    from chip_core.results import AnsweredTrial, Answers, TrialResult
 
-    seconds = {"train": 30.0, "score select/shapes": 4.0, "score report/amber": 6.0}
+    seconds = {"train": 30.0, "answer report/amber": 4.0, "score report/amber": 6.0}
     result = TrialResult(steps=1, evaluations={}, seconds=seconds)
     ledger.finished(trial, "scored", 1, "trials/x", result)
     *_, share = evaluation_lines(plan, ledger)
-    assert str(share) == "scoring took 25% of the time of the trial done so far"  # 10 of 40 s
+    told = "answers and scoring took 25% of the time of the trial done so far"  # 10 of 40 s
+    assert str(share) == told
+    answered = AnsweredTrial(
+        steps=1, answers={"report/amber": Answers(items=amber, responses="x")}, evaluations={},
+        seconds={},
+    )  # fmt: skip
+    ledger.answered(plan.arms[1].trials[0], "scored", 1, "trials/y", answered)
+    line, *_ = evaluation_lines(plan, ledger)
+    assert f"{left - amber} answers to make; {amber} answers are there, to be scored" in str(line)
 
 
 def made_items(data: Path) -> list[object]:

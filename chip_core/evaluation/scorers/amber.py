@@ -49,7 +49,6 @@ from chip_core.evaluation.scorers.base import (
     refuse_protocol,
 )
 from chip_core.evaluation.scorers.rows import first_of, read_json, read_rows, refuse_repeats
-from chip_core.evaluation.scorers.verdicts import read_verdict
 from chip_core.evaluation.similarity import SpacySimilarity
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
@@ -241,6 +240,9 @@ def _said(response: str, corrected: bool) -> str:
     """Return "yes", "no" or "": the official script knows `Yes` and `No` alone."""
     if not corrected:
         return {"Yes": "yes", "No": "no"}.get(response, "")
+    # Imported here: its patterns take a tenth of a second to compile.
+    from chip_core.evaluation.scorers.verdicts import read_verdict
+
     return read_verdict(response) or ""
 
 

@@ -29,7 +29,6 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
-from chip_core.evaluation.scorers.letters import read_letter
 from chip_core.evaluation.scorers.rows import refuse_repeats
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
@@ -271,6 +270,9 @@ def _judged(
         meanings = read_open(response)
         return bool(meanings), mmmu_parsing.right_open(wanted, meanings)
     if draw is None:
+        # Imported here: its patterns take a tenth of a second to compile.
+        from chip_core.evaluation.scorers.letters import read_letter
+
         texts = dict.fromkeys(LETTERS, "") if final else dict(options.of(answer)[1])
         choice = read_letter(response, texts)
         return choice is not None, mmmu_parsing.right_choice(wanted, choice)

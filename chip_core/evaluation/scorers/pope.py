@@ -31,7 +31,6 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
-from chip_core.evaluation.scorers.verdicts import read_verdict
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
 
@@ -204,6 +203,9 @@ def _by_position(
 def _by_id(
     answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _Question]]
 ) -> dict[str, list[_Pair]]:
+    # Imported here: its patterns take a tenth of a second to compile.
+    from chip_core.evaluation.scorers.verdicts import read_verdict
+
     known = {item: asked for split in SPLITS for item, asked in questions[split].items()}
     by_item = reading.answered(answers, known, "pope")
     pairs: dict[str, list[_Pair]] = {}

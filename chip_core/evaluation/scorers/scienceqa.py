@@ -35,7 +35,6 @@ from chip_core.evaluation.scorers.base import (
     Scored,
     refuse_protocol,
 )
-from chip_core.evaluation.scorers.letters import read_letter
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 
@@ -89,6 +88,9 @@ class ScienceQaScorer:
         resources: Resources,
     ) -> Scored:
         """Score answers to the test split of problems.json."""
+        # Imported here: its patterns take a tenth of a second to compile.
+        from chip_core.evaluation.scorers.letters import read_letter
+
         refuse_protocol(self, protocol)
         reading.need_answers(answers, self.name)
         problems = _problems(data, resources)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import importlib
 import sys
 import time
@@ -26,7 +25,7 @@ HANG = "hang.txt"
 #: Seconds between two reports of one phase.
 REPORT_EVERY = 1.0
 #: A process that holds more memory than this share of the machine is not used again.
-_LARGEST_SHARE = 0.5
+LARGEST_SHARE = 0.5
 
 Report = Callable[[Progress], None]
 
@@ -144,15 +143,6 @@ class Watchdog:
             faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
 
 
-def free_memory() -> None:
-    """Give back what the job before held."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def holds_too_much() -> bool:
-    """Return whether this process has grown so large that it is not used again."""
-    held = psutil.Process().memory_info().rss / psutil.virtual_memory().total
-    return bool(held > _LARGEST_SHARE)
+def memory_share() -> float:
+    """Return the share of the machine's memory that this process holds."""
+    return float(psutil.Process().memory_info().rss / psutil.virtual_memory().total)

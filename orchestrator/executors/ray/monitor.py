@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import ray
 
 from chip_core.errors import StorageError
 from chip_core.results import Progress, read_answered, read_result
@@ -30,6 +34,10 @@ from orchestrator.stopping import Stop
 from orchestrator.storage.channel import JobChannel
 from orchestrator.study_early import EarlyStopping
 
+#: Seconds that a process has past `engine.stall_after` to end itself and leave where it hung.
+_GRACE = 15.0
+#: The longest time between two looks, in seconds, that counts as a process's silence.
+_LOOK = 5.0
 #: What a process died of that Ray killed for memory.
 NO_MEMORY = "its machine ran out of memory"
 #: What it died of otherwise, as far as anyone knows.
@@ -45,11 +53,22 @@ class Running:
     last: Progress | None = None
     outcome: Outcome | None = None
     told_to_stop: bool = False
-    process: int | None = None  # its process, on whatever node
+    process: tuple[str, int] | None = None  # the address of its node, and its id there
+    waited: float = 0.0  # seconds without a report in which there was a look at it
 
     def silent_for(self) -> float:
         """Return the seconds since its last report."""
         return time.monotonic() - self.reported_at
+
+    def hanging_process(self) -> tuple[str, int] | None:
+        """Return its process where that is past the time in which it ends itself.
+
+        One that is stopped (SIGSTOP) does not. Of several workers, Train looks after each.
+        """
+        stall_after = self.job.config.engine.stall_after
+        if stall_after is None or self.job.workers > 1 or self.waited <= stall_after + _GRACE:
+            return None
+        return self.process
 
 
 @dataclass(kw_only=True, eq=False)
@@ -64,6 +83,7 @@ class JobMonitor:
     rule: EarlyStopping | None
     error: Exception | None = None  # what `on_event` or `again` raised
     running: dict[str, Running] = field(default_factory=dict)
+    looked_at: float = field(default_factory=time.monotonic)
 
     def __getstate__(self) -> dict[str, Any]:
         """Be empty in the file that Tune writes for a restore: the ledger does that here."""
@@ -74,8 +94,19 @@ class JobMonitor:
         """Whether the run is to stop and no job is left that still has to end by itself."""
         return self.stop.asked and not any(each.last for each in self.running.values())
 
-    def tell_to_stop(self) -> None:
-        """Tell jobs if the run is to stop: each leaves a checkpoint and ends."""
+    def look(self) -> None:
+        """End processes that hang; tell jobs if the run is to stop.
+
+        Each of them then leaves a checkpoint and ends.
+        """
+        now = time.monotonic()
+        passed, self.looked_at = min(now - self.looked_at, _LOOK), now
+        for running in self.running.values():
+            running.waited += passed
+            process = running.hanging_process()
+            if process is not None:
+                end_process(*process)
+                running.waited = 0.0  # it is tried again where that did not help
         if not self.stop.asked:
             return
         for running in self.running.values():
@@ -94,6 +125,7 @@ class JobMonitor:
         """Take note of where a job is."""
         running = self.running[job.id]
         running.reported_at, running.last = time.monotonic(), progress
+        running.waited = 0.0
         self._call(self.on_event, Progressed(job=running.job, progress=progress))
 
     def end(self, job: Job, died: str | None = None) -> Job | None:
@@ -146,7 +178,9 @@ class JobMonitor:
         if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
             where = f"{running.last.phase} {running.last.done}/{running.last.total}"
             reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
-            return f"{reason} (where: {running.job.folder / HANG})", "lost"
+            left = running.job.folder / HANG
+            known = left.exists() and left.stat().st_size > 0
+            return (f"{reason} (where: {left})" if known else reason), "lost"
         return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "lost"
 
     def _cut(self, running: Running) -> str:
@@ -176,3 +210,14 @@ class JobMonitor:
         except Exception as error:
             self.error = error
             raise
+
+
+def end_process(node: str, pid: int) -> None:
+    """Kill a process on a node of the cluster, by a task that runs beside it."""
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    beside = {f"node:{node}": 0.001}
+    ray.remote(kill).options(num_cpus=0, resources=beside, max_retries=0).remote()

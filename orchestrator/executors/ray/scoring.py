@@ -18,9 +18,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from chip_core.results import Progress
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import (
+    LARGEST_SHARE,
     JobPayload,
     Outcome,
-    holds_too_much,
+    memory_share,
     run_job,
     throttled,
 )
@@ -33,8 +34,9 @@ _EVERY = 0.1
 class Scorer:
     """An actor that runs one job after another: the next finds what the last has imported."""
 
-    def run(self, payload: JobPayload) -> Iterator[Progress | Outcome]:
-        """Run a job; yield where it is, and at last how it ended."""
+    def run(self, payload: JobPayload) -> Iterator[tuple[str, int] | Progress | Outcome]:
+        """Run a job; yield which process this is, where the job is, and at last how it ended."""
+        yield ray.util.get_node_ip_address(), os.getpid()
         told: SimpleQueue[Progress | Outcome] = SimpleQueue()
 
         def work() -> None:
@@ -48,7 +50,7 @@ class Scorer:
 
     def large(self) -> bool:
         """Return whether this process is not to be used again."""
-        return holds_too_much()
+        return memory_share() > LARGEST_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ class ScoringPool:
     def finish(self) -> None:
         """Wait until all jobs have ended; where the run is to stop, those that have begun."""
         while self._left or self._running:
-            self._monitor.tell_to_stop()
+            self._monitor.look()
             self.poll()
             time.sleep(_EVERY)
 
@@ -119,10 +121,14 @@ class ScoringPool:
         while ray.wait([each.reports], timeout=0)[0]:
             try:
                 told = ray.get(next(each.reports))
+                running = self._monitor.running[each.job.id]
+                if isinstance(told, tuple):
+                    running.process = told
+                    continue
                 if isinstance(told, Progress):
                     self._monitor.progress(each.job, told)
                     continue
-                self._monitor.running[each.job.id].outcome = told
+                running.outcome = told
                 well, died = told.cause is None and not ray.get(each.actor.large.remote()), None
             except RayError as error:
                 well, died = False, NO_MEMORY if isinstance(error, OutOfMemoryError) else DIED

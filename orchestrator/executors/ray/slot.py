@@ -16,15 +16,16 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.util.queue import Empty, Queue
 
+from chip_core.machine import free_memory
 from chip_core.results import Progress
 from chip_core.workers import PATIENCE
 from orchestrator.executors.ray.job_process import (
+    LARGEST_SHARE,
     REPORT_EVERY,
     JobPayload,
     Outcome,
     TrialEnded,
-    free_memory,
-    holds_too_much,
+    memory_share,
     run_job,
     throttled,
 )
@@ -58,13 +59,14 @@ def run_slot(config: dict[str, Any]) -> None:
         SlotRetired: this process is not to be used again.
     """
     payload: JobPayload = config[PAYLOAD]
-    free_memory()
     outcome = run_here(payload) if payload.job.workers == 1 else run_workers(payload)
     tune.report({OUTCOME: outcome})
     if outcome.cause is not None:
         raise SlotRetired(outcome.reason)
-    if holds_too_much():
-        raise SlotRetired("it holds too much of the machine's memory")
+    free_memory()
+    held = memory_share()
+    if held > LARGEST_SHARE:
+        raise SlotRetired(f"it holds {100 * held:.0f} % of the machine's memory")
 
 
 def run_here(payload: JobPayload) -> Outcome:
@@ -77,17 +79,19 @@ def run_here(payload: JobPayload) -> Outcome:
     if not payload.job.config.engine.fresh_process:
         BASE_MODELS.keep()
 
-    def train_loop_per_worker() -> Outcome:
+    ends: list[Outcome] = []
+
+    def train_loop_per_worker() -> None:
         # In local mode within Tune nothing of ray.train may be called (Ray 2.60).
-        return run_job(payload, throttled(report_to_tune))
+        ends.append(run_job(payload, throttled(report_to_tune)))
 
     trainer = TorchTrainer(
         train_loop_per_worker,
         scaling_config=ScalingConfig(num_workers=0),
         run_config=RunConfig(name=payload.job.id, storage_path=payload.storage),
     )
-    outcome: Outcome = trainer.fit().return_value
-    return outcome
+    trainer.fit()  # whose result has no return value in older releases of Ray
+    return ends[0]
 
 
 def run_workers(payload: JobPayload) -> Outcome:

@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.tune.experiment import Trial
-from ray.tune.result import PID
+from ray.tune.result import NODE_IP, PID
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -385,8 +385,8 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tell jobs if the run is to stop, and hear of those that score."""
-        self.monitor.tell_to_stop()
+        """Look after all jobs, and hear of those that score."""
+        self.monitor.look()
         self.scoring.poll()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -399,7 +399,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         """A job reported where it is, or how it ended."""
         job = trial.config[PAYLOAD].job
         running = self.monitor.running[job.id]
-        running.process = result.get(PID)
+        running.process = (result[NODE_IP], result[PID])
         running.outcome = result.get(OUTCOME)
         if running.outcome is None:
             self.monitor.progress(job, result[PROGRESS])
@@ -422,7 +422,11 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
             whether there were any.
         """
         running = [each for each in self.monitor.running.values() if not each.job.scores]
-        killed = [each for each in running if re.search(rf"\bpid={each.process}\b", str(error))]
+        killed = [
+            each
+            for each in running
+            if each.process and re.search(rf"\bpid={each.process[1]}\b", str(error))
+        ]
         for each in running:
             if each in (killed or running):
                 self._end(each.job, died=NO_MEMORY)

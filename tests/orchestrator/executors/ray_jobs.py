@@ -167,6 +167,11 @@ def _hangs(job: Job, report: Report, stop: Stop) -> None:
     time.sleep(600)
 
 
+def _stands_still(job: Job, report: Report, stop: Stop) -> None:
+    report(Progress(phase="train", done=3, total=9))
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _shares(job: Job, report: Report, stop: Stop) -> None:
     """Two workers on two machines: the second reads what the first wrote."""
     report(Progress(phase="start", done=0, total=1))

@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.errors import UserError
 from chip_core.files import read_records
+from chip_core.results import TrialResult
 from orchestrator.executors.base import (
     Event,
     Failed,
@@ -108,10 +109,14 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
     assert alive(children()) == set()
     [result] = [e.result for e in events if isinstance(e, Finished) and e.job.name == "trains"]
     told = [e.progress for e in events if isinstance(e, Progressed) and e.job.name == "trains"]
-    assert {progress.phase for progress in told} == {"start", "train", "score shapes"}
+    assert {progress.phase for progress in told} == {
+        "start", "train", "answer shapes", "score shapes",
+    }  # fmt: skip
     alone = {**short, "engine": {**short["engine"], "workers_per_trial": 1}}
     job = Job(id="a", name="a", config=TrialConfig.model_validate(alone), folder=tmp_path / "alone")
-    same = execute(job, lambda progress: None)
+    execute(job, lambda progress: None)
+    same = execute(job.scoring(), lambda progress: None)
+    assert isinstance(same, TrialResult)
     assert result.metrics == same.metrics
     curves = [read_records(each.folder / "curves.jsonl") for each in (jobs[0], job)]
     for one, other in zip(*curves, strict=True):

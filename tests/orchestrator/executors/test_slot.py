@@ -18,18 +18,14 @@ from chip_core.models.warm import BASE_MODELS
 from chip_core.results import Progress
 from orchestrator.executors.base import TRACEBACK, Job
 from orchestrator.executors.ray import slot
-from orchestrator.executors.ray.slot import (
+from orchestrator.executors.ray.job_process import (
     HANG,
-    OUTCOME,
-    PAYLOAD,
-    PERCENT,
     REPORT_EVERY,
     JobPayload,
     Outcome,
-    SlotRetired,
-    run_slot,
     throttled,
 )
+from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, SlotRetired, run_slot
 from orchestrator.executors.ray.tuner import scheduler_of
 from orchestrator.study_early import EarlyStopping
 

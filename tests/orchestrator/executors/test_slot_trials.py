@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from orchestrator.executors.base import Event, Finished, Job, execute
+from orchestrator.executors.base import Answered, Event, Finished, Job, execute
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 
 SHORT: dict[str, Any] = {
@@ -47,10 +47,12 @@ def test_trials_of_one_slot_equal_trials_by_themselves(tmp_path: Path) -> None:
     jobs = [job(f"slot-{number}", settings) for number, settings in enumerate(SEQUENCE)]
     events: list[Event] = []
     RayTuneExecutor(workdir=tmp_path / "work", max_concurrent=1).run(jobs, events.append)
-    ended = [event for event in events if isinstance(event, Finished)]
-    assert [event.job.id for event in ended] == [each.id for each in jobs], events[-1]
+    answered = [event for event in events if isinstance(event, Answered)]
+    assert [event.job.id for event in answered] == [each.id for each in jobs], events[-1]
     # The first alone imported what all of them need: the others had its process.
-    assert all(event.result.cpu["imports"] < 0.5 for event in ended[1:])
+    assert all(event.answered.cpu["imports"] < 0.5 for event in answered[1:])
+    ended = [event.job.name for event in events if isinstance(event, Finished)]
+    assert sorted(ended) == [each.name for each in jobs]
     for number, settings in enumerate(SEQUENCE[:4]):
         execute(job(f"alone-{number}", settings), lambda progress: None)
         assert left(tmp_path / f"slot-{number}") == left(tmp_path / f"alone-{number}"), settings

@@ -52,7 +52,9 @@ class FirstRunIsKilled:
             trial = SimpleNamespace(config=config)
             self._callback.on_trial_start(0, [], trial)
             report = metrics_of(Progress(phase="train", done=1, total=4))
-            self._callback.on_trial_result(0, [], trial, {**report, "pid": pid})
+            self._callback.on_trial_result(
+                0, [], trial, {**report, "pid": pid, "node_ip": "192.0.2.1"}
+            )
             if self.runs == 2:
                 result = TrialResult(steps=4, evaluations={}, seconds={})
                 write_json(config[PAYLOAD].job.folder / RESULT, asdict(result))

@@ -138,7 +138,12 @@ class Finished:
             TrialResult(
                 steps=trained,
                 evaluations={"report/shapes": evaluation},
-                seconds={"start": 1.0, "train": 10.0, "score report/shapes": 4.0},
+                seconds={
+                    "start": 1.0,
+                    "train": 10.0,
+                    "answer report/shapes": 3.0,
+                    "score report/shapes": 1.0,
+                },
             ),
         )
 
