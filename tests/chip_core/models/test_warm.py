@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.machine import free_memory
 from chip_core.models.loading import load
 from chip_core.models.warm import BASE_MODELS
+from chip_core.shapes import MODEL_FOLDER
 from chip_core.trial import run_trial
 
 SHORT: dict[str, Any] = {
@@ -61,6 +64,23 @@ def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kep
     assert together == alone
     assert together[0] == together[5] != together[2]
     assert together[1] == together[6]
+
+
+def test_files_that_are_mapped_as_they_are_give_the_same_figures(
+    tmp_path: Path, kept: None
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(MODEL_FOLDER, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: weight.float() for name, weight in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    settings = {"model": str(folder), "vision_encoder": "trained"}
+    together = [left(settings, tmp_path / f"warm-{n}") for n in range(2)]
+    BASE_MODELS.forget()
+    assert together == 2 * [left(settings, tmp_path / "alone")]
 
 
 @pytest.mark.slow
