@@ -39,7 +39,7 @@ SETTINGS = {
 #: Where a worker has the files of a job that runs there.
 STAGED = "/root/.cache/chip-ablate/storage"
 #: What makes the small study's trainings long enough to be met, with checkpoints to go on from.
-SMALL = ("training.max_steps=600", "engine.checkpoint_every=100", "data.limit=64")
+SMALL = ("training.epochs=10", "engine.checkpoint_every=4", "data.limit=64")
 
 
 def main(study: str | None, lose: float | None) -> None:

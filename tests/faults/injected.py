@@ -24,7 +24,7 @@ from orchestrator.executors.base import execute as really_execute
 MOMENTS, PLAN, FULL = "moments.jsonl", "faults.json", "disk-is-full"
 
 #: Seconds that each step and batch takes longer, so that a fault meets the one it is meant for.
-SLOWER = 0.25
+SLOWER = 0.75
 #: The phases of a trial in which a fault may be done to it, by how their names begin.
 TRAINING, SCORING = ("train",), ("score", "judge")
 

@@ -79,7 +79,8 @@ class World:
                 head_node_args={
                     "num_cpus": 0,
                     "temp_dir": str(temp),
-                    "include_dashboard": False,
+                    # From it Ray Train learns that a dead run's place is to be freed.
+                    "include_dashboard": True,
                     "object_store_memory": 80 * 1024**2,
                 },
             )
