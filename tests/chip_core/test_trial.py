@@ -231,7 +231,7 @@ def test_a_trial_killed_while_it_was_scored_goes_on_there(
     def trains(*_: object, **__: object) -> None:
         raise AssertionError("it was trained already")
 
-    monkeypatch.setattr("chip_core.trial.train", trains)
+    monkeypatch.setattr("chip_core.trial.Trainer", trains)
     told: list[Progress] = []
     again = run_trial(
         config,
