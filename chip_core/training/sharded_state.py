@@ -28,7 +28,7 @@ from chip_core.models.parts import trained_parts
 
 #: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds
 #: its part of them twice.
-FILE_BYTES = 2**31
+FILE_BYTES = 2**30
 
 
 class _Writer(HuggingFaceStorageWriter):
