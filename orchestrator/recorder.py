@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Started
@@ -67,9 +68,9 @@ class Recorder:
                     self.executed += 1
                     self._running.add(event.job.id)
                     self._ledger.started(trial, self._study, attempt)
-                    shown = view(trial, self._ledger, self._storage, self._study, "KILLED")
-                    folders = [*shown.folders, event.job.folder]
-                    self._tracker.start(trial, list(dict.fromkeys(folders)), shown.began)
+                    shown = view(trial, self._ledger, self._storage, self._study, "RUNNING")
+                    folders = list(dict.fromkeys([*shown.folders, event.job.folder]))
+                    self._tracker.show(replace(shown, folders=folders, reused_from=None))
                 case Finished(result=result):
                     self._running.discard(event.job.id)
                     folder = str(event.job.folder.relative_to(self._storage))
@@ -122,4 +123,4 @@ class Recorder:
 
     def _show(self, trial: Trial, status: Status) -> None:
         for same in self._same[trial.fingerprint]:
-            self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
+            self._tracker.show(view(same, self._ledger, self._storage, self._study, status))

@@ -23,8 +23,8 @@ from orchestrator.run import report_folder
 from orchestrator.search import all_trials
 from orchestrator.study_file import load_study
 from orchestrator.tracking.base import Status
-from orchestrator.tracking.closed import Closed, kept_closes
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.final_snapshot import FinalSnapshot, kept_snapshots
+from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.work import view
 
 
@@ -109,9 +109,9 @@ def _status(record: TrialRecord, trial: Trial) -> Status:
     return "FAILED" if record.history[max(record.history)].outcome == "failed" else "KILLED"
 
 
-def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[Closed]:
+def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
     """Return how the study's runs ended, the last one as its trials are if it was cut short."""
-    closes = kept_closes(workdir, plan)
+    closes = kept_snapshots(workdir, plan)
     if closes and closes[-1].time >= kept.time:
         return closes
     summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))
@@ -119,7 +119,7 @@ def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[C
     status: Status = "FAILED" if "failed" in states else "FINISHED"
     return [
         *closes,
-        Closed(
+        FinalSnapshot(
             time=time.time(),
             status="KILLED" if states & {"missing", "killed"} else status,
             ended=last_ended(plan, ledger),

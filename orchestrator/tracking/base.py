@@ -1,4 +1,4 @@
-"""What a tracker is: it shows a study's runs to people. The truth is in the ledger."""
+"""What a tracker shows people of a study's runs. The truth is in the ledger."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.version import CodeVersion
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialView:
-    """What is to be seen of a trial that has ended, or was done before."""
+    """What is to be seen of a trial that runs or has ended."""
 
     trial: Trial
     status: Status
@@ -49,7 +49,7 @@ class Waiting:
     """What a tracker could not show."""
 
     reason: str
-    trials: tuple[str, ...]  # whose end, by name
+    trials: tuple[str, ...]  # by name
     study: bool = True  # whether the study's own run waits, too
 
 
@@ -59,25 +59,19 @@ class Tracker(Protocol):
     Whatever is shown twice is there once. Times are in seconds since 1970.
     """
 
+    address: str  # where the runs can be seen: the tracking URI, without a password
+
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Make the study's run, its arms' runs and the runs of trials that are done already.
+        """Make the runs of the study, which began then, of its arms, and of trials that are done.
 
         Runs that an earlier driver left RUNNING are taken up again or ended.
-
-        Args:
-            plan: the study's plan.
-            done: its trials that are not to be run.
-            began: when the study was first run; now if not said.
         """
 
-    def start(self, trial: Trial, folders: Sequence[Path], began: float | None = None) -> None:
-        """Show a trial as running: its attempts' folders, in order, the last one growing."""
+    def show(self, view: TrialView) -> None:
+        """Bring a trial's run to what is to be seen of it."""
 
     def follow(self) -> None:
         """Send what is new in the curves of running trials. Called now and then."""
-
-    def end(self, view: TrialView) -> None:
-        """Show a trial as ended: figures, the rest of its curves, its files."""
 
     def close(
         self,
@@ -86,14 +80,7 @@ class Tracker(Protocol):
         report: Path | None,
         ended: float | None = None,
     ) -> None:
-        """End the arms' and the study's runs; attach the report folder's files.
-
-        Args:
-            arms: what the arms came to.
-            status: the study's.
-            report: its folder.
-            ended: when its last trial ended; now if not said.
-        """
+        """End the arms' and the study's runs, as of `ended` or now; attach the report's folder."""
 
     def waiting(self) -> Waiting | None:
         """Return what of all that could not be shown; None: it is all there."""
@@ -101,12 +88,5 @@ class Tracker(Protocol):
     def refused(self) -> Mapping[str, str]:
         """Return what the store takes in no way, and why; all the rest is shown."""
 
-    @property
-    def address(self) -> str:
-        """Where the runs can be seen: the tracking URI."""
-
     def compare_address(self) -> str | None:
-        """Return the page that shows the arms side by side; None where there is none.
-
-        Called after `open`.
-        """
+        """Return the page that shows the arms side by side; None where there is none."""

@@ -17,9 +17,9 @@ from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan
 from orchestrator.removal import removal, remove
 from orchestrator.run import run_study
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_removal import forget_runs
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.removal import forget_runs
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker

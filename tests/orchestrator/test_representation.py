@@ -22,8 +22,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial, make_plan
 from orchestrator.study_file import load_study
 from orchestrator.tracking.base import TrialView
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
 
 STUDY = """
 study: small

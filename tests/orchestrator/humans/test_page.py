@@ -20,8 +20,8 @@ from orchestrator.humans.section import compare
 from orchestrator.humans.sheet import sheet_page
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
 
 from ...browser import Browser, browser, needs_browser, wait_for
 

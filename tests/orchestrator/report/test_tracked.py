@@ -10,8 +10,8 @@ import pytest
 from orchestrator.ledger import Ledger
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.write import write_report
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_store import MlflowStore, Run
+from orchestrator.tracking.client import MlflowStore, Run
+from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.work import view
 
 from .conftest import GOALS, STUDY, Finished

@@ -30,7 +30,7 @@ from orchestrator.storage.place import trial_key
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.settle import settle_storage, storage_of
 from orchestrator.storage.shelf import CACHE
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.projection import MlflowTracker
 
 from ..conftest import SHORT, TINY
 from ..fakes import FakeTracker

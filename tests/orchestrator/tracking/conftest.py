@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import pytest
 
 from chip_core.files import write_json
 from orchestrator.plan import Plan, Trial
+from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.base import TrialView
-from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.version import code_version
 
 FIGURES = ("loss", "reward/margin", "grad_norm")
 
@@ -83,6 +85,19 @@ def write_points(folder: Path, steps: range, time: float = 1000.0) -> None:
             file.write(json.dumps({"step": step, "time": time + step, "figures": figures}) + "\n")
 
 
+def running(trial: Trial, folders: Sequence[Path]) -> TrialView:
+    """What is to be seen of a trial that runs."""
+    return TrialView(
+        trial=trial,
+        status="RUNNING",
+        metrics={},
+        folders=folders,
+        seconds={},
+        data={},
+        code=code_version(),
+    )
+
+
 @pytest.fixture
 def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
     """What is to be seen of a trial that ended well."""
@@ -147,8 +162,8 @@ def run_all(finish: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
         views = [finish(trial) for trial in plan.trials]
         tracker.open(plan, [])
         for view in views:
-            tracker.start(view.trial, view.folders)
-            tracker.end(view)
+            tracker.show(running(view.trial, view.folders))
+            tracker.show(view)
         return views
 
     return run

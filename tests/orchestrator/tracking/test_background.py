@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from chip_core.errors import UserError
+from orchestrator.tracking.address import StoreRefused, StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.trouble import StoreAway
 
 PLAN: Any = SimpleNamespace(study=SimpleNamespace(name="small"))
 QUICK = {"open_within": 5.0, "patience": 0.3, "first_pause": 0.01, "longest_pause": 0.02}
@@ -46,14 +46,12 @@ class Store:
     def open(self, plan: Any, done: Sequence[Any], began: float | None = None) -> None:
         self._take("open")
 
-    def start(self, trial: Any, folders: Sequence[Path], began: float | None = None) -> None:
-        self._take(f"start {trial.name}")
-
     def follow(self) -> None:
         self._take("follow")
 
-    def end(self, view: Any) -> None:
-        self._take(f"end {view.trial.name}")
+    def show(self, view: Any) -> None:
+        did = "start" if view.status == "RUNNING" else "end"
+        self._take(f"{did} {view.trial.name}")
 
     def close(
         self, arms: Any, status: Any, report: Path | None, ended: float | None = None
@@ -76,18 +74,14 @@ class Store:
         self.refreshed += 1
 
 
-def trial(name: str) -> Any:
-    return SimpleNamespace(name=name)
-
-
-def view(name: str) -> Any:
-    return SimpleNamespace(trial=trial(name))
+def view(name: str, status: str = "FINISHED") -> Any:
+    return SimpleNamespace(trial=SimpleNamespace(name=name), status=status)
 
 
 def run_through(tracker: BackgroundTracker, names: Sequence[str] = ("a", "b")) -> None:
     for name in names:
-        tracker.start(trial(name), [])
-        tracker.end(view(name))
+        tracker.show(view(name, "RUNNING"))
+        tracker.show(view(name))
 
 
 ALL = ["open", "start a", "end a", "start b", "end b", "close FINISHED"]
@@ -108,7 +102,7 @@ def test_everything_arrives_in_order_and_is_there_after_the_end() -> None:
 def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = Store(trouble=StoreAway("nobody there"))
+    store = Store(trouble=StoreUnavailable("nobody there"))
     tracker = BackgroundTracker(store, **QUICK)
     tracker.open(PLAN, [])
     run_through(tracker)
@@ -127,10 +121,10 @@ def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None
     store = Store()
     tracker = BackgroundTracker(store, **QUICK)
     tracker.open(PLAN, [])
-    tracker.start(trial("a"), [])
-    tracker.end(view("a"))
+    tracker.show(view("a", "RUNNING"))
+    tracker.show(view("a"))
     _until(lambda: store.shown == ALL[:3])
-    store.trouble = StoreAway("nobody there")
+    store.trouble = StoreUnavailable("nobody there")
     began = time.monotonic()
     run_through(tracker, ["b"])
     tracker.follow()
@@ -193,10 +187,10 @@ def test_what_goes_wrong_later_ends_no_study() -> None:
 
 def test_what_a_store_does_not_do_leaves_the_rest(caplog: pytest.LogCaptureFixture) -> None:
     class Picky(Store):
-        def end(self, view: Any) -> None:
-            if view.trial.name == "b":
-                raise UserError("no place for b")
-            super().end(view)
+        def show(self, view: Any) -> None:
+            if (view.trial.name, view.status) == ("b", "FINISHED"):
+                raise StoreRefused("no place for b")
+            super().show(view)
 
     store = Picky()
     tracker = BackgroundTracker(store, **QUICK)
@@ -214,12 +208,12 @@ def test_what_a_store_does_not_do_leaves_the_rest(caplog: pytest.LogCaptureFixtu
 
 def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
     BackgroundTracker(Store()).check()
-    BackgroundTracker(Store(trouble=StoreAway("nobody there"))).check()
+    BackgroundTracker(Store(trouble=StoreUnavailable("nobody there"))).check()
     with pytest.raises(UserError, match="mend it"):
         BackgroundTracker(Store(trouble=UserError("mend it"))).check()
     released = threading.Event()
     began = time.monotonic()
-    BackgroundTracker(Store(hangs=released), check_within=0.05).check()
+    BackgroundTracker(Store(hangs=released), open_within=0.05).check()
     assert time.monotonic() - began < 2
     released.set()
 
