@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from orchestrator.search import all_trials
 from orchestrator.stopping import Stop
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.work import next_attempt, view
-
-FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
 
 
 class Recorder:
@@ -40,7 +37,6 @@ class Recorder:
         self._same: dict[str, list[Trial]] = {}
         self._running: set[str] = set()
         self._lost: dict[str, int] = {}  # how often a trial was tried again for being lost
-        self._followed = 0.0
         self._lock = threading.Lock()
         self.executed = 0
         self.failed: dict[str, str] = {}
@@ -95,9 +91,6 @@ class Recorder:
                     assert self._rule is not None, "nothing is cut without a rule"
                     self._ledger.cut(trial, self._study, attempt, self._rule, reason)
                     self._show(trial, "KILLED")
-            if time.monotonic() - self._followed >= FOLLOW_EVERY:
-                self._tracker.follow()
-                self._followed = time.monotonic()
 
     def again(self, failed: Failed) -> Job | None:
         """Return the next attempt of a trial that is worth one, and be ready for it."""

@@ -95,12 +95,10 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
         for closed in before:
             tracker.replay(closed.arms, closed.ended)
         tracker.close(last.arms, last.status, report_folder(workdir, kept.study), last.ended)
-    return Synced(
-        study=kept.study,
-        trials=len(views),
-        address=tracker.address,
-        refused=tracker.refused(),
-    )
+    refused, waiting = dict(tracker.refused()), tracker.waiting()
+    if waiting is not None:
+        refused |= {f"trial {name}": waiting.reason for name in waiting.trials}
+    return Synced(study=kept.study, trials=len(views), address=tracker.address, refused=refused)
 
 
 def _status(record: TrialRecord, trial: Trial) -> Status:

@@ -68,10 +68,7 @@ class Tracker(Protocol):
         """
 
     def show(self, view: TrialView) -> None:
-        """Bring a trial's run to what is to be seen of it."""
-
-    def follow(self) -> None:
-        """Send what is new in the curves of running trials. Called now and then."""
+        """Bring a trial's run to what is to be seen of it; curves of one that runs are followed."""
 
     def close(
         self,

@@ -30,7 +30,7 @@ from orchestrator.search import searches_of
 from orchestrator.study import level_text
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_new, is_server, own_uri
 from orchestrator.tracking.artifacts import Curve, stage
-from orchestrator.tracking.base import ArmView, Status, TrialView
+from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
 from orchestrator.tracking.client import NAME, Run, as_metrics, store_of
 from orchestrator.tracking.names import TAG, spelled
 from orchestrator.version import CodeVersion
@@ -89,7 +89,7 @@ class MlflowTracker:
         self._current: dict[Slot, Run] = {}
         self._running: dict[Slot, TrialView] = {}
         self._curves: dict[tuple[str, Path], Curve] = {}  # by run and folder
-        self._left_out: dict[str, str] = {}  # trials that could not be shown, and why
+        self._left_out: dict[str, str] = {}  # trials by name that could not be shown, and why
 
     @property
     def answers(self) -> int:
@@ -119,11 +119,7 @@ class MlflowTracker:
         }
         self.refresh()
         for view in done:
-            try:
-                self.show(view)
-            except StoreRefused as error:  # the others are shown all the same
-                self._left_out[f"trial {view.trial.name}"] = str(error)
-                _LOG.warning("MLflow is not shown the trial %s: %s", view.trial.name, error)
+            self.show(view)
         here = [view for view in done if view.reused_from is None and view.code is not None]
         if here:
             last = max(here, key=lambda view: view.ended or 0.0)
@@ -158,6 +154,24 @@ class MlflowTracker:
             self._supersede(run, None)
 
     def show(self, view: TrialView) -> None:
+        """Bring a trial's run to its view; what the store does not do, asked twice, is left out."""
+        name = view.trial.name
+        try:
+            try:
+                self._bring(view)
+            except StoreRefused:  # its run may be gone: then another is made
+                self.refresh()
+                self._bring(view)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # the others are shown all the same
+            if str(error) not in self._left_out.values():
+                _LOG.warning("%s; the study goes on, and the rest of it is shown", error)
+            self._left_out[name] = str(error)
+        else:
+            self._left_out.pop(name, None)
+
+    def _bring(self, view: TrialView) -> None:
         """Bring a trial's run to its view; its status comes last: a run that has it is whole."""
         slot = self._slots[view.trial.arm, view.trial.fingerprint]
         run = self._current.get(slot) or self._create(self._wanted[slot], view.began)
@@ -222,13 +236,16 @@ class MlflowTracker:
             self._store.upload(study, report, "report")
         self._store.set_status(study, status, ended)
 
-    def waiting(self) -> None:
-        """Return None: what cannot be shown is raised."""
-        return
+    def waiting(self) -> Waiting | None:
+        """Return the trials that could not be shown; whatever else cannot be shown is raised."""
+        if not self._left_out:
+            return None
+        reason = next(iter(self._left_out.values()))
+        return Waiting(reason=reason, trials=tuple(self._left_out), study=False)
 
     def refused(self) -> Mapping[str, str]:
         """Return what the store took in no way, and why."""
-        return {**self._store.refused, **self._left_out}
+        return self._store.refused
 
     def compare_address(self) -> str | None:
         """Return MLflow's compare page of the arms; None where there is one arm only."""

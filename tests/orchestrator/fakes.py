@@ -142,9 +142,6 @@ class FakeTracker:
         else:
             self.ended.append(view)
 
-    def follow(self) -> None:
-        pass
-
     def close(
         self,
         arms: Sequence[ArmView],

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from chip_core.errors import UserError
-from orchestrator.tracking.address import StoreRefused, StoreUnavailable
+from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
 
 PLAN: Any = SimpleNamespace(study=SimpleNamespace(name="small"))
-QUICK = {"open_within": 5.0, "patience": 0.3, "first_pause": 0.01, "longest_pause": 0.02}
+QUICK = {
+    "begin_within": 5.0, "patience": 0.3, "first_pause": 0.01, "longest_pause": 0.02,
+    "follow_every": 1000.0,
+}  # fmt: skip
 
 
 @dataclass
@@ -127,7 +130,6 @@ def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None
     store.trouble = StoreUnavailable("nobody there")
     began = time.monotonic()
     run_through(tracker, ["b"])
-    tracker.follow()
     assert time.monotonic() - began < 0.2
     tracker.close([], "FINISHED", None)
     waiting = tracker.waiting()
@@ -139,7 +141,7 @@ def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None
 def test_a_store_that_hangs_holds_up_nobody_but_the_end_for_a_while() -> None:
     released = threading.Event()
     store = Store(hangs=released)
-    tracker = BackgroundTracker(store, **{**QUICK, "open_within": 0.05})
+    tracker = BackgroundTracker(store, **{**QUICK, "begin_within": 0.05})
     began = time.monotonic()
     tracker.open(PLAN, [view("done before")])
     run_through(tracker)
@@ -185,27 +187,6 @@ def test_what_goes_wrong_later_ends_no_study() -> None:
     assert waiting.reason == "a mistake of ours"
 
 
-def test_what_a_store_does_not_do_leaves_the_rest(caplog: pytest.LogCaptureFixture) -> None:
-    class Picky(Store):
-        def show(self, view: Any) -> None:
-            if (view.trial.name, view.status) == ("b", "FINISHED"):
-                raise StoreRefused("no place for b")
-            super().show(view)
-
-    store = Picky()
-    tracker = BackgroundTracker(store, **QUICK)
-    tracker.open(PLAN, [])
-    run_through(tracker, ["a", "b", "c"])
-    tracker.close([], "FINISHED", None)
-    assert store.shown == ["open", "start a", "end a", "start b", "start c", "end c", ALL[-1]]
-    assert store.refreshed == 1  # it was asked twice: the run might have been gone
-    waiting = tracker.waiting()
-    assert waiting is not None
-    assert (waiting.trials, waiting.reason, waiting.study) == (("b",), "no place for b", False)
-    [line] = [record.message for record in caplog.records]
-    assert line == "no place for b; the study goes on, and the rest of it is shown"
-
-
 def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
     BackgroundTracker(Store()).check()
     BackgroundTracker(Store(trouble=StoreUnavailable("nobody there"))).check()
@@ -213,19 +194,19 @@ def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
         BackgroundTracker(Store(trouble=UserError("mend it"))).check()
     released = threading.Event()
     began = time.monotonic()
-    BackgroundTracker(Store(hangs=released), open_within=0.05).check()
+    BackgroundTracker(Store(hangs=released), begin_within=0.05).check()
     assert time.monotonic() - began < 2
     released.set()
 
 
-def test_curves_are_sent_when_somebody_asks() -> None:
+def test_curves_are_followed_while_nothing_else_changes() -> None:
     store = Store()
-    tracker = BackgroundTracker(store, **QUICK)
+    tracker = BackgroundTracker(store, **{**QUICK, "follow_every": 0.01})
     tracker.open(PLAN, [])
-    tracker.follow()
-    _until(lambda: "follow" in store.shown)
+    _until(lambda: store.shown.count("follow") > 2)
     tracker.close([], "FINISHED", None)
-    assert store.shown == ["open", "follow", "close FINISHED"]
+    assert set(store.shown) == {"open", "follow", "close FINISHED"}
+    assert not tracker._thread.join(10) and not tracker._thread.is_alive()
 
 
 def _until(holds: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ from orchestrator.plan import Plan
 from orchestrator.report.tracked import tracked_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, TrialView, Waiting
+from orchestrator.tracking.base import ArmView, Waiting
 from orchestrator.tracking.client import MlflowStore, Point
 from orchestrator.tracking.names import RUN, spelled
 from orchestrator.tracking.projection import MlflowTracker
@@ -209,19 +209,39 @@ def test_a_store_that_takes_nothing_is_no_refusal(tracker, plan, monkeypatch):
     assert tracker.refused() == {}
 
 
-def test_a_trial_that_cannot_be_shown_leaves_the_others(tracker, plan, finish, shown, monkeypatch):
-    one, other = (finish(trial) for trial in plan.arms[0].trials)
-    show = MlflowTracker.show
+def test_a_trial_that_cannot_be_shown_leaves_the_others(
+    tracker, plan, finish, shown, monkeypatch, caplog
+):
+    one, other = (finish(trial, metrics={"m": m}) for m, trial in enumerate(plan.arms[0].trials))
+    original, tries = MlflowStore.log_figures, []
 
-    def failing(self: MlflowTracker, view: TrialView) -> None:
-        if view is one:
+    def failing(self: MlflowStore, run: Any, figures: Any, at: Any = None) -> None:
+        if figures.get("m") == 0:
+            tries.append(run.id)
             raise StoreRefused("the store says no")
-        show(self, view)
+        original(self, run, figures, at)
 
-    monkeypatch.setattr(MlflowTracker, "show", failing)
-    tracker.open(plan, [one, other])
+    monkeypatch.setattr(MlflowStore, "log_figures", failing)
+    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind.open(plan, [])
+    behind.show(one)
+    behind.show(other)
+    behind.close([], "FINISHED", None)
     assert shown().trial(other.trial).info.status == "FINISHED"
-    assert tracker.refused() == {f"trial {one.trial.name}": "the store says no"}
+    assert shown().of("study")[0].info.status == "FINISHED"
+    assert len(tries) == 2  # the run might have been gone
+    waits = Waiting(reason="the store says no", trials=(one.trial.name,), study=False)
+    assert behind.waiting() == waits
+    assert behind.compare_address() is None
+    assert behind.refused() == {}
+    [line] = [record.message for record in caplog.records if "says no" in record.message]
+    assert line == "the store says no; the study goes on, and the rest of it is shown"
+
+    monkeypatch.setattr(MlflowStore, "log_figures", original)
+    again = MlflowTracker(tracker._workdir)
+    again.open(plan, [one, other])
+    assert again.waiting() is None
+    assert shown().trial(one.trial).data.metrics["m"] == 0.0
 
 
 def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, monkeypatch):
