@@ -11,7 +11,7 @@ from typing import Any
 
 from chip_core.files import append_record, read_records
 from orchestrator.plan import BASE, Arm, Trial
-from orchestrator.tracking.address import StoreUnavailable, is_new, own_uri
+from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.client import store_of
 from orchestrator.tracking.projection import FINGERPRINT, KIND, STUDY, Slot, arm_slot, slot_of
 
@@ -90,7 +90,7 @@ def _show(
 ) -> bool:
     """Show records and files; return whether the study has a run."""
     store = store_of(workdir, uri)
-    if store.uri == own_uri(workdir) and is_new(store.uri):
+    if store.lacks_database:
         return False
     store.open(study)
     # One that was superseded stands for nothing that is wanted.

@@ -10,30 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from orchestrator.plan import Plan
 from orchestrator.tracking.address import StoreUnavailable
-from orchestrator.tracking.base import ArmView, Status, Tracker, TrialView, Waiting
+from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
+from orchestrator.tracking.projection import MlflowTracker
 
 _LOG = logging.getLogger(__name__)
-
-
-class ResumableTracker(Tracker, Protocol):
-    """A tracker that can be asked for the same again."""
-
-    @property
-    def answers(self) -> int:
-        """A number that grows while the store answers."""
-
-    def check(self) -> None:
-        """Find out whether the store can be used, before anything is made."""
-
-    def refresh(self) -> None:
-        """Look up what the store has, before something is asked for again."""
-
-    def follow(self) -> None:
-        """Send what is new in the curves of running trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +37,7 @@ class BackgroundTracker:
 
     def __init__(
         self,
-        tracker: ResumableTracker,
+        tracker: MlflowTracker,
         *,
         begin_within: float = 30.0,
         patience: float = 45.0,

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from chip_core.errors import UserError, printable
 from orchestrator.storage.place import artifacts_of
 from orchestrator.tracking.address import (
     StoreRefused,
+    StoreUnavailable,
     check_reachable,
     is_new,
     own_uri,
@@ -86,13 +88,18 @@ class Run:
 class MlflowStore:
     """One experiment in an MLflow store."""
 
-    def __init__(self, uri: str, artifacts: str | None) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, workdir: Path | None = None) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            uri: the store's.
+            workdir: the work directory that the store is in; None: it is elsewhere.
+        """
+        self.uri, self._workdir = uri, workdir
         self.address = shown_address(uri)  # without what opens the store
         self.experiment = ""  # its id
         self.answers = 0  # how often the store did what was asked
         self.refused: dict[str, str] = {}  # what it does not take, and why
-        self._artifacts = artifacts
         self._client: Any = None
         self._left_out: set[tuple[str, str]] = set()  # (run, what) that it does not take
 
@@ -108,24 +115,25 @@ class MlflowStore:
         name = spelled(experiment, EXPERIMENT)
 
         def find(_: Any) -> bool:
+            if make and self._workdir is not None:
+                self._workdir.mkdir(parents=True, exist_ok=True)
             check_reachable(self.uri)
             if not make and is_new(self.uri):
                 return False
             self._client = connect(self.uri)
             known = self._client.get_experiment_by_name(name)
-            if known is None or known.lifecycle_stage == "deleted":
-                if not make:
-                    return False
-                if known is not None:
-                    self._client.restore_experiment(known.experiment_id)
-            self.experiment = (
-                self._client.create_experiment(name, self._artifacts)
-                if known is None
-                else known.experiment_id
-            )
-            if not self.experiment:
+            there = known is not None and known.lifecycle_stage != "deleted"
+            if known is not None:
+                self.experiment = known.experiment_id
+            elif make:
+                # A database without a server would put artifacts under the current folder.
+                place = None if self._workdir is None else artifacts_of(self._workdir)
+                self.experiment = self._client.create_experiment(name, place)
+            if known is not None and make and not there:
+                self._client.restore_experiment(self.experiment)
+            if make and not self.experiment:
                 raise ValueError("it has an experiment without an id")
-            return True
+            return make or there
 
         return self._ask(find)
 
@@ -135,6 +143,8 @@ class MlflowStore:
         Raises:
             UserError: it cannot be used.
         """
+        if self.lacks_database:  # the work directory decides
+            return
 
         def look(_: Any) -> None:
             check_reachable(self.uri)
@@ -142,6 +152,11 @@ class MlflowStore:
                 connect(self.uri).get_experiment_by_name("Default")
 
         self._ask(look)
+
+    @property
+    def lacks_database(self) -> bool:
+        """Whether it is the work directory's, and still to be made."""
+        return self._workdir is not None and is_new(self.uri)
 
     def runs(self) -> list[Run]:
         """Return every active run of the experiment."""
@@ -326,9 +341,17 @@ class MlflowStore:
 def store_of(workdir: Path, uri: str | None) -> MlflowStore:
     """Return the store of a work directory's runs, or the one that is named."""
     address = tracking_uri(workdir, uri)
-    # A database without a server would put artifacts under the current folder.
-    own = address == own_uri(workdir)
-    return MlflowStore(address, artifacts_of(workdir) if own else None)
+    return MlflowStore(address, workdir if address == own_uri(workdir) else None)
+
+
+def check_store(workdir: Path, uri: str | None) -> None:
+    """Find out whether a store can be used, before anything is made; one that is away may be.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    with suppress(StoreUnavailable):
+        store_of(workdir, uri).check()
 
 
 def connect(uri: str) -> Any:

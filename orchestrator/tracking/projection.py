@@ -19,7 +19,6 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -28,7 +27,7 @@ from chip_core.files import parse_json
 from orchestrator.plan import BASE, Arm, Plan, Trial
 from orchestrator.search import searches_of
 from orchestrator.study import level_text
-from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_new, is_server, own_uri
+from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server
 from orchestrator.tracking.artifacts import Curve, stage
 from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
 from orchestrator.tracking.client import NAME, Run, as_metrics, store_of
@@ -82,7 +81,6 @@ class MlflowTracker:
     def __init__(self, workdir: Path, uri: str | None = None) -> None:
         self._store = store_of(workdir, uri)
         self.address = self._store.address
-        self._workdir = workdir if self._store.uri == own_uri(workdir) else None
         self._began: float | None = None
         self._wanted: dict[Slot, Wanted] = {}
         self._slots: dict[tuple[str, str], Slot] = {}  # by a trial's arm and fingerprint
@@ -102,13 +100,10 @@ class MlflowTracker:
         Raises:
             UserError: it cannot be used.
         """
-        if self._workdir is None or not is_new(self._store.uri):  # else the work directory decides
-            self._store.check()
+        self._store.check()
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         """Take up what the store has, make what it lacks."""
-        if self._workdir is not None:
-            self._workdir.mkdir(parents=True, exist_ok=True)
         self._store.open(plan.study.name)
         self._began = began
         self._wanted = {wanted.slot: wanted for wanted in wanted_runs(plan)}
@@ -305,16 +300,6 @@ class MlflowTracker:
             for folder in view.folders:
                 curve = self._curves.setdefault((run.id, folder), Curve(folder))
                 curve.send(self._store, run)
-
-
-def check_store(workdir: Path, uri: str | None) -> None:
-    """Find out whether a store can be used, before anything is made; one that is away may be.
-
-    Raises:
-        UserError: it cannot be used.
-    """
-    with suppress(StoreUnavailable):
-        MlflowTracker(workdir, uri).check()
 
 
 def wanted_runs(plan: Plan) -> Iterator[Wanted]:

@@ -44,14 +44,10 @@ class ShownBefore:
         address = tracking_uri(workdir, uri)
         self._key = hashlib.sha256(address.encode()).hexdigest()  # it may hold a password
         self._file = workdir / "studies" / study / _FILE
-        self._database: Path | None = None
-        self._artifacts: Path | None = None
-        if address == own_uri(workdir):
-            self._database = workdir.resolve() / "mlflow.db"
-            place = urlsplit(artifacts_of(workdir))
-            if place.scheme == "file":
-                self._artifacts = Path(unquote(place.path))
-        else:
+        self._database: Path | None = workdir.resolve() / "mlflow.db"
+        self._workdir = workdir if address == own_uri(workdir) else None
+        if self._workdir is None:
+            self._database = None
             with suppress(Exception):  # of an address that is none: who opens it says so
                 self._database = sqlite_file(address)
 
@@ -100,7 +96,9 @@ class ShownBefore:
             with suppress(FileNotFoundError):
                 file = self._database.with_name(self._database.name + end).stat()
                 found.append([end, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns])
-        if self._artifacts is not None:
-            sizes = [file.stat().st_size for file in self._artifacts.rglob("*") if file.is_file()]
+        place = None if self._workdir is None else urlsplit(artifacts_of(self._workdir))
+        if place is not None and place.scheme == "file":
+            files = Path(unquote(place.path)).rglob("*")
+            sizes = [file.stat().st_size for file in files if file.is_file()]
             found.append([len(sizes), sum(sizes)])
         return found

@@ -192,7 +192,7 @@ def test_mlflow_forgets_a_trial_or_all(plan_of: PlanOf, tmp_path: Path) -> None:
     )
 
     def kinds() -> list[str]:
-        store = MlflowStore(tracker.address, None)
+        store = MlflowStore(tracker.address)
         store.open("small")
         return sorted(run.tags["chip.kind"] for run in store.runs())
 

@@ -39,7 +39,7 @@ def tracked(finished: Callable[..., Finished]) -> tuple[Finished, dict[str, Run]
         [view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
     )
     tracker.close(arm_views(report.summary), "FINISHED", made.folder)
-    store = MlflowStore(tracker.address, (made.workdir / "artifacts").resolve().as_uri())
+    store = MlflowStore(tracker.address, made.workdir)
     store.open(study)
     return made, {run.tags["mlflow.runName"]: run for run in store.runs()}
 

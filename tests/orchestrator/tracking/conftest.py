@@ -32,9 +32,7 @@ def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that MLflow has set up: that takes it seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
-    MlflowStore(f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").resolve().as_uri()).open(
-        "template"
-    )
+    MlflowStore(f"sqlite:///{folder}/mlflow.db", folder).open("template")
     with sqlite3.connect(folder / "mlflow.db") as database:
         database.execute("PRAGMA journal_mode = WAL")  # fewer waits for the disk
     return folder / "mlflow.db"

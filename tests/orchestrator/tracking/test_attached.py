@@ -25,7 +25,7 @@ benchmarks: {report: [shapes]}
 
 
 def runs_of(workdir: Path) -> dict[str, Run]:
-    store = MlflowStore(tracking_uri(workdir, None), (workdir / "artifacts").resolve().as_uri())
+    store = MlflowStore(tracking_uri(workdir, None), workdir)
     store.open("small")
     return {run.tags["mlflow.runName"]: run for run in store.runs()}
 

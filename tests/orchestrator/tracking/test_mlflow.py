@@ -659,7 +659,7 @@ def test_where_runs_are_kept(tmp_path, monkeypatch):
 
 
 def test_a_password_is_not_shown():
-    address = MlflowStore("postgresql://me:secret@host/db", None).address
+    address = MlflowStore("postgresql://me:secret@host/db").address
     assert address == "postgresql://me:***@host/db"
 
 

@@ -210,7 +210,7 @@ def test_a_store_that_takes_nothing_is_no_refusal(tracker, plan, monkeypatch):
 
 
 def test_a_trial_that_cannot_be_shown_leaves_the_others(
-    tracker, plan, finish, shown, monkeypatch, caplog
+    tracker, workdir, plan, finish, shown, monkeypatch, caplog
 ):
     one, other = (finish(trial, metrics={"m": m}) for m, trial in enumerate(plan.arms[0].trials))
     original, tries = MlflowStore.log_figures, []
@@ -238,14 +238,14 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     assert line == "the store says no; the study goes on, and the rest of it is shown"
 
     monkeypatch.setattr(MlflowStore, "log_figures", original)
-    again = MlflowTracker(tracker._workdir)
+    again = MlflowTracker(workdir)
     again.open(plan, [one, other])
     assert again.waiting() is None
     assert shown().trial(one.trial).data.metrics["m"] == 0.0
 
 
 def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, monkeypatch):
-    store = MlflowStore(f"sqlite:///{workdir}/mlflow.db", None)
+    store = MlflowStore(f"sqlite:///{workdir}/mlflow.db")
     store.open("curves")
     run = store.create({"mlflow.runName": "long"})
     original, sizes = store._client.log_batch, []
