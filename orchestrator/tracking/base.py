@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.version import CodeVersion
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Place = tuple[str, str]  # a trial's arm and fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,11 @@ class TrialView:
     began: float | None = None  # when its first attempt did, in seconds since 1970
     ended: float | None = None  # when its last attempt did
 
+    @property
+    def place(self) -> Place:
+        """Where it stands in its study."""
+        return self.trial.arm, self.trial.fingerprint
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmView:
@@ -45,6 +53,27 @@ class ArmView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinalSnapshot:
+    """How a run of a study ended. Times are in seconds since 1970."""
+
+    time: float  # when it was noted
+    status: Status
+    ended: float | None  # when its last trial ended; None: now
+    arms: tuple[ArmView, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyView:
+    """All that is to be seen of a study."""
+
+    plan: Plan
+    began: float | None = None  # when it was first run, in seconds since 1970; None: now
+    trials: Mapping[Place, TrialView]
+    ends: tuple[FinalSnapshot, ...] = ()  # how runs of it ended, in order; none: it runs
+    report: Path | None = None  # its report's folder
+
+
+@dataclass(frozen=True, kw_only=True)
 class Waiting:
     """What a tracker could not show."""
 
@@ -53,22 +82,25 @@ class Waiting:
     study: bool = True  # whether the study's own run waits, too
 
 
-class Tracker(Protocol):
-    """Holds a study's runs. Every (arm, seed) has one active run, whatever happened before.
+class Tracker(ABC):
+    """Brings a store's runs of a study to what is to be seen of it.
 
-    Whatever is shown twice is there once. Times are in seconds since 1970.
+    Every (arm, seed) has one active run, whatever happened before, and whatever is shown twice is
+    there once. Runs that an earlier driver left RUNNING are taken up again or ended.
     """
 
     address: str  # where the runs can be seen: the tracking URI, without a password
+    study: StudyView | None = None  # what is to be seen
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Make the runs of the study, which began then, of its arms, and of trials that are done.
-
-        Runs that an earlier driver left RUNNING are taken up again or ended.
-        """
+        """Begin to show a study that began then, or go on with another plan of it."""
+        self.bring(StudyView(plan=plan, began=began, trials={view.place: view for view in done}))
 
     def show(self, view: TrialView) -> None:
-        """Bring a trial's run to what is to be seen of it; curves of one that runs are followed."""
+        """Show a trial as running, or as ended."""
+        assert self.study is not None, "open() comes first"
+        trials = {**self.study.trials, view.place: view}
+        self.bring(replace(self.study, trials=trials))
 
     def close(
         self,
@@ -77,13 +109,23 @@ class Tracker(Protocol):
         report: Path | None,
         ended: float | None = None,
     ) -> None:
-        """End the arms' and the study's runs, as of `ended` or now; attach the report's folder."""
+        """Show the end, as of `ended` or now, with the report's folder."""
+        assert self.study is not None, "open() comes first"
+        end = FinalSnapshot(time=time.time(), status=status, ended=ended, arms=tuple(arms))
+        self.bring(replace(self.study, ends=(end,), report=report))
 
+    @abstractmethod
+    def bring(self, study: StudyView) -> None:
+        """Bring the store from whatever it holds to what is to be seen of a study."""
+
+    @abstractmethod
     def waiting(self) -> Waiting | None:
         """Return what of all that could not be shown; None: it is all there."""
 
+    @abstractmethod
     def refused(self) -> Mapping[str, str]:
         """Return what the store takes in no way, and why; all the rest is shown."""
 
+    @abstractmethod
     def compare_address(self) -> str | None:
         """Return the page that shows the arms side by side; None where there is none."""

@@ -5,26 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chip_core.files import append_record, read_records
 from orchestrator.plan import Plan
-from orchestrator.tracking.base import ArmView, Status
+from orchestrator.tracking.base import ArmView, FinalSnapshot, Status
 from orchestrator.tracking.projection import arm_key, held_by
 
 _FILE = "closed.jsonl"  # in a study's folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinalSnapshot:
-    """How a run of a study ended. Times are in seconds since 1970."""
-
-    time: float  # when it was noted
-    status: Status
-    ended: float | None  # when its last trial ended
-    arms: tuple[ArmView, ...]
 
 
 def keep_snapshot(

@@ -29,7 +29,15 @@ from orchestrator.search import searches_of
 from orchestrator.study import level_text
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server
 from orchestrator.tracking.artifacts import Curve, stage
-from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
+from orchestrator.tracking.base import (
+    ArmView,
+    FinalSnapshot,
+    Place,
+    StudyView,
+    Tracker,
+    TrialView,
+    Waiting,
+)
 from orchestrator.tracking.client import NAME, Run, as_metrics, store_of
 from orchestrator.tracking.names import TAG, spelled
 from orchestrator.version import CodeVersion
@@ -71,21 +79,18 @@ class Wanted:
             return False  # the store says what was never written: the run is nobody's
 
 
-class MlflowTracker:
-    """Brings the runs of a study in MLflow to what is to be seen of it; a `Tracker`.
-
-    All of it may raise a `UserError`: the store cannot be used. What was asked for can be asked
-    for again; after a `StoreUnavailable` with a `refresh` before it.
-    """
+class MlflowTracker(Tracker):
+    """Brings the runs of a study in MLflow to what is to be seen of it."""
 
     def __init__(self, workdir: Path, uri: str | None = None) -> None:
         self._store = store_of(workdir, uri)
         self.address = self._store.address
+        self.brought: dict[Place, TrialView] = {}  # what was shown last of each trial
+        self._matched: Plan | None = None  # whose runs were looked up; None: anew
         self._began: float | None = None
         self._wanted: dict[Slot, Wanted] = {}
-        self._slots: dict[tuple[str, str], Slot] = {}  # by a trial's arm and fingerprint
+        self._slots: dict[Place, Slot] = {}
         self._current: dict[Slot, Run] = {}
-        self._running: dict[Slot, TrialView] = {}
         self._curves: dict[tuple[str, Path], Curve] = {}  # by run and folder
         self._left_out: dict[str, str] = {}  # trials by name that could not be shown, and why
 
@@ -102,31 +107,50 @@ class MlflowTracker:
         """
         self._store.check()
 
-    def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Take up what the store has, make what it lacks."""
-        self._store.open(plan.study.name)
-        self._began = began
-        self._wanted = {wanted.slot: wanted for wanted in wanted_runs(plan)}
+    def bring(self, study: StudyView) -> None:
+        """Bring MLflow from whatever it holds to what is to be seen of a study.
+
+        Only what has changed since the last time is looked at; after an error everything is: what
+        the store did without answering is found so, and not done twice.
+
+        Raises:
+            UserError: the store cannot be used.
+        """
+        self.study = study
+        matched, self._matched = self._matched, None
+        if matched is not study.plan:
+            self._open(study)
+        for place, view in study.trials.items():
+            if self.brought.get(place) is not view:
+                self._show(view)
+                self.brought[place] = view
+            elif view.status == "RUNNING":
+                self._send_curves(self._run(view), view)
+        if study.ends:
+            *before, last = study.ends
+            for end in before:
+                self._replay(end)
+            self._close(last, study.report)
+        self._matched = study.plan
+
+    def _open(self, study: StudyView) -> None:
+        self._store.open(study.plan.study.name)
+        self._began = study.began
+        self._wanted = {wanted.slot: wanted for wanted in wanted_runs(study.plan)}
         self._slots = {
             (wanted.trial.arm, wanted.trial.fingerprint): slot
             for slot, wanted in self._wanted.items()
             if wanted.trial is not None
         }
-        self.refresh()
-        for view in done:
-            self.show(view)
-        here = [view for view in done if view.reused_from is None and view.code is not None]
+        self._match()
+        self.brought.clear()
+        here = [view for view in study.trials.values() if view.reused_from is None and view.code]
         if here:
             last = max(here, key=lambda view: view.ended or 0.0)
             self._store.describe(self._current[STUDY], _code_tags(last.code))
 
-    def refresh(self) -> None:
-        """Match the store's runs with those that are wanted; make those of study and arms.
-
-        What the store did without answering is found so, and not done twice.
-        """
-        if not self._wanted:
-            return
+    def _match(self) -> None:
+        """Match the store's runs with those that are wanted; make those of study and arms."""
         found: dict[Slot, list[Run]] = defaultdict(list)
         for run in self._store.runs():
             if KIND in run.tags:
@@ -148,15 +172,15 @@ class MlflowTracker:
         for run in (run for runs in found.values() for run in runs):
             self._supersede(run, None)
 
-    def show(self, view: TrialView) -> None:
+    def _show(self, view: TrialView) -> None:
         """Bring a trial's run to its view; what the store does not do, asked twice, is left out."""
         name = view.trial.name
         try:
             try:
-                self._bring(view)
+                self._bring_trial(view)
             except StoreRefused:  # its run may be gone: then another is made
-                self.refresh()
-                self._bring(view)
+                self._match()
+                self._bring_trial(view)
         except StoreUnavailable:
             raise
         except Exception as error:  # the others are shown all the same
@@ -166,17 +190,13 @@ class MlflowTracker:
         else:
             self._left_out.pop(name, None)
 
-    def _bring(self, view: TrialView) -> None:
+    def _bring_trial(self, view: TrialView) -> None:
         """Bring a trial's run to its view; its status comes last: a run that has it is whole."""
-        slot = self._slots[view.trial.arm, view.trial.fingerprint]
-        run = self._current.get(slot) or self._create(self._wanted[slot], view.began)
-        self._running.pop(slot, None)
-        tags, figures = _tags(view), _figures(view)
+        run, tags, figures = self._run(view), _tags(view), _figures(view)
         if view.status == "RUNNING":
-            self._running[slot] = view
             self._store.describe(run, tags)
             self._store.describe(self._current[STUDY], _code_tags(view.code))
-            parent = self._wanted[slot].parent or STUDY
+            parent = self._wanted[self._slots[view.place]].parent or STUDY
             for shown in (run, self._current[parent], self._current[STUDY]):
                 self._store.set_status(shown, "RUNNING")
             self._send_curves(run, view)
@@ -194,42 +214,28 @@ class MlflowTracker:
             self._store.describe(run, {**tags, _TABLES: _table_tag(tables)})
             self._store.set_status(run, view.status, view.ended)
 
-    def follow(self) -> None:
-        """Send what is new in the curves of running trials."""
-        for slot, view in self._running.items():
-            run = self._current.get(slot) or self._create(self._wanted[slot], view.began)
-            self._send_curves(run, view)
-
-    def replay(self, arms: Sequence[ArmView], ended: float | None) -> None:
+    def _replay(self, end: FinalSnapshot) -> None:
         """Show what arms came to at the end of an earlier run, where that is not there yet."""
-        since = int((ended or 0.0) * 1000)
-        for view in arms:
-            stamps = self._arm(view.arm).stamps
+        since = int((end.ended or 0.0) * 1000)
+        for view in end.arms:
+            stamps = self._current[arm_slot(view.arm)].stamps
             if all(stamps[name] < since for name in stamps if not name.startswith(ATTACHED)):
-                self._aggregate(view, ended)
+                self._aggregate(view, end.ended)
 
-    def close(
-        self,
-        arms: Sequence[ArmView],
-        status: Status,
-        report: Path | None,
-        ended: float | None = None,
-    ) -> None:
+    def _close(self, end: FinalSnapshot, report: Path | None) -> None:
         """End everything that runs; show the arms' aggregates and the report."""
-        for view in arms:
-            self._aggregate(view, ended)
+        statuses = {arm_slot(view.arm): view.status for view in end.arms}
+        for view in end.arms:
+            self._aggregate(view, end.ended)
         for slot, run in self._current.items():
             if run.status == "RUNNING" and slot[0] in ("trial", "search", BASE):
-                self._store.set_status(run, "KILLED", ended)
-        for view in arms:
-            self._store.set_status(self._arm(view.arm), view.status, ended)
-        for run in self._arms():
-            if run.status == "RUNNING":
-                self._store.set_status(run, status, ended)
+                self._store.set_status(run, "KILLED", end.ended)
+            elif slot in statuses or (run.status == "RUNNING" and slot[0] == "arm"):
+                self._store.set_status(run, statuses.get(slot, end.status), end.ended)
         study = self._current[STUDY]
         if report is not None and report.is_dir():
             self._store.upload(study, report, "report")
-        self._store.set_status(study, status, ended)
+        self._store.set_status(study, end.status, end.ended)
 
     def waiting(self) -> Waiting | None:
         """Return the trials that could not be shown; whatever else cannot be shown is raised."""
@@ -244,7 +250,7 @@ class MlflowTracker:
 
     def compare_address(self) -> str | None:
         """Return MLflow's compare page of the arms; None where there is one arm only."""
-        arms = self._arms()[:_COMPARED]
+        arms = [self._current[slot] for slot in self._wanted if slot[0] == "arm"][:_COMPARED]
         if len(arms) < 2:
             return None
         ids = quote(json.dumps([run.id for run in arms], separators=(",", ":")), safe=",")
@@ -252,11 +258,9 @@ class MlflowTracker:
         pages = pages_of(self._store.uri)
         return f"{pages}/#/compare-runs?runs={ids}&experiments={experiment}"
 
-    def _arm(self, arm: Arm) -> Run:
-        return self._current[arm_slot(arm)]
-
-    def _arms(self) -> list[Run]:
-        return [self._current[slot] for slot in self._wanted if slot[0] == "arm"]
+    def _run(self, view: TrialView) -> Run:
+        slot = self._slots[view.place]
+        return self._current.get(slot) or self._create(self._wanted[slot], view.began)
 
     def _tags(self, wanted: Wanted) -> dict[str, str]:
         if wanted.parent is None:
@@ -283,11 +287,11 @@ class MlflowTracker:
             self._store.set_status(run, "KILLED")
 
     def _aggregate(self, view: ArmView, ended: float | None) -> None:
-        run = self._arm(view.arm)
+        slot = arm_slot(view.arm)
+        run = self._current[slot]
         own = {name for name in run.metrics if not name.startswith(ATTACHED)}
         if not own <= as_metrics(view.figures).keys():  # a metric cannot be taken back: a new run
-            slot, former = arm_slot(view.arm), run
-            run = self._create(self._wanted[slot])
+            former, run = run, self._create(self._wanted[slot])
             for below, wanted in self._wanted.items():
                 if wanted.parent == slot and below in self._current:
                     self._store.describe(self._current[below], {_PARENT: run.id})

@@ -159,8 +159,8 @@ def test_a_curve_is_sent_as_it_grows(tracker, plan, attempt, finish, shown):
     assert len(shown().history(shown().trial(trial), "train/loss")) == 2
     with (folder / "curves.jsonl").open("a") as file:
         file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
-    tracker.follow()
-    tracker.follow()
+    tracker.bring(tracker.study)
+    tracker.bring(tracker.study)
     run = shown().trial(trial)
     assert run.info.status == "RUNNING"
     assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
