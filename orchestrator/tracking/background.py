@@ -49,7 +49,7 @@ class BackgroundTracker(Tracker):
         self._begin_within, self._patience = begin_within, patience
         self._first_pause, self._longest_pause = first_pause, longest_pause
         self._changed = threading.Condition()
-        self._shown: StudyView | None = None  # all of it
+        self._shown: object = object()  # the view that was brought; None: the store was checked
         self._trouble: Exception | None = None  # of what was asked last
         self._asked = 0  # how often something was tried
         self._busy = self._hurry = self._stopped = False
@@ -151,12 +151,11 @@ class BackgroundTracker(Tracker):
 
     def _work(self) -> None:
         """Show what is new, until it is stopped."""
-        pause, asked = self._first_pause, object()  # what was asked last
+        pause = self._first_pause
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopped or self.study is not asked,  # noqa: B023
-                    self._follow_every,
+                    lambda: self._stopped or self._shown is not self.study, self._follow_every
                 )
                 if self._stopped:
                     return
@@ -165,7 +164,7 @@ class BackgroundTracker(Tracker):
             try:
                 if study is not None:
                     self._tracker.bring(study)
-                elif study is not asked:
+                elif self._shown is not None:
                     self._tracker.check()
             except Exception as raised:  # shown to people: nothing that goes wrong ends a study
                 error = raised
@@ -174,7 +173,7 @@ class BackgroundTracker(Tracker):
                 self._asked += 1
                 self._changed.notify_all()
                 if error is None:
-                    pause, self._shown, asked = self._first_pause, study, study
+                    pause, self._shown = self._first_pause, study
                     continue
                 if before is None and not (self._awaited and _is_wrong(error)):
                     _LOG.warning(

@@ -193,26 +193,26 @@ class MlflowTracker(Tracker):
     def _bring_trial(self, view: TrialView) -> None:
         """Bring a trial's run to its view; its status comes last: a run that has it is whole."""
         run, tags, figures = self._run(view), _tags(view), _figures(view)
+        if run.status == view.status != "RUNNING" and _has(run, tags, figures):
+            if view.status != "FINISHED":  # its driver may have died before the last points
+                self._send_curves(run, view)
+            return
+        parent = self._wanted[self._slots[view.place]].parent or STUDY
+        for shown in (run, self._current[parent], self._current[STUDY]):
+            self._store.set_status(shown, "RUNNING")
         if view.status == "RUNNING":
             self._store.describe(run, tags)
             self._store.describe(self._current[STUDY], _code_tags(view.code))
-            parent = self._wanted[self._slots[view.place]].parent or STUDY
-            for shown in (run, self._current[parent], self._current[STUDY]):
-                self._store.set_status(shown, "RUNNING")
             self._send_curves(run, view)
-        elif run.status == view.status and _has(run, tags, figures):
-            if view.status != "FINISHED":  # its driver may have died before the last points
-                self._send_curves(run, view)
-        else:
-            self._store.set_status(run, "RUNNING")
-            self._store.log_figures(run, figures, view.ended)
-            self._send_curves(run, view)
-            with tempfile.TemporaryDirectory(prefix="chip-ablate-") as staged:
-                tables = stage(view.folders, Path(staged))
-                if any(Path(staged).iterdir()):
-                    self._store.upload(run, Path(staged))
-            self._store.describe(run, {**tags, _TABLES: _table_tag(tables)})
-            self._store.set_status(run, view.status, view.ended)
+            return
+        self._store.log_figures(run, figures, view.ended)
+        self._send_curves(run, view)
+        with tempfile.TemporaryDirectory(prefix="chip-ablate-") as staged:
+            tables = stage(view.folders, Path(staged))
+            if any(Path(staged).iterdir()):
+                self._store.upload(run, Path(staged))
+        self._store.describe(run, {**tags, _TABLES: _table_tag(tables)})
+        self._store.set_status(run, view.status, view.ended)
 
     def _replay(self, end: FinalSnapshot) -> None:
         """Show what arms came to at the end of an earlier run, where that is not there yet."""
