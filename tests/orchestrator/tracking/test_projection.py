@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from rich.console import Console
 
+from benchmarks.stores import contents, differences
 from chip_core.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.tracking.address import StoreUnavailable, tracking_uri
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, TrialView
+from orchestrator.tracking.base import ArmView, FinalSnapshot, StudyView, TrialView
 from orchestrator.tracking.client import MlflowStore
 from orchestrator.tracking.projection import UI, MlflowTracker, pages_of
 
@@ -514,6 +516,53 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
     seen = shown()
     assert seen.trial(trial).info.run_id == lost[0].info.run_id
     assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
+
+
+def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
+    workdir, plan, finish, tmp_path, migrated, monkeypatch
+):
+    from mlflow.tracking import MlflowClient
+
+    views = [finish(trial, began=1000.0, ended=1010.0 + n) for n, trial in enumerate(plan.trials)]
+    end = FinalSnapshot(time=0.0, status="FINISHED", ended=1020.0, arms=tuple(arm_views(plan)))
+    study = StudyView(
+        plan=plan, began=999.0, trials={view.place: view for view in views}, ends=(end,)
+    )
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copyfile(migrated, whole / "mlflow.db")
+    MlflowTracker(whole).bring(study)
+
+    unanswered: set[str] = set()
+    for name in WRITES:
+        original = getattr(MlflowClient, name)
+
+        def once(
+            self: Any, run: str, *words: Any, _name: str = name, _call: Any = original, **named: Any
+        ) -> Any:
+            found = _call(self, run, *words, **named)
+            what = repr((_name, run, () if _name == "log_artifacts" else words, named))
+            if what not in unanswered:
+                unanswered.add(what)
+                raise TimeoutError("no answer")
+            return found
+
+        monkeypatch.setattr(MlflowClient, name, once)
+    tracker = MlflowTracker(workdir)
+    tries = 0
+    while True:  # each try is heard once more
+        tries += 1
+        try:
+            tracker.bring(study)
+            break
+        except StoreUnavailable:
+            assert tries < 200
+    monkeypatch.undo()
+    # 8 runs are made, 5 of them trials with figures, curves, files, tags, RUNNING and FINISHED
+    assert tries > 8 + 5 * 4
+    up = contents(f"sqlite:///{whole}/mlflow.db", "small")
+    assert len(up) == sum(ALL.values())
+    assert differences(contents(f"sqlite:///{workdir}/mlflow.db", "small"), up) == []
 
 
 def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkeypatch):
