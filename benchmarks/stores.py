@@ -24,7 +24,7 @@ def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str
         clocks: False leaves out what differs between two executions: times, rates and what is
             made of them, of artifacts all but their names, responses and scores.
     """
-    from orchestrator.tracking.mlflow_store import connect
+    from orchestrator.tracking.client import connect
 
     client = connect(uri)
     experiment = client.get_experiment_by_name(study)

@@ -133,7 +133,7 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
     from orchestrator.executors.inline import InlineExecutor
     from orchestrator.executors.ray.tuner import RayTuneExecutor
     from orchestrator.run import run_study
-    from orchestrator.tracking.mlflow import MlflowTracker
+    from orchestrator.tracking.projection import MlflowTracker
 
     file = work / "grid.yaml"
     file.write_text(yaml.safe_dump(STUDY), encoding="utf-8")

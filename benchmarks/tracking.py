@@ -41,7 +41,7 @@ def through_the_tracker(folder: Path, uri: str | None, steps: int) -> dict[str, 
     from orchestrator.plan import make_plan
     from orchestrator.study_file import load_study
     from orchestrator.tracking.base import TrialView
-    from orchestrator.tracking.mlflow import MlflowTracker
+    from orchestrator.tracking.projection import MlflowTracker
 
     file = folder / "study.yaml"
     file.write_text(STUDY.format(name=f"tracking-{time.time_ns()}"), encoding="utf-8")
@@ -52,14 +52,23 @@ def through_the_tracker(folder: Path, uri: str | None, steps: int) -> dict[str, 
     folders = {trial.fingerprint: folder / "trials" / trial.fingerprint[:8] for trial in trials}
     wall, cpu = time.perf_counter(), time.process_time()
     for trial in trials:
-        tracker.start(trial, [folders[trial.fingerprint]])
+        tracker.show(
+            TrialView(
+                trial=trial,
+                status="RUNNING",
+                metrics={},
+                folders=[folders[trial.fingerprint]],
+                seconds={},
+                data={},
+            )
+        )
     for portion in range(PORTIONS):
         for trial in trials:
             grow(folders[trial.fingerprint], portion * steps // PORTIONS, steps // PORTIONS)
-        tracker.follow()
+        tracker.bring(tracker.study)
     for trial in trials:
         responses(folders[trial.fingerprint])
-        tracker.end(
+        tracker.show(
             TrialView(
                 trial=trial,
                 status="FINISHED",

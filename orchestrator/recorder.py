@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.executors.base import Answered, Cut, Event, Failed, Finished, Job, Started
@@ -14,8 +14,6 @@ from orchestrator.search import all_trials
 from orchestrator.stopping import Stop
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.work import next_attempt, view
-
-FOLLOW_EVERY = 3.0  # seconds between two looks at the curves of running trials
 
 
 class Recorder:
@@ -39,7 +37,6 @@ class Recorder:
         self._same: dict[str, list[Trial]] = {}
         self._running: set[str] = set()
         self._lost: dict[str, int] = {}  # how often a trial was tried again for being lost
-        self._followed = 0.0
         self._lock = threading.Lock()
         self.executed = 0
         self.failed: dict[str, str] = {}
@@ -69,9 +66,9 @@ class Recorder:
                     self.executed += 1
                     self._running.add(event.job.id)
                     self._ledger.started(trial, self._study, attempt)
-                    shown = view(trial, self._ledger, self._storage, self._study, "KILLED")
-                    folders = [*shown.folders, event.job.folder]
-                    self._tracker.start(trial, list(dict.fromkeys(folders)), shown.began)
+                    shown = view(trial, self._ledger, self._storage, self._study, "RUNNING")
+                    folders = list(dict.fromkeys([*shown.folders, event.job.folder]))
+                    self._tracker.show(replace(shown, folders=folders, reused_from=None))
                 case Answered(answered=answered, scoring=scoring):
                     folder = str(event.job.folder.relative_to(self._storage))
                     self._ledger.answered(trial, self._study, attempt, folder, answered)
@@ -102,9 +99,6 @@ class Recorder:
                     assert self._rule is not None, "nothing is cut without a rule"
                     self._ledger.cut(trial, self._study, attempt, self._rule, reason)
                     self._show(trial, "KILLED")
-            if time.monotonic() - self._followed >= FOLLOW_EVERY:
-                self._tracker.follow()
-                self._followed = time.monotonic()
 
     def again(self, failed: Failed) -> Job | None:
         """Return the next attempt of a trial that is worth one, and be ready for it."""
@@ -130,4 +124,4 @@ class Recorder:
 
     def _show(self, trial: Trial, status: Status) -> None:
         for same in self._same[trial.fingerprint]:
-            self._tracker.end(view(same, self._ledger, self._storage, self._study, status))
+            self._tracker.show(view(same, self._ledger, self._storage, self._study, status))

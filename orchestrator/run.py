@@ -46,7 +46,7 @@ from orchestrator.stopping import Stop
 from orchestrator.storage.settle import alone_with, storage_of
 from orchestrator.study_limits import Limits
 from orchestrator.tracking.base import Status, Tracker
-from orchestrator.tracking.closed import keep_close
+from orchestrator.tracking.final_snapshot import keep_snapshot
 from orchestrator.tracking.shown import Shown, ShownBefore
 from orchestrator.work import jobs_for, stages, take_in
 
@@ -166,7 +166,7 @@ def run_study(
         if failed or interrupted or limit:
             status = "KILLED" if interrupted or limit else "FAILED"
         arms, ended = arm_views(summary), last_ended(plan, ledger)
-        keep_close(workdir, study, arms, status, ended, since=kept.time)
+        keep_snapshot(workdir, study, arms, status, ended, since=kept.time)
         tracker.close(arms, status, folder, ended)
         waiting, refused, compare = tracker.waiting(), tracker.refused(), tracker.compare_address()
         if shown is not None and made is not None and made.mark is not None:

@@ -22,9 +22,9 @@ from orchestrator.report.summary import summarise
 from orchestrator.run import report_folder
 from orchestrator.search import all_trials
 from orchestrator.study_file import load_study
-from orchestrator.tracking.base import Status
-from orchestrator.tracking.closed import Closed, kept_closes
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.base import FinalSnapshot, Status, StudyView
+from orchestrator.tracking.final_snapshot import kept_snapshots
+from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.work import view
 
 
@@ -90,17 +90,19 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
             view(trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial))
             for trial in begun
         ]
-        tracker.open(plan, views, kept.began)
-        *before, last = _closes(kept, plan, ledger, workdir)
-        for closed in before:
-            tracker.replay(closed.arms, closed.ended)
-        tracker.close(last.arms, last.status, report_folder(workdir, kept.study), last.ended)
-    return Synced(
-        study=kept.study,
-        trials=len(views),
-        address=tracker.address,
-        refused=tracker.refused(),
-    )
+        tracker.bring(
+            StudyView(
+                plan=plan,
+                began=kept.began,
+                trials={view.place: view for view in views},
+                ends=tuple(_ends(kept, plan, ledger, workdir)),
+                report=report_folder(workdir, kept.study),
+            )
+        )
+    refused, waiting = dict(tracker.refused()), tracker.waiting()
+    if waiting is not None:
+        refused |= {f"trial {name}": waiting.reason for name in waiting.trials}
+    return Synced(study=kept.study, trials=len(views), address=tracker.address, refused=refused)
 
 
 def _status(record: TrialRecord, trial: Trial) -> Status:
@@ -109,17 +111,17 @@ def _status(record: TrialRecord, trial: Trial) -> Status:
     return "FAILED" if record.history[max(record.history)].outcome == "failed" else "KILLED"
 
 
-def _closes(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[Closed]:
+def _ends(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
     """Return how the study's runs ended, the last one as its trials are if it was cut short."""
-    closes = kept_closes(workdir, plan)
-    if closes and closes[-1].time >= kept.time:
-        return closes
+    ends = kept_snapshots(workdir, plan)
+    if ends and ends[-1].time >= kept.time:
+        return ends
     summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))
     states = {state for row in summary.rows for state in row.states.values()}
     status: Status = "FAILED" if "failed" in states else "FINISHED"
     return [
-        *closes,
-        Closed(
+        *ends,
+        FinalSnapshot(
             time=time.time(),
             status="KILLED" if states & {"missing", "killed"} else status,
             ended=last_ended(plan, ledger),

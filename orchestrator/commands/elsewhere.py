@@ -43,7 +43,7 @@ def run_there(
     """
     from orchestrator.cluster.session import run_on_cluster
     from orchestrator.study import Changes
-    from orchestrator.tracking.trouble import check_written, told
+    from orchestrator.tracking.address import check_written, told
 
     for option, given, why in (
         ("--executor inline", executor == "inline", "a cluster has Ray"),

@@ -142,7 +142,7 @@ def import_replies(
     from orchestrator.humans.section import compare, markdown, metrics, write_comparison
     from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import Attached, attach
-    from orchestrator.tracking.mlflow import check_store
+    from orchestrator.tracking.client import check_store
 
     made = planned(study, workdir=workdir, **changes)
     check_store(workdir, tracking_uri)

@@ -30,7 +30,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
     while a study runs. The study file is left alone.
     """
     from orchestrator.removal import nothing_runs, removal, remove
-    from orchestrator.tracking.mlflow_removal import forget_runs
+    from orchestrator.tracking.removal import forget_runs
 
     removal(workdir, what)  # what is not there is told before a lock is made
     with nothing_runs(workdir):

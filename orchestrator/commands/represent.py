@@ -85,7 +85,7 @@ def represent(
     from orchestrator.representation import read_models, study_sources
     from orchestrator.run import artifact_folder, refresh_report, report_folder
     from orchestrator.tracking.attached import attach
-    from orchestrator.tracking.mlflow import check_store
+    from orchestrator.tracking.client import check_store
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
     described = read_set(set_name, items)

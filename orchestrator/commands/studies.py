@@ -112,7 +112,7 @@ def run(
     from orchestrator.storage.remote import checked_uri
     from orchestrator.storage.settle import settle_storage
     from orchestrator.tracking.background import BackgroundTracker
-    from orchestrator.tracking.mlflow import MlflowTracker
+    from orchestrator.tracking.projection import MlflowTracker
     from orchestrator.tracking.shown import ShownBefore
 
     _check_inline(executor, address=address, max_concurrent=max_concurrent)

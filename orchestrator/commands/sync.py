@@ -26,7 +26,7 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     from orchestrator.report.tracked import tracked_lines
     from orchestrator.sync import find_kept, sync_study
     from orchestrator.tracking.attached import attach_kept
-    from orchestrator.tracking.mlflow import MlflowTracker
+    from orchestrator.tracking.projection import MlflowTracker
 
     done, problems = [], []
     for kept in find_kept(workdir, studies):

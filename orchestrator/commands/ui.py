@@ -40,7 +40,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def ui(workdir: Path, port: int, host: str) -> int:
     """Open MLflow's pages on a work directory."""
     from chip_core.errors import UserError
-    from orchestrator.tracking.mlflow import own_uri
+    from orchestrator.tracking.address import own_uri
 
     if not (workdir / "mlflow.db").exists():
         raise UserError(f"no runs in {workdir}: run a study first, or name its --workdir")
@@ -81,13 +81,13 @@ def _check_database(uri: str) -> None:
     Raises:
         UserError: they cannot.
     """
-    from orchestrator.tracking.trouble import StoreAway, check_reachable, told
+    from orchestrator.tracking.address import StoreUnavailable, check_reachable, told
 
     try:
         check_reachable(uri)
     except Exception as error:  # as a store's
         complaint = told(error, uri)
-        if not isinstance(complaint, StoreAway):  # else a study writes to it just now
+        if not isinstance(complaint, StoreUnavailable):  # else a study writes to it just now
             raise complaint from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.report.words import counted
-from orchestrator.tracking.addresses import shown_address
+from orchestrator.tracking.address import shown_address
 from orchestrator.tracking.base import Waiting
 
 _NAMED = 3  # of what is refused

@@ -1,4 +1,4 @@
-"""Figures and files that come to a study's runs from beside: of people, of representations."""
+"""Attachments from other commands: figures and files of people, of representations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.files import append_record, read_records
-from orchestrator.plan import Arm, Trial
-from orchestrator.storage.place import artifacts_of
-from orchestrator.tracking.mlflow import own_uri, tracking_uri
-from orchestrator.tracking.mlflow_runs import ARM, FINGERPRINT, KIND, SEED, arm_key
-from orchestrator.tracking.mlflow_store import MlflowStore, Run
-from orchestrator.tracking.trouble import StoreAway, is_new
-
-_Slot = tuple[str, str, str]
-_STUDY: _Slot = ("study", "", "")
+from orchestrator.plan import BASE, Arm, Trial
+from orchestrator.tracking.address import StoreUnavailable
+from orchestrator.tracking.client import store_of
+from orchestrator.tracking.projection import FINGERPRINT, KIND, STUDY, Slot, arm_slot, slot_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +25,15 @@ class Attached:
     arms: Mapping[str, tuple[Arm, Mapping[str, float]]] = field(default_factory=dict)
     trials: list[tuple[Arm, Trial, Mapping[str, float]]] = field(default_factory=list)
     files: list[tuple[Path, str]] = field(default_factory=list)  # (file, artifact folder)
+
+    def figures(self) -> Iterator[tuple[Slot, str | None, Mapping[str, float]]]:
+        """Yield what run is to show which figures, and the fingerprint it must have."""
+        yield STUDY, None, self.study
+        yield (BASE, "", ""), None, self.base
+        for arm, figures in self.arms.values():
+            yield arm_slot(arm), arm.trials[0].fingerprint, figures
+        for arm, trial, figures in self.trials:
+            yield ("trial", arm_slot(arm)[1], str(trial.seed)), trial.fingerprint, figures
 
 
 def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> str | None:
@@ -49,19 +53,17 @@ def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> st
     Raises:
         UserError: the store cannot be used.
     """
-    record = {
-        "time": time.time(),
-        "figures": [
-            {"slot": slot, "fingerprint": mark, "figures": dict(figures)}
-            for slot, mark, figures in _wanted(attached)
-            if figures
-        ],
-    }
+    figures = [
+        {"slot": slot, "fingerprint": mark, "figures": dict(figures)}
+        for slot, mark, figures in attached.figures()
+        if figures
+    ]
+    record = {"time": time.time(), "figures": figures}
     append_record(_file(workdir, study), record)
     try:
         if not _show(workdir, uri, study, [record], attached.files):
             return f"MLflow has no run of study {study}: the figures are in its report folder alone"
-    except StoreAway as error:
+    except StoreUnavailable as error:
         return f"{error}; the figures are in the report folder: " + shlex.join(
             ["chip-ablate", "sync", study, "--workdir", str(workdir)]
         )
@@ -87,41 +89,24 @@ def _show(
     files: Sequence[tuple[Path, str]],
 ) -> bool:
     """Show records and files; return whether the study has a run."""
-    address = tracking_uri(workdir, uri)
-    own = address == own_uri(workdir)
-    if own and is_new(address):
+    store = store_of(workdir, uri)
+    if store.lacks_database:
         return False
-    store = MlflowStore(address, artifacts_of(workdir) if own else None)
     store.open(study)
-    runs = {_slot(run): run for run in store.runs() if KIND in run.tags}
-    if _STUDY not in runs:
+    # One that was superseded stands for nothing that is wanted.
+    runs = {slot_of(run): run for run in store.runs() if run.tags.get(KIND) == slot_of(run)[0]}
+    if STUDY not in runs:
         return False
     for record in records:
         for entry in record["figures"]:
             run = runs.get(tuple(entry["slot"]))
-            mark = entry["fingerprint"]
-            if run is None or mark not in (None, run.tags.get(FINGERPRINT)):
-                continue  # it stands for another training now
-            store.log_figures(run, entry["figures"], record["time"])
+            # With another fingerprint it stands for another training now.
+            if run is not None and entry["fingerprint"] in (None, run.tags.get(FINGERPRINT)):
+                store.log_figures(run, entry["figures"], record["time"])
     for file, under in files:
-        store.upload_file(runs[_STUDY], file, under)
+        store.upload_file(runs[STUDY], file, under)
     return True
-
-
-def _wanted(attached: Attached) -> Iterator[tuple[_Slot, str | None, Mapping[str, float]]]:
-    """Yield what run is to show which figures, and the fingerprint it must have."""
-    yield _STUDY, None, attached.study
-    yield ("base", "", ""), None, attached.base
-    for arm, figures in attached.arms.values():
-        yield ("arm", arm_key(arm), ""), arm.trials[0].fingerprint, figures
-    for arm, trial, figures in attached.trials:
-        yield ("trial", arm_key(arm), str(trial.seed)), trial.fingerprint, figures
 
 
 def _file(workdir: Path, study: str) -> Path:
     return workdir / "studies" / study / "attached.jsonl"
-
-
-def _slot(run: Run) -> _Slot:
-    """Return what a run stands for; one that was superseded stands for nothing that is wanted."""
-    return run.tags[KIND], run.tags.get(ARM, ""), run.tags.get(SEED, "")

@@ -1,21 +1,24 @@
-"""What a tracker is: it shows a study's runs to people. The truth is in the ledger."""
+"""What a tracker shows people of a study's runs. The truth is in the ledger."""
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from orchestrator.plan import Arm, Plan, Trial
 from orchestrator.version import CodeVersion
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Place = tuple[str, str]  # a trial's arm and fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialView:
-    """What is to be seen of a trial that has ended, or was done before."""
+    """What is to be seen of a trial that runs or has ended."""
 
     trial: Trial
     status: Status
@@ -33,6 +36,11 @@ class TrialView:
     began: float | None = None  # when its first attempt did, in seconds since 1970
     ended: float | None = None  # when its last attempt did
 
+    @property
+    def place(self) -> Place:
+        """Where it stands in its study."""
+        return self.trial.arm, self.trial.fingerprint
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmView:
@@ -45,39 +53,54 @@ class ArmView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinalSnapshot:
+    """How a run of a study ended. Times are in seconds since 1970."""
+
+    time: float  # when it was noted
+    status: Status
+    ended: float | None  # when its last trial ended; None: now
+    arms: tuple[ArmView, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyView:
+    """All that is to be seen of a study."""
+
+    plan: Plan
+    began: float | None = None  # when it was first run, in seconds since 1970; None: now
+    trials: Mapping[Place, TrialView]
+    ends: tuple[FinalSnapshot, ...] = ()  # how runs of it ended, in order; none: it runs
+    report: Path | None = None  # its report's folder
+
+
+@dataclass(frozen=True, kw_only=True)
 class Waiting:
     """What a tracker could not show."""
 
     reason: str
-    trials: tuple[str, ...]  # whose end, by name
+    trials: tuple[str, ...]  # by name
     study: bool = True  # whether the study's own run waits, too
 
 
-class Tracker(Protocol):
-    """Holds a study's runs. Every (arm, seed) has one active run, whatever happened before.
+class Tracker(ABC):
+    """Brings a store's runs of a study to what is to be seen of it.
 
-    Whatever is shown twice is there once. Times are in seconds since 1970.
+    Every (arm, seed) has one active run, whatever happened before, and whatever is shown twice is
+    there once. Runs that an earlier driver left RUNNING are taken up again or ended.
     """
 
+    address: str  # where the runs can be seen: the tracking URI, without a password
+    study: StudyView | None = None  # what is to be seen
+
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Make the study's run, its arms' runs and the runs of trials that are done already.
+        """Begin to show a study that began then, or go on with another plan of it."""
+        self.bring(StudyView(plan=plan, began=began, trials={view.place: view for view in done}))
 
-        Runs that an earlier driver left RUNNING are taken up again or ended.
-
-        Args:
-            plan: the study's plan.
-            done: its trials that are not to be run.
-            began: when the study was first run; now if not said.
-        """
-
-    def start(self, trial: Trial, folders: Sequence[Path], began: float | None = None) -> None:
-        """Show a trial as running: its attempts' folders, in order, the last one growing."""
-
-    def follow(self) -> None:
-        """Send what is new in the curves of running trials. Called now and then."""
-
-    def end(self, view: TrialView) -> None:
-        """Show a trial as ended: figures, the rest of its curves, its files."""
+    def show(self, view: TrialView) -> None:
+        """Show a trial as running, or as ended."""
+        assert self.study is not None, "open() comes first"
+        trials = {**self.study.trials, view.place: view}
+        self.bring(replace(self.study, trials=trials))
 
     def close(
         self,
@@ -86,27 +109,23 @@ class Tracker(Protocol):
         report: Path | None,
         ended: float | None = None,
     ) -> None:
-        """End the arms' and the study's runs; attach the report folder's files.
+        """Show the end, as of `ended` or now, with the report's folder."""
+        assert self.study is not None, "open() comes first"
+        end = FinalSnapshot(time=time.time(), status=status, ended=ended, arms=tuple(arms))
+        self.bring(replace(self.study, ends=(end,), report=report))
 
-        Args:
-            arms: what the arms came to.
-            status: the study's.
-            report: its folder.
-            ended: when its last trial ended; now if not said.
-        """
+    @abstractmethod
+    def bring(self, study: StudyView) -> None:
+        """Bring the store from whatever it holds to what is to be seen of a study."""
 
+    @abstractmethod
     def waiting(self) -> Waiting | None:
         """Return what of all that could not be shown; None: it is all there."""
 
+    @abstractmethod
     def refused(self) -> Mapping[str, str]:
         """Return what the store takes in no way, and why; all the rest is shown."""
 
-    @property
-    def address(self) -> str:
-        """Where the runs can be seen: the tracking URI."""
-
+    @abstractmethod
     def compare_address(self) -> str | None:
-        """Return the page that shows the arms side by side; None where there is none.
-
-        Called after `open`.
-        """
+        """Return the page that shows the arms side by side; None where there is none."""

@@ -10,18 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from chip_core.files import read_sealed, write_sealed
 from orchestrator.storage.place import artifacts_of
-from orchestrator.tracking.mlflow import own_uri, tracking_uri
-from orchestrator.tracking.trouble import sqlite_file
+from orchestrator.tracking.address import own_uri, sqlite_file, tracking_uri
 
 _FILE = "shown.json"  # in a study's folder
-_BESIDE = ("", "-wal", "-journal")  # what SQLite writes to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +44,21 @@ class ShownBefore:
         address = tracking_uri(workdir, uri)
         self._key = hashlib.sha256(address.encode()).hexdigest()  # it may hold a password
         self._file = workdir / "studies" / study / _FILE
-        self._database: Path | None = None
-        self._artifacts: Path | None = None
-        if address == own_uri(workdir):
-            self._database = workdir.resolve() / "mlflow.db"
-            place = urlsplit(artifacts_of(workdir))
-            if place.scheme == "file":
-                self._artifacts = Path(unquote(place.path))
-        else:
+        self._database: Path | None = workdir.resolve() / "mlflow.db"
+        self._workdir = workdir if address == own_uri(workdir) else None
+        if self._workdir is None:
+            self._database = None
             with suppress(Exception):  # of an address that is none: who opens it says so
                 self._database = sqlite_file(address)
 
     def untouched(self) -> bool:
         """Return whether the store is as it was left when all was shown in it."""
-        return self._left() is not None
+        return bool(self._left())
 
     def shown(self, mark: str) -> Shown | None:
         """Return what was said when the same was shown; None where the store is to be asked."""
         left = self._left()
-        if left is None or left.get("mark") != mark:
+        if left.get("mark") != mark:
             return None
         return Shown(compare=left.get("compare"), refused=dict(left.get("refused", {})))
 
@@ -75,24 +69,14 @@ class ShownBefore:
             mark: a hash of what was shown.
             shown: what was said.
         """
-        state = self._state()
-        if state is None:
-            return
-        known = self._known()
-        known[self._key] = {
-            "mark": mark,
-            "state": state,
-            "compare": shown.compare,
-            "refused": dict(shown.refused),
-        }
-        write_sealed(self._file, known)
+        if state := self._state():
+            left = {"mark": mark, "state": state, **asdict(shown)}
+            write_sealed(self._file, {**self._known(), self._key: left})
 
-    def _left(self) -> Mapping[str, Any] | None:
-        found = self._known().get(self._key)
-        if not isinstance(found, Mapping):
-            return None
-        state = self._state()
-        return None if state is None or found.get("state") != state else found
+    def _left(self) -> Mapping[str, Any]:
+        """Return what was noted of the store; nothing where it is not as it was left."""
+        found, state = self._known().get(self._key), self._state()
+        return found if isinstance(found, Mapping) and state and found.get("state") == state else {}
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -100,19 +84,21 @@ class ShownBefore:
         except (OSError, ValueError):
             return {}
 
-    def _state(self) -> list[Any] | None:
-        """Return what tells that a database was written to; None where nothing does."""
+    def _state(self) -> list[Any]:
+        """Return what tells that a database was written to; nothing where nothing does."""
+        found: list[Any] = []
         try:
             if self._database is None or not self._database.is_file():
-                return None
+                return []
         except OSError:  # as of a name that is too long
-            return None
-        found: list[Any] = []
-        for end in _BESIDE:
+            return []
+        for end in ("", "-wal", "-journal"):  # what SQLite writes to
             with suppress(FileNotFoundError):
                 file = self._database.with_name(self._database.name + end).stat()
                 found.append([end, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns])
-        if self._artifacts is not None:
-            sizes = [file.stat().st_size for file in self._artifacts.rglob("*") if file.is_file()]
+        place = None if self._workdir is None else urlsplit(artifacts_of(self._workdir))
+        if place is not None and place.scheme == "file":
+            files = Path(unquote(place.path)).rglob("*")
+            sizes = [file.stat().st_size for file in files if file.is_file()]
             found.append([len(sizes), sum(sizes)])
         return found

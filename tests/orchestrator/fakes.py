@@ -169,14 +169,11 @@ class FakeTracker:
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         self.opened = list(done)
 
-    def start(self, trial: Trial, folders: Sequence[Path], began: float | None = None) -> None:
-        self.started.append(trial)
-
-    def follow(self) -> None:
-        pass
-
-    def end(self, view: TrialView) -> None:
-        self.ended.append(view)
+    def show(self, view: TrialView) -> None:
+        if view.status == "RUNNING":
+            self.started.append(view.trial)
+        else:
+            self.ended.append(view)
 
     def close(
         self,

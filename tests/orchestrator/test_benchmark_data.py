@@ -26,7 +26,8 @@ from orchestrator.report.summary import Summary, summarise
 from orchestrator.run import Outcome, run_study
 from orchestrator.study import Changes
 from orchestrator.study_file import load_study
-from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
+from orchestrator.tracking.address import tracking_uri
+from orchestrator.tracking.projection import MlflowTracker
 
 from ..chip_core.evaluation import made
 from .fakes import FakeExecutor, FakeTracker

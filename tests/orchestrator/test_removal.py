@@ -17,9 +17,9 @@ from orchestrator.ledger import Ledger, study_lock
 from orchestrator.plan import Plan
 from orchestrator.removal import removal, remove
 from orchestrator.run import run_study
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_removal import forget_runs
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.removal import forget_runs
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker
@@ -192,7 +192,7 @@ def test_mlflow_forgets_a_trial_or_all(plan_of: PlanOf, tmp_path: Path) -> None:
     )
 
     def kinds() -> list[str]:
-        store = MlflowStore(tracker.address, None)
+        store = MlflowStore(tracker.address)
         store.open("small")
         return sorted(run.tags["chip.kind"] for run in store.runs())
 

@@ -22,8 +22,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial, make_plan
 from orchestrator.study_file import load_study
 from orchestrator.tracking.base import TrialView
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
 
 STUDY = """
 study: small
@@ -97,9 +97,7 @@ def test_a_study_in_one_picture(tmp_path: Path, run: Run) -> None:
         table = (folder / "representation.md").read_text()
         assert "| chip | 2 |" in table and "left out: dpo, seed 1." in table
 
-    store = MlflowStore(
-        f"sqlite:///{workdir.resolve()}/mlflow.db", (workdir / "artifacts").resolve().as_uri()
-    )
+    store = MlflowStore(f"sqlite:///{workdir.resolve()}/mlflow.db", workdir)
     store.open("small")
     runs = {run.tags["mlflow.runName"]: run.metrics for run in store.runs()}
     auc = "representation/probe_auc"

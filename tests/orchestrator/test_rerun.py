@@ -24,7 +24,7 @@ from orchestrator.study import Changes
 from orchestrator.study_file import load_study
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import TrialView, Waiting
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.tracking.shown import ShownBefore
 
 from .conftest import STUDY

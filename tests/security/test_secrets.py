@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from chip_core.errors import UserError
-from orchestrator.tracking import trouble
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking import address
+from orchestrator.tracking.client import MlflowStore
 
 from . import told
 
@@ -65,7 +65,7 @@ def test_a_tracking_server_that_says_anything(name: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     status, body = ANSWERS[name]
     with server(status, body) as place:
-        store = MlflowStore(f"http://user:{SECRET}@{place}", None)
+        store = MlflowStore(f"http://user:{SECRET}@{place}")
 
         def act() -> None:
             store.open("small")
@@ -88,7 +88,7 @@ def test_a_tracking_server_that_says_anything(name: str, monkeypatch: pytest.Mon
     ],
 )
 def test_an_address_is_shown_without_what_opens_it(uri: str, shown: str) -> None:
-    store = MlflowStore(uri, None)
+    store = MlflowStore(uri)
     assert store.address == shown
-    said = str(trouble.told(ValueError(f"cannot open {uri}: {SECRET} is wrong"), store.uri))
+    said = str(address.told(ValueError(f"cannot open {uri}: {SECRET} is wrong"), store.uri))
     assert (SECRET in said) is (SECRET not in uri)  # it knows only what the address says

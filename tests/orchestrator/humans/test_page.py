@@ -20,8 +20,8 @@ from orchestrator.humans.section import compare
 from orchestrator.humans.sheet import sheet_page
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
 
 from ...browser import Browser, browser, needs_browser, wait_for
 
@@ -128,7 +128,7 @@ def _imported(file: Path, key: Key, plan: Plan, study: Path, workdir: Path) -> N
     for line in ("win: chip | 50.0 |", "tie | 27.8 |", "lose: dpo | 22.2 |", "judged | 90.0 |"):
         assert line in text
     assert "<h2>Human evaluation</h2>" in (report / "report.html").read_text()
-    store = MlflowStore(tracker.address, (workdir / "artifacts").resolve().as_uri())
+    store = MlflowStore(tracker.address, workdir)
     store.open("small")
     (run,) = [run for run in store.runs() if run.tags["chip.kind"] == "study"]
     lines = csv.DictReader(io.StringIO((report / "humans.csv").read_text()))

@@ -10,8 +10,8 @@ import pytest
 from orchestrator.ledger import Ledger
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.write import write_report
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_store import MlflowStore, Run
+from orchestrator.tracking.client import MlflowStore, Run
+from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.work import view
 
 from .conftest import GOALS, STUDY, Finished
@@ -39,7 +39,7 @@ def tracked(finished: Callable[..., Finished]) -> tuple[Finished, dict[str, Run]
         [view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
     )
     tracker.close(arm_views(report.summary), "FINISHED", made.folder)
-    store = MlflowStore(tracker.address, (made.workdir / "artifacts").resolve().as_uri())
+    store = MlflowStore(tracker.address, made.workdir)
     store.open(study)
     return made, {run.tags["mlflow.runName"]: run for run in store.runs()}
 

@@ -30,7 +30,7 @@ from orchestrator.storage.place import trial_key
 from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.settle import settle_storage, storage_of
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.projection import MlflowTracker
 
 from ..conftest import SHORT, TINY
 from ..fakes import FakeTracker
@@ -244,8 +244,9 @@ def test_artifacts_lie_in_the_storage_too(
     run: Run, plan: Plan, remote: Remote, uri: str, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
+    tracker = MlflowTracker(work)  # before the storage is settled, as the command has it
     settle_storage(work, uri)
-    run(work, uri, tracker=MlflowTracker(work))
+    run(work, uri, tracker=tracker)
     artifacts = remote.sizes("artifacts")
     assert sum(key.endswith("/report/report.html") for key in artifacts) == 1
     assert sum(key.endswith("/config.json") for key in artifacts) == len(plan.trials)

@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import pytest
 
 from chip_core.files import write_json
 from orchestrator.plan import Plan, Trial
+from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.base import TrialView
-from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
-from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.version import code_version
 
 FIGURES = ("loss", "reward/margin", "grad_norm")
 
@@ -30,9 +32,7 @@ def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that MLflow has set up: that takes it seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
-    MlflowStore(f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").resolve().as_uri()).open(
-        "template"
-    )
+    MlflowStore(f"sqlite:///{folder}/mlflow.db", folder).open("template")
     with sqlite3.connect(folder / "mlflow.db") as database:
         database.execute("PRAGMA journal_mode = WAL")  # fewer waits for the disk
     return folder / "mlflow.db"
@@ -81,6 +81,19 @@ def write_points(folder: Path, steps: range, time: float = 1000.0) -> None:
         for step in steps:
             figures = {name: float(step * place) for place, name in enumerate(FIGURES, start=1)}
             file.write(json.dumps({"step": step, "time": time + step, "figures": figures}) + "\n")
+
+
+def running(trial: Trial, folders: Sequence[Path]) -> TrialView:
+    """What is to be seen of a trial that runs."""
+    return TrialView(
+        trial=trial,
+        status="RUNNING",
+        metrics={},
+        folders=folders,
+        seconds={},
+        data={},
+        code=code_version(),
+    )
 
 
 @pytest.fixture
@@ -147,8 +160,8 @@ def run_all(finish: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
         views = [finish(trial) for trial in plan.trials]
         tracker.open(plan, [])
         for view in views:
-            tracker.start(view.trial, view.folders)
-            tracker.end(view)
+            tracker.show(running(view.trial, view.folders))
+            tracker.show(view)
         return views
 
     return run

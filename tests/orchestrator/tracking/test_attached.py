@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan import Plan
+from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.attached import Attached, attach
 from orchestrator.tracking.base import ArmView, TrialView
-from orchestrator.tracking.mlflow import MlflowTracker, tracking_uri
-from orchestrator.tracking.mlflow_store import MlflowStore, Run
+from orchestrator.tracking.client import MlflowStore, Run
 from orchestrator.tracking.names import spelled
+from orchestrator.tracking.projection import MlflowTracker
 
 STUDY = """
 study: small
@@ -24,7 +25,7 @@ benchmarks: {report: [shapes]}
 
 
 def runs_of(workdir: Path) -> dict[str, Run]:
-    store = MlflowStore(tracking_uri(workdir, None), (workdir / "artifacts").resolve().as_uri())
+    store = MlflowStore(tracking_uri(workdir, None), workdir)
     store.open("small")
     return {run.tags["mlflow.runName"]: run for run in store.runs()}
 

@@ -5,35 +5,33 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from chip_core.errors import UserError
+from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.trouble import StoreAway
 
 PLAN: Any = SimpleNamespace(study=SimpleNamespace(name="small"))
-QUICK = {"open_within": 5.0, "patience": 0.3, "first_pause": 0.01, "longest_pause": 0.02}
+QUICK = {
+    "begin_within": 5.0, "patience": 0.3, "first_pause": 0.01, "longest_pause": 0.02,
+    "follow_every": 1000.0,
+}  # fmt: skip
 
 
-@dataclass
 class Store:
-    """A tracker whose store is as the test wants it."""
+    """A tracker whose store is as the test wants it; notes what is new each time."""
 
-    shown: list[str] = field(default_factory=list)
-    trouble: Exception | None = None
-    hangs: threading.Event | None = None  # what it waits for
-    tries: int = 0
-    refreshed: int = 0
-    address: str = "there"
-
-    @property
-    def answers(self) -> int:
-        return len(self.shown)
+    def __init__(
+        self, trouble: Exception | None = None, hangs: threading.Event | None = None
+    ) -> None:
+        self.trouble, self.hangs = trouble, hangs  # what it waits for
+        self.shown: list[str] = []
+        self.brought: dict[Any, Any] = {}
+        self.tries = self.answers = self.followed = 0
+        self.address, self.plan = "there", None
 
     def _take(self, what: str) -> None:
         self.tries += 1
@@ -42,23 +40,19 @@ class Store:
         if self.trouble is not None:
             raise self.trouble
         self.shown.append(what)
+        self.answers += 1
 
-    def open(self, plan: Any, done: Sequence[Any], began: float | None = None) -> None:
-        self._take("open")
-
-    def start(self, trial: Any, folders: Sequence[Path], began: float | None = None) -> None:
-        self._take(f"start {trial.name}")
-
-    def follow(self) -> None:
-        self._take("follow")
-
-    def end(self, view: Any) -> None:
-        self._take(f"end {view.trial.name}")
-
-    def close(
-        self, arms: Any, status: Any, report: Path | None, ended: float | None = None
-    ) -> None:
-        self._take(f"close {status}")
+    def bring(self, study: Any) -> None:
+        self.followed += 1
+        if self.plan is not study.plan:
+            self._take("open")
+            self.plan = study.plan
+        for place, view in study.trials.items():
+            if self.brought.get(place) is not view:
+                self._take(f"{view.status} {view.trial.name}")
+                self.brought[place] = view
+        for end in study.ends:
+            self._take(f"close {end.status}")
 
     def check(self) -> None:
         self._take("check")
@@ -72,25 +66,19 @@ class Store:
     def compare_address(self) -> str:
         return "compare"
 
-    def refresh(self) -> None:
-        self.refreshed += 1
 
-
-def trial(name: str) -> Any:
-    return SimpleNamespace(name=name)
-
-
-def view(name: str) -> Any:
-    return SimpleNamespace(trial=trial(name))
+def view(name: str, status: str = "FINISHED") -> Any:
+    return SimpleNamespace(trial=SimpleNamespace(name=name), status=status, place=name)
 
 
 def run_through(tracker: BackgroundTracker, names: Sequence[str] = ("a", "b")) -> None:
     for name in names:
-        tracker.start(trial(name), [])
-        tracker.end(view(name))
+        tracker.show(view(name, "RUNNING"))
+        tracker.show(view(name))
 
 
-ALL = ["open", "start a", "end a", "start b", "end b", "close FINISHED"]
+#: A trial that has ended by the time it is shown is not shown as running.
+ALL = ["open", "FINISHED a", "FINISHED b", "close FINISHED"]
 
 
 def test_everything_arrives_in_order_and_is_there_after_the_end() -> None:
@@ -99,25 +87,23 @@ def test_everything_arrives_in_order_and_is_there_after_the_end() -> None:
     tracker.open(PLAN, [])
     run_through(tracker)
     tracker.close([], "FINISHED", None)
-    assert store.shown == ALL
+    assert _ends(store.shown) == ALL
     assert tracker.waiting() is None
     assert tracker.compare_address() == "compare"
-    assert store.refreshed == 0
 
 
 def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = Store(trouble=StoreAway("nobody there"))
+    store = Store(trouble=StoreUnavailable("nobody there"))
     tracker = BackgroundTracker(store, **QUICK)
     tracker.open(PLAN, [])
     run_through(tracker)
     _until(lambda: store.tries > 3)
     store.trouble = None
     tracker.close([], "FINISHED", None)
-    assert store.shown == ALL
+    assert _ends(store.shown) == ALL
     assert tracker.waiting() is None
-    assert store.refreshed > 0  # a call that got no answer may have been heard
     told = [record.message for record in caplog.records]
     assert len(told) == 1  # once, however often it was tried
     assert "nobody there; the study goes on" in told[0]
@@ -127,13 +113,12 @@ def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None
     store = Store()
     tracker = BackgroundTracker(store, **QUICK)
     tracker.open(PLAN, [])
-    tracker.start(trial("a"), [])
-    tracker.end(view("a"))
-    _until(lambda: store.shown == ALL[:3])
-    store.trouble = StoreAway("nobody there")
+    tracker.show(view("a", "RUNNING"))
+    tracker.show(view("a"))
+    _until(lambda: _ends(store.shown) == ALL[:2])
+    store.trouble = StoreUnavailable("nobody there")
     began = time.monotonic()
     run_through(tracker, ["b"])
-    tracker.follow()
     assert time.monotonic() - began < 0.2
     tracker.close([], "FINISHED", None)
     waiting = tracker.waiting()
@@ -145,7 +130,7 @@ def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None
 def test_a_store_that_hangs_holds_up_nobody_but_the_end_for_a_while() -> None:
     released = threading.Event()
     store = Store(hangs=released)
-    tracker = BackgroundTracker(store, **{**QUICK, "open_within": 0.05})
+    tracker = BackgroundTracker(store, **{**QUICK, "begin_within": 0.05})
     began = time.monotonic()
     tracker.open(PLAN, [view("done before")])
     run_through(tracker)
@@ -170,7 +155,7 @@ def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
     tracker.open(PLAN, [])
     run_through(tracker)
     tracker.close([], "FINISHED", None)
-    assert store.shown == ALL
+    assert _ends(store.shown) == ALL
 
 
 def test_an_address_that_is_wrong_is_told_at_once() -> None:
@@ -191,47 +176,30 @@ def test_what_goes_wrong_later_ends_no_study() -> None:
     assert waiting.reason == "a mistake of ours"
 
 
-def test_what_a_store_does_not_do_leaves_the_rest(caplog: pytest.LogCaptureFixture) -> None:
-    class Picky(Store):
-        def end(self, view: Any) -> None:
-            if view.trial.name == "b":
-                raise UserError("no place for b")
-            super().end(view)
-
-    store = Picky()
-    tracker = BackgroundTracker(store, **QUICK)
-    tracker.open(PLAN, [])
-    run_through(tracker, ["a", "b", "c"])
-    tracker.close([], "FINISHED", None)
-    assert store.shown == ["open", "start a", "end a", "start b", "start c", "end c", ALL[-1]]
-    assert store.refreshed == 1  # it was asked twice: the run might have been gone
-    waiting = tracker.waiting()
-    assert waiting is not None
-    assert (waiting.trials, waiting.reason, waiting.study) == (("b",), "no place for b", False)
-    [line] = [record.message for record in caplog.records]
-    assert line == "no place for b; the study goes on, and the rest of it is shown"
-
-
 def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
     BackgroundTracker(Store()).check()
-    BackgroundTracker(Store(trouble=StoreAway("nobody there"))).check()
+    BackgroundTracker(Store(trouble=StoreUnavailable("nobody there"))).check()
     with pytest.raises(UserError, match="mend it"):
         BackgroundTracker(Store(trouble=UserError("mend it"))).check()
     released = threading.Event()
     began = time.monotonic()
-    BackgroundTracker(Store(hangs=released), check_within=0.05).check()
+    BackgroundTracker(Store(hangs=released), begin_within=0.05).check()
     assert time.monotonic() - began < 2
     released.set()
 
 
-def test_curves_are_sent_when_somebody_asks() -> None:
+def test_curves_are_followed_while_nothing_else_changes() -> None:
     store = Store()
-    tracker = BackgroundTracker(store, **QUICK)
+    tracker = BackgroundTracker(store, **{**QUICK, "follow_every": 0.01})
     tracker.open(PLAN, [])
-    tracker.follow()
-    _until(lambda: "follow" in store.shown)
+    _until(lambda: store.followed > 3)
     tracker.close([], "FINISHED", None)
-    assert store.shown == ["open", "follow", "close FINISHED"]
+    assert store.shown == ["open", "close FINISHED"]
+    assert not tracker._thread.join(10) and not tracker._thread.is_alive()
+
+
+def _ends(shown: Sequence[str]) -> list[str]:
+    return [what for what in shown if not what.startswith("RUNNING")]
 
 
 def _until(holds: Callable[[], bool]) -> None:

@@ -14,12 +14,14 @@ from chip_core.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan import Plan
 from orchestrator.report.tracked import tracked_lines
+from orchestrator.tracking.address import StoreRefused, StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, TrialView, Waiting
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.mlflow_store import MlflowStore, Point
+from orchestrator.tracking.base import ArmView, Waiting
+from orchestrator.tracking.client import MlflowStore, Point
 from orchestrator.tracking.names import RUN, spelled
-from orchestrator.tracking.trouble import StoreAway
+from orchestrator.tracking.projection import MlflowTracker
+
+from .conftest import running
 
 STUDY = """
 study: small
@@ -98,7 +100,7 @@ def test_texts_may_be_long_or_odd(tracker, plan, finish, shown):
     trial = plan.arms[0].trials[0]
     reason = "no file 'caf\udce9': " + "x" * 9000  # a name that is no UTF-8, as Python has it
     tracker.open(plan, [])
-    tracker.end(finish(trial, status="FAILED", reason=reason))
+    tracker.show(finish(trial, status="FAILED", reason=reason))
     run = shown().trial(trial)
     assert run.info.status == "FAILED"
     assert run.data.tags["chip.reason"].startswith("no file 'caf\N{REPLACEMENT CHARACTER}': xxx")
@@ -127,7 +129,7 @@ def test_one_metric_that_is_refused_stops_nothing(
     asked = refusing(tracker, monkeypatch, "lab/bad", "train/grad_norm")
     figures = {"lab/bad": 1.0, "lab/good": 2.0, "shapes/chair_i": 3.0}
     for done in (trial, other):
-        behind.end(finish(done, metrics=figures))
+        behind.show(finish(done, metrics=figures))
     behind.close(arm_views(plan, figures), "FINISHED", None)
     assert behind.waiting() is None
     assert set(behind.refused()) == {"metric lab/bad", "metric train/grad_norm"}
@@ -158,7 +160,7 @@ def test_a_tag_that_is_refused_makes_the_run_all_the_same(tracker, plan, shown, 
 
     monkeypatch.setattr(tracker._store._client, "create_run", create_run)
     refusing(tracker, monkeypatch, "chip.study")
-    tracker.start(plan.arms[0].trials[0], [Path("nowhere")])
+    tracker.show(running(plan.arms[0].trials[0], [Path("nowhere")]))
     run = shown().trial(plan.arms[0].trials[0])
     assert run.data.tags["chip.seed"] == "0"
     assert set(tracker.refused()) == {"tag chip.study"}
@@ -203,27 +205,47 @@ def test_a_store_that_takes_nothing_is_no_refusal(tracker, plan, monkeypatch):
     [run] = [run for run in tracker._store.runs() if run.tags["chip.kind"] == "study"]
     with pytest.raises(UserError, match="you may not write") as told:
         tracker._store.log_figures(run, {"a": 1.0, "b": 2.0})
-    assert not isinstance(told.value, StoreAway)
+    assert not isinstance(told.value, StoreUnavailable)
     assert tracker.refused() == {}
 
 
-def test_a_trial_that_cannot_be_shown_leaves_the_others(tracker, plan, finish, shown, monkeypatch):
-    one, other = (finish(trial) for trial in plan.arms[0].trials)
-    show = MlflowTracker._show
+def test_a_trial_that_cannot_be_shown_leaves_the_others(
+    tracker, workdir, plan, finish, shown, monkeypatch, caplog
+):
+    one, other = (finish(trial, metrics={"m": m}) for m, trial in enumerate(plan.arms[0].trials))
+    original, tries = MlflowStore.log_figures, []
 
-    def failing(self: MlflowTracker, view: TrialView) -> None:
-        if view is one:
-            raise UserError("the store says no")
-        show(self, view)
+    def failing(self: MlflowStore, run: Any, figures: Any, at: Any = None) -> None:
+        if figures.get("m") == 0:
+            tries.append(run.id)
+            raise StoreRefused("the store says no")
+        original(self, run, figures, at)
 
-    monkeypatch.setattr(MlflowTracker, "_show", failing)
-    tracker.open(plan, [one, other])
+    monkeypatch.setattr(MlflowStore, "log_figures", failing)
+    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind.open(plan, [])
+    behind.show(one)
+    behind.show(other)
+    behind.close([], "FINISHED", None)
     assert shown().trial(other.trial).info.status == "FINISHED"
-    assert tracker.refused() == {f"trial {one.trial.name}": "the store says no"}
+    assert shown().of("study")[0].info.status == "FINISHED"
+    assert len(tries) == 2  # the run might have been gone
+    waits = Waiting(reason="the store says no", trials=(one.trial.name,), study=False)
+    assert behind.waiting() == waits
+    assert behind.compare_address() is None
+    assert behind.refused() == {}
+    [line] = [record.message for record in caplog.records if "says no" in record.message]
+    assert line == "the store says no; the study goes on, and the rest of it is shown"
+
+    monkeypatch.setattr(MlflowStore, "log_figures", original)
+    again = MlflowTracker(workdir)
+    again.open(plan, [one, other])
+    assert again.waiting() is None
+    assert shown().trial(one.trial).data.metrics["m"] == 0.0
 
 
 def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, monkeypatch):
-    store = MlflowStore(f"sqlite:///{workdir}/mlflow.db", None)
+    store = MlflowStore(f"sqlite:///{workdir}/mlflow.db")
     store.open("curves")
     run = store.create({"mlflow.runName": "long"})
     original, sizes = store._client.log_batch, []

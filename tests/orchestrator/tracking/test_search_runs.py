@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.run import run_study
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.projection import MlflowTracker
 
 from ..fakes import FakeExecutor
 from ..tuned import STUDY

@@ -24,7 +24,7 @@ from orchestrator.study import Study
 from orchestrator.sync import find_kept, sync_study
 from orchestrator.tracking.attached import Attached, attach, attach_kept
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.projection import MlflowTracker
 
 from ..fakes import FakeExecutor
 
@@ -153,7 +153,7 @@ def test_a_store_that_saw_half_is_completed(plan: Plan, workdir: Path, other: st
 def test_a_locked_database_stops_nothing(
     plan: Plan, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.tracking.trouble._CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.tracking.address._CONNECT_SECONDS", 0.1)
     holder = sqlite3.connect(workdir / "mlflow.db", isolation_level=None)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")

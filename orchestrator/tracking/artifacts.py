@@ -12,7 +12,7 @@ from typing import Any
 
 from chip_core.files import unsealed
 from chip_core.results import CONFIG, CURVES
-from orchestrator.tracking.mlflow_store import MlflowStore, Point, Run
+from orchestrator.tracking.client import MlflowStore, Point, Run
 
 _SAMPLE = 50  # responses shown of each benchmark
 
@@ -49,12 +49,11 @@ def stage(folders: Sequence[Path], into: Path) -> list[str]:
         shutil.copyfile(folder / CONFIG, into / "config.json")
     tables: dict[str, None] = {}
     for folder in folders:
-        for scores in _files(folder, "scores/*.json"):
+        for scores in filter(Path.is_file, sorted(folder.glob("scores/*.json"))):
             (into / "scores").mkdir(exist_ok=True)
             shutil.copyfile(scores, into / "scores" / scores.name)
-        for responses in _files(folder, "responses/*.jsonl"):
-            table = _table(responses)
-            if table is not None:
+        for responses in filter(Path.is_file, sorted(folder.glob("responses/*.jsonl"))):
+            if (table := _table(responses)) is not None:
                 name = f"responses/{responses.stem}.json"
                 (into / "responses").mkdir(exist_ok=True)
                 (into / name).write_text(json.dumps(table, indent=1), encoding="utf-8")
@@ -64,35 +63,28 @@ def stage(folders: Sequence[Path], into: Path) -> list[str]:
 
 def _points(text: bytes) -> Iterator[Point]:
     for line in text.split(b"\n"):
-        try:
+        # A write that a crash cut off, or damage, is left out; the ledger holds the truth.
+        with suppress(ValueError, KeyError, TypeError):
             point = unsealed(line)
-            found = Point(
+            yield Point(
                 step=int(point["step"]),
                 milliseconds=int(point["time"] * 1000),
                 figures=dict(point["figures"]),
             )
-        except (ValueError, KeyError, TypeError):
-            continue  # a write that a crash cut off, or damage; the ledger holds the truth
-        yield found
 
 
 def _table(path: Path) -> dict[str, Any] | None:
     """Return the first responses of a file as MLflow writes a table."""
-    with path.open("rb") as file:
-        lines = list(itertools.islice(file, _SAMPLE))
     rows = []
-    for line in lines:
-        with suppress(ValueError):
-            rows.append(unsealed(line))
+    with path.open("rb") as file:
+        for line in itertools.islice(file, _SAMPLE):
+            with suppress(ValueError):
+                rows.append(unsealed(line))
     if not rows:
         return None
     columns = list(rows[0])
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     return {"columns": columns, "data": cells}
-
-
-def _files(folder: Path, pattern: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def _cell(value: Any) -> Any:

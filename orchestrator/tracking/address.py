@@ -1,21 +1,22 @@
-"""What goes wrong in an MLflow store, as one line: to be mended, or away for a while."""
+"""The address of an MLflow store: which one it is, whether a store is there, what stays secret."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sqlite3
 import stat
 import tempfile
 import urllib.error
 import urllib.request
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from chip_core.errors import UserError, printable
 from chip_core.files import is_full
-from orchestrator.tracking.addresses import shown_address, without_secrets
 
 _CONNECT_SECONDS = 5.0
 #: Ports of what is asked by a network, where an address names none.
@@ -27,14 +28,73 @@ _FOR_A_WHILE = (
     "server closed", "lost connection", "gone away", "starting up", "too many connections",
 )  # fmt: skip
 _TOO_MANY = 429  # requests, in HTTP
+_HIDDEN = "***"
+_USER = re.compile(r"([^:/?#]+)://([^/?#]*)@")
+#: Values of a query that are secrets, by what their names end in.
+_QUERY = re.compile(r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key|sig|signature)=)([^&#]+)")
 
 
-class StoreAway(UserError):
+class StoreUnavailable(UserError):
     """A store that cannot be used now, and may be later: nobody has to mend an address."""
+
+
+class StoreRefused(UserError):
+    """A store that does not do what it is asked, however often: something has to be mended."""
 
 
 class WrongAddress(ValueError):
     """An address at which no store can be."""
+
+
+def tracking_uri(workdir: Path, given: str | None) -> str:
+    """Return where runs are kept: as given, as MLFLOW_TRACKING_URI says, or in the work directory.
+
+    A database in the work directory needs no server.
+    """
+    if given is not None:
+        return given
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_uri(workdir)
+
+
+def own_uri(workdir: Path) -> str:
+    """Return the address of the database in a work directory."""
+    file = f"{workdir.resolve()}/mlflow.db"
+    if not any(sign in file for sign in "%?"):
+        return f"sqlite:///{file}"
+    # SQLAlchemy reads escapes; MLflow makes a folder by them where no driver is named.
+    return f"sqlite+pysqlite:///{quote(file)}"
+
+
+def shown_address(uri: str) -> str:
+    """Return an address with `***` for its password, a lone name of a server's, and secret values.
+
+    A lone name before a database's host is its user; before a server's it may be a token.
+    """
+
+    def user(found: re.Match[str]) -> str:
+        name, colon, _ = found[2].partition(":")
+        lone = _HIDDEN if is_server(uri) else name
+        return f"{found[1]}://{f'{name}:{_HIDDEN}' if colon else lone}@"
+
+    return _QUERY.sub(rf"\g<1>{_HIDDEN}", _USER.sub(user, uri, count=1))
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """Return a message about an address without the address's secrets."""
+    text = text.replace(uri, shown_address(uri))
+    for secret in sorted(_secrets(uri), key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    return text
+
+
+def _secrets(uri: str) -> Iterator[str]:
+    found = [match[2] for match in _QUERY.finditer(uri)]
+    if user := _USER.match(uri):
+        name, colon, password = user[2].partition(":")
+        found += [password] if colon else [name] if is_server(uri) else []
+    for secret in filter(None, found):
+        yield secret
+        yield unquote(secret)  # as a driver says it
 
 
 def is_server(uri: str) -> bool:
@@ -86,17 +146,13 @@ def check_written(uri: str) -> None:
         port = parts.port
         (parts.hostname or "").encode("idna")
         file = sqlite_file(uri)
-    except ValueError as error:
-        raise WrongAddress(str(error)) from None
-    except Exception as error:  # SQLAlchemy's, of what is no address of a database
+    except Exception as error:  # SQLAlchemy has its own, of what is no address of a database
         raise WrongAddress(str(error).split("\n")[0]) from None
-    if file is not None:
-        return
-    if parts.scheme in ("http", "https") and not parts.hostname:
+    if file is None and parts.scheme in ("http", "https") and not parts.hostname:
         raise WrongAddress("it names no host")
     if port == 0:
         raise WrongAddress("nobody listens on port 0")
-    if parts.scheme and any(sign.isspace() for sign in parts.netloc):
+    if file is None and parts.scheme and any(sign.isspace() for sign in parts.netloc):
         raise WrongAddress("there is a space in its host")
 
 
@@ -114,32 +170,26 @@ def check_reachable(uri: str) -> None:
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     file = sqlite_file(uri)
+    if scheme in ("sqlite", "postgresql", "mysql", "mssql"):
+        from sqlalchemy import NullPool, create_engine
+
+        engine = create_engine(uri, poolclass=NullPool)  # imports the driver
     if file is not None:
-        _check_driver(uri)
         _check_file(file, makes=Path(uri.removeprefix("sqlite:///")).parent)
     elif scheme == "http":  # with TLS, only MLflow knows whom to trust
-        try:
-            place = parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
+        place = parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
+        with suppress(urllib.error.HTTPError):  # it answers
             urllib.request.urlopen(f"http://{place}/health", timeout=_CONNECT_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass  # it answers
     elif scheme in _PORTS:
-        if scheme != "https":
-            _check_driver(uri)
         if parts.hostname and scheme not in urllib.request.getproxies():
             port = parts.port or _PORTS[scheme]
             socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
         if scheme != "https":
-            _connect(uri)
+            engine.connect().close()
 
 
 def _check_file(file: Path, *, makes: Path) -> None:
-    """Check that a SQLite file can be written, or made.
-
-    Args:
-        file: the file.
-        makes: the folder that MLflow makes for it.
-    """
+    """Check that a SQLite file can be written, or made; MLflow makes the folder `makes` for it."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -160,31 +210,48 @@ def _check_file(file: Path, *, makes: Path) -> None:
         raise WrongAddress(f"there is no folder {file.parent}")
     above = next(folder for folder in file.absolute().parents if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=above):
-            pass
+        tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         if is_full(error):
             raise
         raise WrongAddress(f"{above}: {error.strerror}") from None
 
 
-def _check_driver(uri: str) -> None:
-    from sqlalchemy.engine import make_url
-
-    make_url(uri).get_dialect().import_dbapi()
-
-
-def _connect(uri: str) -> None:
-    """Connect to a database once."""
-    from sqlalchemy import NullPool, create_engine
-
-    create_engine(uri, poolclass=NullPool).connect().close()
-
-
 def told(error: Exception, uri: str) -> UserError:
     """Return a store's trouble as one line for the user."""
-    kind = StoreAway if _is_away(error, uri) else UserError
-    return kind(_line(error, uri, away=kind is StoreAway))
+    away, whole = _is_away(error, uri), str(error)
+    address = printable(shown_address(uri))
+    said = printable(" ".join(without_secrets(whole.split("\n")[0], uri).split()), 300)
+    if "unsupported URI" in said:
+        error, said = WrongAddress(), "MLflow knows no store of this kind"
+    if isinstance(error, WrongAddress):
+        line = (
+            f"cannot be used ({said}): give --tracking-uri (or MLFLOW_TRACKING_URI) an address as "
+            "sqlite:///FILE or http://HOST:PORT"
+        )
+    elif isinstance(error, ImportError):
+        line = (
+            f"needs a package that is not installed ({said}): install it, or name another store by "
+            "--tracking-uri"
+        )
+    elif "out-of-date database schema" in whole:
+        line = (
+            f"has another MLflow version's schema: back it up and run `mlflow db upgrade {address}`"
+            ", or name another store by --tracking-uri"
+        )
+    elif "maintenance mode" in said:
+        line = "is a folder, which MLflow gave up: name a database, as sqlite:///FILE"
+    elif is_server(uri):
+        line = (
+            f"does not answer as it should ({said}): start the server, or name another store by "
+            "--tracking-uri"
+        )
+    elif away:
+        line = f"cannot be used now ({said}): free it, or make room for it"
+    else:
+        line = f"cannot be used ({said}): mend it, or name another by --tracking-uri"
+    where = address if address.strip() else repr(uri)
+    return (StoreUnavailable if away else StoreRefused)(f"the MLflow store {where} {line}")
 
 
 def _is_away(error: Exception, uri: str) -> bool:
@@ -200,39 +267,3 @@ def _is_away(error: Exception, uri: str) -> bool:
     status = getattr(error, "get_http_status_code", None)  # of MLflow's exceptions
     code = status() if callable(status) else 0
     return is_server(uri) and (code >= 500 or code == _TOO_MANY)
-
-
-def _line(error: Exception, uri: str, *, away: bool) -> str:
-    address = printable(shown_address(uri))
-    if not address.strip():
-        address = repr(uri)
-    said = without_secrets(str(error).split("\n")[0], uri)
-    text = printable(" ".join(said.split()), 300)
-    where = f"the MLflow store {address}"
-    if "unsupported URI" in text:
-        text, error = "MLflow knows no store of this kind", WrongAddress()
-    if isinstance(error, WrongAddress):
-        return (
-            f"{where} cannot be used ({text}): give --tracking-uri (or MLFLOW_TRACKING_URI) an "
-            "address as sqlite:///FILE or http://HOST:PORT"
-        )
-    if isinstance(error, ImportError):
-        return (
-            f"{where} needs a package that is not installed ({text}): install it, or name another "
-            "store by --tracking-uri"
-        )
-    if "out-of-date database schema" in str(error):
-        return (
-            f"{where} has another MLflow version's schema: back it up and run "
-            f"`mlflow db upgrade {address}`, or name another store by --tracking-uri"
-        )
-    if "maintenance mode" in text:
-        return f"{where} is a folder, which MLflow gave up: name a database, as sqlite:///FILE"
-    if is_server(uri):
-        return (
-            f"{where} does not answer as it should ({text}): "
-            "start the server, or name another store by --tracking-uri"
-        )
-    if away:
-        return f"{where} cannot be used now ({text}): free it, or make room for it"
-    return f"{where} cannot be used ({text}): mend it, or name another by --tracking-uri"

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from chip_core.files import append_record, read_records
 from orchestrator.plan import Plan
-from orchestrator.tracking.base import ArmView, Status
-from orchestrator.tracking.mlflow_runs import arm_key, held_by
+from orchestrator.tracking.base import ArmView, FinalSnapshot, Status
+from orchestrator.tracking.projection import arm_key, held_by
 
 _FILE = "closed.jsonl"  # in a study's folder
 
 
-@dataclass(frozen=True, kw_only=True)
-class Closed:
-    """How a run of a study ended. Times are in seconds since 1970."""
-
-    time: float  # when it was noted
-    status: Status
-    ended: float | None  # when its last trial ended
-    arms: tuple[ArmView, ...]
-
-
-def keep_close(
+def keep_snapshot(
     workdir: Path,
     study: str,
     arms: Sequence[ArmView],
@@ -65,29 +54,23 @@ def keep_close(
     append_record(file, record)
 
 
-def kept_closes(workdir: Path, plan: Plan) -> list[Closed]:
+def kept_snapshots(workdir: Path, plan: Plan) -> list[FinalSnapshot]:
     """Return how runs of a study ended, in order; of the arms those that its plan still has."""
     arms = {arm_key(arm): arm for arm in plan.arms}
 
-    def stands(entry: dict[str, Any]) -> bool:
-        arm = arms.get(entry["arm"])
-        return arm is not None and entry["holds"].items() <= held_by(arm).items()
+    def views(noted: Sequence[dict[str, Any]]) -> Iterator[ArmView]:
+        for entry in noted:
+            arm = arms.get(entry["arm"])
+            if arm is not None and entry["holds"].items() <= held_by(arm).items():
+                figures, tags, status = entry["figures"], entry["tags"], entry["status"]
+                yield ArmView(arm=arm, figures=figures, tags=tags, status=status)
 
     return [
-        Closed(
+        FinalSnapshot(
             time=record["time"],
             status=record["status"],
             ended=record["ended"],
-            arms=tuple(
-                ArmView(
-                    arm=arms[entry["arm"]],
-                    figures=entry["figures"],
-                    tags=entry["tags"],
-                    status=entry["status"],
-                )
-                for entry in record["arms"]
-                if stands(entry)
-            ),
+            arms=tuple(views(record["arms"])),
         )
         for record in read_records(workdir / "studies" / plan.study.name / _FILE)
     ]

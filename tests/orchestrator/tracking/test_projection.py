@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -16,17 +17,19 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from rich.console import Console
 
+from benchmarks.stores import contents, differences
 from chip_core.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan import Plan
 from orchestrator.run import run_study
+from orchestrator.tracking.address import StoreUnavailable, tracking_uri
 from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, TrialView
-from orchestrator.tracking.mlflow import UI, MlflowTracker, tracking_uri
-from orchestrator.tracking.mlflow_store import MlflowStore
-from orchestrator.tracking.trouble import StoreAway
+from orchestrator.tracking.base import ArmView, FinalSnapshot, StudyView, TrialView
+from orchestrator.tracking.client import MlflowStore
+from orchestrator.tracking.projection import UI, MlflowTracker, pages_of
 
 from ..fakes import FakeExecutor
+from .conftest import running
 
 WRITES = (
     "create_run",
@@ -154,24 +157,24 @@ def test_a_curve_is_sent_as_it_grows(tracker, plan, attempt, finish, shown):
     with (folder / "curves.jsonl").open("a") as file:
         file.write('{"step": 3, "time": 1003.0, "fig')  # a line that is not whole yet
     tracker.open(plan, [])
-    tracker.start(trial, [folder])
+    tracker.show(running(trial, [folder]))
     assert len(shown().history(shown().trial(trial), "train/loss")) == 2
     with (folder / "curves.jsonl").open("a") as file:
         file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
-    tracker.follow()
-    tracker.follow()
+    tracker.bring(tracker.study)
+    tracker.bring(tracker.study)
     run = shown().trial(trial)
     assert run.info.status == "RUNNING"
     assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
     assert [p.step for p in shown().history(run, "train/grad_norm")] == [1, 2]  # infinity is out
-    tracker.end(finish(trial, folders=[folder]))
+    tracker.show(finish(trial, folders=[folder]))
     assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
 
 
 def test_a_long_curve_takes_several_batches(tracker, plan, attempt, finish, shown):
     trial = plan.arms[0].trials[0]
     tracker.open(plan, [])
-    tracker.end(finish(trial, folders=[attempt(trial, steps=700)]))  # 2100 metrics
+    tracker.show(finish(trial, folders=[attempt(trial, steps=700)]))  # 2100 metrics
     run = shown().trial(trial)
     assert [p.step for p in shown().history(run, "train/grad_norm")] == [*range(1, 701)]
 
@@ -181,7 +184,7 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, fini
     first = attempt(trial, steps=2)
     killed = MlflowTracker(workdir, None)
     killed.open(plan, [])
-    killed.start(trial, [first])
+    killed.show(running(trial, [first]))
     before = shown()
     run_ids = {run.info.run_id for run in before.runs}
     assert before.trial(trial).info.status == "RUNNING"
@@ -189,8 +192,8 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, fini
     second = attempt(trial, steps=4, time=5000.0)
     tracker = MlflowTracker(workdir, None)
     tracker.open(plan, [])
-    tracker.start(trial, [second])
-    tracker.end(finish(trial, folders=[first, second]))
+    tracker.show(running(trial, [second]))
+    tracker.show(finish(trial, folders=[first, second]))
     tracker.close(arm_views(plan), "FINISHED", None)
     after = shown()
     assert {run.info.run_id for run in after.runs} == run_ids  # the same runs went on
@@ -205,7 +208,7 @@ def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, attempt, s
     killed = MlflowTracker(workdir, None)
     killed.open(plan, [])
     for trial in trials:
-        killed.start(trial, [attempt(trial)])
+        killed.show(running(trial, [attempt(trial)]))
 
     smaller = plan_of(STUDY.replace("[dpo, chip]", "[dpo]"))
     tracker = MlflowTracker(workdir, None)
@@ -268,8 +271,8 @@ def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, fini
     trial = plan.arms[0].trials[0]
     failed = finish(trial, status="FAILED", metrics={}, seconds={}, reason="the loss is nan")
     tracker.open(plan, [])
-    tracker.start(trial, [failed.folders[0]])
-    tracker.end(failed)
+    tracker.show(running(trial, [failed.folders[0]]))
+    tracker.show(failed)
     tracker.close([ArmView(arm=plan.arms[0], figures={}, status="FAILED")], "FAILED", None)
     seen = shown()
     assert seen.trial(trial).info.status == "FAILED"
@@ -279,9 +282,9 @@ def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, fini
 
     again = MlflowTracker(workdir, None)
     again.open(plan, [])
-    again.start(trial, [failed.folders[0]])
+    again.show(running(trial, [failed.folders[0]]))
     assert "chip.reason" not in shown().trial(trial).data.tags
-    again.end(finish(trial, folders=failed.folders))
+    again.show(finish(trial, folders=failed.folders))
     assert shown().trial(trial).info.status == "FINISHED"
 
 
@@ -455,8 +458,8 @@ def test_the_pages_are_where_ui_serves_them_or_the_server_is():
 
     defaults = {option.name: option.default for option in ui.params}
     assert f"http://{defaults['host']}:{defaults['port']}" == UI
-    assert MlflowStore("https://me:secret@host:1234/sub/", None).pages == "https://host:1234/sub"
-    assert MlflowStore("sqlite:///x.db", None).pages is None
+    assert pages_of("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
+    assert pages_of("sqlite:///x.db") == UI
 
 
 def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all, shown):
@@ -480,8 +483,8 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
 
         away.setattr(tracker._store._client, "log_batch", refuse)
         view: TrialView = finish(trial)
-        behind.start(trial, [view.folders[0]])
-        behind.end(view)
+        behind.show(running(trial, [view.folders[0]]))
+        behind.show(view)
         _until(lambda: "nobody there" in caplog.text)
     behind.close(arm_views(plan), "FINISHED", None)
     assert behind.waiting() is None
@@ -508,11 +511,58 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
         return run
 
     monkeypatch.setattr(tracker._store._client, "create_run", unanswered)
-    behind.end(finish(trial))
+    behind.show(finish(trial))
     behind.close(arm_views(plan), "FINISHED", None)
     seen = shown()
     assert seen.trial(trial).info.run_id == lost[0].info.run_id
     assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
+
+
+def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
+    workdir, plan, finish, tmp_path, migrated, monkeypatch
+):
+    from mlflow.tracking import MlflowClient
+
+    views = [finish(trial, began=1000.0, ended=1010.0 + n) for n, trial in enumerate(plan.trials)]
+    end = FinalSnapshot(time=0.0, status="FINISHED", ended=1020.0, arms=tuple(arm_views(plan)))
+    study = StudyView(
+        plan=plan, began=999.0, trials={view.place: view for view in views}, ends=(end,)
+    )
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copyfile(migrated, whole / "mlflow.db")
+    MlflowTracker(whole).bring(study)
+
+    unanswered: set[str] = set()
+    for name in WRITES:
+        original = getattr(MlflowClient, name)
+
+        def once(
+            self: Any, run: str, *words: Any, _name: str = name, _call: Any = original, **named: Any
+        ) -> Any:
+            found = _call(self, run, *words, **named)
+            what = repr((_name, run, () if _name == "log_artifacts" else words, named))
+            if what not in unanswered:
+                unanswered.add(what)
+                raise TimeoutError("no answer")
+            return found
+
+        monkeypatch.setattr(MlflowClient, name, once)
+    tracker = MlflowTracker(workdir)
+    tries = 0
+    while True:  # each try is heard once more
+        tries += 1
+        try:
+            tracker.bring(study)
+            break
+        except StoreUnavailable:
+            assert tries < 200
+    monkeypatch.undo()
+    # 8 runs are made, 5 of them trials with figures, curves, files, tags, RUNNING and FINISHED
+    assert tries > 8 + 5 * 4
+    up = contents(f"sqlite:///{whole}/mlflow.db", "small")
+    assert len(up) == sum(ALL.values())
+    assert differences(contents(f"sqlite:///{workdir}/mlflow.db", "small"), up) == []
 
 
 def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkeypatch):
@@ -544,7 +594,7 @@ def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkey
 def test_a_store_that_is_away_is_told_from_one_that_is_wrong(uri, away, workdir, plan):
     with pytest.raises(UserError) as told:
         MlflowTracker(workdir, uri).open(plan, [])
-    assert isinstance(told.value, StoreAway) == away
+    assert isinstance(told.value, StoreUnavailable) == away
     assert "\n" not in str(told.value)
 
 
@@ -628,10 +678,10 @@ def test_a_check_makes_no_database(tmp_path):
 
 
 def test_a_database_that_another_writes_to_is_away(workdir, monkeypatch):
-    monkeypatch.setattr("orchestrator.tracking.trouble._CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.tracking.address._CONNECT_SECONDS", 0.1)
     with closing(sqlite3.connect(workdir / "mlflow.db")) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreAway, match="is locked"):
+        with pytest.raises(StoreUnavailable, match="is locked"):
             MlflowTracker(workdir, None).check()
 
 
@@ -658,7 +708,7 @@ def test_where_runs_are_kept(tmp_path, monkeypatch):
 
 
 def test_a_password_is_not_shown():
-    address = MlflowStore("postgresql://me:secret@host/db", None).address
+    address = MlflowStore("postgresql://me:secret@host/db").address
     assert address == "postgresql://me:***@host/db"
 
 
