@@ -16,6 +16,7 @@ from chip_core.errors import (
 )
 from chip_core.files import write_json
 from chip_core.results import (
+    ANSWERED,
     RESULT,
     AnsweredTrial,
     Answers,
@@ -58,7 +59,7 @@ def _answers(job: Job, report: Report, stop: Stop) -> None:
     step = "scoring" if job.scores else "answering"
     (job.folder / f"{step}-process").write_text(str(os.getpid()))
     if job.scores:
-        assert job.answers == job.folder
+        assert job.answers == job.folder and (job.answers / ANSWERED).exists()
         report(Progress(phase="score shapes", done=1, total=1))
         write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds={})))
     else:

@@ -26,6 +26,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     head = {"num_cpus": 0, "resources": {"chip_driver": 3}, "include_dashboard": False, **small}
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv(NODE_CACHE, str(tmp_path / "head"))
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for name in ("one", "other"):
         monkeypatch.setenv(NODE_CACHE, str(tmp_path / name))
@@ -51,6 +52,7 @@ def test_files_go_by_the_storage(tmp_path: Path, cluster: Cluster) -> None:
         job(2, "boom"),
         job(3, "killed"),
         job(4, "shares", workers_per_trial=2),
+        job(5, "answers"),
     ]
     events: list[Event] = []
     RayTuneExecutor(
@@ -59,6 +61,7 @@ def test_files_go_by_the_storage(tmp_path: Path, cluster: Cluster) -> None:
     ends = {event.job.name: event for event in events if isinstance(event, Failed | Finished)}
     assert {name: type(event) for name, event in ends.items()} == {
         "steps": Finished, "boom": Failed, "killed": Failed, "shares": Finished,
+        "answers": Finished,
     }, ends  # fmt: skip
     assert ends["boom"].reason == "RuntimeError: boom"  # type: ignore[union-attr]
     assert ends["steps"].result.steps == 3  # type: ignore[union-attr]
@@ -73,5 +76,7 @@ def test_files_go_by_the_storage(tmp_path: Path, cluster: Cluster) -> None:
         key for key in there if "/killed/" in key
     }
     assert "trials/shares/model/model.safetensors" in there
-    left = [path for name in ("one", "other") for path in (tmp_path / name).glob("*/jobs/*/*")]
+    left = [
+        path for name in ("one", "other", "head") for path in (tmp_path / name).glob("*/jobs/*/*")
+    ]
     assert all("j3-" in str(path) for path in left), left  # the killed one's, until the next
