@@ -67,7 +67,7 @@ schemas: install
 # Spoil a small study N times on a cluster of three nodes, two faults each (docs/faults.md);
 # JSON=FILE keeps the outcomes.
 faults: install
-	.venv/bin/python -m tests.faults.run --schedules $(N) --seed $(SEED) $(if $(JSON),--json $(JSON))
+	RAY_DASHBOARD_STARTUP_TIMEOUT_S=600 .venv/bin/python -m tests.faults.run --schedules $(N) --seed $(SEED) $(if $(JSON),--json $(JSON))
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH: install one, or say PYTHON=/path/to/python"; exit 2; }

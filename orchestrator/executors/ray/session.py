@@ -161,9 +161,7 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
                 num_gpus=int(machine["GPU"]),
                 resources={DRIVER: max(len(jobs), int(machine["CPU"]))},
                 object_store_memory=OBJECT_STORE,
-                # Ray Train frees the place of several workers whose slot died only where it can ask
-                # the dashboard (Ray 2.60); nothing else here needs it.
-                include_dashboard=any(job.workers > 1 for job in jobs),
+                include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
             )
