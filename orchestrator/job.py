@@ -56,6 +56,11 @@ class Job:
         """How many processes share it: those of a training; scoring is one's work."""
         return self.config.engine.workers_per_trial if self.trains else 1
 
+    @property
+    def gpus(self) -> float:
+        """How many GPUs it holds."""
+        return 0.0 if self.scores else self.workers * self.config.engine.gpus_per_worker
+
     def scoring(self) -> Job:
         """Return the step after this one: its answers are scored, in the same folder."""
         head, _, attempt = self.id.rpartition("-")

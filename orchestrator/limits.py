@@ -85,8 +85,7 @@ class Limited:
         now = self._clock()
         if isinstance(event, Started):
             self._began = now if self._began is None else self._began
-            gpus = event.job.workers * event.job.config.engine.gpus_per_worker
-            self._running[event.job.id] = now, gpus
+            self._running[event.job.id] = now, event.job.gpus
         elif not isinstance(event, Progressed):
             since, gpus = self._running.pop(event.job.id)
             self._gpu_seconds += gpus * (now - since)
