@@ -83,4 +83,4 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     steps = [record["step"] for record in read_records(trial / "attempt-2" / "curves.jsonl")]
     assert steps == list(range(1, STEPS + 1))
     ends = [entry["event"] for entry in ledger(tmp_path)]
-    assert sorted(ends) == ["finished"] * 2 + ["killed"] + ["started"] * 3
+    assert sorted(ends) == ["answered"] * 2 + ["finished"] * 2 + ["killed"] + ["started"] * 3
