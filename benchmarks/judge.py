@@ -106,7 +106,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         (folder / "judged.yaml").write_text(text)
         command = [sys.executable, "-c", PROGRAM, "run", str(folder / "judged.yaml")]
         command += ["--workdir", str(folder / "runs"), "--benchmark-data", str(folder / "data")]
+        # A large learning rate: models that answer alike would share the judge's replies.
         command += ["--max-concurrent", "1", "--set", f"training.max_steps={options.steps}"]
+        command += ["--set", "optimizer.lr=1e-3"]
         ended = subprocess.run(
             command,
             env={**os.environ, "JUDGE_KEY": "none"},
