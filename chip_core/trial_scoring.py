@@ -66,7 +66,7 @@ def score_trial(
     lacking = problems(config.benchmarks, places)
     if lacking:
         raise TrialError("; ".join(lacking))
-    same = answers == folder
+    same = answers.absolute() == folder.absolute()
     if not same:
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         for name in answered.files:
