@@ -147,5 +147,6 @@ def joined() -> Iterator[Workers]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield current()
+        dist.barrier()  # they leave together: the first holds the store by which all take leave
     finally:
         dist.destroy_process_group()

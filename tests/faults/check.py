@@ -35,6 +35,7 @@ def look(workdir: Path, database: Path | None = None) -> Left:
     ends: Counter[tuple[str, int]] = Counter()
     begun: set[tuple[str, int]] = set()
     finished: set[str] = set()
+    trained: dict[str, str] = {}  # the folder of the attempt whose model answered
     for entry in entries:
         mark, key = entry["fingerprint"], (entry["fingerprint"], entry["attempt"])
         if entry["event"] == "started":
@@ -42,13 +43,16 @@ def look(workdir: Path, database: Path | None = None) -> Left:
             left.lost += mark in finished
             left.attempts[entry["arm"]] = left.attempts.get(entry["arm"], 0) + 1
             continue
+        if entry["event"] == "answered":  # on the way: its end is told once it is scored
+            trained[mark] = entry["folder"]
+            continue
         ends[key] += 1
         if entry["event"] == "finished":
             left.doubled += mark in finished
             finished.add(mark)
             arm = entry["arm"]
             left.figures[arm] = [each["metrics"] for each in entry["evaluations"].values()]
-            _of_training(left, arm, workdir / entry["folder"])
+            _of_training(left, arm, workdir / trained.get(mark, entry["folder"]))
     left.doubled += sum(count - 1 for count in ends.values())
     left.open_ends = len(begun - ends.keys())
     _of_tracking(left, database or workdir / "mlflow.db")
