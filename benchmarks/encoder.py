@@ -7,7 +7,7 @@
 `chip-ablate run ablations/encoder.yaml` of both, turn by turn, each time in a work directory of its
 own, by this interpreter and its libraries. CPU seconds are the kernel's own sum over all processes,
 Ray's daemons and workers too, however they were started and whoever waited for them: each run is in
-a control group of its own (cgroup v2). To make one takes root, or a session of one's own:
+a control group of its own (cgroup v2). To make one takes root, or a scope of one's own:
 
     systemd-run --user --scope -p Delegate=yes python -m benchmarks.encoder --other …
 """
