@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from chip_core.machine import processor
+from chip_core.machine import cores, processor
 
 _VERSIONS = ("torch", "transformers", "peft", "trl", "ray", "mlflow", "numpy")
 
@@ -21,11 +21,10 @@ def describe() -> dict[str, Any]:
     """Return the machine, what runs on it, and when; nothing is imported that was not before."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
-        "cores": cores,
+        "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
         "gpu": _gpu(),

@@ -52,8 +52,6 @@ from chip_core.training.trainer import Trainer, never
 from chip_core.trial_scoring import score_trial
 from chip_core.workers import Workers, current
 
-__all__ = ["TrialOptions", "answer_trial", "run_trial", "score_trial"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -28,8 +28,8 @@ class Job:
     name: str  # for people
     config: TrialConfig  # its benchmarks are those still to be scored
     folder: Path  # the attempt's own
-    untrained: bool = False  # score the model as it is
-    trained_model: Path | None = None  # score this model, trained by an earlier attempt
+    untrained: bool = False  # ask the model as it is
+    trained_model: Path | None = None  # ask this model, trained by an earlier attempt
     resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
     places: Places = Places()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def workers(self) -> int:
-        """How many processes share it: those of a training; scoring is one's work."""
+        """How many processes share it: those of a training; all else is one's work."""
         return self.config.engine.workers_per_trial if self.trains else 1
 
     @property

@@ -40,9 +40,7 @@ class InferenceContext:
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
     report: Callable[[Progress], None] = lambda progress: None
-    checkpoint_dir: Path | None = (
-        None  # a whole Hugging Face folder of the model, where there is one
-    )
+    checkpoint_dir: Path | None = None  # a Hugging Face folder of the whole model, if there is one
 
 
 def answer(

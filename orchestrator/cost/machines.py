@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 
 from chip_core.config import TrialConfig
-from chip_core.machine import kind_of, processor
+from chip_core.machine import cores, kind_of, processor
 from orchestrator.cost.workload import TrialWork
 
 
@@ -37,13 +36,6 @@ def places_for(work: Sequence[TrialWork]) -> int | None:
             slots = min(slots, int(gpus() / (engine.gpus_per_worker * each.processes)))
         fewest = slots if fewest is None else min(fewest, slots)
     return fewest or None
-
-
-def cores() -> int:
-    """Return the CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.cache

@@ -138,9 +138,9 @@ def execute(
 
         told = stopped_by(stop, report)
         return run_shard(job.part, job.config, folder=job.folder, report=told)
-    if job.answers is not None:
-        from chip_core.trial_scoring import score_trial
+    from chip_core.trial_scoring import score_trial
 
+    if job.answers is not None:
         return score_trial(
             job.config,
             folder=job.folder,
@@ -151,7 +151,7 @@ def execute(
             began=began,
             began_cpu=began_cpu,
         )
-    from chip_core.trial import answer_trial, score_trial
+    from chip_core.trial import answer_trial
     from chip_core.workers import current
 
     answered = answer_trial(

@@ -54,12 +54,7 @@ class Outcome:
 
 def run_job(payload: JobPayload, report: Report) -> Outcome:
     """Run a job in this process; whatever it raises is its own failure."""
-    answers = payload.job.answers
-    job = replace(
-        payload.job,
-        folder=payload.job.folder.absolute(),
-        answers=None if answers is None else answers.absolute(),
-    )
+    job = replace(payload.job, folder=payload.job.folder.absolute())
     if payload.staging is None:
         return _run(payload, job.folder, lambda told: job, report)
     try:

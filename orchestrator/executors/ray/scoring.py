@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from chip_core.machine import cores
 from chip_core.results import Progress
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import (
@@ -77,7 +78,7 @@ class ScoringPool:
             payload: makes what travels of a job.
         """
         self._monitor, self._payload = monitor, payload
-        self._most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._most = cores()
         self._left: deque[Job] = deque()
         self._running: list[_Scoring] = []
         self._idle: list[Any] = []

@@ -18,6 +18,7 @@ import torch
 from ray.util import placement_group_table
 
 from chip_core.errors import UserError
+from chip_core.machine import cores
 from orchestrator.executors.address import check_address, no_cluster
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
@@ -221,10 +222,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _machine() -> dict[str, float]:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return {"CPU": float(cores), "GPU": float(torch.cuda.device_count())}
+    return {"CPU": float(cores()), "GPU": float(torch.cuda.device_count())}
 
 
 def _slots(
