@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from chip_core.config import TrialConfig
+from chip_core.data.encodings import ENCODINGS
 from chip_core.errors import TrialError
 from chip_core.evaluation.answering import InferenceContext, answer
 from chip_core.evaluation.readiness import problems, sides
@@ -180,6 +181,7 @@ def answer_trial(
         # Data first: a bad row is told before a large model is loaded.
         pairs = checked_pairs(config, report)
         spans.end("check data")
+    encodings = ENCODINGS.of(loading.content_key(config.model))
     model, processor = loading.load(
         config.model,
         attention=config.engine.attention,
@@ -209,6 +211,7 @@ def answer_trial(
             folder=folder,
             compute=Compute(device=device, workers=workers, parallelism=parallelism),
             caches=offered,
+            encodings=encodings,
         ) as trainer:
             done = trainer.train(
                 on_step=lambda step, total, figures: report(
@@ -255,6 +258,7 @@ def answer_trial(
         folder=folder,
         places=places,
         batch_size=config.engine.generation_batch,
+        encodings=encodings,
         bf16=config.model.dtype == "bf16",
         earlier=earlier,
         report=report,

@@ -15,8 +15,9 @@ from torch import Tensor
 from chip_core.config import TrialConfig
 from chip_core.data.answers import Answer, answer, check_rule, template_of
 from chip_core.data.augment import augmented
+from chip_core.data.encodings import Encodings
 from chip_core.data.marks import Marks
-from chip_core.data.preferences import PreferencePair
+from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
@@ -36,11 +37,25 @@ class _Prompt:
 _Marked = tuple[Answer, list[int]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _EncodedPair:
+    """A pair with the true image, without padding."""
+
+    pair: PreferencePair
+    prompt: _Prompt
+    chosen: _Marked
+    rejected: _Marked
+
+
 class PairEncoder:
     """Turns pairs into batches for one trial's objective."""
 
     def __init__(
-        self, processor: Any, config: TrialConfig, pairs: Sequence[PreferencePair]
+        self,
+        processor: Any,
+        config: TrialConfig,
+        pairs: Sequence[PreferencePair],
+        encodings: Encodings | None = None,
     ) -> None:
         """Make ready.
 
@@ -48,6 +63,7 @@ class PairEncoder:
             processor: the model's.
             config: the trial.
             pairs: all training pairs.
+            encodings: of the same processor, kept by this process from trial to trial.
 
         Raises:
             TrialError: the processor does not know the label rule.
@@ -56,6 +72,7 @@ class PairEncoder:
         self._processor, self._marks = processor, Marks(processor)
         self._config = config
         self._pairs = pairs
+        self._encodings = encodings
         self._visual = config.objective.needs_rejected_image
         per_trial = config.rejected_image.corruption_seed == "per_trial"
         image_processor = getattr(processor, "image_processor", None)
@@ -80,24 +97,22 @@ class PairEncoder:
         void = 0
         cut: list[tuple[str, str, int]] = []
         for place in places:
-            pair = self._pair(place, epoch)
-            prompt = self._prompt(pair, pair.image)
-            responses = [self._answer(pair, prompt, text) for text in (pair.chosen, pair.rejected)]
-            marks = self._changed(prompt, *responses)
+            encoded = self._encoded(place, epoch)
+            pair, prompt = encoded.pair, encoded.prompt
             prompts.append(prompt)
-            chosen.append((responses[0], marks[0]))
-            rejected.append((responses[1], marks[1]))
+            chosen.append(encoded.chosen)
+            rejected.append(encoded.rejected)
             room = self._config.training.max_length - len(prompt.ids)
-            for side, response in zip(("chosen", "rejected"), responses, strict=True):
+            for side, (response, _) in (("chosen", encoded.chosen), ("rejected", encoded.rejected)):
                 if 0 < room < len(response.ids):
                     cut.append((pair.id, side, len(response.ids) - room))
             if self._visual:
                 rejected_prompt, is_void = self._rejected_prompt(pair, prompt, epoch)
                 rejected_prompts.append(rejected_prompt)
-                again = responses[0]
+                again, marks = encoded.chosen
                 if rejected_prompt.ids != prompt.ids:
                     again = self._answer(pair, rejected_prompt, pair.chosen)
-                unseen.append((again, marks[0]))
+                unseen.append((again, marks))
                 void += is_void
         return PairBatch(
             places=tuple(places),
@@ -109,6 +124,32 @@ class PairEncoder:
             rejected_image=self._responses(rejected_prompts, unseen) if self._visual else None,
             void=void,
             cut=tuple(cut),
+        )
+
+    def _encoded(self, place: int, epoch: int) -> _EncodedPair:
+        """Return a pair as this epoch sees it, encoded; a kept one where there is one."""
+        key = None
+        if isinstance(self._pairs, Pairs) and self._config.training.augment == "off":
+            key = self._pairs.key(place)
+        if key is None or self._encodings is None:
+            return self._encode(place, epoch)
+        settings = self._config.objective
+        rule = self._config.training.label_rule
+        return self._encodings.get(
+            ("pair", key, rule, settings.segment_scope, settings.segment.insertions),
+            lambda: self._encode(place, epoch),
+            lambda encoded: encoded.prompt.inputs.values(),
+        )
+
+    def _encode(self, place: int, epoch: int) -> _EncodedPair:
+        pair = self._pair(place, epoch)
+        prompt = self._prompt(pair, pair.image)
+        chosen, rejected = (
+            self._answer(pair, prompt, text) for text in (pair.chosen, pair.rejected)
+        )
+        marks = self._changed(prompt, chosen, rejected)
+        return _EncodedPair(
+            pair=pair, prompt=prompt, chosen=(chosen, marks[0]), rejected=(rejected, marks[1])
         )
 
     def _pair(self, place: int, epoch: int) -> PreferencePair:

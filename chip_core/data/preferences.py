@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -43,6 +43,10 @@ class Pairs(Sequence[PreferencePair]):
     def __iter__(self) -> Iterator[PreferencePair]:
         return (self[index] for index in range(len(self)))
 
+    def key(self, index: int) -> Hashable | None:
+        """Return what stands for a pair and everything in it; None: only the pair itself does."""
+        return None
+
     def responses(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response; its images are let be."""
         pair = self[index]
@@ -70,6 +74,10 @@ class ShapesPairs(Pairs):
             chosen=pair.chosen,
             rejected=pair.rejected,
         )
+
+    def key(self, index: int) -> Hashable:
+        """Return its scene's name: the world's pairs are always the same."""
+        return SHAPES, index
 
     def responses(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response; nothing is drawn."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.data.encodings import Encodings
 from chip_core.errors import TrialError
 from chip_core.evaluation.answer_files import AnswerFile, answers_mark, made_before
 from chip_core.evaluation.asked import asked_items, asking_identity, decoding_of, find_benchmark
@@ -37,6 +38,7 @@ class InferenceContext:
     folder: Path  # gets answers/, responses/ and scores/
     places: Places
     batch_size: int = 64  # items answered together
+    encodings: Encodings | None = None  # of the same processor, kept by this process
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
     report: Callable[[Progress], None] = lambda progress: None
@@ -106,7 +108,13 @@ def _responses(
     folders = [context.folder, *context.earlier]
     before = workers.broadcast_from_rank0(lambda: made_before(folders, name, mark, items))
     decoder = Decoder(
-        context.model, context.processor, decoding, bf16=context.bf16, share_prefix=True
+        context.model,
+        context.processor,
+        decoding,
+        bf16=context.bf16,
+        share_prefix=True,
+        encodings=context.encodings,
+        asked=(side, settings.name, str(context.places.data(settings.name)), settings.protocol),
     )
 
     def own_share() -> tuple[dict[str, str], tuple[int, int], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +178,17 @@ def load(
         BASE_MODELS.make_room()
         loaded, processor = read()
     else:
-        key = (source, attention, tuple(options.items()), _state_of(local_folder(model.path)))
-        loaded, processor = BASE_MODELS.get(key, read, config)
+        loaded, processor = BASE_MODELS.get((attention, content_key(model)), read, config)
     if adapter:
         assert trained is not None
         loaded = with_adapter(loaded, trained)
     return loaded.eval(), processor
+
+
+def content_key(model: ModelConfig) -> Hashable:
+    """Return what is equal for models of this process whose files are the same."""
+    state = _state_of(local_folder(model.path))
+    return model.path, model.revision, model.trust_remote_code, state
 
 
 def _state_of(folder: Path | None) -> tuple[tuple[str, int, int], ...]:

@@ -17,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import TypeVar
 
@@ -106,6 +107,7 @@ class Scene:
         return tuple((thing.cell, thing.colour, thing.shape) for thing in self.things)
 
 
+@lru_cache(maxsize=8192)  # question, picture, truth and score each ask for it; about 1 kB a scene
 def scene(split: str, index: int) -> Scene:
     """Return scene `index` of `split`; the same arguments always give the same scene.
 

@@ -9,6 +9,7 @@ import torch
 
 from chip_core.config import TrialConfig
 from chip_core.data.batches import CutCount, PairEncoder, batch_order, count_steps
+from chip_core.data.encodings import Encodings
 from chip_core.data.loader import Loader
 from chip_core.data.portions import Portion, portions
 from chip_core.data.preferences import Pairs
@@ -27,7 +28,13 @@ class TrainingBatches:
     """One worker's share of every global batch."""
 
     def __init__(
-        self, config: TrialConfig, *, processor: Any, pairs: Pairs, workers: Workers
+        self,
+        config: TrialConfig,
+        *,
+        processor: Any,
+        pairs: Pairs,
+        workers: Workers,
+        encodings: Encodings | None = None,
     ) -> None:
         """Count the steps; encode nothing yet.
 
@@ -36,6 +43,7 @@ class TrainingBatches:
             processor: the model's.
             pairs: the preference pairs.
             workers: who share each batch.
+            encodings: of the same processor, kept by this process from trial to trial.
 
         Raises:
             TrialError: there is less than one batch of pairs.
@@ -52,7 +60,7 @@ class TrainingBatches:
                 f"no full batch: {len(pairs)} pairs, training.batch_size {settings.batch_size}"
             )
         self._config, self._pairs, self._workers = config, pairs, workers
-        self._encoder = PairEncoder(processor, config, pairs)
+        self._encoder = PairEncoder(processor, config, pairs, encodings)
         #: How many responses were cut.
         self.cut = CutCount(workers)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config import TrialConfig
+from chip_core.data.encodings import Encodings
 from chip_core.data.loader import Loader
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
@@ -73,6 +74,7 @@ class Trainer:
         folder: Path,
         compute: Compute | None = None,
         caches: ReferenceCaches | None = None,
+        encodings: Encodings | None = None,
     ) -> None:
         """Build the components.
 
@@ -85,6 +87,7 @@ class Trainer:
                 it. The first worker writes them; sharded checkpoints all do.
             compute: where it is trained, by whom and how; None: here, by this process.
             caches: the reference caches that may be read.
+            encodings: prompts that the processor encoded in this process before.
 
         Raises:
             TrialError: there is less than one batch of pairs.
@@ -93,7 +96,9 @@ class Trainer:
         self.config, self.model, self.folder = config, model, folder
         self.compute = compute or Compute()
         workers = self.compute.workers
-        self.batches = TrainingBatches(config, processor=processor, pairs=pairs, workers=workers)
+        self.batches = TrainingBatches(
+            config, processor=processor, pairs=pairs, workers=workers, encodings=encodings
+        )
         model.eval()  # dropout is 0 in policy and reference: the ratio at step 0 is 1
         if config.engine.gradient_checkpointing:
             recompute_layers(model)

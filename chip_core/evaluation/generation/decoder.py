@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from chip_core.data.encodings import Encodings
 from chip_core.errors import TrialError
 from chip_core.evaluation.generation.batches import Batch
+from chip_core.evaluation.generation.kv_cache import growing_cache
 from chip_core.evaluation.generation.prompts import Encoder, Prompt, padded
 from chip_core.evaluation.generation.shared import EXACT, inexactness, share
 from chip_core.evaluation.generation.ties import NearTies
@@ -20,7 +22,15 @@ class Decoder:
     """Makes answers, without drawing at random."""
 
     def __init__(
-        self, model: Any, processor: Any, decoding: Decoding, *, bf16: bool, share_prefix: bool
+        self,
+        model: Any,
+        processor: Any,
+        decoding: Decoding,
+        *,
+        bf16: bool,
+        share_prefix: bool,
+        encodings: Encodings | None = None,
+        asked: Hashable = None,
     ) -> None:
         """Make ready.
 
@@ -30,11 +40,13 @@ class Decoder:
             decoding: how answers are made.
             bf16: whether to compute in bfloat16 (autocast).
             share_prefix: whether a picture that is asked about more than once is computed once.
+            encodings: prompts that the processor encoded in this process before.
+            asked: what the items' ids are ids of.
         """
         model.eval()
         self._model = model
         self._processor = processor
-        self._encoder = Encoder(processor)
+        self._encoder = Encoder(processor, encodings, asked)
         self._decoding = decoding
         self._bf16 = bf16
         self._shares: bool | None = None if share_prefix else False  # None: not tried yet
@@ -93,6 +105,8 @@ class Decoder:
         ties = None
         if self._decoding.num_beams == 1 and not self._bf16:
             ties = NearTies(self._model, prompts, start, self._ends)
+        if self._decoding.num_beams == 1:
+            inputs.setdefault("past_key_values", growing_cache(self._model))
         made: Tensor = self._model.generate(
             **inputs,
             generation_config=self._settings,

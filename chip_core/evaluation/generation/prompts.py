@@ -5,13 +5,15 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from chip_core.data.encodings import Encodings
 from chip_core.data.image_files import to_rgb
 from chip_core.data.marks import Marks
 from chip_core.data.tensors import stack_inputs
@@ -37,13 +39,36 @@ class Prompt:
 class Encoder:
     """Makes prompts of items; a picture that several items share is processed once."""
 
-    def __init__(self, processor: Any) -> None:
-        """Make ready."""
+    def __init__(
+        self, processor: Any, encodings: Encodings | None = None, asked: Hashable = None
+    ) -> None:
+        """Make ready.
+
+        Args:
+            processor: the model's.
+            encodings: prompts that it encoded in this process before.
+            asked: what the items' ids are ids of: a benchmark's name, say.
+        """
         self._processor, self._marks = processor, Marks(processor)
+        self._encodings, self._asked = encodings, asked
         self._composes: bool | None = None  # not known before it was tried
 
     def encode(self, items: Sequence[Item]) -> list[Prompt]:
         """Return the prompts of items that show the same pictures."""
+        if self._encodings is None:
+            return self._encode(items)
+        key = (
+            self._asked,
+            tuple((item.id, item.prompt) for item in items),
+            tuple((picture.key, *_state_of(picture.file)) for picture in items[0].pictures),
+        )
+        return self._encodings.get(
+            ("prompts", key),
+            lambda: self._encode(items),
+            lambda prompts: prompts[0].pictures.values(),  # those of the others are the same
+        )
+
+    def _encode(self, items: Sequence[Item]) -> list[Prompt]:
         pictures = [to_rgb(picture.read()) for picture in items[0].pictures]
         first = self._whole(items[0], pictures)
         prompts = [first]
@@ -146,6 +171,17 @@ def padded(
         shown = [dict(prompt.pictures) for prompt in prompts if prompt.pictures]
         batch.update(stack_inputs(shown, tokens=longest))
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def _state_of(file: Path | None) -> tuple[object, ...]:
+    """Return what changes when a picture's file does; nothing where it has none of its own."""
+    if file is None:
+        return ()
+    try:
+        state = file.stat()
+    except OSError:
+        return (str(file),)  # told when it is read
+    return str(file), state.st_size, state.st_mtime_ns
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

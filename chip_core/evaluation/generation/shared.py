@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chip_core.evaluation.generation.kv_cache import growing_cache
 from chip_core.evaluation.generation.prompts import Prompt, common_start, padded
 from chip_core.evaluation.generation.ties import next_logits
 
@@ -51,8 +52,6 @@ def share(
         copies: how many rows of keys and values each row gets: one a beam.
         pad: the padding token.
     """
-    from transformers import DynamicCache
-
     starts = []
     for prompts in groups:
         rows = [prompt.ids for prompt in prompts]
@@ -65,7 +64,7 @@ def share(
     begins = [prompt.ids[:start] for prompt, start in zip(firsts, starts, strict=True)]
     positions = [[_positions(model, prompt) for prompt in prompts] for prompts in groups]
     begin_positions = [own[0][..., :start] for own, start in zip(positions, starts, strict=True)]
-    cache = DynamicCache(config=model.config)
+    cache = growing_cache(model)
     model(
         **padded(firsts, begins, device, pad=pad),
         position_ids=_side_by_side(begin_positions),

@@ -77,10 +77,12 @@ def run_here(payload: JobPayload) -> Outcome:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from chip_core.data.encodings import ENCODINGS
     from chip_core.models.warm import BASE_MODELS
 
     if not payload.job.config.engine.fresh_process:
         BASE_MODELS.keep()
+        ENCODINGS.keep()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
 
     ends: list[Outcome] = []

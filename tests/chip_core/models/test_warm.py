@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chip_core.config import ModelConfig, TrialConfig
+from chip_core.data.batches import PairEncoder
+from chip_core.data.encodings import ENCODINGS
+from chip_core.evaluation.generation.prompts import Encoder
 from chip_core.machine import free_memory
 from chip_core.models.loading import load
 from chip_core.models.warm import BASE_MODELS
@@ -42,8 +45,10 @@ SEQUENCE: list[dict[str, Any]] = [
 @pytest.fixture
 def kept() -> Iterator[None]:
     BASE_MODELS.keep()
+    ENCODINGS.keep()
     yield
     BASE_MODELS.forget()
+    ENCODINGS.forget()
 
 
 def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -60,10 +65,34 @@ def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
 def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kept: None) -> None:
     together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
     BASE_MODELS.forget()
+    ENCODINGS.forget()
     alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE)]
     assert together == alone
     assert together[0] == together[5] != together[2]
     assert together[1] == together[6]
+
+
+def test_the_next_trial_encodes_no_prompt_that_the_last_one_did(
+    tmp_path: Path, kept: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    for encoder in (PairEncoder, Encoder):
+
+        def counted(
+            self: Any, *args: Any, own: Any = encoder._encode, name: str = encoder.__name__
+        ) -> Any:
+            encoded.append(name)
+            return own(self, *args)
+
+        monkeypatch.setattr(encoder, "_encode", counted)
+    first = left({"objective": "chip"}, tmp_path / "0")
+    assert (encoded.count("PairEncoder"), encoded.count("Encoder")) == (4, 4)
+    assert left({"objective": "chip"}, tmp_path / "1") == first
+    left({"objective": "dpo", "vision_encoder": "trained"}, tmp_path / "2")
+    assert len(encoded) == 8
+    left({"seed": 1}, tmp_path / "3")  # other pairs, the same questions
+    assert encoded.count("PairEncoder") > 4
+    assert encoded.count("Encoder") == 4
 
 
 def test_files_that_are_mapped_as_they_are_give_the_same_figures(
@@ -80,6 +109,7 @@ def test_files_that_are_mapped_as_they_are_give_the_same_figures(
     settings = {"model": str(folder), "vision_encoder": "trained"}
     together = [left(settings, tmp_path / f"warm-{n}") for n in range(2)]
     BASE_MODELS.forget()
+    ENCODINGS.forget()
     assert together == 2 * [left(settings, tmp_path / "alone")]
 
 
@@ -95,6 +125,7 @@ def test_thirty_trials_equal_trials_by_themselves_and_hold_no_more_memory(
         free_memory()
         held.append(psutil.Process().memory_info().rss)
     BASE_MODELS.forget()
+    ENCODINGS.forget()
     alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone * 6
     # MiB: 456 after the third, 510 after the fourth, the first in bf16, for which oneDNN compiles

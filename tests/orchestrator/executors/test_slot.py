@@ -13,6 +13,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
+from chip_core.data.encodings import ENCODINGS
 from chip_core.errors import MemoryFullError, NonFiniteLossError, StorageError
 from chip_core.models.warm import BASE_MODELS
 from chip_core.results import Progress
@@ -64,6 +65,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     monkeypatch.setattr(slot.tune, "report", reports.append)
     yield reports
     BASE_MODELS.forget()
+    ENCODINGS.forget()
 
 
 def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
@@ -136,6 +138,7 @@ def test_tune_ends_a_training_at_its_report(
     assert end.value.code == 0  # Tune's own way out: nothing is told of the job, and no traceback
     assert not (tmp_path / "j" / TRACEBACK).exists()
     BASE_MODELS.forget()
+    ENCODINGS.forget()
 
 
 def test_a_process_for_each_trial_keeps_no_base_model(

@@ -1,0 +1,75 @@
+"""Keys and values that grow in place.
+
+transformers' DynamicLayer copies all keys and values of a layer for each token that it adds. Here
+there is room for the next tokens: only theirs are written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+#: Tokens of room that a full layer gets: what is copied once for so many tokens.
+STRIDE = 64
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values (B, H, T, D) as the beginning of a larger tensor."""
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        super().__init__()
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, t, D) of the next tokens; return all of them."""
+        if not self.is_initialized or self.get_seq_length() == 0:
+            self.lazy_initialization(key_states, value_states)
+            # Nothing to copy yet, and a prompt that is never gone on from needs no room.
+            self.keys, self.values, self._room = key_states, value_states, None
+            return self.keys, self.values
+        before = self.keys.shape[-2]
+        after = before + key_states.shape[-2]
+        if not self._has_room(after):
+            self._room = (_roomy(self.keys, after), _roomy(self.values, after))
+        assert self._room is not None
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[..., before:after, :] = new
+        self.keys, self.values = (room[..., :after, :] for room in self._room)
+        return self.keys, self.values
+
+    def _has_room(self, tokens: int) -> bool:
+        """Return whether keys and values are the beginning of a tensor for so many tokens.
+
+        They are not where somebody else set them: other rows chosen, say.
+        """
+        return self._room is not None and all(
+            held.data_ptr() == room.data_ptr()
+            and held.shape[:-2] == room.shape[:-2]
+            and room.shape[-2] >= tokens
+            for held, room in zip((self.keys, self.values), self._room, strict=True)
+        )
+
+
+def _roomy(held: Tensor, tokens: int) -> Tensor:
+    """Return a copy (B, H, T, D) of what is held that has room for `tokens` and some more."""
+    *rows, now, width = held.shape
+    room = held.new_empty(*rows, tokens + STRIDE, width)
+    room[..., :now, :] = held
+    return room
+
+
+def growing_cache(model: Any) -> Cache:
+    """Return an empty cache for a model, whose layers grow in place where all keep every token.
+
+    Where some do not (a sliding window), it is transformers' own.
+    """
+    own = DynamicCache(config=model.config)
+    if not all(type(layer) is DynamicLayer for layer in own.layers):
+        return own
+    return Cache(layers=[GrowingLayer() for _ in own.layers])

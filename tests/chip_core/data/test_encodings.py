@@ -1,0 +1,44 @@
+"""Encoded prompts are kept up to a bound, and never another model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from chip_core.data.encodings import OVERHEAD, Encodings, KeptEncodings
+
+
+def encoder(made: list[str], name: str, floats: int) -> Callable[[], Sequence[Tensor]]:
+    def encode() -> Sequence[Tensor]:
+        made.append(name)
+        return [torch.zeros(floats)]
+
+    return encode
+
+
+def test_what_fits_is_encoded_once_and_the_rest_each_time() -> None:
+    made: list[str] = []
+    encodings = Encodings(2 * (OVERHEAD + 400))  # of two entries of 100 numbers in fp32
+    for _ in range(2):
+        for name in ("a", "b", "c"):
+            encodings.get(name, encoder(made, name, 100), lambda tensors: tensors)
+    assert made == ["a", "b", "c", "c"]
+
+
+def test_nothing_is_kept_before_it_is_asked_for() -> None:
+    kept = KeptEncodings()
+    assert kept.of("model") is None
+    kept.keep()
+    assert kept.of("model") is kept.of("model") is not None
+    kept.forget()
+    assert kept.of("model") is None
+
+
+def test_those_of_another_model_are_dropped() -> None:
+    kept = KeptEncodings()
+    kept.keep()
+    first = kept.of("model")
+    assert kept.of("other") is not first
+    assert kept.of("model") is not first
