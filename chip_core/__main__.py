@@ -110,12 +110,12 @@ def _train(
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
     report = told if workers.first else lambda progress: None
-    offered = None
+    caches = None
     if cache is not None:
         if workers.first:
             _stores(config, cache, report)
         workers.wait()
-        offered = _stores(config, cache, report)
+        caches = _stores(config, cache, report)
     result = run_trial(
         config,
         folder=out,
@@ -123,7 +123,7 @@ def _train(
         resume_from=resume,
         began=began,
         began_cpu=began_cpu,
-        offered=offered,
+        caches=caches,
     )
     if workers.first:
         for note in result.notes:

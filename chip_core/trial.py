@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any
 
 from chip_core.config import TrialConfig
 from chip_core.data.encodings import ENCODINGS
+from chip_core.data.preferences import Pairs
 from chip_core.errors import TrialError
 from chip_core.evaluation.answering import InferenceContext, answer
 from chip_core.evaluation.readiness import problems, sides
@@ -21,9 +22,6 @@ from chip_core.machine import kind_of as machine_kind
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
-from chip_core.phases import Spans, stopped_by
-from chip_core.places import Places
-from chip_core.reference_cache.spec import AvailableCaches
 from chip_core.results import (
     CONFIG,
     MODEL,
@@ -49,187 +47,179 @@ from chip_core.trained import (
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
 from chip_core.training.prepare import checked_pairs, device_of
-from chip_core.training.trainer import Trainer, never
+from chip_core.training.trainer import Trainer
+from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
 from chip_core.workers import Workers, current
 
 _log = logging.getLogger(__name__)
 
 
-class TrialOptions(TypedDict, total=False):
-    """What `answer_trial` takes beside configuration, folder, places and progress."""
-
-    untrained: bool
-    trained_model: Path | None
-    resume_from: Path | None
-    began: float | None
-    began_cpu: float | None
-    earlier: Sequence[Path]
-    offered: AvailableCaches | None
-    notes: Sequence[str]
-    share: Callable[[], None]
-
-
-def run_trial(
-    config: TrialConfig,
-    *,
-    folder: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
-    places: Places | None = None,
-    stop: Callable[[], bool] = never,
-    **options: Unpack[TrialOptions],
-) -> TrialResult:
+def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResult:
     """Train and score one model; leave everything in `folder`, result.json last.
 
     Args:
         config: the trial.
-        folder: as for `answer_trial` and `score_trial`.
-        report: told of each step and batch.
-        places: where the benchmarks' data and the judges' replies lie.
-        stop: asked after each step and batch whether to end there.
-        **options: of `answer_trial`.
+        folder: where everything goes.
+        **options: further fields of `TrialContext`: `report`, `stop`, `resume_from`, …
 
     Raises:
         StoppedError: it was asked to stop.
         TrialError: the trial cannot go on; the message is its reason.
     """
-    answer_trial(config, folder=folder, report=report, places=places, stop=stop, **options)
-    workers = current()
-    return workers.broadcast_from_rank0(
-        lambda: score_trial(
-            config, folder=folder, answers=folder, report=report, places=places, stop=stop
-        )
-    )
+    context = TrialContext(folder=folder, **options)
+    answer_trial(config, context)
+    scoring = replace(context, began=None, began_cpu=None)
+    return current().broadcast_from_rank0(lambda: score_trial(config, scoring))
 
 
-def answer_trial(
-    config: TrialConfig,
-    *,
-    folder: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
-    untrained: bool = False,
-    trained_model: Path | None = None,
-    resume_from: Path | None = None,
-    began: float | None = None,
-    began_cpu: float | None = None,
-    places: Places | None = None,
-    earlier: Sequence[Path] = (),
-    offered: AvailableCaches | None = None,
-    stop: Callable[[], bool] = never,
-    notes: Sequence[str] = (),
-    share: Callable[[], None] = lambda: None,
-) -> AnsweredTrial:
-    """Train one model and have it answer its benchmarks; leave all in `folder`, answered.json last.
+def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
+    """Train one model and have it answer its benchmarks; leave all there, answered.json last.
 
     Several processes that torch.distributed has joined (chip_core/workers.py) come here together
     and share training and answering; the first of them writes.
 
-    Args:
-        config: the trial.
-        folder: where config.json, curves.jsonl, model/, responses/ and answered.json go.
-        report: told of each step and batch.
-        untrained: ask the base model as it is.
-        trained_model: ask this trained model; do not train.
-        resume_from: an earlier attempt's folder; its trained model is taken over, or its newest
-            whole checkpoint gone on from.
-        began: `time.perf_counter` when this process turned to the trial, before it imported this.
-        began_cpu: `cpu_seconds` (chip_core/machine.py) at that time.
-        places: where the benchmarks' data and the judges' replies lie.
-        earlier: folders of earlier attempts; answers of the same weights are taken over.
-        offered: the stores of reference passes that the training may read.
-        stop: asked after each step and batch whether to end there; a training leaves a checkpoint.
-        notes: what is to be said of this attempt beside what it says itself.
-        share: called by all processes together, where those on other machines go on with what the
-            first one left in `folder`.
-
     Raises:
         StoppedError: it was asked to stop.
         TrialError: the trial cannot go on; the message is its reason.
     """
-    spans = Spans(began, began_cpu)
-    report = stopped_by(stop, report)
-    places = places or Places()
-    workers = current()
-    if not untrained and trained_model is None:  # scoring is one worker's work
-        _check_workers(config, workers)
-    lacking = problems(config.benchmarks, places)
-    if lacking:
-        raise TrialError("; ".join(lacking))  # now, and not after the training
-    device = device_of(config)
-    report(Progress(phase="start", done=0, total=1))
-    loading.import_libraries(adapters=config.language_model == "lora")
-    spans.end("imports")
-    seed_process(config.seed, config.engine.threads)
-    if workers.first:
-        write_json(folder / CONFIG, config.model_dump(mode="json"))
-    pairs, trained = None, None
-    if not untrained and trained_model is None and resume_from is not None:
-        left = resume_from
-        why = workers.broadcast_from_rank0(lambda: broken_model(left / MODEL, config))
-        if why is None:
-            trained = workers.broadcast_from_rank0(lambda: take_over(left, folder))
-        else:
-            notes = [*notes, f"a trained model is not taken over, and trained again: {why}"]
-            _log.warning(notes[-1])
-        trained_model = None if trained is None else folder / MODEL
-        if trained is not None:
-            share()
-    elif trained_model is not None:
-        scored = trained_model
-        workers.broadcast_from_rank0(lambda: require_model(scored, config))
-    if not untrained and trained_model is None:
-        # Data first: a bad row is told before a large model is loaded.
-        pairs = checked_pairs(config, report)
-        spans.end("check data")
-    encodings = ENCODINGS.of(loading.content_key(config.model))
-    model, processor = loading.load(
-        config.model,
-        attention=config.engine.attention,
-        trained=trained_model,
-        config=None if pairs is None else config,
-    )
-    parallelism: Parallelism = "single"
-    if pairs is not None:
-        model = attach(model, config)
-        parallelism = choose_parallelism(config, model, device, workers)
-        if device.type == "cuda":
-            parts = workers.size if parallelism == "fsdp" else 1
-            computed = offered is None or not offered.covers(config)
-            needed = bytes_needed(model, config, reference=computed)
-            check_room(needed // parts, room_for(model, device), config)
-    # What is going to be spread is taken there whole too, if it can: checks are fast there.
-    if parallelism != "fsdp" or weights_fit(model, device):
-        model.to(device)
-    spans.end("model")
+    return _Attempt(config, context).run()
 
-    if pairs is not None:
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A model on its device, and how it is spread over workers."""
+
+    model: Any
+    processor: Any
+    parallelism: Parallelism = "single"
+
+
+class _Attempt:
+    """One attempt at a trial, until its model has answered."""
+
+    def __init__(self, config: TrialConfig, context: TrialContext) -> None:
+        self._spans = context.spans()
+        self._config, self._context = config, context
+        self._workers = current()
+        self._report = context.stopped_report()
+        self._notes = list(context.notes)
+
+    def run(self) -> AnsweredTrial:
+        """Train, or take over what was trained; have the model answer."""
+        config, context, folder = self._config, self._context, self._context.folder
+        if context.trains:  # scoring is one worker's work
+            _check_workers(config, self._workers)
+        lacking = problems(config.benchmarks, context.places)
+        if lacking:
+            raise TrialError("; ".join(lacking))  # now, and not after the training
+        self._device = device_of(config)
+        self._report(Progress(phase="start", done=0, total=1))
+        loading.import_libraries(adapters=config.language_model == "lora")
+        self._spans.end("imports")
+        seed_process(config.seed, config.engine.threads)
+        if self._workers.first:
+            write_json(folder / CONFIG, config.model_dump(mode="json"))
+        trained, trained_model = self._take_over()
+        pairs = None
+        if context.trains and trained is None:
+            # Data first: a bad row is told before a large model is loaded.
+            pairs = checked_pairs(config, self._report)
+            self._spans.end("check data")
+        self._encodings = ENCODINGS.of(loading.content_key(config.model))
+        loaded = self._load(trained_model, train=pairs is not None)
+        if pairs is not None:
+            loaded, trained = self._train(loaded, pairs)
+            trained_model = folder / MODEL
+        elif trained is not None:
+            self._spans.seconds["train"] = trained.seconds
+        return self._ask(loaded, trained, trained_model)
+
+    def _take_over(self) -> tuple[Trained | None, Path | None]:
+        """Return an earlier attempt's training that is taken over; the trained model that answers.
+
+        None where this attempt trains, or asks the base model.
+        """
+        config, context = self._config, self._context
+        if context.trained_model is not None:
+            scored = context.trained_model
+            self._workers.broadcast_from_rank0(lambda: require_model(scored, config))
+            return None, scored
+        if not context.trains or context.resume_from is None:
+            return None, None
+        left = context.resume_from
+        why = self._workers.broadcast_from_rank0(lambda: broken_model(left / MODEL, config))
+        if why is not None:
+            self._notes.append(f"a trained model is not taken over, and trained again: {why}")
+            _log.warning(self._notes[-1])
+            return None, None
+        trained = self._workers.broadcast_from_rank0(lambda: take_over(left, context.folder))
+        if trained is None:
+            return None, None
+        context.share()
+        return trained, context.folder / MODEL
+
+    def _load(self, trained_model: Path | None, *, train: bool) -> _Model:
+        """Load the model that is trained, or that answers, and take it to its device."""
+        config, device = self._config, self._device
+        model, processor = loading.load(
+            config.model,
+            attention=config.engine.attention,
+            trained=trained_model,
+            config=config if train else None,
+        )
+        parallelism: Parallelism = "single"
+        if train:
+            model = attach(model, config)
+            parallelism = choose_parallelism(config, model, device, self._workers)
+            if device.type == "cuda":
+                parts = self._workers.size if parallelism == "fsdp" else 1
+                caches = self._context.caches
+                computed = caches is None or not caches.covers(config)
+                needed = bytes_needed(model, config, reference=computed)
+                check_room(needed // parts, room_for(model, device), config)
+        # What is going to be spread is taken there whole too, if it can: checks are fast there.
+        if parallelism != "fsdp" or weights_fit(model, device):
+            model.to(device)
+        self._spans.end("model")
+        return _Model(model=model, processor=processor, parallelism=parallelism)
+
+    def _train(self, loaded: _Model, pairs: Pairs) -> tuple[_Model, Trained]:
+        """Train the model and save it; return the model that answers, and what the training was."""
+        config, context, workers, folder = (
+            self._config,
+            self._context,
+            self._workers,
+            self._context.folder,
+        )
+        parallelism = loaded.parallelism
         with Trainer(
             config,
-            model=model,
-            processor=processor,
+            model=loaded.model,
+            processor=loaded.processor,
             pairs=pairs,
             folder=folder,
-            compute=Compute(device=device, workers=workers, parallelism=parallelism),
-            caches=offered,
-            encodings=encodings,
+            compute=Compute(device=self._device, workers=workers, parallelism=parallelism),
+            caches=context.caches,
+            encodings=self._encodings,
         ) as trainer:
             done = trainer.train(
-                on_step=lambda step, total, figures: report(
+                on_step=lambda step, total, figures: self._report(
                     Progress(phase="train", done=step, total=total, figures=figures)
                 ),
-                resume_from=resume_from,
-                earlier=earlier,
-                stop=stop,
+                resume_from=context.resume_from,
+                earlier=context.earlier,
+                stop=context.stop,
             )
         del trainer  # the optimizer's state and the reference go with it
-        save_model(model, processor, folder / MODEL, config, write=workers.first)
-        spans.end("train")
-        spans.seconds["first_step"] = done.first_step
+        save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.first)
+        self._spans.end("train")
+        self._spans.seconds["first_step"] = done.first_step
         trained = Trained(
             steps=done.steps,
-            seconds=spans.seconds["train"],
+            seconds=self._spans.seconds["train"],
             data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut},
-            notes=[*notes, *done.notes],
+            notes=[*self._notes, *done.notes],
             engine=done.engine,
             files=model_files(folder / MODEL) if workers.first else {},
             training=training_mark(config),
@@ -237,62 +227,63 @@ def answer_trial(
         if workers.first:
             write_trained(folder, trained)
         workers.wait()
-        for attempt in (folder, *earlier):
+        for attempt in (folder, *context.earlier):
             remove_all(attempt)  # of the checkpoints: the model is there
-        if parallelism == "fsdp":  # its weights are spread over the workers
-            share()
-            model, _ = loading.load(
-                config.model, attention=config.engine.attention, trained=folder / MODEL
-            )
-            model.to(device)
-            spans.end("model for scoring")
-    elif trained is not None:
-        spans.seconds["train"] = trained.seconds
+        if parallelism != "fsdp":
+            return loaded, trained
+        context.share()  # its weights are spread over the workers
+        model, _ = loading.load(
+            config.model, attention=config.engine.attention, trained=folder / MODEL
+        )
+        model.to(self._device)
+        self._spans.end("model for scoring")
+        return _Model(model=model, processor=loaded.processor), trained
 
-    context = InferenceContext(
-        model=model,
-        processor=processor,
-        weights=workers.broadcast_from_rank0(
-            lambda: _weights(config, folder / MODEL if trained is not None else trained_model)
-        ),
-        folder=folder,
-        places=places,
-        batch_size=config.engine.generation_batch,
-        encodings=encodings,
-        bf16=config.model.dtype == "bf16",
-        earlier=earlier,
-        report=report,
-        checkpoint_dir=_checkpoint_dir(
-            config, folder / MODEL if trained is not None else trained_model
-        ),
-    )
-    answers: dict[str, Answers] = {}
-    evaluations: dict[str, Evaluation] = {}
-    for side, benchmark in sides(config.benchmarks):
-        key = f"{side}/{benchmark.name}"
-        made = answer(context, side, benchmark)
-        if isinstance(made, Answers):
-            answers[key] = made
-        else:
-            evaluations[key] = made
-        spans.end(f"answer {key}")
-    told = [each.responses for each in answers.values()]
-    told += [name for each in evaluations.values() for name in (each.scores, each.responses)]
-    answered = AnsweredTrial(
-        steps=0 if trained is None else trained.steps,
-        answers=answers,
-        evaluations=evaluations,
-        seconds=spans.seconds,
-        data={} if trained is None else trained.data,
-        notes=[] if trained is None else trained.notes,
-        engine={} if trained is None else trained.engine,
-        cpu=spans.cpu,
-        machine=machine_kind(device.type),
-        files=workers.broadcast_from_rank0(lambda: hashes(folder, told)),
-    )
-    if workers.first:
-        write_answered(folder, answered)
-    return answered
+    def _ask(
+        self, loaded: _Model, trained: Trained | None, trained_model: Path | None
+    ) -> AnsweredTrial:
+        """Have the model answer its benchmarks; write what it said, answered.json last."""
+        config, folder, workers = self._config, self._context.folder, self._workers
+        context = InferenceContext(
+            model=loaded.model,
+            processor=loaded.processor,
+            weights=workers.broadcast_from_rank0(lambda: _weights(config, trained_model)),
+            folder=folder,
+            places=self._context.places,
+            batch_size=config.engine.generation_batch,
+            encodings=self._encodings,
+            bf16=config.model.dtype == "bf16",
+            earlier=self._context.earlier,
+            report=self._report,
+            checkpoint_dir=_checkpoint_dir(config, trained_model),
+        )
+        answers: dict[str, Answers] = {}
+        evaluations: dict[str, Evaluation] = {}
+        for side, benchmark in sides(config.benchmarks):
+            key = f"{side}/{benchmark.name}"
+            made = answer(context, side, benchmark)
+            if isinstance(made, Answers):
+                answers[key] = made
+            else:
+                evaluations[key] = made
+            self._spans.end(f"answer {key}")
+        told = [each.responses for each in answers.values()]
+        told += [name for each in evaluations.values() for name in (each.scores, each.responses)]
+        answered = AnsweredTrial(
+            steps=0 if trained is None else trained.steps,
+            answers=answers,
+            evaluations=evaluations,
+            seconds=self._spans.seconds,
+            data={} if trained is None else trained.data,
+            notes=[] if trained is None else trained.notes,
+            engine={} if trained is None else trained.engine,
+            cpu=self._spans.cpu,
+            machine=machine_kind(self._device.type),
+            files=workers.broadcast_from_rank0(lambda: hashes(folder, told)),
+        )
+        if workers.first:
+            write_answered(folder, answered)
+        return answered
 
 
 def _check_workers(config: TrialConfig, workers: Workers) -> None:

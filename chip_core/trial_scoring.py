@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from chip_core.config import TrialConfig
@@ -10,53 +10,38 @@ from chip_core.errors import TrialError
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.scoring import score_answers
 from chip_core.files import write_bytes, write_json
-from chip_core.phases import Spans, stopped_by
-from chip_core.places import Places
 from chip_core.results import (
     CONFIG,
     CURVES,
     Evaluation,
-    Progress,
     TrialResult,
     hashes,
     read_answered,
     write_result,
 )
+from chip_core.trial_context import TrialContext
 
 
 def score_trial(
-    config: TrialConfig,
-    *,
-    folder: Path,
-    answers: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
-    places: Places | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    began: float | None = None,
-    began_cpu: float | None = None,
+    config: TrialConfig, context: TrialContext, *, answers: Path | None = None
 ) -> TrialResult:
-    """Score a trial's answers by rules and judges; leave scores/ and result.json in `folder`.
+    """Score a trial's answers by rules and judges; leave scores/ and result.json in its folder.
 
     No model is loaded, and one process does it.
 
     Args:
         config: the trial, with the benchmarks that are to be scored.
-        folder: where scores/ and result.json go.
-        answers: the folder that `answer_trial` left them in: `folder`, or an earlier attempt's,
-            whose training is then not told again.
-        report: told of each benchmark and each judge's reply.
-        places: where the benchmarks' data and the judges' replies lie.
-        stop: asked after each whether to end there; replies are kept.
-        began: `time.perf_counter` when this process turned to the trial, before it imported this.
-        began_cpu: `cpu_seconds` (chip_core/machine.py) at that time.
+        context: where it lies, where data and replies lie, and who is told.
+        answers: the folder of an earlier attempt that `answer_trial` left them in, whose training
+            is then not told again; None: the context's own.
 
     Raises:
-        StoppedError: it was asked to stop.
+        StoppedError: it was asked to stop; judges' replies are kept.
         TrialError: the answers cannot be scored; the message is the reason.
     """
-    spans = Spans(began, began_cpu)
-    report = stopped_by(stop, report)
-    places = places or Places()
+    spans, report = context.spans(), context.stopped_report()
+    folder, places = context.folder, context.places
+    answers = answers or folder
     answered = read_answered(answers)
     if answered is None:
         raise TrialError(

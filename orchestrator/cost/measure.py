@@ -102,7 +102,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         began=began,
         began_cpu=began_cpu,
         places=Places(**{name: path and Path(path) for name, path in spec["places"].items()}),
-        offered=offered,
+        caches=offered,
     )
     reference = result.engine.get("reference", LIVE)
     if not spec["untrained"] and reference != reference_of(config, passes):

@@ -138,24 +138,23 @@ def execute(
 
         told = stopped_by(stop, report)
         return run_shard(job.part, job.config, folder=job.folder, report=told)
+    from chip_core.trial_context import TrialContext
     from chip_core.trial_scoring import score_trial
 
     if job.answers is not None:
-        return score_trial(
-            job.config,
+        context = TrialContext(
             folder=job.folder,
-            answers=job.answers,
             report=report,
-            places=job.places,
             stop=stop,
+            places=job.places,
             began=began,
             began_cpu=began_cpu,
         )
+        return score_trial(job.config, context, answers=job.answers)
     from chip_core.trial import answer_trial
     from chip_core.workers import current
 
-    answered = answer_trial(
-        job.config,
+    context = TrialContext(
         folder=job.folder,
         report=report,
         untrained=job.untrained,
@@ -165,16 +164,16 @@ def execute(
         began_cpu=began_cpu,
         places=job.places,
         earlier=job.earlier,
-        offered=job.offered,
+        caches=job.offered,
         stop=stop,
         notes=job.notes,
         share=job.share or (lambda: None),
     )
+    answered = answer_trial(job.config, context)
     if answered.answers:
         return answered
-    return current().broadcast_from_rank0(
-        lambda: score_trial(job.config, folder=job.folder, answers=job.folder, places=job.places)
-    )
+    scoring = TrialContext(folder=job.folder, places=job.places)
+    return current().broadcast_from_rank0(lambda: score_trial(job.config, scoring))
 
 
 def cause_of(error: BaseException) -> Cause:

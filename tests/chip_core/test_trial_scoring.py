@@ -13,6 +13,7 @@ from chip_core.config import TrialConfig
 from chip_core.errors import StoppedError, TrialError
 from chip_core.results import Progress, read_answered, read_result
 from chip_core.trial import answer_trial, run_trial
+from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
 
 SCORED = {
@@ -26,10 +27,11 @@ SCORE = """
 import json, sys
 from pathlib import Path
 from chip_core.config import TrialConfig
+from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
 folder = Path(sys.argv[1])
 config = TrialConfig.model_validate(json.loads((folder / "config.json").read_text()))
-score_trial(config, folder=folder, answers=folder)
+score_trial(config, TrialContext(folder=folder))
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
 
@@ -51,7 +53,7 @@ def config() -> TrialConfig:
 def answered(config: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose answers are not scored."""
     folder = tmp_path_factory.mktemp("answered")
-    answer_trial(config, folder=folder)
+    answer_trial(config, TrialContext(folder=folder))
     return folder
 
 
@@ -84,7 +86,9 @@ def test_an_earlier_attempts_answers_are_scored_in_another_folder(
     config: TrialConfig, answered: Path, tmp_path: Path
 ) -> None:
     told: list[Progress] = []
-    result = score_trial(config, folder=tmp_path, answers=answered, report=told.append)
+    result = score_trial(
+        config, TrialContext(folder=tmp_path, report=told.append), answers=answered
+    )
     assert result.steps == 0  # the model is the earlier attempt's
     assert set(result.seconds) == {"read answers", "score select/shapes", "score report/shapes"}
     assert [(one.phase, one.done) for one in told] == [("score shapes", n) for n in (0, 1, 0, 1)]
@@ -98,14 +102,14 @@ def test_one_benchmark_of_them_can_be_scored(
 ) -> None:
     report = config.benchmarks.model_copy(update={"select": ()})
     only = config.model_copy(update={"benchmarks": report})
-    assert list(score_trial(only, folder=tmp_path, answers=answered).evaluations) == [
+    assert list(score_trial(only, TrialContext(folder=tmp_path), answers=answered).evaluations) == [
         "report/shapes"
     ]
 
 
 def test_it_can_be_stopped(config: TrialConfig, answered: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match="stopped in 'score shapes', 0/1"):
-        score_trial(config, folder=tmp_path, answers=answered, stop=lambda: True)
+        score_trial(config, TrialContext(folder=tmp_path, stop=lambda: True), answers=answered)
     assert read_result(tmp_path) is None
 
 
@@ -120,13 +124,13 @@ def test_answers_to_other_questions_are_refused(
         }
     )
     with pytest.raises(TrialError, match="holds answers to other questions than the benchm"):
-        score_trial(more, folder=tmp_path, answers=answered)
+        score_trial(more, TrialContext(folder=tmp_path), answers=answered)
 
 
 def test_answers_that_were_changed_are_refused(config: TrialConfig, tmp_path: Path) -> None:
-    answer_trial(config, folder=tmp_path, untrained=True)
+    answer_trial(config, TrialContext(folder=tmp_path, untrained=True))
     path = tmp_path / "responses" / "report-shapes.jsonl"
     path.write_text(path.read_text().replace("response", "respond", 1))
     assert read_answered(tmp_path) is None
     with pytest.raises(TrialError, match="its answers are not as they were written: run the study"):
-        score_trial(config, folder=tmp_path, answers=tmp_path)
+        score_trial(config, TrialContext(folder=tmp_path))

@@ -89,7 +89,7 @@ def test_figures_are_the_live_ones(
 ) -> None:
     config = configured(**changes, engine__feature_cache="on")
     stored = run_trial(
-        config, folder=tmp_path / "stored", offered=offered(config, tmp_path / "cache")
+        config, folder=tmp_path / "stored", caches=offered(config, tmp_path / "cache")
     )
     live = run_trial(config, folder=tmp_path / "live")
     assert (stored.engine["reference"], live.engine["reference"]) == ("stored", "live")
@@ -107,7 +107,7 @@ def test_bf16_shows_in_the_divergence_alone(configured: Configured, tmp_path: Pa
     for precision in ("fp32", "bf16"):
         config = configured(reference_cache=precision)
         cache = tmp_path / "cache"
-        run_trial(config, folder=tmp_path / precision, offered=offered(config, cache))
+        run_trial(config, folder=tmp_path / precision, caches=offered(config, cache))
         lines = (tmp_path / precision / CURVES).read_text().splitlines()
         found[precision] = [json.loads(line)["figures"] for line in lines]
     first, rounded = found["fp32"][0], found["bf16"][0]
@@ -174,7 +174,7 @@ def test_a_store_with_hidden_states_serves_arms_without_the_token_term(
     configured: Configured, tmp_path: Path
 ) -> None:
     chip, dpo = configured(objective="hdpo"), configured(objective="dpo")
-    result = run_trial(dpo, folder=tmp_path / "dpo", offered=offered(chip, tmp_path / "cache"))
+    result = run_trial(dpo, folder=tmp_path / "dpo", caches=offered(chip, tmp_path / "cache"))
     run_trial(dpo, folder=tmp_path / "live")
     assert result.engine["reference"] == "stored"
     assert losses(tmp_path / "dpo") == pytest.approx(losses(tmp_path / "live"), rel=1e-5)
@@ -273,7 +273,7 @@ def test_a_trial_whose_store_is_gone_or_broken_computes_and_says_so(
     config = configured()
     stores = offered(config, tmp_path / "cache")
     damage(store_folder(stores.cache, stores.passes[1].key))
-    result = run_trial(config, folder=tmp_path / "trial", offered=stores)
+    result = run_trial(config, folder=tmp_path / "trial", caches=stores)
     run_trial(config, folder=tmp_path / "live")
     assert result.engine["reference"] == "partly stored"
     (note,) = result.notes
@@ -283,7 +283,7 @@ def test_a_trial_whose_store_is_gone_or_broken_computes_and_says_so(
 
 
 def refused(config: TrialConfig, stores: AvailableCaches, folder: Path) -> TrialResult:
-    result = run_trial(config, folder=folder, offered=stores)
+    result = run_trial(config, folder=folder, caches=stores)
     assert result.engine["reference"] == "live"
     return result
 
@@ -308,7 +308,7 @@ def test_features_under_a_trained_tower_are_not_used(
     frozen = configured(objective="dpo", engine__feature_cache="on")
     stores = offered(frozen, tmp_path / "cache")
     trained = configured(objective="dpo", vision_encoder="trained")
-    result = run_trial(trained, folder=tmp_path / "trial", offered=stores)
+    result = run_trial(trained, folder=tmp_path / "trial", caches=stores)
     assert result.engine["image_features"] == "computed"
     (note,) = result.notes
     assert "lies within the tower" in note
@@ -332,7 +332,7 @@ def test_features_of_a_tower_that_is_another_are_not_used(
         patched.setattr(loading, "load", other)
         ensure([one], config, cache=tmp_path / "cache")
     stores = AvailableCaches(cache=tmp_path / "cache", passes=(one,))
-    result = run_trial(config, folder=tmp_path / "trial", offered=stores)
+    result = run_trial(config, folder=tmp_path / "trial", caches=stores)
     assert (result.engine["reference"], result.engine["image_features"]) == ("live", "computed")
     assert "hidden states differ by" in result.notes[0]
 
@@ -380,7 +380,7 @@ def test_responses_that_changed_meanwhile_stop_the_trial(
         shards.write_shard(partial_folder(folder), number, rows[4 * number : 4 * number + 4])
     finish(one, cache=stores.cache, rows=ROWS, seconds=1.0)
     with pytest.raises(TrialError, match="is of other chosen responses than this trial's"):
-        run_trial(config, folder=tmp_path / "trial", offered=stores)
+        run_trial(config, folder=tmp_path / "trial", caches=stores)
 
 
 def test_no_room_is_told_before_anything_is_computed(
