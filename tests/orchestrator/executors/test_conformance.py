@@ -14,8 +14,9 @@ import pytest
 import ray
 
 from chip_core.results import AnsweredTrial, Progress, TrialResult, read_answered, read_result
+from orchestrator.attempt import TRACEBACK
 from orchestrator.executors import inline
-from orchestrator.executors.base import TRACEBACK, Cut, Event, Failed, Finished, Job, Progressed
+from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.ray.job_process import HANG
 from orchestrator.executors.ray.tuner import RayTuneExecutor
