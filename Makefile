@@ -36,7 +36,7 @@ test-ray:
 	sed 's/^ray==.*/ray==$(RAY)/' constraints.txt > .venv-ray-$(RAY)/constraints.txt
 	.venv-ray-$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c .venv-ray-$(RAY)/constraints.txt -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-ray-$(RAY)/bin/python -m pytest tests/orchestrator/executors -m ray
+	OMP_NUM_THREADS=1 .venv-ray-$(RAY)/bin/python -m pytest tests/orchestrator/executors -m "ray and not gpu"
 
 # Lines and branches of chip_core that its own tests do not reach.
 coverage: install

@@ -64,3 +64,10 @@ def free_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def memory_share() -> float:
+    """Return the share of the machine's memory that this process holds."""
+    import psutil  # type: ignore[import-untyped]  # only where a process is used again
+
+    return float(psutil.Process().memory_info().rss / psutil.virtual_memory().total)

@@ -9,6 +9,9 @@ from chip_core.errors import StoppedError
 from chip_core.machine import cpu_seconds
 from chip_core.results import Progress
 
+#: Seconds between two reports of one phase.
+REPORT_EVERY = 1.0
+
 
 def stopped_by(
     stop: Callable[[], bool], report: Callable[[Progress], None]
@@ -27,6 +30,22 @@ def stopped_by(
             raise StoppedError(f"stopped in '{progress.phase}', {progress.done}/{progress.total}")
 
     return told
+
+
+def throttled(
+    send: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[Progress], None]:
+    """Return `send` for the first of each phase, and from then on every `REPORT_EVERY` seconds."""
+    phase: str | None = None
+    due = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal phase, due
+        if progress.phase != phase or clock() >= due:
+            send(progress)
+            phase, due = progress.phase, clock() + REPORT_EVERY
+
+    return report
 
 
 class Spans:

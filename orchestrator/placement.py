@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chip_core.config import EngineConfig
+from chip_core.errors import UserError
 
 #: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
 DRIVER = "chip_driver"
@@ -37,6 +38,28 @@ def slots(request: Request, nodes: Sequence[Mapping[str, float]]) -> int:
     """
     there = [fitting(node, request.each) for node in nodes]
     return sum(count // request.workers for count in there) or sum(there) // request.workers
+
+
+def trials_at_once(
+    requests: Iterable[Request], nodes: Sequence[Mapping[str, float]], where: str, hint: str = ""
+) -> int:
+    """Return how many trials of the largest request fit at once, with all their workers.
+
+    Raises:
+        UserError: not even one.
+    """
+    counts = {slots(request, nodes): request for request in requests}
+    if 0 not in counts:
+        return min(counts)
+    request, keys = counts[0], "engine.cpus_per_worker or engine.gpus_per_worker"
+    who = "a worker asks for"
+    if request.workers > 1:
+        who = f"a trial has {request.workers} workers, and each asks for"
+        keys = f"engine.workers_per_trial, {keys}"
+    there = "; ".join(amounts({name: node.get(name, 0) for name in request.each}) for node in nodes)
+    raise UserError(
+        f"{who} {amounts(request.each)}, and {where} has {there or 'no node'}: lower {keys}{hint}"
+    )
 
 
 def placement_of(request: Request, nodes: Sequence[Mapping[str, float]]) -> str:

@@ -19,11 +19,12 @@ from chip_core.evaluation.readiness import problems
 from chip_core.files import write_json
 from chip_core.private import make_private
 from orchestrator import benchmarks_seen
+from orchestrator.attempt import reason_of
+from orchestrator.cluster_address import check_address
 from orchestrator.cost import left_out
 from orchestrator.cost.budget import Trimmed
 from orchestrator.display import display_for
-from orchestrator.executors.address import check_address
-from orchestrator.executors.base import Event, Executor, Job, reason_of
+from orchestrator.executors.base import Event, Executor, Job
 from orchestrator.integrity import kept_report, ledger_of, poorer
 from orchestrator.kept_plans import keep_plan, require_same_file
 from orchestrator.ledger import Ledger, study_lock

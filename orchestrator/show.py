@@ -15,7 +15,7 @@ from rich.text import Text
 from chip_core.errors import notice
 from chip_core.files import unsealed
 from chip_core.results import CONFIG, CURVES, MODEL
-from orchestrator.executors.base import TRACEBACK
+from orchestrator.attempt import TRACEBACK
 from orchestrator.integrity import changed
 from orchestrator.kept_plans import kept_plans
 from orchestrator.ledger import Attempt, Ledger, TrialRecord

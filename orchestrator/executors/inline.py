@@ -11,6 +11,7 @@ from pathlib import Path
 from chip_core.errors import StorageError, UserError
 from chip_core.machine import free_memory
 from chip_core.results import AnsweredTrial, Progress, TrialResult
+from orchestrator.attempt import cause_of, execute, keep_traceback, reason_of
 from orchestrator.executors.base import (
     Again,
     Answered,
@@ -20,10 +21,6 @@ from orchestrator.executors.base import (
     Job,
     Progressed,
     Started,
-    cause_of,
-    execute,
-    keep_traceback,
-    reason_of,
 )
 from orchestrator.stopping import Stop
 from orchestrator.storage.remote import Remote

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from orchestrator.executors.ray.session import ENVIRONMENT, _signals_kept
+from orchestrator.executors.ray.session import ENVIRONMENT
+from orchestrator.stopping import signals_kept
 from tests.faults.injected import MOMENTS, PLAN, TRAINING
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ class World:
 
     def __init__(self, temp: Path) -> None:
         os.environ.update(environment())
-        with _signals_kept():  # starting a node takes them
+        with signals_kept():  # starting a node takes them
             self.cluster = Cluster(
                 initialize_head=True,
                 head_node_args={
@@ -88,7 +89,7 @@ class World:
 
     def heal(self) -> None:
         """Have two nodes again: a fault takes one, and trials need another."""
-        with _signals_kept():
+        with signals_kept():
             while len(self.cluster.worker_nodes) < 2:
                 self.cluster.add_node(
                     num_cpus=CPUS,

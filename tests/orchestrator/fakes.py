@@ -21,10 +21,10 @@ from chip_core.results import (
     write_answered,
     write_result,
 )
+from orchestrator.attempt import Cause
 from orchestrator.executors.base import (
     Again,
     Answered,
-    Cause,
     Event,
     Failed,
     Finished,

@@ -12,7 +12,8 @@ import torch
 from chip_core.config import TrialConfig
 from chip_core.errors import MemoryFullError
 from chip_core.files import read_records
-from orchestrator.executors.base import Cause, Event, Failed, Finished, Job, cause_of, reason_of
+from orchestrator.attempt import Cause, cause_of, reason_of
+from orchestrator.executors.base import Event, Failed, Finished, Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import importlib
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil  # type: ignore[import-untyped]
-
 from chip_core.results import Progress
-from orchestrator.executors.base import STOP, Cause, Job, cause_of, keep_traceback, reason_of
+from chip_core.watchdog import Watchdog
+from orchestrator.attempt import Cause, cause_of, keep_traceback, reason_of
+from orchestrator.executors.base import STOP, Job
 
 if TYPE_CHECKING:
     from orchestrator.storage.staging import StagingSpec
 
 #: Where a job hung, in its folder: the stacks of its process, which was ended.
 HANG = "hang.txt"
-#: Seconds between two reports of one phase.
-REPORT_EVERY = 1.0
 #: A process that holds more memory than this share of the machine is not used again.
 LARGEST_SHARE = 0.5
 
@@ -72,7 +67,10 @@ def _run(
     """Run a job in the folder that it has on this machine."""
     job: Job | None = None
     try:
-        with Watchdog(payload, folder) as watchdog:
+        engine = payload.job.config.engine
+        with Watchdog(
+            folder / HANG, begin_within=payload.begin_within, stall_after=engine.stall_after
+        ) as watchdog:
             told = watchdog.watching(report)
             job = staged(told)
             module, _, function = payload.entry.partition(":")
@@ -88,61 +86,3 @@ def _run(
 
 class TrialEnded(BaseException):
     """Tune ended the trial: it falls behind the others, or all are to end."""
-
-
-def throttled(send: Report, clock: Callable[[], float] = time.monotonic) -> Report:
-    """Return `send` for the first of each phase, and from then on every `REPORT_EVERY` seconds."""
-    phase: str | None = None
-    due = 0.0
-
-    def report(progress: Progress) -> None:
-        nonlocal phase, due
-        if progress.phase != phase or clock() >= due:
-            send(progress)
-            phase, due = progress.phase, clock() + REPORT_EVERY
-
-    return report
-
-
-class Watchdog:
-    """End this process where its job makes no progress, and leave where it hung.
-
-    By `faulthandler`, which waits in a thread that needs no interpreter: it also ends a process
-    whose interpreter is held by a call that never returns.
-    """
-
-    def __init__(self, payload: JobPayload, folder: Path) -> None:
-        """Nothing is watched yet."""
-        self._first, self._later = payload.begin_within, payload.job.config.engine.stall_after
-        self._path = folder / HANG
-
-    def __enter__(self) -> Watchdog:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
-        self._arm(self._first)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._file.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-
-    def watching(self, report: Report) -> Report:
-        """Return `report`, which shows that the job goes on; a wait for Tune is no hanging job."""
-
-        def watched(progress: Progress) -> None:
-            faulthandler.cancel_dump_traceback_later()
-            report(progress)
-            self._arm(self._later)
-
-        return watched
-
-    def _arm(self, seconds: float | None) -> None:
-        if seconds is not None:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
-
-
-def memory_share() -> float:
-    """Return the share of the machine's memory that this process holds."""
-    return float(psutil.Process().memory_info().rss / psutil.virtual_memory().total)

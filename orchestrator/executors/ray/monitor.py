@@ -15,11 +15,11 @@ import ray
 
 from chip_core.errors import StorageError
 from chip_core.results import Progress, read_answered, read_result
+from orchestrator.attempt import Cause, reason_of
 from orchestrator.executors.base import (
     STOP,
     Again,
     Answered,
-    Cause,
     Cut,
     Event,
     Failed,
@@ -27,7 +27,6 @@ from orchestrator.executors.base import (
     Job,
     Progressed,
     Started,
-    reason_of,
 )
 from orchestrator.executors.ray.job_process import HANG, Outcome
 from orchestrator.stopping import Stop
@@ -56,10 +55,6 @@ class Running:
     process: tuple[str, int] | None = None  # the address of its node, and its id there
     waited: float = 0.0  # seconds without a report in which there was a look at it
 
-    def silent_for(self) -> float:
-        """Return the seconds since its last report."""
-        return time.monotonic() - self.reported_at
-
     def hanging_process(self) -> tuple[str, int] | None:
         """Return its process where that is past the time in which it ends itself.
 
@@ -84,10 +79,6 @@ class JobMonitor:
     error: Exception | None = None  # what `on_event` or `again` raised
     running: dict[str, Running] = field(default_factory=dict)
     looked_at: float = field(default_factory=time.monotonic)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Be empty in the file that Tune writes for a restore: the ledger does that here."""
-        return {}
 
     @property
     def only_waiting(self) -> bool:
@@ -172,7 +163,8 @@ class JobMonitor:
             if self.stop.asked:
                 return "stopped before it began", "stopped"
             return f"its worker left no result in {running.job.folder}", "own"
-        silent, stall_after = running.silent_for(), running.job.config.engine.stall_after
+        silent = time.monotonic() - running.reported_at
+        stall_after = running.job.config.engine.stall_after
         if running.last is None and silent > 0.95 * self.begin_within:
             return f"its worker did not begin within {self.begin_within:.0f} s", "lost"
         if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:

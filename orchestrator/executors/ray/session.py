@@ -6,10 +6,8 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
@@ -19,10 +17,11 @@ from ray.util import placement_group_table
 
 from chip_core.errors import UserError
 from chip_core.machine import cores
-from orchestrator.executors.address import check_address, no_cluster
+from orchestrator.cluster_address import check_address, no_cluster
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
-from orchestrator.placement import DRIVER, Request, amounts, fitting, resources_of, slots
+from orchestrator.placement import DRIVER, Request, amounts, fitting, resources_of, trials_at_once
+from orchestrator.stopping import signals_kept
 
 #: What every cluster's head node has one unit of; Tune does not place a driver that takes nothing.
 HEAD_NODE = "node:__internal_head__"
@@ -111,11 +110,11 @@ def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None) -> int
         UserError: not even one fits.
     """
     if address is None:
-        fit = _slots(jobs, [_machine()], "this machine")
+        fit = trials_at_once(map(request_of, jobs), [_machine()], "this machine")
         return min(wanted or fit, fit)
     if wanted is None:
         hint = "; if the cluster grows by itself, say how many jobs may run at once"
-        wanted = _slots(jobs, living_nodes(), "the cluster", hint)
+        wanted = trials_at_once(map(request_of, jobs), living_nodes(), "the cluster", hint)
     return max(1, min(wanted, int(ray.cluster_resources().get(DRIVER, wanted))))
 
 
@@ -148,21 +147,23 @@ def living_nodes() -> list[dict[str, float]]:
 def _started(jobs: Sequence[Job]) -> Iterator[None]:
     machine = _machine()
     if jobs:
-        _slots(jobs, [machine], "this machine")
+        trials_at_once(map(request_of, jobs), [machine], "this machine")
     keep_token_private()
     # Sockets lie in it, and their paths must be short.
     folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
     others, started = _children(psutil.Process()), set[psutil.Process]()
     guard: subprocess.Popen[bytes] | None = None
     try:
-        with _signals_kept(), _environment({"RAY_TMPDIR": folder, **UNOBSERVED}):
+        with signals_kept(), _environment({"RAY_TMPDIR": folder, **UNOBSERVED}):
             ray.init(
                 address="local",
                 num_cpus=int(machine["CPU"]),
                 num_gpus=int(machine["GPU"]),
                 resources={DRIVER: max(len(jobs), int(machine["CPU"]))},
                 object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
+                # Where early stopping ends a slot before its workers, Train frees their place once
+                # the dashboard has told it that they have no controller any more (Ray 2.60).
+                include_dashboard=any(job.workers > 1 for job in jobs),
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
             )
@@ -206,7 +207,7 @@ def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[byte
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
     try:
-        with _signals_kept():
+        with signals_kept():
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -223,28 +224,6 @@ def _connected(address: str) -> Iterator[None]:
 
 def _machine() -> dict[str, float]:
     return {"CPU": float(cores()), "GPU": float(torch.cuda.device_count())}
-
-
-def _slots(
-    jobs: Sequence[Job], nodes: Sequence[Mapping[str, float]], where: str, hint: str = ""
-) -> int:
-    """Return how many of the largest job fit at once, with all their workers.
-
-    Raises:
-        UserError: not even one.
-    """
-    counts = {slots(request, nodes): request for request in map(request_of, jobs)}
-    if 0 not in counts:
-        return min(counts)
-    request, keys = counts[0], "engine.cpus_per_worker or engine.gpus_per_worker"
-    who = "a worker asks for"
-    if request.workers > 1:
-        who = f"a trial has {request.workers} workers, and each asks for"
-        keys = f"engine.workers_per_trial, {keys}"
-    there = "; ".join(amounts({name: node.get(name, 0) for name in request.each}) for node in nodes)
-    raise UserError(
-        f"{who} {amounts(request.each)}, and {where} has {there or 'no node'}: lower {keys}{hint}"
-    )
 
 
 @contextlib.contextmanager
@@ -276,17 +255,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Give the caller's signal handlers back, which starting Ray replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

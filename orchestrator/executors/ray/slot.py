@@ -16,18 +16,16 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.util.queue import Empty, Queue
 
-from chip_core.machine import free_memory
+from chip_core.machine import free_memory, memory_share
+from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
 from chip_core.workers import PATIENCE
 from orchestrator.executors.ray.job_process import (
     LARGEST_SHARE,
-    REPORT_EVERY,
     JobPayload,
     Outcome,
     TrialEnded,
-    memory_share,
     run_job,
-    throttled,
 )
 
 #: The one key of a Tune trial's configuration.

@@ -28,11 +28,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from chip_core.errors import notice
-from orchestrator.executors.base import (
-    Again,
-    Event,
-    Job,
-)
+from orchestrator.executors.base import Again, Event, Job
 from orchestrator.executors.ray.job_process import JobPayload
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
 from orchestrator.executors.ray.scoring import ScoringPool
@@ -81,7 +77,7 @@ class RayTuneExecutor:
     address: str | None = None
     max_concurrent: int | None = None
     begin_within: float = 600.0
-    entry: str = "orchestrator.executors.base:execute"
+    entry: str = "orchestrator.attempt:execute"
     stop: Stop = field(default_factory=Stop)
     early_stopping: EarlyStopping | None = None
     remote: Remote | None = None
@@ -154,21 +150,38 @@ class RayTuneExecutor:
 
     def _train(self, jobs: Sequence[Job], monitor: JobMonitor, scoring: ScoringPool) -> None:
         """Run the jobs that need a model, by Tune."""
-        searcher = JobSearcher(
-            jobs,
-            at_once=at_once(self.address, jobs, self.max_concurrent),
-            payload=self._payload,
-            stop=self.stop,
-        )
+        searcher = JobSearcher(jobs, payload=self._payload, stop=self.stop)
         callback = TuneJobCallback(searcher=searcher, monitor=monitor, scoring=scoring)
         rule = self.early_stopping
-        scheduler = FIFOScheduler() if rule is None else scheduler_of(rule)
-        # A slot that only waits for its workers has nothing to keep, and where early stopping cuts
-        # their training, they end with it.
-        reuse = not any(job.config.engine.fresh_process or job.workers > 1 for job in jobs)
+        tune_config = tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=FIFOScheduler() if rule is None else scheduler_of(rule),
+            num_samples=_ATTEMPTS,
+            max_concurrent_trials=at_once(self.address, jobs, self.max_concurrent),
+            # A slot that only waits for its workers has nothing to keep, and where early stopping
+            # cuts their training, they end with it.
+            reuse_actors=not any(
+                job.config.engine.fresh_process or job.workers > 1 for job in jobs
+            ),
+            trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
+            trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,
+        )
         while True:
+            tuner = tune.Tuner(
+                tune.with_resources(run_slot, slot_resources),
+                tune_config=tune_config,
+                run_config=tune.RunConfig(
+                    name="tune",
+                    # Anew for each: Tune takes a second run in a folder for a part of the first.
+                    storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
+                    verbose=0,
+                    callbacks=[callback, NoticeOfWaiting()],
+                    stop=StopWaiting(monitor),
+                    failure_config=tune.FailureConfig(max_failures=0),
+                ),
+            )
             try:
-                self._tune(searcher, scheduler, callback, reuse=reuse)
+                tuner.fit()
                 return
             except Exception as error:
                 if monitor.error is not None:  # Tune wraps what its callbacks raise
@@ -177,37 +190,6 @@ class RayTuneExecutor:
                 cause = error.__cause__
                 if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
                     raise
-
-    def _tune(
-        self,
-        searcher: JobSearcher,
-        scheduler: TrialScheduler,
-        callback: TuneJobCallback,
-        *,
-        reuse: bool,
-    ) -> None:
-        """Have Tune run what the searcher gives it."""
-        tuner = tune.Tuner(
-            tune.with_resources(run_slot, slot_resources),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=_ATTEMPTS,
-                reuse_actors=reuse,
-                trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
-                trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                # Anew for each: Tune takes a second run in the same folder for a part of the first.
-                storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
-                verbose=0,
-                callbacks=[callback, NoticeOfWaiting()],
-                stop=StopWaiting(callback.monitor),
-                failure_config=tune.FailureConfig(max_failures=0),
-            ),
-        )
-        tuner.fit()
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[str]:
@@ -305,14 +287,21 @@ class SparingMedian(MedianStoppingRule):  # type: ignore[misc]
         """Nothing: the rule would note the last report as a training's, and it is of the end."""
 
 
-class JobSearcher(Searcher):  # type: ignore[misc]
+class NotRestored:
+    """Is empty in the file that Tune writes for a restore: the ledger does that here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+
+class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
     """Gives Tune one job after another, and remembers which of them have not ended."""
 
     def __init__(
         self,
         jobs: Sequence[Job],
         *,
-        at_once: int,
         payload: Callable[[Job], JobPayload],
         stop: Stop,
     ) -> None:
@@ -320,13 +309,11 @@ class JobSearcher(Searcher):  # type: ignore[misc]
 
         Args:
             jobs: in their order.
-            at_once: how many run at the same time.
             payload: makes what travels of a job, when its turn has come.
             stop: looked at before each.
         """
         super().__init__()
         self._left = deque(jobs)
-        self._at_once = at_once
         self._payload = payload
         self._stop = stop
         self._given: dict[str, Job] = {}  # by id, those that have not ended
@@ -337,8 +324,6 @@ class JobSearcher(Searcher):  # type: ignore[misc]
             self._left.clear()
         if not self._left:
             return None if self._given else Searcher.FINISHED
-        if len(self._given) >= self._at_once:
-            return None
         job = self._left.popleft()
         self._given[job.id] = job
         return {PAYLOAD: self._payload(job)}
@@ -367,22 +352,14 @@ class JobSearcher(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Be empty in the file that Tune writes for a restore."""
-        return {}
-
 
 @dataclass(kw_only=True, eq=False)
-class TuneJobCallback(tune.Callback):  # type: ignore[misc]
+class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
     """Tells a monitor of jobs what Tune says of trials, and looks after scoring meanwhile."""
 
     searcher: JobSearcher
     monitor: JobMonitor
     scoring: ScoringPool
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Be empty in the file that Tune writes for a restore: the ledger does that here."""
-        return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look after all jobs, and hear of those that score."""
@@ -443,7 +420,7 @@ class TuneJobCallback(tune.Callback):  # type: ignore[misc]
         self.searcher.ended(job, following)
 
 
-class StopWaiting(tune.Stopper):  # type: ignore[misc]
+class StopWaiting(NotRestored, tune.Stopper):  # type: ignore[misc]
     """End all once the run is to stop and only jobs are left that have not begun."""
 
     def __init__(self, monitor: JobMonitor) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chip_core.config import TrialConfig
+from orchestrator.attempt import Cause
 from orchestrator.executors.base import (
     Answered,
-    Cause,
     Event,
     Executor,
     Failed,

@@ -25,7 +25,8 @@ from chip_core.results import (
     write_answered,
 )
 from chip_core.workers import current
-from orchestrator.executors.base import Job, execute
+from orchestrator.attempt import execute
+from orchestrator.executors.base import Job
 from orchestrator.executors.ray.session import ENVIRONMENT
 
 Report = Callable[[Progress], None]

@@ -8,7 +8,8 @@ import pytest
 
 from chip_core.config import TrialConfig
 from chip_core.errors import UserError
-from orchestrator.executors.base import TRACEBACK, Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.attempt import TRACEBACK
+from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 
 SHORT = {

@@ -22,18 +22,12 @@ from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.errors import UserError
 from chip_core.files import read_records
 from chip_core.results import TrialResult
-from orchestrator.executors.base import (
-    Event,
-    Failed,
-    Finished,
-    Job,
-    Progressed,
-    Started,
-    execute,
-)
+from orchestrator.attempt import execute
+from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.ray import session
-from orchestrator.executors.ray.session import ENVIRONMENT, _slots
+from orchestrator.executors.ray.session import ENVIRONMENT, request_of
 from orchestrator.executors.ray.tuner import RayTuneExecutor
+from orchestrator.placement import trials_at_once
 
 HERE = Path(__file__).parent
 
@@ -126,13 +120,13 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
 
 def test_a_trial_that_fits_nowhere() -> None:
     nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}]
-    wanted = [job(Path("a"), 1, "steps", workers_per_trial=8, gpus_per_worker=1)]
+    wanted = request_of(job(Path("a"), 1, "steps", workers_per_trial=8, gpus_per_worker=1))
     with pytest.raises(
         UserError,
         match="^a trial has 8 workers, and each asks for 1 CPU and 1 GPU, and here has 8 CPU and 4 "
         "GPU; 8 CPU and 0 GPU: lower engine.workers_per_trial, engine.cpus_per_worker or",
     ):
-        _slots(wanted, nodes, "here")
+        trials_at_once([wanted], nodes, "here")
 
 
 def test_as_many_run_at_once_as_fit_and_are_wanted(
@@ -147,6 +141,19 @@ def test_as_many_run_at_once_as_fit_and_are_wanted(
     ]
     assert replace(job(tmp_path, 3, "steps", workers_per_trial=2), untrained=True).workers == 1
     assert at_once == [4, 3, 4, 2, 2, 2]  # 4 CPU hold four jobs of one, two of two
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_ray_for_several_workers_has_its_dashboard_by_which_train_frees_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(session, "keep_token_private", lambda: None)
+    monkeypatch.setattr(session, "_machine", lambda: {"CPU": 4.0, "GPU": 0.0})
+    monkeypatch.setattr("ray.init", lambda **given: started.append(given["include_dashboard"]))
+    jobs = [job(tmp_path, 1, "steps"), job(tmp_path, 2, "steps", workers_per_trial=workers)]
+    with RayTuneExecutor(workdir=tmp_path).opened(jobs):
+        assert started == [workers == 2]
 
 
 @pytest.mark.ray

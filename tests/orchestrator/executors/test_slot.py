@@ -16,15 +16,15 @@ from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.errors import MemoryFullError, NonFiniteLossError, StorageError
 from chip_core.models.warm import BASE_MODELS
+from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
-from orchestrator.executors.base import TRACEBACK, Job
+from orchestrator.attempt import TRACEBACK
+from orchestrator.executors.base import Job
 from orchestrator.executors.ray import slot
 from orchestrator.executors.ray.job_process import (
     HANG,
-    REPORT_EVERY,
     JobPayload,
     Outcome,
-    throttled,
 )
 from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, SlotRetired, run_slot
 from orchestrator.executors.ray.tuner import scheduler_of

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from orchestrator.executors.base import Answered, Event, Finished, Job, execute
+from orchestrator.attempt import execute
+from orchestrator.executors.base import Answered, Event, Finished, Job
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 
 SHORT: dict[str, Any] = {

@@ -42,12 +42,15 @@ class FirstRunIsKilled:
 
     def __init__(self, trainable: Any, *, tune_config: Any, run_config: Any) -> None:
         self._searcher = tune_config.search_alg
+        self._most = tune_config.max_concurrent_trials
         self._callback = run_config.callbacks[0]
 
     def fit(self) -> None:
         type(self).runs += 1
         pid = 100
-        while isinstance(config := self._searcher.suggest(""), dict):
+        while (self.runs == 2 or pid < 100 + self._most) and isinstance(
+            config := self._searcher.suggest(""), dict
+        ):
             pid += 1
             trial = SimpleNamespace(config=config)
             self._callback.on_trial_start(0, [], trial)
