@@ -81,7 +81,7 @@ def _timed(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _noted(workdir: Path) -> float:
     """Return the CPU seconds that the trials noted, reference passes aside."""
-    from orchestrator.ledger import Ledger
+    from orchestrator.state.ledger import Ledger
 
     return sum(sum(record.cpu.values()) for _, record in Ledger(workdir).items())
 

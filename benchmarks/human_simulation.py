@@ -13,8 +13,8 @@ import sys
 
 import numpy as np
 
-from orchestrator.humans.figures import human_figures
-from orchestrator.humans.replies import Judgement, Verdict
+from orchestrator.human_eval.preference import human_figures
+from orchestrator.human_eval.replies import Judgement, Verdict
 
 ITEMS, TIES = 60, 0.3
 

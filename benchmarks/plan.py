@@ -50,8 +50,8 @@ def study(*, collapse: bool) -> str:
 
 def measure(file: Path) -> dict[str, float]:
     """Plan a study file in this process."""
-    from orchestrator.plan import make_plan
-    from orchestrator.study_file import load_study
+    from orchestrator.plan.plan import make_plan
+    from orchestrator.study.load import load_study
 
     wall, cpu = time.perf_counter(), time.process_time()
     plan = make_plan(load_study(file))

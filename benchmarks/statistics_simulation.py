@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from orchestrator.statistics import Contrast, contrast
+from orchestrator.analysis import Contrast, contrast
 
 CELLS = 4
 # Variances on the probit scale, but for the seed's, which is set in percentage points.

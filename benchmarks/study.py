@@ -129,7 +129,7 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
     """Run the study one way in this process; return its CPU and wall seconds."""
     from rich.console import Console
 
-    from orchestrator.commands.options import planned
+    from orchestrator.commands.common.options import planned
     from orchestrator.executors.inline import InlineExecutor
     from orchestrator.executors.ray.tuner import RayTuneExecutor
     from orchestrator.run import run_study

@@ -38,8 +38,8 @@ PORTIONS = 10
 
 def through_the_tracker(folder: Path, uri: str | None, steps: int) -> dict[str, float]:
     """Return metrics a second, wall and CPU."""
-    from orchestrator.plan import make_plan
-    from orchestrator.study_file import load_study
+    from orchestrator.plan.plan import make_plan
+    from orchestrator.study.load import load_study
     from orchestrator.tracking.base import TrialView
     from orchestrator.tracking.projection import MlflowTracker
 

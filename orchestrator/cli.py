@@ -16,18 +16,15 @@ from orchestrator.commands.cache import cache
 from orchestrator.commands.cluster import attach, cluster
 from orchestrator.commands.data import data
 from orchestrator.commands.evaluate import evaluate
-from orchestrator.commands.humans import judge_humans
-from orchestrator.commands.images import gallery
-from orchestrator.commands.models import export
-from orchestrator.commands.new import new
-from orchestrator.commands.plugins import plugin
-from orchestrator.commands.removal import rm
+from orchestrator.commands.gallery import gallery
+from orchestrator.commands.judge_humans import judge_humans
+from orchestrator.commands.new import new, schema
+from orchestrator.commands.plugin import plugin
 from orchestrator.commands.represent import represent
-from orchestrator.commands.schema import schema
 from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
 from orchestrator.commands.sync import sync
-from orchestrator.commands.trials import diff, show
+from orchestrator.commands.trials import diff, export, rm, show
 from orchestrator.commands.ui import ui
 
 PROGRAM = "chip-ablate"

@@ -18,38 +18,42 @@ from chip_core.errors import ConfigError, UserError, notice
 from chip_core.evaluation.readiness import problems
 from chip_core.files import write_json
 from chip_core.private import make_private
-from orchestrator import benchmarks_seen
-from orchestrator.attempt import reason_of
-from orchestrator.cluster_address import check_address
-from orchestrator.cost import left_out
+from orchestrator.cost import trimmed_trials
 from orchestrator.cost.budget import Trimmed
-from orchestrator.display import display_for
 from orchestrator.executors.base import Event, Executor, Job
-from orchestrator.integrity import kept_report, ledger_of, poorer
-from orchestrator.kept_plans import keep_plan, require_same_file
-from orchestrator.ledger import Ledger, study_lock
-from orchestrator.limits import Limited, check_limits
-from orchestrator.overlap import count_overlaps, mend_overlaps
-from orchestrator.passes import PlannedPass, plan_passes, require_room
-from orchestrator.plan import Plan, Trial
-from orchestrator.recorder import Recorder
-from orchestrator.reference import make_passes, offer
+from orchestrator.jobs.attempt import reason_of
+from orchestrator.jobs.stopping import Stop
+from orchestrator.plan import benchmark_identities
+from orchestrator.plan.contamination import count_overlaps, mend_overlaps
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.plan.snapshot import keep_plan, require_same_file
 from orchestrator.report.arm_views import arm_views
-from orchestrator.report.kept import Made, report_there, write_anew
+from orchestrator.report.cached import Made, report_there, write_anew
+from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.provenance import last_ended
 from orchestrator.report.results import Outcome, results_of
-from orchestrator.report.study_gallery import draw_rejected_images, varies_rejected_images
+from orchestrator.report.sections.provenance import last_ended
 from orchestrator.report.summary import Summary, summarise
-from orchestrator.report.write import PAGE, require_room_for_report
-from orchestrator.search import failures_of, settled
-from orchestrator.stopping import Stop
-from orchestrator.storage.settle import alone_with, storage_of
-from orchestrator.study_limits import Limits
+from orchestrator.report.writers.files import (
+    PAGE,
+    report_folder,
+    require_room_for_report,
+)
+from orchestrator.runner.cache_build import make_passes, offer
+from orchestrator.runner.display import display_for
+from orchestrator.runner.jobs import jobs_for, stages, take_in
+from orchestrator.runner.limits import Limited, check_limits
+from orchestrator.runner.recorder import Recorder
+from orchestrator.state.cache_plan import PlannedPass, plan_passes, require_room
+from orchestrator.state.integrity import kept_report, poorer
+from orchestrator.state.ledger import Ledger, study_lock
+from orchestrator.state.search import failures_of, settled
+from orchestrator.storage.binding import alone_with, storage_of
+from orchestrator.study.limits import Limits
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.tracking.final_snapshot import keep_snapshot
-from orchestrator.tracking.shown import Shown, ShownBefore
-from orchestrator.work import jobs_for, stages, take_in
+from orchestrator.tracking.shown_state import Shown, ShownBefore
+from orchestrator.utils.cluster_address import check_address
 
 OnEvent = Callable[[Event], None]
 PASSES = "reference_passes.json"  # in a study's report folder
@@ -101,14 +105,14 @@ def run_study(
             check_ready(plan)
             require_room(plan_passes(bounded, ledger, storage), storage)
         kept = keep_plan(plan, workdir, runs=bool(jobs))
-        left_out.keep(workdir, study, trimmed)
+        trimmed_trials.keep(workdir, study, trimmed)
         if jobs:
-            benchmarks_seen.keep(workdir, study, plan.benchmarks)
+            benchmark_identities.keep(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
         else:
-            if benchmarks_seen.damaged(workdir, study):
-                benchmarks_seen.keep(workdir, study, plan.benchmarks)
+            if benchmark_identities.damaged(workdir, study):
+                benchmark_identities.keep(workdir, study, plan.benchmarks)
             mend_overlaps(plan, workdir)
         recorder = Recorder(plan, ledger, storage, tracker, stop, kept.began)
         there = None
@@ -253,35 +257,6 @@ def check_ready(plan: Plan) -> None:
     lacking = problems(plan.study.benchmarks, plan.places)
     if lacking:
         raise ConfigError(lacking)
-
-
-def report_folder(workdir: Path, study: str) -> Path:
-    """Return where a study's report lies."""
-    return workdir / "studies" / study / "report"
-
-
-def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
-    """Write a study's report again, with what came into its folder from beside.
-
-    Returns:
-        its files and where each lies among the artifacts of the study's run; none where no trial
-        has figures yet, or what is there is better.
-    """
-    ledger = ledger_of(plan, workdir)
-    if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
-        return []
-    folder = report_folder(workdir, plan.study.name)
-    lost = poorer(plan, ledger)
-    if lost and (folder / PAGE).exists():
-        notice(kept_report(folder / PAGE, plan, workdir, lost))
-        return []
-    files = write_anew(plan, ledger, workdir, folder).files
-    return [(file, artifact_folder(file, folder)) for file in files]
-
-
-def artifact_folder(file: Path, report: Path) -> str:
-    """Return where a file of a report lies among a run's artifacts."""
-    return (Path("report") / file.parent.relative_to(report)).as_posix()
 
 
 def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:

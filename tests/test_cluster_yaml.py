@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from orchestrator.cluster.check import check_cluster
-from orchestrator.cluster.node_types import node_types
-from orchestrator.cluster.room import Need
+from orchestrator.cluster.checks.capacity import Need
+from orchestrator.cluster.checks.node_types import node_types
 
 ROOT = Path(__file__).parent.parent
 FILES = ("cluster.yaml", "clusters/aws.yaml", "clusters/gcp.yaml")

@@ -47,8 +47,39 @@ def test_the_rules_hold(copy: Path) -> None:
         ("chip_core/config.py", "import ray", "chip_core never imports"),
         ("chip_core/data/batches.py", "from chip_core.training import trainer", "one way: trial"),
         ("chip_core/objectives/terms.py", "import numpy", "objectives need torch"),
-        ("orchestrator/plan.py", "import mlflow", "mlflow lives in the tracker"),
-        ("orchestrator/ledger.py", "from orchestrator import run", "one way: nothing later"),
+        ("orchestrator/plan/plan.py", "import mlflow", "mlflow lives in the tracker"),
+        ("orchestrator/state/ledger.py", "from orchestrator import run", "one way: nothing later"),
+        (
+            "orchestrator/study/model.py",
+            "from orchestrator.study import load",
+            "study files go one way",
+        ),
+        ("orchestrator/plan/plan.py", "from orchestrator.plan import snapshot", "plans go one way"),
+        (
+            "orchestrator/state/ledger.py",
+            "from orchestrator.state import integrity",
+            "state goes one way",
+        ),
+        (
+            "orchestrator/state/ledger.py",
+            "from orchestrator.storage import remote",
+            "the ledger knows no storage",
+        ),
+        (
+            "orchestrator/runner/jobs.py",
+            "from orchestrator.runner import recorder",
+            "the parts of a run go one way",
+        ),
+        (
+            "orchestrator/runner/jobs.py",
+            "from orchestrator.report import summary",
+            "know no report",
+        ),
+        (
+            "orchestrator/jobs/stopping.py",
+            "from orchestrator.study import model",
+            "placement and stopping stand alone",
+        ),
     ],
 )
 def test_a_planted_violation_fails(copy: Path, module: str, line: str, broken: str) -> None:

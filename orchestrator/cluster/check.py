@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chip_core.errors import ConfigError
-from orchestrator.cluster.cluster_file import ClusterFile, Problem, read_cluster
-from orchestrator.cluster.network import network_problems, placeholder_problems
-from orchestrator.cluster.node_config import node_config_problems
-from orchestrator.cluster.node_types import node_type_problems, node_types
-from orchestrator.cluster.room import Need, Room, driver_problems, room, room_problems
-from orchestrator.cluster.schema import schema_problems
-from orchestrator.cluster.start_commands import command_problems
-from orchestrator.cluster.storage import storage_problems
-from orchestrator.cluster.versions import version_problems
+from orchestrator.cluster.checks.capacity import Need, Room, driver_problems, room, room_problems
+from orchestrator.cluster.checks.network import network_problems, placeholder_problems
+from orchestrator.cluster.checks.node_config import node_config_problems
+from orchestrator.cluster.checks.node_types import node_type_problems, node_types
+from orchestrator.cluster.checks.schema import schema_problems
+from orchestrator.cluster.checks.start_commands import command_problems
+from orchestrator.cluster.checks.storage import storage_problems
+from orchestrator.cluster.checks.versions import version_problems
+from orchestrator.cluster.config import ClusterFile, Problem, read_cluster
 
 _RULES: tuple[Callable[[ClusterFile], Iterable[Problem]], ...] = (
     schema_problems,

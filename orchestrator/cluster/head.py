@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.errors import UserError
-from orchestrator.cluster.cluster_file import LOCAL, ClusterFile
-from orchestrator.cluster.start_commands import HEAD, TOKEN, ray_start
+from orchestrator.cluster.checks.start_commands import HEAD, TOKEN, ray_start
+from orchestrator.cluster.config import LOCAL, ClusterFile
 
 DASHBOARD = 8265  # Ray's default port
 PAGES = 5000  # MLflow's

@@ -14,7 +14,8 @@ import click
 from chip_core.errors import UserError
 from chip_core.files import read_sealed, write_sealed
 from orchestrator.cluster.check import require_good
-from orchestrator.cluster.cluster_file import ClusterFile, read_cluster
+from orchestrator.cluster.checks.capacity import need_of
+from orchestrator.cluster.config import ClusterFile, read_cluster
 from orchestrator.cluster.head import Head, Unreachable, head_of
 from orchestrator.cluster.job import (
     STOPPED,
@@ -27,10 +28,9 @@ from orchestrator.cluster.job import (
     stop,
     submit,
 )
-from orchestrator.cluster.room import need_of
-from orchestrator.cluster.send import pack
-from orchestrator.study import Changes
-from orchestrator.study_file import find_study, load_study
+from orchestrator.cluster.submission import pack
+from orchestrator.study.load import find_study, load_study
+from orchestrator.study.model import Changes
 
 JOBS = "jobs"  # in the work directory: what was submitted from here
 RESULT = "result.json"  # in a job's folder: what its command printed

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.options import workdir_of
-from orchestrator.commands.output import json_option, print_json
-from orchestrator.commands.values import Real
+from orchestrator.commands.common.options import workdir_of
+from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.param_types import Real
 
 
 @click.command(epilog="Example: chip-ablate cache --prune --older-than 30")
@@ -40,7 +40,7 @@ def cache(
     from rich.console import Console
 
     from chip_core.reference_cache.size import gigabytes
-    from orchestrator.cache import (
+    from orchestrator.state.cache import (
         cache_json,
         cache_lines,
         check_stores,
@@ -48,7 +48,7 @@ def cache(
         prunable,
         prune,
     )
-    from orchestrator.ledger import Ledger
+    from orchestrator.state.ledger import Ledger
 
     if (older_than is not None or yes) and not prunes:
         raise click.UsageError("--older-than and --yes go with --prune")

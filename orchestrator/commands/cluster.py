@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.options import workdir_option
-from orchestrator.commands.output import json_option, print_json
-from orchestrator.commands.values import Location, Real, Text
+from orchestrator.commands.common.options import workdir_option
+from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.param_types import Location, Real, Text
 
 if TYPE_CHECKING:
     from orchestrator.cluster.check import Checked
@@ -35,9 +35,9 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     """
     from chip_core.errors import ConfigError
     from orchestrator.cluster.check import check_cluster, with_problems
-    from orchestrator.cluster.room import need_of
-    from orchestrator.study import Changes
-    from orchestrator.study_file import find_study, load_study
+    from orchestrator.cluster.checks.capacity import need_of
+    from orchestrator.study.load import find_study, load_study
+    from orchestrator.study.model import Changes
 
     need = None
     if recipe is not None and study is None:
@@ -46,8 +46,8 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
         need = need_of(load_study(find_study(study), Changes(recipe=recipe), elsewhere=True))
     checked = check_cluster(file, need)
     if live and not checked.problems:
+        from orchestrator.cluster.checks.live import live_problems
         from orchestrator.cluster.head import head_of
-        from orchestrator.cluster.live import live_problems
 
         checked = with_problems(checked, live_problems(checked.file, head_of(checked.file)))
     if as_json:

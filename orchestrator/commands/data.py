@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import places_of
-from orchestrator.commands.output import json_option, print_json
-from orchestrator.commands.values import Location, Text, Whole
+from orchestrator.commands.common.options import places_of
+from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.param_types import Location, Text, Whole
 
 
 @click.group(epilog="Example: chip-ablate data check pairs.jsonl")
@@ -62,7 +62,7 @@ def check(
     from chip_core import recipes
     from chip_core.config import DataConfig, ModelConfig
     from chip_core.validation import trial_config
-    from orchestrator.data_check import check_data, data_json, data_lines
+    from orchestrator.data.check import check_data, data_json, data_lines
 
     if model is not None and recipe is not None:
         raise click.UsageError("--model and --recipe: give one of them")
@@ -100,7 +100,7 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     from rich.console import Console
 
     from chip_core.evaluation.benchmark_data import status as look
-    from orchestrator.data_status import status_json, status_lines
+    from orchestrator.data.status import status_json, status_lines
 
     data = places_of(benchmark_data).benchmark_data
     found = look(names, data)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.options import Override, each_once, places_of, places_options
-from orchestrator.commands.output import json_option, print_json
-from orchestrator.commands.values import Location, Text, Whole
+from orchestrator.commands.common.options import Override, each_once, places_of, places_options
+from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.param_types import Location, Text, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,18 +1,19 @@
-"""new: a study file from a few answers."""
+"""new, schema: study files from a few answers, and the JSON Schemas that editors read."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from orchestrator.commands.values import Location, Text, Whole
+from orchestrator.commands.common.param_types import Location, Text, Whole
 
 if TYPE_CHECKING:
     from rich.console import Console
+
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def new(
 
     from chip_core import recipes
     from chip_core.errors import UserError
-    from orchestrator.new_study import Answers, factor_from, metrics_of, write_study
+    from orchestrator.study.template import Answers, factor_from, metrics_of, write_study
 
     ask = _Asker(Console(stderr=True))
     chosen = name or ask("name", "What is the study called?", str)
@@ -142,8 +143,21 @@ def _count(text: str) -> int:
 
 
 def _known_benchmarks(text: str) -> list[Any]:
-    from orchestrator.new_study import metrics_of
+    from orchestrator.study.template import metrics_of
 
     names = text.replace(",", " ").split()
     metrics_of(names)
     return names
+
+
+@click.command(epilog="Example: chip-ablate schema > study.schema.json")
+@click.argument("kind", type=click.Choice(["study", "recipe"]), default="study")
+def schema(kind: Literal["study", "recipe"]) -> None:
+    """Print the JSON Schema of a study file, or of a recipe.
+
+    An editor that knows YAML completes and checks a file whose first line is
+    `# yaml-language-server: $schema=study.schema.json`, with the schema beside it.
+    """
+    from orchestrator.study.json_schema import schema_text
+
+    click.echo(schema_text(kind), nl=False)

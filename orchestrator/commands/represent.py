@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from orchestrator.commands.options import planned, study_options
-from orchestrator.commands.output import print_json
-from orchestrator.commands.values import Location, Text, Whole
+from orchestrator.commands.common.options import planned, study_options
+from orchestrator.commands.common.output import print_json
+from orchestrator.commands.common.param_types import Location, Text, Whole
 
 if TYPE_CHECKING:
     from chip_core.representation.geometry import Figure
-    from orchestrator.plan import Arm, Trial
-    from orchestrator.report.representation import Represented
-    from orchestrator.representation import Source
-    from orchestrator.tracking.attached import Attached
+    from orchestrator.plan.plan import Arm, Trial
+    from orchestrator.representation.measure import Source
+    from orchestrator.representation.results import Represented
+    from orchestrator.tracking.attachments import Attached
 
 #: Options that a study has and a model has not.
 _OF_STUDY = {
@@ -79,12 +79,13 @@ def represent(
     """
     from chip_core.representation.described import read_set
     from chip_core.representation.states import Reading
-    from orchestrator.integrity import ledger_of
-    from orchestrator.report.representation import as_json as found_json
-    from orchestrator.report.representation import markdown, write_represented
-    from orchestrator.representation import read_models, study_sources
-    from orchestrator.run import artifact_folder, refresh_report, report_folder
-    from orchestrator.tracking.attached import attach
+    from orchestrator.report.cached import refresh_report
+    from orchestrator.report.writers.files import artifact_folder, report_folder
+    from orchestrator.representation.measure import read_models, study_sources
+    from orchestrator.representation.results import as_json as found_json
+    from orchestrator.representation.results import markdown, write_represented
+    from orchestrator.state.integrity import ledger_of
+    from orchestrator.tracking.attachments import attach
     from orchestrator.tracking.client import check_store
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
@@ -131,7 +132,7 @@ def represent(
 def _is_model(name: str) -> bool:
     """Return whether a model is named: the embedded one, a folder, or a hub name; no study."""
     from chip_core.errors import ConfigError
-    from orchestrator.study_file import find_study
+    from orchestrator.study.load import find_study
 
     path = Path(name).expanduser()
     try:
@@ -151,7 +152,7 @@ def _check_of_study(model: str) -> None:
 
 def _model_source(name: str) -> Source:
     from chip_core.config import ModelConfig
-    from orchestrator.representation import Source
+    from orchestrator.representation.measure import Source
 
     return Source(row=name, model=ModelConfig(path=name))
 
@@ -160,8 +161,8 @@ def _attached(
     found: Represented, sources: Sequence[Source], own: Mapping[int, Mapping[str, Figure]]
 ) -> Attached:
     """Return what a study's runs are to show: trials their own figures, arms with intervals."""
-    from orchestrator.report.representation import metrics
-    from orchestrator.tracking.attached import Attached
+    from orchestrator.representation.results import metrics
+    from orchestrator.tracking.attachments import Attached
 
     base: Mapping[str, float] = {}
     arms: dict[str, tuple[Arm, Mapping[str, float]]] = {}

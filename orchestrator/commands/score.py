@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.output import json_option, print_json
-from orchestrator.commands.values import Location, Text
+from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.param_types import Location, Text
 
 if TYPE_CHECKING:
     from chip_core.evaluation.scorers.base import Resources, Scored, Scorer

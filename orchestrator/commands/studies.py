@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.cost import cost_options, quoted, wish_of
-from orchestrator.commands.options import planned, study_options
-from orchestrator.commands.output import print_json
-from orchestrator.commands.values import Address, Location, Real, Text, Whole
+from orchestrator.commands.common.cost import cost_options, quoted, wish_of
+from orchestrator.commands.common.options import planned, study_options
+from orchestrator.commands.common.output import print_json
+from orchestrator.commands.common.param_types import Address, Location, Real, Text, Whole
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Ledger
-    from orchestrator.plan import Plan
-    from orchestrator.study_limits import Limits
+    from orchestrator.plan.plan import Plan
+    from orchestrator.state.ledger import Ledger
+    from orchestrator.study.limits import Limits
 
 
 def _executor_options(command: Any) -> Any:
@@ -82,7 +82,7 @@ def run(
 ) -> int:
     """Run what is missing of a study, and report the whole."""
     if cluster is not None:
-        from orchestrator.commands.elsewhere import run_there
+        from orchestrator.commands.common.remote_run import run_there
 
         return run_there(
             cluster,
@@ -103,17 +103,17 @@ def run(
 
     from chip_core.errors import UserError
     from orchestrator.executors.base import Executor
-    from orchestrator.kept_plans import require_same_file
-    from orchestrator.report.plan_tables import pass_lines, plan_lines
-    from orchestrator.report.tables import result_lines, show
-    from orchestrator.report.tracked import same_command, sync_command, untracked_json
+    from orchestrator.jobs.stopping import Stop
+    from orchestrator.plan.snapshot import require_same_file
+    from orchestrator.report.writers.next_steps import same_command, sync_command, untracked_json
+    from orchestrator.report.writers.plan import pass_lines, plan_lines
+    from orchestrator.report.writers.terminal import result_lines, show
     from orchestrator.run import check_startable, run_study
-    from orchestrator.stopping import Stop
+    from orchestrator.storage.binding import settle_storage
     from orchestrator.storage.remote import checked_uri
-    from orchestrator.storage.settle import settle_storage
     from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.projection import MlflowTracker
-    from orchestrator.tracking.shown import ShownBefore
+    from orchestrator.tracking.shown_state import ShownBefore
 
     _check_inline(executor, address=address, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
@@ -140,7 +140,7 @@ def run(
         console.print(line)
     trimmed = None
     if plan.study.budget is not None or any(asked.values()):
-        from orchestrator.cost.show import cost_lines
+        from orchestrator.cost.render import cost_lines
 
         found = quoted(plan, workdir, wish, console.print)
         trimmed = found.trimmed
@@ -218,10 +218,10 @@ def plan(
     """Show what would run, what is done, which cells are one trial, and what it will cost."""
     from rich.console import Console
 
-    from orchestrator.cost.show import cost_json, cost_lines
-    from orchestrator.kept_plans import require_same_file
-    from orchestrator.report.evaluation_plan import readiness_lines
-    from orchestrator.report.plan_tables import pass_lines, plan_json, plan_lines, trial_table
+    from orchestrator.cost.render import cost_json, cost_lines
+    from orchestrator.plan.snapshot import require_same_file
+    from orchestrator.report.writers.plan import pass_lines, plan_json, plan_lines, trial_table
+    from orchestrator.report.writers.plan_evaluation import readiness_lines
 
     _check_inline(executor, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
@@ -250,7 +250,7 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Show how far a study is: each trial's state, attempts and figures."""
     from rich.console import Console
 
-    from orchestrator.report.plan_tables import plan_json, status_lines, trial_table
+    from orchestrator.report.writers.plan import plan_json, status_lines, trial_table
 
     made = planned(study, workdir=workdir, **changes)
     if as_json:
@@ -269,12 +269,11 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from rich.console import Console
 
     from chip_core.errors import UserError
-    from orchestrator.integrity import kept_report, ledger_of, poorer
-    from orchestrator.kept_plans import require_same_file
-    from orchestrator.report.kept import write_anew
-    from orchestrator.report.tables import report_lines, show
-    from orchestrator.report.write import PAGE
-    from orchestrator.run import report_folder
+    from orchestrator.plan.snapshot import require_same_file
+    from orchestrator.report.cached import write_anew
+    from orchestrator.report.writers.files import PAGE, report_folder
+    from orchestrator.report.writers.terminal import report_lines, show
+    from orchestrator.state.integrity import kept_report, ledger_of, poorer
 
     made = planned(study, workdir=workdir, **changes)
     require_same_file(made, workdir)
@@ -318,7 +317,7 @@ def _limits(
     max_failures: int | None,
 ) -> Limits | None:
     """Return the study file's limits with the command line's in their place."""
-    from orchestrator.study_limits import Limits
+    from orchestrator.study.limits import Limits
 
     given = {
         "max_hours": max_hours,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.options import workdir_option
-from orchestrator.commands.output import json_option, print_json
-from orchestrator.commands.values import Text
+from orchestrator.commands.common.options import workdir_option
+from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.param_types import Text
 
 
 @click.command(epilog="Example: chip-ablate sync encoder --tracking-uri http://127.0.0.1:5000")
@@ -23,9 +23,9 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     Whatever it has already stays as it is.
     """
     from chip_core.errors import ConfigError, UserError
-    from orchestrator.report.tracked import tracked_lines
-    from orchestrator.sync import find_kept, sync_study
-    from orchestrator.tracking.attached import attach_kept
+    from orchestrator.report.writers.next_steps import tracked_lines
+    from orchestrator.runner.sync import find_kept, sync_study
+    from orchestrator.tracking.attachments import attach_kept
     from orchestrator.tracking.projection import MlflowTracker
 
     done, problems = [], []

@@ -18,8 +18,8 @@ from typing import IO
 
 import click
 
-from orchestrator.commands.options import workdir_of
-from orchestrator.commands.values import Text, Whole
+from orchestrator.commands.common.options import workdir_of
+from orchestrator.commands.common.param_types import Text, Whole
 
 #: Seconds that MLflow has for its first page, and for ending when it is asked to.
 _STARTS_WITHIN, _ENDS_WITHIN = 120.0, 10.0

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from chip_core.errors import UserError
 from orchestrator.cost.estimate import Estimate, Prices
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Arm, Plan
-from orchestrator.study_budget import Budget
+from orchestrator.plan.plan import Arm, Plan
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.limits import Budget
 
 #: Seeds below which arms are left out instead: fewer tell nothing of training variance.
 LEAST_SEEDS = 2

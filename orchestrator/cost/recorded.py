@@ -12,17 +12,11 @@ from pydantic import ValidationError
 
 from chip_core.config import TrialConfig
 from chip_core.results import CONFIG, MODEL
-from orchestrator.cost.kinds import (
-    answer_kind,
-    row_kind,
-    score_kind,
-    start_kind,
-    training_kind,
-)
+from orchestrator.cost.kinds import answer_kind, row_kind, score_kind, start_kind, training_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Seconds, Size, Source
-from orchestrator.ledger import Ledger, TrialRecord
-from orchestrator.plan import Plan
-from orchestrator.storage.settle import storage_of
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger, TrialRecord
+from orchestrator.storage.binding import storage_of
 
 _Rate = tuple[tuple[Quantity, str], Seconds]
 

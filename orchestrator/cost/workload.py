@@ -25,10 +25,10 @@ from orchestrator.cost.kinds import (
     start_kind,
     training_kind,
 )
-from orchestrator.ledger import Ledger, answers_of
-from orchestrator.passes import PlannedPass, plan_passes
-from orchestrator.plan import Plan, Trial
-from orchestrator.search import expected
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.state.cache_plan import PlannedPass, plan_passes
+from orchestrator.state.ledger import Ledger, answers_of
+from orchestrator.state.search import expected
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from chip_core.results import AnsweredTrial, Progress, TrialResult
-from orchestrator.attempt import Cause
+from orchestrator.jobs.attempt import Cause
 
 # The storage, which is below executors, needs them too.
-from orchestrator.job import COPYING as COPYING
-from orchestrator.job import STOP as STOP
-from orchestrator.job import Job as Job
+from orchestrator.jobs.job import COPYING as COPYING
+from orchestrator.jobs.job import STOP as STOP
+from orchestrator.jobs.job import Job as Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from chip_core.errors import StorageError, UserError
 from chip_core.machine import free_memory
 from chip_core.results import AnsweredTrial, Progress, TrialResult
-from orchestrator.attempt import cause_of, execute, keep_traceback, reason_of
 from orchestrator.executors.base import (
     Again,
     Answered,
@@ -22,7 +21,8 @@ from orchestrator.executors.base import (
     Progressed,
     Started,
 )
-from orchestrator.stopping import Stop
+from orchestrator.jobs.attempt import cause_of, execute, keep_traceback, reason_of
+from orchestrator.jobs.stopping import Stop
 from orchestrator.storage.remote import Remote
 
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from chip_core.errors import notice
 from chip_core.evaluation.task import MetricInfo, metric_name
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Arm, Plan, Trial
+from orchestrator.analysis import MetricResults, StudyArm, StudyResults
+from orchestrator.analysis.values import Array
+from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.units import shown, shown_scale
-from orchestrator.statistics import MetricResults, StudyArm, StudyResults
-from orchestrator.statistics.values import Array
+from orchestrator.state.ledger import Ledger
 
 #: item -> (numerator, denominator)
 Outcomes = Mapping[str, tuple[float, float]]

@@ -8,11 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.answer import answer
-from orchestrator.report.notes import particulars
-from orchestrator.report.plain import as_json
-from orchestrator.report.summary import Figure, Summary
-from orchestrator.report.words import (
+from orchestrator.report.formatting import (
     correction,
     difference_text,
     mean_text,
@@ -20,6 +16,10 @@ from orchestrator.report.words import (
     seeds_text,
     verdict_text,
 )
+from orchestrator.report.sections.answer import answer
+from orchestrator.report.sections.notes import particulars
+from orchestrator.report.summary import Figure, Summary
+from orchestrator.report.writers.exports import as_json
 from orchestrator.tracking.base import Waiting
 
 WIDTH = 80  # columns of a terminal that a table is made for

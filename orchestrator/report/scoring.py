@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.ledger import Ledger
-from orchestrator.overlap import read_overlap
-from orchestrator.plan import Plan
+from orchestrator.plan.contamination import read_overlap
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger
 
 
 def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:

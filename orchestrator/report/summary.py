@@ -10,20 +10,15 @@ from typing import Literal
 from chip_core.config import BenchmarkConfig
 from chip_core.evaluation.asked import find_benchmark
 from chip_core.evaluation.task import MetricInfo, Side, metric_name
-from orchestrator.cost.left_out import left_out
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Arm, Plan, Trial
+from orchestrator.analysis import Comparison, interactions, main_effects, verdicts
+from orchestrator.cost.trimmed_trials import left_out
+from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import Compared, Loaded, compared
 from orchestrator.report.scoring import scoring_notes
 from orchestrator.report.units import shown, shown_scale
-from orchestrator.report.unreadable import UnreadCount, unread_counts
-from orchestrator.statistics import (
-    Comparison,
-    interactions,
-    main_effects,
-    verdicts,
-)
-from orchestrator.study_early import EarlyStopping
+from orchestrator.report.unread_counts import UnreadCount, unread_counts
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.early_stopping import EarlyStopping
 
 State = Literal["done", "failed", "killed", "cut", "missing"]
 Role = Literal["primary", "secondary"]

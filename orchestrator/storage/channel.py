@@ -14,8 +14,8 @@ from pathlib import Path
 from chip_core.errors import StorageError
 from chip_core.files import write_atomically, write_bytes
 from chip_core.results import CURVES
-from orchestrator.job import STOP, Job
-from orchestrator.storage.place import fetch_folder
+from orchestrator.jobs.job import STOP, Job
+from orchestrator.storage.download import fetch_folder
 from orchestrator.storage.remote import Remote
 
 #: Seconds between two looks at the curves that jobs leave in a storage.

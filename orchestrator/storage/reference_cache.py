@@ -28,8 +28,8 @@ from chip_core.reference_cache.folder import (
     stat,
     verify,
 )
+from orchestrator.storage.binding import storage_of
 from orchestrator.storage.remote import Remote
-from orchestrator.storage.settle import storage_of
 
 #: The key of the folder of all stores.
 CACHE = "cache/reference"

@@ -27,12 +27,12 @@ from chip_core.reference_cache.folder import (
 from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
 from chip_core.training.checkpoint import broken
 from chip_core.workers import current
-from orchestrator.job import COPYING, STOP, Job
-from orchestrator.storage.mirror import Mirror
-from orchestrator.storage.place import OnFile, fetch_folder, node_folder
+from orchestrator.jobs.job import COPYING, STOP, Job
+from orchestrator.storage.download import OnFile, fetch_folder, node_folder
+from orchestrator.storage.judge_replies import Replies
 from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import PATIENT, Remote
-from orchestrator.storage.replies import Replies
+from orchestrator.storage.uploader import Mirror
 
 Report = Callable[[Progress], None]
 

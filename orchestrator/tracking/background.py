@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.base import ArmView, Status, StudyView, Tracker, TrialView, Waiting
 from orchestrator.tracking.projection import MlflowTracker

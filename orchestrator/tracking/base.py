@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.plan import Arm, Plan, Trial
-from orchestrator.version import CodeVersion
+from orchestrator.plan.plan import Arm, Plan, Trial
+from orchestrator.utils.version import CodeVersion
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Place = tuple[str, str]  # a trial's arm and fingerprint

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chip_core.errors import UserError, printable
-from orchestrator.storage.place import artifacts_of
+from orchestrator.storage.download import artifacts_of
 from orchestrator.tracking.address import (
     StoreRefused,
     StoreUnavailable,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.files import append_record, read_records
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.tracking.base import ArmView, FinalSnapshot, Status
 from orchestrator.tracking.projection import arm_key, held_by
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from chip_core.files import parse_json
-from orchestrator.plan import BASE, Arm, Plan, Trial
-from orchestrator.search import searches_of
-from orchestrator.study import level_text
+from orchestrator.plan.plan import BASE, Arm, Plan, Trial
+from orchestrator.state.search import searches_of
+from orchestrator.study.model import level_text
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server
 from orchestrator.tracking.artifacts import Curve, stage
 from orchestrator.tracking.base import (
@@ -40,7 +40,7 @@ from orchestrator.tracking.base import (
 )
 from orchestrator.tracking.client import NAME, Run, as_metrics, store_of
 from orchestrator.tracking.names import TAG, spelled
-from orchestrator.version import CodeVersion
+from orchestrator.utils.version import CodeVersion
 
 Slot = tuple[str, str, str]  # kind, arm, seed; of a search its number, in the seed's place
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from orchestrator.plan import BASE
+from orchestrator.plan.plan import BASE
 from orchestrator.tracking.client import store_of
 from orchestrator.tracking.projection import FINGERPRINT, slot_of
 

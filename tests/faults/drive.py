@@ -15,9 +15,10 @@ _PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x03\x00\x00\x00\x01\x00"
 
 def main(arguments: list[str]) -> None:
     """Run `chip-ablate` with the arguments."""
-    from orchestrator import cli, ledger
+    from orchestrator import cli
     from orchestrator.executors.ray.tuner import RayTuneExecutor
     from orchestrator.report.figures import base
+    from orchestrator.state import ledger
 
     defaults: Any = RayTuneExecutor.__init__.__kwdefaults__
     defaults["entry"] = "tests.faults.injected:execute"

@@ -17,8 +17,8 @@ from typing import Any
 
 from chip_core.results import Progress
 from chip_core.training import checkpoint, trainer
-from orchestrator.attempt import execute as really_execute
 from orchestrator.executors.base import Job
+from orchestrator.jobs.attempt import execute as really_execute
 
 #: Where an attempt is, line by line, in its folder; what is to go wrong, in the work directory.
 MOMENTS, PLAN, FULL = "moments.jsonl", "faults.json", "disk-is-full"

@@ -18,7 +18,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from orchestrator.executors.ray.session import ENVIRONMENT
-from orchestrator.stopping import signals_kept
+from orchestrator.jobs.stopping import signals_kept
 from tests.faults.injected import MOMENTS, PLAN, TRAINING
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan import Plan, make_plan
-from orchestrator.study import Changes, Study
-from orchestrator.study_file import load_study
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.study.load import load_study
+from orchestrator.study.model import Changes, Study
 
 from . import fakes
 from .tuned import Figure, results_by

@@ -21,7 +21,6 @@ from chip_core.results import (
     write_answered,
     write_result,
 )
-from orchestrator.attempt import Cause
 from orchestrator.executors.base import (
     Again,
     Answered,
@@ -32,8 +31,9 @@ from orchestrator.executors.base import (
     Progressed,
     Started,
 )
-from orchestrator.plan import Plan, Trial
-from orchestrator.stopping import Stop
+from orchestrator.jobs.attempt import Cause
+from orchestrator.jobs.stopping import Stop
+from orchestrator.plan.plan import Plan, Trial
 from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
 
 

@@ -14,18 +14,18 @@ from chip_core.errors import ConfigError
 from chip_core.evaluation.generation import Decoder
 from chip_core.files import read_records
 from chip_core.places import Places
-from orchestrator.benchmarks_seen import keep, seen_before
 from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.ledger import Ledger
-from orchestrator.overlap import Overlap, count_overlaps, read_overlap
-from orchestrator.plan import Plan, make_plan
-from orchestrator.report.evaluation_plan import evaluation_lines, readiness_lines
+from orchestrator.plan.benchmark_identities import keep, seen_before
+from orchestrator.plan.contamination import Overlap, count_overlaps, read_overlap
+from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.writers.plan_evaluation import evaluation_lines, readiness_lines
 from orchestrator.run import Outcome, run_study
-from orchestrator.study import Changes
-from orchestrator.study_file import load_study
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.load import load_study
+from orchestrator.study.model import Changes
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.projection import MlflowTracker
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from chip_core.errors import ConfigError
 from chip_core.models.muffin.convert import convert
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.plan import make_plan
+from orchestrator.plan.plan import make_plan
 from orchestrator.run import run_study
-from orchestrator.study import Changes
-from orchestrator.study_file import load_study
+from orchestrator.study.load import load_study
+from orchestrator.study.model import Changes
 
 from ..chip_core.models.muffin import made
 from .fakes import FakeTracker

@@ -14,18 +14,19 @@ from rich.console import Console
 
 from chip_core.files import read_json, write_sealed
 from orchestrator.executors.base import Executor
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, make_plan
-from orchestrator.report import kept
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.report import cached
 from orchestrator.report.results import Outcome
-from orchestrator.run import report_folder, run_study
-from orchestrator.search import settled
-from orchestrator.study import Changes
-from orchestrator.study_file import load_study
+from orchestrator.report.writers.files import report_folder
+from orchestrator.run import run_study
+from orchestrator.state.ledger import Ledger
+from orchestrator.state.search import settled
+from orchestrator.study.load import load_study
+from orchestrator.study.model import Changes
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import TrialView, Waiting
 from orchestrator.tracking.projection import MlflowTracker
-from orchestrator.tracking.shown import ShownBefore
+from orchestrator.tracking.shown_state import ShownBefore
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker
@@ -88,7 +89,7 @@ def times(workdir: Path) -> dict[str, int]:
 def inputs(plan: Plan, workdir: Path) -> str:
     folder = report_folder(workdir, plan.study.name)
     own = read_json(folder.with_name("report.json"))["files"]
-    return kept.inputs_hash(plan, Ledger(workdir), workdir, folder, own)
+    return cached.inputs_hash(plan, Ledger(workdir), workdir, folder, own)
 
 
 def test_nothing_is_written_anew(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.Monk
     for file in files:
         ledger = Ledger(tmp_path)
         plan = settled(make_plan(load_study(file, Changes())), ledger)
-        seen.add(kept.inputs_hash(plan, ledger, tmp_path, tmp_path / "report", {}))
+        seen.add(cached.inputs_hash(plan, ledger, tmp_path, tmp_path / "report", {}))
     assert len(seen) == len(files) > 5
 
 
@@ -222,13 +223,13 @@ def test_another_version_makes_it_anew(
     page = report_folder(workdir, "small") / "report.html"
     written = page.stat().st_mtime_ns
     monkeypatch.setattr("orchestrator.__version__", "99.0")
-    kept.code_hash.cache_clear()
+    cached.code_hash.cache_clear()
     try:
         assert inputs(plan_of(), workdir) != before
         run(plan_of(), workdir)
         assert page.stat().st_mtime_ns > written
     finally:
-        kept.code_hash.cache_clear()
+        cached.code_hash.cache_clear()
 
 
 def test_more_seeds_are_reported_and_then_the_study_alone(plan_of: PlanOf, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from rich.console import Console
 from chip_core.errors import UserError
 from chip_core.results import write_answered
 from chip_core.trained import Trained, write_trained
-from orchestrator.ledger import Ledger, study_lock
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.run import Outcome, run_study
-from orchestrator.version import code_version
-from orchestrator.work import jobs_for
+from orchestrator.runner.jobs import jobs_for
+from orchestrator.state.ledger import Ledger, study_lock
+from orchestrator.utils.version import code_version
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker, leave_answers, leave_result

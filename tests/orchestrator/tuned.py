@@ -7,10 +7,10 @@ from pathlib import Path
 
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.executors.base import Job
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
-from orchestrator.search import settled
-from orchestrator.work import stages
+from orchestrator.plan.plan import Plan
+from orchestrator.runner.jobs import stages
+from orchestrator.state.ledger import Ledger
+from orchestrator.state.search import settled
 
 from . import fakes
 

@@ -19,7 +19,7 @@ from chip_core.data.rows import ImageRef, RowError
 from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.benchmarks.base import Pictures, inside
 from chip_core.representation.described import read_set
-from orchestrator.report.gallery import read_images
+from orchestrator.report.figures.gallery import read_images
 
 from ..chip_core.data import files
 from . import told

@@ -26,7 +26,7 @@ from chip_core.evaluation.scorers import (
 from chip_core.evaluation.scorers.base import JudgeRequest
 from chip_core.evaluation.scorers.mmmu import _listed
 from chip_core.evaluation.scorers.rows import read_json, read_rows
-from orchestrator.humans.replies import FORMAT, find_key, read_replies
+from orchestrator.human_eval.replies import FORMAT, find_key, read_replies
 
 from ..chip_core.evaluation.judge.server import Handler, serving
 from . import told

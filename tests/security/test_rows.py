@@ -20,10 +20,10 @@ from chip_core.data.rows import BadRow
 from chip_core.data.source import open_source
 from chip_core.errors import TrialError
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.ledger import Ledger
-from orchestrator.plan import make_plan
+from orchestrator.plan.plan import make_plan
 from orchestrator.run import run_study
-from orchestrator.study_file import load_study
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.load import load_study
 
 from ..chip_core.data import files
 from ..orchestrator.fakes import FakeTracker

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chip_core.errors import ConfigError
 from chip_core.recipes.text import LONGEST, MOST_VALUES, parse_yaml
-from orchestrator.study_file import load_study
+from orchestrator.study.load import load_study
 
 from . import told
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from chip_core.results import Progress
 from chip_core.watchdog import Watchdog
-from orchestrator.attempt import Cause, cause_of, keep_traceback, reason_of
 from orchestrator.executors.base import STOP, Job
+from orchestrator.jobs.attempt import Cause, cause_of, keep_traceback, reason_of
 
 if TYPE_CHECKING:
     from orchestrator.storage.staging import StagingSpec

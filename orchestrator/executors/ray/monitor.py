@@ -15,7 +15,6 @@ import ray
 
 from chip_core.errors import StorageError
 from chip_core.results import Progress, read_answered, read_result
-from orchestrator.attempt import Cause, reason_of
 from orchestrator.executors.base import (
     STOP,
     Again,
@@ -29,9 +28,10 @@ from orchestrator.executors.base import (
     Started,
 )
 from orchestrator.executors.ray.job_process import HANG, Outcome
-from orchestrator.stopping import Stop
+from orchestrator.jobs.attempt import Cause, reason_of
+from orchestrator.jobs.stopping import Stop
 from orchestrator.storage.channel import JobChannel
-from orchestrator.study_early import EarlyStopping
+from orchestrator.study.early_stopping import EarlyStopping
 
 #: Seconds that a process has past `engine.stall_after` to end itself and leave where it hung.
 _GRACE = 15.0

@@ -17,11 +17,18 @@ from ray.util import placement_group_table
 
 from chip_core.errors import UserError
 from chip_core.machine import cores
-from orchestrator.cluster_address import check_address, no_cluster
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
-from orchestrator.placement import DRIVER, Request, amounts, fitting, resources_of, trials_at_once
-from orchestrator.stopping import signals_kept
+from orchestrator.jobs.placement import (
+    DRIVER,
+    Request,
+    amounts,
+    fitting,
+    resources_of,
+    trials_at_once,
+)
+from orchestrator.jobs.stopping import signals_kept
+from orchestrator.utils.cluster_address import check_address, no_cluster
 
 #: What every cluster's head node has one unit of; Tune does not place a driver that takes nothing.
 HEAD_NODE = "node:__internal_head__"

@@ -41,11 +41,11 @@ from orchestrator.executors.ray.session import (
     session,
 )
 from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, PROGRESS, run_slot
-from orchestrator.placement import DRIVER, placement_of
-from orchestrator.stopping import Stop
+from orchestrator.jobs.placement import DRIVER, placement_of
+from orchestrator.jobs.stopping import Stop
 from orchestrator.storage.channel import JobChannel, RemoteJobChannel
 from orchestrator.storage.remote import Remote
-from orchestrator.study_early import EarlyStopping
+from orchestrator.study.early_stopping import EarlyStopping
 
 #: Seconds that a trial waits for a place until that is told; then twice as long, and so on.
 TOLD_AFTER = 60.0
@@ -77,7 +77,7 @@ class RayTuneExecutor:
     address: str | None = None
     max_concurrent: int | None = None
     begin_within: float = 600.0
-    entry: str = "orchestrator.attempt:execute"
+    entry: str = "orchestrator.jobs.attempt:execute"
     stop: Stop = field(default_factory=Stop)
     early_stopping: EarlyStopping | None = None
     remote: Remote | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.report.costs import Cost
 from orchestrator.report.figures.base import drawn, label
 from orchestrator.report.layout import Picture
+from orchestrator.report.sections.costs import Cost
 
 MOST = 40  # arms of a figure
 _PARTS = (("train", "training", "#0072B2"), ("answer", "answers", "#56B4E9"),

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.report.figures.base import drawn, label, style
+from orchestrator.report.formatting import metric_groups, metric_title, slug
 from orchestrator.report.layout import Picture
 from orchestrator.report.summary import UNTRAINED, Summary
-from orchestrator.report.words import metric_groups, metric_title, slug
 
 _LEGEND = 24  # arms that are named beside the figure
 #: What benchmarks call the share of what is there that an answer names.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.report.arm_tables import tone
+from orchestrator.analysis import Comparison, Contrast
 from orchestrator.report.figures.base import TONES, drawn, label
+from orchestrator.report.formatting import baseline_text, metric_title, points_text, slug
 from orchestrator.report.layout import Picture
+from orchestrator.report.sections.arms import tone
 from orchestrator.report.summary import Summary
-from orchestrator.report.words import baseline_text, metric_title, points_text, slug
-from orchestrator.statistics import Comparison, Contrast
 
 MOST = 60  # lines of a figure
 _WORDS = {

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.report.figures.base import BASELINE, COLOURS, drawn, label, number_axis
+from orchestrator.report.formatting import baseline_text, metric_title
 from orchestrator.report.layout import Picture
 from orchestrator.report.summary import Figure, Summary
-from orchestrator.report.words import baseline_text, metric_title
-from orchestrator.study import Factor
+from orchestrator.study.model import Factor
 
 LEAST = 3  # levels of a curve
 MOST_PANELS = 3

@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.report.figures.base import drawn, label, style
 from orchestrator.report.layout import Picture
+from orchestrator.report.sections.training import SHOWN, Band
 from orchestrator.report.summary import Summary
-from orchestrator.report.training import SHOWN, Band
 
 MOST = 12  # arms of a figure
 _LINE = 100  # characters of a legend's line

@@ -13,12 +13,12 @@ import yaml
 
 from chip_core.errors import ConfigError
 from orchestrator.cluster.check import check_cluster, require_good
-from orchestrator.cluster.cluster_file import ClusterFile
-from orchestrator.cluster.node_config import known_keys
-from orchestrator.cluster.node_types import NodeType
-from orchestrator.cluster.room import Need, need_of, room
-from orchestrator.cluster.start_commands import HEAD, calls
-from orchestrator.study import Study
+from orchestrator.cluster.checks.capacity import Need, need_of, room
+from orchestrator.cluster.checks.node_config import known_keys
+from orchestrator.cluster.checks.node_types import NodeType
+from orchestrator.cluster.checks.start_commands import HEAD, calls
+from orchestrator.cluster.config import ClusterFile
+from orchestrator.study.model import Study
 
 ROOT = Path(__file__).parent.parent.parent.parent
 Tree = dict[str, Any]

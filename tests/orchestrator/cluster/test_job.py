@@ -19,8 +19,8 @@ from chip_core.errors import ConfigError, UserError
 from orchestrator.cluster import job, session
 from orchestrator.cluster.head import Head, Unreachable
 from orchestrator.cluster.job import Submitted
-from orchestrator.cluster.send import pack
-from orchestrator.commands import output
+from orchestrator.cluster.submission import pack
+from orchestrator.commands.common import output
 
 HEAD = Head(user="u", address="10.0.0.1", key=Path("/k"), proxy=None, dashboard=8265)
 JOB = Submitted(

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.cost.rates import ANY, Quantity, Rates, Seconds, Source
 from orchestrator.cost.workload import Workload, workload
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger
 
 #: 10 steps a trial, 20 answers a model; the passes do not pay for four trials of 160 samples.
 STUDY = """

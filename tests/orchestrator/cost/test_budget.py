@@ -13,10 +13,10 @@ from chip_core.errors import ConfigError, UserError
 from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.estimate import Estimate, Prices, estimate
 from orchestrator.cost.workload import workload
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
-from orchestrator.study_budget import Budget
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.limits import Budget
 
 from ..fakes import FakeExecutor, FakeTracker
 from .conftest import SHORT, STUDY, known

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cost.estimate import Prices, estimate
 from orchestrator.cost.rates import ANY, Rates, Source
 from orchestrator.cost.workload import Workload
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 
 from .conftest import SHORT, STUDY, known, seconds
 

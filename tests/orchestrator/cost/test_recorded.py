@@ -13,8 +13,8 @@ from chip_core.results import CONFIG, Evaluation, TrialResult
 from orchestrator.cost.kinds import LIVE, answer_kind, row_kind, start_kind, training_kind
 from orchestrator.cost.rates import Source
 from orchestrator.cost.recorded import recorded
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger
 
 from .conftest import SHORT, STUDY, seconds
 

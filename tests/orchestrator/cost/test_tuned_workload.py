@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.cost.workload import Workload, workload
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
-from orchestrator.search import settled
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger
+from orchestrator.state.search import settled
 
 from ..tuned import STUDY, carry_out
 

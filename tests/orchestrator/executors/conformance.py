@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chip_core.config import TrialConfig
-from orchestrator.attempt import Cause
 from orchestrator.executors.base import (
     Answered,
     Event,
@@ -22,7 +21,8 @@ from orchestrator.executors.base import (
     Progressed,
     Started,
 )
-from orchestrator.stopping import Stop
+from orchestrator.jobs.attempt import Cause
+from orchestrator.jobs.stopping import Stop
 
 #: How each of these jobs ends.
 CAUSES: dict[str, Cause] = {

@@ -25,9 +25,9 @@ from chip_core.results import (
     write_answered,
 )
 from chip_core.workers import current
-from orchestrator.attempt import execute
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.session import ENVIRONMENT
+from orchestrator.jobs.attempt import execute
 
 Report = Callable[[Progress], None]
 Stop = Callable[[], bool]

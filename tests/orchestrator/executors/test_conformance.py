@@ -14,14 +14,14 @@ import pytest
 import ray
 
 from chip_core.results import AnsweredTrial, Progress, TrialResult, read_answered, read_result
-from orchestrator.attempt import TRACEBACK
 from orchestrator.executors import inline
 from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.ray.job_process import HANG
 from orchestrator.executors.ray.tuner import RayTuneExecutor
-from orchestrator.stopping import Stop
-from orchestrator.study_early import EarlyStopping
+from orchestrator.jobs.attempt import TRACEBACK
+from orchestrator.jobs.stopping import Stop
+from orchestrator.study.early_stopping import EarlyStopping
 
 from ..fakes import FakeExecutor
 from . import ray_jobs

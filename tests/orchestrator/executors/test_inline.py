@@ -8,9 +8,9 @@ import pytest
 
 from chip_core.config import TrialConfig
 from chip_core.errors import UserError
-from orchestrator.attempt import TRACEBACK
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
+from orchestrator.jobs.attempt import TRACEBACK
 
 SHORT = {
     "model": "shapes",

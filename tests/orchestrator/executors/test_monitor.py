@@ -19,7 +19,7 @@ from orchestrator.executors.base import Answered, Event, Failed, Finished, Job, 
 from orchestrator.executors.ray import monitor as module
 from orchestrator.executors.ray.job_process import Outcome
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
-from orchestrator.stopping import Stop
+from orchestrator.jobs.stopping import Stop
 from orchestrator.storage.channel import JobChannel
 
 STALL_AFTER = 60.0

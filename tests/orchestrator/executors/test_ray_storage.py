@@ -11,11 +11,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from chip_core.config import EngineConfig, ModelConfig, TrialConfig
-from orchestrator.attempt import TRACEBACK
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.ray.session import ENVIRONMENT
 from orchestrator.executors.ray.tuner import RayTuneExecutor
-from orchestrator.storage.place import NODE_CACHE
+from orchestrator.jobs.attempt import TRACEBACK
+from orchestrator.storage.download import NODE_CACHE
 from orchestrator.storage.remote import Remote
 
 

@@ -22,12 +22,12 @@ from chip_core.config import EngineConfig, ModelConfig, TrialConfig
 from chip_core.errors import UserError
 from chip_core.files import read_records
 from chip_core.results import TrialResult
-from orchestrator.attempt import execute
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.ray import session
 from orchestrator.executors.ray.session import ENVIRONMENT, request_of
 from orchestrator.executors.ray.tuner import RayTuneExecutor
-from orchestrator.placement import trials_at_once
+from orchestrator.jobs.attempt import execute
+from orchestrator.jobs.placement import trials_at_once
 
 HERE = Path(__file__).parent
 

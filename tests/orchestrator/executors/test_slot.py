@@ -18,17 +18,13 @@ from chip_core.errors import MemoryFullError, NonFiniteLossError, StorageError
 from chip_core.models.warm import BASE_MODELS
 from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
-from orchestrator.attempt import TRACEBACK
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray import slot
-from orchestrator.executors.ray.job_process import (
-    HANG,
-    JobPayload,
-    Outcome,
-)
+from orchestrator.executors.ray.job_process import HANG, JobPayload, Outcome
 from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, SlotRetired, run_slot
 from orchestrator.executors.ray.tuner import scheduler_of
-from orchestrator.study_early import EarlyStopping
+from orchestrator.jobs.attempt import TRACEBACK
+from orchestrator.study.early_stopping import EarlyStopping
 
 METRIC = "reward/accuracy"
 

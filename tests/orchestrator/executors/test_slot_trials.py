@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from chip_core.config import TrialConfig
-from orchestrator.attempt import execute
 from orchestrator.executors.base import Answered, Event, Finished, Job
 from orchestrator.executors.ray.tuner import RayTuneExecutor
+from orchestrator.jobs.attempt import execute
 
 SHORT: dict[str, Any] = {
     "model": "shapes",

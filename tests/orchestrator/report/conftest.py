@@ -13,11 +13,11 @@ import pytest
 
 from chip_core.files import write_json
 from chip_core.results import Evaluation, TrialResult
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, Trial
-from orchestrator.report.model import Report, make_report
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.report.build import Report, make_report
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, summarise
+from orchestrator.state.ledger import Ledger
 
 STUDY = """
 study: small

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from orchestrator.plan import Trial
+from orchestrator.plan.plan import Trial
 
 from .conftest import ITEMS, STUDY, Finished, noisy
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.plan import Plan, Trial
-from orchestrator.statistics import Verdict, verdicts
+from orchestrator.analysis import Verdict, verdicts
+from orchestrator.plan.plan import Plan, Trial
 
 from .conftest import STUDY, Finished, noisy
 

@@ -13,12 +13,12 @@ import pytest
 from chip_core.evaluation.task import MetricInfo
 from chip_core.files import write_json
 from chip_core.results import Evaluation, TrialResult
-from orchestrator.plan import Trial
+from orchestrator.plan.plan import Trial
 from orchestrator.report.arm_views import arm_views
-from orchestrator.report.markdown import markdown
-from orchestrator.report.plain import arms_csv, as_json, values_csv
-from orchestrator.report.plan_tables import trial_table
 from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.writers.exports import arms_csv, as_json, values_csv
+from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.writers.plan import trial_table
 
 from .conftest import Finished
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.storage.place import NODE_CACHE
+from orchestrator.storage.download import NODE_CACHE
 from orchestrator.storage.remote import Remote
 
 BUCKET = "studies"

@@ -11,8 +11,8 @@ import pytest
 
 from chip_core.config import ModelConfig, TrialConfig
 from chip_core.results import Progress
-from orchestrator.job import COPYING, Job
-from orchestrator.storage.place import NODE_CACHE
+from orchestrator.jobs.job import COPYING, Job
+from orchestrator.storage.download import NODE_CACHE
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.staging import StagingSpec
 

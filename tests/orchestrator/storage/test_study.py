@@ -16,20 +16,21 @@ from rich.console import Console
 from chip_core.files import read_json, write_json
 from chip_core.results import CURVES, Progress
 from chip_core.training.checkpoint import checkpoints
-from orchestrator.cache import check_stores, kept_stores, prunable, prune
 from orchestrator.executors import inline
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
-from orchestrator.removal import removal, remove
+from orchestrator.jobs.stopping import Stop
+from orchestrator.plan.plan import Plan
 from orchestrator.report.results import Outcome
-from orchestrator.run import PASSES, report_folder, run_study
-from orchestrator.stopping import Stop
-from orchestrator.storage.place import trial_key
+from orchestrator.report.writers.files import report_folder
+from orchestrator.run import PASSES, run_study
+from orchestrator.state.cache import check_stores, kept_stores, prunable, prune
+from orchestrator.state.ledger import Ledger
+from orchestrator.state.removal import removal, remove
+from orchestrator.storage.binding import settle_storage, storage_of
+from orchestrator.storage.download import trial_key
 from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import Remote
-from orchestrator.storage.settle import settle_storage, storage_of
 from orchestrator.tracking.projection import MlflowTracker
 
 from ..conftest import SHORT, TINY
@@ -211,7 +212,7 @@ def test_what_a_dead_job_left_on_a_machine_goes(
 ) -> None:
     settled = settle_storage(tmp_path / "work", uri)
     assert settled is not None
-    from orchestrator.storage.place import node_folder
+    from orchestrator.storage.download import node_folder
 
     jobs = node_folder(settled) / "jobs"
     (jobs / "dead").mkdir(parents=True)

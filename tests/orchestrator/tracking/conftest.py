@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from chip_core.files import write_json
-from orchestrator.plan import Plan, Trial
+from orchestrator.plan.plan import Plan, Trial
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.base import TrialView
 from orchestrator.tracking.client import MlflowStore
 from orchestrator.tracking.projection import MlflowTracker
-from orchestrator.version import code_version
+from orchestrator.utils.version import code_version
 
 FIGURES = ("loss", "reward/margin", "grad_norm")
 

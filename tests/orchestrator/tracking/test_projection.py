@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks.stores import contents, differences
 from chip_core.errors import UserError
 from orchestrator.cli import main
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.tracking.address import StoreUnavailable, tracking_uri
 from orchestrator.tracking.background import BackgroundTracker

@@ -12,8 +12,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from chip_core.errors import UserError
 from orchestrator.cli import main
-from orchestrator.plan import Plan
-from orchestrator.report.tracked import tracked_lines
+from orchestrator.plan.plan import Plan
+from orchestrator.report.writers.next_steps import tracked_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import ArmView, Waiting
@@ -297,9 +297,9 @@ def test_sync_shows_the_rest_and_succeeds(tracker, plan, finish, monkeypatch, ca
     class Found:
         study, trials, address, refused = "small", 3, "there", {"metric m": "Invalid value"}
 
-    monkeypatch.setattr("orchestrator.sync.find_kept", lambda workdir, names: [Found])
-    monkeypatch.setattr("orchestrator.sync.sync_study", lambda kept, workdir, tracker: Found)
-    monkeypatch.setattr("orchestrator.tracking.attached.attach_kept", lambda *words: None)
+    monkeypatch.setattr("orchestrator.runner.sync.find_kept", lambda workdir, names: [Found])
+    monkeypatch.setattr("orchestrator.runner.sync.sync_study", lambda kept, workdir, tracker: Found)
+    monkeypatch.setattr("orchestrator.tracking.attachments.attach_kept", lambda *words: None)
     with pytest.raises(SystemExit) as ended:
         main(["sync"])
     assert ended.value.code == 0

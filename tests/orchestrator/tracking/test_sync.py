@@ -18,11 +18,11 @@ from chip_core.errors import UserError
 from chip_core.files import append_record
 from orchestrator.cli import cli
 from orchestrator.executors.base import Again, Event, Job, Started
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.run import run_study
-from orchestrator.study import Study
-from orchestrator.sync import find_kept, sync_study
-from orchestrator.tracking.attached import Attached, attach, attach_kept
+from orchestrator.runner.sync import find_kept, sync_study
+from orchestrator.study.model import Study
+from orchestrator.tracking.attachments import Attached, attach, attach_kept
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.projection import MlflowTracker
 

@@ -1,0 +1,34 @@
+"""What a study's figures can say: contrasts, corrections, effects, verdicts. Pure numpy and scipy.
+
+The method, its rules and its known weaknesses are in docs/statistics.md.
+"""
+
+from orchestrator.analysis.contrast import Contrast, contrast
+from orchestrator.analysis.corrections import benjamini_hochberg, holm
+from orchestrator.analysis.effects import Comparison, Verdict, interactions, main_effects, verdicts
+from orchestrator.analysis.pool import report_pool
+from orchestrator.analysis.power import SeedsNeeded, detectable_difference, seeds_needed
+from orchestrator.analysis.results import MetricResults, StudyArm, StudyResults
+from orchestrator.analysis.values import pseudo_values
+from orchestrator.analysis.variance import seed_correlation
+
+__all__ = [
+    "Comparison",
+    "Contrast",
+    "MetricResults",
+    "SeedsNeeded",
+    "StudyArm",
+    "StudyResults",
+    "Verdict",
+    "benjamini_hochberg",
+    "contrast",
+    "detectable_difference",
+    "holm",
+    "interactions",
+    "main_effects",
+    "pseudo_values",
+    "report_pool",
+    "seed_correlation",
+    "seeds_needed",
+    "verdicts",
+]

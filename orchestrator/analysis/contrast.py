@@ -1,0 +1,289 @@
+"""A weighted difference between cells, with what seeds and what items leave open.
+
+C cells, S_c seeds of cell c, N units (items, or clusters of items that are not independent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from orchestrator.analysis.values import Array, Mask, checked_cells
+from orchestrator.analysis.variance import (
+    LEAST_BLOCK,
+    Spread,
+    checked_mask,
+    residual_square,
+    seed_spread,
+)
+
+#: What an interval covers. `seeds_only`: no item outcomes, so items are taken as fixed.
+#: `estimate_only`: neither seeds nor items, so there is no interval at all.
+Kind = Literal["seeds_and_items", "items_only", "seeds_only", "estimate_only"]
+
+_GUARD_LEVEL = 0.90
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A contrast, its variance in parts, and its test.
+
+    Estimate, se and interval are in the values' unit, variances in its square. What cannot be said
+    is None: `v_seed` and `v_res` without any cell of two seeds, `p` where training variance is
+    unknown, test and interval where nothing varies.
+    """
+
+    estimate: float
+    kind: Kind
+    v_seed: float | None
+    v_item: float
+    v_res: float | None
+    variance: float | None
+    se: float | None
+    df: float | None
+    p: float | None  # two-sided, of no difference
+    p_equivalence: float | None  # of a difference of delta or more; None without delta
+    interval: tuple[float, float] | None  # of 1 - alpha
+    guard: bool  # the contrast's own cells scatter more than the pool's: v_seed is their own
+    seed_share: float | None  # of the variance, what items alone would not leave
+    blocked: bool  # whether shared random numbers were used, as asked and as the cells allow
+    borrowed: bool  # a cell has one seed and takes the others' variance
+    pooled: int  # cells that share the seed variance
+    seeds: float  # of a cell; their weighted harmonic mean where the cells differ
+    units: int
+    df_seed: float | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said beside the figure."""
+        said = {
+            "items only: this says nothing of training variance": self.kind == "items_only",
+            "benchmark items treated as fixed": self.kind == "seeds_only",
+            "one seed and no item outcomes: no interval": self.kind == "estimate_only",
+            "a cell has one seed: its seed variance is borrowed from the others": self.borrowed,
+            "these cells scatter more between seeds than the others": self.guard,
+        }
+        return tuple(note for note, holds in said.items() if holds)
+
+
+def contrast(
+    values: Sequence[ArrayLike],
+    weights: ArrayLike,
+    *,
+    blocked: bool,
+    pool: ArrayLike | None = None,
+    delta: float | None = None,
+    alpha: float = 0.05,
+) -> Contrast:
+    """Estimate Σ w_c·(mean of cell c) and test it against 0.
+
+    Two sources of variance are kept apart: training seed and benchmark item. The seed variance is
+    pooled over cells, unless the contrast's own cells scatter clearly more (the guard).
+    (docs/statistics.md, "A contrast")
+
+    Args:
+        values: (S_c, N) of each cell, row s a seed, column i the same unit in every cell; see
+            `pseudo_values`. N = 1 stands for "no item outcomes": the seeds' metrics themselves.
+        weights: (C,), Σ w = 0; a cell of weight 0 serves the pool only.
+        blocked: row s of every cell drew the same random numbers. Used where the cells form a
+            complete block of at least four; else the contrast is unblocked.
+        pool: mask (C,) of the cells that share the seed variance; None: all. Of these, cells with
+            at least two seeds are pooled. See `report_pool`.
+        delta: the smallest difference that matters, in the values' unit, for the equivalence test.
+        alpha: the interval covers 1 − alpha.
+
+    Raises:
+        ValueError: the cells are not such arrays, the weights do not fit them, do not add up to 0
+            or are all 0, `pool` is no mask, `delta` is not above 0 or `alpha` not between 0 and 1.
+    """
+    cells = checked_cells(values)
+    w = _checked_weights(weights, len(cells))
+    if delta is not None and not (np.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta is {delta}: give a difference above 0, or None")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}: give a probability, such as 0.05")
+    seeds = np.array([len(cell) for cell in cells])
+    used = w != 0
+    pooled = checked_mask(pool, len(cells)) & (seeds > 1)
+    block = blocked and int(pooled.sum()) >= LEAST_BLOCK and len(set(seeds[pooled | used])) == 1
+
+    units = cells[0].shape[1]
+    noise = _rounding(cells, w)
+    estimate = float(sum(w[c] * cells[c].mean() for c in np.flatnonzero(w)))
+    by_unit: Array = np.sum([w[c] * cells[c].mean(axis=0) for c in np.flatnonzero(w)], axis=0)
+    v_item = _clean(float(by_unit.var(ddof=1)) / units, noise) if units > 1 else 0.0
+    training = _seed_part(cells, w, pooled, block, noise)
+    variance, df = _combined(training, v_item, units)
+    se = None if variance is None else variance**0.5
+    shares = (w / np.abs(w).max()) ** 2
+    shares /= shares.sum()
+    tested = training is not None and bool(se)
+    return Contrast(
+        estimate=estimate,
+        kind=_kind(training, units),
+        v_seed=training.variance if training else None,
+        v_item=v_item,
+        v_res=training.residual if training else None,
+        variance=variance,
+        se=se,
+        df=df,
+        p=2 * _t_above(abs(estimate) / se, df) if tested and se else None,
+        p_equivalence=_equivalence(estimate, se, df, delta) if tested and se else None,
+        interval=_interval(estimate, se, df, alpha),
+        guard=training is not None and training.guard,
+        seed_share=max(variance - v_item, 0.0) / variance if tested and variance else None,
+        blocked=block,
+        borrowed=training is not None and bool((seeds[used] == 1).any()),
+        pooled=int(pooled.sum()),
+        seeds=float(1 / (shares / seeds).sum()),
+        units=units,
+        df_seed=training.df if training else None,
+    )
+
+
+class _SeedPart(NamedTuple):
+    variance: float  # V_seed
+    residual: float  # V_res
+    df: float
+    guard: bool
+
+
+def _seed_part(
+    cells: list[Array], w: Array, pooled: Mask, block: bool, noise: float
+) -> _SeedPart | None:
+    """Return what the seeds leave open; None where no pooled cell has two."""
+    means = [cell.mean(axis=1) for cell in cells]
+    used = w != 0
+
+    def spread_over(mask: Mask) -> Spread | None:
+        return seed_spread([means[c] for c in np.flatnonzero(mask)], blocked=block)
+
+    shared = spread_over(pooled)
+    if shared is None:
+        return None
+    inflation = float(sum(w[c] ** 2 / len(means[c]) for c in np.flatnonzero(w)))  # K
+    chosen = Spread(inflation * shared.variance, shared.df)
+    outside = pooled & ~used
+    others = spread_over(outside if outside.sum() > 1 else pooled)
+    own = _own_spread(means, w, block)
+    guard = False
+    if own is not None and others is not None and own.variance > max(chosen.variance, noise):
+        # The pool is not theirs if their own scatter would be rare among the others.
+        from scipy import stats
+
+        limit = float(stats.f.ppf(_GUARD_LEVEL, own.df, others.df))
+        guard = own.variance > inflation * others.variance * limit
+    if guard and own is not None:
+        chosen = own
+    residual = _residual(cells, w, pooled, block)
+    return _SeedPart(_clean(chosen.variance, noise), _clean(residual, noise), chosen.df, guard)
+
+
+def _checked_weights(weights: ArrayLike, cells: int) -> Array:
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (cells,) or not np.isfinite(w).all():
+        raise ValueError(f"weights of shape {w.shape} for {cells} cells: give one for each")
+    if not w.any():
+        raise ValueError("weights are all 0: there is nothing to compare")
+    if abs(w.sum()) > 1e-9 * np.abs(w).sum():
+        raise ValueError(f"weights add up to {w.sum():g}: a contrast's add up to 0")
+    return w
+
+
+def _rounding(cells: list[Array], w: Array) -> float:
+    """Return the variance that rounding alone can make of constant values."""
+    scale = np.abs(w).sum() * max(float(np.abs(cell).max()) for cell in cells)
+    return float((32 * np.finfo(np.float64).eps * scale) ** 2)
+
+
+def _clean(variance: float, noise: float) -> float:
+    return variance if variance > noise else 0.0
+
+
+def _own_spread(means: list[Array], w: Array, block: bool) -> Spread | None:
+    """Return V_own and d_own; None where a cell of the contrast has one seed."""
+    cells = np.flatnonzero(w)
+    if any(len(means[c]) == 1 for c in cells):
+        return None
+    if block:
+        by_seed: Array = np.sum([w[c] * means[c] for c in cells], axis=0)
+        return Spread(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
+    parts = np.array([w[c] ** 2 * means[c].var(ddof=1) / len(means[c]) for c in cells])
+    if not parts.any():
+        return Spread(0.0, 1.0)
+    freedom = np.array([len(means[c]) - 1 for c in cells])
+    shares = parts / parts.sum()  # Welch's degrees of freedom
+    return Spread(float(parts.sum()), float(1 / (shares**2 / freedom).sum()))
+
+
+def _residual(cells: list[Array], w: Array, pooled: Mask, block: bool) -> float:
+    """Return V_res: the seed-by-item noise that both V_seed and V_item hold."""
+    units = cells[0].shape[1]
+    if block:
+        difference: Array = np.sum([w[c] * cells[c] for c in np.flatnonzero(w)], axis=0)
+        return residual_square(difference) / float(units * len(difference))
+    total = 0.0
+    for c in np.flatnonzero(w):
+        if len(cells[c]) > 1:
+            square = residual_square(cells[c])
+        else:
+            square = float(np.mean([residual_square(cells[p]) for p in np.flatnonzero(pooled)]))
+        total += float(w[c]) ** 2 * square / (units * len(cells[c]))
+    return total
+
+
+def _combined(
+    training: _SeedPart | None, v_item: float, units: int
+) -> tuple[float | None, float | None]:
+    """Return V and its degrees of freedom; None where there are none."""
+    if training is None:
+        return (v_item, units - 1.0 if v_item else None) if units > 1 else (None, None)
+    variance = max(training.variance + v_item - training.residual, v_item, training.variance)
+    if not variance:
+        return 0.0, None
+    return variance, float(satterthwaite(variance, training.variance, v_item, training.df, units))
+
+
+def satterthwaite(
+    variance: ArrayLike, v_seed: ArrayLike, v_item: ArrayLike, df_seed: ArrayLike, units: int
+) -> Array:
+    """Return df = max(1, V²/(V_seed²/d_s + V_item²/(N−1))); infinite where V is 0."""
+    parts = np.square(v_seed) / df_seed
+    if units > 1:
+        parts = parts + np.square(v_item) / (units - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        df = np.where(parts > 0, np.square(variance) / parts, np.inf)
+    return np.maximum(1.0, df)
+
+
+def _kind(training: _SeedPart | None, units: int) -> Kind:
+    if training is None:
+        return "items_only" if units > 1 else "estimate_only"
+    return "seeds_and_items" if units > 1 else "seeds_only"
+
+
+def _equivalence(estimate: float, se: float, df: float | None, delta: float | None) -> float | None:
+    """Return the larger one-sided p of "at or below −delta" and "at or above delta"."""
+    return None if delta is None else _t_above((delta - abs(estimate)) / se, df)
+
+
+def _t_above(value: float, df: float | None) -> float:
+    """Return the probability that Student's t is above a value."""
+    from scipy import stats  # half a second, and most commands ask for none
+
+    return float(stats.t.sf(value, df))
+
+
+def _interval(
+    estimate: float, se: float | None, df: float | None, alpha: float
+) -> tuple[float, float] | None:
+    if not se or df is None:
+        return None
+    from scipy import stats
+
+    half = float(stats.t.ppf(1 - alpha / 2, df)) * se
+    return estimate - half, estimate + half

@@ -1,0 +1,239 @@
+"""What a study found: arms against the baseline, main effects, interactions, and a verdict on each.
+
+C arms; a comparison is a contrast of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from orchestrator.analysis.contrast import Contrast, contrast
+from orchestrator.analysis.corrections import benjamini_hochberg, holm
+from orchestrator.analysis.pool import report_pool
+from orchestrator.analysis.results import StudyArm, StudyResults
+from orchestrator.analysis.values import Array
+
+
+class Verdict(StrEnum):
+    """What may be said of a comparison, in the words to say it with."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    BETTER_BELOW_DELTA = "better, but below δ"
+    WORSE_BELOW_DELTA = "worse, but below δ"
+    NO_CLEAR_DIFFERENCE = "no clear difference (within ±δ)"
+    TOO_FEW_SEEDS = "inconclusive: too few seeds"
+    TOO_FEW_ITEMS = "inconclusive: too few items"
+    ITEMS_ONLY = "items only: this says nothing of training variance"
+    NO_TEST = "no test"
+    NOT_ESTIMABLE = "not estimable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One question asked of a study, and its answer. Figures are in the metric's shown unit."""
+
+    name: str
+    changes: Mapping[str, tuple[str, str]]  # factor -> (from, to)
+    used: int  # differences (interactions: squares) that were averaged
+    combinations: int  # as many there could have been
+    weights: tuple[float, ...]  # of the arms; empty where not estimable
+    contrast: Contrast | None  # None where not estimable
+    p_adjusted: float | None  # Holm over its family; Benjamini–Hochberg where exploratory
+    p_equivalence_adjusted: float | None
+    verdict: Verdict
+
+
+def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tuple[Comparison, ...]:
+    """Compare every other arm with the baseline.
+
+    (docs/statistics.md, "Verdicts")
+
+    Args:
+        results: of the study.
+        metric: which one; the study's primary metric where a verdict is to be quoted.
+        alpha: the level of intervals and verdicts.
+
+    Raises:
+        ValueError: there is no such metric, or its values are not such as `contrast` takes.
+    """
+    base = results.baseline_arm
+    asked = []
+    for place, arm in enumerate(results.arms):
+        if place != base:
+            weights = np.zeros(len(results.arms))
+            weights[place], weights[base] = 1.0, -1.0
+            changes = _changes(results, arm)
+            asked.append(_Question(arm.name, changes, 1, 1, weights))
+    return _answer(results, metric, asked, alpha)
+
+
+def main_effects(
+    results: StudyResults, metric: str, *, alpha: float = 0.05
+) -> tuple[Comparison, ...]:
+    """Return, for each factor, the effect of going from the baseline's level to each other one.
+
+    The average of the differences over the combinations of the other factors in which both cells
+    exist. Two cells that are one trial cannot differ, and are no such combination.
+    (docs/statistics.md, "Effects"; arguments and errors as `verdicts`)
+    """
+    asked = []
+    for factor, (first, *rest) in results.factors.items():
+        for level in rest:
+            pairs = [
+                tuple(results.arm_of.get(_with(others, {factor: to})) for to in (first, level))
+                for others in _others(results, {factor: (first, level)})
+            ]
+            weights, used = _average(pairs, (-1.0, 1.0), len(results.arms))
+            name = f"{factor}: {first} → {level}"
+            asked.append(_Question(name, {factor: (first, level)}, used, len(pairs), weights))
+    return _answer(results, metric, asked, alpha)
+
+
+def interactions(
+    results: StudyResults, metric: str, *, alpha: float = 0.05
+) -> tuple[Comparison, ...]:
+    """Return, for each two factors, how far one's effect depends on the other's level.
+
+    The average, over complete squares of four different trials, of the effect at the other's new
+    level less the effect at the baseline's. "Better" is: together the two changes do better than
+    the sum of their effects.
+    (docs/statistics.md, "Effects"; arguments and errors as `verdicts`)
+    """
+    asked = []
+    for one, two in itertools.combinations(results.factors, 2):
+        (from_one, *to_one), (from_two, *to_two) = results.factors[one], results.factors[two]
+        for a, b in itertools.product(to_one, to_two):
+            changes = {one: (from_one, a), two: (from_two, b)}
+            corners = list(itertools.product((from_one, a), (from_two, b)))
+            squares = [
+                tuple(results.arm_of.get(_with(others, {one: x, two: y})) for x, y in corners)
+                for others in _others(results, changes)
+            ]
+            weights, used = _average(squares, (1.0, -1.0, -1.0, 1.0), len(results.arms))
+            name = f"{one}: {from_one} → {a} × {two}: {from_two} → {b}"
+            asked.append(_Question(name, changes, used, len(squares), weights))
+    return _answer(results, metric, asked, alpha)
+
+
+@dataclass(frozen=True)
+class _Question:
+    name: str
+    changes: Mapping[str, tuple[str, str]]
+    used: int
+    combinations: int
+    weights: Array
+
+
+def _changes(results: StudyResults, arm: StudyArm) -> dict[str, tuple[str, str]]:
+    """Return where an arm differs from the baseline, in all of the cells that either stands for."""
+    base = results.arms[results.baseline_arm]
+    changes = {}
+    for factor, level in results.baseline.items():
+        ours = [cell[factor] for cell in arm.cells if factor in cell]
+        if ours and not {cell.get(factor) for cell in base.cells} & set(ours):
+            changes[factor] = (level, ours[0])
+    return changes
+
+
+_Cell = frozenset[tuple[str, str]]
+
+
+def _others(results: StudyResults, changes: Mapping[str, tuple[str, str]]) -> list[_Cell]:
+    """Return the combinations of the other factors that any of the cells in question has."""
+    found = {
+        frozenset(item for item in cell.items() if item[0] not in changes): None
+        for arm in results.arms
+        for cell in arm.cells
+        if all(cell.get(factor) in levels for factor, levels in changes.items())
+    }
+    return list(found)
+
+
+def _with(others: _Cell, levels: Mapping[str, str]) -> _Cell:
+    return others | frozenset(levels.items())
+
+
+def _average(
+    groups: Sequence[tuple[int | None, ...]], signs: tuple[float, ...], arms: int
+) -> tuple[Array, int]:
+    """Return weights (C,) of the mean signed sum over groups of different arms, and how many."""
+    complete = [group for group in groups if None not in group and len(set(group)) == len(signs)]
+    weights = np.zeros(arms)
+    for group in complete:
+        for place, sign in zip(group, signs, strict=True):
+            weights[place] += sign
+    return weights / max(len(complete), 1), len(complete)
+
+
+def _answer(
+    results: StudyResults, metric: str, asked: Sequence[_Question], alpha: float
+) -> tuple[Comparison, ...]:
+    """Estimate one family of comparisons, correct it and give the verdicts."""
+    declared = results.metric(metric)
+    found = [
+        _contrast(results, metric, question.weights, alpha) if question.weights.any() else None
+        for question in asked
+    ]
+    correct = benjamini_hochberg if results.exploratory else holm
+    p = correct([None if one is None else one.p for one in found])
+    p_equivalence = correct([None if one is None else one.p_equivalence for one in found])
+    return tuple(
+        Comparison(
+            name=question.name,
+            changes=question.changes,
+            used=question.used,
+            combinations=question.combinations,
+            weights=tuple(question.weights.tolist()) if one is not None else (),
+            contrast=one,
+            p_adjusted=p_one,
+            p_equivalence_adjusted=p_other,
+            verdict=_verdict(one, p_one, p_other, declared.goal == "maximize", alpha),
+        )
+        for question, one, p_one, p_other in zip(asked, found, p, p_equivalence, strict=True)
+    )
+
+
+def _contrast(results: StudyResults, metric: str, weights: Array, alpha: float) -> Contrast:
+    declared = results.metric(metric)
+    pool = report_pool(declared.values, weights, collapsed=[arm.collapsed for arm in results.arms])
+    needed = [
+        arm.seeds
+        for arm, kept, weight in zip(results.arms, pool, weights, strict=True)
+        if weight or (kept and len(arm.seeds) > 1)
+    ]
+    return contrast(
+        declared.values,
+        weights,
+        blocked=results.common_random_numbers and len(set(needed)) == 1,
+        pool=pool,
+        delta=declared.smallest_difference,
+        alpha=alpha,
+    )
+
+
+def _verdict(
+    found: Contrast | None, p: float | None, p_equivalence: float | None, more: bool, alpha: float
+) -> Verdict:
+    """Return what may be said; `more` is whether a higher figure is the better one."""
+    if found is None:
+        return Verdict.NOT_ESTIMABLE
+    if found.v_seed is None or found.v_res is None:
+        return Verdict.ITEMS_ONLY if found.kind == "items_only" else Verdict.NO_TEST
+    if p is None:
+        return Verdict.NO_TEST
+    within = p_equivalence is not None and p_equivalence < alpha
+    if p < alpha:
+        if (found.estimate > 0) == more:
+            return Verdict.BETTER_BELOW_DELTA if within else Verdict.BETTER
+        return Verdict.WORSE_BELOW_DELTA if within else Verdict.WORSE
+    if within:
+        return Verdict.NO_CLEAR_DIFFERENCE
+    if max(found.v_seed - found.v_res, 0.0) >= max(found.v_item - found.v_res, 0.0):
+        return Verdict.TOO_FEW_SEEDS
+    return Verdict.TOO_FEW_ITEMS

@@ -1,0 +1,1 @@
+"""Checks of a cluster file, one subject a module."""

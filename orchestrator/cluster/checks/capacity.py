@@ -1,0 +1,112 @@
+"""Whether a study's trials find room, and whether their drivers can keep them from it.
+
+A trial's workers take what the recipe's `engine` says. The driver of several takes a unit of
+`chip_driver` and no CPU. Drivers that hold what workers wait for stand still for ever, and nothing
+fails: so drivers' places are on the head, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from chip_core.config import EngineConfig
+from chip_core.validation import set_key
+from orchestrator.cluster.checks.node_types import NodeType, node_types
+from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
+from orchestrator.jobs.placement import DRIVER, Request, amounts, fitting, resources_of, slots
+from orchestrator.study.model import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need(Request):
+    """What each trial of a study takes."""
+
+    trials: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How a study fits."""
+
+    slots: int  # workers that fit on the whole cluster, grown to its largest
+    at_once: int  # trials
+
+
+def need_of(study: Study) -> Need:
+    """Return what the largest trial of a study takes."""
+    engines = []
+    for levels in [(), *((level,) for factor in study.factors for level in factor.levels)]:
+        tree = {"engine": dict(study.base.get("engine", {}))}
+        for level in levels:
+            for key, value in level.overrides.items():
+                if key.startswith("engine."):
+                    set_key(tree, key, value)
+        engines.append(EngineConfig.model_validate(tree["engine"]))
+    largest = EngineConfig(
+        gpus_per_worker=max(engine.gpus_per_worker for engine in engines),
+        cpus_per_worker=max(engine.cpus_per_worker for engine in engines),
+    )
+    return Need(
+        workers=max(engine.workers_per_trial for engine in engines),
+        each=resources_of(largest),
+        trials=len(study.cells) * len(study.seeds),
+    )
+
+
+def room(kinds: Sequence[NodeType], need: Need) -> Room:
+    """Return how many trials run at once on a cluster grown to its largest.
+
+    A trial lies on one machine where one is large enough, else over several.
+    """
+    nodes = [kind.resources for kind in kinds for _ in range(kind.most)]
+    drivers = sum(node.get(DRIVER, 0) for node in nodes)
+    return Room(
+        slots=sum(fitting(node, need.each) for node in nodes),
+        at_once=min(slots(need, nodes), need.trials, int(drivers)),
+    )
+
+
+def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
+    """Yield where drivers would lie wrongly."""
+    for kind in node_types(cluster):
+        places = kind.resources.get(DRIVER, 0)
+        key = f"{kind.key}.resources.{DRIVER}"
+        if kind.head and places < 1:
+            yield Problem(
+                key="head_start_ray_commands" if cluster.provider == LOCAL else key,
+                what=f"the head offers no {DRIVER}: drivers of trials would take what their "
+                f"workers wait for. Offer 64: --resources='{{\"{DRIVER}\": 64}}'",
+            )
+        if not kind.head and places:
+            yield Problem(
+                key="worker_start_ray_commands" if cluster.provider == LOCAL else key,
+                what=f"a worker offers {DRIVER}: a trial's driver would die with that machine: "
+                "offer it on the head alone",
+            )
+
+
+def room_problems(cluster: ClusterFile, need: Need) -> Iterator[Problem]:
+    """Yield why a study's trials would wait for ever."""
+    kinds = node_types(cluster)
+    workers = [kind for kind in kinds if not kind.head]
+    unsaid = [kind for kind in workers if not kind.resources.get("CPU")]
+    for kind in unsaid:
+        key = f"{SETTINGS}.worker" if cluster.provider == LOCAL else f"{kind.key}.resources"
+        yield Problem(key=key, what="does not say what a worker has: write {CPU: …, GPU: …}")
+    if unsaid:
+        return
+    found = room(kinds, need)
+    if found.slots >= need.workers:
+        return
+    there = "; ".join(f"{kind.most} × {_words(kind.resources)}" for kind in workers)
+    yield Problem(
+        key=workers[0].key if workers else "available_node_types",
+        what=f"a trial has {need.workers} worker(s) of {amounts(need.each)} each, and room is for "
+        f"{found.slots} ({there or 'no workers'}): take larger or more machines, or lower "
+        "engine.workers_per_trial, engine.gpus_per_worker or engine.cpus_per_worker",
+    )
+
+
+def _words(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

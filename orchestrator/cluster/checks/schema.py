@@ -1,0 +1,80 @@
+"""What Ray itself says of a cluster file, without a network."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import ray.autoscaler
+from ray.autoscaler.sdk import fillout_defaults
+
+from chip_core.registry import suggestion
+from orchestrator.cluster.config import ClusterFile, Problem
+
+
+def schema_problems(cluster: ClusterFile) -> Iterator[Problem]:
+    """Yield every place where a file is not what Ray takes."""
+    text = (Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8")
+    schema = {**json.loads(text)}
+    # `ray up` fills it in for the provider `local`, and takes it out before it looks.
+    schema["properties"] = {
+        **schema["properties"],
+        "min_workers": {"type": "integer", "minimum": 0},
+    }
+    errors = sorted(
+        jsonschema.Draft7Validator(schema).iter_errors(cluster.content),
+        key=lambda error: [str(part) for part in error.absolute_path],
+    )
+    for error in errors:
+        yield from _told(error)
+    if not errors:
+        yield from _refused(dict(cluster.content))
+
+
+def _told(error: Any) -> Iterator[Problem]:
+    where = _dotted(error.absolute_path)
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = error.schema.get("properties", {})
+        for key in sorted(set(map(str, error.instance)) - set(known)):
+            dotted = f"{where}.{key}" if where else key
+            yield Problem(key=dotted, what=f"unknown key: {suggestion(key, known)}")
+    elif error.validator == "required":
+        for key in error.validator_value:
+            if key not in error.instance:
+                yield Problem(key=f"{where}.{key}" if where else key, what="is missing: add it")
+    else:
+        yield Problem(key=where or "the file", what=f"{error.message}: see {_HELP}")
+
+
+_HELP = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html"
+
+
+def _refused(content: dict[str, Any]) -> Iterator[Problem]:
+    """Yield why Ray cannot fill in a file that keeps its schema; it tells the first reason only."""
+    said = io.StringIO()
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            fillout_defaults(copy.deepcopy(content))
+    except Exception as error:  # whatever Ray raises: it has no class for it
+        lines = [line for line in (*str(error).splitlines(), *said.getvalue().splitlines()) if line]
+        reason = lines[0].strip() if lines else type(error).__name__
+        yield Problem(key="the file", what=f"Ray refuses it: {reason}: see {_HELP}")
+    finally:
+        logger.setLevel(level)
+
+
+def _dotted(path: Any) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")

@@ -1,0 +1,67 @@
+"""Storage must be shared: a trial goes on from a checkpoint that another machine wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from chip_core.errors import UserError
+from orchestrator.cluster.checks.start_commands import LISTS
+from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
+from orchestrator.storage.remote import checked_uri
+
+#: Where each machine has files of its own.
+_OWN = ("/tmp", "/var/tmp", "/dev", "/run", "/root", "/proc", "/sys", "/opt", "/usr", "/etc")
+
+
+def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
+    """Yield why a machine would not see what another wrote, as far as a file can tell."""
+    settings = cluster.settings
+    if settings is None:
+        return
+    if (settings.shared is None) == (settings.storage is None):
+        yield Problem(
+            key=SETTINGS,
+            what="say where all machines find what one of them wrote: `shared`, a folder that each "
+            "mounts, or `storage`, a URI such as s3://BUCKET/FOLDER; one of the two",
+        )
+    if settings.storage is not None:
+        try:
+            checked_uri(settings.storage)
+        except UserError as error:
+            what = str(error).removeprefix("--storage: ")
+            yield Problem(key=f"{SETTINGS}.storage", what=what)
+    if settings.shared is not None:
+        yield from _shared_problems(cluster, settings.shared, settings.workdir)
+
+
+def _shared_problems(cluster: ClusterFile, mounted: str, work: str) -> Iterator[Problem]:
+    shared, workdir = PurePosixPath(mounted), PurePosixPath(work)
+    if not workdir.is_relative_to(shared):
+        yield Problem(
+            key=f"{SETTINGS}.workdir",
+            what=f"{workdir} does not lie in {shared} (`shared`), so each machine would have its "
+            "own: move it there",
+        )
+    own = [folder for folder in _OWN if shared.is_relative_to(folder)]
+    if own or shared == PurePosixPath("/"):
+        yield Problem(
+            key=f"{SETTINGS}.shared",
+            what=f"{shared}: each machine has its own {own[0] if own else '/'}: mount shared "
+            "storage elsewhere (/mnt/…)",
+        )
+    if cluster.provider != LOCAL and not _is_mounted(cluster, str(shared)):
+        yield Problem(
+            key=f"{SETTINGS}.shared",
+            what=f"no command mounts {shared} on new machines: add one to setup_commands",
+        )
+
+
+def _is_mounted(cluster: ClusterFile, path: str) -> bool:
+    """Return whether a command that every machine runs mounts the path."""
+    everywhere = [name for name in LISTS if not name.startswith(("head_", "worker_"))]
+    return any(
+        "mount" in command and path in command
+        for name in everywhere
+        for command in cluster.commands(name)
+    )

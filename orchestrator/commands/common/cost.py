@@ -1,0 +1,172 @@
+"""The options that say what a study costs and may cost, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.commands.common.options import each_once
+from orchestrator.commands.common.param_types import Location, Real, read_real
+
+if TYPE_CHECKING:
+    from orchestrator.cost.power import Bought
+    from orchestrator.cost.study_cost import Quote, Wish
+    from orchestrator.plan.plan import Plan
+    from orchestrator.state.ledger import Ledger
+
+
+class Amount(click.ParamType[Any]):
+    """A name and a number."""
+
+    name = "name=number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return (name, number)."""
+        key, equals, text = str(value).partition("=")
+        number = read_real(text)
+        if not equals or number is None:
+            return self._wrong(value, param, ctx)
+        return key.strip(), number
+
+    def _wrong(self, value: Any, param: Any, ctx: Any) -> Any:
+        example = "--budget hours=12" if param and param.name == "budget" else "--rate step=1.5"
+        self.fail(f"'{value}' is no name=number: write {example}", param, ctx)
+
+
+def cost_options(command: Any) -> Any:
+    """Give a command the options on cost."""
+    for option in (
+        click.option(
+            "--calibrate",
+            is_flag=True,
+            help="Measure some steps and answers of each kind of trial on this machine.",
+        ),
+        click.option(
+            "--rates",
+            type=Location("file", exists=True),
+            help="A YAML file of rates and prices.",
+        ),
+        click.option(
+            "--rate",
+            "rate",
+            multiple=True,
+            type=Amount(),
+            metavar="NAME=SECONDS",
+            help="One rate: start, step, answer, score or sample.",
+        ),
+        click.option("--price-per-gpu-hour", type=Real(), help="In your currency."),
+        click.option("--price-per-cpu-hour", type=Real(), help="In your currency."),
+        click.option(
+            "--device-memory",
+            type=Real(above_zero=True, high=2**20),
+            help="GiB of one device, where it is not this machine's.",
+        ),
+        click.option(
+            "--budget",
+            multiple=True,
+            type=Amount(),
+            metavar="NAME=AMOUNT",
+            help="Run what fits: hours, cpu_hours, gpu_hours or price.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def wish_of(
+    *,
+    calibrate: bool,
+    rates: Path | None,
+    rate: Sequence[tuple[str, float]],
+    price_per_gpu_hour: float | None,
+    price_per_cpu_hour: float | None,
+    device_memory: float | None,
+    budget: Sequence[tuple[str, float]],
+    executor: str,
+    max_concurrent: int | None,
+    address: str | None = None,
+    looks: bool = False,
+) -> Wish:
+    """Return what is asked of a quote.
+
+    Raises:
+        ConfigError: a rate or a bound is wrong.
+    """
+    from pydantic import ValidationError
+
+    from chip_core.errors import ConfigError
+    from chip_core.validation import explain
+    from orchestrator.cost.study_cost import Wish
+    from orchestrator.cost.user_rates import read_given
+    from orchestrator.study.limits import Budget
+
+    flags = {
+        **each_once("--rate", rate),
+        "price_per_gpu_hour": price_per_gpu_hour,
+        "price_per_cpu_hour": price_per_cpu_hour,
+        "device_memory": device_memory,
+    }
+    bounds = None
+    if budget:
+        try:
+            bounds = Budget.model_validate(each_once("--budget", budget))
+        except ValidationError as error:
+            raise ConfigError(explain(error, Budget, "--budget")) from None
+    return Wish(
+        given=read_given(rates, flags),
+        way="inline" if executor == "inline" else "ray",
+        max_concurrent=max_concurrent,
+        elsewhere=address is not None,
+        calibrate=calibrate,
+        budget=bounds,
+        looks=looks,
+    )
+
+
+def quoted(plan: Plan, workdir: Path, wish: Wish, say: Callable[[str], None]) -> Quote:
+    """Return what a study will cost, with what its seeds buy.
+
+    Raises:
+        UserError: its budget cannot be held.
+    """
+    from dataclasses import replace
+
+    from orchestrator.cost.study_cost import quote
+    from orchestrator.state.integrity import ledger_of
+
+    ledger = ledger_of(plan, workdir)
+    found = quote(plan, ledger, workdir, wish, say)
+    if not found.work.trials:
+        return found
+    return replace(found, bought=_bought(plan, ledger, workdir, wish))
+
+
+def _bought(plan: Plan, ledger: Ledger, storage: Path, wish: Wish) -> Bought | None:
+    """Return what seeds buy on the primary metric; None where nothing can be said."""
+    from orchestrator.cost.power import from_assumptions, from_runs
+    from orchestrator.cost.workload import questions_of
+    from orchestrator.report.formatting import points_text
+    from orchestrator.report.outcomes import load_scores
+    from orchestrator.report.sections.power import testable
+    from orchestrator.report.summary import study_metrics, summarise
+
+    primary = plan.study.primary
+    if primary is None or len(plan.arms) < 2:
+        return None
+    info = study_metrics(plan)[primary.metric]
+    unit, seeds = points_text(info), len(plan.study.seeds)
+    done = [trial for trial in plan.trials if ledger[trial.fingerprint].evaluations]
+    if len(done) > len(plan.arms):  # else no arm has two seeds
+        summary = summarise(plan, ledger, load_scores(plan, ledger, storage))
+        found = [contrast for _, contrast in testable(summary, primary.metric)]
+        if found:
+            trials = sum(not trial.untrained for trial in done)
+            return from_runs(primary.metric, unit, seeds, found, trials)
+    items = questions_of(plan).get(f"report/{primary.metric.rpartition('/')[0]}")
+    if not items or info.unit != "percent":
+        return None
+    assumed = wish.given.assumed
+    return from_assumptions(primary.metric, unit, seeds, items, len(plan.arms), assumed)

@@ -1,0 +1,193 @@
+"""Options and arguments that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from orchestrator.commands.common.output import json_option
+from orchestrator.commands.common.param_types import Location, Text, whole_numbers
+
+if TYPE_CHECKING:
+    from chip_core.places import Places
+    from orchestrator.plan.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def workdir_of(text: str) -> Callable[[F], F]:
+    """Return the option that names the work directory."""
+    return click.option(
+        "--workdir",
+        type=Location("folder", instead="name a folder here, and give the address to --storage"),
+        default=Path("chip-runs"),
+        show_default=True,
+        help=text,
+    )
+
+
+#: Where everything of a study lies.
+workdir_option = workdir_of("Where runs, results and reports lie.")
+
+
+def study_options(command: Any) -> Any:
+    """Give a command STUDY and the options that change or place one."""
+    for option in (
+        click.argument("study", type=Text()),
+        click.option(
+            "--recipe", type=Text(), help="In place of the study's recipe: a variant of its own."
+        ),
+        click.option(
+            "--seeds",
+            type=Seeds(),
+            help="More seeds than the study's: --seeds 3 4. Only its own ones: a part of it.",
+        ),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            type=Override(),
+            metavar="KEY=VALUE",
+            help="Change a key of the recipe: a variant of its own.",
+        ),
+        workdir_option,
+        *_places_options(),
+        json_option(),
+    ):
+        command = option(command)
+    return command
+
+
+def _places_options() -> tuple[Any, ...]:
+    return (
+        click.option(
+            "--benchmark-data",
+            type=Location(is_local=False),
+            envvar="CHIP_ABLATE_BENCHMARK_DATA",
+            help="Holds each benchmark's files, in a folder named as it.",
+        ),
+        click.option(
+            "--judge-replies",
+            type=Location(is_local=False),
+            help="Replies that exist, in place of a judge's.",
+        ),
+    )
+
+
+def places_options(command: Any) -> Any:
+    """Give a command the options that say where benchmarks' data lie."""
+    for option in _places_options():
+        command = option(command)
+    return command
+
+
+def places_of(
+    benchmark_data: Path | None, judge_replies: Path | None = None, **others: Path
+) -> Places:
+    """Return where things lie, in paths that mean the same to workers that run elsewhere.
+
+    Raises:
+        UserError: what is named is not there, whether or not it will be needed.
+    """
+    from chip_core.errors import ConfigError
+    from chip_core.files import Kind, expanded, path_problem
+    from chip_core.places import Places
+
+    kinds: dict[str, tuple[Path | None, Kind]] = {
+        "benchmark_data": (benchmark_data, "folder"),
+        "judge_replies": (judge_replies, "file"),
+    }
+    found: dict[str, Path] = {}
+    problems = []
+    for name, (given, kind) in kinds.items():
+        if given is None:
+            continue
+        found[name] = expanded(str(given)).absolute()
+        problem = path_problem(found[name], kind)
+        option = f"--{name.replace('_', '-')}"
+        if problem is not None:
+            problems.append(f"{option}: {given}: {problem}")
+        elif not found[name].exists():
+            problems.append(f"{option}: no {kind} {given}")
+    if problems:
+        raise ConfigError(problems)
+    return Places(**found, **others)
+
+
+def planned(
+    study: str,
+    *,
+    workdir: Path,
+    benchmark_data: Path | None,
+    judge_replies: Path | None,
+    recipe: str | None,
+    seeds: list[int] | None,
+    overrides: Sequence[tuple[str, Any]],
+) -> Plan:
+    """Return the plan of a study, with the command line's changes.
+
+    It is given by path, by the name of a shipped one, or by the name under which one was run in the
+    work directory.
+    """
+    from orchestrator.plan.benchmark_identities import seen_before
+    from orchestrator.plan.plan import make_plan
+    from orchestrator.plan.snapshot import find_own_study
+    from orchestrator.state.integrity import look
+    from orchestrator.state.ledger import Ledger
+    from orchestrator.study.load import find_study, load_study
+    from orchestrator.study.model import Changes
+
+    changes = Changes(recipe=recipe, seeds=seeds, overrides=each_once("--set", overrides))
+    places = places_of(benchmark_data, judge_replies)
+    own = find_own_study(workdir, study)
+    if own is None:
+        loaded = load_study(find_study(study), changes)
+    else:
+        loaded = load_study(own.path, own.changed_by(changes))
+        places = own.placed_by(places)
+    plan = make_plan(loaded, places=places, seen=seen_before(workdir, loaded.name))
+    return look(plan, Ledger(workdir, writes=False), workdir) if loaded.tune is not None else plan
+
+
+def each_once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return key -> value of an option that is given again and again.
+
+    Raises:
+        UserError: a key is given twice: only one of its values would be used.
+    """
+    from chip_core.errors import UserError
+
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise UserError(f"{option}: {key}: is given twice: give it once")
+        found[key] = value
+    return found
+
+
+class Seeds(click.ParamType[Any]):
+    """Whole numbers: `0 1 2` or `0,1,2`."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a list of seeds."""
+        return whole_numbers(self, value, "--seeds 0 1 2", param, ctx)
+
+
+class Override(click.ParamType[Any]):
+    """A dotted key and its value, read as YAML."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return (key, value)."""
+        from chip_core.recipes import parse_yaml
+
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.strip():
+            self.fail(f"'{value}' is no key=value: write --set optimizer.lr=1e-6", param, ctx)
+        return key.strip(), parse_yaml(text, f"--set {key}")

@@ -1,0 +1,90 @@
+"""run --cluster: which options of `run` go along, and which mean nothing there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands.common.output import print_json
+
+#: Options whose value is one word, as they are there and here.
+_WORDS = (
+    "benchmark_data", "judge_replies", "tracking_uri", "price_per_gpu_hour", "price_per_cpu_hour",
+    "device_memory", "storage", "max_hours", "max_gpu_hours", "max_failures",
+)  # fmt: skip
+
+
+def run_there(
+    cluster: Path,
+    study: str,
+    *,
+    workdir: Path,
+    executor: str,
+    address: str | None,
+    max_concurrent: int | None,
+    as_json: bool,
+    recipe: str | None,
+    seeds: list[int] | None,
+    overrides: Sequence[tuple[str, Any]],
+    rate: Sequence[tuple[str, float]],
+    budget: Sequence[tuple[str, float]],
+    calibrate: bool,
+    rates: Path | None,
+    **words: Any,
+) -> int:
+    """Run a study on a cluster; paths of benchmarks, replies and MLflow are the cluster's.
+
+    Returns:
+        the study's exit code.
+    """
+    from orchestrator.cluster.session import run_on_cluster
+    from orchestrator.study.model import Changes
+    from orchestrator.tracking.address import check_written, told
+
+    for option, given, why in (
+        ("--executor inline", executor == "inline", "a cluster has Ray"),
+        ("--address", address is not None, "it is the cluster's own"),
+        ("--calibrate", calibrate, "it would measure the head: give --rate"),
+        ("--rates", rates is not None, "the file is not there: give --rate"),
+    ):
+        if given:
+            raise click.UsageError(f"{option} does not go with --cluster: {why}")
+    wishes = {name: value for name, value in words.items() if value is not None}
+    try:
+        check_written(
+            wishes.get("tracking_uri", "http://there")
+        )  # files and drivers are the head's
+    except ValueError as error:
+        raise told(error, wishes["tracking_uri"]) from None
+    return run_on_cluster(
+        cluster,
+        study,
+        changes=Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides)),
+        options=list(_options(seeds, overrides, rate, budget, wishes)),
+        max_concurrent=max_concurrent,
+        workdir=workdir,
+        on_results=print_json if as_json else None,
+    )
+
+
+def _options(
+    seeds: list[int] | None,
+    overrides: Sequence[tuple[str, Any]],
+    rate: Sequence[tuple[str, float]],
+    budget: Sequence[tuple[str, float]],
+    words: dict[str, Any],
+) -> Iterator[str]:
+    if seeds:
+        yield from ("--seeds", ",".join(map(str, seeds)))
+    for key, value in overrides:
+        yield from ("--set", f"{key}={json.dumps(value)}")
+    for name, amounts in (("--rate", rate), ("--budget", budget)):
+        for key, amount in amounts:
+            yield from (name, f"{key}={amount!r}")
+    for name, value in words.items():
+        assert name in _WORDS, f"{name} is an option of run that --cluster does not know"
+        yield from (f"--{name.replace('_', '-')}", str(value))

@@ -1,0 +1,1 @@
+"""A short measurement of each kind of work on this machine."""

@@ -1,0 +1,174 @@
+"""Measure one kind of work in a process of its own.
+
+    python -m orchestrator.cost.calibration.measure SPEC
+
+It reads what to measure from a JSON file and leaves seconds and sizes beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chip_core.config import TrialConfig
+from chip_core.data import identity as data_identity
+from chip_core.data.files import is_hub_name
+from chip_core.data.source import open_source
+from chip_core.errors import TrialError, UserError
+from chip_core.files import write_json
+from chip_core.machine import cpu_seconds
+from chip_core.models import loading
+from chip_core.places import Places
+from chip_core.reference_cache.spec import (
+    AvailableCaches,
+    CacheSpec,
+    cache_specs,
+    grouped,
+    with_hidden,
+)
+from chip_core.results import MODEL, Progress
+from orchestrator.cost.calibration.measurements import Named
+from orchestrator.cost.kinds import LIVE, reference_of
+
+
+@dataclass
+class _Points:
+    """When work was told to be so far, by the clock and by the CPU."""
+
+    phase: str
+    points: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def __call__(self, progress: Progress) -> None:
+        """Note a report of the phase."""
+        if progress.phase == self.phase and progress.done:
+            self.points.append((progress.done, time.perf_counter(), cpu_seconds()))
+
+    @property
+    def each(self) -> list[float] | None:
+        """Seconds of one, [wall, cpu], without the first report's; None from fewer than two."""
+        if len(self.points) < 2:
+            return None
+        (begun, wall, cpu), (done, wall_then, cpu_then) = self.points[0], self.points[-1]
+        return [(wall_then - wall) / (done - begun), (cpu_then - cpu) / (done - begun)]
+
+
+def find_passes(config: TrialConfig, wanted: Sequence[Named]) -> tuple[CacheSpec, ...]:
+    """Return the passes of a configuration's own data that are so named.
+
+    An epoch that a calibration does not reach is left out.
+    """
+    model, data = loading.identity(config.model), data_identity(config.data)
+    found = []
+    for one in cache_specs(config, model, data):
+        for kind, epoch, hidden in wanted:
+            if (one.kind, one.epoch) != (kind, epoch) or epoch not in (None, 0):
+                continue
+            if one.hidden is None and hidden is not None:
+                assert hidden in ("fp32", "bf16")
+                found.append(with_hidden(one, "bf16" if hidden == "bf16" else "fp32"))
+            elif one.hidden == hidden:
+                found.append(one)
+    return tuple(found)
+
+
+def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what was measured: `seconds` by quantity as [wall, cpu], `sizes` in bytes.
+
+    Args:
+        spec: `config`; `passes` that are there or, where `make` holds, are made; `cache`, where
+            they lie; `untrained`; `places`.
+        folder: for the trial's files.
+    """
+    began, began_cpu = time.perf_counter(), cpu_seconds()
+    config = TrialConfig.model_validate(spec["config"])
+    cache = Path(spec["cache"])
+    wanted = [(kind, epoch, hidden) for kind, epoch, hidden in spec["passes"]]
+    if spec["make"]:
+        return _made(config, wanted, cache)
+    from chip_core.trial import run_trial
+
+    passes = find_passes(config, wanted)
+    offered = AvailableCaches(cache=cache, passes=passes) if passes else None
+    steps = _Points("train")
+    result = run_trial(
+        config,
+        folder=folder,
+        report=steps,
+        untrained=spec["untrained"],
+        began=began,
+        began_cpu=began_cpu,
+        places=Places(**{name: path and Path(path) for name, path in spec["places"].items()}),
+        caches=offered,
+    )
+    reference = result.engine.get("reference", LIVE)
+    if not spec["untrained"] and reference != reference_of(config, passes):
+        return {"error": f"its reference was {reference}: {'; '.join(result.notes)}"}
+    both = {name: [result.seconds[name], result.cpu[name]] for name in result.cpu}
+    seconds: dict[str, Any] = {"imports": both["imports"], "model": both["model"]}
+    step = steps.each
+    if step is not None:
+        rows = result.data["pairs"] + result.data["skipped"]
+        seconds["row"] = [value / rows for value in both["check data"]]
+        seconds["step"] = step
+        seconds["setup"] = [
+            max(whole - result.steps * one, 0.0)
+            for whole, one in zip(both["train"], step, strict=True)
+        ]
+    for key, evaluation in result.evaluations.items():
+        for what in (f"answer {key}", f"score {key}"):
+            seconds[what] = [value / evaluation.items for value in both[what]]
+    sizes = {"memory": _peak(result.machine)}
+    if (folder / MODEL).is_dir():
+        files = (folder / MODEL).rglob("*")
+        sizes["saved"] = sum(file.stat().st_size for file in files if file.is_file())
+    if not spec["untrained"] and is_hub_name(config.data.source):
+        sizes["rows"] = len(open_source(config.data.model_copy(update={"limit": None})))
+    return {"seconds": seconds, "sizes": sizes}
+
+
+def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str, Any]:
+    """Make a group of passes, and tell what a sample took."""
+    from chip_core.reference_cache.build import PHASE, build_shard, finish
+    from chip_core.seeding import seed_process
+
+    seed_process(config.seed, config.engine.threads)
+    samples = _Points(PHASE)
+    passes = find_passes(config, wanted)
+    for group in grouped(passes):
+        rows = build_shard(group, config, cache=cache, report=samples)
+        for one in group:
+            finish(one, cache=cache, rows=rows, seconds=0.0)
+    each = samples.each
+    return {"seconds": {} if each is None else {"sample": each}, "sizes": {}}
+
+
+def _peak(machine: str) -> int:
+    """Return the most bytes that this process held of its device."""
+    import torch
+
+    if torch.cuda.is_available() and machine == torch.cuda.get_device_name():
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what a file says; leave `found.json` in its folder."""
+    file = Path(arguments[0])
+    try:
+        found = measure(json.loads(file.read_text(encoding="utf-8")), file.parent / "trial")
+    except (TrialError, UserError) as error:
+        found = {"error": str(error).splitlines()[0]}
+    except Exception as error:  # whatever a model, data or a user's own code raises
+        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    write_json(file.parent / "found.json", found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""What Ray takes beside the trials: python -m orchestrator.cost.calibration.measure_ray FOLDER.
+
+Jobs that do nothing are run as a study's are. What the first of them takes with the start of Ray is
+once a run's; what each further one takes is a trial's, until its own work begins.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from chip_core.config import TrialConfig
+from chip_core.files import write_json
+from chip_core.results import RESULT, Progress, TrialResult
+from orchestrator.executors.base import Event, Failed, Job
+
+_EVERY = 0.2  # seconds between two looks at the processes
+_FURTHER = 3  # jobs after the first
+
+
+class Tree:
+    """CPU seconds of this process and of all below it; also of those that have ended."""
+
+    def __init__(self) -> None:
+        """Begin to look."""
+        self._seen: dict[tuple[int, float], float] = {}
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def seconds(self) -> float:
+        """Return what was computed until now."""
+        with self._lock:
+            me = psutil.Process()
+            for process in [me, *me.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    self._seen[process.pid, process.create_time()] = times.user + times.system
+            return sum(self._seen.values())
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_EVERY):
+            self.seconds()
+
+
+def nothing(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+    """Be a trial that ends at once."""
+    report(Progress(phase="start", done=0, total=1))
+    write_json(job.folder / RESULT, asdict(TrialResult(steps=0, evaluations={}, seconds={})))
+
+
+def measure(folder: Path) -> dict[str, object]:
+    """Return the seconds [wall, cpu] of a run's own work, and of each trial's way to its worker."""
+    from orchestrator.executors.ray.tuner import RayTuneExecutor
+
+    config = TrialConfig.model_validate({"model": "shapes"})  # nothing of it is loaded
+    jobs = [
+        Job(id=f"n{number}", name=f"n{number}", config=config, folder=folder / f"n{number}")
+        for number in range(1 + _FURTHER)
+    ]
+    failed: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Failed):
+            failed.append(event.reason)
+
+    runner = RayTuneExecutor(
+        workdir=folder, max_concurrent=1, entry="orchestrator.cost.calibration.measure_ray:nothing"
+    )
+    tree, points = Tree(), []
+    points.append((time.perf_counter(), 0.0))
+    with runner.opened(jobs):
+        for some in (jobs[:1], jobs[1:]):
+            runner.run(some, listen)
+            points.append((time.perf_counter(), tree.seconds()))
+    points.append((time.perf_counter(), tree.seconds()))
+    tree.stop()
+    if failed:
+        return {"error": failed[0]}
+    (start, first, then, end) = points
+    each = [(then[place] - first[place]) / _FURTHER for place in (0, 1)]
+    whole = [end[place] - start[place] for place in (0, 1)]
+    once = [max(all_ - (1 + _FURTHER) * one, 0.0) for all_, one in zip(whole, each, strict=True)]
+    return {"seconds": {"session": once, "dispatch": each}, "sizes": {}}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure in a folder; leave `found.json` there."""
+    folder = Path(arguments[0])
+    try:
+        found = measure(folder)
+    except Exception as error:  # whatever Ray raises
+        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    write_json(folder / "found.json", found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,264 @@
+"""What a study will cost, on the terminal and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from chip_core.reference_cache.size import gigabytes
+from orchestrator.cost.budget import amounts
+from orchestrator.cost.estimate import Cost
+from orchestrator.cost.memory import memory_words
+from orchestrator.cost.power import Bought
+from orchestrator.cost.rates import Seconds
+from orchestrator.cost.study_cost import Quote
+from orchestrator.plan.plan import BASE
+
+_LISTED = 4  # unknown things that are named
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people read it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def money(price: float) -> str:
+    """Return a price as people read it."""
+    return f"{price:,.2f}" if price >= 1 or price == 0 else f"{price:.2g}"
+
+
+def cost_lines(quote: Quote) -> Iterator[RenderableType]:
+    """Say what is left of a study, and what it takes; nothing where nothing is left."""
+    if quote.unheld is not None:
+        yield Text(quote.unheld, style="yellow")
+    if quote.trimmed is not None:
+        yield Text(quote.trimmed.sentence, style="yellow" if quote.trimmed.trials else "")
+    if not quote.work.trials:
+        return
+    for name, why in quote.problems.items():
+        yield Text(f"could not be calibrated: {name}: {why}", style="yellow")
+    found = quote.estimate
+    if not quote.rates.sources:
+        yield Text(
+            "what it will cost is not known: measure it here by --calibrate, or give rates by "
+            "--rate and --rates"
+        )
+    else:
+        yield _table(quote)
+        yield Text(_in_all(quote))
+        if found.total.unknown:
+            named = sorted(found.total.unknown)
+            more = f", and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
+            yield Text(f"not known, and in no sum: {', '.join(named[:_LISTED])}{more}")
+    for fit in quote.fits:
+        if fit.bytes is not None:
+            style = "bold red" if fit.fits is False else ""
+            yield Text(f"memory: {_arms(fit.arms)}: {', '.join(memory_words(fit))}", style=style)
+    disk = quote.disk
+    parts = [
+        f"{what} {gigabytes(size)}"
+        for what, size in (
+            ("reference passes", disk.passes),
+            ("trained models", disk.models),
+            ("checkpoints", disk.checkpoints),
+        )
+        if size
+    ]
+    lacking = [
+        what
+        for what, size in (("reference passes", disk.passes), ("trained models", disk.models))
+        if size is None
+    ]
+    if parts:
+        line = f"disk: {', '.join(parts)}; {gigabytes(disk.free)} are free"
+        line += f"; not known: {', '.join(lacking)}" if lacking else ""
+        yield Text(line, style="bold red" if disk.known > disk.free else "")
+    if quote.bought is not None:
+        yield from bought_lines(quote.bought, len(quote.plan.study.seeds))
+
+
+def bought_lines(bought: Bought, seeds: int) -> Iterator[Text]:
+    """Say what seeds buy."""
+    found = dict(bought.differences)
+    if seeds in found:
+        yield Text(
+            f"with {seeds} seeds and {bought.items:,} items a difference of about "
+            f"{found[seeds]:.1f} {bought.unit} on {bought.metric} can be seen, in four studies of "
+            f"five ({bought.basis})"
+        )
+    else:
+        yield Text(
+            f"with one seed no difference on {bought.metric} is tested: two seeds see about "
+            f"{found[2]:.1f} {bought.unit} ({bought.basis})"
+        )
+    others = [f"{k}: {value:.1f}" for k, value in bought.differences if k != seeds]
+    yield Text(f"by seeds of each arm: {', '.join(others)}")
+
+
+def cost_json(quote: Quote) -> dict[str, Any]:
+    """Return all of it as plain data; what is not known is null and named."""
+    found, trimmed, disk = quote.estimate, quote.trimmed, quote.disk
+    by_arm = _by_arm(quote)
+    return {
+        "known": not found.total.unknown,
+        "sources": sorted(found.total.sources),
+        "unknown": sorted(found.total.unknown),
+        "not_calibrated": quote.problems,
+        "at_once": found.at_once,
+        "wall_seconds": found.wall,
+        "ray_counted": found.ray,
+        **amounts(found, quote.given.prices),
+        "total": _cost_json(found.total, quote),
+        "arms": [
+            {"arm": name, "trials": trials, **_cost_json(cost, quote)}
+            for name, (trials, cost) in by_arm.items()
+        ],
+        "passes": [
+            {"passes": name, **_cost_json(cost, quote)} for name, cost in found.passes.items()
+        ],
+        "memory": [
+            {
+                "arms": list(fit.arms),
+                "bytes": fit.bytes,
+                "measured": fit.measured,
+                "device_bytes": fit.device,
+                "fits": fit.fits,
+            }
+            for fit in quote.fits
+        ],
+        "disk": {
+            "passes": disk.passes,
+            "models": disk.models,
+            "checkpoints": disk.checkpoints,
+            "free": disk.free,
+        },
+        "budget_problem": quote.unheld,
+        "budget": None
+        if trimmed is None
+        else {
+            "bounds": trimmed.budget.bounds,
+            "needed": trimmed.needed,
+            "takes": trimmed.takes,
+            "left_out": {
+                "seeds": list(trimmed.seeds),
+                "arms": list(trimmed.arms),
+                "trials": list(trimmed.trials),
+            },
+        },
+        "seeds_buy": None
+        if quote.bought is None
+        else {
+            "metric": quote.bought.metric,
+            "unit": quote.bought.unit,
+            "items": quote.bought.items,
+            "comparisons": quote.bought.comparisons,
+            "differences": {str(k): value for k, value in quote.bought.differences},
+            "basis": quote.bought.basis,
+        },
+    }
+
+
+def _table(quote: Quote) -> Table:
+    found = quote.estimate
+    gpu = found.total.gpu > 0
+    priced = found.total.price(quote.given.prices) is not None
+    table = Table(box=None, pad_edge=False)
+    for title in (
+        "to be run",
+        "trials",
+        "start-up",
+        "training",
+        "answers",
+        "scoring",
+        "passes",
+        "CPU time",
+    ):
+        table.add_column(title, justify="left" if title == "to be run" else "right")
+    for title, shown in (("GPU hours", gpu), ("price", priced)):
+        if shown:
+            table.add_column(title, justify="right")
+
+    def row(name: str, trials: str, cost: Cost) -> None:
+        unknown = bool(cost.unknown)
+
+        def told(seconds: Seconds) -> str:
+            if unknown and not seconds.wall:
+                return "?"
+            return duration(seconds.wall) if seconds.wall else "—"
+
+        parts = (cost.start, cost.train, cost.answer, cost.score, cost.passes)
+        cells = [told(part) for part in parts]
+        cells.append("?" if unknown else duration(cost.whole.cpu))
+        if gpu:
+            cells.append("?" if unknown else f"{cost.gpu / 3600:.1f}")
+        if priced:
+            price = cost.price(quote.given.prices)
+            cells.append("?" if price is None else money(price))
+        table.add_row(Text(name), trials, *cells)
+
+    for name, cost in found.passes.items():
+        row(f"reference pass {name}", "—", cost)
+    for name, (trials, cost) in _by_arm(quote).items():
+        row(name, str(trials), cost)
+    row("all", str(len(quote.work.trials)), found.total)
+    return table
+
+
+def _in_all(quote: Quote) -> str:
+    found = quote.estimate
+    if found.total.unknown:
+        parts = ["from start to end: not known"]
+    elif found.wall is None:
+        parts = ["from start to end: not known, as no such trial runs here: give --max-concurrent"]
+    else:
+        together = "one after another" if found.at_once == 1 else f"{found.at_once} at a time"
+        parts = [f"from start to end {duration(found.wall)}, {together}"]
+    if not found.total.unknown:
+        parts.append(f"{duration(found.total.whole.cpu)} of CPU time")
+        if found.total.gpu:
+            parts.append(f"{found.total.gpu / 3600:.1f} GPU hours")
+        price = found.total.price(quote.given.prices)
+        if price is not None:
+            parts.append(f"price {money(price)}")
+    if found.ray is False:
+        parts.append("what Ray itself takes not counted")
+    return f"{', '.join(parts)} (by {'; '.join(sorted(found.total.sources)) or 'nothing'})"
+
+
+def _by_arm(quote: Quote) -> dict[str, tuple[int, Cost]]:
+    found: dict[str, tuple[int, Cost]] = {}
+    for each in quote.work.trials:
+        name = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
+        trials, cost = found.get(name, (0, Cost()))
+        cost.add(quote.estimate.trials[each.trial.fingerprint])
+        found[name] = trials + 1, cost
+    return found
+
+
+def _cost_json(cost: Cost, quote: Quote) -> dict[str, Any]:
+    parts = {
+        "start": cost.start,
+        "train": cost.train,
+        "answer": cost.answer,
+        "score": cost.score,
+        "passes": cost.passes,
+    }
+    return {
+        "seconds": {name: part.wall for name, part in parts.items()},
+        "cpu_seconds": {name: part.cpu for name, part in parts.items()},
+        "gpu_seconds": cost.gpu,
+        "price": cost.price(quote.given.prices),
+        "unknown": sorted(cost.unknown),
+    }
+
+
+def _arms(names: tuple[str, ...]) -> str:
+    if len(names) <= 3:
+        return "; ".join(names)
+    return f"{names[0]} and {len(names) - 1} others"

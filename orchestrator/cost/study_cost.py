@@ -1,0 +1,121 @@
+"""What a study will cost, all of it: the rates that are known, and what they come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chip_core.errors import UserError
+from orchestrator.cost.budget import Trimmed, trim
+from orchestrator.cost.calibration.calibrate import Say, calibrate, kept
+from orchestrator.cost.estimate import Estimate, Way, estimate
+from orchestrator.cost.machines import machines_of, places_for
+from orchestrator.cost.memory import Disk, Fit, Reckoner, disk, fits
+from orchestrator.cost.power import Bought
+from orchestrator.cost.rates import Rates
+from orchestrator.cost.recorded import recorded
+from orchestrator.cost.user_rates import Given
+from orchestrator.cost.workload import Workload, workload
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.limits import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asks of a quote."""
+
+    given: Given = Given()
+    way: Way = "ray"
+    max_concurrent: int | None = None  # in place of what fits this machine
+    elsewhere: bool = False  # on a cluster: what fits this machine says nothing
+    calibrate: bool = False
+    budget: Budget | None = None  # in place of the study's
+    looks: bool = False  # nothing is run: the study's own budget that cannot be held is only told
+
+    @property
+    def counts(self) -> bool:
+        """Whether models may be built without weights, to count parameters: it takes torch."""
+        return self.calibrate or self.given != Given()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """What a study will cost."""
+
+    plan: Plan  # what is run: within the budget
+    work: Workload
+    estimate: Estimate
+    rates: Rates
+    given: Given
+    fits: tuple[Fit, ...]
+    disk: Disk
+    problems: dict[str, str]  # what could not be calibrated, and why
+    trimmed: Trimmed | None  # None: no budget, or none that can be held
+    unheld: str | None = None  # why the study's budget cannot be held
+    bought: Bought | None = None  # what seeds buy
+
+
+def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Quote:
+    """Return what a study will cost.
+
+    Args:
+        plan: the study's plan.
+        ledger: what has been run.
+        storage: where attempts, stores and calibrations lie.
+        wish: what the user asks.
+        say: told what is being measured.
+
+    Raises:
+        UserError: the budget cannot be held, or what it bounds is not known.
+    """
+    whole = workload(plan, ledger, storage)
+    at_once = wish.max_concurrent or wish.given.max_concurrent
+    if at_once is None and not wish.elsewhere:
+        at_once = places_for(whole.trials) if whole.trials else 1
+    slots = 1 if wish.way == "inline" else at_once
+    problems: dict[str, str] = {}
+    tried: list[Workload] = []  # what fails to be measured is not tried again at once
+    earlier = recorded(plan, ledger, storage, machines_of(whole.trials)) if whole.trials else None
+
+    def rates_of(work: Workload) -> Rates:
+        if wish.calibrate and work.trials and not any(work is done for done in tried):
+            tried.append(work)
+            here = "inline" if wish.elsewhere else wish.way  # a cluster's Ray is not started
+            problems.update(
+                calibrate(work, storage, plan.places, at_once=slots or 1, say=say, way=here)
+            )
+        sources = (wish.given.source, earlier, kept(work, storage, slots or 1, wish.way))
+        return Rates(sources=[source for source in sources if source is not None])
+
+    def estimated(part: Plan) -> Estimate:
+        # A part can have kinds of its own: with fewer trials a reference pass may not pay.
+        work = whole if part is plan else workload(part, ledger, storage)
+        return estimate(work, rates_of(work), at_once=at_once, way=wish.way)
+
+    budget = wish.budget or plan.study.budget
+    trimmed, unheld = None, None
+    if budget is not None:
+        try:
+            trimmed = trim(plan, budget, estimated, wish.given.prices, ledger)
+        except UserError as error:
+            if wish.budget is not None or not wish.looks:
+                raise
+            unheld = str(error)
+    work = whole
+    if trimmed is not None and trimmed.plan is not plan:
+        plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
+    rates = rates_of(work)
+    reckoner = Reckoner(count=wish.counts)
+    return Quote(
+        plan=plan,
+        work=work,
+        estimate=estimate(work, rates, at_once=at_once, way=wish.way),
+        rates=rates,
+        given=wish.given,
+        fits=tuple(fits(work, rates, reckoner, at_once=slots, given=wish.given.device_memory)),
+        disk=disk(work, rates, reckoner, at_once=slots, storage=storage),
+        problems=problems,
+        trimmed=trimmed,
+        unheld=unheld,
+    )

@@ -1,0 +1,48 @@
+"""What a study's last run left out for its budget: kept for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chip_core.errors import notice
+from chip_core.files import read_sealed, write_sealed
+from orchestrator.cost.budget import Trimmed
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger
+
+LEFT_OUT = "left_out.json"  # in a study's folder
+
+
+def keep(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
+    """Keep what is left out; nothing where nothing is, so that no older word stays."""
+    file = _file(workdir, study)
+    if trimmed is None or not trimmed.trials:
+        file.unlink(missing_ok=True)
+        return
+    write_sealed(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
+
+
+def left_out(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
+    """Return what the report says of it; nothing once all that was left out is done."""
+    file = _file(ledger.folder.parent, plan.study.name)
+    try:
+        kept = read_sealed(file)
+        trials, sentence = set(map(str, kept["trials"])), str(kept["sentence"])
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError, KeyError, TypeError):
+        notice(f"{file} is not as it was written: what was left out for a budget is not known")
+        return ()
+    waiting = {
+        trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].done(trial)
+    }
+    count = len(waiting & trials)
+    if not count:
+        return ()
+    sentence = f"{sentence[:1].upper()}{sentence[1:]}."
+    whole = len(trials)
+    return (sentence if count == whole else f"{sentence} Of these {whole - count} are done since.",)
+
+
+def _file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / LEFT_OUT

@@ -1,0 +1,216 @@
+"""What a data set holds: counts, lengths, image sizes, how much differs, every bad row."""
+
+from __future__ import annotations
+
+import statistics
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from chip_core import hub
+from chip_core.config import DataConfig, ModelConfig
+from chip_core.data import problem
+from chip_core.data.check import GoodRow, check_rows
+from chip_core.data.model_rows import ModelRows
+from chip_core.data.rows import BadRow
+from chip_core.data.source import SHAPES, open_source
+from chip_core.errors import TrialError, UserError
+from chip_core.models import loading
+from chip_core.objectives.segments import changed_positions
+from orchestrator.utils.progress import progress
+
+_NAMED = 3  # files that are listed
+
+#: Splits a text into what is compared: token ids, or numbers that stand for words.
+Split = Callable[[str], list[int]]
+
+
+@dataclass(kw_only=True)
+class DataReport:
+    """What was found."""
+
+    source: str
+    format: str
+    files: int
+    read: list[str] = field(default_factory=list)  # the first files that hold rows
+    unit: str  # of `changed`: "tokens" or "words"
+    good: int = 0
+    rejected_images: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    figures: dict[str, array[float]] = field(default_factory=dict)  # one value a good row
+
+    @property
+    def rows(self) -> int:
+        """How many rows were looked at."""
+        return self.good + len(self.bad)
+
+    def add(self, name: str, value: float) -> None:
+        """Note a good row's figure."""
+        self.figures.setdefault(name, array("d")).append(value)
+
+
+def check_data(
+    data: DataConfig, *, model: ModelConfig | None, console: Console, where: str = "--model"
+) -> DataReport:
+    """Look at every row of a data source.
+
+    Args:
+        data: the source.
+        model: which is to take the rows, and whose tokenizer splits the texts; None: it is not
+            known, and whitespace splits them.
+        where: what named the model.
+        console: where progress is shown.
+
+    Raises:
+        UserError: the data or the model cannot be read.
+    """
+    if data.source == SHAPES:
+        raise UserError("shapes: the embedded world's pairs are drawn: there is nothing to check")
+    broken = problem(data)
+    if broken is not None:
+        raise UserError(broken)
+    taken = None if model is None else ModelRows(_processor(model, where))
+    split = _words() if taken is None else taken.marks.ids
+    with progress(console, "files opened") as opened:  # how many there are is not known yet
+        source = open_source(data, opened)
+    report = DataReport(
+        source=data.source,
+        format=source.format.name,
+        files=len(source.tables),
+        read=[table.place(0).file for table in source.tables if len(table)][:_NAMED],
+        unit="words" if model is None else "tokens",
+    )
+    with progress(console, "rows checked", len(source)) as step:
+        for done, checked in enumerate(check_rows(source, model=taken), start=1):
+            if isinstance(checked, BadRow):
+                report.bad.append(checked)
+            else:
+                _note(report, checked, split, in_tokens=model is not None)
+            step(done)
+    return report
+
+
+def data_lines(report: DataReport) -> Iterator[RenderableType]:
+    """Say what was found."""
+    files = f"{report.files} file{'s' if report.files != 1 else ''}"
+    yield Text(
+        f"{report.source}: {report.rows} rows in {files}, format {report.format}", style="bold"
+    )
+    if report.files > 1:
+        more = ", …" if report.files > len(report.read) else ""
+        yield Text(f"read: {', '.join(report.read)}{more}")
+    if report.good:
+        table = Table(box=None, pad_edge=False)
+        for title in ("", "least", "median", "mean", "most"):
+            table.add_column(title, justify="right" if title else "left")
+        for name, values in summary(report).items():
+            table.add_row(name, *(_number(value) for value in values.values()))
+        yield table
+        how = "by the model's tokenizer" if report.unit == "tokens" else "by whitespace: no --model"
+        yield Text(f"changed: share of a response's {report.unit} that differ, split {how}")
+        if report.rejected_images:
+            yield Text(f"{report.rejected_images} rows give a rejected image")
+    yield Text(
+        f"{len(report.bad)} bad row{'s' if len(report.bad) != 1 else ''}",
+        style="bold red" if report.bad else "green",
+    )
+    for row in report.bad:
+        yield Text(f"  {row}")
+
+
+def data_json(report: DataReport) -> dict[str, Any]:
+    """Return what was found as plain data."""
+    return {
+        "source": report.source,
+        "format": report.format,
+        "files": report.files,
+        "rows": report.rows,
+        "good": report.good,
+        "rejected_images": report.rejected_images,
+        "changed_unit": report.unit,
+        "figures": summary(report),
+        "bad": [
+            {
+                "file": row.place.file,
+                row.place.unit: row.place.row,
+                "reason": row.reason,
+            }
+            for row in report.bad
+        ],
+    }
+
+
+def summary(report: DataReport) -> dict[str, dict[str, float]]:
+    """Return least, median, mean and most of each figure over the good rows."""
+    return {
+        name: {
+            "least": min(values),
+            "median": statistics.median(values),
+            "mean": statistics.fmean(values),
+            "most": max(values),
+        }
+        for name, values in report.figures.items()
+    }
+
+
+def _note(report: DataReport, checked: GoodRow, split: Split, *, in_tokens: bool) -> None:
+    texts = checked.row.texts
+    report.good += 1
+    report.rejected_images += checked.row.rejected_image is not None
+    parts = {name: split(getattr(texts, name)) for name in ("prompt", "chosen", "rejected")}
+    for name in parts:
+        report.add(f"{name}, characters", len(getattr(texts, name)))
+    if in_tokens:
+        for name, ids in parts.items():
+            report.add(f"{name}, tokens", len(ids))
+    report.add("image width, pixels", checked.size[0])
+    report.add("image height, pixels", checked.size[1])
+    changed = changed_positions(parts["chosen"], parts["rejected"])
+    for name, positions in zip(("chosen", "rejected"), changed, strict=True):
+        report.add(f"{name} changed, %", 100 * len(positions) / max(len(parts[name]), 1))
+
+
+def _words() -> Split:
+    known: dict[str, int] = {}
+    return lambda text: [known.setdefault(word, len(known)) for word in text.split()]
+
+
+def _processor(model: ModelConfig, where: str) -> Any:
+    """Return a model's processor.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    broken = loading.problem(model)
+    if broken is None and loading.local_folder(model.path) is None:
+        broken = _away(model)
+    if broken is not None:
+        raise UserError(f"{where}: {broken}")
+    try:
+        return loading.processor_of(model)
+    except TrialError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _away(model: ModelConfig) -> str | None:
+    """Return why a hub name can be loaded from nowhere; None if it can."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
+        return None
+    away = hub.unreachable("model", model.path, model.revision)
+    if away is None:
+        return None
+    return (
+        f"{model.path}: the hub cannot be reached ({away}), and this machine has no copy of it: "
+        "check the name and the network, or name a folder"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"

@@ -1,0 +1,154 @@
+"""Which pairs of answers are asked, of whom, in which order, and which arm is on which side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+from chip_core.errors import UserError
+from chip_core.seeding import derived_seed
+from orchestrator.human_eval.pairs import Pair, Pool
+
+FORMAT = "chip-ablate human key 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One question of a sheet."""
+
+    item: str
+    seed: int  # the training seed whose answers are shown
+    left: int  # the arm that is shown as A: 0 the first, 1 the second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What an exporter keeps: what stands behind each question of each sheet."""
+
+    study: str
+    arms: tuple[str, str]
+    benchmark: str
+    seed: int  # of the draws
+    trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint
+    pairs: int  # pairs of answers there are
+    same: int  # of them, those in which both answers are the same
+    sheets: tuple[tuple[Entry, ...], ...]
+
+    @property
+    def export(self) -> str:
+        """What tells this export from others; sheets and replies carry it."""
+        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"format": FORMAT, "export": self.export, **asdict(self)}
+
+
+def read_key(raw: Mapping[str, Any]) -> Key:
+    """Return a key from plain data.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none, or was changed.
+    """
+    if raw["format"] != FORMAT:
+        raise ValueError("another format")
+    rest = {name: value for name, value in raw.items() if name not in ("format", "export")}
+    first, second = rest["arms"]
+    sheets = tuple(tuple(Entry(**entry) for entry in sheet) for sheet in rest["sheets"])
+    key = Key(**{**rest, "arms": (first, second), "sheets": sheets})
+    if key.export != raw["export"]:
+        raise ValueError("it was changed after the export")
+    return key
+
+
+def draw_sheets(
+    pool: Pool, *, study: str, items: int, annotators: int, overlap: int | None, seed: int
+) -> Key:
+    """Draw items and lay them out on sheets.
+
+    Items are drawn from those on which the answers differ, each with one training seed, the seeds
+    about equally often. `overlap` of them are on every sheet; each of the others is on one. On
+    every sheet the order is random, and each arm is A as often as B, or once more.
+
+    Args:
+        pool: the pairs of answers.
+        study: the study's name.
+        items: how many items in all; fewer where fewer differ.
+        annotators: how many sheets.
+        overlap: items that all judge; None: all for one annotator, else a fifth.
+        seed: of every draw.
+
+    Raises:
+        UserError: the arms' answers are all the same, or the numbers do not fit.
+    """
+    random = Random(derived_seed("humans", seed, pool.benchmark, *pool.arms))
+    chosen = _choose(pool, items, random)
+    if not chosen:
+        raise UserError(
+            f"{pool.arms[0]} and {pool.arms[1]} give the same answer to every item of "
+            f"{pool.benchmark}: there is nothing to prefer"
+        )
+    shared = _shared(len(chosen), annotators, overlap)
+    on_sheets: list[list[Pair]] = [list(chosen[:shared]) for _ in range(annotators)]
+    for place, pair in enumerate(chosen[shared:]):
+        on_sheets[place % annotators].append(pair)
+    if not all(on_sheets):
+        raise UserError(
+            f"--items: {len(chosen)} items for {annotators} annotators leave a sheet empty: "
+            "ask fewer annotators, or raise --items or --overlap"
+        )
+    return Key(
+        study=study,
+        arms=pool.arms,
+        benchmark=pool.benchmark,
+        seed=seed,
+        trials=pool.trials,
+        pairs=len(pool.pairs),
+        same=sum(not pair.differs for pair in pool.pairs),
+        sheets=tuple(_sheet(pairs, random) for pairs in on_sheets),
+    )
+
+
+def _choose(pool: Pool, items: int, random: Random) -> list[Pair]:
+    """Return pairs of different items, the seeds about equally often."""
+    by_item: dict[str, list[Pair]] = {}
+    for pair in pool.pairs:
+        if pair.differs:
+            by_item.setdefault(pair.item, []).append(pair)
+    order = sorted(by_item)
+    random.shuffle(order)
+    used: Counter[int] = Counter()
+    chosen = []
+    for item in order[:items]:
+        pair = min(by_item[item], key=lambda pair: (used[pair.seed], random.random()))
+        used[pair.seed] += 1
+        chosen.append(pair)
+    return chosen
+
+
+def _shared(items: int, annotators: int, overlap: int | None) -> int:
+    if annotators == 1:
+        return items
+    if overlap is None:
+        return min(items, max(1, round(items / 5)))
+    if overlap > items:
+        raise UserError(f"--overlap: {overlap} of {items} items: it is at most all of them")
+    return overlap
+
+
+def _sheet(pairs: Sequence[Pair], random: Random) -> tuple[Entry, ...]:
+    ordered = list(pairs)
+    random.shuffle(ordered)
+    offset = random.randrange(2)
+    sides = [(place + offset) % 2 for place in range(len(ordered))]
+    random.shuffle(sides)
+    return tuple(
+        Entry(item=pair.item, seed=pair.seed, left=side)
+        for pair, side in zip(ordered, sides, strict=True)
+    )

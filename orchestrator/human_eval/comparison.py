@@ -1,0 +1,109 @@
+"""An import's figures as JSON, as a Markdown section and as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import write_atomically, write_sealed
+from orchestrator.human_eval.assignment import Key
+from orchestrator.human_eval.preference import HumanFigures, human_figures
+from orchestrator.human_eval.replies import Replies, judgements
+from orchestrator.report.attachments import HUMANS
+from orchestrator.report.sections.human import human_blocks, human_metrics, human_title
+from orchestrator.report.writers.markdown import section_text
+
+_SHARES = ("judged", "win", "tie", "lose", "chose_a")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What people made of two arms."""
+
+    key: Key
+    figures: HumanFigures
+    sheets: dict[int, tuple[int, int]]  # sheet -> (questions judged, questions); 0 where not given
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.key.benchmark.replace('/', '-').replace(':', '-')}-{self.key.export[:8]}"
+
+
+def compare(key: Key, replies: Sequence[Replies]) -> Comparison:
+    """Return what the replies to an export come to.
+
+    Raises:
+        UserError: a sheet is not one of the export's.
+    """
+    made = judgements(key, replies)
+    judged = {saved.sheet: sum(choice is not None for choice in saved.choices) for saved in replies}
+    return Comparison(
+        key=key,
+        figures=human_figures(made),
+        sheets={
+            number: (judged.get(number, 0), len(entries))
+            for number, entries in enumerate(key.sheets, start=1)
+        },
+    )
+
+
+def write_comparison(comparison: Comparison, report: Path) -> list[Path]:
+    """Write a comparison into a study's report folder; return the files."""
+    folder = report / HUMANS
+    files = [folder / f"{comparison.name}.{kind}" for kind in ("json", "md")]
+    write_sealed(files[0], as_json(comparison))
+    write_atomically(files[1], markdown(comparison))
+    return files
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain data.
+
+    Shares are in percent and preferences in points, of the second arm; α is as it is.
+    """
+    key = comparison.key
+    figures = asdict(comparison.figures)
+    for name in _SHARES:
+        if figures[name] is not None:
+            figures[name]["value"] *= 100
+            figures[name]["interval"] = _percent(figures[name]["interval"])
+    preference = figures["preference"]
+    if preference is not None:
+        preference["value"] *= 100
+        preference["over_items"] = _percent(preference["over_items"])
+        preference["over_seeds"] = _percent(preference["over_seeds"])
+        preference["by_seed"] = {
+            str(seed): 100 * value for seed, value in preference["by_seed"].items()
+        }
+    return {
+        "export": key.export,
+        "study": key.study,
+        "arms": list(key.arms),
+        "benchmark": key.benchmark,
+        "trials": dict(key.trials),
+        "pairs": key.pairs,
+        "same": key.same,
+        "sheets": [
+            {"sheet": number, "judged": judged, "questions": questions}
+            for number, (judged, questions) in comparison.sheets.items()
+        ],
+        **figures,
+    }
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return a comparison as a section of a report."""
+    found = as_json(comparison)
+    return section_text(human_title(found), human_blocks(found))
+
+
+def metrics(comparison: Comparison) -> dict[str, float]:
+    """Return the figures for a tracker: `human/BENCHMARK/SECOND vs FIRST/win`, …"""
+    return human_metrics(as_json(comparison))
+
+
+def _percent(interval: Sequence[float] | None) -> list[float] | None:
+    return None if interval is None else [100 * bound for bound in interval]

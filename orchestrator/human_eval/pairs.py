@@ -1,0 +1,165 @@
+"""What two arms answered to the same questions: what people can be asked to compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from chip_core.config import BenchmarkConfig
+from chip_core.errors import UserError
+from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.task import Side
+from chip_core.places import Places
+from chip_core.registry import suggestion
+from orchestrator.plan.plan import Arm, Plan, Trial
+from orchestrator.state.ledger import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two arms' answers to one item, both trained with the same seed."""
+
+    item: str
+    seed: int
+    prompt: str
+    first: str
+    second: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is anything to prefer."""
+        return self.first.strip() != self.second.strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """All pairs of answers that two arms gave on a benchmark."""
+
+    arms: tuple[str, str]
+    side: Side
+    settings: BenchmarkConfig
+    seeds: tuple[int, ...]
+    pairs: tuple[Pair, ...]
+    trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint
+
+    @property
+    def benchmark(self) -> str:
+        """Its name as the study's metrics have it: "shapes", "select/shapes"."""
+        return self.settings.name if self.side == "report" else f"select/{self.settings.name}"
+
+
+def answer_pool(
+    plan: Plan, ledger: Ledger, storage: Path, *, arms: tuple[str, str], benchmark: str
+) -> Pool:
+    """Return what two arms answered on a benchmark, for every seed that both have.
+
+    Args:
+        plan: the study's plan.
+        ledger: what has been run.
+        storage: where attempts' folders lie.
+        arms: their names; differences are the second's against the first.
+        benchmark: its name; "select/NAME" for the questions that are tuned on.
+
+    Raises:
+        UserError: no such arm or benchmark, or no seed of which both arms have answers.
+    """
+    if arms[0] == arms[1]:
+        raise UserError(f"--arms: '{arms[0]}' against itself: name two arms")
+    first, second = (_find_arm(plan, name) for name in arms)
+    side, settings = _find_benchmark(plan, benchmark)
+    key = f"{side}/{settings.name}"
+    seeds: list[int] = []
+    trials: dict[str, str] = {}
+    pairs: list[Pair] = []
+    for one, other in zip(first.trials, second.trials, strict=True):
+        left, right = (_answers(trial, key, ledger, storage) for trial in (one, other))
+        if not left or not right:
+            continue
+        assert one.seed is not None and one.seed == other.seed
+        seeds.append(one.seed)
+        trials |= {one.name: one.fingerprint, other.name: other.fingerprint}
+        pairs += [
+            Pair(item=item, seed=one.seed, prompt=prompt, first=answer, second=right[item][1])
+            for item, (prompt, answer) in left.items()
+            if item in right
+        ]
+    if not pairs:
+        raise UserError(
+            f"study {plan.study.name}: no seed of which both arms have answers to {benchmark}: "
+            "run the study first, or name its --workdir"
+        )
+    return Pool(
+        arms=(first.name, second.name),
+        side=side,
+        settings=settings,
+        seeds=tuple(seeds),
+        pairs=tuple(pairs),
+        trials=trials,
+    )
+
+
+def item_images(pool: Pool, items: Iterable[str], places: Places) -> dict[str, list[Image.Image]]:
+    """Return each item's images, those that are wanted.
+
+    Args:
+        pool: says which benchmark.
+        items: ids of the items that are wanted.
+        places: where the benchmarks' data lie.
+
+    Raises:
+        UserError: the benchmark has an item no longer.
+    """
+    wanted = set(items)
+    asked, _ = asked_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
+    found = {
+        entry.id: [picture.read() for picture in entry.pictures]
+        for entry in asked
+        if entry.id in wanted
+    }
+    if len(found) < len(wanted):
+        lost = sorted(wanted - found.keys())[0]
+        raise UserError(f"{pool.benchmark} has no item {lost} any more: run the study again")
+    return found
+
+
+def _find_arm(plan: Plan, name: str) -> Arm:
+    for arm in plan.arms:
+        if name == arm.name:
+            return arm
+    names = [arm.name for arm in plan.arms]
+    raise UserError(
+        f"--arms: study {plan.study.name} has no arm '{name}': {suggestion(name, names)}"
+    )
+
+
+def _find_benchmark(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
+    chosen = plan.study.scored
+    known: dict[str, tuple[Side, BenchmarkConfig]] = {
+        **{settings.name: ("report", settings) for settings in chosen.report},
+        **{f"select/{settings.name}": ("select", settings) for settings in chosen.select},
+    }
+    if name not in known:
+        raise UserError(
+            f"--benchmark: study {plan.study.name} has no benchmark '{name}': "
+            f"{suggestion(name, known)}"
+        )
+    return known[name]
+
+
+def _answers(
+    trial: Trial, key: str, ledger: Ledger, storage: Path
+) -> dict[str, tuple[str, str]] | None:
+    """Return item -> (prompt, response); None where the trial has none."""
+    scored = ledger[trial.fingerprint].evaluations.get(trial.evaluations[key])
+    if scored is None:
+        return None
+    file = storage / scored.folder / scored.evaluation.responses
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        return {row["item"]: (row["prompt"], row["response"]) for row in rows}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{trial.name}: its answers in {file} cannot be read ({error})") from None

@@ -1,0 +1,146 @@
+"""What people's choices come to, of the second arm against the first.
+
+An item is the unit: of several people's choices on it the mean counts, so that an item that many
+judged weighs no more than another. Notation: n items judged; w, t, l an item's shares of win, tie
+and lose (w + t + l = 1); d = w − l its preference; S training seeds.
+
+- Shares: the mean over items, with Wilson's score interval at n (E. B. Wilson, JASA 22, 1927,
+  209–212). Of an item with several judges w is a fraction; its variance is at most that of a
+  0/1 value with the same mean, so that the interval then errs on the wide side.
+- Preference: the mean of d, with the t interval over items. It says what is known of these trained
+  models. With two training seeds or more another is given, by which the arms could be trained
+  again: each item was shown with one seed's answers, so items are nested in seeds, and
+  docs/statistics.md's V = max(V_seed + V_item − V_res, V_item, V_seed) has V_res = V_item:
+  V = max(V_seed, V_item), V_seed = var(seed means)/S, V_item = var(d)/n,
+  df = max(1, V² / (V_seed²/(S − 1) + V_item²/(n − 1))). Only it comes with a p. Both are cut at
+  −1 and 1, beyond which no preference is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+from scipy.stats import norm, t
+
+from orchestrator.human_eval.agreement import Agreement, agreement
+from orchestrator.human_eval.replies import Judgement
+
+Interval = tuple[float, float]
+_ALPHA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A share of items and its 95 % interval, from 0 to 1."""
+
+    value: float
+    interval: Interval
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Win less lose, from −1 to 1: above 0 the second arm is preferred."""
+
+    value: float
+    over_items: Interval | None  # None: one item, or all alike
+    over_seeds: Interval | None  # None: one training seed, or all alike
+    p: float | None
+    by_seed: Mapping[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanFigures:
+    """All figures of an import."""
+
+    choices: int  # made, "can't tell" included
+    items: int  # with a choice
+    judged: Share | None  # could be judged, of the items with a choice
+    win: Share | None
+    tie: Share | None
+    lose: Share | None
+    preference: Preference | None
+    agreement: Agreement  # of win, tie and lose; "can't tell" counts as missing
+    chose_a: Share | None  # of the decided: 0.5 where the side does not matter
+
+
+def human_figures(choices: Sequence[Judgement]) -> HumanFigures:
+    """Return the figures of people's choices; shares are None where there is nothing to count."""
+    by_item: dict[str, list[Judgement]] = {}
+    for choice in choices:
+        by_item.setdefault(choice.item, []).append(choice)
+    told = {
+        item: kept
+        for item, made in by_item.items()
+        if (kept := [choice for choice in made if choice.verdict != "cant_tell"])
+    }
+    decided = {
+        item: kept
+        for item, made in told.items()
+        if (kept := [choice for choice in made if choice.chose_a is not None])
+    }
+
+    def share_of(verdict: str) -> Share | None:
+        return _share(told.values(), lambda choice: choice.verdict == verdict)
+
+    return HumanFigures(
+        choices=len(choices),
+        items=len(by_item),
+        judged=_share(by_item.values(), lambda choice: choice.verdict != "cant_tell"),
+        win=share_of("win"),
+        tie=share_of("tie"),
+        lose=share_of("lose"),
+        preference=_preference(told),
+        agreement=agreement([[choice.verdict for choice in made] for made in told.values()]),
+        chose_a=_share(decided.values(), lambda choice: choice.chose_a is True),
+    )
+
+
+def wilson(share: float, n: int, alpha: float = _ALPHA) -> Interval:
+    """Return Wilson's score interval of a share of n."""
+    z = float(norm.ppf(1 - alpha / 2))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _share(
+    items: Iterable[Sequence[Judgement]], counts: Callable[[Judgement], bool]
+) -> Share | None:
+    shares = [fmean(counts(choice) for choice in made) for made in items]
+    if not shares:
+        return None
+    value = fmean(shares)
+    return Share(value=value, interval=wilson(value, len(shares)), items=len(shares))
+
+
+def _preference(told: Mapping[str, Sequence[Judgement]]) -> Preference | None:
+    if not told:
+        return None
+    worth = {"win": 1.0, "lose": -1.0, "tie": 0.0}
+    by_seed: dict[int, list[float]] = {}
+    for made in told.values():
+        value = fmean(worth[choice.verdict] for choice in made)
+        by_seed.setdefault(made[0].seed, []).append(value)
+    values = [value for of_seed in by_seed.values() for value in of_seed]
+    n, mean = len(values), fmean(values)
+    means = {seed: fmean(of_seed) for seed, of_seed in sorted(by_seed.items())}
+    v_item = variance(values) / n if n > 1 else 0.0
+    over_items = _t_interval(mean, v_item, n - 1) if v_item > 0 else None
+    over_seeds, p = None, None
+    if len(means) > 1 and v_item > 0:
+        v_seed = variance(means.values()) / len(means)
+        v = max(v_seed, v_item)
+        df = max(1.0, v**2 / (v_seed**2 / (len(means) - 1) + v_item**2 / (n - 1)))
+        over_seeds = _t_interval(mean, v, df)
+        p = 2 * float(t.sf(abs(mean) / math.sqrt(v), df))
+    return Preference(value=mean, over_items=over_items, over_seeds=over_seeds, p=p, by_seed=means)
+
+
+def _t_interval(mean: float, v: float, df: float) -> Interval:
+    """Return the interval, cut to what a preference can be."""
+    half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(v)
+    return max(-1.0, mean - half), min(1.0, mean + half)

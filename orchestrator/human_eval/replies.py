@@ -1,0 +1,165 @@
+"""What people saved, held against the key: which arm was preferred."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chip_core.errors import UserError
+from chip_core.files import read_json
+from orchestrator.human_eval.assignment import Key, read_key
+
+FORMAT = "chip-ablate human replies 1"
+#: Names a file of the key: nothing that leaves its folder.
+_EXPORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+CHOICES = ("a", "b", "tie", "cant_tell")
+
+#: Of the second arm against the first.
+Verdict = Literal["win", "tie", "lose", "cant_tell"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One person's choice on one item."""
+
+    item: str
+    seed: int  # the training seed whose answers were shown
+    sheet: int
+    verdict: Verdict
+    chose_a: bool | None  # None where neither was chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replies:
+    """One saved sheet."""
+
+    file: Path
+    export: str
+    sheet: int
+    annotator: str
+    choices: tuple[str | None, ...]
+
+
+def read_replies(files: Sequence[Path]) -> list[Replies]:
+    """Return the sheets that people saved, all of one export.
+
+    Raises:
+        UserError: a file is no saved sheet, or they are of more than one export.
+    """
+    read = [_read(file) for file in files]
+    for replies in read:
+        if replies.export != read[0].export:
+            raise UserError(
+                f"{replies.file} is of export {replies.export}, {read[0].file} of export "
+                f"{read[0].export}: import one export at a time"
+            )
+    by_sheet: dict[int, Replies] = {}
+    for replies in read:
+        other = by_sheet.setdefault(replies.sheet, replies)
+        if other is not replies:
+            raise UserError(
+                f"{other.file} and {replies.file} are both sheet {replies.sheet}: "
+                "give the one that counts"
+            )
+    return read
+
+
+def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path]) -> Key:
+    """Return the key of an export.
+
+    Args:
+        folder: where the study keeps its keys.
+        given: a key file in their place.
+        export: which export.
+        files: the saved sheets, for the message.
+
+    Raises:
+        UserError: there is no such key, or it is another export's.
+    """
+    path = folder / f"{export}.json" if given is None else given
+    if not path.exists():
+        raise UserError(
+            f"{files[0]} is of export {export}, which this study does not know: name its --key, "
+            "or the --workdir it was exported from"
+            if given is None
+            else f"--key: no file {given}"
+        )
+    try:
+        key = read_key(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} is no key of an export ({error})") from None
+    if key.export != export:
+        raise UserError(
+            f"{files[0]} is of export {export}, the key {path} of export {key.export}: "
+            "name the key that was written with the sheets"
+        )
+    return key
+
+
+def judgements(key: Key, replies: Sequence[Replies]) -> list[Judgement]:
+    """Return every choice that was made; what is open is left out.
+
+    Raises:
+        UserError: a sheet is not one of the export's.
+    """
+    found = []
+    for saved in replies:
+        if not 1 <= saved.sheet <= len(key.sheets):
+            raise UserError(f"{saved.file}: export {key.export} has no sheet {saved.sheet}")
+        entries = key.sheets[saved.sheet - 1]
+        if len(entries) != len(saved.choices):
+            raise UserError(
+                f"{saved.file} has {len(saved.choices)} choices, sheet {saved.sheet} has "
+                f"{len(entries)} questions: it was changed"
+            )
+        for entry, choice in zip(entries, saved.choices, strict=True):
+            if choice is not None:
+                found.append(
+                    Judgement(
+                        item=entry.item,
+                        seed=entry.seed,
+                        sheet=saved.sheet,
+                        verdict=_verdict(choice, entry.left),
+                        chose_a=None if choice in ("tie", "cant_tell") else choice == "a",
+                    )
+                )
+    return found
+
+
+def _verdict(choice: str, left: int) -> Verdict:
+    if choice == "tie":
+        return "tie"
+    if choice == "cant_tell":
+        return "cant_tell"
+    chosen = left if choice == "a" else 1 - left
+    return "win" if chosen == 1 else "lose"
+
+
+def _read(file: Path) -> Replies:
+    try:
+        raw: Any = read_json(file)
+        if raw["format"] != FORMAT:
+            raise ValueError("another format")
+        if not _EXPORT.fullmatch(str(raw["export"])):
+            raise ValueError("the export's name is none")
+        choices = tuple(raw["choices"])
+        if any(choice is not None and choice not in CHOICES for choice in choices):
+            raise ValueError(f"choices are {', '.join(CHOICES)} or null")
+        return Replies(
+            file=file,
+            export=str(raw["export"]),
+            sheet=int(raw["sheet"]),
+            annotator=str(raw["annotator"]),
+            choices=choices,
+        )
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{file} is no sheet that was saved ({_said(error)})") from None
+
+
+def _said(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

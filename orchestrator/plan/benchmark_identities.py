@@ -1,0 +1,83 @@
+"""What a study's benchmarks were when it ran: its figures are found again without their data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.errors import UserError, notice
+from chip_core.evaluation import asked
+from chip_core.evaluation.readiness import sides
+from chip_core.files import read_sealed, write_sealed
+from chip_core.places import Places
+from orchestrator.study.model import Study
+
+Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
+
+
+def identities(study: Study, places: Places, seen: Identities) -> dict[str, Mapping[str, Any]]:
+    """Return what fingerprints hold of a study's benchmarks.
+
+    Args:
+        study: the study.
+        places: where their data lie.
+        seen: the same as an earlier run had it: in place of data or replies that are not here.
+    """
+    return {
+        f"{side}/{settings.name}": _identity(
+            settings, places, seen.get(f"{side}/{settings.name}", {})
+        )
+        for side, settings in sides(study.benchmarks)
+    }
+
+
+def seen_before(workdir: Path, study: str) -> Identities:
+    """Return the identities that the last run of a study had; empty where there was none."""
+    file = _file(workdir, study)
+    try:
+        found = read_sealed(file)
+        if all(isinstance(identity, dict) for identity in found.values()):
+            return found
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError):
+        pass
+    notice(
+        f"{file} is not as it was written: what the benchmarks' data were is read from the data; "
+        "`chip-ablate run` writes it again"
+    )
+    return {}
+
+
+def damaged(workdir: Path, study: str) -> bool:
+    """Return whether what was kept of a study is not as it was written."""
+    file = _file(workdir, study)
+    return file.exists() and not seen_before(workdir, study)
+
+
+def keep(workdir: Path, study: str, found: Identities) -> None:
+    """Keep the identities of a run."""
+    write_sealed(_file(workdir, study), {key: dict(identity) for key, identity in found.items()})
+
+
+def _identity(
+    settings: BenchmarkConfig, places: Places, seen: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    benchmark = asked.find_benchmark(settings.name)
+    current = asked.code_identity(benchmark)
+    if current.items() <= seen.items():
+        replayed = "judge" in benchmark.needs and settings.judge is None
+        if replayed and places.judge_replies is None:
+            return seen
+    else:
+        seen = {}
+    try:
+        return asked.identity(settings, places)
+    except UserError:
+        return seen or {**current, "files": None}  # said when it is to be run
+
+
+def _file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / "benchmarks.json"

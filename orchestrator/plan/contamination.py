@@ -1,0 +1,169 @@
+"""Training images that a study's benchmarks show too: counted before it starts, told in its report.
+
+A figure on pictures that were trained on is not the figure it seems to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from chip_core.config import DataConfig
+from chip_core.data.files import is_hub_name
+from chip_core.data.rows import RowError
+from chip_core.data.source import SHAPES, Row, open_source
+from chip_core.errors import ConfigError, TrialError, UserError, notice
+from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.overlap import count_shared
+from chip_core.evaluation.readiness import sides
+from chip_core.files import parse_json, read_sealed, write_sealed
+from chip_core.identity import fingerprint
+from orchestrator.plan.plan import Plan
+
+OVERLAP = "overlap.json"  # in a study's folder
+_NAMED = 3  # pairs that are listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What one benchmark shares with one set of training data."""
+
+    key: str  # "report/amber"
+    source: str  # of the training data, as the configuration names it
+    training: int | None  # training images; None: they were not looked at
+    pictures: int
+    shared: int
+    examples: tuple[tuple[str, str], ...] = ()  # (training image, benchmark picture)
+
+    @property
+    def sentence(self) -> str:
+        """For the report."""
+        name = self.key.removeprefix("report/")
+        if self.training is None:
+            return f"{name}: whether {self.source} holds images of it was not counted (not a file)."
+        if not self.shared:
+            return f"{name}: none of {self.training:,} training images is one of its pictures."
+        shown = ", ".join(f"{one} is {other}" for one, other in self.examples)
+        return (
+            f"{name}: {self.shared:,} of {self.training:,} training images are among its "
+            f"{self.pictures:,} pictures, by COCO's number or by their looks ({shown}"
+            f"{', …' if self.shared > len(self.examples) else ''})."
+        )
+
+
+def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
+    """Count and keep what the study's data share with its benchmarks; counted once for both."""
+    found = [
+        _counted(plan, data, key, workdir)
+        for data in _sources(plan)
+        for key, identity in plan.benchmarks.items()
+        if identity.get("files")
+    ]
+    rows = [asdict(overlap) for overlap in found]
+    write_sealed(_file(workdir, plan.study.name), {"overlaps": rows})
+    return found
+
+
+def mend_overlaps(plan: Plan, workdir: Path) -> None:
+    """Count again what was counted and is not as it was written, where data are still there."""
+    file = _file(workdir, plan.study.name)
+    try:
+        if not file.exists() or isinstance(parse_json(file.read_bytes()), list):
+            return
+        read_sealed(file)
+    except (OSError, ValueError):
+        with suppress(UserError):
+            count_overlaps(plan, workdir)
+
+
+def read_overlap(workdir: Path, study: str) -> list[Overlap]:
+    """Return what was counted when the study ran last; empty where nothing was."""
+    file = _file(workdir, study)
+    try:
+        raw = parse_json(file.read_bytes())
+        # A version that had no checksum kept a list.
+        rows = raw if isinstance(raw, list) else read_sealed(file)["overlaps"]
+        return [_overlap(row) for row in rows]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        notice(
+            f"{file} is not as it was written: what training data and benchmarks share is not told"
+        )
+        return []
+
+
+def _sources(plan: Plan) -> Iterator[DataConfig]:
+    seen = set()
+    for arm in plan.arms:
+        data = arm.trials[0].config.data
+        if data.source != SHAPES and data.model_dump_json() not in seen:
+            seen.add(data.model_dump_json())
+            yield data
+
+
+def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
+    from chip_core import data as preference_data
+
+    side, settings = next(
+        (side, settings)
+        for side, settings in sides(plan.study.benchmarks)
+        if f"{side}/{settings.name}" == key
+    )
+    items, _ = asked_items(side, settings, find_benchmark(settings.name), plan.places)
+    pictures = {picture.key: picture for item in items for picture in item.pictures}
+    if is_hub_name(data.source):
+        return Overlap(key=key, source=data.source, training=None, pictures=len(pictures), shared=0)
+    decided_by = {
+        "data": preference_data.identity(data),
+        "limit": data.limit,
+        "benchmark": plan.benchmarks[key],
+        "pictures": sorted(pictures),
+    }
+    kept = workdir / "cache" / "overlap" / f"{fingerprint(decided_by)[:32]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # else counted again
+        return _overlap(read_sealed(kept))
+    try:
+        source = open_source(data)
+        rows = [entry for _, entry in source.scan() if isinstance(entry, Row)]
+        shared = count_shared(
+            ((row.image.path or f"row {row.index}", _reader(row)) for row in rows),
+            ((name, picture.read) for name, picture in pictures.items()),
+        )
+    except (ConfigError, TrialError) as error:
+        raise UserError(str(error)) from None
+    overlap = Overlap(
+        key=key,
+        source=data.source,
+        training=len(rows),
+        pictures=len(pictures),
+        shared=len(shared),
+        examples=tuple(shared[:_NAMED]),
+    )
+    write_sealed(kept, asdict(overlap))
+    return overlap
+
+
+def _reader(row: Row) -> Callable[[], Image.Image | None]:
+    return partial(_small, row)
+
+
+def _small(row: Row) -> Image.Image | None:
+    try:
+        return row.images.small(row.image)
+    except RowError:
+        return None  # told when the rows are checked
+
+
+def _overlap(row: dict[str, object]) -> Overlap:
+    examples = tuple((one, other) for one, other in row.pop("examples"))  # type: ignore[attr-defined]
+    return Overlap(**row, examples=examples)  # type: ignore[arg-type]
+
+
+def _file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / OVERLAP

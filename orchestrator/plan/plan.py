@@ -1,0 +1,315 @@
+"""From a study to its trials: expansion, collapsing, fingerprints. Pure, but for hashing files."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from chip_core import data as preference_data
+from chip_core.config import DataConfig, ModelConfig, TrialConfig
+from chip_core.errors import ConfigError
+from chip_core.evaluation.readiness import sides
+from chip_core.identity import (
+    evaluation_identity,
+    fingerprint,
+    inert_keys,
+    training_identity,
+    untrained_identity,
+)
+from chip_core.models import loading
+from chip_core.places import Places
+from chip_core.validation import set_key, trial_config
+from orchestrator.plan import benchmark_identities
+from orchestrator.study.model import Cell, Level, Study
+
+BASE = "base"
+_TOLD = 20  # problems of cells; a large grid has thousands where it has one
+ABSENT = "—"  # in place of a level, where a factor does not apply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Why a trial cannot run: its arm has not chosen its settings, or will not."""
+
+    reason: str
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training and its scores: a cell with one seed. The untrained model is one too."""
+
+    fingerprint: str
+    arm: str
+    seed: int | None  # None for the untrained model
+    config: TrialConfig
+    evaluations: Mapping[str, str]  # "report/shapes" -> fingerprint of that evaluation
+    params: Mapping[str, str]  # every factor of the study, as text
+    held: Held | None = None  # its fingerprint stands for nothing yet
+
+    @property
+    def untrained(self) -> bool:
+        """Whether this is the untrained model."""
+        return self.seed is None
+
+    @property
+    def name(self) -> str:
+        """What people call it: its arm and its seed."""
+        return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A cell as the report names it; cells that are one trial are one arm."""
+
+    name: str
+    cells: tuple[Mapping[str, str], ...]  # factor -> level, of every cell it stands for
+    reasons: tuple[str, ...]  # why those cells are one
+    baseline: bool
+    trials: tuple[Trial, ...]
+    tuned: Mapping[str, str] = field(default_factory=dict)  # what it chose: key -> value, as text
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        """Factor -> level of the first cell; of all, where they differ; of every factor."""
+        return self.trials[0].params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study comes to."""
+
+    study: Study
+    arms: tuple[Arm, ...]
+    base: Trial
+    #: what the fingerprints hold of models and data, by their configuration as JSON
+    identities: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    places: Places = Places()  # where its benchmarks' data lie
+    benchmarks: benchmark_identities.Identities = field(default_factory=dict)  # what they are
+
+    def identity(self, section: ModelConfig | DataConfig) -> Mapping[str, Any]:
+        """Return what a fingerprint holds of one of the plan's models or data."""
+        return self.identities[section.model_dump_json()]
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial that can run, the untrained model first; a fingerprint stands once."""
+        # Seed by seed, so that a study cut short has every arm as often.
+        seeds = zip(*(arm.trials for arm in self.arms), strict=True)
+        trained = {
+            trial.fingerprint: trial for seed in seeds for trial in seed if trial.held is None
+        }
+        return (self.base, *trained.values())
+
+    @property
+    def baseline(self) -> Arm:
+        """The arm that differences are taken against."""
+        return next(arm for arm in self.arms if arm.baseline)
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Keep the collector from looking through a growing plan: a third of its time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_garbage_kept()
+def make_plan(
+    study: Study,
+    model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity,
+    data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
+    *,
+    places: Places | None = None,
+    seen: benchmark_identities.Identities | None = None,
+) -> Plan:
+    """Expand a study into arms and trials.
+
+    Args:
+        study: the study.
+        model_identity: what a fingerprint holds of a model; asked once for each model.
+        data_identity: the same of the data.
+        places: where the benchmarks' data lie.
+        seen: the benchmarks as an earlier run had them, for those whose data are not here.
+
+    Raises:
+        ConfigError: a cell is no valid configuration, or no cell is left.
+    """
+    identities: dict[str, Mapping[str, Any]] = {}
+
+    def identity(model: ModelConfig) -> Mapping[str, Any]:
+        key = model.model_dump_json()
+        if key not in identities:
+            identities[key] = model_identity(model)
+        return identities[key]
+
+    def trained_on(data: DataConfig) -> Mapping[str, Any]:
+        key = data.model_dump_json()
+        if key not in identities:
+            identities[key] = data_identity(data)
+        return identities[key]
+
+    groups: dict[str, _Group] = {}
+    problems: list[str] = []
+    level_of = {
+        (factor.name, level.name): level for factor in study.factors for level in factor.levels
+    }
+    for cell in study.cells:
+        try:
+            config = _configuration(study, cell, [level_of[item] for item in cell.items()])
+        except ConfigError as error:
+            problems.extend(error.problems)
+            continue
+        training = training_identity(config, identity(config.model), trained_on(config.data))
+        key = fingerprint(training)
+        if key in groups:
+            groups[key].cells.append(cell)
+        else:
+            groups[key] = _Group(key=key, training=training, config=config, cells=[cell])
+    if problems:
+        more = [f"{study.source}: … and {len(problems) - _TOLD:,} more"] * (len(problems) > _TOLD)
+        raise ConfigError(problems[:_TOLD] + more)
+
+    places = places or Places()
+    contents = benchmark_identities.identities(study, places, seen or {})
+    evaluations = {
+        f"{side}/{settings.name}": fingerprint(
+            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
+        )
+        for side, settings in sides(study.scored)
+    }
+    params = [_params(study, group.cells) for group in groups.values()]
+    arms = tuple(
+        _arm(study, group, name, levels, evaluations)
+        for group, name, levels in zip(groups.values(), _names(params), params, strict=True)
+    )
+    base_config = _with(study.base, study, None)
+    base = Trial(
+        fingerprint=fingerprint(untrained_identity(base_config.model, identity(base_config.model))),
+        arm=BASE,
+        seed=None,
+        config=base_config,
+        evaluations=evaluations,
+        params={},
+    )
+    return Plan(
+        study=study,
+        arms=arms,
+        base=base,
+        identities=identities,
+        places=places,
+        benchmarks=contents,
+    )
+
+
+def _configuration(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:
+    tree = _sections(study.base)
+    for level in levels:
+        for key, value in level.overrides.items():
+            set_key(tree, key, value)
+    name = ", ".join(f"{factor}={level}" for factor, level in cell.items())
+    return _with(tree, study, f"{study.source}: cell {name}")
+
+
+def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree whose sections are its own; `copy.deepcopy` takes ten times as long."""
+    return {
+        key: _sections(value) if isinstance(value, dict) else value for key, value in tree.items()
+    }
+
+
+def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
+    """Return a tree's configuration with the study's benchmarks and first seed."""
+    config = trial_config(tree, source or study.source)
+    return config.model_copy(update={"benchmarks": study.scored, "seed": study.seeds[0]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Cells that are one trial a seed."""
+
+    key: str  # the fingerprint at the study's first seed
+    training: Mapping[str, Any]  # what that is the fingerprint of
+    config: TrialConfig
+    cells: list[Cell]
+
+
+def _names(params: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the arms' names: their levels, without factors that do not apply if that is plain."""
+    whole = [", ".join(one.values()) for one in params]
+    if not any(ABSENT in one.values() for one in params):
+        return whole
+    short = [", ".join(level for level in one.values() if level != ABSENT) for one in params]
+    return short if all(short) and len(set(short)) == len(short) else whole
+
+
+def _arm(
+    study: Study,
+    group: _Group,
+    name: str,
+    params: Mapping[str, str],
+    evaluations: Mapping[str, str],
+) -> Arm:
+    cells = tuple(group.cells)
+    held = None if study.tune is None else Held(reason="its search has not ended")
+    # What is still to be chosen is not what was read: its fingerprint is that of no training.
+    training = group.training if held is None else {**group.training, "kind": "held"}
+    trials = []
+    for seed in study.seeds:
+        first = held is None and seed == study.seeds[0]
+        trials.append(
+            Trial(
+                fingerprint=group.key if first else fingerprint({**training, "seed": seed}),
+                arm=name,
+                seed=seed,
+                config=group.config.model_copy(update={"seed": seed}),
+                evaluations=evaluations,
+                params=params,
+                held=held,
+            )
+        )
+    return Arm(
+        name=name,
+        cells=cells,
+        reasons=_reasons(study, cells, group.config),
+        baseline=any(cell == dict(study.baseline) for cell in cells),
+        trials=tuple(trials),
+    )
+
+
+def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
+    """Return factor -> level; where the cells of one arm differ, all their levels."""
+    if len(cells) == 1 and len(cells[0]) == len(study.factors):
+        return cells[0]
+    return {
+        factor.name: "|".join(dict.fromkeys(cell.get(factor.name, ABSENT) for cell in cells))
+        for factor in study.factors
+    }
+
+
+def _reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> tuple[str, ...]:
+    """Say why the cells of one arm cannot differ."""
+    if len(cells) == 1:
+        return ()
+    inert = inert_keys(config)
+    reasons: list[str] = []
+    for factor in study.factors:
+        if len({cell.get(factor.name) for cell in cells}) == 1:
+            continue
+        keys = {key for level in factor.levels for key in level.overrides}
+        causes = sorted(
+            reason
+            for path, reason in inert.items()
+            if any(key == path or key.startswith(f"{path}.") for key in keys)
+        )
+        cause = causes[0] if causes else "its levels come to the same configuration"
+        reasons.append(f"{factor.name} has no effect: {cause}")
+    return tuple(reasons)

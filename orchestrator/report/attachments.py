@@ -1,0 +1,129 @@
+"""What came into a report's folder from beside: rejected images, representations, judgements.
+
+Other commands leave it there; a report takes in what it finds. What cannot be read is left out and
+told, since a report does not fail for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import read_sealed
+from orchestrator.plan.plan import Plan
+from orchestrator.report.layout import FIGURES, Block, Picture, Section, Words
+from orchestrator.report.sections.human import CSV as HUMAN_COLUMNS
+from orchestrator.report.sections.human import human_blocks, human_lines
+from orchestrator.report.sections.representation import CSV as REPRESENTATION_COLUMNS
+from orchestrator.report.sections.representation import representation_blocks, representation_lines
+from orchestrator.report.writers.exports import csv_text
+
+#: Where judgements lie in a study's report folder.
+HUMANS = "humans"
+_GALLERY = "rejected-images"
+_REPRESENTATIONS = {
+    "representation": "Representation",
+    "representation-alone": "Representation of descriptions alone",
+}
+#: Figures that are drawn into the report's folder from beside, by name.
+GIVEN = (_GALLERY, *_REPRESENTATIONS)
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Sections and files that come of what was found."""
+
+    sections: tuple[Section, ...]
+    tables: Mapping[str, str]  # file name -> CSV
+
+
+def found_beside(folder: Path, plan: Plan) -> Beside:
+    """Return what a report's folder holds beside the report."""
+    sections = []
+    tables: dict[str, str] = {}
+    gallery = _picture(
+        folder, _GALLERY, "What each strategy and setting makes of some of the training images."
+    )
+    if gallery is not None:
+        sections.append(Section(name=_GALLERY, title="Rejected images", blocks=(gallery,)))
+    for name, title in _REPRESENTATIONS.items():
+        blocks = _representation(folder, name, plan, tables)
+        if blocks:
+            sections.append(Section(name=name, title=title, blocks=tuple(blocks)))
+    blocks = _humans(folder / HUMANS, plan, tables)
+    if blocks:
+        sections.append(Section(name=HUMANS, title="Human evaluation", blocks=tuple(blocks)))
+    return Beside(sections=tuple(sections), tables=tables)
+
+
+def _representation(folder: Path, name: str, plan: Plan, tables: dict[str, str]) -> list[Block]:
+    caption = "Hidden representations of images, true and hallucinated descriptions."
+    picture = _picture(folder, name, caption)
+    if picture is None:
+        return []
+    file = folder / f"{name}.json"
+    if not file.exists():
+        return [picture]
+
+    def read(found: Data) -> list[Block]:
+        trials = {trial: mark for row in found["rows"] for trial, mark in row["trials"].items()}
+        made = representation_blocks(found, picture.png, name)
+        made += _old(trials, plan, "chip-ablate represent")
+        tables[f"{name}.csv"] = csv_text(REPRESENTATION_COLUMNS, representation_lines(found, name))
+        return made
+
+    made = _read(file, read)
+    return made if any(isinstance(block, Picture) for block in made) else [picture, *made]
+
+
+def _humans(folder: Path, plan: Plan, tables: dict[str, str]) -> list[Block]:
+    blocks: list[Block] = []
+    lines: list[Sequence[Any]] = []
+
+    def read(found: Data) -> list[Block]:
+        again = "chip-ablate judge-humans export"
+        made = [*human_blocks(found), *_old(found["trials"], plan, again)]
+        lines.extend(human_lines(found))
+        return made
+
+    for file in sorted(folder.glob("*.json")):
+        blocks += _read(file, read)
+    if lines:
+        tables["humans.csv"] = csv_text(HUMAN_COLUMNS, lines)
+    return blocks
+
+
+def _read(file: Path, made: Callable[[Data], list[Block]]) -> list[Block]:
+    """Return what a file's data make; a line in its place where they are broken."""
+    try:
+        return made(read_sealed(file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return [Words(lines=(f"{file.name} is of another version or broken: make it again.",))]
+
+
+def _old(trials: Mapping[str, str], plan: Plan, command: str) -> list[Block]:
+    """Say where figures were made of trials that are none of the report's."""
+    ours = {trial.name: trial.fingerprint for trial in plan.trials}
+    others = sorted(name for name, mark in trials.items() if ours.get(name) != mark)
+    if not others:
+        return []
+    return [
+        Words(
+            lines=(
+                f"Made of other trainings than this report's ({'; '.join(others)}): the study has "
+                f"changed since. `{command}` makes them anew.",
+            )
+        )
+    ]
+
+
+def _picture(folder: Path, name: str, caption: str) -> Picture | None:
+    file = folder / FIGURES / f"{name}.png"
+    if not file.is_file():
+        return None
+    has_pdf = file.with_suffix(".pdf").exists()
+    return Picture(name=name, caption=caption, png=file.read_bytes(), has_pdf=has_pdf)

@@ -1,0 +1,178 @@
+"""The whole report as data: what every way of writing it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.plan.plan import Plan
+from orchestrator.report.attachments import found_beside
+from orchestrator.report.figures.cost import draw_costs
+from orchestrator.report.figures.coverage import draw_pair, pairs
+from orchestrator.report.figures.forest import draw_differences, draw_effects
+from orchestrator.report.figures.response import MOST_PANELS, draw_response, numeric_factors
+from orchestrator.report.figures.training import draw_training
+from orchestrator.report.layout import Block, Changes, Picture, Section, Words
+from orchestrator.report.outcomes import load_scores
+from orchestrator.report.sections.answer import answer
+from orchestrator.report.sections.arms import benchmark_tables, effect_table, verdict_table
+from orchestrator.report.sections.changes import largest_changes
+from orchestrator.report.sections.costs import cost_table, costs
+from orchestrator.report.sections.footnotes import footnotes
+from orchestrator.report.sections.notes import notes
+from orchestrator.report.sections.power import power_blocks
+from orchestrator.report.sections.provenance import last_ended, provenance, provenance_blocks, when
+from orchestrator.report.sections.search import search_blocks
+from orchestrator.report.sections.training import training_curves
+from orchestrator.report.sections.unreadable import unread_blocks
+from orchestrator.report.summary import Summary, summarise
+from orchestrator.state.ledger import Ledger
+
+_Drawn = tuple[Picture, bytes] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A study's report."""
+
+    summary: Summary
+    answer: str
+    ended: str  # when the last trial did, in UTC; a dash where none has
+    sections: tuple[Section, ...]
+    footnotes: tuple[str, ...]  # of the first table
+    pdfs: Mapping[str, bytes] = field(repr=False)  # by figure name
+    tables: Mapping[str, str] = field(repr=False)  # CSV of what came from beside, by file name
+    provenance: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Every figure, in the report's order."""
+        return [
+            block
+            for section in self.sections
+            for block in section.blocks
+            if isinstance(block, Picture)
+        ]
+
+
+def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Report:
+    """Return a study's report.
+
+    Args:
+        plan: the study's plan.
+        ledger: what has been run.
+        storage: where attempts lie.
+        folder: where the report goes; what other commands left in it is taken in.
+    """
+    loaded = load_scores(plan, ledger, storage)
+    summary = summarise(plan, ledger, loaded)
+    spent = costs(plan, ledger)
+    origin = provenance(plan, ledger)
+    beside = found_beside(folder, plan)
+    pdfs: dict[str, bytes] = {}
+
+    def pictures(drawings: Iterable[_Drawn]) -> list[Picture]:
+        found = [one for one in drawings if one is not None]
+        pdfs.update({picture.name: pdf for picture, pdf in found})
+        return [picture for picture, _ in found]
+
+    under = Words(lines=tuple(footnotes(summary, origin)), bulleted=True)
+    decided = [metric for metric in summary.decided if metric in summary.compared]
+    effects = [effect_table(summary, metric) for metric in decided]
+    changes = largest_changes(summary, loaded, ledger, storage)
+    curves = training_curves(plan, ledger, storage)
+    sections = [
+        _section(
+            "arms",
+            "Arms against the baseline",
+            [verdict_table(summary, metric) for metric in summary.decided],
+            [under] if summary.decided else [],
+            pictures(draw_differences(summary, metric) for metric in decided),
+        ),
+        _section(
+            "effects",
+            "What each change does",
+            [table for table in effects if table is not None],
+            pictures(draw_effects(summary, metric) for metric in decided),
+        ),
+        _section("search", "What each arm chose", search_blocks(plan, ledger)),
+        _section(
+            "response",
+            "Response curves",
+            pictures(
+                draw_response(summary, factor, _along(summary))
+                for factor in numeric_factors(summary)
+            ),
+        ),
+        _section(
+            "figures",
+            "All figures",
+            benchmark_tables(summary),
+            [] if summary.decided else [under],
+            pictures(draw_pair(summary, across, up) for across, up in pairs(summary)),
+        ),
+        _section("training", "Training curves", pictures([draw_training(summary, curves)])),
+        _section("items", "The items that changed most", _item_blocks(changes), in_paper=False),
+        _section(
+            "unreadable",
+            "What could not be read",
+            unread_blocks(summary),
+            in_paper=False,
+        ),
+        *beside.sections,
+        _section(
+            "cost",
+            "What it cost",
+            [cost_table(spent)] if spent else [],
+            pictures([draw_costs(spent)]),
+        ),
+        _section("power", "What more seeds would buy", power_blocks(summary)),
+        _section("notes", "Notes", [Words(lines=tuple(notes(summary)), bulleted=True)]),
+        _section(
+            "provenance",
+            "Where the figures come from",
+            provenance_blocks(plan, ledger, origin),
+            in_paper=False,
+        ),
+    ]
+    return Report(
+        summary=summary,
+        answer=answer(summary),
+        ended=when(last_ended(plan, ledger)),
+        sections=tuple(section for section in sections if section.blocks),
+        footnotes=under.lines,
+        pdfs=pdfs,
+        tables=beside.tables,
+        provenance=origin,
+    )
+
+
+def _along(summary: Summary) -> list[str]:
+    """Return the metrics drawn along a factor: the declared ones and what they are traded for."""
+    shown = summary.decided or list(summary.metrics)[:1]
+    traded = [name for pair in pairs(summary) if set(pair) & set(shown) for name in pair]
+    return list(dict.fromkeys([*shown, *traded]))[:MOST_PANELS]
+
+
+def _section(name: str, title: str, *blocks: Iterable[Block], in_paper: bool = True) -> Section:
+    return Section(
+        name=name,
+        title=title,
+        blocks=tuple(block for group in blocks for block in group),
+        in_paper=in_paper,
+    )
+
+
+def _item_blocks(changes: list[Changes]) -> list[Block]:
+    if not changes:
+        return []
+    intro = Words(
+        lines=(
+            "For each arm the items that got most better and most worse against the baseline, by "
+            "the mean over seeds; the answers shown are those of the seed that shows it best. "
+            "They were chosen for their size: they illustrate, they prove nothing.",
+        )
+    )
+    return [intro, *changes]

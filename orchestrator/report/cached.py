@@ -1,0 +1,245 @@
+"""A report that is there already: not made again as long as all that it is made from is the same.
+
+Beside its folder lies `report.json`: a hash of what the report was made from, one of each of its
+files, and what it says on the terminal. It is written last, so that it never speaks of files that
+are not there; a file that is gone or changed makes the report anew.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import chip_core
+import orchestrator
+from chip_core.errors import notice, noticed
+from chip_core.evaluation.readiness import sides
+from chip_core.files import read_sealed, sha256_of, write_sealed
+from chip_core.results import CURVES
+from orchestrator.cost.trimmed_trials import LEFT_OUT
+from orchestrator.plan.contamination import OVERLAP
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.report.results import Results, results_of
+from orchestrator.report.summary import Summary, study_metrics
+from orchestrator.report.writers.files import PAGE, artifact_folder, report_folder
+from orchestrator.state.integrity import attempts_of, kept_report, ledger_of, poorer
+from orchestrator.state.ledger import Ledger
+from orchestrator.state.search import all_trials
+
+_FILE = "report.json"  # in a study's folder, beside that of the report
+#: What computes and draws.
+_LIBRARIES = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
+_CODE = {".py", ".j2", ".css"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A report in its folder."""
+
+    results: Results
+    files: tuple[Path, ...]  # the page first
+    mark: str | None  # a hash of what it was made from and of its files; None: it is not kept
+    summary: Summary | None = None  # None: it was there
+
+
+def report_there(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Made | None:
+    """Return the report that is there; None where it is not whole, or was made from other things.
+
+    Args:
+        plan: the study's plan.
+        ledger: what has been run.
+        storage: where attempts lie.
+        folder: where the report lies, with what other commands left in it.
+    """
+    try:
+        raw = read_sealed(_mark_file(folder))
+        files = {str(name): str(sha256) for name, sha256 in raw["files"].items()}
+        results = Results.read(raw["results"])
+        whole = all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
+        if not whole or raw["inputs"] != inputs_hash(plan, ledger, storage, folder, files):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Made(
+        results=results,
+        files=tuple(folder / name for name in files),
+        mark=_hash([raw["inputs"], files]),
+    )
+
+
+def write_anew(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Made:
+    """Make a report and write it; see `report_there`."""
+    from orchestrator.report.build import make_report
+    from orchestrator.report.writers.files import write_report
+
+    before = noticed()
+    report = make_report(plan, ledger, storage, folder)
+    written = write_report(report, folder)
+    results = results_of(report.summary)
+    mark = None
+    # One of which something had to be told is made again, and it is told again.
+    if noticed() == before:
+        files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
+        with suppress(TypeError, ValueError):  # of what JSON has not: then it is made every time
+            inputs = inputs_hash(plan, ledger, storage, folder, files)
+            kept = {"inputs": inputs, "files": files, "results": results.kept()}
+            write_sealed(_mark_file(folder), kept)
+            mark = _hash([inputs, files])
+    return Made(results=results, files=tuple(written), mark=mark, summary=report.summary)
+
+
+def inputs_hash(
+    plan: Plan, ledger: Ledger, storage: Path, folder: Path, own: Mapping[str, str]
+) -> str:
+    """Return a hash of all that a report is made from.
+
+    Args:
+        plan: the study's plan.
+        ledger: what has been run.
+        storage: where attempts lie.
+        folder: where the report goes.
+        own: the report's own files by name: all others in the folder came from beside.
+    """
+    trials = {trial.fingerprint: trial for trial in all_trials(plan)}
+    return _hash(
+        {
+            "code": code_hash(),
+            "study": plan.study,
+            "arms": plan.arms,
+            "base": plan.base,
+            "trials": list(trials.values()),
+            "identities": plan.identities,
+            "places": plan.places,
+            "benchmarks": plan.benchmarks,
+            "metrics": study_metrics(plan),
+            "records": {
+                mark: record
+                for mark, record in ledger.items()
+                if mark in trials or record.study == plan.study.name
+            },
+            "attempts": [_attempt_files(trial, ledger, storage) for trial in trials.values()],
+            "notes": [_sha256(folder.parent / name) for name in (LEFT_OUT, OVERLAP)],
+            "beside": {
+                name: _sha256(file)
+                for file in sorted(folder.rglob("[!.]*"))
+                if file.is_file() and (name := file.relative_to(folder).as_posix()) not in own
+            },
+            "pictures": _pictures(plan),
+        }
+    )
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the code that makes a report: the package's, and which libraries'."""
+    code = hashlib.sha256()
+    for package in (chip_core, orchestrator):
+        for root in map(Path, package.__path__):
+            for file in sorted(path for path in root.rglob("*") if path.suffix in _CODE):
+                code.update(f"{file.relative_to(root)}\0".encode())
+                code.update(file.read_bytes())
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return _hash([code.hexdigest(), orchestrator.__version__, libraries, platform.python_version()])
+
+
+def _attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str | None]:
+    """Return path -> sha256 of what is read of a trial's attempts: curves, scores, answers."""
+    files = [folder / CURVES for folder in attempts_of(storage, trial).values()]
+    evaluations = ledger[trial.fingerprint].evaluations
+    for scored in (evaluations[m] for m in trial.evaluations.values() if m in evaluations):
+        folder, found = storage / scored.folder, scored.evaluation
+        files += [folder / found.scores, folder / found.responses]
+    return {str(file.relative_to(storage)): _sha256(file) for file in files}
+
+
+def _pictures(plan: Plan) -> list[Any]:
+    """Return when something was put into or taken from the folders that hold the items' pictures.
+
+    What a benchmark's files say is in its identity; pictures may come later than they.
+    """
+    data = plan.places.benchmark_data
+    folders = (
+        []
+        if data is None
+        else [data / settings.name for _, settings in sides(plan.study.benchmarks)]
+    )
+    found = []
+    for folder in folders:
+        with suppress(OSError):
+            for inner in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+                found.append([str(inner), inner.stat().st_mtime_ns])
+    return found
+
+
+def _mark_file(folder: Path) -> Path:
+    return folder.with_name(_FILE)
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        return sha256_of(file)
+    except OSError:
+        return None
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(_plain(value)).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it, the same in every process.
+
+    Raises:
+        TypeError: it is of a kind that has no such form.
+    """
+    if (
+        value is None
+        or isinstance(value, (str, int, float, bool))
+        and not isinstance(value, enum.Enum)
+    ):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, BaseModel):
+        return [type(value).__name__, value.model_dump_json()]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(below) for key, below in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(below) for below in value), key=json.dumps)
+    if isinstance(value, (list, tuple)):
+        return [_plain(below) for below in value]
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not hashed")
+
+
+def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
+    """Write a study's report again, with what came into its folder from beside.
+
+    Returns:
+        its files and where each lies among the artifacts of the study's run; none where no trial
+        has figures yet, or what is there is better.
+    """
+    ledger = ledger_of(plan, workdir)
+    if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
+        return []
+    folder = report_folder(workdir, plan.study.name)
+    lost = poorer(plan, ledger)
+    if lost and (folder / PAGE).exists():
+        notice(kept_report(folder / PAGE, plan, workdir, lost))
+        return []
+    files = write_anew(plan, ledger, workdir, folder).files
+    return [(file, artifact_folder(file, folder)) for file in files]

@@ -1,0 +1,119 @@
+"""A study's own rejected images, as one figure beside its report.
+
+Each strategy and setting that an arm trains with, on a few of the study's training images. The
+driver draws it when the trials have ended: the data is there then, and no worker waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from chip_core.config import RejectedImageConfig, TrialConfig
+from chip_core.data.preferences import PreferencePair, first_pairs
+from chip_core.data.rejected_images import RejectedImages
+from chip_core.errors import TrialError
+from orchestrator.plan.plan import Plan
+from orchestrator.report.figures.gallery import Cell, draw_lines
+
+#: Where the figure lies in a report's folder.
+FIGURE = Path("figures") / "rejected-images.png"
+IMAGES = 3
+COLUMNS = 12
+
+_SHOWN = "Description"  # the key of a PNG's text that says what was drawn
+
+
+def varies_rejected_images(plan: Plan) -> bool:
+    """Return whether a study is on rejected images: a factor sets them, or its arms' differ."""
+    visual = _visual(plan)
+    keys = (
+        key for factor in plan.study.factors for level in factor.levels for key in level.overrides
+    )
+    touched = any(key.split(".")[0] == "rejected_image" for key in keys)
+    return bool(visual) and (touched or len(_titles(visual.values())) > 1)
+
+
+def draw_rejected_images(plan: Plan, folder: Path) -> Path:
+    """Draw the figure into a report's folder; one that shows the same already is left as it is.
+
+    Returns:
+        the figure's file.
+
+    Raises:
+        Exception: whatever data, a strategy of the user's own, or the disk has to say.
+    """
+    out = folder / FIGURE
+    visual = _visual(plan)
+    mark = hashlib.sha256(" ".join(visual).encode()).hexdigest()
+    if _shown(out) == mark:
+        return out
+    config = next(iter(visual.values()))
+    pairs = first_pairs(config.data, IMAGES)
+    if not pairs:
+        raise TrialError(f"{config.data.source}: no image among its first rows")
+    lines: list[list[Cell]] = []
+    for pair in pairs:
+        cells = [Cell(row=pair.id, title="image", image=pair.image, note=None)]
+        for title, settings in _titles(visual.values()).items():
+            cells.append(_cell(pair, title, settings, pairs))
+        lines += [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+    draw_lines(lines, out, metadata={_SHOWN: mark})
+    return out
+
+
+def _visual(plan: Plan) -> dict[str, TrialConfig]:
+    """Return the arms that look at a rejected image, by the fingerprint of their first seed."""
+    first = (arm.trials[0] for arm in plan.arms)
+    return {
+        trial.fingerprint: trial.config
+        for trial in first
+        if trial.config.objective.needs_rejected_image
+    }
+
+
+def _titles(configs: Iterable[TrialConfig]) -> dict[str, RejectedImageConfig]:
+    """Return each strategy with its settings once, named by what tells it from the others."""
+    found: dict[str, RejectedImageConfig] = {}
+    for config in configs:
+        chosen = config.rejected_image
+        found.setdefault(f"{chosen.strategy} {chosen.settings.model_dump_json()}", chosen)
+    titles: dict[str, RejectedImageConfig] = {}
+    for chosen in found.values():
+        alike = [other for other in found.values() if other.strategy == chosen.strategy]
+        titles["\n".join([chosen.strategy, *_differing(chosen, alike)])] = chosen
+    return titles
+
+
+def _differing(chosen: RejectedImageConfig, alike: Sequence[RejectedImageConfig]) -> list[str]:
+    values: list[Mapping[str, Any]] = [other.settings.model_dump() for other in alike]
+    mine = chosen.settings.model_dump()
+    return [
+        f"{key} {mine[key]}" for key in mine if any(value[key] != mine[key] for value in values)
+    ]
+
+
+def _cell(
+    pair: PreferencePair,
+    title: str,
+    settings: RejectedImageConfig,
+    others: Sequence[PreferencePair],
+) -> Cell:
+    try:
+        made = RejectedImages(settings).preview(pair, others=others, given=pair.rejected_image)
+    except TrialError as error:
+        return Cell(row=pair.id, title=title, image=None, note=str(error))
+    return Cell(row=pair.id, title=title, image=made.image, note="void" if made.void else None)
+
+
+def _shown(figure: Path) -> str | None:
+    """Return the mark of what a figure shows; None where there is none, or it is broken."""
+    try:
+        with Image.open(figure) as opened:
+            return opened.info.get(_SHOWN)
+    except OSError:
+        return None

@@ -1,0 +1,99 @@
+"""What each arm cost: seconds of its trials, by what they were spent on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.plan.plan import Plan
+from orchestrator.report.layout import Table, columns, text_row
+from orchestrator.state.ledger import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One arm's trials, in seconds on the machines that ran them."""
+
+    name: str
+    trials: int
+    train: float  # mean of a trial, as the three below
+    answer: float
+    score: float  # of trials of an earlier version, with their answers
+    other: float  # loading, checking data
+
+    @property
+    def each(self) -> float:
+        """Of one trial."""
+        return self.train + self.answer + self.score + self.other
+
+    @property
+    def whole(self) -> float:
+        """Of all the arm's trials."""
+        return self.each * self.trials
+
+
+def costs(plan: Plan, ledger: Ledger) -> list[Cost]:
+    """Return what each arm cost, those that have been run."""
+    found = []
+    for arm in plan.arms:
+        spent = [
+            ledger[trial.fingerprint].seconds
+            for trial in arm.trials
+            if ledger[trial.fingerprint].seconds
+        ]
+        if spent:
+            found.append(
+                Cost(
+                    name=arm.name,
+                    trials=len(spent),
+                    train=_mean(spent, "train"),
+                    answer=_mean(spent, "answer"),
+                    score=_mean(spent, "score"),
+                    other=_mean(spent, "other"),
+                )
+            )
+    return found
+
+
+def cost_table(found: Sequence[Cost]) -> Table:
+    """Return a table of what was spent."""
+    return Table(
+        name="cost",
+        caption="Seconds of a trial, mean over seeds, on the machines that ran them: compare arms "
+        "only where the machine and its load were the same.",
+        columns=columns(
+            "arm", "trials", "training", "answers", "scoring", "other", "a trial", "all trials"
+        ),
+        rows=tuple(
+            text_row(
+                cost.name,
+                str(cost.trials),
+                *(
+                    f"{value:,.1f}"
+                    for value in (
+                        cost.train,
+                        cost.answer,
+                        cost.score,
+                        cost.other,
+                        cost.each,
+                        cost.whole,
+                    )
+                ),
+            )
+            for cost in found
+        ),
+    )
+
+
+def _mean(spent: Sequence[Mapping[str, float]], kind: str) -> float:
+    return statistics.fmean(
+        sum(value for phase, value in seconds.items() if _sort(phase) == kind) for seconds in spent
+    )
+
+
+def _sort(phase: str) -> str:
+    for kind in ("answer", "score"):
+        if phase.startswith(kind):
+            return kind
+    return "train" if phase == "train" else "other"

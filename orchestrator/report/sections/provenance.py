@@ -1,0 +1,174 @@
+"""Where every figure comes from: configuration, seed, code, data, model, times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from chip_core.config import BEHAVIOUR
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.report.formatting import NOTHING
+from orchestrator.report.layout import Detail, Table, Words, columns, text_row
+from orchestrator.report.sections.search_progress import search_json
+from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
+from orchestrator.state.search import SearchTrial
+from orchestrator.utils.version import CodeVersion
+
+_SHORT = 12  # hex digits that name a trial among a study's
+
+
+def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
+    """Return everything about every figure, as plain data."""
+    study = plan.study
+    return {
+        "study": study.name,
+        "question": study.question,
+        "file": study.source,
+        "recipe": study.recipe,
+        "baseline": dict(study.baseline),
+        "seeds": list(study.seeds),
+        "behaviour": BEHAVIOUR,
+        "evaluations": dict(plan.base.evaluations),
+        "benchmarks": study.benchmarks.model_dump(mode="json"),
+        "benchmark_contents": {key: dict(found) for key, found in plan.benchmarks.items()},
+        "search": search_json(plan, ledger),
+        "trials": [
+            {
+                **_executed(trial, ledger[trial.fingerprint]),
+                "model": dict(plan.identity(trial.config.model)),
+                "data": None if trial.untrained else dict(plan.identity(trial.config.data)),
+                "config": trial.config.model_dump(mode="json"),
+            }
+            for trial in plan.trials
+        ],
+    }
+
+
+def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> list[Any]:
+    """Return what of the provenance stands on a page; the rest is in provenance.json."""
+    rows = []
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        attempt = _counted(record)
+        rows.append(
+            text_row(
+                trial.name,
+                trial.fingerprint[:_SHORT],
+                when(None if attempt is None else attempt.ended),
+                f"{sum(record.seconds.values()):,.0f}" if record.seconds else NOTHING,
+                str(record.attempts or NOTHING),
+                code_text(None if attempt is None else attempt.code),
+                "" if record.study in (None, plan.study.name) else f"study {record.study}",
+            )
+        )
+    first = full["trials"][0]
+    models = {json.dumps(entry["model"], sort_keys=True) for entry in full["trials"]}
+    sets = {json.dumps(entry["data"], sort_keys=True) for entry in full["trials"] if entry["data"]}
+    return [
+        Words(
+            bulleted=True,
+            lines=(
+                f"Study file: {full['file']}; recipe: {full['recipe']}; baseline: "
+                f"{', '.join(f'{key} = {value}' for key, value in full['baseline'].items())}.",
+                *(f"Model: {text}." for text in sorted(models)),
+                *(f"Data: {text}." for text in sorted(sets)),
+                *(
+                    f"Benchmark {name}: evaluation {mark[:_SHORT]}."
+                    for name, mark in full["evaluations"].items()
+                ),
+                f"Behaviour number of the package: {full['behaviour']}.",
+                "Every trial's whole configuration, fingerprint and history: provenance.json.",
+            ),
+        ),
+        Table(
+            name="provenance",
+            caption="Every trial: what it was run with and when. Equal fingerprints are one trial.",
+            columns=columns(
+                "trial", "fingerprint", "ended (UTC)", "seconds", "attempts", "code", "run for",
+                text=(0, 1, 2, 5, 6),
+            ),
+            rows=tuple(rows),
+        ),
+        Detail(
+            title="The untrained model's configuration: what all trials share but for factors and "
+            "seed",
+            text=json.dumps(first["config"], indent=1, ensure_ascii=False),
+        ),
+    ]  # fmt: skip
+
+
+def last_ended(plan: Plan, ledger: Ledger) -> float | None:
+    """Return when the last of a plan's trials ended, in seconds since 1970."""
+    ends = [
+        attempt.ended
+        for trial in plan.trials
+        for attempt in ledger[trial.fingerprint].history.values()
+        if attempt.ended is not None
+    ]
+    return max(ends, default=None)
+
+
+def when(seconds: float | None) -> str:
+    """Return a time to the minute, in UTC."""
+    if seconds is None:
+        return NOTHING
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+def code_text(code: CodeVersion | None) -> str:
+    """Return a version as a table has it."""
+    if code is None:
+        return "not noted"
+    if code.commit is None:
+        return code.version
+    return f"{code.version}, {code.commit[:10]}" + (" and changes" if code.uncommitted else "")
+
+
+def _executed(trial: Trial, record: TrialRecord) -> dict[str, Any]:
+    return {
+        "trial": trial.name,
+        "arm": trial.arm,
+        "seed": trial.seed,
+        "factors": dict(trial.params),
+        "searched": dict(trial.values) if isinstance(trial, SearchTrial) else None,
+        "fingerprint": trial.fingerprint,
+        "executed_for": record.study,
+        "steps": record.steps,
+        "seconds": dict(record.seconds),
+        "data_counts": dict(record.data),
+        "engine": dict(record.engine),
+        "notes": list(record.notes),
+        "figures": record.metrics(trial),
+        "scored": {
+            key: dict(record.evaluations[mark].evaluation.how)
+            for key, mark in trial.evaluations.items()
+            if mark in record.evaluations
+        },
+        "attempts": [
+            _attempt(number, attempt) for number, attempt in sorted(record.history.items())
+        ],
+    }
+
+
+def _attempt(number: int, attempt: Attempt) -> dict[str, Any]:
+    code = attempt.code
+    return {
+        "number": number,
+        "study": attempt.study,
+        "started": attempt.started,
+        "ended": attempt.ended,
+        "outcome": attempt.outcome,
+        "folder": attempt.folder,
+        "version": None if code is None else code.version,
+        "commit": None if code is None else code.commit,
+        "uncommitted": None if code is None else code.uncommitted,
+    }
+
+
+def _counted(record: TrialRecord) -> Attempt | None:
+    """Return the attempt that trained; of an untrained model, the last that ended well."""
+    ended = [one for _, one in sorted(record.history.items()) if one.outcome == "finished"]
+    trained = [one for one in ended if one.folder == record.model]
+    return next(reversed(trained or ended), None)

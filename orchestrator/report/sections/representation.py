@@ -1,0 +1,95 @@
+"""The representations of a study's arms as parts of a report, from the figures as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.report.formatting import NOTHING
+from orchestrator.report.layout import Block, Cell, Picture, Table, Words, columns, text_row
+
+#: What the table shows; everything is in the JSON.
+_TABLE = {
+    "image_truth/cosine": "image–truth, cosine",
+    "image_truth/euclidean": "image–truth, euclidean",
+    "truth_hallucination/cosine": "truth–hallucination, cosine",
+    "truth_hallucination/euclidean": "truth–hallucination, euclidean",
+    "nearer_truth/cosine": "image nearer to truth by, cosine",
+    "probe_auc": "linear probe, held-out AUC",
+}
+
+
+def representation_blocks(found: Mapping[str, Any], png: bytes, name: str) -> list[Block]:
+    """Return picture, table and what has to be known of them.
+
+    Args:
+        found: the figures as they are kept in `NAME.json`.
+        png: the picture.
+        name: of the picture's files.
+    """
+    return [
+        Picture(
+            name=name,
+            caption="The first three principal components of the hidden states of images, true and "
+            "hallucinated descriptions, all models in one basis.",
+            png=png,
+        ),
+        Table(
+            name=f"{name}-figures",
+            caption="Mean over training seeds, below it its 95 % interval over items.",
+            columns=columns("model", "seeds", *_TABLE.values()),
+            rows=tuple(
+                text_row(
+                    row["name"],
+                    NOTHING if row["seeds"] == [None] else str(len(row["seeds"])),
+                    *(_cell(row["figures"][metric]) for metric in _TABLE),
+                )
+                for row in found["rows"]
+            ),
+        ),
+        Words(lines=tuple(representation_notes(found)), bulleted=True),
+    ]
+
+
+def representation_notes(found: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of table and figure has to know."""
+    over = "the mean over its tokens" if found["pool"] == "mean" else "its last token"
+    read = (
+        "descriptions without image and prompt"
+        if found["alone"]
+        else "descriptions as answers under their image"
+    )
+    lines = [
+        f"{found['items']} items of {found['set']}; {read}; layer {found['layer']} (0: the "
+        f"embeddings), of an image or description {over}.",
+        "The interval is 95 %, a bootstrap over items of the mean over training seeds: it says "
+        "nothing of training variance, and the probe is not fitted again in it.",
+        "The probe is a logistic regression on items that it has not seen. It may go by the words "
+        "alone: reading descriptions without their image (--alone) shows how far.",
+        "The picture shows each row's first seed; its axes hold "
+        f"{100 * sum(found['explained']):.0f} % of the variance of all rows' vectors together.",
+    ]
+    if found["missing"]:
+        lines.append(f"Without a trained model, left out: {'; '.join(found['missing'])}.")
+    return lines
+
+
+def representation_lines(found: Mapping[str, Any], name: str) -> list[list[Any]]:
+    """Return a line of a CSV file for each row and figure, unrounded; heads: `CSV`."""
+    return [
+        [
+            row["name"],
+            f"{name}/{metric}",
+            0 if row["seeds"] == [None] else len(row["seeds"]),
+            *(repr(figure[key]) for key in ("value", "low", "high")),
+        ]
+        for row in found["rows"]
+        for metric, figure in row["figures"].items()
+    ]
+
+
+CSV = ("arm", "metric", "seeds", "value", "low", "high")
+
+
+def _cell(figure: Mapping[str, float]) -> Cell:
+    return Cell(text=f"{figure['value']:.3f}", below=f"[{figure['low']:.3f}, {figure['high']:.3f}]")

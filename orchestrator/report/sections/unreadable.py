@@ -1,0 +1,75 @@
+"""What no reader could read: the report's section, with examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chip_core.evaluation.unreadable import quoted
+from orchestrator.report.formatting import counted
+from orchestrator.report.layout import Block, Table, Words, columns, text_row
+from orchestrator.report.summary import UNTRAINED, Summary
+from orchestrator.report.unread_counts import UnreadCount
+
+_WORDS = {"answer": "answer", "reply": "judge's reply"}
+
+
+def unread_blocks(summary: Summary) -> list[Block]:
+    """Return the report's section on what could not be read; empty where all could."""
+    found = summary.unread
+    if not found:
+        return []
+    return [
+        Words(
+            lines=(
+                "A model's answer in which no verdict or letter was found counts as wrong; a "
+                "judge's reply without a rating or verdict is missing. Where an arm has many, or "
+                "more than another, its figures say how it words its answers as much as how well "
+                "it answers: look at them before you trust a difference.",
+            )
+        ),
+        _count_table(found),
+        _example_table(found),
+    ]
+
+
+def _count_table(found: Sequence[UnreadCount]) -> Table:
+    return Table(
+        name="unreadable",
+        caption="Answers and judges' replies that could not be read, over all trials of an arm.",
+        columns=columns(
+            "benchmark", "arm", "trials", "answers scored", "unreadable", "%",
+            "judge's replies unreadable",
+            text=(0, 1),
+        ),
+        rows=tuple(
+            text_row(
+                count.benchmark,
+                count.arm,
+                str(count.trials),
+                f"{count.scored:,}",
+                f"{count.answers:,}",
+                f"{count.share:.1f}",
+                f"{count.replies:,}",
+                kind="untrained" if count.arm == UNTRAINED else "",
+            )
+            for count in found
+        ),
+    )  # fmt: skip
+
+
+def _example_table(found: Sequence[UnreadCount]) -> Table:
+    rows = [
+        text_row(
+            count.benchmark, trial, example["item"], _WORDS[example["source"]],
+            quoted(example["text"]),
+        )
+        for count in found
+        for trial, example in count.examples
+    ]  # fmt: skip
+    return Table(
+        name="unreadable-examples",
+        caption=f"{counted(len(rows), 'text')} of those, cut; every one is in the trial's "
+        "scores/*.json.",
+        columns=columns("benchmark", "trial", "item", "what", "text", text=(0, 1, 2, 3, 4)),
+        rows=tuple(rows),
+    )

@@ -1,0 +1,64 @@
+"""The report as one HTML page that needs nothing else: no script, no network, images inside."""
+
+from __future__ import annotations
+
+import base64
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from orchestrator.report.build import Report
+from orchestrator.report.figures.base import DPI
+from orchestrator.report.formatting import counted
+from orchestrator.report.layout import Block, Changes, Picture
+
+
+def page(report: Report) -> str:
+    """Return the page. Whatever stands in it is escaped: an answer is text, never markup."""
+    environment = Environment(
+        loader=PackageLoader("orchestrator.report.writers", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(kind=_kind, data_uri=_data_uri, has_image=_has_image, width=_width)
+    study = report.summary.plan.study
+    style = environment.get_template("style.css").render()
+    return environment.get_template("report.html.j2").render(
+        style=style,
+        study=study,
+        answer=report.answer,
+        facts=_facts(report),
+        sections=report.sections,
+    )
+
+
+def _facts(report: Report) -> list[str]:
+    """Return what the page's head says in a line."""
+    plan = report.summary.plan
+    done = sum(state == "done" for row in report.summary.rows for state in row.states.values())
+    whole = sum(len(row.states) for row in report.summary.rows)
+    return [
+        f"recipe {plan.study.recipe}",
+        counted(len(plan.arms), "arm"),
+        counted(len(plan.study.seeds), "seed"),
+        f"{done} of {whole} trials",
+        f"as of {report.ended} UTC",
+    ]
+
+
+def _kind(block: Block) -> str:
+    return type(block).__name__
+
+
+def _data_uri(content: bytes, media: str = "image/png") -> str:
+    return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _width(picture: Picture) -> int:
+    """Return how wide a figure is shown, in CSS pixels: as its text was sized for."""
+    return int.from_bytes(picture.png[16:20], "big") * 100 // DPI  # as a PNG's head has it
+
+
+def _has_image(changes: Changes) -> bool:
+    return any(change.images for change in changes.items)

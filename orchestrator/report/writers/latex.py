@@ -1,0 +1,187 @@
+"""The report as LaTeX: a document that compiles as it is, and its first table alone.
+
+The text is ASCII: what has no command in LaTeX's own fonts is written by its code point, so that
+any engine compiles it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from orchestrator.report.build import Report
+from orchestrator.report.layout import (
+    FIGURES,
+    Block,
+    Cell,
+    Picture,
+    RowKind,
+    Table,
+    TableRow,
+    Words,
+)
+
+_ROWS = 40  # of a table on one page; the rest goes on in another
+_PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
+\usepackage[margin=2.2cm]{geometry}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\setlength{\parindent}{0pt}
+\setlength{\parskip}{0.6em}
+\renewcommand{\labelitemi}{$\bullet$}
+% Tables and figures stay where they are: a long report's floats would be too many.
+\makeatletter
+\newcommand{\captionof}[1]{\def\@captype{#1}\caption}
+\makeatother
+\newenvironment{block}{\par\medskip\noindent\begin{minipage}{\linewidth}\centering
+  \setlength{\belowcaptionskip}{6pt}}{\end{minipage}\par\medskip}
+% A table that is wider than the page is made to fit it.
+\newcommand{\fitted}[1]{\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}}
+\newcommand{\stacked}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-0.2ex]{\footnotesize #2}\end{tabular}}
+"""
+_CHARACTERS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "_": r"\_", "%": r"\%", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"{''}",
+    "`": r"\textasciigrave{}", "\u2212": r"$-$", "±": r"$\pm$", "×": r"$\times$", "→": r"$\to$",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "≤": r"$\le$", "≥": r"$\ge$", "…": r"\ldots{}",
+    "–": "--", "—": "---", "†": r"$\dagger$", "‡": r"$\ddagger$", "·": r"$\cdot$", "°": r"$^\circ$",
+    "“": "``", "”": "''", "‘": "`", "’": "'", "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}",
+    "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ł": r"\l{}", "Ł": r"\L{}",
+    "ı": r"\i{}", "§": r"\S{}", "\u00a0": "~",
+}  # fmt: skip
+_GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "ζ": "zeta",
+    "η": "eta", "θ": "theta", "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu",
+    "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "ς": "varsigma", "τ": "tau", "υ": "upsilon",
+    "φ": "varphi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta",
+    "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi",
+    "Ω": "Omega",
+}  # fmt: skip
+_ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=",
+            "\u0306": "u", "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H",
+            "\u030c": "v", "\u0323": "d", "\u0327": "c"}  # fmt: skip
+
+
+def latex(report: Report) -> str:
+    """Return the report as a document."""
+    study = report.summary.plan.study
+    lines = [
+        _PREAMBLE,
+        rf"\title{{{escape(study.name)}}}",
+        rf"\date{{{escape(report.ended)} UTC}}",
+        r"\author{}",
+        r"\begin{document}",
+        r"\maketitle",
+    ]
+    if study.question:
+        lines += [rf"\textit{{{escape(study.question)}}}", ""]
+    lines += [rf"\textbf{{{escape(report.answer)}}}", ""]
+    for section in report.sections:
+        if section.in_paper:
+            lines.append(rf"\section*{{{escape(section.title)}}}")
+            for block in section.blocks:
+                lines += _block(block)
+    return "\n".join([*lines, r"\end{document}", ""])
+
+
+def bare_table(report: Report) -> str:
+    """Return the report's first table as a tabular, to be read in where booktabs is loaded."""
+    tables = [
+        block for section in report.sections for block in section.blocks if isinstance(block, Table)
+    ]
+    head = [
+        f"% {_ascii(report.summary.plan.study.name)}: {_ascii(tables[0].caption)}",
+        *(f"% {_ascii(note)}" for note in report.footnotes),
+        r"% In the preamble: \usepackage{booktabs}",
+        r"\providecommand{\stacked}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-0.2ex]"
+        r"{\footnotesize #2}\end{tabular}}",
+    ]
+    return "\n".join([*head, *_tabular(tables[0], tables[0].rows)]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text that LaTeX sets as it is; what it has no letter for as `[U+1F600]`."""
+    flat = unicodedata.normalize("NFD", " ".join(text.split()))
+    written: list[str] = []
+    for character in flat:
+        if character in _ACCENTS and written and _is_letter(written[-1]):
+            letter = {"i": r"\i", "j": r"\j"}.get(written[-1], written[-1])
+            written[-1] = rf"\{_ACCENTS[character]}{{{letter}}}"
+        else:
+            written.append(_character(character))
+    return "".join(written)
+
+
+def _character(character: str) -> str:
+    if character in _CHARACTERS:
+        return _CHARACTERS[character]
+    if character in _GREEK:
+        return rf"$\{_GREEK[character]}$"
+    if " " <= character <= "~":
+        return character
+    return f"[U+{ord(character):04X}]"
+
+
+def _is_letter(text: str) -> bool:
+    return len(text) == 1 and text.isascii() and text.isalpha()
+
+
+def _ascii(text: str) -> str:
+    """Return text for a comment."""
+    return " ".join(text.split()).encode("ascii", "replace").decode()
+
+
+def _block(block: Block) -> Iterator[str]:
+    match block:
+        case Table():
+            for start in range(0, len(block.rows), _ROWS):
+                yield from _framed(block, block.rows[start : start + _ROWS], start > 0)
+        case Picture():
+            yield from (
+                r"\begin{block}",
+                rf"\includegraphics[width=\linewidth,height=0.8\textheight,keepaspectratio]"
+                rf"{{{FIGURES}/{block.name}.{'pdf' if block.has_pdf else 'png'}}}",
+                rf"\captionof{{figure}}{{{escape(block.caption)}}}",
+                r"\end{block}",
+            )
+        case Words(bulleted=False):
+            yield from ("\n\n".join(escape(line) for line in block.lines), "")
+        case Words():
+            yield r"\begin{itemize}"
+            yield from (rf"\item {{}}{escape(line)}" for line in block.lines)
+            yield r"\end{itemize}"
+
+
+def _framed(table: Table, rows: Sequence[TableRow], goes_on: bool) -> Iterator[str]:
+    caption = escape(table.caption) + (" (continued)" if goes_on else "")
+    yield from (
+        r"\begin{block}",
+        rf"\captionof{{table}}{{{caption}}}",
+        r"\small\fitted{%",
+    )
+    yield from _tabular(table, rows)
+    yield from ("}", r"\end{block}")
+
+
+def _tabular(table: Table, rows: Sequence[TableRow]) -> Iterator[str]:
+    kinds = "".join("r" if column.numeric else "l" for column in table.columns)
+    yield rf"\begin{{tabular}}{{{kinds}}}"
+    yield r"\toprule"
+    yield " & ".join(escape(column.title) for column in table.columns) + r" \\"
+    yield r"\midrule"
+    for row in rows:
+        yield " & ".join(_cell(cell, row.kind) for cell in row.cells) + r" \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}%"
+
+
+def _cell(cell: Cell, kind: RowKind) -> str:
+    # A row that begins with a bracket would be read as the space after the row before.
+    text = escape(cell.text)
+    text = f"{{}}{text}" if text.startswith(("[", "*")) else text
+    if kind == "published" and text:
+        text = rf"\textit{{{text}}}"
+    if cell.bold and text:
+        text = rf"\textbf{{{text}}}"
+    return rf"\stacked{{{text}}}{{{escape(cell.below)}}}" if cell.below else text

@@ -1,0 +1,94 @@
+"""What scoring a study costs, and what it lacks, on the terminal before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.text import Text
+
+from chip_core.errors import UserError
+from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.task import AsksByItself
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.state.integrity import ledger_of
+from orchestrator.state.ledger import Ledger
+
+
+def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
+    """Say how many questions each benchmark asks, how they are scored, and what it took so far."""
+    counted: dict[str, int | None] = {}
+    parts = []
+    for side, settings in sides(plan.study.benchmarks):
+        key = f"{side}/{settings.name}"
+        if isinstance(find_benchmark(settings.name), AsksByItself):
+            counted[key] = None
+            parts.append(f"{key} its program's own")
+            continue
+        try:
+            asked, whole = asked_items(side, settings, find_benchmark(settings.name), plan.places)
+        except UserError:
+            counted[key] = None
+            parts.append(f"{key} unknown")
+            continue
+        counted[key] = len(asked)
+        share = f" of {whole:,}" if len(asked) < whole else ""
+        parts.append(f"{key} {len(asked):,}{share}")
+    if not parts:
+        return
+    line = f"questions a trial: {', '.join(parts)}"
+    if plan.study.tune is not None:
+        line += " (`select` to a trial of a search, `report` to one of the seeds)"
+    held = [trial for arm in plan.arms for trial in arm.trials if _waits(trial)]
+    left, made = 0, 0
+    for trial in (*plan.trials, *held):
+        record = ledger[trial.fingerprint]
+        for key in record.missing(trial):
+            if trial.evaluations[key] in record.answers:
+                made += counted[key] or 0
+            else:
+                left += counted[key] or 0
+    if left:
+        line += f"; {left:,} answers to make"
+    if made:
+        line += f"; {made:,} answers are there, to be scored"
+    yield Text(line)
+    if left or made:
+        yield Text("scoring: a step of its own, without a GPU, beside the next trials' training")
+    share_so_far = _share(plan, ledger)
+    if share_so_far is not None:
+        share_of_time, trials = share_so_far
+        yield Text(
+            f"answers and scoring took {share_of_time:.0%} of the time of the "
+            f"{'trial' if trials == 1 else f'{trials} trials'} done so far"
+        )
+
+
+def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
+    """Say what the benchmarks lack, where anything is left to score."""
+    ledger = ledger_of(plan, workdir)
+    if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
+        return
+    for problem in problems(plan.study.benchmarks, plan.places):
+        yield Text(f"cannot run yet: {problem}", style="bold red")
+
+
+def _waits(trial: Trial) -> bool:
+    return trial.held is not None and not trial.held.failed
+
+
+def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
+    """Return what share of trainings' and scorings' time was scoring, and of how many trials."""
+    trained = scored = 0.0
+    trials = 0
+    for trial in plan.trials:
+        seconds = ledger[trial.fingerprint].seconds
+        if trial.untrained or "train" not in seconds:
+            continue
+        trials += 1
+        trained += seconds["train"]
+        scored += sum(
+            value for phase, value in seconds.items() if phase.startswith(("answer ", "score "))
+        )
+    return (scored / (trained + scored), trials) if trained + scored > 0 else None

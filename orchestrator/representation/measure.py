@@ -1,0 +1,169 @@
+"""The representations of a model, or of every trained model of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chip_core.config import EngineConfig, ModelConfig
+from chip_core.errors import TrialError, UserError
+from chip_core.models import loading
+from chip_core.representation.described import Described
+from chip_core.representation.geometry import Basis, Figure, common_basis, figures
+from chip_core.representation.states import Reading, Representations, represent
+from chip_core.results import MODEL
+from chip_core.trained import require_model
+from orchestrator.plan.plan import Arm, Plan, Trial
+from orchestrator.representation.results import Represented, Row
+from orchestrator.state.ledger import Ledger
+from orchestrator.storage.download import whole_attempt
+
+OnModel = Callable[[str, int, int], None]  # what is read, items done, items in all
+UNTRAINED = "base (untrained)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One model to read."""
+
+    row: str  # the arm, or the model's name
+    model: ModelConfig
+    seed: int | None = None  # None: not trained here
+    trained: Path | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    trial: Trial | None = None
+    arm: Arm | None = None
+
+
+def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Source], list[str]]:
+    """Return the untrained model and every trained one of a study, and those that are not there.
+
+    Raises:
+        UserError: no arm has a trained model.
+    """
+    base = plan.base.config
+    found = [Source(row=UNTRAINED, model=base.model, engine=base.engine, trial=plan.base)]
+    missing = []
+    for arm in plan.arms:
+        for trial in arm.trials:
+            folder = ledger[trial.fingerprint].model
+            if folder is None or not (storage / folder / MODEL).is_dir():
+                missing.append(trial.name)
+                continue
+            found.append(
+                Source(
+                    row=arm.name,
+                    model=trial.config.model,
+                    seed=trial.seed,
+                    trained=whole_attempt(storage, folder) / MODEL,
+                    engine=trial.config.engine,
+                    trial=trial,
+                    arm=arm,
+                )
+            )
+    if len(found) == 1:
+        raise UserError(
+            f"study {plan.study.name} has no trained model in {storage}: run it first, "
+            "or name its --workdir"
+        )
+    return found, missing
+
+
+def read_models(
+    sources: Sequence[Source],
+    described: Sequence[Described],
+    *,
+    set_name: str,
+    reading: Reading,
+    missing: Sequence[str] = (),
+    on_model: OnModel | None = None,
+) -> tuple[Represented, Mapping[int, Mapping[str, Figure]]]:
+    """Return the figures and the common picture of models, and each model's own figures.
+
+    Args:
+        sources: the models, those of one row beside each other.
+        described: the set.
+        set_name: what the set is called.
+        reading: how states are taken; each model's own precision counts.
+        missing: trials that are left out, to be said.
+        on_model: told how far it is.
+
+    Raises:
+        UserError: a model cannot be loaded, or has no such layer.
+    """
+    vectors = [_read(source, described, reading, on_model) for source in sources]
+    rows: dict[str, list[int]] = {}
+    for place, source in enumerate(sources):
+        rows.setdefault(source.row, []).append(place)
+    try:
+        basis = common_basis(vectors)
+    except ValueError as error:
+        raise UserError(f"no common picture: {error}") from None
+    own = {place: figures([found]) for place, found in enumerate(vectors)}
+    return (
+        Represented(
+            set_name=set_name,
+            items=len(described),
+            reading=reading,
+            layer=vectors[0].layer,
+            explained=basis.explained,
+            rows=tuple(
+                Row(
+                    name=name,
+                    seeds=tuple(sources[place].seed for place in places),
+                    figures=figures([vectors[place] for place in places])
+                    if len(places) > 1
+                    else own[places[0]],
+                    by_seed=tuple(
+                        {metric: figure.value for metric, figure in own[place].items()}
+                        for place in places
+                    ),
+                    points=_points(basis, vectors[places[0]]),
+                    trials={
+                        trial.name: trial.fingerprint
+                        for place in places
+                        if (trial := sources[place].trial) is not None
+                    },
+                )
+                for name, places in rows.items()
+            ),
+            missing=tuple(missing),
+        ),
+        own,
+    )
+
+
+def _read(
+    source: Source, described: Sequence[Described], reading: Reading, on_model: OnModel | None
+) -> Representations:
+    import torch
+
+    wanted = source.engine.device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    name = source.row if source.seed is None else f"{source.row}, seed {source.seed}"
+    own = Reading(
+        pool=reading.pool,
+        layer=reading.layer,
+        alone=reading.alone,
+        bf16=source.model.dtype == "bf16",
+    )
+
+    def on_item(done: int, total: int) -> None:
+        if on_model is not None:
+            on_model(name, done, total)
+
+    try:
+        if source.trained is not None:
+            require_model(source.trained)
+        model, processor = loading.load(
+            source.model, attention=source.engine.attention, trained=source.trained
+        )
+        return represent(model.to(device), processor, described, own, on_item)
+    except TrialError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _points(basis: Basis, found: Representations) -> dict[str, list[list[float]]]:
+    kinds = {"image": found.image, "true": found.true, "hallucinated": found.hallucinated}
+    return {kind: basis.place(vectors).tolist() for kind, vectors in kinds.items()}

@@ -1,0 +1,98 @@
+"""What was found of representations, as files and as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import write_atomically, write_sealed
+from chip_core.representation.geometry import Figure
+from chip_core.representation.states import Reading
+from orchestrator.report.figures.representation import draw_representation
+from orchestrator.report.sections.representation import representation_blocks
+from orchestrator.report.writers.markdown import section_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An arm, or a model."""
+
+    name: str
+    seeds: tuple[int | None, ...]  # None: not trained
+    figures: Mapping[str, Figure]  # of the mean over seeds
+    by_seed: tuple[Mapping[str, float], ...]
+    points: Mapping[str, list[list[float]]]  # of the first seed, by kind, in the common basis
+    trials: Mapping[str, str] = field(default_factory=dict)  # a study's: name -> fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Represented:
+    """What was found, of every row."""
+
+    set_name: str
+    items: int
+    reading: Reading
+    layer: int  # counted from the embeddings, 0
+    explained: tuple[float, ...]  # share of all variance of the picture's three axes
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What its files and metrics are called: descriptions read alone stand by themselves."""
+        return "representation-alone" if self.reading.alone else "representation"
+
+
+def write_represented(found: Represented, folder: Path) -> list[Path]:
+    """Write figure, table and figures as JSON into a folder; return the files."""
+    files = [folder / f"{found.name}.{kind}" for kind in ("json", "md")]
+    write_sealed(files[0], as_json(found))
+    write_atomically(files[1], markdown(found))
+    pictures = [folder / "figures" / f"{found.name}.{kind}" for kind in ("png", "pdf")]
+    pictures[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in pictures:
+        path.write_bytes(draw_representation(found.rows, found.explained, path.suffix[1:]))
+    return [*files, *pictures]
+
+
+def as_json(found: Represented) -> dict[str, Any]:
+    """Return the figures as plain data."""
+    return {
+        "set": found.set_name,
+        "items": found.items,
+        **asdict(found.reading),
+        "layer": found.layer,
+        "explained": list(found.explained),
+        "rows": [
+            {
+                "name": row.name,
+                "seeds": list(row.seeds),
+                "trials": dict(row.trials),
+                "figures": {name: asdict(figure) for name, figure in row.figures.items()},
+                "by_seed": [dict(values) for values in row.by_seed],
+            }
+            for row in found.rows
+        ],
+        "missing": list(found.missing),
+    }
+
+
+def markdown(found: Represented) -> str:
+    """Return the figures as a section of a report."""
+    data = as_json(found)
+    blocks = representation_blocks(data, b"", found.name)
+    return section_text("Representations of images, true and hallucinated descriptions", blocks)
+
+
+def metrics(
+    found: Represented, figures: Mapping[str, Figure], *, intervals: bool
+) -> dict[str, float]:
+    """Return figures for a tracker: `representation/probe_auc`, `….low`, `….high`."""
+    named = {f"{found.name}/{name}": figure.value for name, figure in figures.items()}
+    if intervals:
+        for name, figure in figures.items():
+            named[f"{found.name}/{name}.low"] = figure.low
+            named[f"{found.name}/{name}.high"] = figure.high
+    return named

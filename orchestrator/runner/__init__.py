@@ -1,0 +1,1 @@
+"""The parts of a run: jobs, their events, retries, limits, progress."""

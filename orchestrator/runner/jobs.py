@@ -1,0 +1,248 @@
+"""From a plan and the ledger to jobs, and from what workers left back to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from chip_core.config import BenchmarkConfig, TrialConfig
+from chip_core.errors import notice
+from chip_core.results import MODEL
+from chip_core.trained import broken_model, left_model
+from orchestrator.executors.base import Job
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.state.integrity import (
+    attempts_of,
+    check_results,
+    problem,
+    take_results,
+    trial_folder,
+)
+from orchestrator.state.ledger import Ledger, TrialRecord, answers_of
+from orchestrator.state.search import SearchTrial, settled
+from orchestrator.storage.binding import storage_of
+from orchestrator.storage.download import fetch_trials
+from orchestrator.tracking.base import Status, TrialView
+
+#: Why an attempt ended that nobody saw end.
+UNSEEN = "the driver of its study ended before it did"
+
+
+def adopt(plan: Plan, ledger: Ledger, storage: Path) -> None:
+    """Record what became of attempts whose driver is gone: nothing finished is run again.
+
+    Call it under the study's lock: then no driver of the study is at work.
+    """
+    study = plan.study.name
+    take_results(plan, ledger, storage)
+    for trial in plan.trials:
+        for number, tried in ledger[trial.fingerprint].history.items():
+            if tried.outcome is None and tried.study == study:
+                ledger.ended(trial, study, number, "killed", UNSEEN)
+
+
+def take_in(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
+    """Return a plan as far as it is known when all that is done of it is in the ledger.
+
+    What searches chose makes trials known, of which a storage may have some, too. Figures whose
+    files are gone or changed are told, and are not done.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    remote, seen = storage_of(storage), set[str]()
+    ledger.put_aside()
+    while True:
+        plan = settled(plan, ledger)
+        marks = {trial.fingerprint for trial in plan.trials}
+        if marks <= seen:
+            return plan
+        if remote is not None:
+            fetch_trials(remote, storage, marks - seen)
+        adopt(plan, ledger, storage)
+        if remote is not None and _drop_changed(plan, ledger, storage):
+            fetch_trials(remote, storage, marks - seen)
+        check_results(plan, ledger, storage)
+        seen |= marks
+
+
+def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
+    """Remove copies that are not what was written, of files that a storage has; whether any was."""
+    dropped = False
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        for key, mark in trial.evaluations.items():
+            scored = record.evaluations.get(mark)
+            if scored is not None and problem(key, scored, storage) is not None:
+                for name in (scored.evaluation.scores, scored.evaluation.responses):
+                    if (path := storage / scored.folder / name).is_file():
+                        path.unlink()
+                dropped = True
+    return dropped
+
+
+def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
+    """Return what is still to run: (job, trial, number of its attempt), the untrained model first.
+
+    A trial that is trained but lacks a benchmark's figures is asked, not trained again; one whose
+    answers are there is scored, without a model.
+    """
+    jobs = []
+    remote = storage_of(storage) is not None  # whose weights are not here: a worker looks at them
+    rule = plan.study.early_stopping
+    compared_with = {trial.fingerprint for trial in plan.baseline.trials}
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        if record.done(trial) or record.is_cut(rule):
+            continue
+        attempt = max([record.attempts, *attempts_of(storage, trial)], default=0) + 1
+        model = None if record.model is None else storage / record.model / MODEL
+        if model is not None and not model.is_dir():
+            model = None  # its weights were removed: train again
+        if (
+            model is not None
+            and not remote
+            and (why := broken_model(model, trial.config)) is not None
+        ):
+            notice(f"{trial.name}: {why}: it is trained again")
+            model = None
+        answers = answers_of(trial, record, storage)
+        if answers is not None:
+            model = None
+        job = Job(
+            id=_job_id(trial, attempt, scores=answers is not None),
+            name=trial.name,
+            config=_wanting(trial, record, anew=model is None and answers is None),
+            folder=trial_folder(storage, trial) / f"attempt-{attempt}",
+            answers=answers,
+            untrained=trial.untrained,
+            trained_model=model,
+            resume_from=None
+            if trial.untrained or model is not None or answers is not None
+            else _to_resume(storage, trial),
+            places=replace(plan.places, judge_cache=storage / "cache" / "judge"),
+            earlier=tuple(reversed(attempts_of(storage, trial).values())),
+            may_be_cut=rule is not None
+            and not (trial.untrained or model is not None or answers is not None)
+            and trial.fingerprint not in compared_with,
+        )
+        jobs.append((job, trial, attempt))
+    return jobs
+
+
+def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
+    """Return a trial's next attempt in the same run, and its number.
+
+    It goes on from what the attempts before left.
+
+    Args:
+        job: the attempt before, with what is to be otherwise this time.
+        trial: whose it is.
+        storage: where its attempts lie.
+    """
+    done = attempts_of(storage, trial)
+    attempt = max([int(job.id.rpartition("-")[2]), *done]) + 1
+    following = replace(
+        job,
+        id=_job_id(trial, attempt, scores=job.scores),
+        folder=trial_folder(storage, trial) / f"attempt-{attempt}",
+        resume_from=_to_resume(storage, trial) if job.trains else job.resume_from,
+        earlier=tuple(reversed(done.values())),
+    )
+    return following, attempt
+
+
+def stages(
+    plan: Plan, ledger: Ledger, storage: Path, look: Callable[[Plan], Any] = lambda plan: None
+) -> Iterator[tuple[Plan, list[tuple[Job, Trial, int]]]]:
+    """Yield what is to be run, with the plan as it is known by then.
+
+    The searches of all arms come first; what they chose is run when all of them have ended.
+
+    Args:
+        plan: as it is known.
+        ledger: what is done.
+        storage: where trials lie.
+        look: takes in what is done already of a plan that has come to be known.
+    """
+    jobs = jobs_for(plan, ledger, storage)
+    searching = [job for job in jobs if isinstance(job[1], SearchTrial) or job[1].untrained]
+    if plan.study.tune is not None and searching:
+        yield plan, searching
+        plan = settled(plan, ledger)
+        look(plan)
+        tried = {trial.fingerprint for _, trial, _ in searching}
+        left = jobs_for(plan, ledger, storage)
+        jobs = [job for job in left if job[1].fingerprint not in tried]
+    if jobs:
+        yield plan, jobs
+
+
+def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status) -> TrialView:
+    """Return what a tracker shows of a trial."""
+    record = ledger[trial.fingerprint]
+    attempts = [record.history[number] for number in sorted(record.history)]
+    begun = [attempt.started for attempt in attempts if attempt.started is not None]
+    ended = [attempt.ended for attempt in attempts if attempt.ended is not None]
+    codes = [attempt.code for attempt in attempts if attempt.code is not None]
+    return TrialView(
+        trial=trial,
+        status=status,
+        metrics=record.metrics(trial),
+        folders=[*attempts_of(storage, trial).values()],
+        seconds=record.seconds,
+        data=record.data,
+        engine=record.engine,
+        how={
+            key: record.evaluations[mark].evaluation.how
+            for key, mark in trial.evaluations.items()
+            if mark in record.evaluations and record.evaluations[mark].evaluation.how
+        },
+        reason=record.failure,
+        cut=record.cut,
+        reused_from=record.study if record.study not in (None, study) else None,
+        code=codes[-1] if codes else None,
+        began=min(begun, default=None),
+        ended=max(ended, default=None),
+    )
+
+
+def _job_id(trial: Trial, attempt: int, *, scores: bool) -> str:
+    return f"{trial.fingerprint[:16]}-{'score-' if scores else ''}{attempt}"
+
+
+def _wanting(trial: Trial, record: TrialRecord, *, anew: bool) -> TrialConfig:
+    """Return the trial's configuration with the benchmarks that are still to be scored.
+
+    Args:
+        trial: the trial.
+        record: what is known of it.
+        anew: whether its model is trained again: then everything is scored.
+    """
+    if anew and not trial.untrained:
+        return trial.config
+    missing = set(record.missing(trial))
+
+    def kept(side: str) -> tuple[BenchmarkConfig, ...]:
+        chosen = getattr(trial.config.benchmarks, side)
+        return tuple(settings for settings in chosen if f"{side}/{settings.name}" in missing)
+
+    benchmarks = trial.config.benchmarks.model_copy(
+        update={"select": kept("select"), "report": kept("report")}
+    )
+    return trial.config.model_copy(update={"benchmarks": benchmarks})
+
+
+def _to_resume(storage: Path, trial: Trial) -> Path | None:
+    """Return the newest attempt that left a trained model, else checkpoints.
+
+    Whether they are whole, the worker sees.
+    """
+    from chip_core.training.checkpoint import checkpoints  # torch: only where something is to run
+
+    attempts = list(attempts_of(storage, trial).values())
+    trained = [folder for folder in attempts if left_model(folder)]
+    left = trained or [folder for folder in attempts if checkpoints(folder)]
+    return left[-1] if left else None

@@ -1,0 +1,130 @@
+"""Showing a study again from its own records: what a tracking server missed is there afterwards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chip_core.errors import UserError
+from chip_core.registry import join_names
+from orchestrator.plan.benchmark_identities import seen_before
+from orchestrator.plan.plan import Plan, Trial, make_plan
+from orchestrator.plan.snapshot import KeptPlan, kept_plans
+from orchestrator.report.arm_views import arm_views
+from orchestrator.report.outcomes import load_scores
+from orchestrator.report.sections.provenance import last_ended
+from orchestrator.report.summary import summarise
+from orchestrator.report.writers.files import report_folder
+from orchestrator.runner.jobs import view
+from orchestrator.state.integrity import look
+from orchestrator.state.ledger import Ledger, TrialRecord, study_lock
+from orchestrator.state.search import all_trials
+from orchestrator.study.load import load_study
+from orchestrator.tracking.base import FinalSnapshot, Status, StudyView
+from orchestrator.tracking.final_snapshot import kept_snapshots
+from orchestrator.tracking.projection import MlflowTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synced:
+    """What a study's runs show now."""
+
+    study: str
+    trials: int  # the untrained model among them
+    address: str
+    refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow does not take, and why
+
+
+def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
+    """Return the studies of a work directory that are named, by name or by file; all if none is.
+
+    Raises:
+        UserError: one was never run there, or nothing was.
+    """
+    kept = list(kept_plans(workdir))
+    known = join_names(plan.study for plan in kept)
+    if not kept:
+        raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
+    found = []
+    for name in names:
+        own = [plan for plan in kept if plan.study == name]
+        of_file = [plan for plan in kept if os.path.realpath(plan.path) == os.path.realpath(name)]
+        if not own and not of_file:
+            raise UserError(f"{name}: was not run in {workdir}: name one of {known}")
+        found += own or of_file
+    return found if names else kept
+
+
+def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
+    """Show all that ledger, attempts and report folder hold of a study.
+
+    Args:
+        kept: the study as it was last run.
+        workdir: its work directory.
+        tracker: where it is shown.
+
+    Raises:
+        UserError: its file is gone or has changed for the worse, it is being run, or the store
+            cannot be used.
+    """
+    if not kept.path.is_file():
+        raise UserError(
+            f"study {kept.study}: its file {kept.path} is gone: put it back, so that it is known "
+            "what stands for what"
+        )
+    study = load_study(kept.path, kept.changes)
+    if study.name != kept.study:
+        raise UserError(
+            f"study {kept.study}: its file {kept.path} is now that of {study.name}: run that, or "
+            "give it its name back"
+        )
+    with study_lock(workdir, kept.study):
+        ledger = Ledger(workdir, writes=False)
+        seen = seen_before(workdir, kept.study)
+        plan = look(make_plan(study, places=kept.places, seen=seen), ledger, workdir)
+        begun = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
+        views = [
+            view(trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial))
+            for trial in begun
+        ]
+        tracker.bring(
+            StudyView(
+                plan=plan,
+                began=kept.began,
+                trials={view.place: view for view in views},
+                ends=tuple(_ends(kept, plan, ledger, workdir)),
+                report=report_folder(workdir, kept.study),
+            )
+        )
+    refused, waiting = dict(tracker.refused()), tracker.waiting()
+    if waiting is not None:
+        refused |= {f"trial {name}": waiting.reason for name in waiting.trials}
+    return Synced(study=kept.study, trials=len(views), address=tracker.address, refused=refused)
+
+
+def _status(record: TrialRecord, trial: Trial) -> Status:
+    if record.done(trial):
+        return "FINISHED"
+    return "FAILED" if record.history[max(record.history)].outcome == "failed" else "KILLED"
+
+
+def _ends(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
+    """Return how the study's runs ended, the last one as its trials are if it was cut short."""
+    ends = kept_snapshots(workdir, plan)
+    if ends and ends[-1].time >= kept.time:
+        return ends
+    summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))
+    states = {state for row in summary.rows for state in row.states.values()}
+    status: Status = "FAILED" if "failed" in states else "FINISHED"
+    return [
+        *ends,
+        FinalSnapshot(
+            time=time.time(),
+            status="KILLED" if states & {"missing", "killed"} else status,
+            ended=last_ended(plan, ledger),
+            arms=tuple(arm_views(summary)),
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""What has been run: the ledger, and what follows from it."""

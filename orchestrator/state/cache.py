@@ -1,0 +1,217 @@
+"""What a storage keeps of reference passes: listed, checked, pruned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from chip_core.files import read_records
+from chip_core.reference_cache.folder import (
+    BrokenStoreError,
+    Manifest,
+    build_lock,
+    lock_owner,
+    partial_folder,
+    remove,
+)
+from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.spec import CacheSpec
+from orchestrator.state.cache_plan import USES, cache_folder
+from orchestrator.state.ledger import Ledger
+from orchestrator.storage.binding import storage_of
+from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore, jobs_folder
+from orchestrator.utils.progress import progress
+
+#: whole: it can be used. broken: it cannot. half-made: what an interrupted making left, which the
+#: next one goes on with. being made: by a process that runs.
+State = Literal["whole", "broken", "half-made", "being made"]
+
+_DAY = 24 * 3600.0
+
+
+@dataclass(kw_only=True)
+class Kept:
+    """A store, or what there is of one."""
+
+    folder: Path  # the store's
+    state: State
+    what: str  # the pass, as people call it
+    bytes: int
+    samples: int | None = None
+    made: float | None = None  # when, in seconds since 1970
+    used: float | None = None  # when a study last read it
+    studies: list[str] = field(default_factory=list)  # that read it
+    waiting: int = 0  # trials that read it and are not trained yet
+    problem: str | None = None
+
+    @property
+    def age(self) -> float:
+        """Days since it was last used, or made."""
+        return (time.time() - (max(self.used or 0, self.made or 0) or time.time())) / _DAY
+
+
+def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
+    """Return all stores of a storage, and what is half-made, largest first; nothing is hashed."""
+    caches = ReferenceCacheStore(storage)
+    uses = read_records(caches.cache / USES)
+    sizes = caches.sizes()
+    names = {name.split(".")[0] for name in sizes}
+    found = []
+    for name in names:
+        of_this = [use for use in uses if use["pass"] == name]
+        trials = {
+            trial
+            for use in of_this
+            for trial in use["trials"]
+            if not ledger.was_removed(trial)  # nobody waits for it
+        }
+        kept = _kept(caches, caches.cache / name, sizes)
+        kept.used = max((use["time"] for use in of_this), default=None)
+        kept.studies = sorted({use["study"] for use in of_this})
+        kept.waiting = sum(ledger[trial].model is None for trial in trials)
+        found.append(kept)
+    return sorted(found, key=lambda kept: (-kept.bytes, kept.folder.name))
+
+
+def check_stores(stores: Sequence[Kept], console: Console, storage: Path) -> None:
+    """Hash every file of every whole store; say in its state and problem what is wrong.
+
+    In a storage of its own their sizes alone are looked at.
+    """
+    caches = ReferenceCacheStore(storage)
+    whole = [kept for kept in stores if kept.state == "whole"]
+    total = sum(kept.bytes for kept in whole)
+    done = 0
+    with progress(console, "bytes checked", total) as step:
+        for kept in whole:
+            try:
+                caches.verify(kept.folder, again=True)
+            except BrokenStoreError as error:
+                kept.state, kept.problem = "broken", str(error)
+            done += kept.bytes
+            step(done)
+
+
+def prunable(stores: Sequence[Kept], older_than: float | None) -> list[Kept]:
+    """Return what can go: what no trial waits for, what is broken, what was not used for long.
+
+    Args:
+        stores: of `kept_stores`.
+        older_than: days; what was not used for longer goes too, whoever waits for it.
+    """
+    return [
+        kept
+        for kept in stores
+        if kept.state != "being made"
+        and (
+            kept.state == "broken"
+            or kept.waiting == 0
+            or (older_than is not None and kept.age > older_than)
+        )
+    ]
+
+
+def prune(stores: Sequence[Kept], storage: Path) -> int:
+    """Remove stores; return how many bytes that frees. What is open is read on."""
+    freed, caches = 0, ReferenceCacheStore(storage)
+    for kept in stores:
+        with build_lock(kept.folder):  # nobody begins it meanwhile
+            caches.remove(kept.folder)
+            for path in _paths(kept.folder):
+                remove(path)
+        freed += kept.bytes
+    return freed
+
+
+def cache_lines(stores: Sequence[Kept], storage: Path) -> Iterator[RenderableType]:
+    """Say what there is."""
+    remote = storage_of(storage)
+    cache = cache_folder(storage) if remote is None else f"{remote.uri}/{CACHE}"
+    if not stores:
+        yield Text(f"no reference passes in {cache}")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("reference pass", "store", "samples", "size", "last used", "state", "studies"):
+        table.add_column(title, justify="right" if title in ("samples", "size") else "left")
+    for kept in stores:
+        broken = f": {kept.problem}" if kept.problem else ""
+        table.add_row(
+            Text(kept.what),
+            kept.folder.name[:8],
+            "—" if kept.samples is None else str(kept.samples),
+            gigabytes(kept.bytes),
+            f"{kept.age:.0f} days ago" if kept.age >= 1 else "today",
+            Text(f"{kept.state}{broken}"),
+            Text(_studies(kept)),
+        )
+    yield table
+    yield Text(f"{gigabytes(sum(kept.bytes for kept in stores))} in {cache}")
+
+
+def cache_json(stores: Sequence[Kept]) -> list[dict[str, Any]]:
+    """Return what there is as plain data."""
+    return [
+        {
+            "pass": kept.what,
+            "hash": kept.folder.name,
+            "folder": str(kept.folder),
+            "samples": kept.samples,
+            "bytes": kept.bytes,
+            "made": kept.made,
+            "used": kept.used,
+            "state": kept.state,
+            "problem": kept.problem,
+            "studies": kept.studies,
+            "waiting": kept.waiting,
+        }
+        for kept in stores
+    ]
+
+
+def _kept(caches: ReferenceCacheStore, folder: Path, sizes: Mapping[str, int]) -> Kept:
+    partial = partial_folder(folder)
+    names = {folder.name, partial.name, jobs_folder(folder).name}
+    size = sum(sizes.get(name, 0) for name in names)
+    made = max((path.stat().st_mtime for path in _paths(folder)), default=None)
+    half_made = partial.name in sizes
+    if lock_owner(folder) is not None:
+        return Kept(folder=folder, state="being made", what="?", bytes=size, made=made)
+    try:
+        manifest = caches.stat(folder)
+    except BrokenStoreError as error:
+        what, problem = "?", None if half_made else str(error)
+        state: State = "half-made" if half_made else "broken"
+        return Kept(folder=folder, state=state, what=what, bytes=size, made=made, problem=problem)
+    return Kept(
+        folder=folder,
+        state="whole",
+        what=_name(manifest),
+        bytes=size,
+        samples=manifest.rows,
+        made=manifest.made["time"],
+    )
+
+
+def _name(manifest: Manifest) -> str:
+    identity = manifest.identity
+    one = CacheSpec(kind=identity["kind"], epoch=None, identity=identity)
+    model = identity["model"]
+    return f"{one.name} ({model.get('hub') or str(model.get('content'))[:8]})"
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Return what there is of a store: itself, what is half-made, its workers' own files."""
+    folders = (folder, partial_folder(folder), jobs_folder(folder))
+    return [path for path in folders if path.is_dir()]
+
+
+def _studies(kept: Kept) -> str:
+    waiting = f" ({kept.waiting} trials to run)" if kept.waiting else ""
+    return f"{', '.join(kept.studies) or '—'}{waiting}"

@@ -1,0 +1,216 @@
+"""Which reference passes a study makes and reads: those that come to less than computing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from chip_core import data as preference_data
+from chip_core.config import DataConfig, TrialConfig
+from chip_core.errors import UserError
+from chip_core.reference_cache.folder import (
+    BrokenStoreError,
+    Manifest,
+    store_folder,
+)
+from chip_core.reference_cache.size import NoRoomError, check_room, estimated_bytes
+from chip_core.reference_cache.spec import (
+    KINDS,
+    CacheSpec,
+    cache_specs,
+    samples_read,
+    with_hidden,
+)
+from chip_core.results import MODEL
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.state.ledger import Ledger
+from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore
+
+#: How often the trials must read a sample, in the mean, for a pass over all samples to pay: a pass
+#: prepares its samples too, which a trial does in any case, and a tower's share of a step is small.
+#: docs/cache.md has what was measured.
+_WORTH, _WORTH_FEATURES = 1.25, 2.0
+
+#: cached: it is there. to make: before the trials. in the step: each trial computes it.
+State = Literal["cached", "to make", "in the step"]
+
+
+#: Which trials of which study read a pass, one line a pass and run; beside the stores.
+USES = "uses.jsonl"
+
+
+def cache_folder(storage: Path) -> Path:
+    """Return where a storage's reference passes lie."""
+    return storage / CACHE
+
+
+@dataclass(kw_only=True)
+class PlannedPass:
+    """A pass, and what is to become of it."""
+
+    one: CacheSpec
+    config: TrialConfig  # of a trial that has it
+    samples: int | None  # of the data; None: not known before it is loaded
+    trials: list[str] = field(default_factory=list)  # fingerprints of the trials that read it
+    reads: float = 0.0  # samples that they read, all together; in epochs where samples is None
+    state: State = "in the step"
+    bytes: int | None = None  # of what is there, or about what there will be; None: not known
+    rounding: float | None = None  # by how much bf16 moves a token's log-probability at most
+
+    def take(self, manifest: Manifest) -> None:
+        """Note that its store is there."""
+        self.state, self.bytes, self.samples = "cached", manifest.bytes, manifest.rows
+        self.rounding = manifest.made.get("rounding")
+
+    def decide(self) -> bool:
+        """Say, and return, whether a pass that is not there is made."""
+        often = _WORTH_FEATURES if self.one.of_features else _WORTH
+        worth = self.reads >= often * (self.samples or 1)
+        self.state = "to make" if worth else "in the step"
+        return worth
+
+
+def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
+    """Return the passes of the trials that are still to be trained; nothing is hashed or made.
+
+    A pass over all samples is made where the trials read it often enough to pay. A pass of
+    log-probabilities alone is served by one of the same that has hidden states too, where that is
+    there or is made.
+    """
+    found: dict[str, PlannedPass] = {}
+    for one, trial, samples in _of_trials(plan, ledger, storage):
+        reads = _reads(one, trial.config, samples)
+        if reads == 0:  # of an epoch that it does not reach
+            continue
+        fresh = PlannedPass(one=one, config=trial.config, samples=samples)
+        planned = found.setdefault(one.key, fresh)
+        planned.trials.append(trial.fingerprint)
+        planned.reads += reads
+    caches = ReferenceCacheStore(storage)
+    for planned in found.values():
+        planned.bytes = _bytes_there(caches, planned.one)
+        if planned.bytes is not None:
+            planned.state = "cached"
+    kept = _served(found, caches)
+    for planned in kept:
+        if planned.state != "cached":
+            planned.decide()
+            planned.bytes = estimated_bytes(planned.one, planned.config, planned.samples)
+    return kept
+
+
+def require_room(passes: list[PlannedPass], storage: Path) -> None:
+    """Check that the disk has room for what is to be made, as far as its size is known.
+
+    Of a storage of its own no such thing is known; each machine looks after its disk.
+
+    Raises:
+        UserError: it has not.
+    """
+    if ReferenceCacheStore(storage).remote is not None:
+        return
+    wanted = [planned for planned in passes if planned.state == "to make"]
+    what = ", ".join(f"'{planned.one.name}'" for planned in wanted)
+    try:
+        needed = sum(planned.bytes or 0 for planned in wanted)
+        check_room(cache_folder(storage), needed, f"the reference passes {what}")
+    except NoRoomError as error:
+        raise UserError(str(error)) from None
+
+
+def _of_trials(
+    plan: Plan, ledger: Ledger, storage: Path
+) -> Iterator[tuple[CacheSpec, Trial, int | None]]:
+    """Yield the passes of each trial that is to be trained, with the samples of its data."""
+
+    @cache
+    def count(data: str) -> int | None:
+        return preference_data.count(DataConfig.model_validate_json(data))
+
+    known: dict[tuple[object, ...], tuple[CacheSpec, ...]] = {}
+    for trial in plan.trials:
+        config = trial.config
+        if trial.untrained or config.reference_cache == "off":
+            continue
+        record = ledger[trial.fingerprint]
+        if record.done(trial) or record.is_cut(plan.study.early_stopping):
+            continue
+        if record.model is not None and (storage / record.model / MODEL).is_dir():
+            continue  # it lacks scores alone
+        # What the passes are a function of: many arms have the same, and a plan has many arms.
+        key = (
+            config.model.model_dump_json(),
+            config.data.model_dump_json(),
+            config.rejected_image.model_dump_json(),
+            config.rejected_image.corruption_seed == "per_trial" and config.seed,
+            config.objective.needs_divergence,
+            config.objective.needs_rejected_image,
+            config.vision_encoder,
+            config.projector,
+            config.reference_cache,
+            config.training.max_length,
+            config.training.epochs,
+            config.training.label_rule,
+            config.training.augment,
+            config.engine.model_dump_json(),
+        )
+        if key not in known:
+            known[key] = cache_specs(
+                config, plan.identity(config.model), plan.identity(config.data)
+            )
+        samples = count(config.data.model_dump_json())
+        for one in known[key]:
+            yield one, trial, samples
+
+
+def _reads(one: CacheSpec, config: TrialConfig, samples: int | None) -> float:
+    """Return how many samples of a pass a trial reads; in epochs where samples is None."""
+    if samples is not None:
+        return samples_read(one, config, samples)
+    if config.training.max_steps is not None:
+        return 0  # a part of an epoch, for all that is known
+    return 1 if one.epoch is not None else config.training.epochs
+
+
+def _served(found: dict[str, PlannedPass], caches: ReferenceCacheStore) -> list[PlannedPass]:
+    """Return the passes without those that another one's store serves, whose trials it takes."""
+    kept = []
+    for planned in found.values():
+        host = None
+        if planned.one.kind == "text" and planned.one.hidden is None:
+            host = _host(planned, found, caches)
+        if host is None:
+            kept.append(planned)
+        else:
+            host.trials += planned.trials
+            host.reads += planned.reads
+            if host.one.key not in found:
+                kept.append(host)
+    return sorted(kept, key=lambda planned: KINDS.index(planned.one.kind))
+
+
+def _host(
+    planned: PlannedPass, found: dict[str, PlannedPass], caches: ReferenceCacheStore
+) -> PlannedPass | None:
+    """Return the pass with hidden states that serves one without; None where there is none."""
+    if planned.state == "cached":
+        return None
+    for precision in ("fp32", "bf16"):
+        one = with_hidden(planned.one, precision)
+        if one.key in found:
+            return found[one.key]
+        size = _bytes_there(caches, one)
+        if size is not None:
+            return replace(planned, one=one, state="cached", bytes=size, trials=[], reads=0.0)
+    return None
+
+
+def _bytes_there(caches: ReferenceCacheStore, one: CacheSpec) -> int | None:
+    """Return the size of a pass's store; None where it is not there."""
+    try:
+        return caches.stat(store_folder(caches.cache, one.key), one.identity).bytes
+    except BrokenStoreError:
+        return None

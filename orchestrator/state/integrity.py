@@ -1,0 +1,181 @@
+"""Whether what a study's figures are made from is there, and is what was written.
+
+The ledger's line of an attempt says what it came to, with the sha256 of the files that tables and
+pages are made from. A line is held by its own checksum, a file by the line. What does not hold is
+told and taken for not made: a run makes it again, and who only reads does without.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from chip_core.errors import notice
+from chip_core.evaluation.task import metric_name
+from chip_core.files import read_lines, sha256_of
+from chip_core.results import MODEL, read_answered, read_result
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.state.ledger import Ledger, Scored
+from orchestrator.state.search import settled
+from orchestrator.storage.download import trial_key
+from orchestrator.study.model import Changes
+
+
+def look(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
+    """Return a plan as far as it is known to who only reads, and let the ledger know as much.
+
+    Args:
+        plan: the study's plan.
+        ledger: one that is not written.
+        storage: where trials lie.
+    """
+    seen = set[str]()
+    while True:
+        plan = settled(plan, ledger)
+        marks = {trial.fingerprint for trial in plan.trials}
+        if marks <= seen:
+            return plan
+        take_results(plan, ledger, storage)
+        check_results(plan, ledger, storage)
+        seen |= marks
+
+
+def ledger_of(plan: Plan, workdir: Path) -> Ledger:
+    """Return the ledger for who only reads: with all that is done of a plan, and what is lost."""
+    ledger = Ledger(workdir, writes=False)
+    look(plan, ledger, workdir)
+    return ledger
+
+
+def trial_folder(storage: Path, trial: Trial) -> Path:
+    """Return where a trial's attempts lie."""
+    return storage / trial_key(trial.fingerprint)
+
+
+def attempts_of(storage: Path, trial: Trial) -> dict[int, Path]:
+    """Return the attempts' folders by number, in order."""
+    found = {}
+    for folder in trial_folder(storage, trial).glob("attempt-*"):
+        number = re.fullmatch(r"attempt-(\d+)", folder.name)
+        if number:
+            found[int(number[1])] = folder
+    return dict(sorted(found.items()))
+
+
+def take_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
+    """Record attempts that ended well and that the ledger does not know."""
+    for trial in plan.trials:
+        for attempt, folder in attempts_of(storage, trial).items():
+            record = ledger[trial.fingerprint]
+            # One that ended after another had taken its place adds nothing.
+            if attempt in record.finished or record.done(trial):
+                continue
+            result = read_result(folder)
+            name = str(folder.relative_to(storage))
+            if result is not None:
+                ledger.finished(trial, plan.study.name, attempt, name, result)
+            elif name not in record.answers.values():
+                answered = read_answered(folder)
+                if answered is not None:
+                    ledger.answered(trial, plan.study.name, attempt, name, answered)
+
+
+def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
+    """Take figures whose files are gone or changed for not made, and tell it."""
+    seen: set[str] = set()
+    for trial in plan.trials:
+        if trial.fingerprint in seen:
+            continue
+        seen.add(trial.fingerprint)
+        record = ledger[trial.fingerprint]
+        lost: dict[str, str] = {}  # evaluation -> what is wrong
+        for key, mark in trial.evaluations.items():
+            if mark in record.evaluations:
+                why = problem(key, record.evaluations[mark], storage)
+                if why is not None:
+                    lost[mark] = why
+        if not lost:
+            continue
+        untrained = record.model is not None and not (storage / record.model / MODEL).is_dir()
+        again = "trains and scores it again" if untrained else "scores it again"
+        for why in dict.fromkeys(lost.values()):
+            notice(
+                f"{trial.name}: {why}: `chip-ablate run` {again} "
+                "(`chip-ablate rm` takes a trial out instead)"
+            )
+        ledger.forget(trial.fingerprint, trial.name, lost, model=untrained)
+
+
+def problem(key: str, scored: Scored, storage: Path) -> str | None:
+    """Return what is wrong with the files of a benchmark's figures; None if nothing.
+
+    Args:
+        key: "report/amber".
+        scored: the figures.
+        storage: where attempts lie.
+    """
+    folder, evaluation = storage / scored.folder, scored.evaluation
+    if not folder.is_dir():
+        return f"its folder {folder} is gone"
+    for name in (evaluation.scores, evaluation.responses):
+        path = folder / name
+        try:
+            if name in scored.files:
+                whole = sha256_of(path) == scored.files[name]
+            elif name == evaluation.scores:
+                whole = _agrees(path, key, scored)
+            else:  # of a version that noted no hash
+                whole = all(line.record is not None for line in read_lines(path))
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        if not whole:
+            return f"{path} is not as it was written"
+    return None
+
+
+def changed(path: Path, expected: str | None) -> bool:
+    """Return whether a file is gone or not what it was, as far as its hash was noted."""
+    try:
+        return expected is not None and sha256_of(path) != expected
+    except OSError:
+        return True
+
+
+def poorer(plan: Plan, ledger: Ledger) -> list[str]:
+    """Return the trials by whose figures a report would be poorer for damage, not by a wish."""
+    undone = {
+        trial.fingerprint: trial.name
+        for trial in plan.trials
+        if not ledger[trial.fingerprint].done(trial)
+    }
+    if ledger.bad:  # of which trial they spoke, nobody knows
+        return [name for mark, name in undone.items() if not ledger[mark].failure]
+    return [name for mark, name in undone.items() if mark in ledger.lost]
+
+
+def kept_report(page: Path, plan: Plan, workdir: Path, lost: list[str]) -> str:
+    """Return what is to be said where a report is not written over a better one."""
+    named = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")
+    own = plan.study.changes != Changes()  # a variant, or more seeds: known by its name
+    words = ["chip-ablate", "run", plan.study.name if own else plan.study.source]
+    again = shlex.join([*words, "--workdir", str(workdir)])
+    return (
+        f"{page} is kept as it was: the figures of {named} are not there any more: `{again}` makes "
+        "them again, and the report with them"
+    )
+
+
+def _agrees(path: Path, key: str, scored: Scored) -> bool:
+    """Return whether a file of scores holds the figures that the ledger holds."""
+    side, _, benchmark = key.partition("/")
+    prefix = metric_name("select" if side == "select" else "report", benchmark, "")
+    try:
+        metrics = json.loads(path.read_bytes())["metrics"]
+        values = {f"{prefix}{metric['name']}": metric["value"] for metric in metrics}
+        items = [item["item"] for metric in metrics for item in metric["items"]]
+    except (ValueError, KeyError, TypeError):
+        return False
+    held = {name: value for name, value in values.items() if value is not None}
+    return held == scored.evaluation.metrics and all(isinstance(item, str) for item in items)

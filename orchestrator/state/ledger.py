@@ -1,0 +1,439 @@
+"""The ledger: what has been run. Append-only, durable before anything is announced.
+
+`ledger/ledger.jsonl` holds one record an event of an attempt; `ledger/*.lock` say which driver
+works on which study. Both are on the driver's own file system. A line that is not as it was written
+is left out and told; a run puts it into `ledger/ledger.bad.jsonl`, and finds what it said in the
+trials' folders.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from chip_core.errors import UserError, notice, printable
+from chip_core.files import (
+    Line,
+    append_record,
+    blank_line,
+    read_lines,
+    require_place,
+    write_atomically,
+)
+from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
+from orchestrator.plan.plan import Trial
+from orchestrator.study.early_stopping import EarlyStopping
+from orchestrator.utils.version import CodeVersion, code_version
+
+Outcome = Literal["finished", "failed", "killed", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A benchmark's figures, and the attempt's folder they lie in."""
+
+    folder: str  # relative to the storage
+    evaluation: Evaluation
+    #: file of the folder -> sha256; empty: noted by a version that did not note it
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One execution of a trial."""
+
+    study: str  # whose run it was
+    started: float | None = None  # seconds since 1970, as `ended`
+    ended: float | None = None
+    outcome: Outcome | None = None  # None: it runs, or its driver died
+    folder: str | None = None  # relative to the storage
+    code: CodeVersion | None = None  # None: noted by a version that did not note it
+    reason: str | None = None  # why it failed or was killed
+    seconds: dict[str, float] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # of its folder -> sha256
+
+
+@dataclass(kw_only=True)
+class TrialRecord:
+    """All that is known of a fingerprint."""
+
+    attempts: int = 0
+    history: dict[int, Attempt] = field(default_factory=dict)  # by number of the attempt
+    finished: set[int] = field(default_factory=set)  # the attempts that ended well
+    model: str | None = None  # folder of the attempt that trained, relative to the storage
+    steps: int = 0
+    evaluations: dict[str, Scored] = field(default_factory=dict)  # by evaluation fingerprint
+    #: evaluation fingerprint -> folder of the attempt whose answers are there, scored or not
+    answers: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
+    machine: str = ""  # the device of the attempt that trained, else of the last; empty: not known
+    data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
+    notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
+    engine: dict[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
+    failure: str | None = None  # the last attempt's reason, where it did not finish
+    cut: str | None = None  # by which rule of early stopping the last attempt was cut
+    study: str | None = None  # where it was executed
+    arm: str | None = None
+    seed: int | None = None
+
+    def missing(self, trial: Trial) -> list[str]:
+        """Return the benchmarks ("report/shapes") that a trial still wants."""
+        return [key for key, mark in trial.evaluations.items() if mark not in self.evaluations]
+
+    def done(self, trial: Trial) -> bool:
+        """Return whether nothing of the trial is left to run."""
+        return (trial.untrained or self.model is not None) and not self.missing(trial)
+
+    @property
+    def killed(self) -> bool:
+        """Whether the last attempt was stopped from outside: it did not fail."""
+        return bool(self.history) and self.history[max(self.history)].outcome == "killed"
+
+    def is_cut(self, rule: EarlyStopping | None) -> bool:
+        """Return whether the rule cut the trial: then it stays cut as long as that is the rule."""
+        return rule is not None and self.cut == rule.words
+
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        """Return the trial's figures by full name, those that are there."""
+        return {
+            name: value
+            for mark in trial.evaluations.values()
+            if mark in self.evaluations
+            for name, value in self.evaluations[mark].evaluation.metrics.items()
+        }
+
+
+class Ledger:
+    """The record of a work directory."""
+
+    def __init__(self, workdir: Path, *, writes: bool = True) -> None:
+        """Read it.
+
+        Args:
+            workdir: whose.
+            writes: whether what is recorded is written, too; else only this object knows it.
+        """
+        self.workdir, self.folder = workdir, workdir / "ledger"
+        self._file = self.folder / "ledger.jsonl"
+        self._writes = writes
+        self._records: dict[str, TrialRecord] = {}
+        self._attempts: dict[str, int] = {}  # of trials that were removed: numbers go on
+        self.lost: dict[str, str] = {}  # fingerprint -> the trial's name: figures are not there
+        self.bad: list[Line] = []  # lines that are not as they were written
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file again: another driver may have written to it.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        self._records, self._attempts, self.lost, self.bad = {}, {}, {}, []
+        try:
+            lines = read_lines(self._file)
+        except OSError as error:
+            raise UserError(
+                f"{self._file}: cannot be read ({error.strerror}): move it away: `chip-ablate run` "
+                "finds what is done in the trials' folders"
+            ) from None
+        for line in lines:
+            if line.record is not None and _is_entry(line.record):
+                self._apply(line.record)
+            elif not line.cut:
+                self.bad.append(line)
+                notice(
+                    f"{self._file}: line {line.number} is not as it was written: it is left out; "
+                    "`chip-ablate run` keeps it aside and finds what it said in the trials' folders"
+                )
+
+    def put_aside(self) -> None:
+        """Move lines that are not as they were written into a file beside, for a person to see."""
+        for line in self.bad:
+            try:
+                append_record(
+                    self._file.with_name("ledger.bad.jsonl"),
+                    {"line": line.number, "text": line.text.decode("utf-8", "backslashreplace")},
+                )
+                blank_line(self._file, line)
+            except OSError as error:
+                raise self._unwritten(error) from error
+
+    def forget(self, fingerprint: str, name: str, marks: Iterable[str], *, model: bool) -> None:
+        """Take figures that are not there any more for not made, until they are made again.
+
+        Args:
+            fingerprint: the trial's.
+            name: the trial's, for people.
+            marks: of its evaluations.
+            model: whether its trained model is gone with them.
+        """
+        record = self._records[fingerprint]
+        for mark in marks:
+            del record.evaluations[mark]
+        if model:
+            record.model = None
+        self.lost[fingerprint] = name
+
+    def __getitem__(self, fingerprint: str) -> TrialRecord:
+        """Return what is known of a fingerprint; empty where nothing is."""
+        found = self._records.get(fingerprint)
+        return found or TrialRecord(attempts=self._attempts.get(fingerprint, 0))
+
+    def was_removed(self, fingerprint: str) -> bool:
+        """Return whether a trial was there and was removed."""
+        return fingerprint in self._attempts and fingerprint not in self._records
+
+    def items(self) -> Iterator[tuple[str, TrialRecord]]:
+        """Yield each fingerprint with what is known of it."""
+        yield from self._records.items()
+
+    def started(self, trial: Trial, study: str, attempt: int) -> None:
+        """Record that an attempt begins."""
+        self._append(
+            trial,
+            {
+                "event": "started",
+                "attempt": attempt,
+                "study": study,
+                "code": asdict(code_version()),
+            },
+        )
+
+    def answered(
+        self, trial: Trial, study: str, attempt: int, folder: str, answered: AnsweredTrial
+    ) -> None:
+        """Record that an attempt's model has answered: what is left of it is to score that."""
+        self._append(
+            trial,
+            {
+                "event": "answered",
+                "attempt": attempt,
+                "study": study,
+                "folder": folder,
+                **_training_of(answered),
+                "answers": [
+                    trial.evaluations[key]
+                    for key in (*answered.answers, *answered.evaluations)
+                    if key in trial.evaluations
+                ],
+            },
+        )
+
+    def finished(
+        self, trial: Trial, study: str, attempt: int, folder: str, result: TrialResult
+    ) -> None:
+        """Record an attempt's figures."""
+        self._append(
+            trial,
+            {
+                "event": "finished",
+                "attempt": attempt,
+                "study": study,
+                "folder": folder,
+                **_training_of(result),
+                "files": result.files,
+                "evaluations": {
+                    trial.evaluations[key]: asdict(evaluation)
+                    for key, evaluation in result.evaluations.items()
+                    if key in trial.evaluations
+                },
+            },
+        )
+
+    def ended(self, trial: Trial, study: str, attempt: int, outcome: Outcome, reason: str) -> None:
+        """Record that an attempt failed or was killed."""
+        self._append(
+            trial, {"event": outcome, "attempt": attempt, "study": study, "reason": reason}
+        )
+
+    def cut(self, trial: Trial, study: str, attempt: int, rule: EarlyStopping, reason: str) -> None:
+        """Record that early stopping ended an attempt's training."""
+        self._append(
+            trial,
+            {
+                "event": "cut",
+                "attempt": attempt,
+                "study": study,
+                "rule": rule.words,
+                "reason": reason,
+            },
+        )
+
+    def removed(self, fingerprint: str) -> None:
+        """Record that all of a trial is gone: nothing of it is known but how often it was tried."""
+        record = {"time": time.time(), "fingerprint": fingerprint, "event": "removed"}
+        self._write(record)
+        self._apply(record)
+
+    def _append(self, trial: Trial, entry: Mapping[str, Any]) -> None:
+        record = {
+            "time": time.time(),
+            "fingerprint": trial.fingerprint,
+            "arm": trial.arm,
+            "seed": trial.seed,
+            **entry,
+        }
+        self._write(record)
+        self._apply(record)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
+        try:
+            append_record(self._file, record)
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._file}: cannot be written ({error.strerror}): free some space or mend it, "
+            "and run the study again: nothing that finished is lost"
+        )
+
+    def _apply(self, entry: Mapping[str, Any]) -> None:
+        if entry["event"] == "removed":
+            gone = self._records.pop(entry["fingerprint"], TrialRecord())
+            self._attempts[entry["fingerprint"]] = gone.attempts
+            return
+        mark = entry["fingerprint"]
+        record = self._records.setdefault(mark, TrialRecord(attempts=self._attempts.get(mark, 0)))
+        record.attempts = max(record.attempts, int(entry["attempt"]))
+        record.arm, record.seed = entry["arm"], entry["seed"]
+        record.cut = entry.get("rule")  # of the last event
+        _note(record.history.setdefault(entry["attempt"], Attempt(study=entry["study"])), entry)
+        if entry["event"] in ("answered", "finished"):
+            if entry["trained"]:
+                record.model, record.steps = entry["folder"], entry["steps"]
+                record.data, record.notes = entry["data"], entry["notes"]
+                record.engine = entry.get("engine", {})  # not there before it was recorded
+            record.study = record.study or entry["study"]
+            record.seconds = {**record.seconds, **entry["seconds"]}
+            record.cpu = {**record.cpu, **entry.get("cpu", {})}
+            if entry["trained"] or record.model is None:
+                record.machine = entry.get("machine", "")
+            record.answers |= dict.fromkeys(entry.get("answers", []), entry["folder"])
+        if entry["event"] == "finished":
+            record.failure = None
+            record.finished.add(entry["attempt"])
+            for mark, evaluation in entry["evaluations"].items():
+                record.evaluations[mark] = Scored(
+                    folder=entry["folder"],
+                    evaluation=Evaluation(**evaluation),
+                    files=entry.get("files", {}),
+                )
+        elif entry["event"] in ("failed", "killed", "cut"):
+            record.failure = entry["reason"]
+
+
+def answers_of(trial: Trial, record: TrialRecord, storage: Path) -> Path | None:
+    """Return the folder where all answers lie that a trial lacks figures of; None: nowhere."""
+    if not trial.untrained and record.model is None:
+        return None
+    folders = {record.answers.get(trial.evaluations[key]) for key in record.missing(trial)}
+    named = folders.pop() if len(folders) == 1 else None
+    if named is None or read_answered(storage / named) is None:
+        return None
+    return storage / named
+
+
+def _training_of(left: AnsweredTrial | TrialResult) -> dict[str, Any]:
+    """Return what an entry says of an attempt's training and time."""
+    return {
+        "trained": left.steps > 0,
+        "steps": left.steps,
+        "seconds": left.seconds,
+        "cpu": left.cpu,
+        "machine": left.machine,
+        "data": left.data,
+        "notes": left.notes,
+        "engine": left.engine,
+    }
+
+
+def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
+    """Note what an entry says of its attempt."""
+    if entry["event"] == "started":
+        attempt.started = entry["time"]
+        attempt.code = CodeVersion(**entry["code"]) if "code" in entry else None
+        return
+    if entry["event"] == "answered":
+        attempt.folder = entry["folder"]
+        return
+    attempt.ended, attempt.outcome = entry["time"], entry["event"]
+    attempt.reason = entry.get("reason")
+    if entry["event"] == "finished":
+        attempt.folder, attempt.seconds = entry["folder"], entry["seconds"]
+        attempt.files = entry.get("files", {})
+
+
+#: What an entry of each event holds; more may be there.
+_OF_ALL = {"time": (int, float), "fingerprint": str, "event": str}
+_OF_ATTEMPT = {"attempt": int, "study": str}
+_OF_TRAINING = {
+    "folder": str, "trained": bool, "steps": int, "seconds": dict, "data": dict, "notes": list,
+}  # fmt: skip
+_EVENTS: Mapping[str, Mapping[str, Any]] = {
+    "started": _OF_ATTEMPT,
+    "answered": {**_OF_ATTEMPT, **_OF_TRAINING, "answers": list},
+    "finished": {**_OF_ATTEMPT, **_OF_TRAINING, "evaluations": dict},
+    "failed": {**_OF_ATTEMPT, "reason": str},
+    "killed": {**_OF_ATTEMPT, "reason": str},
+    "cut": {**_OF_ATTEMPT, "reason": str},
+    "removed": {},
+}
+
+
+def _is_entry(record: Mapping[str, Any]) -> bool:
+    """Return whether a record says what one of its event says."""
+    kinds = _EVENTS.get(str(record.get("event")))
+    if kinds is None:
+        return False
+    named = {"arm", "seed"} <= record.keys() or record["event"] == "removed"
+    if not named or not all(
+        isinstance(record.get(key), kind) for key, kind in {**_OF_ALL, **kinds}.items()
+    ):
+        return False
+    try:
+        if "code" in record:
+            CodeVersion(**record["code"])
+        for evaluation in record.get("evaluations", {}).values():
+            Evaluation(**evaluation)
+    except TypeError:
+        return False
+    return True
+
+
+@contextmanager
+def study_lock(workdir: Path, study: str) -> Iterator[None]:
+    """Hold a study for this driver; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another driver holds it.
+    """
+    folder = workdir / "ledger"
+    path = folder / f"{study}.lock"
+    require_place(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = path.with_suffix(".holder")
+            who = "another process"
+            with suppress(OSError):
+                who = printable(holder.read_text(encoding="utf-8", errors="replace")) or who
+            raise UserError(
+                f"study {study} is being run by {who}: wait for it, or stop it first"
+            ) from None
+        write_atomically(
+            path.with_suffix(".holder"), f"process {os.getpid()} on {socket.gethostname()}"
+        )
+        yield

@@ -1,0 +1,165 @@
+"""Taking a trial or a study out of a work directory: what goes, what stays, and in which order.
+
+What another study has in its table stays. The ledger is told before a file goes, so that a crash
+leaves a trial that is whole or one that is not there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from chip_core.errors import UserError
+from chip_core.registry import join_names
+from orchestrator.plan.snapshot import KeptPlan, kept_plans
+from orchestrator.state.ledger import Ledger, study_lock
+from orchestrator.state.trial_lookup import find_trial, trial_name
+from orchestrator.storage.binding import storage_of
+from orchestrator.storage.download import trial_key
+
+_GOING = ".removed-"  # a folder that is on its way out; what a crash left of one goes too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What is to go."""
+
+    study: str | None  # whose folder goes; None: trials alone
+    trials: Mapping[str, str]  # fingerprint -> what people call it
+    shared: Mapping[str, tuple[str, ...]]  # the study's trials that stay -> the studies that share
+    shown_by: tuple[str, ...]  # the studies whose tables had them
+    folders: tuple[Path, ...]
+    bytes: int
+
+
+def removal(workdir: Path, name: str) -> Removal:
+    """Return what goes with a study, given by name, or with a trial.
+
+    Args:
+        workdir: the work directory.
+        name: a study that was run there; else the first characters of a trial's fingerprint, or
+            "ARM, seed N".
+
+    Raises:
+        UserError: there is none, or another study has the trial too.
+    """
+    if Ledger(workdir).bad:
+        raise UserError(
+            f"{workdir}: its ledger has a line that is not as it was written, and what it said may "
+            "be of what is to go: `chip-ablate run` of the study finds it again: remove after that"
+        )
+    plans = {plan.study: plan for plan in kept_plans(workdir, all_of_them=True)}
+    if name in plans:
+        return _of_study(workdir, name, plans)
+    try:
+        mark = find_trial(workdir, name)
+    except UserError as error:
+        known = join_names(plans)
+        raise UserError(f"{error}; studies that were run there: {known}") from None
+    holders = _holders(mark, plans)
+    if len(holders) > 1:
+        raise UserError(
+            f"trial {mark[:16]} stands in the tables of {len(holders)} studies, "
+            f"{join_names(holders)}: remove the studies that are to go, it goes with the last"
+        )
+    return _made(workdir, None, [mark], {}, holders)
+
+
+def remove(workdir: Path, what: Removal) -> None:
+    """Remove it from ledger and disk. MLflow's runs are the tracker's to forget."""
+    ledger, remote = Ledger(workdir), storage_of(workdir)
+    for mark in what.trials:
+        if remote is not None:  # first: what is left there would be taken for done again
+            remote.remove_all(trial_key(mark))
+        ledger.removed(mark)
+        _delete(_trial_folder(workdir, mark))
+    if what.study is not None:
+        _delete(workdir / "studies" / what.study)
+
+
+@contextmanager
+def nothing_runs(workdir: Path) -> Iterator[None]:
+    """Hold every study of a work directory.
+
+    Raises:
+        UserError: one of them is being run.
+    """
+    studies = {path.stem for path in (workdir / "ledger").glob("*.lock")}
+    studies |= {plan.study for plan in kept_plans(workdir)}
+    with ExitStack() as held:
+        for study in sorted(studies):
+            held.enter_context(study_lock(workdir, study))
+        yield
+
+
+def _of_study(workdir: Path, study: str, plans: Mapping[str, KeptPlan]) -> Removal:
+    """Return a study's removal: its trials, those of cells that its file has no more among them."""
+    own = set(plans[study].trials)
+    for mark, record in Ledger(workdir).items():
+        if any(attempt.study == study for attempt in record.history.values()):
+            own.add(mark)
+    sharing = {mark: tuple(other for other in _holders(mark, plans) if other != study)
+               for mark in own}  # fmt: skip
+    going = sorted(mark for mark, others in sharing.items() if not others)
+    return _made(
+        workdir,
+        study,
+        going,
+        {mark: others for mark, others in sharing.items() if others},
+        (study,),
+    )
+
+
+def _made(
+    workdir: Path,
+    study: str | None,
+    marks: list[str],
+    shared: Mapping[str, tuple[str, ...]],
+    shown_by: tuple[str, ...],
+) -> Removal:
+    known = dict(Ledger(workdir).items())
+    trials = {mark: trial_name(known[mark]) for mark in marks if mark in known}
+    folders = [_trial_folder(workdir, mark) for mark in trials]
+    folders += [] if study is None else [workdir / "studies" / study]
+    there = tuple(folder for folder in folders if folder.is_dir())
+    remote = storage_of(workdir)
+    beside = 0
+    if remote is not None:
+        going = {trial_key(mark) for mark in trials}
+        sizes = remote.sizes("trials").items()
+        beside = sum(size for key, size in sizes if "/".join(key.split("/")[:2]) in going)
+    return Removal(
+        study=study,
+        trials=trials,
+        shared=shared,
+        shown_by=shown_by,
+        folders=there,
+        bytes=beside
+        + sum(
+            path.stat().st_size
+            for folder in there
+            for path in folder.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        ),
+    )
+
+
+def _holders(mark: str, plans: Mapping[str, KeptPlan]) -> tuple[str, ...]:
+    return tuple(study for study, plan in plans.items() if mark in plan.trials)
+
+
+def _trial_folder(workdir: Path, mark: str) -> Path:
+    return workdir / "trials" / mark[:16]
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder: out of sight in one step, then file by file."""
+    going = folder.with_name(f"{_GOING}{folder.name}")
+    if going.exists():
+        shutil.rmtree(going)
+    if folder.exists():
+        folder.rename(going)
+        shutil.rmtree(going)

@@ -1,0 +1,300 @@
+"""What each arm chooses for itself: its search's trials, their winner, and the seeds that follow.
+
+A search trial is an ordinary trial with a fingerprint of its own, so nothing is computed twice. It
+is asked what stands under `select` and nothing else; what is quoted is not in its reach.
+
+The winner is the draw with the best figure. Draws that failed or whose figure is undefined do not
+count; of equal ones the first counts. An arm of which no draw counts has FAILED. Nothing is chosen
+before every draw of the arm has ended, and failed ones are tried again by the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from chip_core.config import TrialConfig
+from chip_core.errors import ConfigError, UserError
+from chip_core.evaluation.readiness import sides
+from chip_core.identity import evaluation_identity, fingerprint, training_identity
+from chip_core.validation import set_key, trial_config
+from orchestrator.plan.plan import Arm, Held, Plan, Trial
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.model import level_text
+from orchestrator.study.search_space import SelectMetric, Tune
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTrial(Trial):
+    """One draw of an arm's search.
+
+    Raises:
+        UserError: it is to be asked something that is quoted.
+    """
+
+    of: str  # the arm's name
+    number: int  # from 1
+    values: Mapping[str, Any]  # key -> value that was drawn
+
+    def __post_init__(self) -> None:
+        asked = [*self.config.benchmarks.report, *_not_selecting(self.evaluations)]
+        if asked:
+            raise UserError(
+                f"{self.name}: a search trial is asked what stands under `select` alone, and this "
+                "one is to be asked what is quoted: take its benchmarks from `select`"
+            )
+
+    @property
+    def name(self) -> str:
+        """What people call it: its arm, its number and what was drawn."""
+        return self.arm
+
+    @property
+    def text(self) -> dict[str, str]:
+        """What was drawn, as text: key -> value."""
+        return {key: level_text(value) for key, value in self.values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One arm's search, as far as it is."""
+
+    arm: Arm  # as the recipe and the study file have it
+    draws: tuple[SearchTrial, ...]  # one an entry of `Tune.draws`; some may be one trial
+    figures: Mapping[str, float]  # fingerprint -> what it is judged by; undefined is not there
+    failed: Mapping[str, str]  # fingerprint -> reason
+    ended: bool  # nothing of it is left to run
+    chosen: SearchTrial | None
+
+    @cached_property
+    def trials(self) -> tuple[SearchTrial, ...]:
+        """The draws that are trials of their own: equal fingerprints stand once."""
+        first: dict[str, SearchTrial] = {}
+        for trial in self.draws:
+            first.setdefault(trial.fingerprint, trial)
+        return tuple(first.values())
+
+    @property
+    def held(self) -> Held | None:
+        """Why the arm's seeds cannot run; None where it has chosen."""
+        if self.chosen is not None:
+            return None
+        if not self.ended:
+            return Held(reason="its search has not ended")
+        undefined = len(self.trials) - len(self.failed)
+        causes = []
+        for reason in list(self.failed.values())[:1]:
+            causes.append(f"{len(self.failed)} failed ({reason})")
+        if undefined:
+            causes.append(f"{undefined} had no defined figure")
+        return Held(
+            reason=f"its search came to nothing: of {len(self.trials)} trials "
+            f"{' and '.join(causes)}",
+            failed=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedPlan(Plan):
+    """What a study comes to whose arms choose for themselves."""
+
+    searches: tuple[Search, ...]  # in the arms' order
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial that can run: the untrained model, the searches', those of the seeds."""
+        base, *seeds = super().trials
+        searched: dict[str, Trial] = {trial.fingerprint: trial for trial in self.searching()}
+        return (base, *searched.values(), *seeds)
+
+    def searching(self) -> Iterator[SearchTrial]:
+        """Yield every trial of every search, draw by draw: cut short, all arms are as far."""
+        most = max((len(search.draws) for search in self.searches), default=0)
+        for number in range(1, most + 1):
+            for search in self.searches:
+                yield from (trial for trial in search.trials if trial.number == number)
+
+
+def searches_of(plan: Plan) -> tuple[Search, ...]:
+    """Return a plan's searches; none where nothing is tuned."""
+    return plan.searches if isinstance(plan, TunedPlan) else ()
+
+
+def all_trials(plan: Plan) -> list[Trial]:
+    """Return every trial that can run, in each place where it stands."""
+    searched = [trial for search in searches_of(plan) for trial in search.trials]
+    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]
+    return [plan.base, *searched, *seeds]
+
+
+def failures_of(plan: Plan) -> dict[str, str]:
+    """Return arm -> why its search came to nothing, of those whose did."""
+    return {
+        search.arm.name: search.held.reason
+        for search in searches_of(plan)
+        if search.held is not None and search.held.failed
+    }
+
+
+def expected(plan: Plan) -> Plan:
+    """Return a plan as though arms that still search had chosen the recipe's own settings.
+
+    For what a study will cost: the fingerprints of those trials stand for nothing.
+    """
+    if plan.study.tune is None:
+        return plan
+    return replace(
+        plan,
+        arms=tuple(
+            replace(
+                arm,
+                trials=tuple(
+                    trial if trial.held is None or trial.held.failed else replace(trial, held=None)
+                    for trial in arm.trials
+                ),
+            )
+            for arm in plan.arms
+        ),
+    )
+
+
+def settled(plan: Plan, ledger: Ledger) -> Plan:
+    """Return a plan as far as it can be known: arms whose search has ended have their settings.
+
+    Args:
+        plan: of `make_plan`, or one that was settled before.
+        ledger: what has been run.
+
+    Raises:
+        ConfigError: an arm is no valid configuration with some draw.
+    """
+    tune = plan.study.tune
+    if tune is None:
+        return plan
+    if isinstance(plan, TunedPlan):
+        begun = [(search.arm, search.draws) for search in plan.searches]
+    else:
+        begun = _begun(plan, tune)
+    searches = tuple(_judged(arm, draws, tune.metric, ledger) for arm, draws in begun)
+    known = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+    known["arms"] = tuple(_settled(plan, search) for search in searches)
+    return TunedPlan(**known, searches=searches)
+
+
+def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
+    """Return each arm with its draws.
+
+    Raises:
+        ConfigError: every draw that is no configuration.
+    """
+    study = plan.study
+    tune.check(study.benchmarks, study.seeds)
+    asked = study.benchmarks.selecting
+    evaluations = {
+        f"{side}/{settings.name}": fingerprint(
+            evaluation_identity(side, settings, plan.benchmarks[f"{side}/{settings.name}"])
+        )
+        for side, settings in sides(asked)
+    }
+    draws = tune.draws()
+    found, problems = [], []
+    for arm in plan.arms:
+        trials = []
+        for number, values in enumerate(draws, start=1):
+            label = f"{arm.name}: search {number} of {len(draws)} ({values_text(values)})"
+            try:
+                config = _with(arm.trials[0].config, values, f"{study.source}: tune: {label}")
+            except ConfigError as error:
+                problems += error.problems
+                continue
+            config = config.model_copy(update={"benchmarks": asked, "seed": tune.seed})
+            trials.append(
+                SearchTrial(
+                    fingerprint=_training(plan, config),
+                    arm=label,
+                    seed=tune.seed,
+                    config=config,
+                    evaluations=evaluations,
+                    params=arm.params,
+                    of=arm.name,
+                    number=number,
+                    values=values,
+                )
+            )
+        found.append((arm, tuple(trials)))
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _judged(
+    arm: Arm, draws: tuple[SearchTrial, ...], metric: SelectMetric, ledger: Ledger
+) -> Search:
+    figures: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    ended = True
+    for trial in draws:
+        record = ledger[trial.fingerprint]
+        if record.done(trial):
+            figure = _figure(trial, metric, ledger)
+            if figure is not None:
+                figures[trial.fingerprint] = figure
+        elif record.history and _last(record.history).outcome == "failed":
+            failed[trial.fingerprint] = record.failure or "no reason was noted"
+        else:
+            ended = False
+    chosen: SearchTrial | None = None
+    for trial in draws if ended else ():
+        if trial.fingerprint in figures and (
+            chosen is None or metric.better(figures[trial.fingerprint], figures[chosen.fingerprint])
+        ):
+            chosen = trial
+    return Search(arm=arm, draws=draws, figures=figures, failed=failed, ended=ended, chosen=chosen)
+
+
+def _figure(trial: SearchTrial, metric: SelectMetric, ledger: Ledger) -> float | None:
+    """Return what a trial is judged by, from its evaluation under `select` and from no other."""
+    scored = ledger[trial.fingerprint].evaluations[trial.evaluations[metric.key]]
+    return scored.evaluation.metrics.get(metric.name)
+
+
+def _last(history: Mapping[int, Any]) -> Any:
+    return history[max(history)]
+
+
+def _settled(plan: Plan, search: Search) -> Arm:
+    """Return an arm with its seeds' trials, as it chose, or held."""
+    arm, chosen = search.arm, search.chosen
+    if chosen is None:
+        held = search.held
+        return replace(arm, trials=tuple(replace(trial, held=held) for trial in arm.trials))
+    config = _with(arm.trials[0].config, chosen.values, plan.study.source)
+    trials = []
+    for trial in arm.trials:
+        own = config.model_copy(update={"seed": trial.seed})
+        mark = _training(plan, own)
+        trials.append(replace(trial, config=own, fingerprint=mark, held=None))
+    return replace(arm, trials=tuple(trials), tuned=chosen.text)
+
+
+def _training(plan: Plan, config: TrialConfig) -> str:
+    found = training_identity(config, plan.identity(config.model), plan.identity(config.data))
+    return fingerprint(found)
+
+
+def _with(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialConfig:
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        set_key(tree, key, value)
+    return trial_config(tree, source)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Return what was drawn, as people read it: "optimizer.lr=1e-05"."""
+    return ", ".join(f"{key}={level_text(value)}" for key, value in values.items())
+
+
+def _not_selecting(evaluations: Mapping[str, str]) -> list[str]:
+    return [key for key in evaluations if not key.startswith("select/")]

@@ -1,0 +1,69 @@
+"""Which trial of a work directory is meant by a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from chip_core.errors import UserError
+from chip_core.registry import suggestion
+from orchestrator.state.ledger import Ledger, TrialRecord
+from orchestrator.storage.download import whole_attempt
+
+LEAST = 4  # hex digits of a fingerprint that can name it
+
+
+def find_trained(workdir: Path, name: str) -> Path:
+    """Return the folder of the attempt that trained a trial, with the weights.
+
+    Args:
+        workdir: the work directory.
+        name: the first characters of its fingerprint, or "ARM, seed N".
+
+    Raises:
+        UserError: no trained trial, or more than one, goes by that name.
+        StorageError: the storage cannot be read.
+    """
+    trained = {mark: record for mark, record in Ledger(workdir).items() if record.model is not None}
+    folder = trained[_one(workdir, name, trained, "trained trial")].model
+    assert folder is not None
+    return whole_attempt(workdir, folder)
+
+
+def find_trial(workdir: Path, name: str) -> str:
+    """Return the fingerprint of a trial that was ever begun.
+
+    Args:
+        workdir: the work directory.
+        name: the first characters of its fingerprint, or "ARM, seed N"; "base" is the untrained
+            model.
+
+    Raises:
+        UserError: no trial, or more than one, goes by that name.
+    """
+    return _one(workdir, name, dict(Ledger(workdir).items()), "trial")
+
+
+def trial_name(record: TrialRecord) -> str:
+    """Return what people call a trial: its arm and its seed."""
+    return f"{record.arm}, seed {record.seed}" if record.seed is not None else f"{record.arm}"
+
+
+def _one(workdir: Path, name: str, known: Mapping[str, TrialRecord], kind: str) -> str:
+    if not known:
+        raise UserError(f"no {kind} in {workdir}: run a study first, or name its --workdir")
+
+    def goes_by(mark: str) -> bool:
+        return len(name) >= LEAST and mark.startswith(name.lower())
+
+    found = [mark for mark, record in known.items() if name == trial_name(record) or goes_by(mark)]
+    if not found:
+        choices = [trial_name(record) for record in known.values()]
+        raise UserError(f"no {kind} '{name}' in {workdir}: {suggestion(name, choices)}")
+    if len(found) > 1:
+        which = ", ".join(
+            f"{mark[:16]} ({trial_name(known[mark])}, study {known[mark].study})"
+            for mark in sorted(found)
+        )
+        raise UserError(f"'{name}' is more than one trial: name its fingerprint: {which}")
+    return found[0]

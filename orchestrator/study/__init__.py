@@ -1,0 +1,1 @@
+"""Study files: their schema, their design, their search."""

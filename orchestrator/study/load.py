@@ -1,0 +1,225 @@
+"""The study file: read, and checked whole before anything runs.
+
+Everything is checked before anything runs; all problems of a file are told at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orchestrator
+from chip_core import data, recipes
+from chip_core.config import LARGEST_SEED, BenchmarksConfig
+from chip_core.errors import ConfigError
+from chip_core.files import expanded
+from chip_core.models import loading
+from chip_core.registry import suggestion
+from chip_core.validation import key_problem, set_key, trial_config
+from orchestrator.study.design import take_layout
+from orchestrator.study.metrics import Wrong, benchmark_goals, declare, take_published
+from orchestrator.study.model import Cell, Changes, Study
+from orchestrator.study.schema import StudyFile, follows, read_written
+from orchestrator.study.search import take_tune
+from orchestrator.study.validate import check_early, take_factors
+from orchestrator.study.variant import extended, variant_name, variant_problems
+
+STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
+LARGEST_COUNT = 1000  # of seeds: who wants more has mistaken a seed for a count
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def find_study(name: str) -> Path:
+    """Return a study's file, given its path or a shipped study's name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = expanded(name)
+    if os.path.isfile(path):  # a name that no file can have is no file
+        return path
+    shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if path.parent == Path("ablations") and path.stem in shipped:
+        return shipped[path.stem]  # the README's path, from anywhere
+    if os.path.isdir(path):
+        raise ConfigError([f"{name}: is a folder: {recipes.files_in(path, 'study file')}"])
+    raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
+
+
+def is_study(name: str) -> bool:
+    """Return whether a study is found by a path or a shipped study's name."""
+    try:
+        find_study(name)
+    except ConfigError:
+        return False
+    return True
+
+
+def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = False) -> Study:
+    """Return a study, checked whole.
+
+    Args:
+        path: its file.
+        changes: what the command line changes of it.
+        elsewhere: whether its model and data lie on other machines, and are not looked for here.
+
+    Raises:
+        ConfigError: every problem at once, each `file: key.path: what, what would do`.
+    """
+    changes = changes or Changes()
+    source = str(path)
+    written, problems, broken = read_written(path)
+    of_shape = len(problems)
+
+    def wrong(key: str, what: str) -> None:
+        problems.append(f"{source}: {key}: {what}")
+
+    if not _NAME.fullmatch(written.study):
+        wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
+    base = _base(written, changes, path, problems, elsewhere)
+    factors = take_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
+    seeds = _seeds(written, changes, wrong)
+    layout = take_layout(written, factors, wrong)
+    problems.extend(variant_problems(changes, factors, layout.grid.when))
+    benchmarks = written.benchmarks or BenchmarksConfig()
+    goals = benchmark_goals(benchmarks, wrong)
+    primary, secondary = declare(written.primary, written.secondary, goals, wrong)
+
+    def cell(given: Mapping[str, Any], where: str) -> Cell | None:
+        return layout.cell(given, where, wrong)
+
+    published = take_published(written.published, cell, goals, wrong)
+    tune = take_tune(
+        written.tune,
+        benchmarks=benchmarks,
+        goals=goals,
+        factors=factors,
+        seeds=seeds,
+        base=base,
+        overrides=changes.overrides,
+        wrong=wrong,
+    )
+    check_early(written.early_stopping, factors, goals, tuned=written.tune is not None, wrong=wrong)
+    if problems:
+        causes, others = problems[:of_shape], problems[of_shape:]
+        raise ConfigError(
+            dict.fromkeys(
+                [*causes, *(line for line in others if not follows(line, source, broken))]
+            )
+        )
+    assert layout.baseline is not None, "what is wrong with a layout is told"
+    return Study(
+        name=variant_name(written.study, changes),
+        question=written.question,
+        recipe=changes.recipe or written.recipe,
+        source=source,
+        base=base,
+        factors=factors,
+        cells=layout.cells,
+        seeds=seeds,
+        baseline=layout.baseline,
+        benchmarks=benchmarks,
+        primary=primary,
+        secondary=secondary,
+        exploratory=written.exploratory,
+        published=published,
+        design=written.design,
+        when=layout.grid.when,
+        left_out=layout.left_out,
+        tune=tune,
+        budget=written.budget,
+        limits=written.limits,
+        early_stopping=written.early_stopping,
+        changes=changes,
+    )
+
+
+def _base(
+    written: StudyFile, changes: Changes, path: Path, problems: list[str], elsewhere: bool
+) -> dict[str, Any]:
+    """Return the recipe's tree with the command line's overrides, checked."""
+    name = changes.recipe or written.recipe
+    try:
+        file = recipes.find(name, None if changes.recipe else path.parent)
+        tree = recipes.read_yaml(file)
+    except ConfigError as error:
+        where = "--recipe" if changes.recipe else f"{path}: recipe"
+        problems.extend(
+            line
+            if line.startswith(str(name)) and ":" in line[: len(str(name)) + 1]
+            else f"{where}: {line}"
+            for line in error.problems
+        )
+        return {}
+    try:
+        config = trial_config(tree, str(file))
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return {}
+    for key, value in sorted(changes.overrides.items()):  # as the variant's name has them
+        if key_problem(key) is None:
+            set_key(tree, key, value)
+    try:
+        config = trial_config(tree, "--set")
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return {}
+    if elsewhere:
+        return tree
+    for key, problem in (
+        ("model.path", loading.problem(config.model)),
+        ("data.source", data.problem(config.data)),
+        ("training.label_rule", loading.label_rule_problem(config)),
+    ):
+        if problem is not None:
+            problems.append(f"{_origin(key, changes, file)}: {problem}")
+    return tree
+
+
+def _origin(key: str, changes: Changes, file: Path) -> str:
+    """Return where a key got its value: the command line's, where it set that or its section."""
+    section = key.split(".")[0]
+    given = any(name.split(".")[0] == section for name in changes.overrides)
+    return f"{'--set' if given else file}: {key}"
+
+
+def _seeds(written: StudyFile, changes: Changes, wrong: Wrong) -> tuple[int, ...]:
+    own = _checked_seeds(written.seeds, "seeds", wrong)
+    if changes.seeds is None or not own:
+        return own
+    given = _checked_seeds(list(changes.seeds), "seeds (from --seeds)", wrong)
+    return tuple(extended(own, given))
+
+
+def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:
+    """Return distinct seeds; none where something is wrong with them."""
+    if type(given) is int and given > LARGEST_COUNT:
+        wrong(
+            where, f"is a count of {given:,}, above {LARGEST_COUNT:,}: write [{given}] for a seed"
+        )
+        return ()
+    seeds = list(range(given)) if type(given) is int else given
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        wrong(where, f"give a count or a list of whole numbers, not {given!r}")
+        return ()
+    if len(seeds) > LARGEST_COUNT:
+        wrong(where, f"are {len(seeds):,}, above {LARGEST_COUNT:,}: give fewer")
+        return ()
+    repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    found = {
+        "is empty: give at least one seed": not seeds,
+        f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one": bool(repeated),
+        "a seed is negative: use 0 or more": any(seed < 0 for seed in seeds),
+        f"a seed is above {LARGEST_SEED}: use a smaller one": any(
+            seed > LARGEST_SEED for seed in seeds
+        ),
+    }
+    for what, is_so in found.items():
+        if is_so:
+            wrong(where, what)
+    return () if any(found.values()) else tuple(seeds)

@@ -1,0 +1,115 @@
+"""A study file as it is written: its keys, read whatever is wrong with some of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chip_core import recipes
+from chip_core.config import BenchmarksConfig
+from chip_core.validation import explain
+from orchestrator.study.early_stopping import EarlyStopping
+from orchestrator.study.editor_schema import AnyFactor, Seeds
+from orchestrator.study.limits import Budget, Limits
+from orchestrator.study.metrics import DeclaredFile, PublishedFile
+from orchestrator.study.model import Design
+from orchestrator.study.search import TuneFile
+
+
+class StudyFile(BaseModel):
+    """A study: a question, a recipe, what is varied, seeds, benchmarks (docs/study-files.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    study: str = Field(description="its name: letters, digits, '-', '_' and '.'")
+    question: str = Field("", description="what it is to answer, in a sentence")
+    recipe: str = Field(
+        "shapes",
+        description="the base configuration: a shipped recipe's name, or a file beside the study",
+        examples=recipes.names(),
+    )
+    # A list of levels, or levels by name: checked with the recipe.
+    factors: Annotated[dict[str, Any], AnyFactor] = Field(
+        description="what is varied: a dotted key and its levels, or a name and levels by name"
+    )
+    when: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(
+        {}, description="factor: the pattern, or patterns, of cells that it applies in"
+    )
+    design: Design = Field(
+        "grid",
+        description="grid: every cell; one_at_a_time: the baseline and what differs from it in one "
+        "factor; leave_one_out: the baseline, and each factor put back to its first level; cells: "
+        "those listed under `cells`",
+    )
+    cells: list[dict[str, Any]] = Field([], description="the cells of `design: cells`")
+    include: list[dict[str, Any]] = Field(
+        [], description="patterns: only cells that one of them has are kept"
+    )
+    exclude: list[dict[str, Any]] = Field(
+        [], description="patterns of cells to leave out, whatever includes them"
+    )
+    seeds: Seeds = Field([0], description="a count, or a list of distinct whole numbers from 0")
+    baseline: dict[str, Any] | None = Field(
+        None, description="the cell that differences are taken against: a level of each factor"
+    )
+    benchmarks: BenchmarksConfig | None = Field(None, description="what trained models are asked")
+    primary: DeclaredFile | None = Field(None, description="the metric the question is about")
+    secondary: list[DeclaredFile] = Field([], description="metrics that get a verdict too")
+    exploratory: bool = Field(
+        False, description="true: a search; p-values bound the share of false findings"
+    )
+    published: list[PublishedFile] = Field(
+        [], description="figures of others, each with its source: shown beside, never mixed in"
+    )
+    tune: TuneFile | None = Field(
+        None, description="what every arm chooses for itself on `select` before its seeds run"
+    )
+    budget: Budget | None = Field(
+        None,
+        description="bounds on what is still to be run: what does not fit is left out, and said",
+    )
+    limits: Limits | None = Field(None, description="where each run of it stops, whatever is left")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="cuts trainings that fall behind the others of a run; off by default"
+    )
+
+
+def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
+    """Return a file as it is written, what is wrong with its shape, and which keys are.
+
+    Keys that are wrong are left out of what is returned, so that the others are checked all the
+    same and every problem is told at once.
+    """
+    raw = recipes.read_yaml(path)
+    try:
+        return StudyFile.model_validate(raw), [], frozenset()
+    except ValidationError as error:
+        problems = explain(error, StudyFile, str(path))
+        broken = frozenset(str(problem["loc"][0]) for problem in error.errors())
+    kept = {key: value for key, value in raw.items() if key not in broken}
+    needed = {"study": "unnamed", "factors": {}}
+    return StudyFile.model_validate({**needed, **kept}), problems, broken
+
+
+def follows(line: str, source: str, broken: frozenset[str]) -> bool:
+    """Return whether a problem is only there because a key was left out as broken."""
+    causes = {
+        "factors": (
+            "factors: is empty",
+            "baseline",
+            "include",
+            "exclude",
+            "when",
+            "cells",
+            "published",
+        ),
+        "when": ("baseline", "published"),
+        "design": ("cells", "published"),
+        "cells": ("cells", "published"),
+        "benchmarks": ("primary.metric: unknown", "secondary", "published", "tune"),
+    }
+    return any(
+        line.startswith(f"{source}: {start}") for key in broken for start in causes.get(key, ())
+    )

@@ -1,0 +1,144 @@
+"""A study file written from a few answers: commented, checked, and never over another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chip_core import recipes
+from chip_core.config import BenchmarkConfig, BenchmarksConfig
+from chip_core.errors import UserError
+from chip_core.validation import key_problem
+from orchestrator.study.editor_schema import OWN
+from orchestrator.study.json_schema import reference
+from orchestrator.study.load import load_study
+from orchestrator.study.metrics import benchmark_goals
+from orchestrator.study.model import level_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What is asked of a user who writes a study."""
+
+    name: str
+    question: str
+    recipe: str
+    factors: Mapping[str, Sequence[Any]]  # a dotted key -> its levels
+    seeds: int  # how many
+    benchmarks: Sequence[str]
+    primary: str | None  # a metric; None: no metric is the study's
+
+
+def factor_from(text: str) -> tuple[str, list[Any]]:
+    """Return a factor written as `key=level,level`: its key and its levels, read as YAML.
+
+    Raises:
+        UserError: it is no such factor.
+    """
+    key, equals, levels = text.partition("=")
+    key = key.strip()
+    if not equals or not levels.strip():
+        raise UserError(f"'{text}' is no factor: write a key and its levels, objective=dpo,chip")
+    complaint = key_problem(key)
+    if complaint is not None:
+        raise UserError(complaint)
+    if key.split(".")[0] in OWN:
+        raise UserError(f"'{key}' is no factor: the study has its own `{key.split('.')[0]}`")
+    if levels.rstrip().endswith(","):
+        raise UserError(f"'{text}' ends with a comma: name a level behind it, or leave it out")
+    read = recipes.parse_yaml(f"[{levels}]", key)
+    return key, list(read)
+
+
+def metrics_of(benchmarks: Sequence[str]) -> list[str]:
+    """Return the metrics that a study on these benchmarks reports.
+
+    Raises:
+        UserError: there is no such benchmark.
+    """
+    told: list[str] = []
+    goals = benchmark_goals(
+        BenchmarksConfig(report=tuple(BenchmarkConfig(name=name) for name in benchmarks)),
+        lambda key, what: told.append(what),
+    )
+    if told:
+        raise UserError("\n".join(told))
+    return list(goals)
+
+
+def study_text(answers: Answers, beside: Path) -> str:
+    """Return the file's text.
+
+    Args:
+        answers: of the user.
+        beside: the folder that it will lie in.
+    """
+    baseline = {key: levels[0] for key, levels in answers.factors.items()}
+    lines = [
+        reference("study", beside),
+        "# What each key means, and which there are: docs/study-files.md.",
+        f"study: {_plain(answers.name)}",
+        f"question: {_plain(answers.question)}",
+        "# The configuration that all cells begin with.",
+        f"recipe: {_plain(answers.recipe)}",
+        "# What is varied: a dotted key of the recipe, and its levels.",
+        "factors:",
+        *(f"  {key}: {_plain(list(levels))}" for key, levels in answers.factors.items()),
+        "# A factor that applies only where another has some level; cells to leave out; a design:",
+        "# when: {FACTOR: {OTHER: LEVEL}}",
+        "# exclude: [{FACTOR: LEVEL}]",
+        "# design: one_at_a_time",
+        "# A count, or a list. Intervals that say something of training need two or more.",
+        f"seeds: {answers.seeds}",
+        "# What differences are taken against.",
+        f"baseline: {_plain(baseline)}",
+        "# `report` is quoted in the table; `select` may choose settings and is not.",
+        "benchmarks:",
+        f"  report: {_plain(list(answers.benchmarks))}",
+        "  select: []",
+    ]
+    if answers.primary is not None:
+        lines += [
+            "# Add smallest_difference, in points: without it no two arms can be called equal.",
+            f"primary: {{metric: {_plain(answers.primary)}}}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_study(answers: Answers, path: Path) -> None:
+    """Write a study file, and check it as a run would.
+
+    Raises:
+        UserError: there is a file of that name, it cannot be written, or the answers are no study;
+            nothing is left of it then.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(study_text(answers, path.parent))
+    except FileExistsError:
+        raise UserError(f"{path}: is there already: name another file by --out") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        load_study(path)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _plain(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    if isinstance(value, dict):
+        pairs = (f"{_plain(key)}: {_plain(below)}" for key, below in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_plain, value))}]"
+    if not isinstance(value, str):
+        return level_text(value)
+    # As an entry of a list: quoted where a comma or a bracket would end it.
+    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.strip().removeprefix("[").removesuffix("]")

@@ -1,0 +1,151 @@
+"""Check a study's factors and its `early_stopping:` block against the recipe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from chip_core import data
+from chip_core.config import TrialConfig
+from chip_core.models import loading
+from chip_core.registry import suggestion
+from chip_core.validation import explain, key_problem, set_key
+from orchestrator.study.early_stopping import TRAINING_METRICS, EarlyStopping
+from orchestrator.study.metrics import Goal, Wrong
+from orchestrator.study.model import Factor, Level, level_text
+from orchestrator.study.schema import StudyFile
+
+
+def take_factors(
+    written: StudyFile,
+    base: dict[str, Any],
+    source: str,
+    problems: list[str],
+    *,
+    set_keys: Sequence[str] = (),
+) -> tuple[Factor, ...]:
+    """Return the factors, each level checked by itself on the recipe.
+
+    Args:
+        written: the file.
+        base: the recipe's tree, with what the command line sets.
+        source: the file's path.
+        problems: gets what is wrong.
+        set_keys: the keys that the command line sets: told beside a level that fails.
+    """
+    beside = f" (with --set {', '.join(set_keys)})" if set_keys else ""
+    factors: list[Factor] = []
+    if not written.factors:
+        problems.append(f"{source}: factors: is empty: name a key of the recipe and its levels")
+    for name, given in written.factors.items():
+        key = f"factors.{name}"
+        named = isinstance(given, dict) and all(isinstance(sets, dict) for sets in given.values())
+        if not (isinstance(given, list) or named):
+            problems.append(
+                f"{source}: {key}: give a list of levels, or levels by name, each a set of "
+                f"overrides, not {given!r}"
+            )
+            factors.append(Factor(name=name, levels=()))
+            continue
+        if not given:
+            problems.append(f"{source}: {key}: has no levels: give at least one")
+            factors.append(Factor(name=name, levels=()))
+            continue
+        if isinstance(given, dict):
+            levels = [Level(name=label, overrides=sets) for label, sets in given.items()]
+            keys = sorted({dotted for level in levels for dotted in level.overrides})
+        else:
+            levels = [Level(name=level_text(value), overrides={name: value}) for value in given]
+            keys = [name]
+        unknown = [complaint for dotted in keys if (complaint := key_problem(dotted))]
+        problems.extend(f"{source}: {key}: {complaint}" for complaint in unknown)
+        forbidden = [dotted for dotted in keys if dotted.split(".")[0] in ("seed", "benchmarks")]
+        problems.extend(
+            f"{source}: {key}: '{dotted}' is no factor: use the study's own `{dotted.split('.')[0]}"
+            f"{'s' if dotted == 'seed' else ''}:`"
+            for dotted in forbidden
+        )
+        names = [level.name for level in levels]
+        for repeated in sorted({label for label in names if names.count(label) > 1}):
+            problems.append(f"{source}: {key}: the level '{repeated}' stands twice: remove one")
+        if base and not unknown and not forbidden:
+            for place, level in enumerate(levels):
+                for problem in _level_problems(level, base):
+                    problems.append(f"{source}: {key}[{place}]: {problem}{beside}")
+        factors.append(Factor(name=name, levels=tuple(levels)))
+    return tuple(factors)
+
+
+def _level_problems(level: Level, base: dict[str, Any]) -> Iterator[str]:
+    tree = copy.deepcopy(base)
+    for dotted, value in level.overrides.items():
+        set_key(tree, dotted, value)
+    try:
+        config = TrialConfig.model_validate(tree)
+    except ValidationError as error:
+        for line in explain(error, TrialConfig, ""):
+            path, _, sentence = line.removeprefix(": ").partition(": ")
+            yield sentence or path
+        return
+    sections = {dotted.split(".")[0] for dotted in level.overrides}
+    for broken in (
+        loading.problem(config.model) if "model" in sections else None,
+        data.problem(config.data) if "data" in sections else None,
+        loading.label_rule_problem(config) if sections & {"model", "training"} else None,
+    ):
+        if broken is not None:
+            yield broken
+
+
+def check_early(
+    rule: EarlyStopping | None,
+    factors: Sequence[Factor],
+    goals: Mapping[str, Goal],
+    *,
+    tuned: bool,
+    wrong: Wrong,
+) -> None:
+    """Tell `wrong` of a metric that must not or cannot decide.
+
+    Args:
+        rule: as the file has it.
+        factors: what the study varies.
+        goals: the figures of its benchmarks.
+        tuned: whether its arms choose settings for themselves.
+        wrong: told of a key and what is wrong there.
+    """
+    if rule is None:
+        return
+    if tuned:
+        wrong(
+            "early_stopping",
+            "holds for no study with `tune:`: draws of one arm would cut those of another, and "
+            "every arm is to have the same search: leave one of the two out",
+        )
+    choices = suggestion(rule.metric, TRAINING_METRICS)
+    key = "early_stopping.metric"
+    if rule.metric in goals and rule.metric.startswith("select/"):
+        wrong(
+            key,
+            f"'{rule.metric}' is known when a training has ended, too late to cut it: {choices}",
+        )
+    elif rule.metric in goals:
+        wrong(key, f"'{rule.metric}' is of `report`, which decides nothing: {choices}")
+    elif rule.metric not in TRAINING_METRICS:
+        wrong(key, f"unknown training figure '{rule.metric}': {choices}")
+    elif rule.metric == "loss":
+        varied = [factor.name for factor in factors if _varies_objective(factor)]
+        if varied:
+            wrong(
+                key,
+                f"losses of different objectives are no common measure (factor '{varied[0]}'): "
+                "name reward/accuracy",
+            )
+
+
+def _varies_objective(factor: Factor) -> bool:
+    keys = {key for level in factor.levels for key in level.overrides}
+    return any(key.partition(".")[0] == "objective" for key in keys)

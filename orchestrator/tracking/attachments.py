@@ -1,0 +1,112 @@
+"""Attachments from other commands: figures and files of people, of representations."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chip_core.files import append_record, read_records
+from orchestrator.plan.plan import BASE, Arm, Trial
+from orchestrator.tracking.address import StoreUnavailable
+from orchestrator.tracking.client import store_of
+from orchestrator.tracking.projection import FINGERPRINT, KIND, STUDY, Slot, arm_slot, slot_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """What is to be shown with a study's runs."""
+
+    study: Mapping[str, float] = field(default_factory=dict)
+    base: Mapping[str, float] = field(default_factory=dict)
+    arms: Mapping[str, tuple[Arm, Mapping[str, float]]] = field(default_factory=dict)
+    trials: list[tuple[Arm, Trial, Mapping[str, float]]] = field(default_factory=list)
+    files: list[tuple[Path, str]] = field(default_factory=list)  # (file, artifact folder)
+
+    def figures(self) -> Iterator[tuple[Slot, str | None, Mapping[str, float]]]:
+        """Yield what run is to show which figures, and the fingerprint it must have."""
+        yield STUDY, None, self.study
+        yield (BASE, "", ""), None, self.base
+        for arm, figures in self.arms.values():
+            yield arm_slot(arm), arm.trials[0].fingerprint, figures
+        for arm, trial, figures in self.trials:
+            yield ("trial", arm_slot(arm)[1], str(trial.seed)), trial.fingerprint, figures
+
+
+def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> str | None:
+    """Show figures and files with a study's runs, as far as there are runs, and keep the figures.
+
+    Runs are only added to: none is made, ended or put in another's place.
+
+    Args:
+        workdir: the work directory.
+        uri: the tracking URI; None as for a run of the study.
+        study: the study's name.
+        attached: what to show.
+
+    Returns:
+        What is to be said to the user where the study has no run or the store is away; else None.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    figures = [
+        {"slot": slot, "fingerprint": mark, "figures": dict(figures)}
+        for slot, mark, figures in attached.figures()
+        if figures
+    ]
+    record = {"time": time.time(), "figures": figures}
+    append_record(_file(workdir, study), record)
+    try:
+        if not _show(workdir, uri, study, [record], attached.files):
+            return f"MLflow has no run of study {study}: the figures are in its report folder alone"
+    except StoreUnavailable as error:
+        return f"{error}; the figures are in the report folder: " + shlex.join(
+            ["chip-ablate", "sync", study, "--workdir", str(workdir)]
+        )
+    return None
+
+
+def attach_kept(workdir: Path, uri: str | None, study: str) -> None:
+    """Show the figures of a study that were attached before, in the order in which they were.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    records = read_records(_file(workdir, study))
+    if records:
+        _show(workdir, uri, study, records, [])
+
+
+def _show(
+    workdir: Path,
+    uri: str | None,
+    study: str,
+    records: Sequence[Mapping[str, Any]],
+    files: Sequence[tuple[Path, str]],
+) -> bool:
+    """Show records and files; return whether the study has a run."""
+    store = store_of(workdir, uri)
+    if store.lacks_database:
+        return False
+    store.open(study)
+    # One that was superseded stands for nothing that is wanted.
+    runs = {slot_of(run): run for run in store.runs() if run.tags.get(KIND) == slot_of(run)[0]}
+    if STUDY not in runs:
+        return False
+    for record in records:
+        for entry in record["figures"]:
+            run = runs.get(tuple(entry["slot"]))
+            # With another fingerprint it stands for another training now.
+            if run is not None and entry["fingerprint"] in (None, run.tags.get(FINGERPRINT)):
+                store.log_figures(run, entry["figures"], record["time"])
+    for file, under in files:
+        store.upload_file(runs[STUDY], file, under)
+    return True
+
+
+def _file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / "attached.jsonl"

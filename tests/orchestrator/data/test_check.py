@@ -1,0 +1,163 @@
+"""chip-ablate data check, as a user types it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from orchestrator.cli import main
+from orchestrator.utils import progress
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", *arguments])
+    return int(ended.value.code or 0)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "a",
+        "image": "a.png",
+        "prompt": "what is it ?",
+        "chosen": "there is a red star on top .",
+        "rejected": "there is a blue star on top .",
+        **changes,
+    }
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    bad = [row(chosen=""), row(image="../b.png")]
+    text = "".join(json.dumps(each) + "\n" for each in (row(), row(rejected_image="a.png"), *bad))
+    (tmp_path / "pairs.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_bad_rows_are_listed_and_the_code_is_1(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("pairs.jsonl") == 1
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    assert lines[0] == "pairs.jsonl: 4 rows in 1 file, format jsonl"
+    assert "by whitespace: no --model" in printed.out
+    assert "1 rows give a rejected image" in printed.out
+    assert lines[-3] == "2 bad rows"
+    assert lines[-2] == "  pairs.jsonl line 3: chosen is empty"
+    assert lines[-1].startswith("  pairs.jsonl line 4: image path '../b.png' leaves its folder")
+
+
+def test_good_rows_are_measured(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pairs.jsonl", "--limit", "2", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["good"], found["bad"]) == (2, 2, [])
+    assert found["figures"]["image width, pixels"]["most"] == 30
+    # One word of eight differs.
+    assert found["figures"]["rejected changed, %"]["mean"] == pytest.approx(100 / 8)
+    assert found["changed_unit"] == "words"
+
+
+def test_a_models_tokenizer_counts(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pairs.jsonl", "--limit", "1", "--model", "shapes", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["changed_unit"] == "tokens"
+    assert found["figures"]["chosen, tokens"]["most"] == 8
+
+
+def test_what_is_read_of_a_folder_is_said(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        folder = data / "many" / f"{number}"
+        folder.mkdir(parents=True)
+        (folder / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+        (folder / "a.png").write_bytes((data / "a.png").read_bytes())
+    (data / "many" / ".hidden").mkdir()
+    (data / "many" / ".hidden" / "rows.jsonl").write_text("x")
+    assert call("many") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "many: 4 rows in 4 files, format jsonl"
+    assert lines[1] == "read: many/0/rows.jsonl, many/1/rows.jsonl, many/2/rows.jsonl, …"
+
+
+def test_a_recipe_names_the_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pairs.jsonl", "--limit", "1", "--recipe", "shapes", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["changed_unit"] == "tokens"
+
+
+def test_bad_rows_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pairs.jsonl", "--json") == 1
+    first, _ = json.loads(capsys.readouterr().out)["bad"]
+    assert first == {"file": "pairs.jsonl", "line": 3, "reason": "chosen is empty"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.jsonl"], "no file none.jsonl: name a file, a folder, a glob"),
+        (["pairs.jsonl", "--format", "trll"], "'trll' is not one of"),
+        (["pairs.jsonl", "--split", "train"], "split 'train': only a folder or a hub name"),
+        (["pairs.jsonl", "--image-root", "none"], "no folder none"),
+        (["pairs.jsonl", "--model", "none"], "--model: no folder none"),
+        (
+            ["pairs.jsonl", "--model", "no/such"],
+            "--model: no/such: the hub cannot be reached (no r",
+        ),
+        (["pairs.jsonl", "--recipe", "none"], "unknown recipe 'none': choices: "),
+        (
+            ["pairs.jsonl", "--recipe", "shapes", "--model", "shapes"],
+            "--model and --recipe: give o",
+        ),
+        (["no/such"], "no/such: the hub cannot be reached (no route), and no copy of it is among "),
+        (["folder"], "no *.parquet or *.jsonl in folder: name a .json file itself"),
+        ([""], "PATH is empty"),
+        (["shapes"], "shapes: the embedded world's pairs are drawn"),
+        (["a.png"], "a.png is neither .parquet nor .jsonl"),
+    ],
+)
+def test_errors_of_the_user_are_one_line_and_code_2(
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.setattr("chip_core.hub.unreachable", lambda *asked: "no route")
+    (data / "folder").mkdir()
+    (data / "folder" / "a.json").write_text("[]")
+    assert call(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_told_when_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    def shown(after: float) -> str:
+        monkeypatch.setattr(progress, "SHOWN_AFTER", after)
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=80)
+        with progress.progress(console, "rows checked", 10) as step:
+            step(4)
+            step(10)
+        return out.getvalue()
+
+    assert shown(2.0) == ""
+    assert "rows checked" in shown(0.0)
+    assert ("left" if not terminal else "4/10") in shown(0.0)
+
+
+def test_how_many_there_are_may_be_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SHOWN_AFTER", 0.0)
+    out = io.StringIO()
+    with progress.progress(Console(file=out, width=80), "files opened") as step:
+        step(1, 4)
+    assert out.getvalue().startswith("files opened: 1 of 4, ")

@@ -1,0 +1,229 @@
+"""Drawing sheets, keys and replies: who is asked what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.errors import UserError
+from chip_core.places import Places
+from orchestrator.cli import main
+from orchestrator.human_eval.assignment import Key, draw_sheets, read_key
+from orchestrator.human_eval.pairs import Pool, answer_pool, item_images
+from orchestrator.human_eval.replies import find_key, judgements, read_replies
+from orchestrator.human_eval.sheet import sheet_page
+from orchestrator.plan.plan import Plan
+from orchestrator.state.ledger import Ledger
+
+ITEMS = [f"test/{number}" for number in range(60)]
+
+
+def answers(arm: str, seed: int) -> dict[str, str]:
+    """The arms agree on the first 12 items."""
+    same = {item: "nothing" for item in ITEMS[:12]}
+    return same | {item: f"{arm} says {seed} of {item}" for item in ITEMS[12:]}
+
+
+@pytest.fixture
+def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> Pool:
+    ledger = answered(plan, answers)
+    return answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
+
+
+def draw(pool: Pool, **changes: Any) -> Key:
+    wanted = {"items": 40, "annotators": 1, "overlap": None, "seed": 0, **changes}
+    return draw_sheets(pool, study="small", **wanted)
+
+
+def test_same_answers_are_counted_and_not_asked(pool: Pool) -> None:
+    key = draw(pool, items=100)
+    assert (key.pairs, key.same) == (120, 24)  # 60 items × 2 seeds; 12 × 2
+    assert sorted(entry.item for entry in key.sheets[0]) == sorted(ITEMS[12:])
+    assert Counter(entry.seed for entry in key.sheets[0]) == {0: 24, 1: 24}
+
+
+def test_overlap_and_balance(pool: Pool) -> None:
+    key = draw(pool, items=40, annotators=3, overlap=10)
+    assert [len(sheet) for sheet in key.sheets] == [20, 20, 20]  # 10 shared + 30/3
+    times = Counter(entry.item for sheet in key.sheets for entry in sheet)
+    assert Counter(times.values()) == {3: 10, 1: 30}
+    for sheet in key.sheets:
+        assert Counter(entry.left for entry in sheet) == {0: 10, 1: 10}
+    orders = {tuple(e.item for e in sheet if times[e.item] == 3) for sheet in key.sheets}
+    assert len(orders) == 3
+
+
+def test_the_seed_decides_the_draws(pool: Pool) -> None:
+    assert draw(pool) == draw(pool)
+    assert draw(pool).sheets != draw(pool, seed=1).sheets
+    assert draw(pool).export != draw(pool, seed=1).export
+
+
+def test_a_sheet_does_not_tell_the_arms(pool: Pool) -> None:
+    key = draw(pool, items=5)
+    page = sheet_page(key, 1, pool, item_images(pool, ITEMS, Places()))
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    for entry, asked in zip(data["entries"], key.sheets[0], strict=True):
+        arms = ("dpo", "chip")
+        assert entry["a"] == f"{arms[asked.left]} says {asked.seed} of {asked.item}"
+        assert entry["b"] == f"{arms[1 - asked.left]} says {asked.seed} of {asked.item}"
+        assert entry["images"][0].startswith("data:image/png;base64,")
+    assert data.keys() == {"export", "sheet", "entries"}
+    assert all(entry.keys() == {"images", "question", "a", "b"} for entry in data["entries"])
+    for outside in ("http:", "https:", "src=", "href=", "@import", "url("):
+        assert outside not in page
+
+
+def test_an_answer_cannot_leave_its_place(pool: Pool) -> None:
+    pairs = tuple(
+        pair.__class__(**{**vars(pair), "first": "</script><script>alert(1)</script><!--"})
+        for pair in pool.pairs
+    )
+    hostile = Pool(**{**vars(pool), "pairs": pairs})
+    key = draw(hostile, items=1)
+    page = sheet_page(key, 1, hostile, item_images(hostile, ITEMS, Places()))
+    assert page.count("</script>") == 2 and "<!--" not in page
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert "</script><script>alert(1)</script><!--" in data["entries"][0].values()
+
+
+def test_a_key_reads_back_and_a_changed_one_does_not(pool: Pool) -> None:
+    key = draw(pool)
+    raw = json.loads(json.dumps(key.as_json()))
+    assert read_key(raw) == key
+    raw["sheets"][0][0]["left"] = 1 - raw["sheets"][0][0]["left"]
+    with pytest.raises(ValueError, match="changed"):
+        read_key(raw)
+
+
+def saved(key: Key, sheet: int, choices: list[str | None], file: Path) -> Path:
+    raw = {
+        "format": "chip-ablate human replies 1",
+        "export": key.export,
+        "sheet": sheet,
+        "annotator": "x",
+        "choices": choices,
+    }
+    file.write_text(json.dumps(raw))
+    return file
+
+
+def test_choices_become_verdicts_of_the_second_arm(pool: Pool, tmp_path: Path) -> None:
+    key = draw(pool, items=4)
+    choices: list[str | None] = ["a", "b", "tie", None]
+    made = judgements(key, read_replies([saved(key, 1, choices, tmp_path / "r.json")]))
+    lefts = [entry.left for entry in key.sheets[0]]
+    assert [choice.verdict for choice in made] == [
+        "win" if lefts[0] == 1 else "lose",  # A was chosen, and is the arm on the left
+        "win" if lefts[1] == 0 else "lose",
+        "tie",
+    ]
+    assert [choice.chose_a for choice in made] == [True, False, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "other"}, "no sheet that was saved"),
+        ({"choices": ["x"]}, "no sheet that was saved"),
+        ({"choices": 3}, "no sheet that was saved"),
+        ({"choices": ["a"]}, "it was changed"),
+        ({"sheet": 7}, "has no sheet 7"),
+    ],
+)
+def test_what_is_no_sheet_is_refused(
+    pool: Pool, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    key = draw(pool, items=4)
+    file = saved(key, 1, ["a"] * 4, tmp_path / "r.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(UserError, match=said) as raised:
+        judgements(key, read_replies([file]))
+    assert "\n" not in str(raised.value) and str(file) in str(raised.value)
+
+
+def test_sheets_of_two_exports_or_twice_the_same_are_refused(pool: Pool, tmp_path: Path) -> None:
+    key, other = draw(pool), draw(pool, seed=1)
+    one = saved(key, 1, ["a"] * 40, tmp_path / "1.json")
+    two = saved(other, 1, ["a"] * 40, tmp_path / "2.json")
+    with pytest.raises(UserError, match="import one export at a time"):
+        read_replies([one, two])
+    with pytest.raises(UserError, match="both sheet 1"):
+        read_replies([one, saved(key, 1, [None] * 40, tmp_path / "3.json")])
+    (tmp_path / "key.json").write_text(json.dumps(other.as_json()))
+    with pytest.raises(UserError, match="name the key that was written with the sheets"):
+        find_key(tmp_path, tmp_path / "key.json", key.export, [one])
+    with pytest.raises(UserError, match="does not know"):
+        find_key(tmp_path, None, key.export, [one])
+
+
+@pytest.mark.parametrize(
+    ("arms", "benchmark", "said"),
+    [
+        (("dpo", "chap"), "shapes", "no arm 'chap'.*chip"),
+        (("dpo", "dpo"), "shapes", "against itself"),
+        (("dpo", "chip"), "amber", "no benchmark 'amber'"),
+    ],
+)
+def test_unknown_names(
+    plan: Plan, workdir: Path, arms: tuple[str, str], benchmark: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        answer_pool(plan, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
+
+
+def test_nothing_to_prefer(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> None:
+    ledger = answered(plan, lambda arm, seed: {"test/1": "a star"})
+    pool = answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
+    with pytest.raises(UserError, match="the same answer to every item"):
+        draw(pool)
+
+
+def test_the_commands(
+    study: Path,
+    plan: Plan,
+    answered: Callable[..., Ledger],
+    workdir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answered(plan, answers)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments), "--workdir", str(workdir)])
+        said = capsys.readouterr()
+        return int(str(ended.value.code)), said.out, said.err
+
+    out = tmp_path / "sheets"
+    export = ["judge-humans", "export", study, "--arms", "dpo", "chip", "--benchmark", "shapes"]
+    code, printed, _ = run(*export, "--annotators", 2, "--out", out, "--json")
+    assert code == 0
+    found = json.loads(printed)
+    assert found["items"] == 48 and len(found["sheets"]) == 2
+    code, _, complaint = run(*export, "--out", out)
+    assert code == 2 and "is not empty" in complaint
+
+    key = read_key(json.loads((out / "key.json").read_text()))
+    half = len(key.sheets[0]) // 2
+    open_ones: list[str | None] = [None] * (len(key.sheets[0]) - half)
+    file = saved(key, 1, [*["a"] * half, *open_ones], tmp_path / "r.json")
+    code, printed, _ = run("judge-humans", "import", study, file, "--json")
+    assert code == 0
+    figures = json.loads(printed)
+    assert figures["sheets"] == [
+        {"sheet": 1, "judged": half, "questions": len(key.sheets[0])},
+        {"sheet": 2, "judged": 0, "questions": len(key.sheets[1])},
+    ]
+    assert figures["chose_a"]["value"] == 100.0  # percent, as everywhere
+    assert "no run of study small" in figures["note"]
+    section = workdir / "studies" / "small" / "report" / "humans"
+    (markdown,) = section.glob("*.md")
+    assert (
+        f"sheet 1: {half} of {len(key.sheets[0])} judged; sheet 2: nothing" in markdown.read_text()
+    )

@@ -1,0 +1,83 @@
+"""Stopping: the first signal asks, the second stops, and nobody else's handlers are lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from chip_core.config import TrialConfig
+from chip_core.files import read_records
+from chip_core.training.checkpoint import checkpoints
+from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.jobs.stopping import Stop
+
+SHORT = {
+    "model": "shapes",
+    "reference_cache": "off",
+    "training": {"max_steps": 4, "batch_size": 2},
+    "engine": {"threads": 1},
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    stop = Stop()
+    with stop.heard():
+        os.kill(os.getpid(), number)
+        assert stop.asked
+        assert "once more stops now" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_beginning_no_more_is_not_ending() -> None:
+    stop = Stop()
+    stop.begin_no_more("no room")
+    assert (stop.no_more, stop.asked, stop.why) == (True, False, "no room")
+
+
+def jobs(folder: Path) -> list[Job]:
+    config = TrialConfig.model_validate(SHORT)
+    return [Job(id=name, name=name, config=config, folder=folder / name) for name in "ab"]
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_begins_nothing_new(tmp_path: Path) -> None:
+    stop = Stop()
+    events: list[Event] = []
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progressed) and event.progress.phase == "train":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first, second = jobs(tmp_path)
+    with stop.heard(), pytest.raises(KeyboardInterrupt):
+        InlineExecutor(stop).run([first, second], listener)
+    ends = [event for event in events if isinstance(event, Started | Finished | Failed)]
+    assert ends == [
+        Started(job=first),
+        # the signal came with step 1's figures: step 2 is made, and is the last
+        Failed(job=first, reason="stopped after step 2 of 4", cause="stopped"),
+    ]
+    assert [path.name for path in checkpoints(first.folder)] == ["step-00000002"]
+    assert [record["step"] for record in read_records(first.folder / "curves.jsonl")] == [1, 2]
+
+
+def test_where_nothing_more_is_to_begin_what_runs_comes_to_its_end(tmp_path: Path) -> None:
+    stop = Stop()
+    events: list[Event] = []
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        stop.begin_no_more("no room")
+
+    first, second = jobs(tmp_path)
+    InlineExecutor(stop).run([first, second], listener)
+    assert [event.job for event in events if isinstance(event, Finished)] == [first]
+    assert not second.folder.exists()

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from chip_core.errors import ConfigError
+from orchestrator.plan.plan import Plan
+
+from ..conftest import STUDY
+
+PlanOf = Callable[..., Plan]
+
+
+def marks(plan: Plan) -> set[str]:
+    return {trial.fingerprint for trial in plan.trials}
+
+
+def test_a_grid_is_every_cell_at_every_seed(plan_of: PlanOf) -> None:
+    plan = plan_of()
+    names = ["dpo, frozen", "dpo, trained", "chip, frozen", "chip, trained"]
+    assert [arm.name for arm in plan.arms] == names
+    assert len(plan.trials) == 1 + 4 * 2
+    assert plan.baseline.name == "dpo, frozen"
+    assert [trial.seed for trial in plan.trials] == [None, 0, 0, 0, 0, 1, 1, 1, 1]
+    chip = plan.arms[3].trials[1]
+    assert chip.config.objective.preset == "chip"
+    assert (chip.config.vision_encoder, chip.config.seed) == ("trained", 1)
+    assert chip.params == {"objective": "chip", "vision_encoder": "trained"}
+
+
+def test_cells_that_cannot_differ_are_one_trial(plan_of: PlanOf) -> None:
+    text = STUDY.replace(
+        "vision_encoder: [frozen, trained]", "objective.weights.segment: [1, 3]"
+    ).replace("vision_encoder: frozen", "objective.weights.segment: 1")
+    plan = plan_of(text)
+    assert [len(arm.cells) for arm in plan.arms] == [2, 1, 1]
+    assert plan.arms[0].reasons == (
+        "objective.weights.segment has no effect: objective dpo has no segment term",
+    )
+    assert plan.arms[0].params["objective.weights.segment"] == "1|3"
+    assert plan.arms[0].baseline
+
+
+def test_excluded_cells_are_left_out(plan_of: PlanOf) -> None:
+    text = STUDY + "\nexclude: [{objective: chip, vision_encoder: trained}]\n"
+    assert len(plan_of(text).arms) == 3
+
+
+def test_nothing_left_is_told(plan_of: PlanOf) -> None:
+    text = STUDY.replace("baseline: {objective: dpo, vision_encoder: frozen}", "")
+    with pytest.raises(ConfigError, match="excluded|leaves no cell"):
+        plan_of(text + "\nexclude: [{objective: [dpo, chip]}]\n")
+
+
+def test_more_seeds_add_trials_and_keep_the_others(plan_of: PlanOf) -> None:
+    assert marks(plan_of()) < marks(plan_of(STUDY, seeds=[0, 1, 2]))
+
+
+def test_what_changes_nothing_keeps_every_fingerprint(plan_of: PlanOf) -> None:
+    before = marks(plan_of())
+    renamed = STUDY.replace("study: small", "study: other").replace("Which?", "What?")
+    assert marks(plan_of(renamed)) == before
+    reordered = STUDY.replace("[dpo, chip]", "[chip, dpo]").replace("[0, 1]", "[1, 0]")
+    assert marks(plan_of(reordered)) == before
+    assert marks(plan_of(STUDY, overrides={"engine.micro_batch": 2})) == before
+
+
+def test_a_changed_recipe_makes_new_trials(plan_of: PlanOf) -> None:
+    before = {trial.fingerprint for trial in plan_of().trials if not trial.untrained}
+    after = {
+        trial.fingerprint
+        for trial in plan_of(STUDY, overrides={"optimizer.lr": 3e-7}).trials
+        if not trial.untrained
+    }
+    assert not before & after
+
+
+def test_a_benchmark_more_does_not_train_again(plan_of: PlanOf) -> None:
+    more = plan_of(STUDY.replace("report: [shapes]", "{report: [shapes], select: [shapes]}"))
+    assert marks(more) == marks(plan_of())
+    assert set(more.base.evaluations) == {"report/shapes", "select/shapes"}
+    limited = plan_of(STUDY.replace("report: [shapes]", "report: [{name: shapes, limit: 5}]"))
+    assert limited.base.evaluations != plan_of().base.evaluations

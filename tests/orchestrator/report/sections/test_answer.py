@@ -1,0 +1,143 @@
+"""The answer in one sentence; that nothing can be said is an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.plan.plan import Trial
+from orchestrator.report.formatting import listed, plain, signed
+from orchestrator.report.sections.answer import answer
+
+from ..conftest import STUDY, Finished, noisy
+
+Run = Callable[..., Finished]
+AGAINST = "n shapes/chair_i (lower is better), against objective = dpo, vision_encoder = frozen: "
+
+
+def test_what_is_better_comes_first_with_its_interval(finished: Run) -> None:
+    summary = finished().summary
+    figure = summary.rows[3].figures["shapes/chair_i"]
+    assert figure.interval is not None and figure.difference is not None
+    low, high = figure.interval
+    said = answer(summary)
+    assert said.startswith(
+        f"O{AGAINST}chip, frozen ({signed(figure.difference)} points; 95 % interval {signed(low)} "
+        f"to {signed(high)}) is better; "
+    )
+    # dpo, trained and chip, trained differ by luck alone
+    assert "dpo, trained" in said.split(" is better; ")[1]
+    assert "inconclusive for want of" in said
+    assert said.endswith(".")
+    assert said.count(".\u0020") == 0  # one sentence
+
+
+def test_an_arm_that_is_better_and_says_less_is_told(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        if metric != "cover":
+            return noisy(trial, item, metric)
+        silent = trial.arm == "chip, frozen" and (item + (trial.seed or 0)) % 3 == 0
+        return (1.0 if silent else 3.0 - (item % 10 == 0), 3.0)
+
+    summary = finished(score=score).summary
+    cover = summary.rows[3].figures["shapes/cover"]
+    assert cover.interval is not None and cover.interval[1] < 0
+    low, high = map(signed, cover.interval)
+    assert answer(summary).endswith(
+        f"; by shapes/cover, chip, frozen ({signed(cover.difference or 0)} points; 95 % interval "
+        f"{low} to {high}) names less of what is there."
+    )
+
+
+def test_coverage_is_not_told_where_nothing_is_better_or_it_is_kept(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        kept = metric != "cover"
+        less = trial.arm == "chip, trained" and (item + (trial.seed or 0)) % 3 == 0
+        return noisy(trial, item, metric) if kept else (1.0 if less else 3.0, 3.0)
+
+    # chip, frozen is better and covers as much; chip, trained covers less and is not better.
+    assert "less of what is there" not in answer(finished(score=score).summary)
+
+
+def test_worse_where_the_metric_is_to_be_high(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        if metric != "cover":
+            return noisy(trial, item, metric)
+        poor = trial.arm == "chip, frozen"
+        seed = trial.seed or 0
+        return (1.0 if poor and (item + seed) % 4 else 3.0 - ((item + seed) % 9 == 0), 3.0)
+
+    text = STUDY.replace("{metric: shapes/chair_i, goal: minimize}", "shapes/cover")
+    said = answer(finished(text, score=score).summary)
+    assert said.startswith("On shapes/cover (higher is better), against ")
+    assert ": chip, frozen (−" in said
+    assert ") is worse; " in said
+
+
+def test_one_seed_gives_no_answer(finished: Run) -> None:
+    said = answer(finished(STUDY.replace("[0, 1, 2]", "[0]")).summary)
+    assert said.startswith(f"No answer: o{AGAINST}")
+    assert said.endswith("have no verdict, since one seed says nothing of training variance.")
+    assert "better;" not in said and "worse" not in said
+
+
+def test_without_a_primary_metric_nothing_is_judged(finished: Run) -> None:
+    text = STUDY.replace("primary: {metric: shapes/chair_i, goal: minimize}\n", "")
+    said = answer(finished(text).summary)
+    assert said.startswith("No answer: the study declares no primary metric")
+
+
+def test_what_is_missing_is_said(finished: Run) -> None:
+    gone = [f"dpo, frozen, seed {seed}" for seed in range(3)]
+    assert answer(finished(without=gone).summary) == (
+        "No answer yet: the baseline has no figure of shapes/chair_i."
+    )
+
+
+def test_a_missing_trial_is_counted(finished: Run) -> None:
+    said = answer(finished(without=["chip, trained, seed 2"]).summary)
+    assert said.endswith(" (1 trial is missing).")
+
+
+def test_an_exploratory_study_says_so(finished: Run) -> None:
+    said = answer(finished(STUDY + "exploratory: true\n").summary)
+    assert said.startswith(f"Exploratory: o{AGAINST}")
+
+
+def test_no_clear_difference_needs_a_delta(finished: Run) -> None:
+    def equal(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        # the same but for one item in 30, in turns: differences of at most 100/90 points
+        shift = (item == 7 + (trial.seed or 0) + len(trial.arm)) * 1.0
+        return float(item % 3 == 0) + shift, 3.0
+
+    wide = STUDY.replace("goal: minimize}", "smallest_difference: 20}")
+    said = answer(finished(wide, score=equal).summary)
+    assert "show no clear difference (within ±δ)" in said
+    assert "no clear difference" not in answer(finished(STUDY, score=equal).summary)
+
+
+def test_figures_are_written_with_a_true_minus() -> None:
+    assert (plain(-1.234), signed(0.5), signed(-0.005)) == ("−1.23", "+0.50", "−0.01")
+
+
+def test_an_effect_that_holds_on_average_is_said(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        fewer = trial.arm.startswith("chip") and item % 7
+        return (0.0 if fewer else noisy(trial, item, metric)[0]), 3.0
+
+    summary = finished(score=score).summary
+    (effect, _) = summary.effects["shapes/chair_i"].main
+    assert effect.used == 2 and effect.contrast is not None
+    assert (
+        answer(summary)
+        .split("; averaged over the other factors, ")[1]
+        .startswith(
+            f"objective: dpo → chip ({signed(effect.contrast.estimate)} points; 95 % interval "
+        )
+    )
+
+
+def test_names_in_a_list_stay_apart() -> None:
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert listed(["dpo, frozen", "dpo, trained", "chip"]) == "dpo, frozen; dpo, trained and chip"
+    assert listed([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"

@@ -1,0 +1,114 @@
+"""Footnotes: what a reader of the tables has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.plan.plan import Plan, Trial
+from orchestrator.report.sections.notes import notes
+from orchestrator.report.writers.latex import bare_table
+from orchestrator.report.writers.markdown import markdown
+
+from ..conftest import STUDY, Finished, noisy
+
+Run = Callable[..., Finished]
+
+
+def said(made: Finished) -> str:
+    return "\n".join(notes(made.summary))
+
+
+def test_what_every_report_says(finished: Run) -> None:
+    text = said(finished())
+    assert "intervals are marginal" in text
+    assert "p-values corrected by Holm's method" in text
+    assert "The study sets no smallest difference that matters (δ)" in text
+    assert "computed from item outcomes, without constants that an official script adds" in text
+    assert "\nshapes: 30 items.\n" in text
+    assert "Common random numbers: r̂ = " in text
+
+
+def test_exploratory_and_delta_and_published(finished: Run) -> None:
+    more = (
+        STUDY.replace("goal: minimize}", "smallest_difference: 1.5}")
+        + "exploratory: true\npublished: [{source: A paper, arm: base, values: "
+        + "{shapes/hal: 3}}]\n"
+    )
+    text = said(finished(more))
+    assert "corrected by Benjamini–Hochberg's method over the arms, as the study is" in text
+    assert "δ, the smallest difference that matters: 1.50 for shapes/chair_i." in text
+    assert "Published figures are shown beside the study's own and enter no computation." in text
+
+
+def test_what_was_left_out_is_counted(finished: Run) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float] | None:
+        if trial.name == "chip, trained, seed 1" and metric == "hal":
+            return 0.0, 0.0  # undefined
+        return (
+            None
+            if trial.untrained is False and item == 3 and trial.seed == 2
+            else noisy(trial, item, metric)
+        )
+
+    text = said(finished(score=score, without=["dpo, trained, seed 2"]))
+    assert "29 items (1 item left out, missing in some trial)" in text
+    assert "Undefined (nothing to divide by), and left out of comparisons: shapes/hal of " in text
+    assert "shapes/hal of chip, trained, seed 1" in text
+    assert "Not there: dpo, trained, seed 2 (missing)." in text
+
+
+def test_one_seed_in_the_words_of_the_statistics(finished: Run) -> None:
+    text = said(finished(STUDY.replace("[0, 1, 2]", "[0]")))
+    assert "Items only: this says nothing of training variance (12 differences)." in text
+    assert "r̂" not in text
+
+
+def test_flags_name_their_arms(finished: Run) -> None:
+    gone = ["chip, trained, seed 1", "chip, trained, seed 2"]
+    text = said(finished(without=gone))
+    assert (
+        "‡ a cell has one seed: its seed variance is borrowed from the others: "
+        "chip, trained on shapes/chair_i." in text
+    )
+
+
+def test_fixed_items_are_said(finished: Run) -> None:
+    made = finished()
+    (made.place(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+    assert "\nshapes: benchmark items treated as fixed.\n" in said(made)
+
+
+def test_cells_that_are_one_and_cells_that_are_gone(
+    finished: Run, plan_of: Callable[..., Plan]
+) -> None:
+    made = finished()
+    text = STUDY.replace("vision_encoder: [frozen, trained]", "objective.weights.segment: [1, 3]")
+    made.plan = plan_of(text.replace("vision_encoder: frozen", "objective.weights.segment: 1"))
+    written = said(made)
+    assert "dpo, 1|3: stands for 2 cells. objective.weights.segment has no effect: " in written
+    assert "trials of cells or settings that the study file no longer has: in the" in written
+
+
+def test_the_arms_table_has_its_footnotes(finished: Run, blank_figures: None) -> None:
+    made = finished(without=["chip, trained, seed 2"])
+    report = made.report()
+    counts, hashes, missing = report.footnotes
+    assert counts == "n: 3 seeds an arm (0, 1, 2); 30 items on shapes/chair_i."
+    mark = made.plan.base.evaluations["report/shapes"][:12]
+    assert hashes.startswith("Made of: model content the model; data source shapes; ")
+    assert f"evaluation report/shapes {mark}; behaviour number " in hashes
+    # four arms of three seeds and the untrained model
+    assert missing == "Not there, 1 of 13 trials: chip, trained, seed 2 (missing)."
+    first = markdown(report).split("## Arms against the baseline")[1].split("\n## ")[0]
+    assert counts in first and missing in first
+    assert f"% {counts}" in bare_table(report)
+
+
+def test_without_a_declared_metric_the_footnotes_count_seeds(
+    finished: Run, blank_figures: None
+) -> None:
+    text = "\n".join(line for line in STUDY.splitlines() if not line.startswith("primary"))
+    report = finished(text).report()
+    assert report.footnotes[0] == "n: 3 seeds an arm (0, 1, 2)."
+    assert len(report.footnotes) == 2
+    assert report.footnotes[0] in markdown(report).split("## All figures")[1]

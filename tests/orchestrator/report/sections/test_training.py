@@ -1,0 +1,50 @@
+"""Training curves by arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from orchestrator.report.sections.training import training_curves
+
+from ..conftest import Finished
+
+Run = Callable[..., Finished]
+
+
+def test_mean_and_range_over_seeds(finished: Run) -> None:
+    made = finished()
+    (band, *others) = training_curves(made.plan, made.ledger, made.workdir)["loss"]
+    assert (band.arm, band.seeds, len(others)) == ("dpo, frozen", 3, 3)
+    assert band.steps.tolist() == [1, 2, 3, 4]
+    # loss = 1/step + seed: the seeds' mean is 1 above the lowest
+    assert band.mean.tolist() == [2, 1.5, 1 + 1 / 3, 1.25]
+    assert band.low.tolist() == [1, 0.5, 1 / 3, 0.25]
+    assert band.high.tolist() == [3, 2.5, 2 + 1 / 3, 2.25]
+
+
+def test_a_training_that_went_on_has_its_beginning(finished: Run) -> None:
+    made = finished(without=["dpo, frozen, seed 1"])
+    trial = made.trial("dpo, frozen, seed 1")
+    made.finish(trial)
+    whole = made.place(trial) / "curves.jsonl"
+    points = [json.loads(line) for line in whole.read_text().splitlines()]
+    attempts = made.place(trial).parent
+    made.place(trial).rename(attempts / "attempt-2")
+    made.ledger[trial.fingerprint].model = str((attempts / "attempt-2").relative_to(made.workdir))
+    points[1]["figures"]["loss"] = 99.0  # cut off after step 2, which was done again
+    (attempts / "attempt-1").mkdir()
+    first, second = points[:2], json.loads(json.dumps(points[1:]))
+    second[0]["figures"]["loss"] = 1.5
+    for number, part in ((1, first), (2, second)):
+        text = "".join(json.dumps(point) + "\n" for point in part)
+        (attempts / f"attempt-{number}" / "curves.jsonl").write_text(text)
+    (band, *_) = training_curves(made.plan, made.ledger, made.workdir)["loss"]
+    assert (band.seeds, band.mean.tolist()[1]) == (3, 1.5)
+
+
+def test_an_arm_that_was_not_trained_has_none(finished: Run) -> None:
+    gone = [f"dpo, frozen, seed {seed}" for seed in range(3)]
+    made = finished(without=gone)
+    bands = training_curves(made.plan, made.ledger, made.workdir)["loss"]
+    assert [band.arm for band in bands] == ["dpo, trained", "chip, frozen", "chip, trained"]

@@ -1,0 +1,69 @@
+"""What a run shows of its trials: how far they are, and what time is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from chip_core.config import ModelConfig, TrialConfig
+from chip_core.results import AnsweredTrial, Progress
+from orchestrator.executors.base import COPYING, Answered, Failed, Job, Progressed, Started
+from orchestrator.runner.display import Board, LiveDisplay
+
+
+@dataclass(frozen=True)
+class Shown:
+    fingerprint: str = "0123456789"
+    arm: str = "dpo"
+    name: str = "dpo, seed 0"
+    seed: int | None = 0
+
+
+def test_files_that_are_copied_are_no_share_of_a_trial(tmp_path: Path) -> None:
+    config = TrialConfig(
+        model=ModelConfig(path="shapes"), benchmarks={"report": [{"name": "shapes"}]}
+    )
+    job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
+    board = Board([(job, Shown(), 1)])
+    board.take(Started(job=job))
+
+    def share(phase: str, done: int, total: int) -> float:
+        board.take(Progressed(job=job, progress=Progress(phase=phase, done=done, total=total)))
+        return board.lines["j"].share()
+
+    assert share("start", 1, 1) == 0
+    assert share(COPYING, 12, 12) == 0 and board.eta(board.lines["j"]) is None
+    # Training counts four times a benchmark's answers, and scoring them a tenth of them.
+    assert share("train", 30, 60) == pytest.approx(2 / 5.1)
+    assert share("train", 60, 60) == pytest.approx(4 / 5.1)
+    assert share("answer shapes", 500, 1000) == pytest.approx(4.5 / 5.1)
+    assert share("answer shapes", 1000, 1000) == pytest.approx(5 / 5.1)
+    left = AnsweredTrial(steps=3, answers={}, evaluations={}, seconds={})
+    board.take(Answered(job=job, answered=left, scoring=job.scoring()))
+    (line,) = board.lines.values()
+    assert (line.state, line.share()) == ("answered", pytest.approx(5 / 5.1))
+    job = job.scoring()
+    board.take(Started(job=job))
+    assert line.state == "running"
+    for phase, done, of_scoring in (("score", 0, 0.0), ("judge", 1, 0.5), ("score", 1, 1.0)):
+        progress = Progress(phase=f"{phase} shapes", done=done, total=1 + (phase == "judge"))
+        board.take(Progressed(job=job, progress=progress))
+        assert line.share() == pytest.approx((5 + 0.1 * of_scoring) / 5.1)
+
+
+def test_what_was_stopped_did_not_fail(tmp_path: Path) -> None:
+    config = TrialConfig(model=ModelConfig(path="shapes"))
+    jobs = [
+        Job(id=name, name=name, config=config, folder=tmp_path) for name in ("failed", "killed")
+    ]
+    console = Console(width=120, force_terminal=True, record=True)
+    shown = LiveDisplay(console, [(job, Shown(arm=job.name), 1) for job in jobs])
+    shown.take(Failed(job=jobs[0], reason="the loss is nan"))
+    shown.take(Failed(job=jobs[1], reason="asked to", cause="stopped"))
+    console.print(shown._draw())
+    text = console.export_text()
+    assert "1 failed, 1 killed" in text
+    assert "failed: the loss is nan" in text and "killed: asked to" in text

@@ -1,0 +1,40 @@
+"""What a new attempt is handed of the earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from chip_core.results import TrialResult
+from orchestrator.plan.plan import Plan
+from orchestrator.runner.jobs import jobs_for, trial_folder, view
+from orchestrator.state.ledger import Ledger
+
+
+def test_an_attempt_goes_on_from_the_newest_that_left_checkpoints(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = plan_of()
+    base, first, second = plan.trials[:3]
+    for number, left in ((1, True), (2, True), (3, False)):
+        folder = trial_folder(tmp_path, first) / f"attempt-{number}"
+        folder.mkdir(parents=True)
+        if left:
+            (folder / "checkpoints" / "step-00000010").mkdir(parents=True)
+    handed = {trial.name: job for job, trial, _ in jobs_for(plan, Ledger(tmp_path), tmp_path)}
+    assert handed[first.name].resume_from == trial_folder(tmp_path, first) / "attempt-2"
+    assert handed[first.name].folder.name == "attempt-4"
+    assert handed[second.name].resume_from is None
+    assert handed[base.name].resume_from is None
+
+
+def test_how_a_trial_was_trained_is_remembered(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    trial = plan_of().trials[1]
+    result = TrialResult(
+        steps=3, evaluations={}, seconds={}, engine={"prefix_sharing": "off (a reason)"}
+    )
+    Ledger(tmp_path).finished(trial, "small", 1, "trials/x/attempt-1", result)
+    seen = view(trial, Ledger(tmp_path), tmp_path, "small", "FINISHED")  # read from the file
+    assert seen.engine == {"prefix_sharing": "off (a reason)"}

@@ -1,0 +1,172 @@
+"""Trying again: only what can get better, a bounded number of times, each attempt in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chip_core.config import TrialConfig
+from chip_core.errors import MemoryFullError
+from chip_core.files import read_records
+from orchestrator.executors.base import Event, Failed, Finished, Job
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.jobs.attempt import Cause, cause_of, reason_of
+from orchestrator.plan.plan import Plan
+from orchestrator.runner.jobs import UNSEEN, jobs_for
+from orchestrator.runner.retries import another
+from orchestrator.state.ledger import Ledger
+
+from ..fakes import FakeExecutor
+from ..test_run import run
+
+PlanOf = Callable[..., Plan]
+BAD = "dpo, frozen, seed 1"
+
+
+def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: Any) -> Failed:
+    config = TrialConfig.model_validate(
+        {"model": "shapes", "engine": {"micro_batch": micro_batch, "retries": 2}}
+    )
+    one = Job(id="x-1", name="x", config=config, folder=Path("x"), **job)
+    return Failed(job=one, reason="why", cause=cause, from_outside=outside)
+
+
+@pytest.mark.parametrize("cause", ["own", "disk", "stopped"])
+def test_what_cannot_get_better_is_not_tried_again(cause: Cause) -> None:
+    assert another(failed(cause), lost=0) is None
+
+
+def test_a_lost_worker_is_tried_again_as_often_as_the_engine_says() -> None:
+    lost = failed("lost", outside=True)
+    assert [another(lost, lost=times) for times in range(3)] == [lost.job, lost.job, None]
+
+
+def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
+    job = failed("memory").job
+    sizes = []
+    for _ in range(2):  # 4 → 2 → 1
+        following = another(Failed(job=job, reason="why", cause="memory"), lost=9)
+        assert following is not None
+        job = following
+        sizes.append(job.config.engine.micro_batch)
+    assert sizes == [2, 1]
+    assert job.notes == (
+        "micro-batch 2 in place of 4 with the same global batch: why",
+        "micro-batch 1 in place of 2 with the same global batch: why",
+    )
+    same = job.config.model_copy(update={"engine": failed("memory").job.config.engine})
+    assert same == failed("memory").job.config
+    assert another(Failed(job=job, reason="why", cause="memory"), lost=0) is None  # 1 is the least
+
+
+def test_a_machine_whose_memory_ran_out_is_tried_again_where_nothing_is_left_to_halve() -> None:
+    killed = failed("memory", outside=True, untrained=True)
+    assert another(killed, lost=0) is killed.job
+    assert another(killed, lost=2) is None
+    assert another(failed("memory", untrained=True), lost=0) is None
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_each_attempt_of_a_run_ends_once_in_the_ledger(plan_of: PlanOf, tmp_path: Path) -> None:
+    outcome, executor, tracker = run(
+        plan_of(), tmp_path, FakeExecutor(lost={BAD: ["lost", "lost"]})
+    )
+    assert not outcome.failed
+    attempts = [job.folder.name for job in executor.jobs if job.name == BAD]
+    assert attempts == ["attempt-1", "attempt-2", "attempt-3"]
+    trial = next(trial for trial in plan_of().trials if trial.name == BAD)
+    history = Ledger(tmp_path)[trial.fingerprint].history
+    assert [each.outcome for each in history.values()] == ["failed", "failed", "finished"]
+    ends = [entry["event"] for entry in read_records(tmp_path / "ledger" / "ledger.jsonl")]
+    assert ends.count("started") == 11  # 9 trials, and one of them twice more
+    assert ends.count("finished") == 9
+    assert [view.status for view in tracker.ended] == ["FINISHED"] * 9
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_retries_of_a_run_come_to_an_end(plan_of: PlanOf, tmp_path: Path) -> None:
+    executor = FakeExecutor(lost={BAD: ["lost"] * 9})
+    outcome, _, _ = run(plan_of(), tmp_path, executor)
+    assert outcome.failed == {BAD: "it died"}
+    assert executor.names.count(BAD) == 4  # engine.retries is 3
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_full_disk_lets_nothing_more_begin(plan_of: PlanOf, tmp_path: Path) -> None:
+    outcome, _, tracker = run(plan_of(), tmp_path, FakeExecutor(lost={BAD: ["disk"]}))
+    assert outcome.failed == {BAD: "it died"}
+    assert outcome.held_back == "a disk is full"
+    assert tracker.status == "FAILED"
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_an_attempt_whose_driver_died_has_an_end_too(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan, ledger = plan_of(), Ledger(tmp_path)
+    _, trial, attempt = jobs_for(plan, ledger, tmp_path)[2]
+    ledger.started(trial, "small", attempt)
+    ledger.started(trial, "another", attempt + 1)  # whose driver may well be alive
+    run(plan_of(), tmp_path)
+    history = Ledger(tmp_path)[trial.fingerprint].history
+    assert {number: each.outcome for number, each in history.items()} == {
+        1: "killed",
+        2: None,
+        3: "finished",
+    }
+    assert history[1].reason == UNSEEN
+
+
+def test_a_training_goes_on_with_a_smaller_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fits is decided by a stand-in for the GPU: two pairs at once do not."""
+    from chip_core.training import policy
+
+    forward = policy.Policy.forward
+
+    def small(self: Any, batch: Any, *rest: Any, **options: Any) -> Any:
+        if len(batch.chosen.ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, *rest, **options)
+
+    config = TrialConfig.model_validate(
+        {
+            "model": "shapes",
+            "reference_cache": "off",
+            "training": {"max_steps": 2, "batch_size": 4},
+            "engine": {"micro_batch": 4, "threads": 1, "prefix_sharing": "off"},
+        }
+    )
+    monkeypatch.setattr(policy.Policy, "forward", small)
+    events: list[Event] = []
+    numbers = iter("23456")
+
+    def again(event: Failed) -> Job | None:
+        following = another(event, lost=0)
+        assert following is not None
+        name = f"x-{next(numbers)}"
+        return Job(id=name, name="x", config=following.config, folder=tmp_path / name,
+                   notes=following.notes)  # fmt: skip
+
+    InlineExecutor().run(
+        [Job(id="x-1", name="x", config=config, folder=tmp_path / "x-1")], events.append, again
+    )
+    causes = [event.cause for event in events if isinstance(event, Failed)]
+    assert causes == ["memory", "memory"]  # at 4 and at 2
+    (finished,) = [event for event in events if isinstance(event, Finished)]
+    assert finished.job.config.engine.micro_batch == 1
+    assert finished.result.notes[1].startswith("micro-batch 1 in place of 2")
+
+
+def test_memory_errors_are_told_from_others() -> None:
+    assert cause_of(MemoryFullError("x")) == "memory"
+    assert cause_of(OSError(28, "No space left on device")) == "disk"
+    assert cause_of(RuntimeError("No such thing")) == "own"
+    full = OSError(28, "No space left on device", "curves.jsonl")
+    assert reason_of(full) == (
+        "a disk is full ([Errno 28] No space left on device: 'curves.jsonl'): free some space and "
+        "run the study again"
+    )

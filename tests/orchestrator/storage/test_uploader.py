@@ -1,0 +1,151 @@
+"""A job's files go to the storage: whole, in an order that a kill at any point leaves usable."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from chip_core.files import write_json
+from orchestrator.storage.remote import Remote
+from orchestrator.storage.uploader import Mirror
+
+JOB = "trials/a/attempt-1"
+
+
+class Noting(Remote):
+    """A storage that notes in which order it is written."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri, pauses=())
+        self.order: list[str] = []
+
+    def put(self, path: Path, key: str) -> None:
+        super().put(path, key)
+        self.order.append(key.removeprefix(f"{JOB}/"))
+
+
+@pytest.fixture
+def noting(tmp_path: Path) -> Noting:
+    return Noting(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "here" / JOB).mkdir(parents=True)
+    return tmp_path / "here" / JOB
+
+
+def mirror(remote: Remote, folder: Path, **options: object) -> Mirror:
+    return Mirror(remote, [folder], folder.parents[2], every=3600.0, **options)
+
+
+def leave(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_what_says_that_something_is_whole_goes_last(noting: Noting, folder: Path) -> None:
+    checkpoint = "checkpoints/step-00000002"
+    leave(folder, "result.json", "trained.json", "model/model.safetensors", "curves.jsonl",
+          f"{checkpoint}/manifest.json", f"{checkpoint}/state.pt", "a.json")  # fmt: skip
+    mirror(noting, folder).copy()
+    assert set(noting.order[:2]) == {"a.json", "curves.jsonl"}
+    assert noting.order[2:] == [
+        f"{checkpoint}/state.pt", f"{checkpoint}/manifest.json", "model/model.safetensors",
+        "trained.json", "result.json",
+    ]  # fmt: skip
+
+
+def test_the_newest_checkpoint_is_whole_first(noting: Noting, folder: Path) -> None:
+    for step in (2, 4):
+        for name in ("manifest.json", "state.pt"):
+            leave(folder, f"checkpoints/step-{step:08d}/{name}")
+    mirror(noting, folder).copy()
+    assert [name.removeprefix("checkpoints/step-0000000") for name in noting.order] == [
+        "4/state.pt", "4/manifest.json", "2/state.pt", "2/manifest.json",
+    ]  # fmt: skip
+
+
+def test_a_training_that_ends_meanwhile_keeps_its_checkpoints_there(
+    noting: Noting, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(folder, "checkpoints/step-00000002/state.pt")
+    copies = mirror(noting, folder)
+    copies.copy()
+    looked = Path.rglob
+
+    def ends(path: Path, pattern: str) -> list[Path]:
+        found = list(looked(path, pattern))
+        leave(folder, "model/model.safetensors", "trained.json")  # just now
+        return [each for each in found if "checkpoints" not in each.parts]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rglob", ends)
+        copies.copy()
+    assert noting.sizes(JOB).keys() == {f"{JOB}/checkpoints/step-00000002/state.pt"}
+    copies.copy()
+    assert noting.order[-2:] == ["model/model.safetensors", "trained.json"]
+
+
+def test_what_is_not_whole_stays(noting: Noting, folder: Path) -> None:
+    leave(folder, "model/model.safetensors", "checkpoints/.step-00000002.partial/state.pt",
+          ".config.json.17.partial")  # fmt: skip
+    copies = mirror(noting, folder)
+    copies.copy()
+    assert noting.order == []
+    leave(folder, "trained.json")  # written once the model is
+    copies.copy()
+    assert noting.order == ["model/model.safetensors", "trained.json"]
+
+
+def test_only_what_changed_is_copied_again(noting: Noting, folder: Path) -> None:
+    leave(folder, "curves.jsonl", "config.json")
+    copies = mirror(noting, folder)
+    copies.copy()
+    noting.order.clear()
+    with (folder / "curves.jsonl").open("a") as file:
+        file.write("more")
+    copies.copy()
+    assert noting.order == ["curves.jsonl"]
+    assert noting.read([f"{JOB}/curves.jsonl"])[f"{JOB}/curves.jsonl"] == b"curves.jsonlmore"
+
+
+def test_what_went_goes_there_too(noting: Noting, folder: Path) -> None:
+    leave(folder, "checkpoints/step-00000002/manifest.json", "config.json")
+    copies = mirror(noting, folder)
+    copies.copy()
+    (folder / "checkpoints/step-00000002/manifest.json").unlink()
+    noting.write(f"{JOB}/left-by-another", b"")
+    copies.copy()
+    assert set(noting.sizes(JOB)) == {f"{JOB}/config.json", f"{JOB}/left-by-another"}
+
+
+def test_all_is_there_at_the_end(noting: Noting, folder: Path) -> None:
+    with mirror(noting, folder):
+        write_json(folder / "result.json", {})
+        assert noting.sizes(JOB) == {}
+    assert set(noting.sizes(JOB)) == {f"{JOB}/result.json"}
+
+
+def test_what_came_from_there_is_not_copied_back(noting: Noting, folder: Path) -> None:
+    copies = mirror(noting, folder)
+    leave(folder, "config.json")
+    with copies.waiting():
+        leave(folder, "shard.note.json")
+    copies.copy()
+    assert noting.order == ["config.json"]
+
+
+def test_the_driver_can_leave_a_file(noting: Noting, folder: Path) -> None:
+    asked = folder / "stop"
+    copies = Mirror(noting, [folder], folder.parents[2], asked=[asked], every=0.01)
+    with copies:
+        noting.write(f"{JOB}/stop", b"")
+        deadline = time.monotonic() + 30
+        while not asked.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert asked.exists()
+    assert noting.order == []

@@ -1,0 +1,187 @@
+"""`early_stopping:`: what may decide and what is refused; what a cut trial is afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from chip_core.errors import ConfigError
+from orchestrator.cli import cli
+from orchestrator.executors.base import Again, Cut, Event, Job, Started
+from orchestrator.plan.plan import Plan
+from orchestrator.report.sections.notes import notes
+from orchestrator.report.writers.plan import state
+from orchestrator.run import Outcome, run_study
+from orchestrator.runner.jobs import jobs_for
+from orchestrator.state.cache_plan import plan_passes
+from orchestrator.state.ledger import Ledger
+from orchestrator.study.model import Study
+
+from ..fakes import FakeExecutor, FakeTracker
+
+Load = Callable[..., Study]
+PlanOf = Callable[..., Plan]
+
+STUDY = """
+study: small
+factors: {objective: [dpo, chip]}
+seeds: [0, 1]
+benchmarks: {select: [shapes], report: [shapes]}
+primary: {metric: shapes/chair_i, goal: minimize}
+early_stopping: {method: asha, metric: reward/accuracy}
+"""
+WHY = "cut by early stopping at step 2 of 5"
+LOSER = "chip, seed 1"
+
+
+def with_block(block: str) -> str:
+    return STUDY.replace("{method: asha, metric: reward/accuracy}", block)
+
+
+def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
+    rule = load(STUDY).early_stopping
+    assert rule is not None
+    assert rule.words == "asha on reward/accuracy, grace 25 %, reduction factor 3"
+    assert rule.goal == "maximize"
+    median = load(with_block("{method: median, metric: reward/margin, grace: 0.5}")).early_stopping
+    assert median is not None
+    assert median.words == "median on reward/margin, grace 50 %, 3 others at least"
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ("{method: asha, metric: shapes/chair_i}", "is of `report`, which decides nothing"),
+        ("{method: asha, metric: select/shapes/chair_i}", "too late to cut it"),
+        ("{method: asha, metric: reward/accurcy}", "did you mean 'reward/accuracy'"),
+        ("{method: asha, metric: loss}", "losses of different objectives are no common measure"),
+        ("{method: asha, metric: reward/margin, grace: 1.0}", "early_stopping.grace"),
+        ("{method: asha, metric: reward/margin, min_trials: 2}", "min_trials is of median"),
+        ("{method: median, metric: reward/margin, reduction_factor: 2}", "is of asha"),
+        ("{method: hyperband, metric: reward/margin}", "early_stopping.method"),
+        (
+            "{method: asha, metric: reward/margin}\n"
+            "tune: {keys: {optimizer.lr: [1e-5, 1e-6]}, metric: select/shapes/chair_i}",
+            "holds for no study with `tune:`",
+        ),
+    ],
+)
+def test_what_must_not_decide_is_refused(load: Load, block: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(with_block(block))
+    [line] = [line for line in error.value.problems if "early_stopping" in line]
+    assert told in line
+
+
+def test_losses_of_one_objective_may_decide(load: Load) -> None:
+    text = with_block("{method: asha, metric: loss}").replace(
+        "objective: [dpo, chip]", "vision_encoder: [frozen, trained]"
+    )
+    rule = load(text).early_stopping
+    assert rule is not None
+    assert rule.goal == "minimize"
+
+
+def test_it_is_off_by_default_and_changes_no_fingerprint(plan_of: PlanOf) -> None:
+    without = plan_of(STUDY.replace("early_stopping", "# early_stopping"))
+    assert without.study.early_stopping is None
+    marks = [trial.fingerprint for trial in without.trials]
+    assert marks == [trial.fingerprint for trial in plan_of(STUDY).trials]
+
+
+def test_the_baseline_and_the_untrained_model_are_never_cut(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    plan = plan_of(STUDY)
+    jobs = {job.name: job.may_be_cut for job, _, _ in jobs_for(plan, Ledger(tmp_path), tmp_path)}
+    assert [name for name, may_be in jobs.items() if may_be] == ["chip, seed 0", "chip, seed 1"]
+    off = plan_of(STUDY.replace("early_stopping", "# early_stopping"))
+    assert not any(job.may_be_cut for job, _, _ in jobs_for(off, Ledger(tmp_path), tmp_path))
+
+
+@dataclass
+class Cutting(FakeExecutor):
+    """Cuts one trial, as the Ray executor would."""
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_event: Callable[[Event], None],
+        again: Again | None = None,
+    ) -> None:
+        for job in jobs:
+            if job.name == LOSER and job.may_be_cut:
+                self.jobs.append(job)
+                on_event(Started(job=job))
+                on_event(Cut(job=job, reason=WHY))
+            else:
+                super().run([job], on_event, again)
+
+
+def run(plan: Plan, workdir: Path) -> tuple[Outcome, Cutting, FakeTracker]:
+    executor, tracker = Cutting(), FakeTracker()
+    outcome = run_study(
+        plan,
+        workdir=workdir,
+        executor=lambda: executor,
+        tracker=tracker,
+        console=Console(quiet=True),
+    )
+    return outcome, executor, tracker
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_cut_trial_has_no_figures_and_is_said_to_be_cut(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan = plan_of(STUDY)
+    outcome, _, tracker = run(plan, tmp_path)
+    assert not outcome.failed  # it is no failure: the run ends with 0
+    row = next(row for row in outcome.summary.rows if row.name == "chip")
+    assert row.states == {0: "done", 1: "cut"}
+    assert row.figures["shapes/chair_i"].n == 1
+    [said] = [note for note in notes(outcome.summary) if note.startswith("Early stopping")]
+    assert "Cut: chip (1 seed of 2)" in said
+    assert "no fair comparison" in said
+    [view] = [view for view in tracker.ended if view.trial.name == LOSER]
+    assert (view.status, view.reason) == ("KILLED", WHY)
+    assert view.cut == "asha on reward/accuracy, grace 25 %, reduction factor 3"
+    assert {view.arm.name: view.status for view in tracker.arms} == {
+        "dpo": "FINISHED",
+        "chip": "KILLED",
+    }
+    trial = next(trial for trial in plan.trials if trial.name == LOSER)
+    record = Ledger(tmp_path)[trial.fingerprint]
+    assert record.history[1].outcome == "cut"
+    assert not record.done(trial)
+    assert state(trial, record) == WHY
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_cut_trial_stays_cut_by_the_same_rule_and_is_trained_without_it(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    run(plan_of(STUDY), tmp_path)
+    _, executor, _ = run(plan_of(STUDY), tmp_path)
+    assert executor.names == []
+    assert plan_passes(plan_of(STUDY), Ledger(tmp_path), tmp_path) == []
+    gentler = with_block("{method: asha, metric: reward/accuracy, grace: 0.5}")
+    _, executor, _ = run(plan_of(gentler), tmp_path)
+    assert executor.names == [LOSER]  # another rule looks at it anew
+    outcome, executor, _ = run(plan_of(STUDY.replace("early_stopping", "# early")), tmp_path)
+    assert executor.names == [LOSER]
+    assert not outcome.summary.missing
+
+
+def test_the_inline_executor_refuses_it_in_one_line(
+    write_study: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = write_study(STUDY)
+    told = CliRunner().invoke(
+        cli, ["run", str(path), "--executor", "inline", "--workdir", str(tmp_path / "w")]
+    )
+    assert "early_stopping: compares trainings under way" in str(told.exception)
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,227 @@
+"""Tuning on what is quoted is refused, whatever way it is tried: one line, exit code 2."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chip_core.benchmark_config import BenchmarksConfig
+from chip_core.errors import ConfigError
+from orchestrator.cli import main
+from orchestrator.study.load import load_study
+from orchestrator.study.model import Changes, Study
+from orchestrator.study.search_space import SelectMetric
+
+from ..tuned import STUDY
+
+#: A benchmark of a user's own that says its sides differ, and asks the same on both.
+PLUGIN = """
+from chip_core.evaluation.scorers.shapes import ShapesBenchmark
+
+class Same(ShapesBenchmark):
+    splits = True
+
+    def items(self, side, *, data, protocol):
+        return super().items("report", data=data, protocol=protocol)[:4]
+"""
+METRIC, SIDES = "metric: select/shapes/chair_i", "select: [shapes]\n  report: [shapes]"
+CHOICES = (
+    "choices: select/shapes/chair_i, select/shapes/chair_s, select/shapes/cover, select/shapes/hal"
+)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the one line that is said."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        # one way: a figure under `report` as what is tuned by
+        (
+            METRIC,
+            "metric: shapes/chair_i",
+            "tune.metric: 'shapes/chair_i' is of `report`, which chooses nothing: name one of "
+            f"`select`: did you mean 'select/shapes/chair_i'? {CHOICES}",
+        ),
+        (
+            METRIC,
+            "metric: report/shapes/chair_i",
+            f"tune.metric: unknown metric 'report/shapes/chair_i': did you mean 'select/shapes/"
+            f"chair_i'? {CHOICES}",
+        ),
+        (
+            "select: [shapes]",
+            "select: []",
+            "tune.metric: 'select/shapes/chair_i' chooses nothing: add a benchmark under "
+            "`benchmarks.select` first",
+        ),
+        # another: the same questions on both sides
+        (
+            SIDES,
+            "select: [shapes, pope]\n  report: [shapes, pope]",
+            "benchmarks.report[1]: 'pope' is under `select` too and has one set of questions: what "
+            "was tuned on is not quoted: name it on one side, or halve it: `half: select` there "
+            "and `half: report` here",
+        ),
+        (
+            SIDES,
+            "select: [shapes, {name: pope, half: select}]\n"
+            "  report: [shapes, {name: pope, half: select}]",
+            "benchmarks: report: 'pope' asks the half that belongs to `select`: write `half: "
+            "report`",
+        ),
+        (
+            SIDES,
+            "select: [shapes, {name: pope, half: select}]\n"
+            "  report: [shapes, {name: pope, half: report, half_seed: 5}]",
+            "benchmarks.report[1]: 'pope' is halved by two seeds, so that its halves overlap: give "
+            "both one `half_seed`",
+        ),
+        # a third: by a key of the configuration
+        (
+            "optimizer.lr: [",
+            "benchmarks.select: [[shapes], ",
+            "tune.keys.benchmarks.select: is no hyper-parameter: what is asked is the same for "
+            "every trial",
+        ),
+        (
+            "seeds: [0, 1]\nbaseline: {objective: dpo}",
+            "  benchmarks.select: [[shapes]]\nseeds: [0, 1]",
+            "factors.benchmarks.select: 'benchmarks.select' is no factor",
+        ),
+        # and a training that was chosen for its luck
+        (
+            METRIC,
+            f"{METRIC}\n  seed: 1",
+            "tune.seed: 1 is one of the study's seeds: a training that was chosen for its own luck "
+            "would be quoted: use another",
+        ),
+    ],
+)
+def test_in_the_study_file(
+    write_study: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    command: str,
+    old: str,
+    new: str,
+    expected: str,
+) -> None:
+    path = write_study(STUDY.replace(old, new))
+    assert expected in refused(capsys, command, str(path))
+    assert list(tmp_path.iterdir()) == [path]  # nothing is written
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("benchmarks.select=[pope]", "--set: benchmarks.select: what is tuned on and what is "),
+        ("benchmarks={select: [pope]}", "--set: benchmarks: what is tuned on and what is quoted"),
+        ("tune.metric=shapes/chair_i", "--set: tune.metric: what a search is judged by is the"),
+        (
+            "optimizer.lr=1e-6",
+            "tune.keys.optimizer.lr: is set by --set too: each arm chooses it, so leave that out",
+        ),
+    ],
+)
+def test_from_the_command_line(
+    write_study: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    expected: str,
+) -> None:
+    path = write_study(STUDY)
+    assert expected in refused(capsys, "run", str(path), "--set", override)
+
+
+def test_a_seed_of_the_search_from_the_command_line(
+    write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_study(STUDY)
+    said = refused(capsys, "run", str(path), "--seeds", "0", "1000")
+    assert "tune.seed: 1000 is one of the study's seeds" in said
+
+
+def test_by_a_plug_in_that_says_its_sides_differ(
+    write_study: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "same_on_both.py").write_text(textwrap.dedent(PLUGIN))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "same_on_both:Same"
+    path = write_study(
+        STUDY.replace(SIDES, f"select: ['{own}']\n  report: ['{own}']")
+        .replace("metric: shapes/", f"metric: '{own}/")
+        .replace("chair_i, goal", "chair_i', goal")
+        .replace("metric: select/shapes/chair_i", f"metric: 'select/{own}/chair_i'")
+    )
+    said = refused(capsys, "run", str(path), "--executor", "inline", "--workdir", "w")
+    assert f"{own}: its question test/0 is asked under `select`, too, by {own}" in said
+    assert not (tmp_path / "w" / "trials").exists()
+    under_another_name = STUDY.replace("select: [shapes]", f"select: ['{own}']").replace(
+        "metric: select/shapes/chair_i", f"metric: 'select/{own}/chair_i'"
+    )
+    path = write_study(under_another_name)
+    said = refused(capsys, "run", str(path), "--executor", "inline", "--workdir", "w")
+    assert f"shapes: its question test/0 is asked under `select`, too, by {own}" in said
+
+
+def test_by_the_interface_for_programs(load: Callable[..., Study]) -> None:
+    study = load(STUDY)
+    assert study.tune is not None
+    quoted = BenchmarksConfig.model_validate({"report": ["shapes"]})
+    other = SelectMetric(benchmark="pope", metric="f1", goal="maximize")
+    for changes in (
+        {"benchmarks": quoted},
+        {"tune": replace(study.tune, metric=other)},
+        {"seeds": (0, 1000)},
+    ):
+        with pytest.raises(ConfigError, match=r"^tune\.(metric|seed): ") as caught:
+            replace(study, **changes)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "optimizer.lr: [1e-5, 5e-5, 1e-4]",
+            "objective: [dpo, chip]",
+            "tune.keys.objective: is varied by the factor 'objective': what is compared is not ",
+        ),
+        ("optimizer.lr: [", "objective.preset: [chip, ", "is varied by the factor 'objective'"),
+        ("optimizer.lr: [", "optimizer.lrr: [", "unknown key 'optimizer.lrr': did you mean"),
+        ("optimizer.lr: [", "engine.threads: [", "is no hyper-parameter: it changes no figure"),
+        ("optimizer.lr: [", "seed: [", "is no hyper-parameter: the study's own `seeds:`"),
+        ("[1e-5, 5e-5, 1e-4]", "[fast]", "tune.keys.optimizer.lr[0]: input should be a valid "),
+        ("[1e-5, 5e-5, 1e-4]", "[]", "tune.keys.optimizer.lr: has no values: give at least one"),
+        ("[1e-5, 5e-5, 1e-4]", "[1, 1]", "tune.keys.optimizer.lr: 1 stands twice: remove one"),
+        ("[1e-5, 5e-5, 1e-4]", "{low: 1, high: 2}", "tune.trials: is missing: a range has no end"),
+        ("[1e-5, 5e-5, 1e-4]", "{low: 2, high: 1}\n  trials: 2", "low is not below high"),
+        ("[1e-5, 5e-5, 1e-4]", "{low: 0, high: 1, log: true}\n  trials: 2", "begins above 0"),
+        ("[1e-5, 5e-5, 1e-4]", "{low: 0.0, high: 1}\n  trials: 2", "optimizer.lr[low]: input"),
+        ("  goal: minimize\n", "  goal: minimize\n  trials: 4\n", "4 are more than the 3 combin"),
+        ("  goal: minimize\n", "  goal: maximize\n", "tune.goal: 'select/shapes/chair_i' is to be"),
+        ("report: [shapes]", "report: []", "tune: nothing would be quoted: add a benchmark"),
+    ],
+)
+def test_what_else_is_wrong_with_a_search_is_told(
+    write_study: Callable[[str], Path], old: str, new: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_study(write_study(STUDY.replace(old, new)), Changes())
+    assert any(expected in line for line in caught.value.problems), caught.value.problems
