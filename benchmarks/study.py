@@ -37,7 +37,7 @@ import yaml
 
 from benchmarks.machine import describe, line, spread
 from benchmarks.startup import Meter
-from orchestrator.executors.base import Again, Event, Executor, Finished, Job, Progressed, Started
+from orchestrator.executors.base import Event, Executor, Finished, Job, Progressed, Retry, Started
 
 WAYS = ("bare", "shared", "in step")
 #: Phases in which a job does nothing yet that its figures come from.
@@ -86,7 +86,7 @@ class Watched:
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         """As the executor's."""
 
@@ -94,7 +94,7 @@ class Watched:
             self._note(event)
             on_event(event)
 
-        self._executor.run(jobs, listener, again)
+        self._executor.run(jobs, listener, retry)
 
     def _note(self, event: Event) -> None:
         marks = self._marks.setdefault(event.job.id, {})
@@ -112,7 +112,7 @@ class Watched:
                 self.jobs.append(
                     {
                         "job": event.job.name,
-                        "kind": "pass" if event.job.part is not None else "trial",
+                        "kind": "pass" if event.job.shard is not None else "trial",
                         "start": between(marks["started"], marks["work"]),
                         "before scores": between(marks["work"], score),
                         "scores": between(score, end),

@@ -1,3 +1,3 @@
-"""Studies, plans, schedules and reports around the CHiP training core."""
+"""Run ablation studies around the CHiP training core."""
 
 __version__ = "0.1.0"

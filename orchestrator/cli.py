@@ -1,4 +1,4 @@
-"""chip-ablate: the program around its commands (orchestrator/commands)."""
+"""Define the command-line program `chip-ablate`."""
 
 from __future__ import annotations
 

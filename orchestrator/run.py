@@ -1,4 +1,4 @@
-"""The one way through: study → plan → trials → figures → report."""
+"""Run a study: its plan, its trials, its figures, its report."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from orchestrator.executors.base import Event, Executor, Job
 from orchestrator.jobs.attempt import reason_of
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan import benchmark_identities
-from orchestrator.plan.contamination import count_overlaps, mend_overlaps
+from orchestrator.plan.contamination import count_overlaps, restore_overlaps
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.plan.snapshot import keep_plan, require_same_file
+from orchestrator.plan.snapshot import require_same_file, save_plan_snapshot
 from orchestrator.report.arm_views import arm_views
-from orchestrator.report.cached import Made, report_there, write_anew
+from orchestrator.report.cached import WrittenReport, find_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.results import Outcome, results_of
@@ -39,24 +39,24 @@ from orchestrator.report.writers.files import (
     report_folder,
     require_room_for_report,
 )
-from orchestrator.runner.cache_build import make_passes, offer
+from orchestrator.runner.cache_build import attach_caches, build_caches
 from orchestrator.runner.display import display_for
-from orchestrator.runner.jobs import jobs_for, stages, take_in
-from orchestrator.runner.limits import Limited, check_limits
+from orchestrator.runner.jobs import iter_phases, jobs_for, refresh_plan
+from orchestrator.runner.limits import LimitedExecutor, check_limits
 from orchestrator.runner.recorder import Recorder
-from orchestrator.state.cache_plan import PlannedPass, plan_passes, require_room
-from orchestrator.state.integrity import kept_report, poorer
+from orchestrator.state.cache_plan import PlannedCache, plan_caches, require_disk_space
+from orchestrator.state.integrity import kept_report_notice, lost_figures
 from orchestrator.state.ledger import Ledger, study_lock
-from orchestrator.state.search import failures_of, settled
-from orchestrator.storage.binding import alone_with, storage_of
+from orchestrator.state.search import failures_of, resolve_search
+from orchestrator.storage.binding import exclusive_lease, storage_of
 from orchestrator.study.limits import Limits
 from orchestrator.tracking.base import Status, Tracker
 from orchestrator.tracking.final_snapshot import keep_snapshot
-from orchestrator.tracking.shown_state import Shown, ShownBefore
+from orchestrator.tracking.shown_state import ShownRecord, ShownState
 from orchestrator.utils.cluster_address import check_address
 
 OnEvent = Callable[[Event], None]
-PASSES = "reference_passes.json"  # in a study's report folder
+CACHE_RECORDS = "reference_passes.json"  # in a study's report folder
 
 
 def run_study(
@@ -66,7 +66,7 @@ def run_study(
     executor: Callable[[], Executor],
     tracker: Tracker,
     console: Console,
-    shown: ShownBefore | None = None,
+    shown: ShownRecord | None = None,
     trimmed: Trimmed | None = None,
     stop: Stop | None = None,
     limits: Limits | None = None,
@@ -93,33 +93,33 @@ def run_study(
     _check_writable(workdir)
     folder = report_folder(workdir, study)
     require_room_for_report(folder)  # now, and not after the trials
-    with study_lock(workdir, study), alone_with(storage_of(workdir), workdir):
+    with study_lock(workdir, study), exclusive_lease(storage_of(workdir), workdir):
         ledger, storage = Ledger(workdir), workdir
         require_same_file(plan, workdir)
-        plan = take_in(plan, ledger, storage)
+        plan = refresh_plan(plan, ledger, storage)
         bounded = plan if trimmed is None else trimmed.plan
         jobs = jobs_for(bounded, ledger, storage)
         if limits is not None:
             check_limits(limits, plan)
         if jobs:
             check_ready(plan)
-            require_room(plan_passes(bounded, ledger, storage), storage)
-        kept = keep_plan(plan, workdir, runs=bool(jobs))
-        trimmed_trials.keep(workdir, study, trimmed)
+            require_disk_space(plan_caches(bounded, ledger, storage), storage)
+        kept = save_plan_snapshot(plan, workdir, runs=bool(jobs))
+        trimmed_trials.save_trimmed(workdir, study, trimmed)
         if jobs:
-            benchmark_identities.keep(workdir, study, plan.benchmarks)
+            benchmark_identities.save_identities(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
                 console.print(overlap.sentence, markup=False, highlight=False)
         else:
-            if benchmark_identities.damaged(workdir, study):
-                benchmark_identities.keep(workdir, study, plan.benchmarks)
-            mend_overlaps(plan, workdir)
+            if benchmark_identities.is_damaged(workdir, study):
+                benchmark_identities.save_identities(workdir, study, plan.benchmarks)
+            restore_overlaps(plan, workdir)
         recorder = Recorder(plan, ledger, storage, tracker, stop, kept.began)
         there = None
         if not jobs:
             _draw_gallery(plan, folder, console)
-            there = report_there(plan, ledger, storage, folder)
-            if there is not None and shown is not None and not poorer(plan, ledger):
+            there = find_report(plan, ledger, storage, folder)
+            if there is not None and shown is not None and not lost_figures(plan, ledger):
                 before = shown.shown(_shown_mark(there, failures_of(plan)))
                 if before is not None:
                     return _nothing_anew(plan, ledger, workdir, there, before)
@@ -128,20 +128,23 @@ def run_study(
         records: list[dict[str, Any]] = []  # of the reference passes
         try:
             if jobs:
-                with stop.heard(), _opened(executor(), limits, stop, jobs) as running:
-                    look = partial(take_in, ledger=ledger, storage=storage)
-                    for known, wanted in stages(bounded, ledger, storage, look):
+                with (
+                    stop.install_signal_handlers(),
+                    _opened(executor(), limits, stop, jobs) as running,
+                ):
+                    refresh = partial(refresh_plan, ledger=ledger, storage=storage)
+                    for known, wanted in iter_phases(bounded, ledger, storage, refresh):
                         if known is not bounded:  # arms have chosen: these are the seeds' trials
-                            keep_plan(known, workdir)
+                            save_plan_snapshot(known, workdir)
                         recorder.open(known if trimmed is None else plan, wanted)
-                        passes = plan_passes(known, ledger, storage)
+                        passes = plan_caches(known, ledger, storage)
                         records = _make_passes(
                             passes, known, workdir, storage, running, console, earlier=records
                         )
-                        jobs = offer(wanted, passes, storage)
+                        jobs = attach_caches(wanted, passes, storage)
                         with display_for(console, jobs) as display:
                             listener = _both(recorder.take, display.take)
-                            running.run([job for job, _, _ in jobs], listener, recorder.again)
+                            running.run([job for job, _, _ in jobs], listener, recorder.retry)
         except KeyboardInterrupt:
             limit = stop.limit
             interrupted = limit is None
@@ -152,16 +155,16 @@ def run_study(
                 recorder.stop(reason_of(error))
                 tracker.close([], "FAILED", None)
             raise
-        plan = settled(plan, ledger)
+        plan = resolve_search(plan, ledger)
         failed = {**recorder.failed, **failures_of(plan)}
         if jobs and not interrupted:
             _draw_gallery(plan, folder, console)
-        lost = poorer(plan, ledger) if (folder / PAGE).exists() else []
+        lost = lost_figures(plan, ledger) if (folder / PAGE).exists() else []
         made = None if lost else there
         if lost:
-            notice(kept_report(folder / PAGE, plan, workdir, lost))
+            notice(kept_report_notice(folder / PAGE, plan, workdir, lost))
         elif made is None:
-            made = write_anew(plan, ledger, storage, folder)
+            made = rewrite_report(plan, ledger, storage, folder)
         summary = None if made is None else made.summary
         if summary is None:  # the report was there, or is kept as it was
             summary = _summary(plan, ledger, storage)
@@ -177,7 +180,7 @@ def run_study(
         if shown is not None and made is not None and made.mark is not None:
             ended_well = not interrupted and limit is None and failed == failures_of(plan)
             if ended_well and waiting is None:
-                shown.keep(_shown_mark(made, failed), Shown(compare=compare, refused=refused))
+                shown.keep(_shown_mark(made, failed), ShownState(compare=compare, refused=refused))
         return Outcome(
             results=results_of(summary) if made is None else made.results,
             summarised=partial(_given, summary),
@@ -193,7 +196,9 @@ def run_study(
         )
 
 
-def _nothing_anew(plan: Plan, ledger: Ledger, storage: Path, made: Made, shown: Shown) -> Outcome:
+def _nothing_anew(
+    plan: Plan, ledger: Ledger, storage: Path, made: WrittenReport, shown: ShownState
+) -> Outcome:
     """Return how a run ended that had nothing to run, to write or to show."""
     return Outcome(
         results=made.results,
@@ -216,7 +221,7 @@ def _given(summary: Summary) -> Summary:
     return summary
 
 
-def _shown_mark(made: Made, failed: Mapping[str, str]) -> str:
+def _shown_mark(made: WrittenReport, failed: Mapping[str, str]) -> str:
     """Return a hash of what a tracker is shown when nothing is left to run."""
     text = json.dumps([made.mark, dict(failed)])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -278,11 +283,11 @@ def _opened(
     executor: Executor, limits: Limits | None, stop: Stop, jobs: list[tuple[Job, Trial, int]]
 ) -> Iterator[Executor]:
     with executor.opened([job for job, _, _ in jobs]):
-        yield executor if limits is None else Limited(executor, limits, stop)
+        yield executor if limits is None else LimitedExecutor(executor, limits, stop)
 
 
 def _make_passes(
-    passes: list[PlannedPass],
+    passes: list[PlannedCache],
     plan: Plan,
     workdir: Path,
     storage: Path,
@@ -305,7 +310,7 @@ def _make_passes(
     if not passes:
         return earlier
     study = plan.study.name
-    records = make_passes(passes, study=study, storage=storage, executor=executor, console=console)
+    records = build_caches(passes, study=study, storage=storage, executor=executor, console=console)
     made = {record["hash"]: record for record in earlier}
     for record in records:
         before = made.get(record["hash"])
@@ -314,7 +319,7 @@ def _make_passes(
             if before["seconds"] is not None:
                 record |= {key: before[key] for key in ("state", "seconds")}
         made[record["hash"]] = record
-    write_json(report_folder(workdir, study) / PASSES, list(made.values()))
+    write_json(report_folder(workdir, study) / CACHE_RECORDS, list(made.values()))
     return list(made.values())
 
 

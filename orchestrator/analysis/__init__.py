@@ -1,4 +1,4 @@
-"""What a study's figures can say: contrasts, corrections, effects, verdicts. Pure numpy and scipy.
+"""Analyse a study's figures: contrasts, corrections, effects, verdicts.
 
 The method, its rules and its known weaknesses are in docs/statistics.md.
 """

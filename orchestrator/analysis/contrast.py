@@ -1,4 +1,4 @@
-"""A weighted difference between cells, with what seeds and what items leave open.
+"""Estimate a weighted difference between cells, with its uncertainty.
 
 C cells, S_c seeds of cell c, N units (items, or clusters of items that are not independent).
 """

@@ -1,4 +1,4 @@
-"""p-values of several tests at once. A missing one (None or NaN) stays missing and is not counted.
+"""Correct the p-values of several tests for their number.
 
 m tests that have a p-value, of the P given.
 """

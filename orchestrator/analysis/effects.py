@@ -1,4 +1,4 @@
-"""What a study found: arms against the baseline, main effects, interactions, and a verdict on each.
+"""Compare arms with the baseline, estimate effects, and give verdicts.
 
 C arms; a comparison is a contrast of them.
 """

@@ -1,4 +1,4 @@
-"""Which cells share a seed variance in a report."""
+"""Choose the cells that share a seed variance in a report."""
 
 from __future__ import annotations
 

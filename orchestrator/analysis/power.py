@@ -1,4 +1,4 @@
-"""What more seeds would buy.
+"""Estimate what more seeds would find.
 
 k seeds of every cell; T, R and I the parts of a contrast's variance that are the seeds', the
 seed-by-item noise and the items'.

@@ -1,4 +1,4 @@
-"""What a study came to, as the statistics take it.
+"""Describe a study's results as the analysis takes them.
 
 S_c seeds of arm c, N units (items, or clusters of items that are not independent).
 """

@@ -1,4 +1,4 @@
-"""From item outcomes to values whose mean is the metric.
+"""Turn item outcomes into values whose mean is the metric.
 
 S seeds, N units (items, or clusters of items that are not independent).
 """

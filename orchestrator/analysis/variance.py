@@ -1,4 +1,4 @@
-"""How far seeds scatter: pooled over cells, with or without shared random numbers.
+"""Estimate the variance between seeds, pooled over cells.
 
 C cells, S_c seeds of cell c, N units.
 """

@@ -1,1 +1,1 @@
-"""Clusters: what a cluster file says, whether it will do, and jobs on one that runs."""
+"""Check cluster files, and run studies as jobs on a cluster."""

@@ -1,4 +1,4 @@
-"""Whether a cluster file will do: every problem of it at once, without a network."""
+"""Check a cluster file without a network, and list all its problems."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chip_core.errors import ConfigError
-from orchestrator.cluster.checks.capacity import Need, Room, driver_problems, room, room_problems
+from orchestrator.cluster.checks.capacity import (
+    Capacity,
+    ResourceNeed,
+    capacity,
+    capacity_problems,
+    driver_problems,
+)
 from orchestrator.cluster.checks.network import network_problems, placeholder_problems
 from orchestrator.cluster.checks.node_config import node_config_problems
 from orchestrator.cluster.checks.node_types import node_type_problems, node_types
@@ -32,12 +38,12 @@ _RULES: tuple[Callable[[ClusterFile], Iterable[Problem]], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class ClusterCheck:
     """A file, and what was found."""
 
     file: ClusterFile
     problems: tuple[Problem, ...]
-    room: Room | None  # None: no study was asked for, or it does not fit
+    room: Capacity | None  # None: no study was asked for, or it does not fit
 
     @property
     def lines(self) -> list[str]:
@@ -45,7 +51,7 @@ class Checked:
         return [problem.line(self.file.path) for problem in self.problems]
 
 
-def check_cluster(path: Path, need: Need | None = None) -> Checked:
+def check_cluster(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
     """Check a cluster file whole.
 
     Args:
@@ -59,11 +65,11 @@ def check_cluster(path: Path, need: Need | None = None) -> Checked:
     problems = tuple(dict.fromkeys(_problems(cluster, need)))
     found = None
     if need is not None and not problems:
-        found = room(node_types(cluster), need)
-    return Checked(file=cluster, problems=problems, room=found)
+        found = capacity(node_types(cluster), need)
+    return ClusterCheck(file=cluster, problems=problems, room=found)
 
 
-def require_good(path: Path, need: Need | None = None) -> Checked:
+def require_good(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
     """Check a cluster file.
 
     Raises:
@@ -75,13 +81,13 @@ def require_good(path: Path, need: Need | None = None) -> Checked:
     return checked
 
 
-def with_problems(checked: Checked, more: Iterable[Problem]) -> Checked:
+def with_problems(checked: ClusterCheck, more: Iterable[Problem]) -> ClusterCheck:
     """Return what was found, with what was found besides."""
     return replace(checked, problems=(*checked.problems, *more))
 
 
-def _problems(cluster: ClusterFile, need: Need | None) -> Iterator[Problem]:
+def _problems(cluster: ClusterFile, need: ResourceNeed | None) -> Iterator[Problem]:
     for rule in _RULES:
         yield from rule(cluster)
     if need is not None:
-        yield from room_problems(cluster, need)
+        yield from capacity_problems(cluster, need)

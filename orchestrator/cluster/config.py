@@ -1,4 +1,4 @@
-"""A cluster file: Ray's own keys, and what chip-ablate reads of it under `metadata`."""
+"""Read a cluster file: Ray's own keys, and ours under `metadata`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of a running cluster, reached over ssh: nothing of it listens to anyone else."""
+"""Reach the head node of a running cluster over ssh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A head that nobody needs stops itself: it is paid for by the hour.
+"""Stop an idle head node.
 
 Runs on the head, started by its start commands. Idle means: no job runs, no other machine is up,
 and nobody is logged in.
@@ -17,7 +17,7 @@ LOOK_EVERY = 30.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Business:
+class Activity:
     """What keeps a head up."""
 
     jobs: int  # that run, or wait to
@@ -30,7 +30,7 @@ class Business:
         return not (self.jobs or self.machines or self.people)
 
 
-def business() -> Business:
+def activity() -> Activity:
     """Look at this machine's cluster.
 
     Raises:
@@ -41,7 +41,7 @@ def business() -> Business:
 
     jobs = JobSubmissionClient().list_jobs()
     nodes = list_nodes(filters=[("state", "=", "ALIVE")])
-    return Business(
+    return Activity(
         jobs=sum(not job.status.is_terminal() for job in jobs),
         machines=max(0, len(nodes) - 1),
         people=len(psutil.users()),
@@ -52,7 +52,7 @@ def stop_when_idle(
     seconds: float,
     command: str,
     *,
-    look: Callable[[], Business] = business,
+    look: Callable[[], Activity] = activity,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> None:

@@ -1,4 +1,4 @@
-"""A study as a Ray Job: submitted, followed over lost connections, fetched.
+"""Submit a study as a Ray job, follow it, and download its outputs.
 
 The job runs on the head, and so outlives whoever submitted it: following it is looking on.
 """
@@ -35,7 +35,7 @@ PATIENCE = 1800.0  # seconds without a connection, after which one is told to at
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submitted:
+class SubmittedJob:
     """A job, as the machine that submitted it keeps it."""
 
     job: str
@@ -81,7 +81,9 @@ def new_job(study: str) -> str:
     return f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def submit(head: Head, job: Submitted, *, venv: str, arguments: Sequence[str], files: Path) -> None:
+def submit(
+    head: Head, job: SubmittedJob, *, venv: str, arguments: Sequence[str], files: Path
+) -> None:
     """Send a job's files and start it.
 
     Args:
@@ -148,7 +150,7 @@ def follow(head: Head, job: str, write: Say, say: Say, *, patience: float = PATI
                 raise Unreachable(f"{error}: the job may go on: chip-ablate attach {job}") from None
             wait = WAITS[min(tries, len(WAITS) - 1)]
             tries += 1
-            say(f"connection lost ({_short(error)}); trying again in {wait:g} s")
+            say(f"connection lost ({_first_line(error)}); trying again in {wait:g} s")
             time.sleep(wait)
 
 
@@ -164,7 +166,7 @@ def stop(head: Head, job: str) -> bool:
         return bool(client.stop_job(job))
 
 
-def latest(head: Head) -> Submitted:
+def latest(head: Head) -> SubmittedJob:
     """Return the job of this program that was submitted last.
 
     Raises:
@@ -176,10 +178,10 @@ def latest(head: Head) -> Submitted:
     if not ours:
         raise UserError(f"{head.host}: no job of chip-ablate there: run one with --cluster")
     newest = max(ours, key=lambda each: each.start_time or 0)
-    return Submitted(**newest.metadata)
+    return SubmittedJob(**newest.metadata)
 
 
-def named(head: Head, job: str) -> Submitted:
+def find_submitted(head: Head, job: str) -> SubmittedJob:
     """Return a job by its name.
 
     Raises:
@@ -190,7 +192,7 @@ def named(head: Head, job: str) -> Submitted:
         details = _require(client, job)
     if not _is_ours(details):
         raise UserError(f"{job}: is no job of chip-ablate")
-    return Submitted(**details.metadata)
+    return SubmittedJob(**details.metadata)
 
 
 def exit_code(details: JobDetails) -> int:
@@ -202,7 +204,7 @@ def exit_code(details: JobDetails) -> int:
 
 def _is_ours(details: JobDetails) -> bool:
     metadata = details.metadata or {}
-    return set(metadata) == set(Submitted.__dataclass_fields__)
+    return set(metadata) == set(SubmittedJob.__dataclass_fields__)
 
 
 def _require(client: JobSubmissionClient, job: str) -> JobDetails:
@@ -232,6 +234,6 @@ def _log(client: JobSubmissionClient, job: str, seen: int) -> Iterator[str]:
                 yield text[skipped:]
 
 
-def _short(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__

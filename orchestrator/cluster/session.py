@@ -1,4 +1,4 @@
-"""run --cluster and attach: a job from its submission to its report on this machine."""
+"""Run a study on a cluster from its submission to its report here."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from orchestrator.cluster.config import ClusterFile, read_cluster
 from orchestrator.cluster.head import Head, Unreachable, head_of
 from orchestrator.cluster.job import (
     STOPPED,
-    Submitted,
+    SubmittedJob,
     exit_code,
+    find_submitted,
     follow,
     latest,
-    named,
     new_job,
     stop,
     submit,
 )
-from orchestrator.cluster.submission import pack
+from orchestrator.cluster.submission import bundle_submission
 from orchestrator.study.load import find_study, load_study
-from orchestrator.study.model import Changes
+from orchestrator.study.model import StudyChanges
 
 JOBS = "jobs"  # in the work directory: what was submitted from here
 RESULT = "result.json"  # in a job's folder: what its command printed
@@ -43,7 +43,7 @@ def run_on_cluster(
     file: Path,
     study: str,
     *,
-    changes: Changes,
+    changes: StudyChanges,
     options: Sequence[str],
     max_concurrent: int | None,
     workdir: Path,
@@ -72,7 +72,7 @@ def run_on_cluster(
     assert checked.room is not None and checked.file.settings is not None, "what is good has both"
     settings, head = checked.file.settings, head_of(checked.file)
     name = new_job(loaded.name)
-    job = Submitted(
+    job = SubmittedJob(
         job=name,
         cluster=str(file.absolute()),
         study=loaded.name,
@@ -84,13 +84,13 @@ def run_on_cluster(
     storage = ["--storage", str(settings.storage)] if named else []
     at_once = max_concurrent or checked.room.at_once
     with tempfile.TemporaryDirectory() as folder:
-        parcel = pack(study, changes.recipe, Path(folder))
+        bundle = bundle_submission(study, changes.recipe, Path(folder))
         arguments = [
-            "run", parcel.study, *([] if parcel.recipe is None else ["--recipe", parcel.recipe]),
+            "run", bundle.study, *([] if bundle.recipe is None else ["--recipe", bundle.recipe]),
             *options, *storage, "--address", "auto", "--workdir", settings.workdir,
             "--max-concurrent", str(at_once),
         ]  # fmt: skip
-        submit(head, job, venv=settings.venv, arguments=arguments, files=parcel.folder)
+        submit(head, job, venv=settings.venv, arguments=arguments, files=bundle.folder)
     keep(job, workdir)
     _say(f"{job.job} runs on {head.host}; it goes on whatever becomes of this command")
     for page, command in head.tunnel_commands(settings.venv, settings.workdir).items():
@@ -98,7 +98,7 @@ def run_on_cluster(
     return watch(head, job, on_results)
 
 
-def watch(head: Head, job: Submitted, on_results: OnResults | None = None) -> int:
+def watch(head: Head, job: SubmittedJob, on_results: OnResults | None = None) -> int:
     """Look on until a job has ended, then fetch its report; `on_results` gets what it came to.
 
     Returns:
@@ -120,7 +120,7 @@ def watch(head: Head, job: Submitted, on_results: OnResults | None = None) -> in
     return exit_code(details)
 
 
-def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, Submitted]:
+def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, SubmittedJob]:
     """Return a job and its cluster's head.
 
     Args:
@@ -135,8 +135,8 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
     if file is not None:
         cluster = read_cluster(file)
         head = head_of(cluster)
-        found = latest(head) if job is None else named(head, job)
-        return head, Submitted(
+        found = latest(head) if job is None else find_submitted(head, job)
+        return head, SubmittedJob(
             **{**found.as_json, "local": str(_local(workdir, cluster, found.study))}
         )
     kept = sorted((workdir / JOBS).glob("*.json"), key=lambda path: path.stat().st_mtime)
@@ -149,7 +149,7 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
         )
         raise UserError(f"{workdir}: {what}: name its --cluster FILE, or the --workdir")
     try:
-        found = Submitted(**read_sealed(wanted[-1]))
+        found = SubmittedJob(**read_sealed(wanted[-1]))
     except (OSError, ValueError, TypeError):
         raise UserError(
             f"{wanted[-1]}: is not as it was written: remove it, and name the --cluster FILE"
@@ -157,7 +157,7 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
     return head_of(read_cluster(Path(found.cluster))), found
 
 
-def stop_job(head: Head, job: Submitted) -> None:
+def stop_job(head: Head, job: SubmittedJob) -> None:
     """Ask a job to stop.
 
     Raises:
@@ -169,14 +169,14 @@ def stop_job(head: Head, job: Submitted) -> None:
         )
 
 
-def keep(job: Submitted, workdir: Path) -> None:
+def keep(job: SubmittedJob, workdir: Path) -> None:
     """Note a job, so that `attach` finds it."""
     folder = workdir / JOBS
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(folder / f"{job.job}.json", job.as_json)
 
 
-def _fetched(head: Head, job: Submitted) -> dict[str, Any] | None:
+def _fetched(head: Head, job: SubmittedJob) -> dict[str, Any] | None:
     """Fetch report and result; return the result with the report's files as they lie here."""
     local = Path(job.local)
     source = f"{job.workdir}/studies/{job.study}/report"

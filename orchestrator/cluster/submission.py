@@ -1,4 +1,4 @@
-"""What of a study travels to a cluster: its file, a recipe of one's own, and the options."""
+"""Bundle what a study's job needs on a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.study.load import find_study
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class SubmissionBundle:
     """Files laid out for a job, and how its command names them."""
 
     folder: Path
@@ -21,7 +21,7 @@ class Parcel:
     recipe: str | None
 
 
-def pack(study: str, recipe: str | None, folder: Path) -> Parcel:
+def bundle_submission(study: str, recipe: str | None, folder: Path) -> SubmissionBundle:
     """Copy what a study is made of into a folder.
 
     Args:
@@ -36,7 +36,7 @@ def pack(study: str, recipe: str | None, folder: Path) -> Parcel:
     file = find_study(study)
     shutil.copyfile(file, folder / file.name)
     if recipe is not None:
-        return Parcel(folder=folder, study=file.name, recipe=_own_recipe(recipe, folder))
+        return SubmissionBundle(folder=folder, study=file.name, recipe=_own_recipe(recipe, folder))
     named = str(recipes.read_yaml(file).get("recipe", ""))
     own = file.parent / named
     if named not in recipes.names() and own.is_file():
@@ -49,7 +49,7 @@ def pack(study: str, recipe: str | None, folder: Path) -> Parcel:
         target = folder / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(own, target)
-    return Parcel(folder=folder, study=file.name, recipe=None)
+    return SubmissionBundle(folder=folder, study=file.name, recipe=None)
 
 
 def _own_recipe(recipe: str, folder: Path) -> str:

@@ -1,1 +1,1 @@
-"""The commands of chip-ablate, one room each; every one a few lines around what does the work."""
+"""Define the commands of chip-ablate, each a few lines around the code that does it."""

@@ -1,4 +1,4 @@
-"""cache: the reference passes that are kept."""
+"""cache: list, verify and prune reference caches."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ def cache(
     from orchestrator.state.cache import (
         cache_json,
         cache_lines,
-        check_stores,
-        kept_stores,
-        prunable,
-        prune,
+        list_caches,
+        prunable_caches,
+        prune_caches,
+        verify_caches,
     )
     from orchestrator.state.ledger import Ledger
 
     if (older_than is not None or yes) and not prunes:
         raise click.UsageError("--older-than and --yes go with --prune")
-    stores = kept_stores(workdir, Ledger(workdir))
+    stores = list_caches(workdir, Ledger(workdir))
     if checks:
-        check_stores(stores, Console(stderr=True), workdir)
+        verify_caches(stores, Console(stderr=True), workdir)
     console = Console(stderr=as_json)
     for line in cache_lines(stores, workdir):
         console.print(line)
-    pruned = prunable(stores, older_than) if prunes else []
+    pruned = prunable_caches(stores, older_than) if prunes else []
     if pruned:
         size = gigabytes(sum(kept.bytes for kept in pruned))
         names = ", ".join(kept.folder.name[:8] for kept in pruned)
         if not yes and not click.confirm(f"remove {names} ({size})?", err=as_json):
             pruned = []
-        freed = prune(pruned, workdir)
+        freed = prune_caches(pruned, workdir)
         console.print(f"removed {len(pruned)}, {gigabytes(freed)} freed", highlight=False)
     elif prunes:
         console.print("nothing to remove")

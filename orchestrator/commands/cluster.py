@@ -1,4 +1,4 @@
-"""cluster, attach: whether a cluster file will do, and studies that run on one."""
+"""cluster, attach: check a cluster file, and follow studies on a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Location, Real, Text
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.check import Checked
+    from orchestrator.cluster.check import ClusterCheck
 
 FILE = Location("file")
 
@@ -37,13 +37,13 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     from orchestrator.cluster.check import check_cluster, with_problems
     from orchestrator.cluster.checks.capacity import need_of
     from orchestrator.study.load import find_study, load_study
-    from orchestrator.study.model import Changes
+    from orchestrator.study.model import StudyChanges
 
     need = None
     if recipe is not None and study is None:
         raise click.UsageError("--recipe is of a study: give --study, too")
     if study is not None:
-        need = need_of(load_study(find_study(study), Changes(recipe=recipe), elsewhere=True))
+        need = need_of(load_study(find_study(study), StudyChanges(recipe=recipe), elsewhere=True))
     checked = check_cluster(file, need)
     if live and not checked.problems:
         from orchestrator.cluster.checks.live import live_problems
@@ -96,7 +96,7 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
     return watch(head, found, print_json if as_json else None)
 
 
-def _as_json(checked: Checked) -> dict[str, Any]:
+def _as_json(checked: ClusterCheck) -> dict[str, Any]:
     return {
         "file": str(checked.file.path),
         "problems": [{"key": each.key, "what": each.what} for each in checked.problems],
@@ -104,7 +104,7 @@ def _as_json(checked: Checked) -> dict[str, Any]:
     }
 
 
-def _good_lines(checked: Checked, study: str | None) -> list[str]:
+def _good_lines(checked: ClusterCheck, study: str | None) -> list[str]:
     lines = [f"{checked.file.path}: nothing is wrong with it"]
     if checked.room is not None:
         lines.append(

@@ -1,4 +1,4 @@
-"""chip-ablate data: the commands that look at preference data and at benchmarks' files."""
+"""data: check preference data and benchmark folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""evaluate: a model's figures on benchmarks, without a study."""
+"""evaluate: score a model on benchmarks without a study."""
 
 from __future__ import annotations
 
@@ -201,14 +201,17 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
             table.add_row(Text(metric), f"{value:.4g}", unit)
     yield table
     for name, evaluation in found.items():
-        how = evaluation.how
-        subset = f", a seeded subset of {how['of']:,} questions" if "of" in how else ""
+        metadata = evaluation.how
+        subset = f", a seeded subset of {metadata['of']:,} questions" if "of" in metadata else ""
         yield Text(
-            f"{name}: protocol {how['protocol']}, scorer {how['scorer']}, {how['n']:,} scored, "
-            f"{how['missing']:,} missing{subset}",
+            f"{name}: protocol {metadata['protocol']}, scorer {metadata['scorer']}, "
+            f"{metadata['n']:,} scored, "
+            f"{metadata['missing']:,} missing{subset}",
             style="dim",
         )
-        if "unreadable" in how:
-            yield Text(f"{name}: {count_words(how['unreadable'])}, for instance", style="yellow")
-            for example in how["unreadable"]["examples"]:
+        if "unreadable" in metadata:
+            yield Text(
+                f"{name}: {count_words(metadata['unreadable'])}, for instance", style="yellow"
+            )
+            for example in metadata["unreadable"]["examples"]:
                 yield Text(f"  {example_words(example)}", style="dim")

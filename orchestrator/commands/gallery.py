@@ -1,4 +1,4 @@
-"""gallery: what the rejected-image strategies make of images."""
+"""gallery: draw what the rejected-image strategies make of images."""
 
 from __future__ import annotations
 

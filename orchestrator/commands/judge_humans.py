@@ -1,4 +1,4 @@
-"""judge-humans: blinded sheets for people, and what they come to."""
+"""judge-humans: export blinded sheets, and import the replies."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def import_replies(
     from orchestrator.human_eval.replies import find_key, read_replies
     from orchestrator.report.cached import refresh_report
     from orchestrator.report.writers.files import artifact_folder, report_folder
-    from orchestrator.tracking.attachments import Attached, attach
+    from orchestrator.tracking.attachments import StudyAttachment, attach_files
     from orchestrator.tracking.client import check_store
 
     made = planned(study, workdir=workdir, **changes)
@@ -157,8 +157,8 @@ def import_replies(
     written = write_comparison(comparison, folder)
     shown = [(file, artifact_folder(file, folder)) for file in written]
     shown += refresh_report(made, workdir)
-    attached = Attached(study=metrics(comparison), files=shown)
-    said = attach(workdir, tracking_uri, name, attached)
+    attached = StudyAttachment(study=metrics(comparison), files=shown)
+    said = attach_files(workdir, tracking_uri, name, attached)
     if as_json:
         paths = [str(path) for path in written]
         print_json({**comparison_json(comparison), "written": paths, "note": said})

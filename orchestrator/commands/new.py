@@ -53,7 +53,7 @@ def new(
 
     from chip_core import recipes
     from chip_core.errors import UserError
-    from orchestrator.study.template import Answers, factor_from, metrics_of, write_study
+    from orchestrator.study.template import StudyAnswers, metrics_of, parse_factor, write_study
 
     ask = _Asker(Console(stderr=True))
     chosen = name or ask("name", "What is the study called?", str)
@@ -66,10 +66,10 @@ def new(
     base = recipe or ask(
         "recipe", f"Which recipe? A file, or one of {', '.join(recipes.names())}", str, "shapes"
     )
-    read = [factor_from(text) for text in factors]
+    read = [parse_factor(text) for text in factors]
     while not read or (not factors and ask.more("Another factor?")):
         read.append(
-            ask("factor", "What is varied? A key and its levels, objective=dpo,chip", factor_from)
+            ask("factor", "What is varied? A key and its levels, objective=dpo,chip", parse_factor)
         )
     count = seeds or ask("seeds", "How many seeds?", _count, "3")
     named = list(benchmarks) or ask("benchmark", "Which benchmarks?", _known_benchmarks, "shapes")
@@ -80,7 +80,7 @@ def new(
     repeated = sorted({key for key, _ in read if [one for one, _ in read].count(key) > 1})
     if repeated:
         raise UserError(f"--factor: {', '.join(repeated)} is named twice: give its levels at once")
-    answers = Answers(
+    answers = StudyAnswers(
         name=chosen,
         question=asked,
         recipe=base,

@@ -1,4 +1,4 @@
-"""plugin check: a user's own code, held to what the shipped one is held to."""
+"""plugin: check plug-ins."""
 
 from __future__ import annotations
 

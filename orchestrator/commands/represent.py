@@ -1,4 +1,4 @@
-"""represent: where a model, or a study's arms, put images, truths and hallucinations."""
+"""represent: measure where models put images and descriptions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orchestrator.commands.common.param_types import Location, Text, Whole
 if TYPE_CHECKING:
     from chip_core.representation.geometry import Figure
     from orchestrator.plan.plan import Arm, Trial
-    from orchestrator.representation.measure import Source
-    from orchestrator.representation.results import Represented
-    from orchestrator.tracking.attachments import Attached
+    from orchestrator.representation.measure import ModelSource
+    from orchestrator.representation.results import RepresentationResults
+    from orchestrator.tracking.attachments import StudyAttachment
 
 #: Options that a study has and a model has not.
 _OF_STUDY = {
@@ -85,7 +85,7 @@ def represent(
     from orchestrator.representation.results import as_json as found_json
     from orchestrator.representation.results import markdown, write_represented
     from orchestrator.state.integrity import ledger_of
-    from orchestrator.tracking.attachments import attach
+    from orchestrator.tracking.attachments import attach_files
     from orchestrator.tracking.client import check_store
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
@@ -117,7 +117,7 @@ def represent(
         attached = _attached(found, sources, own)
         attached.files.extend((file, artifact_folder(file, folder)) for file in files)
         attached.files.extend(refresh_report(made, workdir))
-        said = attach(workdir, tracking_uri, made.study.name, attached)
+        said = attach_files(workdir, tracking_uri, made.study.name, attached)
     if as_json:
         paths = [str(path) for path in written]
         print_json({**found_json(found), "written": paths, "note": said})
@@ -150,19 +150,21 @@ def _check_of_study(model: str) -> None:
             raise click.UsageError(f"{option} is of a study, and {model} is a model: leave it out")
 
 
-def _model_source(name: str) -> Source:
+def _model_source(name: str) -> ModelSource:
     from chip_core.config import ModelConfig
-    from orchestrator.representation.measure import Source
+    from orchestrator.representation.measure import ModelSource
 
-    return Source(row=name, model=ModelConfig(path=name))
+    return ModelSource(row=name, model=ModelConfig(path=name))
 
 
 def _attached(
-    found: Represented, sources: Sequence[Source], own: Mapping[int, Mapping[str, Figure]]
-) -> Attached:
+    found: RepresentationResults,
+    sources: Sequence[ModelSource],
+    own: Mapping[int, Mapping[str, Figure]],
+) -> StudyAttachment:
     """Return what a study's runs are to show: trials their own figures, arms with intervals."""
     from orchestrator.representation.results import metrics
-    from orchestrator.tracking.attachments import Attached
+    from orchestrator.tracking.attachments import StudyAttachment
 
     base: Mapping[str, float] = {}
     arms: dict[str, tuple[Arm, Mapping[str, float]]] = {}
@@ -175,7 +177,7 @@ def _attached(
         trials.append((source.arm, source.trial, metrics(found, own[place], intervals=False)))
         shown = metrics(found, rows[source.arm.name], intervals=True)
         arms[source.arm.name] = (source.arm, shown)
-    return Attached(base=base, arms=arms, trials=trials)
+    return StudyAttachment(base=base, arms=arms, trials=trials)
 
 
 def _say(name: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""chip-ablate score: the figures of answers that exist already."""
+"""score: score answers that exist already."""
 
 from __future__ import annotations
 

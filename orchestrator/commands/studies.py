@@ -1,4 +1,4 @@
-"""run, plan, status, report: a study from its file to its table."""
+"""run, plan, status, report: run a study, and show how far it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.cost import cost_options, quoted, wish_of
+from orchestrator.commands.common.cost import cost_options, cost_request, study_cost
 from orchestrator.commands.common.options import planned, study_options
 from orchestrator.commands.common.output import print_json
 from orchestrator.commands.common.param_types import Address, Location, Real, Text, Whole
@@ -36,7 +36,7 @@ def _executor_options(command: Any) -> Any:
 
 
 _HOURS = Real(above_zero=True, high=1e6)
-#: Options on cost, as `wish_of` takes them.
+#: Options on cost, as `cost_request` takes them.
 _OF_COST = (
     "calibrate", "rates", "rate", "price_per_gpu_hour", "price_per_cpu_hour", "device_memory",
     "budget",
@@ -82,9 +82,9 @@ def run(
 ) -> int:
     """Run what is missing of a study, and report the whole."""
     if cluster is not None:
-        from orchestrator.commands.common.remote_run import run_there
+        from orchestrator.commands.common.remote_run import run_remotely
 
-        return run_there(
+        return run_remotely(
             cluster,
             study,
             workdir=workdir,
@@ -106,18 +106,20 @@ def run(
     from orchestrator.jobs.stopping import Stop
     from orchestrator.plan.snapshot import require_same_file
     from orchestrator.report.writers.next_steps import same_command, sync_command, untracked_json
-    from orchestrator.report.writers.plan import pass_lines, plan_lines
+    from orchestrator.report.writers.plan import cache_lines, plan_lines
     from orchestrator.report.writers.terminal import result_lines, show
     from orchestrator.run import check_startable, run_study
-    from orchestrator.storage.binding import settle_storage
+    from orchestrator.storage.binding import bind_storage
     from orchestrator.storage.remote import checked_uri
     from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.projection import MlflowTracker
-    from orchestrator.tracking.shown_state import ShownBefore
+    from orchestrator.tracking.shown_state import ShownRecord
 
     _check_inline(executor, address=address, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
-    wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, address=address)
+    request = cost_request(
+        **asked, executor=executor, max_concurrent=max_concurrent, address=address
+    )
     plan = planned(study, workdir=workdir, **changes)
     require_same_file(plan, workdir)
     limits = _limits(plan.study.limits, max_hours, max_gpu_hours, max_failures)
@@ -128,7 +130,7 @@ def run(
         )
     check_startable(plan, workdir, limits, address)
     tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
-    shown = ShownBefore(workdir, plan.study.name, tracking_uri)
+    shown = ShownRecord(workdir, plan.study.name, tracking_uri)
     if not shown.untouched():
         tracker.check()
     if storage is not None:
@@ -136,17 +138,17 @@ def run(
     _single_threaded_waits()
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
-    for line in (*plan_lines(plan, workdir), *pass_lines(plan, workdir)):
+    for line in (*plan_lines(plan, workdir), *cache_lines(plan, workdir)):
         console.print(line)
     trimmed = None
     if plan.study.budget is not None or any(asked.values()):
         from orchestrator.cost.render import cost_lines
 
-        found = quoted(plan, workdir, wish, console.print)
+        found = study_cost(plan, workdir, request, console.print)
         trimmed = found.trimmed
         for line in cost_lines(found):
             console.print(line)
-    remote = settle_storage(workdir, storage)  # the first thing that is written
+    remote = bind_storage(workdir, storage)  # the first thing that is written
 
     stop = Stop()
 
@@ -220,22 +222,22 @@ def plan(
 
     from orchestrator.cost.render import cost_json, cost_lines
     from orchestrator.plan.snapshot import require_same_file
-    from orchestrator.report.writers.plan import pass_lines, plan_json, plan_lines, trial_table
+    from orchestrator.report.writers.plan import cache_lines, plan_json, plan_lines, trial_table
     from orchestrator.report.writers.plan_evaluation import readiness_lines
 
     _check_inline(executor, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}
-    wish = wish_of(**asked, executor=executor, max_concurrent=max_concurrent, looks=True)
+    request = cost_request(**asked, executor=executor, max_concurrent=max_concurrent, looks=True)
     made = planned(study, workdir=workdir, **changes)
     require_same_file(made, workdir)
-    found = quoted(made, workdir, wish, Console(stderr=True).print)
+    found = study_cost(made, workdir, request, Console(stderr=True).print)
     if as_json:
         print_json({**plan_json(made, workdir), "cost": cost_json(found)})
         return
     console = Console()
     said = (
         *plan_lines(made, workdir),
-        *pass_lines(made, workdir),
+        *cache_lines(made, workdir),
         *readiness_lines(made, workdir),
         *cost_lines(found),
     )
@@ -270,20 +272,20 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 
     from chip_core.errors import UserError
     from orchestrator.plan.snapshot import require_same_file
-    from orchestrator.report.cached import write_anew
+    from orchestrator.report.cached import rewrite_report
     from orchestrator.report.writers.files import PAGE, report_folder
     from orchestrator.report.writers.terminal import report_lines, show
-    from orchestrator.state.integrity import kept_report, ledger_of, poorer
+    from orchestrator.state.integrity import kept_report_notice, ledger_of, lost_figures
 
     made = planned(study, workdir=workdir, **changes)
     require_same_file(made, workdir)
     ledger = ledger_of(made, workdir)
     folder = report_folder(workdir, made.study.name)
-    lost = poorer(made, ledger)
+    lost = lost_figures(made, ledger)
     if lost and (folder / PAGE).exists():
-        raise UserError(kept_report(folder / PAGE, made, workdir, lost))
+        raise UserError(kept_report_notice(folder / PAGE, made, workdir, lost))
     _require_results(made, ledger)
-    found = write_anew(made, ledger, workdir, folder)
+    found = rewrite_report(made, ledger, workdir, folder)
     if as_json:
         print_json({**found.results.data, "report": [str(path) for path in found.files]})
         return

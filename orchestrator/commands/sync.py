@@ -1,4 +1,4 @@
-"""sync: MLflow is shown what it missed."""
+"""sync: show MLflow what it missed."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     Whatever it has already stays as it is.
     """
     from chip_core.errors import ConfigError, UserError
-    from orchestrator.report.writers.next_steps import tracked_lines
-    from orchestrator.runner.sync import find_kept, sync_study
-    from orchestrator.tracking.attachments import attach_kept
+    from orchestrator.report.writers.next_steps import tracking_lines
+    from orchestrator.runner.sync import find_snapshots, sync_study
+    from orchestrator.tracking.attachments import reattach_files
     from orchestrator.tracking.projection import MlflowTracker
 
     done, problems = [], []
-    for kept in find_kept(workdir, studies):
+    for kept in find_snapshots(workdir, studies):
         try:
             found = sync_study(kept, workdir, MlflowTracker(workdir, tracking_uri))
-            attach_kept(workdir, tracking_uri, kept.study)
+            reattach_files(workdir, tracking_uri, kept.study)
         except UserError as error:
             problems.append(str(error))
             continue
         done.append(found)
         if not as_json:
-            [said] = tracked_lines(None, "", found.refused)
+            [said] = tracking_lines(None, "", found.refused)
             click.echo(f"{found.study}: {said}: {found.trials} trials on {found.address}")
     if as_json:
         print_json({"synced": [asdict(one) for one in done], "problems": problems})

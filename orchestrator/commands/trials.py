@@ -1,4 +1,4 @@
-"""show, diff, export, rm: what is done with one trial, or with one study that was run."""
+"""show, diff, export, rm: show, compare, export and remove what was run."""
 
 from __future__ import annotations
 
@@ -73,14 +73,16 @@ def diff(
     from rich.console import Console
 
     from orchestrator.state.compare import difference_lines, differences
-    from orchestrator.state.integrity import look
+    from orchestrator.state.integrity import inspect_plan
     from orchestrator.state.ledger import Ledger
 
     where = {"workdir": workdir, "seeds": None, **places}
     one = planned(study_a, recipe=None, overrides=(), **where)
     other = planned(study_b, recipe=recipe, overrides=overrides, **where)
     ledger = Ledger(workdir, writes=False)
-    found = differences(look(one, ledger, workdir), look(other, ledger, workdir), ledger)
+    found = differences(
+        inspect_plan(one, ledger, workdir), inspect_plan(other, ledger, workdir), ledger
+    )
     if as_json:
         print_json(found)
         return
@@ -123,12 +125,12 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
     Shows what would go, and asks. What another study has in its table stays, and nothing goes
     while a study runs. The study file is left alone.
     """
-    from orchestrator.state.removal import nothing_runs, removal, remove
+    from orchestrator.state.removal import no_running_study, plan_removal, remove
     from orchestrator.tracking.removal import forget_runs
 
-    removal(workdir, what)  # what is not there is told before a lock is made
-    with nothing_runs(workdir):
-        going = removal(workdir, what)
+    plan_removal(workdir, what)  # what is not there is told before a lock is made
+    with no_running_study(workdir):
+        going = plan_removal(workdir, what)
         for line in _removal_lines(going):
             click.echo(line, err=as_json)
         if not yes and not click.confirm("remove this?", err=as_json):
@@ -146,7 +148,9 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
             {
                 "study": going.study,
                 "trials": dict(going.trials),
-                "shared": {mark: list(studies) for mark, studies in going.shared.items()},
+                "shared": {
+                    fingerprint: list(studies) for fingerprint, studies in going.shared.items()
+                },
                 "bytes": going.bytes,
                 "runs": runs,
             }
@@ -165,7 +169,7 @@ def _removal_lines(going: Removal) -> list[str]:
     from chip_core.reference_cache.size import gigabytes
     from chip_core.registry import join_names
 
-    names = [f"{name} ({mark[:8]})" for mark, name in going.trials.items()]
+    names = [f"{name} ({fingerprint[:8]})" for fingerprint, name in going.trials.items()]
     listed = "; ".join(names[:_NAMED])
     more = f"; … and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     lines = [f"{len(names)} {'trial' if len(names) == 1 else 'trials'}: {listed or 'none'}{more}"]

@@ -1,4 +1,4 @@
-"""ui: MLflow's pages on a work directory."""
+"""ui: serve MLflow's pages for a work directory."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a study will cost before it runs: time, memory, disk, price, and what seeds buy."""
+"""Estimate a study's cost before it runs: time, memory, disk, price, power."""

@@ -1,4 +1,4 @@
-"""A study trimmed to a budget, so that what is left can still be compared.
+"""Trim a study to a budget so that what is left can still be compared.
 
 The rule. Whole seeds are left out first, the last one first, so that every arm has the same seeds
 and the comparison stays paired; two are kept, as with one no difference can be tested. If that is

@@ -1,4 +1,4 @@
-"""What is left of a study, in hours and in money: rates times work. Pure arithmetic."""
+"""Estimate time and price from rates and work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from chip_core.config import TrialConfig
 from orchestrator.cost.kinds import row_kind, score_kind, start_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
-from orchestrator.cost.workload import PassWork, TrialWork, Workload, steps_of
+from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload, steps_of
 
 #: The kind of what Ray takes, whatever it runs.
 OF_RAY = "ray"
@@ -207,7 +207,7 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
     return cost
 
 
-def _of_pass(work: PassWork, rates: Rates, parts: int, imports: _Imports) -> Cost:
+def _of_pass(work: CacheBuildWork, rates: Rates, parts: int, imports: _Imports) -> Cost:
     """Return what passes cost, each of whose parts loads the model and checks the data."""
     cost = Cost()
     add = _Sum(rates, cost)

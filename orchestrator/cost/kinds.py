@@ -1,4 +1,4 @@
-"""Which trials take equally long by the step, the answer, the sample: they are of one kind.
+"""Group trials that take equally long by the step, answer and sample.
 
 A kind is a hash of what decides the time. Seeds, learning rates, weights of active terms, numeric
 settings of rejected images and the length of a training are not in it.
@@ -108,7 +108,7 @@ def score_kind(settings: BenchmarkConfig) -> str:
     return _hash("score", benchmark=scored)
 
 
-def pass_kind(config: TrialConfig, group: Sequence[CacheSpec]) -> str:
+def cache_build_kind(config: TrialConfig, group: Sequence[CacheSpec]) -> str:
     """Return the kind of passes that are made together.
 
     Args:

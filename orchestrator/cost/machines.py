@@ -1,4 +1,4 @@
-"""Which machine this is, and how many trials it runs at a time."""
+"""Describe this machine, and how many trials it runs at once."""
 
 from __future__ import annotations
 

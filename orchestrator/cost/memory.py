@@ -1,4 +1,4 @@
-"""Whether trials fit the memory of their device, and what they leave on the disk.
+"""Estimate whether trials fit the memory of their device and the disk.
 
 What was measured is told first. Else it is reckoned from the number of parameters, which a model
 without weights has (torch's meta device): weights, gradients, optimizer and reference, without
@@ -63,7 +63,7 @@ class Disk:
         return (self.passes or 0) + (self.models or 0) + (self.checkpoints or 0)
 
 
-class Reckoner:
+class MemoryEstimator:
     """Counts parameters, once for each model and what is trained of it."""
 
     def __init__(self, *, count: bool) -> None:
@@ -130,14 +130,19 @@ def count_parameters(config: TrialConfig, *, reference: bool) -> Parameters | No
 
 
 def fits(
-    work: Workload, rates: Rates, reckoner: Reckoner, *, at_once: int | None, given: float | None
+    work: Workload,
+    rates: Rates,
+    estimator: MemoryEstimator,
+    *,
+    at_once: int | None,
+    given: float | None,
 ) -> list[Fit]:
     """Return what each kind of training takes of its device's memory.
 
     Args:
         work: what is left of a study.
         rates: what was measured.
-        reckoner: counts what was not.
+        estimator: counts what was not.
         at_once: trials that share this machine; a GPU is not shared, but by its shares.
         given: GiB of a device, in place of this machine's.
     """
@@ -147,7 +152,7 @@ def fits(
         measured = rates.size("memory", kind)
         size = None if measured is None else measured[0]
         if size is None:
-            reckoned = reckoner.of(first.config, reference=not first.offered)
+            reckoned = estimator.of(first.config, reference=not first.offered)
             sharing = first.processes if first.config.engine.parallel == "fsdp" else 1
             size = None if reckoned is None else reckoned.held // sharing
         found.append(
@@ -162,7 +167,7 @@ def fits(
 
 
 def disk(
-    work: Workload, rates: Rates, reckoner: Reckoner, *, at_once: int | None, storage: Path
+    work: Workload, rates: Rates, estimator: MemoryEstimator, *, at_once: int | None, storage: Path
 ) -> Disk:
     """Return what a study's run writes to the disk beside its report."""
     to_make = [planned for planned in work.planned if planned.state == "to make"]
@@ -172,7 +177,7 @@ def disk(
     checkpoints: int | None = 0
     for kind, trials in _by_training(work).items():
         first = trials[0]
-        reckoned = reckoner.of(first.config, reference=not first.offered)
+        reckoned = estimator.of(first.config, reference=not first.offered)
         measured = rates.size("saved", kind)
         saved = measured[0] if measured else None if reckoned is None else reckoned.saved
         models = None if models is None or saved is None else models + saved * len(trials)

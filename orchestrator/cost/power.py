@@ -1,4 +1,4 @@
-"""What seeds buy: the difference that a number of them would find (docs/statistics.md).
+"""Estimate the difference that a number of seeds would find (docs/statistics.md).
 
 From the variances of the study's own runs where there are some; else from assumptions that are
 said beside the figure.
@@ -17,7 +17,7 @@ LOOKED_AT = (2, 3, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bought:
+class PowerEstimate:
     """What seeds of every arm would find on one metric, with 80 % power."""
 
     metric: str
@@ -30,7 +30,7 @@ class Bought:
 
 def from_runs(
     metric: str, unit: str, seeds: int, contrasts: Sequence[Contrast], trials: int
-) -> Bought:
+) -> PowerEstimate:
     """Return what seeds buy by the variances of what has been run: of the hardest arm.
 
     Args:
@@ -40,7 +40,7 @@ def from_runs(
         contrasts: of the arms with the baseline, that know a seed variance; not empty.
         trials: how many have been run.
     """
-    return Bought(
+    return PowerEstimate(
         metric=metric,
         unit=unit,
         items=contrasts[0].units,
@@ -58,7 +58,7 @@ def from_runs(
 
 def from_assumptions(
     metric: str, unit: str, seeds: int, items: int, arms: int, assumed: Assumed
-) -> Bought:
+) -> PowerEstimate:
     """Return what seeds buy if a metric in percent varies as assumed.
 
     An item's outcome is yes or no with the assumed rate p: its variance is p(100 − p) in squared
@@ -75,7 +75,7 @@ def from_assumptions(
     """
     v_item = 2 * assumed.rate * (100 - assumed.rate) * (1 - assumed.correlation) / items
     found = _contrast(v_seed=2 * assumed.seed_sd**2 / 2, v_item=v_item, items=items, arms=arms)
-    return Bought(
+    return PowerEstimate(
         metric=metric,
         unit=unit,
         items=items,

@@ -1,4 +1,4 @@
-"""How long one step, answer or sample takes, and who says so.
+"""Look up how long a step, an answer or a sample takes, and who says so.
 
 A rate belongs to a quantity and a kind of work (orchestrator/cost/kinds.py). Sources are asked in
 order: what the user gives, what earlier trials took, what a calibration measured. What none of
@@ -51,7 +51,7 @@ NOTHING = Seconds(wall=0.0, cpu=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class RateSource:
     """One who knows rates."""
 
     name: str  # for people: "earlier trials"
@@ -63,7 +63,7 @@ class Source:
 class Rates:
     """All sources, the most trusted first."""
 
-    sources: Sequence[Source] = ()
+    sources: Sequence[RateSource] = ()
 
     def of(self, quantity: Quantity, kind: str) -> tuple[Seconds, str] | None:
         """Return a rate and its source's name; None where nobody knows it."""

@@ -1,4 +1,4 @@
-"""What earlier trials of a work directory took, on a machine like this one."""
+"""Read rates from earlier trials on a machine like this one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from chip_core.config import TrialConfig
 from chip_core.results import CONFIG, MODEL
 from orchestrator.cost.kinds import answer_kind, row_kind, score_kind, start_kind, training_kind
-from orchestrator.cost.rates import NOTHING, Quantity, Seconds, Size, Source
+from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.storage.binding import storage_of
@@ -23,7 +23,7 @@ _Rate = tuple[tuple[Quantity, str], Seconds]
 
 def recorded(
     plan: Plan, ledger: Ledger, storage: Path, machines: Collection[str] | None
-) -> Source | None:
+) -> RateSource | None:
     """Return the rates of earlier trials; None where there is none that tells.
 
     Args:
@@ -58,7 +58,7 @@ def recorded(
             sizes["saved", _training(config, record)] = saved
     if not found:
         return None
-    return Source(
+    return RateSource(
         name=f"{trials} earlier trial{'' if trials == 1 else 's'} on {', '.join(sorted(where))}",
         rates={
             # Only the first trial of a process that runs several has its imports before it.

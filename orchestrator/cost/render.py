@@ -1,4 +1,4 @@
-"""What a study will cost, on the terminal and as plain data."""
+"""Print a cost estimate, and return it as plain data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from chip_core.reference_cache.size import gigabytes
 from orchestrator.cost.budget import amounts
 from orchestrator.cost.estimate import Cost
 from orchestrator.cost.memory import memory_words
-from orchestrator.cost.power import Bought
+from orchestrator.cost.power import PowerEstimate
 from orchestrator.cost.rates import Seconds
-from orchestrator.cost.study_cost import Quote
+from orchestrator.cost.study_cost import CostEstimate
 from orchestrator.plan.plan import BASE
 
 _LISTED = 4  # unknown things that are named
@@ -33,34 +33,34 @@ def money(price: float) -> str:
     return f"{price:,.2f}" if price >= 1 or price == 0 else f"{price:.2g}"
 
 
-def cost_lines(quote: Quote) -> Iterator[RenderableType]:
+def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
     """Say what is left of a study, and what it takes; nothing where nothing is left."""
-    if quote.unheld is not None:
-        yield Text(quote.unheld, style="yellow")
-    if quote.trimmed is not None:
-        yield Text(quote.trimmed.sentence, style="yellow" if quote.trimmed.trials else "")
-    if not quote.work.trials:
+    if estimated.budget_problem is not None:
+        yield Text(estimated.budget_problem, style="yellow")
+    if estimated.trimmed is not None:
+        yield Text(estimated.trimmed.sentence, style="yellow" if estimated.trimmed.trials else "")
+    if not estimated.work.trials:
         return
-    for name, why in quote.problems.items():
+    for name, why in estimated.problems.items():
         yield Text(f"could not be calibrated: {name}: {why}", style="yellow")
-    found = quote.estimate
-    if not quote.rates.sources:
+    found = estimated.estimate
+    if not estimated.rates.sources:
         yield Text(
             "what it will cost is not known: measure it here by --calibrate, or give rates by "
             "--rate and --rates"
         )
     else:
-        yield _table(quote)
-        yield Text(_in_all(quote))
+        yield _table(estimated)
+        yield Text(_in_all(estimated))
         if found.total.unknown:
             named = sorted(found.total.unknown)
             more = f", and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
             yield Text(f"not known, and in no sum: {', '.join(named[:_LISTED])}{more}")
-    for fit in quote.fits:
+    for fit in estimated.fits:
         if fit.bytes is not None:
             style = "bold red" if fit.fits is False else ""
             yield Text(f"memory: {_arms(fit.arms)}: {', '.join(memory_words(fit))}", style=style)
-    disk = quote.disk
+    disk = estimated.disk
     parts = [
         f"{what} {gigabytes(size)}"
         for what, size in (
@@ -79,48 +79,48 @@ def cost_lines(quote: Quote) -> Iterator[RenderableType]:
         line = f"disk: {', '.join(parts)}; {gigabytes(disk.free)} are free"
         line += f"; not known: {', '.join(lacking)}" if lacking else ""
         yield Text(line, style="bold red" if disk.known > disk.free else "")
-    if quote.bought is not None:
-        yield from bought_lines(quote.bought, len(quote.plan.study.seeds))
+    if estimated.power is not None:
+        yield from power_lines(estimated.power, len(estimated.plan.study.seeds))
 
 
-def bought_lines(bought: Bought, seeds: int) -> Iterator[Text]:
+def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
     """Say what seeds buy."""
-    found = dict(bought.differences)
+    found = dict(power.differences)
     if seeds in found:
         yield Text(
-            f"with {seeds} seeds and {bought.items:,} items a difference of about "
-            f"{found[seeds]:.1f} {bought.unit} on {bought.metric} can be seen, in four studies of "
-            f"five ({bought.basis})"
+            f"with {seeds} seeds and {power.items:,} items a difference of about "
+            f"{found[seeds]:.1f} {power.unit} on {power.metric} can be seen, in four studies of "
+            f"five ({power.basis})"
         )
     else:
         yield Text(
-            f"with one seed no difference on {bought.metric} is tested: two seeds see about "
-            f"{found[2]:.1f} {bought.unit} ({bought.basis})"
+            f"with one seed no difference on {power.metric} is tested: two seeds see about "
+            f"{found[2]:.1f} {power.unit} ({power.basis})"
         )
-    others = [f"{k}: {value:.1f}" for k, value in bought.differences if k != seeds]
+    others = [f"{k}: {value:.1f}" for k, value in power.differences if k != seeds]
     yield Text(f"by seeds of each arm: {', '.join(others)}")
 
 
-def cost_json(quote: Quote) -> dict[str, Any]:
+def cost_json(estimated: CostEstimate) -> dict[str, Any]:
     """Return all of it as plain data; what is not known is null and named."""
-    found, trimmed, disk = quote.estimate, quote.trimmed, quote.disk
-    by_arm = _by_arm(quote)
+    found, trimmed, disk = estimated.estimate, estimated.trimmed, estimated.disk
+    by_arm = _by_arm(estimated)
     return {
         "known": not found.total.unknown,
         "sources": sorted(found.total.sources),
         "unknown": sorted(found.total.unknown),
-        "not_calibrated": quote.problems,
+        "not_calibrated": estimated.problems,
         "at_once": found.at_once,
         "wall_seconds": found.wall,
         "ray_counted": found.ray,
-        **amounts(found, quote.given.prices),
-        "total": _cost_json(found.total, quote),
+        **amounts(found, estimated.given.prices),
+        "total": _cost_json(found.total, estimated),
         "arms": [
-            {"arm": name, "trials": trials, **_cost_json(cost, quote)}
+            {"arm": name, "trials": trials, **_cost_json(cost, estimated)}
             for name, (trials, cost) in by_arm.items()
         ],
         "passes": [
-            {"passes": name, **_cost_json(cost, quote)} for name, cost in found.passes.items()
+            {"passes": name, **_cost_json(cost, estimated)} for name, cost in found.passes.items()
         ],
         "memory": [
             {
@@ -130,7 +130,7 @@ def cost_json(quote: Quote) -> dict[str, Any]:
                 "device_bytes": fit.device,
                 "fits": fit.fits,
             }
-            for fit in quote.fits
+            for fit in estimated.fits
         ],
         "disk": {
             "passes": disk.passes,
@@ -138,7 +138,7 @@ def cost_json(quote: Quote) -> dict[str, Any]:
             "checkpoints": disk.checkpoints,
             "free": disk.free,
         },
-        "budget_problem": quote.unheld,
+        "budget_problem": estimated.budget_problem,
         "budget": None
         if trimmed is None
         else {
@@ -152,22 +152,22 @@ def cost_json(quote: Quote) -> dict[str, Any]:
             },
         },
         "seeds_buy": None
-        if quote.bought is None
+        if estimated.power is None
         else {
-            "metric": quote.bought.metric,
-            "unit": quote.bought.unit,
-            "items": quote.bought.items,
-            "comparisons": quote.bought.comparisons,
-            "differences": {str(k): value for k, value in quote.bought.differences},
-            "basis": quote.bought.basis,
+            "metric": estimated.power.metric,
+            "unit": estimated.power.unit,
+            "items": estimated.power.items,
+            "comparisons": estimated.power.comparisons,
+            "differences": {str(k): value for k, value in estimated.power.differences},
+            "basis": estimated.power.basis,
         },
     }
 
 
-def _table(quote: Quote) -> Table:
-    found = quote.estimate
+def _table(estimated: CostEstimate) -> Table:
+    found = estimated.estimate
     gpu = found.total.gpu > 0
-    priced = found.total.price(quote.given.prices) is not None
+    priced = found.total.price(estimated.given.prices) is not None
     table = Table(box=None, pad_edge=False)
     for title in (
         "to be run",
@@ -198,20 +198,20 @@ def _table(quote: Quote) -> Table:
         if gpu:
             cells.append("?" if unknown else f"{cost.gpu / 3600:.1f}")
         if priced:
-            price = cost.price(quote.given.prices)
+            price = cost.price(estimated.given.prices)
             cells.append("?" if price is None else money(price))
         table.add_row(Text(name), trials, *cells)
 
     for name, cost in found.passes.items():
         row(f"reference pass {name}", "—", cost)
-    for name, (trials, cost) in _by_arm(quote).items():
+    for name, (trials, cost) in _by_arm(estimated).items():
         row(name, str(trials), cost)
-    row("all", str(len(quote.work.trials)), found.total)
+    row("all", str(len(estimated.work.trials)), found.total)
     return table
 
 
-def _in_all(quote: Quote) -> str:
-    found = quote.estimate
+def _in_all(estimated: CostEstimate) -> str:
+    found = estimated.estimate
     if found.total.unknown:
         parts = ["from start to end: not known"]
     elif found.wall is None:
@@ -223,7 +223,7 @@ def _in_all(quote: Quote) -> str:
         parts.append(f"{duration(found.total.whole.cpu)} of CPU time")
         if found.total.gpu:
             parts.append(f"{found.total.gpu / 3600:.1f} GPU hours")
-        price = found.total.price(quote.given.prices)
+        price = found.total.price(estimated.given.prices)
         if price is not None:
             parts.append(f"price {money(price)}")
     if found.ray is False:
@@ -231,17 +231,17 @@ def _in_all(quote: Quote) -> str:
     return f"{', '.join(parts)} (by {'; '.join(sorted(found.total.sources)) or 'nothing'})"
 
 
-def _by_arm(quote: Quote) -> dict[str, tuple[int, Cost]]:
+def _by_arm(estimated: CostEstimate) -> dict[str, tuple[int, Cost]]:
     found: dict[str, tuple[int, Cost]] = {}
-    for each in quote.work.trials:
+    for each in estimated.work.trials:
         name = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
         trials, cost = found.get(name, (0, Cost()))
-        cost.add(quote.estimate.trials[each.trial.fingerprint])
+        cost.add(estimated.estimate.trials[each.trial.fingerprint])
         found[name] = trials + 1, cost
     return found
 
 
-def _cost_json(cost: Cost, quote: Quote) -> dict[str, Any]:
+def _cost_json(cost: Cost, estimated: CostEstimate) -> dict[str, Any]:
     parts = {
         "start": cost.start,
         "train": cost.train,
@@ -253,7 +253,7 @@ def _cost_json(cost: Cost, quote: Quote) -> dict[str, Any]:
         "seconds": {name: part.wall for name, part in parts.items()},
         "cpu_seconds": {name: part.cpu for name, part in parts.items()},
         "gpu_seconds": cost.gpu,
-        "price": cost.price(quote.given.prices),
+        "price": cost.price(estimated.given.prices),
         "unknown": sorted(cost.unknown),
     }
 

@@ -1,4 +1,4 @@
-"""What a study will cost, all of it: the rates that are known, and what they come to."""
+"""Estimate a study's whole cost from the rates that are known."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.calibration.calibrate import Say, calibrate, kept
 from orchestrator.cost.estimate import Estimate, Way, estimate
 from orchestrator.cost.machines import machines_of, places_for
-from orchestrator.cost.memory import Disk, Fit, Reckoner, disk, fits
-from orchestrator.cost.power import Bought
+from orchestrator.cost.memory import Disk, Fit, MemoryEstimator, disk, fits
+from orchestrator.cost.power import PowerEstimate
 from orchestrator.cost.rates import Rates
 from orchestrator.cost.recorded import recorded
-from orchestrator.cost.user_rates import Given
+from orchestrator.cost.user_rates import UserRates
 from orchestrator.cost.workload import Workload, workload
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
@@ -22,10 +22,10 @@ from orchestrator.study.limits import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class CostRequest:
     """What the user asks of a quote."""
 
-    given: Given = Given()
+    given: UserRates = UserRates()
     way: Way = "ray"
     max_concurrent: int | None = None  # in place of what fits this machine
     elsewhere: bool = False  # on a cluster: what fits this machine says nothing
@@ -36,86 +36,88 @@ class Wish:
     @property
     def counts(self) -> bool:
         """Whether models may be built without weights, to count parameters: it takes torch."""
-        return self.calibrate or self.given != Given()
+        return self.calibrate or self.given != UserRates()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quote:
+class CostEstimate:
     """What a study will cost."""
 
     plan: Plan  # what is run: within the budget
     work: Workload
     estimate: Estimate
     rates: Rates
-    given: Given
+    given: UserRates
     fits: tuple[Fit, ...]
     disk: Disk
     problems: dict[str, str]  # what could not be calibrated, and why
     trimmed: Trimmed | None  # None: no budget, or none that can be held
-    unheld: str | None = None  # why the study's budget cannot be held
-    bought: Bought | None = None  # what seeds buy
+    budget_problem: str | None = None  # why the study's budget cannot be held
+    power: PowerEstimate | None = None  # what seeds buy
 
 
-def quote(plan: Plan, ledger: Ledger, storage: Path, wish: Wish, say: Say) -> Quote:
+def estimate_study_cost(
+    plan: Plan, ledger: Ledger, storage: Path, request: CostRequest, say: Say
+) -> CostEstimate:
     """Return what a study will cost.
 
     Args:
         plan: the study's plan.
         ledger: what has been run.
         storage: where attempts, stores and calibrations lie.
-        wish: what the user asks.
+        request: what the user asks.
         say: told what is being measured.
 
     Raises:
         UserError: the budget cannot be held, or what it bounds is not known.
     """
     whole = workload(plan, ledger, storage)
-    at_once = wish.max_concurrent or wish.given.max_concurrent
-    if at_once is None and not wish.elsewhere:
+    at_once = request.max_concurrent or request.given.max_concurrent
+    if at_once is None and not request.elsewhere:
         at_once = places_for(whole.trials) if whole.trials else 1
-    slots = 1 if wish.way == "inline" else at_once
+    slots = 1 if request.way == "inline" else at_once
     problems: dict[str, str] = {}
     tried: list[Workload] = []  # what fails to be measured is not tried again at once
     earlier = recorded(plan, ledger, storage, machines_of(whole.trials)) if whole.trials else None
 
     def rates_of(work: Workload) -> Rates:
-        if wish.calibrate and work.trials and not any(work is done for done in tried):
+        if request.calibrate and work.trials and not any(work is done for done in tried):
             tried.append(work)
-            here = "inline" if wish.elsewhere else wish.way  # a cluster's Ray is not started
+            here = "inline" if request.elsewhere else request.way  # a cluster's Ray is not started
             problems.update(
                 calibrate(work, storage, plan.places, at_once=slots or 1, say=say, way=here)
             )
-        sources = (wish.given.source, earlier, kept(work, storage, slots or 1, wish.way))
+        sources = (request.given.source, earlier, kept(work, storage, slots or 1, request.way))
         return Rates(sources=[source for source in sources if source is not None])
 
     def estimated(part: Plan) -> Estimate:
         # A part can have kinds of its own: with fewer trials a reference pass may not pay.
         work = whole if part is plan else workload(part, ledger, storage)
-        return estimate(work, rates_of(work), at_once=at_once, way=wish.way)
+        return estimate(work, rates_of(work), at_once=at_once, way=request.way)
 
-    budget = wish.budget or plan.study.budget
-    trimmed, unheld = None, None
+    budget = request.budget or plan.study.budget
+    trimmed, budget_problem = None, None
     if budget is not None:
         try:
-            trimmed = trim(plan, budget, estimated, wish.given.prices, ledger)
+            trimmed = trim(plan, budget, estimated, request.given.prices, ledger)
         except UserError as error:
-            if wish.budget is not None or not wish.looks:
+            if request.budget is not None or not request.looks:
                 raise
-            unheld = str(error)
+            budget_problem = str(error)
     work = whole
     if trimmed is not None and trimmed.plan is not plan:
         plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
     rates = rates_of(work)
-    reckoner = Reckoner(count=wish.counts)
-    return Quote(
+    estimator = MemoryEstimator(count=request.counts)
+    return CostEstimate(
         plan=plan,
         work=work,
-        estimate=estimate(work, rates, at_once=at_once, way=wish.way),
+        estimate=estimate(work, rates, at_once=at_once, way=request.way),
         rates=rates,
-        given=wish.given,
-        fits=tuple(fits(work, rates, reckoner, at_once=slots, given=wish.given.device_memory)),
-        disk=disk(work, rates, reckoner, at_once=slots, storage=storage),
+        given=request.given,
+        fits=tuple(fits(work, rates, estimator, at_once=slots, given=request.given.device_memory)),
+        disk=disk(work, rates, estimator, at_once=slots, storage=storage),
         problems=problems,
         trimmed=trimmed,
-        unheld=unheld,
+        budget_problem=budget_problem,
     )

@@ -1,4 +1,4 @@
-"""What a study's last run left out for its budget: kept for the report."""
+"""Record which trials the last run left out for its budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.state.ledger import Ledger
 LEFT_OUT = "left_out.json"  # in a study's folder
 
 
-def keep(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
+def save_trimmed(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
     """Keep what is left out; nothing where nothing is, so that no older word stays."""
     file = _file(workdir, study)
     if trimmed is None or not trimmed.trials:
@@ -22,7 +22,7 @@ def keep(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
     write_sealed(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
 
 
-def left_out(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
+def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     """Return what the report says of it; nothing once all that was left out is done."""
     file = _file(ledger.folder.parent, plan.study.name)
     try:

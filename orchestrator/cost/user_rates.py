@@ -1,4 +1,4 @@
-"""Rates and prices that the user gives: a YAML file, and flags in front of it."""
+"""Read rates and prices that the user gives, by file and by flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chip_core.errors import ConfigError
 from chip_core.recipes import read_yaml
 from chip_core.validation import explain
 from orchestrator.cost.estimate import Prices
-from orchestrator.cost.rates import ANY, NOTHING, Quantity, Seconds, Size, Source
+from orchestrator.cost.rates import ANY, NOTHING, Quantity, RateSource, Seconds, Size
 
 #: Of seconds and money, as of the options of the same names.
 LARGEST = 1e9
@@ -32,7 +32,7 @@ class Assumed(BaseModel):
     )
 
 
-class Given(BaseModel):
+class UserRates(BaseModel):
     """A file of rates. What is left out is measured or unknown."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -70,7 +70,7 @@ class Given(BaseModel):
         return Prices(gpu_hour=self.price_per_gpu_hour, cpu_hour=self.price_per_cpu_hour)
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> RateSource | None:
         """The rates that are given; None without any. The CPU computes all of the time."""
         rates: dict[tuple[Quantity, str], Seconds] = {}
         if self.start is not None:
@@ -89,10 +89,10 @@ class Given(BaseModel):
         sizes: dict[tuple[Size, str], int] = {}
         if self.rows is not None:
             sizes["rows", ANY] = self.rows
-        return Source(name="given rates", rates=rates, sizes=sizes) if rates or sizes else None
+        return RateSource(name="given rates", rates=rates, sizes=sizes) if rates or sizes else None
 
 
-def read_given(file: Path | None, flags: Mapping[str, Any]) -> Given:
+def read_user_rates(file: Path | None, flags: Mapping[str, Any]) -> UserRates:
     """Return what the user gives.
 
     Args:
@@ -105,10 +105,10 @@ def read_given(file: Path | None, flags: Mapping[str, Any]) -> Given:
     tree = {} if file is None else read_yaml(file)
     said = {name: value for name, value in flags.items() if value is not None}
     try:
-        found = Given.model_validate(tree)
+        found = UserRates.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explain(error, Given, str(file))) from None
+        raise ConfigError(explain(error, UserRates, str(file))) from None
     try:
-        return Given.model_validate({**found.model_dump(exclude_unset=True), **said})
+        return UserRates.model_validate({**found.model_dump(exclude_unset=True), **said})
     except ValidationError as error:
-        raise ConfigError(explain(error, Given, "--rate")) from None
+        raise ConfigError(explain(error, UserRates, "--rate")) from None

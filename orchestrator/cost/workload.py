@@ -1,4 +1,4 @@
-"""What of a study is still to be done: passes, trainings, answers, each with its kind."""
+"""List the work that is left of a study, each piece with its kind."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from chip_core.reference_cache.spec import CacheSpec, config_of, grouped
 from chip_core.results import MODEL
 from orchestrator.cost.kinds import (
     answer_kind,
-    pass_kind,
+    cache_build_kind,
     reference_of,
     row_kind,
     start_kind,
     training_kind,
 )
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.state.cache_plan import PlannedPass, plan_passes
+from orchestrator.state.cache_plan import PlannedCache, plan_caches
 from orchestrator.state.ledger import Ledger, answers_of
 from orchestrator.state.search import expected
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class BenchmarkQuestions:
     """Questions of one benchmark that are still to be answered or scored."""
 
     settings: BenchmarkConfig
@@ -49,7 +49,7 @@ class TrialWork:
     row: str
     training: str | None  # None: it is trained already, or is the untrained model
     rows: int | None  # of its data; None: not known on this machine
-    asked: Mapping[str, Asked]  # by "report/shapes"
+    asked: Mapping[str, BenchmarkQuestions]  # by "report/shapes"
     offered: tuple[CacheSpec, ...] = ()  # the stores that its training reads
     answered: bool = False  # its answers are there: they are scored, without its model
 
@@ -65,10 +65,10 @@ class TrialWork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassWork:
+class CacheBuildWork:
     """Passes that are made together."""
 
-    group: tuple[PlannedPass, ...]
+    group: tuple[PlannedCache, ...]
     config: TrialConfig  # that they are made with
     kind: str
     samples: int | None
@@ -84,9 +84,9 @@ class PassWork:
 class Workload:
     """All that is left of a study, in the order in which it is run."""
 
-    passes: tuple[PassWork, ...]
+    passes: tuple[CacheBuildWork, ...]
     trials: tuple[TrialWork, ...]
-    planned: tuple[PlannedPass, ...]  # every pass, whatever becomes of it
+    planned: tuple[PlannedCache, ...]  # every pass, whatever becomes of it
 
 
 def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
@@ -96,7 +96,7 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
     the recipe's own settings.
     """
     plan = expected(plan)
-    planned = plan_passes(plan, ledger, storage)
+    planned = plan_caches(plan, ledger, storage)
     read: dict[str, list[CacheSpec]] = {}
     for each in planned:
         if each.state != "in the step":
@@ -146,7 +146,7 @@ def _of_trial(
         assert callable(rows_of)
         rows = rows_of(config.data.model_dump_json())
     asked = {
-        f"{side}/{settings.name}": Asked(
+        f"{side}/{settings.name}": BenchmarkQuestions(
             settings=settings,
             kind=answer_kind(config, settings),
             questions=questions[f"{side}/{settings.name}"],
@@ -166,7 +166,7 @@ def _of_trial(
     )
 
 
-def _groups(planned: list[PlannedPass]) -> list[PassWork]:
+def _groups(planned: list[PlannedCache]) -> list[CacheBuildWork]:
     by_key = {each.one.key: each for each in planned if each.state == "to make"}
     found = []
     for group in grouped([each.one for each in by_key.values()]):
@@ -174,10 +174,10 @@ def _groups(planned: list[PlannedPass]) -> list[PassWork]:
         config = config_of([(each.one, each.config) for each in of_group])
         samples = of_group[0].samples
         found.append(
-            PassWork(
+            CacheBuildWork(
                 group=of_group,
                 config=config,
-                kind=pass_kind(config, group),
+                kind=cache_build_kind(config, group),
                 samples=samples,
                 parts=1 if samples is None else max(1, shard_count(samples)),
             )

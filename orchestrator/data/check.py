@@ -1,4 +1,4 @@
-"""What a data set holds: counts, lengths, image sizes, how much differs, every bad row."""
+"""Check preference data: counts, lengths, image sizes, bad rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a folder of benchmarks, for people and as plain data."""
+"""Print the state of a folder of benchmarks."""
 
 from __future__ import annotations
 

@@ -54,28 +54,28 @@ class Failed:
 
     job: Job
     reason: str
-    cause: Cause = "own"
+    cause: Cause = "trial_error"
     from_outside: bool = False  # the worker did not say so itself: it was found dead
-    again: Job | None = None  # the trial's next attempt, which this run makes
+    retry: Job | None = None  # the trial's next attempt, which this run makes
 
 
 #: Says how a job that failed is tried again, as another job; None where it is not.
-Again = Callable[[Failed], Job | None]
+Retry = Callable[[Failed], Job | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class EarlyStopped:
     """Early stopping ended a job's training; it is not scored."""
 
     job: Job
     reason: str
 
 
-Event = Started | Progressed | Answered | Finished | Failed | Cut
+Event = Started | Progressed | Answered | Finished | Failed | EarlyStopped
 
 
 class Executor(Protocol):
-    """Runs jobs. Each gets one Started, then one Answered, Finished, Failed or Cut; others go on.
+    """Runs jobs. Each gets one Started, then one event that ends it; others go on.
 
     A trial's next step is another job, which Answered names, and so is its next attempt, which
     Failed names: it is the next of its kind to begin.
@@ -91,11 +91,11 @@ class Executor(Protocol):
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         """Run all jobs and return when they have ended.
 
-        `on_event` and `again` are called in the caller's thread or another, never from two at once.
+        `on_event` and `retry` are called in the caller's thread or another, never from two at once.
 
         Raises:
             KeyboardInterrupt: the user stopped it; jobs that have not ended were stopped.

@@ -12,13 +12,13 @@ from chip_core.errors import StorageError, UserError
 from chip_core.machine import free_memory
 from chip_core.results import AnsweredTrial, Progress, TrialResult
 from orchestrator.executors.base import (
-    Again,
     Answered,
     Event,
     Failed,
     Finished,
     Job,
     Progressed,
+    Retry,
     Started,
 )
 from orchestrator.jobs.attempt import cause_of, execute, keep_traceback, reason_of
@@ -59,7 +59,7 @@ class InlineExecutor:
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         """Run all jobs in order.
 
@@ -77,11 +77,11 @@ class InlineExecutor:
         while left and not self._stop.no_more:
             job: Job | None = left.popleft()
             while job is not None:
-                job = self._run(job, on_event, again)
+                job = self._run(job, on_event, retry)
         if self._stop.asked:
             raise KeyboardInterrupt
 
-    def _run(self, job: Job, on_event: Callable[[Event], None], again: Again | None) -> Job | None:
+    def _run(self, job: Job, on_event: Callable[[Event], None], retry: Retry | None) -> Job | None:
         """Run a job; return its trial's next step or next attempt, if there is one."""
         on_event(Started(job=job))
         listener = _Listener(job, on_event)
@@ -92,10 +92,10 @@ class InlineExecutor:
                 raise  # what the listener raised is not
             keep_traceback(job)
             failed = Failed(job=job, reason=reason_of(error), cause=cause_of(error))
-            retry = None if again is None or self._stop.no_more else again(failed)
+            retry_job = None if retry is None or self._stop.no_more else retry(failed)
             free_memory()
-            on_event(replace(failed, again=retry))
-            return retry
+            on_event(replace(failed, retry=retry_job))
+            return retry_job
         if isinstance(result, AnsweredTrial):
             scoring = job.scoring()
             on_event(Answered(job=job, answered=result, scoring=scoring))

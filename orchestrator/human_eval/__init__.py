@@ -1,1 +1,1 @@
-"""Human evaluation: blinded sheets for two arms, and what people's choices come to."""
+"""Compare two arms by human judgement, with blinded sheets."""

@@ -1,4 +1,4 @@
-"""Krippendorff's α for nominal values, with judgements missing wherever they are.
+"""Compute Krippendorff's α for nominal values, with any judgement missing.
 
 Source: K. Krippendorff, Content Analysis (4th ed., 2019), chapter 12. With the coincidences
 o_ck = Σ over units of (ordered pairs of values c and k within the unit) / (m_u − 1), where m_u

@@ -1,4 +1,4 @@
-"""Which pairs of answers are asked, of whom, in which order, and which arm is on which side."""
+"""Assign pairs of answers to annotators, in random order and side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = "chip-ablate human key 1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SheetEntry:
     """One question of a sheet."""
 
     item: str
@@ -27,7 +27,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class SheetKey:
     """What an exporter keeps: what stands behind each question of each sheet."""
 
     study: str
@@ -37,7 +37,7 @@ class Key:
     trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint
     pairs: int  # pairs of answers there are
     same: int  # of them, those in which both answers are the same
-    sheets: tuple[tuple[Entry, ...], ...]
+    sheets: tuple[tuple[SheetEntry, ...], ...]
 
     @property
     def export(self) -> str:
@@ -50,7 +50,7 @@ class Key:
         return {"format": FORMAT, "export": self.export, **asdict(self)}
 
 
-def read_key(raw: Mapping[str, Any]) -> Key:
+def read_sheet_key(raw: Mapping[str, Any]) -> SheetKey:
     """Return a key from plain data.
 
     Raises:
@@ -60,8 +60,8 @@ def read_key(raw: Mapping[str, Any]) -> Key:
         raise ValueError("another format")
     rest = {name: value for name, value in raw.items() if name not in ("format", "export")}
     first, second = rest["arms"]
-    sheets = tuple(tuple(Entry(**entry) for entry in sheet) for sheet in rest["sheets"])
-    key = Key(**{**rest, "arms": (first, second), "sheets": sheets})
+    sheets = tuple(tuple(SheetEntry(**entry) for entry in sheet) for sheet in rest["sheets"])
+    key = SheetKey(**{**rest, "arms": (first, second), "sheets": sheets})
     if key.export != raw["export"]:
         raise ValueError("it was changed after the export")
     return key
@@ -69,7 +69,7 @@ def read_key(raw: Mapping[str, Any]) -> Key:
 
 def draw_sheets(
     pool: Pool, *, study: str, items: int, annotators: int, overlap: int | None, seed: int
-) -> Key:
+) -> SheetKey:
     """Draw items and lay them out on sheets.
 
     Items are drawn from those on which the answers differ, each with one training seed, the seeds
@@ -103,7 +103,7 @@ def draw_sheets(
             f"--items: {len(chosen)} items for {annotators} annotators leave a sheet empty: "
             "ask fewer annotators, or raise --items or --overlap"
         )
-    return Key(
+    return SheetKey(
         study=study,
         arms=pool.arms,
         benchmark=pool.benchmark,
@@ -142,13 +142,13 @@ def _shared(items: int, annotators: int, overlap: int | None) -> int:
     return overlap
 
 
-def _sheet(pairs: Sequence[Pair], random: Random) -> tuple[Entry, ...]:
+def _sheet(pairs: Sequence[Pair], random: Random) -> tuple[SheetEntry, ...]:
     ordered = list(pairs)
     random.shuffle(ordered)
     offset = random.randrange(2)
     sides = [(place + offset) % 2 for place in range(len(ordered))]
     random.shuffle(sides)
     return tuple(
-        Entry(item=pair.item, seed=pair.seed, left=side)
+        SheetEntry(item=pair.item, seed=pair.seed, left=side)
         for pair, side in zip(ordered, sides, strict=True)
     )

@@ -1,4 +1,4 @@
-"""An import's figures as JSON, as a Markdown section and as metrics."""
+"""Write an import's figures as JSON, as Markdown and as metrics."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.files import write_atomically, write_sealed
-from orchestrator.human_eval.assignment import Key
+from orchestrator.human_eval.assignment import SheetKey
 from orchestrator.human_eval.preference import HumanFigures, human_figures
-from orchestrator.human_eval.replies import Replies, judgements
+from orchestrator.human_eval.replies import SheetReplies, judgements
 from orchestrator.report.attachments import HUMANS
 from orchestrator.report.sections.human import human_blocks, human_metrics, human_title
 from orchestrator.report.writers.markdown import section_text
@@ -19,10 +19,10 @@ _SHARES = ("judged", "win", "tie", "lose", "chose_a")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class HumanComparison:
     """What people made of two arms."""
 
-    key: Key
+    key: SheetKey
     figures: HumanFigures
     sheets: dict[int, tuple[int, int]]  # sheet -> (questions judged, questions); 0 where not given
 
@@ -32,7 +32,7 @@ class Comparison:
         return f"{self.key.benchmark.replace('/', '-').replace(':', '-')}-{self.key.export[:8]}"
 
 
-def compare(key: Key, replies: Sequence[Replies]) -> Comparison:
+def compare(key: SheetKey, replies: Sequence[SheetReplies]) -> HumanComparison:
     """Return what the replies to an export come to.
 
     Raises:
@@ -40,7 +40,7 @@ def compare(key: Key, replies: Sequence[Replies]) -> Comparison:
     """
     made = judgements(key, replies)
     judged = {saved.sheet: sum(choice is not None for choice in saved.choices) for saved in replies}
-    return Comparison(
+    return HumanComparison(
         key=key,
         figures=human_figures(made),
         sheets={
@@ -50,7 +50,7 @@ def compare(key: Key, replies: Sequence[Replies]) -> Comparison:
     )
 
 
-def write_comparison(comparison: Comparison, report: Path) -> list[Path]:
+def write_comparison(comparison: HumanComparison, report: Path) -> list[Path]:
     """Write a comparison into a study's report folder; return the files."""
     folder = report / HUMANS
     files = [folder / f"{comparison.name}.{kind}" for kind in ("json", "md")]
@@ -59,7 +59,7 @@ def write_comparison(comparison: Comparison, report: Path) -> list[Path]:
     return files
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: HumanComparison) -> dict[str, Any]:
     """Return a comparison as plain data.
 
     Shares are in percent and preferences in points, of the second arm; α is as it is.
@@ -94,13 +94,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: HumanComparison) -> str:
     """Return a comparison as a section of a report."""
     found = as_json(comparison)
     return section_text(human_title(found), human_blocks(found))
 
 
-def metrics(comparison: Comparison) -> dict[str, float]:
+def metrics(comparison: HumanComparison) -> dict[str, float]:
     """Return the figures for a tracker: `human/BENCHMARK/SECOND vs FIRST/win`, …"""
     return human_metrics(as_json(comparison))
 

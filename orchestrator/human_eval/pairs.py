@@ -1,4 +1,4 @@
-"""What two arms answered to the same questions: what people can be asked to compare."""
+"""Collect the pairs of answers that people can be asked to compare."""
 
 from __future__ import annotations
 

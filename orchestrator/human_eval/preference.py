@@ -1,4 +1,4 @@
-"""What people's choices come to, of the second arm against the first.
+"""Compute how often people prefer the second arm to the first.
 
 An item is the unit: of several people's choices on it the mean counts, so that an item that many
 judged weighs no more than another. Notation: n items judged; w, t, l an item's shares of win, tie

@@ -1,4 +1,4 @@
-"""What people saved, held against the key: which arm was preferred."""
+"""Read annotators' replies, and decode which arm each prefers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from chip_core.errors import UserError
 from chip_core.files import read_json
-from orchestrator.human_eval.assignment import Key, read_key
+from orchestrator.human_eval.assignment import SheetKey, read_sheet_key
 
 FORMAT = "chip-ablate human replies 1"
 #: Names a file of the key: nothing that leaves its folder.
@@ -33,7 +33,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replies:
+class SheetReplies:
     """One saved sheet."""
 
     file: Path
@@ -43,7 +43,7 @@ class Replies:
     choices: tuple[str | None, ...]
 
 
-def read_replies(files: Sequence[Path]) -> list[Replies]:
+def read_replies(files: Sequence[Path]) -> list[SheetReplies]:
     """Return the sheets that people saved, all of one export.
 
     Raises:
@@ -56,7 +56,7 @@ def read_replies(files: Sequence[Path]) -> list[Replies]:
                 f"{replies.file} is of export {replies.export}, {read[0].file} of export "
                 f"{read[0].export}: import one export at a time"
             )
-    by_sheet: dict[int, Replies] = {}
+    by_sheet: dict[int, SheetReplies] = {}
     for replies in read:
         other = by_sheet.setdefault(replies.sheet, replies)
         if other is not replies:
@@ -67,7 +67,7 @@ def read_replies(files: Sequence[Path]) -> list[Replies]:
     return read
 
 
-def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path]) -> Key:
+def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path]) -> SheetKey:
     """Return the key of an export.
 
     Args:
@@ -88,7 +88,7 @@ def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path
             else f"--key: no file {given}"
         )
     try:
-        key = read_key(read_json(path))
+        key = read_sheet_key(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no key of an export ({error})") from None
     if key.export != export:
@@ -99,7 +99,7 @@ def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path
     return key
 
 
-def judgements(key: Key, replies: Sequence[Replies]) -> list[Judgement]:
+def judgements(key: SheetKey, replies: Sequence[SheetReplies]) -> list[Judgement]:
     """Return every choice that was made; what is open is left out.
 
     Raises:
@@ -138,7 +138,7 @@ def _verdict(choice: str, left: int) -> Verdict:
     return "win" if chosen == 1 else "lose"
 
 
-def _read(file: Path) -> Replies:
+def _read(file: Path) -> SheetReplies:
     try:
         raw: Any = read_json(file)
         if raw["format"] != FORMAT:
@@ -148,7 +148,7 @@ def _read(file: Path) -> Replies:
         choices = tuple(raw["choices"])
         if any(choice is not None and choice not in CHOICES for choice in choices):
             raise ValueError(f"choices are {', '.join(CHOICES)} or null")
-        return Replies(
+        return SheetReplies(
             file=file,
             export=str(raw["export"]),
             sheet=int(raw["sheet"]),
@@ -158,8 +158,8 @@ def _read(file: Path) -> Replies:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{file} is no sheet that was saved ({_said(error)})") from None
+        raise UserError(f"{file} is no sheet that was saved ({_error_text(error)})") from None
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -1,4 +1,4 @@
-"""A sheet: one HTML page that needs nothing beside itself."""
+"""Write a sheet: one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from chip_core.data.image_files import to_rgb
-from orchestrator.human_eval.assignment import Key
+from orchestrator.human_eval.assignment import SheetKey
 from orchestrator.human_eval.pairs import Pool
 
 _PAGE = Path(__file__).with_name("sheet.html")
@@ -28,7 +28,7 @@ _ESCAPES = {
 
 
 def sheet_page(
-    key: Key, number: int, pool: Pool, images: Mapping[str, Sequence[Image.Image]]
+    key: SheetKey, number: int, pool: Pool, images: Mapping[str, Sequence[Image.Image]]
 ) -> str:
     """Return sheet `number` (from 1) as a page.
 

@@ -25,7 +25,7 @@ TRACEBACK = "traceback.txt"
 
 #: What ended an attempt: its own (a wrong configuration, a loss that is no number, a bug), a worker
 #: or node that was lost, memory that ran out, a full disk, a wish to stop.
-Cause = Literal["own", "lost", "memory", "disk", "stopped"]
+Cause = Literal["trial_error", "worker_lost", "memory", "disk", "stopped"]
 
 
 def execute(
@@ -39,12 +39,12 @@ def execute(
     """
     began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
-    if job.part is not None:
+    if job.shard is not None:
         from chip_core.phases import stopped_by
         from chip_core.reference_cache.build import run_shard
 
         told = stopped_by(stop, report)
-        return run_shard(job.part, job.config, folder=job.folder, report=told)
+        return run_shard(job.shard, job.config, folder=job.folder, report=told)
     from chip_core.trial_context import TrialContext
     from chip_core.trial_scoring import score_trial
 
@@ -91,7 +91,7 @@ def cause_of(error: BaseException) -> Cause:
         return "memory"
     if is_full(error):
         return "disk"
-    return "lost" if isinstance(error, StorageError) else "own"
+    return "worker_lost" if isinstance(error, StorageError) else "trial_error"
 
 
 def reason_of(error: BaseException) -> str:

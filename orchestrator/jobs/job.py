@@ -1,4 +1,4 @@
-"""What an executor runs, and what it needs of its files."""
+"""Describe a job: what an executor runs, and the files that it needs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Job:
     places: Places = Places()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
     offered: AvailableCaches | None = None  # the stores of reference passes that it may read
-    part: BuildShard | None = None  # make this share of a reference pass, and nothing else
+    shard: BuildShard | None = None  # make this share of a reference pass, and nothing else
     answers: Path | None = None  # score the answers of this attempt's folder, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # what is to be said of this attempt
@@ -44,7 +44,7 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether it is a training that is to be made, or gone on with."""
-        return not (self.untrained or self.trained_model or self.part or self.scores)
+        return not (self.untrained or self.trained_model or self.shard or self.scores)
 
     @property
     def scores(self) -> bool:

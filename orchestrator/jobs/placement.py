@@ -1,4 +1,4 @@
-"""What fits where: a trial's workers on a cluster's nodes, by what each of them asks for."""
+"""Place a trial's workers on a cluster's nodes by what each asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DRIVER = "chip_driver"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ResourceRequest:
     """What a trial asks for."""
 
     workers: int
@@ -31,7 +31,7 @@ def fitting(node: Mapping[str, float], each: Mapping[str, float]) -> int:
     return int(min(node.get(name, 0) / amount for name, amount in each.items()) + 1e-6)
 
 
-def slots(request: Request, nodes: Sequence[Mapping[str, float]]) -> int:
+def slots(request: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many trials with one request fit nodes at once.
 
     Where a node holds a whole trial, trials are not spread over nodes (`placement_of`).
@@ -41,7 +41,10 @@ def slots(request: Request, nodes: Sequence[Mapping[str, float]]) -> int:
 
 
 def trials_at_once(
-    requests: Iterable[Request], nodes: Sequence[Mapping[str, float]], where: str, hint: str = ""
+    requests: Iterable[ResourceRequest],
+    nodes: Sequence[Mapping[str, float]],
+    where: str,
+    hint: str = "",
 ) -> int:
     """Return how many trials of the largest request fit at once, with all their workers.
 
@@ -62,7 +65,7 @@ def trials_at_once(
     )
 
 
-def placement_of(request: Request, nodes: Sequence[Mapping[str, float]]) -> str:
+def placement_of(request: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> str:
     """Return how Ray is to place a trial's workers, as `ScalingConfig.placement_strategy`.
 
     On one node where one is large enough, if need be by waiting for it: gradients pass between

@@ -1,4 +1,4 @@
-"""How a run ends before its time: at once, after a checkpoint, or with what is running."""
+"""Stop a run: at once, after checkpoints, or when running trials have ended."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Stop:
 
     @property
     def why(self) -> str | None:
-        """Why nothing new is to begin, where `begin_no_more` said so."""
+        """Why nothing new is to begin, where `drain` said so."""
         return self._why
 
     def ask(self, limit: str | None = None) -> None:
@@ -57,7 +57,7 @@ class Stop:
             self._limit = limit
         self._asked = True
 
-    def begin_no_more(self, why: str) -> None:
+    def drain(self, why: str) -> None:
         """Let running trials come to their end, and begin nothing new.
 
         Args:
@@ -66,7 +66,7 @@ class Stop:
         self._why = self._why or why
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def install_signal_handlers(self) -> Iterator[None]:
         """Take the first SIGINT or SIGTERM for a wish to stop; the second stops at once.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a study's benchmarks were when it ran: its figures are found again without their data."""
+"""Record the identities of a study's benchmarks when it runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def identities(study: Study, places: Places, seen: Identities) -> dict[str, Mapp
     }
 
 
-def seen_before(workdir: Path, study: str) -> Identities:
+def read_identities(workdir: Path, study: str) -> Identities:
     """Return the identities that the last run of a study had; empty where there was none."""
     file = _file(workdir, study)
     try:
@@ -51,13 +51,13 @@ def seen_before(workdir: Path, study: str) -> Identities:
     return {}
 
 
-def damaged(workdir: Path, study: str) -> bool:
+def is_damaged(workdir: Path, study: str) -> bool:
     """Return whether what was kept of a study is not as it was written."""
     file = _file(workdir, study)
-    return file.exists() and not seen_before(workdir, study)
+    return file.exists() and not read_identities(workdir, study)
 
 
-def keep(workdir: Path, study: str, found: Identities) -> None:
+def save_identities(workdir: Path, study: str, found: Identities) -> None:
     """Keep the identities of a run."""
     write_sealed(_file(workdir, study), {key: dict(identity) for key, identity in found.items()})
 

@@ -1,4 +1,4 @@
-"""Training images that a study's benchmarks show too: counted before it starts, told in its report.
+"""Count the training images that a study's benchmarks show too.
 
 A figure on pictures that were trained on is not the figure it seems to be.
 """
@@ -69,7 +69,7 @@ def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
     return found
 
 
-def mend_overlaps(plan: Plan, workdir: Path) -> None:
+def restore_overlaps(plan: Plan, workdir: Path) -> None:
     """Count again what was counted and is not as it was written, where data are still there."""
     file = _file(workdir, plan.study.name)
     try:

@@ -1,4 +1,4 @@
-"""From a study to its trials: expansion, collapsing, fingerprints. Pure, but for hashing files."""
+"""Expand a study to its trials, and give each its fingerprint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ABSENT = "—"  # in place of a level, where a factor does not apply
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class Blocked:
     """Why a trial cannot run: its arm has not chosen its settings, or will not."""
 
     reason: str
@@ -48,7 +48,7 @@ class Trial:
     config: TrialConfig
     evaluations: Mapping[str, str]  # "report/shapes" -> fingerprint of that evaluation
     params: Mapping[str, str]  # every factor of the study, as text
-    held: Held | None = None  # its fingerprint stands for nothing yet
+    blocked: Blocked | None = None  # its fingerprint stands for nothing yet
 
     @property
     def untrained(self) -> bool:
@@ -100,7 +100,7 @@ class Plan:
         # Seed by seed, so that a study cut short has every arm as often.
         seeds = zip(*(arm.trials for arm in self.arms), strict=True)
         trained = {
-            trial.fingerprint: trial for seed in seeds for trial in seed if trial.held is None
+            trial.fingerprint: trial for seed in seeds for trial in seed if trial.blocked is None
         }
         return (self.base, *trained.values())
 
@@ -259,12 +259,12 @@ def _arm(
     evaluations: Mapping[str, str],
 ) -> Arm:
     cells = tuple(group.cells)
-    held = None if study.tune is None else Held(reason="its search has not ended")
+    blocked = None if study.tune is None else Blocked(reason="its search has not ended")
     # What is still to be chosen is not what was read: its fingerprint is that of no training.
-    training = group.training if held is None else {**group.training, "kind": "held"}
+    training = group.training if blocked is None else {**group.training, "kind": "held"}
     trials = []
     for seed in study.seeds:
-        first = held is None and seed == study.seeds[0]
+        first = blocked is None and seed == study.seeds[0]
         trials.append(
             Trial(
                 fingerprint=group.key if first else fingerprint({**training, "seed": seed}),
@@ -273,7 +273,7 @@ def _arm(
                 config=group.config.model_copy(update={"seed": seed}),
                 evaluations=evaluations,
                 params=params,
-                held=held,
+                blocked=blocked,
             )
         )
     return Arm(

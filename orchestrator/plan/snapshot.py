@@ -1,4 +1,4 @@
-"""Which trials each study of a work directory wants: noted when it runs, read by who asks later.
+"""Save and read which trials each study of a work directory plans.
 
 The ledger knows for whom a trial was executed. Who else has it in his table, this says.
 """
@@ -17,7 +17,7 @@ from chip_core.files import read_sealed, write_sealed
 from chip_core.places import Places
 from orchestrator.plan.plan import Plan
 from orchestrator.study.load import is_study
-from orchestrator.study.model import Changes
+from orchestrator.study.model import StudyChanges
 from orchestrator.study.variant import variant_name
 
 _FILE = "plan.json"  # in a study's folder
@@ -25,7 +25,7 @@ _REPORT = Path("report", "provenance.json")  # has the same, of studies last run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PlannedTrial:
     """A trial as a study has it."""
 
     arm: str
@@ -35,21 +35,21 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptPlan:
+class PlanSnapshot:
     """What a study was when it was last run."""
 
     study: str
     file: str
-    trials: Mapping[str, Wanted]  # by fingerprint
+    trials: Mapping[str, PlannedTrial]  # by fingerprint
     path: Path = Path()  # the same file, wherever the command was given
     time: float = 0.0  # when it was last run, in seconds since 1970
     began: float | None = None  # when it was first run; None: not noted
-    changes: Changes = Changes()  # of the command line
+    changes: StudyChanges = StudyChanges()  # of the command line
     places: Places = Places()  # where its benchmarks' data lay
 
-    def changed_by(self, changes: Changes) -> Changes:
+    def changed_by(self, changes: StudyChanges) -> StudyChanges:
         """Return its changes with further ones, which take the place of its own."""
-        return Changes(
+        return StudyChanges(
             recipe=self.changes.recipe if changes.recipe is None else changes.recipe,
             seeds=self.changes.seeds if changes.seeds is None else changes.seeds,
             overrides={**self.changes.overrides, **changes.overrides},
@@ -63,7 +63,7 @@ class KeptPlan:
         )
 
 
-def keep_plan(plan: Plan, workdir: Path, *, runs: bool = True) -> KeptPlan:
+def save_plan_snapshot(plan: Plan, workdir: Path, *, runs: bool = True) -> PlanSnapshot:
     """Note what a study wants, before anything of it runs; return it as it is kept.
 
     Args:
@@ -113,7 +113,7 @@ def keep_plan(plan: Plan, workdir: Path, *, runs: bool = True) -> KeptPlan:
     return _read(read_sealed(file))
 
 
-def kept_plans(workdir: Path, *, all_of_them: bool = False) -> Iterator[KeptPlan]:
+def plan_snapshots(workdir: Path, *, all_of_them: bool = False) -> Iterator[PlanSnapshot]:
     """Yield the studies of a work directory, by name; of one that cannot be read it is told.
 
     Args:
@@ -139,14 +139,14 @@ def kept_plans(workdir: Path, *, all_of_them: bool = False) -> Iterator[KeptPlan
             notice(line)
 
 
-def kept_plan(workdir: Path, study: str) -> KeptPlan | None:
+def plan_snapshot(workdir: Path, study: str) -> PlanSnapshot | None:
     """Return what a study was when it was last run; None where it was not, or nothing says."""
     folder = workdir / "studies" / study
     found = (_kept(folder / name) for name in (_FILE, _REPORT))
     return next((kept for kept in found if kept is not None), None)
 
 
-def find_own_study(workdir: Path, name: str) -> KeptPlan | None:
+def find_own_study(workdir: Path, name: str) -> PlanSnapshot | None:
     """Return a study that was run in a work directory, by its name; None where the name is no such.
 
     A path that is there, and the name of a shipped study, mean those.
@@ -156,7 +156,7 @@ def find_own_study(workdir: Path, name: str) -> KeptPlan | None:
     """
     if is_study(name):
         return None
-    kept = next((plan for plan in kept_plans(workdir) if plan.study == name), None)
+    kept = next((plan for plan in plan_snapshots(workdir) if plan.study == name), None)
     if kept is not None and not kept.path.is_file():
         raise UserError(
             f"study {name}: its file {kept.path} is gone: put it back, or name the file where it "
@@ -174,7 +174,7 @@ def require_same_file(plan: Plan, workdir: Path) -> None:
     Raises:
         UserError: it is another's, which is there and has that name.
     """
-    kept = kept_plan(workdir, plan.study.name)
+    kept = plan_snapshot(workdir, plan.study.name)
     path = Path(plan.study.source).absolute()
     if kept is None or not kept.path.is_absolute() or not kept.path.is_file():
         return
@@ -198,7 +198,7 @@ def require_same_file(plan: Plan, workdir: Path) -> None:
     )
 
 
-def _kept(file: Path) -> KeptPlan | None:
+def _kept(file: Path) -> PlanSnapshot | None:
     """Return what a file holds; None where it is not there or not as it was written."""
     try:
         return _read(read_sealed(file))
@@ -206,23 +206,23 @@ def _kept(file: Path) -> KeptPlan | None:
         return None
 
 
-def _read(raw: Mapping[str, Any]) -> KeptPlan:
+def _read(raw: Mapping[str, Any]) -> PlanSnapshot:
     identities = raw.get("identities")
 
     def identity(found: Any) -> Any:
         return identities[found] if identities is not None and found is not None else found
 
     lay = {name: Path(place) for name, place in raw.get("places", {}).items() if place}
-    return KeptPlan(
+    return PlanSnapshot(
         study=raw["study"],
         file=raw["file"],
         path=Path(raw.get("path", raw["file"])),
         time=raw.get("time", 0.0),
         began=raw.get("began", raw.get("time")),
-        changes=Changes(**raw.get("changes", {})),
+        changes=StudyChanges(**raw.get("changes", {})),
         places=Places(**lay),
         trials={
-            entry["fingerprint"]: Wanted(
+            entry["fingerprint"]: PlannedTrial(
                 arm=entry["arm"],
                 seed=entry["seed"],
                 model=identity(entry["model"]),

@@ -1,1 +1,1 @@
-"""Tables of a study."""
+"""Build and write the report of a study."""

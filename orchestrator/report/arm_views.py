@@ -1,10 +1,10 @@
-"""The arms' aggregates as a tracker shows them."""
+"""Return the arms' aggregates as a tracker shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.report.summary import Row, Summary
+from orchestrator.report.summary import ArmRow, Summary
 from orchestrator.tracking.base import ArmView, Status
 
 VERDICT = "chip.verdict"
@@ -28,7 +28,7 @@ def arm_views(summary: Summary) -> list[ArmView]:
     ]
 
 
-def _figures(row: Row, scales: Mapping[str, float]) -> dict[str, float]:
+def _figures(row: ArmRow, scales: Mapping[str, float]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, figure in row.figures.items():
         low, high = figure.interval or (None, None)
@@ -46,14 +46,14 @@ def _figures(row: Row, scales: Mapping[str, float]) -> dict[str, float]:
     return figures
 
 
-def _status(row: Row) -> Status:
+def _status(row: ArmRow) -> Status:
     states = set(row.states.values())
     if "failed" in states:
         return "FAILED"
     return "KILLED" if states & {"missing", "killed", "cut"} else "FINISHED"
 
 
-def _tags(summary: Summary, row: Row) -> dict[str, str | None]:
+def _tags(summary: Summary, row: ArmRow) -> dict[str, str | None]:
     """Return the verdict on the primary metric; None where there is none any more."""
     primary = summary.plan.study.primary
     figure = None if primary is None else row.figures.get(primary.metric)

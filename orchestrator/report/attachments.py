@@ -1,4 +1,4 @@
-"""What came into a report's folder from beside: rejected images, representations, judgements.
+"""Read attachments from other commands in a report's folder.
 
 Other commands leave it there; a report takes in what it finds. What cannot be read is left out and
 told, since a report does not fail for it.
@@ -13,7 +13,7 @@ from typing import Any
 
 from chip_core.files import read_sealed
 from orchestrator.plan.plan import Plan
-from orchestrator.report.layout import FIGURES, Block, Picture, Section, Words
+from orchestrator.report.layout import FIGURES, Block, Picture, Section, TextBlock
 from orchestrator.report.sections.human import CSV as HUMAN_COLUMNS
 from orchestrator.report.sections.human import human_blocks, human_lines
 from orchestrator.report.sections.representation import CSV as REPRESENTATION_COLUMNS
@@ -34,14 +34,14 @@ Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class Attachments:
     """Sections and files that come of what was found."""
 
     sections: tuple[Section, ...]
     tables: Mapping[str, str]  # file name -> CSV
 
 
-def found_beside(folder: Path, plan: Plan) -> Beside:
+def find_attachments(folder: Path, plan: Plan) -> Attachments:
     """Return what a report's folder holds beside the report."""
     sections = []
     tables: dict[str, str] = {}
@@ -57,7 +57,7 @@ def found_beside(folder: Path, plan: Plan) -> Beside:
     blocks = _humans(folder / HUMANS, plan, tables)
     if blocks:
         sections.append(Section(name=HUMANS, title="Human evaluation", blocks=tuple(blocks)))
-    return Beside(sections=tuple(sections), tables=tables)
+    return Attachments(sections=tuple(sections), tables=tables)
 
 
 def _representation(folder: Path, name: str, plan: Plan, tables: dict[str, str]) -> list[Block]:
@@ -70,7 +70,11 @@ def _representation(folder: Path, name: str, plan: Plan, tables: dict[str, str])
         return [picture]
 
     def read(found: Data) -> list[Block]:
-        trials = {trial: mark for row in found["rows"] for trial, mark in row["trials"].items()}
+        trials = {
+            trial: fingerprint
+            for row in found["rows"]
+            for trial, fingerprint in row["trials"].items()
+        }
         made = representation_blocks(found, picture.png, name)
         made += _old(trials, plan, "chip-ablate represent")
         tables[f"{name}.csv"] = csv_text(REPRESENTATION_COLUMNS, representation_lines(found, name))
@@ -102,17 +106,17 @@ def _read(file: Path, made: Callable[[Data], list[Block]]) -> list[Block]:
     try:
         return made(read_sealed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return [Words(lines=(f"{file.name} is of another version or broken: make it again.",))]
+        return [TextBlock(lines=(f"{file.name} is of another version or broken: make it again.",))]
 
 
 def _old(trials: Mapping[str, str], plan: Plan, command: str) -> list[Block]:
     """Say where figures were made of trials that are none of the report's."""
     ours = {trial.name: trial.fingerprint for trial in plan.trials}
-    others = sorted(name for name, mark in trials.items() if ours.get(name) != mark)
+    others = sorted(name for name, fingerprint in trials.items() if ours.get(name) != fingerprint)
     if not others:
         return []
     return [
-        Words(
+        TextBlock(
             lines=(
                 f"Made of other trainings than this report's ({'; '.join(others)}): the study has "
                 f"changed since. `{command}` makes them anew.",

@@ -1,4 +1,4 @@
-"""The whole report as data: what every way of writing it is made from."""
+"""Build the whole report as data, for every writer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.plan import Plan
-from orchestrator.report.attachments import found_beside
+from orchestrator.report.attachments import find_attachments
 from orchestrator.report.figures.cost import draw_costs
 from orchestrator.report.figures.coverage import draw_pair, pairs
 from orchestrator.report.figures.forest import draw_differences, draw_effects
 from orchestrator.report.figures.response import MOST_PANELS, draw_response, numeric_factors
 from orchestrator.report.figures.training import draw_training
-from orchestrator.report.layout import Block, Changes, Picture, Section, Words
+from orchestrator.report.layout import Block, ChangedItems, Picture, Section, TextBlock
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.arms import benchmark_tables, effect_table, verdict_table
 from orchestrator.report.sections.changes import largest_changes
-from orchestrator.report.sections.costs import cost_table, costs
+from orchestrator.report.sections.costs import arm_costs, cost_table
 from orchestrator.report.sections.footnotes import footnotes
 from orchestrator.report.sections.notes import notes
 from orchestrator.report.sections.power import power_blocks
@@ -68,9 +68,9 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
     """
     loaded = load_scores(plan, ledger, storage)
     summary = summarise(plan, ledger, loaded)
-    spent = costs(plan, ledger)
+    spent = arm_costs(plan, ledger)
     origin = provenance(plan, ledger)
-    beside = found_beside(folder, plan)
+    beside = find_attachments(folder, plan)
     pdfs: dict[str, bytes] = {}
 
     def pictures(drawings: Iterable[_Drawn]) -> list[Picture]:
@@ -78,7 +78,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         pdfs.update({picture.name: pdf for picture, pdf in found})
         return [picture for picture, _ in found]
 
-    under = Words(lines=tuple(footnotes(summary, origin)), bulleted=True)
+    under = TextBlock(lines=tuple(footnotes(summary, origin)), bulleted=True)
     decided = [metric for metric in summary.decided if metric in summary.compared]
     effects = [effect_table(summary, metric) for metric in decided]
     changes = largest_changes(summary, loaded, ledger, storage)
@@ -129,7 +129,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             pictures([draw_costs(spent)]),
         ),
         _section("power", "What more seeds would buy", power_blocks(summary)),
-        _section("notes", "Notes", [Words(lines=tuple(notes(summary)), bulleted=True)]),
+        _section("notes", "Notes", [TextBlock(lines=tuple(notes(summary)), bulleted=True)]),
         _section(
             "provenance",
             "Where the figures come from",
@@ -165,10 +165,10 @@ def _section(name: str, title: str, *blocks: Iterable[Block], in_paper: bool = T
     )
 
 
-def _item_blocks(changes: list[Changes]) -> list[Block]:
+def _item_blocks(changes: list[ChangedItems]) -> list[Block]:
     if not changes:
         return []
-    intro = Words(
+    intro = TextBlock(
         lines=(
             "For each arm the items that got most better and most worse against the baseline, by "
             "the mean over seeds; the answers shown are those of the seed that shows it best. "

@@ -1,4 +1,4 @@
-"""A report that is there already: not made again as long as all that it is made from is the same.
+"""Keep a report as long as all that it is made from is the same.
 
 Beside its folder lies `report.json`: a hash of what the report was made from, one of each of its
 files, and what it says on the terminal. It is written last, so that it never speaks of files that
@@ -33,7 +33,7 @@ from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.results import Results, results_of
 from orchestrator.report.summary import Summary, study_metrics
 from orchestrator.report.writers.files import PAGE, artifact_folder, report_folder
-from orchestrator.state.integrity import attempts_of, kept_report, ledger_of, poorer
+from orchestrator.state.integrity import attempts_of, kept_report_notice, ledger_of, lost_figures
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
 
@@ -44,7 +44,7 @@ _CODE = {".py", ".j2", ".css"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class WrittenReport:
     """A report in its folder."""
 
     results: Results
@@ -53,7 +53,7 @@ class Made:
     summary: Summary | None = None  # None: it was there
 
 
-def report_there(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Made | None:
+def find_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> WrittenReport | None:
     """Return the report that is there; None where it is not whole, or was made from other things.
 
     Args:
@@ -71,15 +71,15 @@ def report_there(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Mad
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Made(
+    return WrittenReport(
         results=results,
         files=tuple(folder / name for name in files),
         mark=_hash([raw["inputs"], files]),
     )
 
 
-def write_anew(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Made:
-    """Make a report and write it; see `report_there`."""
+def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> WrittenReport:
+    """Make a report and write it; see `find_report`."""
     from orchestrator.report.build import make_report
     from orchestrator.report.writers.files import write_report
 
@@ -96,7 +96,7 @@ def write_anew(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Made:
             kept = {"inputs": inputs, "files": files, "results": results.kept()}
             write_sealed(_mark_file(folder), kept)
             mark = _hash([inputs, files])
-    return Made(results=results, files=tuple(written), mark=mark, summary=report.summary)
+    return WrittenReport(results=results, files=tuple(written), mark=mark, summary=report.summary)
 
 
 def inputs_hash(
@@ -237,9 +237,9 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
     if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
         return []
     folder = report_folder(workdir, plan.study.name)
-    lost = poorer(plan, ledger)
+    lost = lost_figures(plan, ledger)
     if lost and (folder / PAGE).exists():
-        notice(kept_report(folder / PAGE, plan, workdir, lost))
+        notice(kept_report_notice(folder / PAGE, plan, workdir, lost))
         return []
-    files = write_anew(plan, ledger, workdir, folder).files
+    files = rewrite_report(plan, ledger, workdir, folder).files
     return [(file, artifact_folder(file, folder)) for file in files]

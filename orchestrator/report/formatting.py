@@ -1,4 +1,4 @@
-"""How figures are written for people: one way in every table, note and sentence."""
+"""Format figures for people, the same way everywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from chip_core.evaluation.task import MetricInfo
 from orchestrator.analysis import Comparison, Verdict
-from orchestrator.report.summary import Figure, Row, Summary
+from orchestrator.report.summary import ArmRow, Figure, Summary
 
 NOTHING = "—"
 _MINUS = "\N{MINUS SIGN}"
@@ -105,7 +105,7 @@ def metric_title(metric: str, info: MetricInfo) -> str:
     return f"{metric} {unit_text(info)} {arrow(info)}"
 
 
-def seeds_text(row: Row) -> str:
+def seeds_text(row: ArmRow) -> str:
     """Return how many seeds an arm has, of how many."""
     done = sum(state == "done" for state in row.states.values())
     if row.arm is None:
@@ -113,7 +113,7 @@ def seeds_text(row: Row) -> str:
     return str(done) if done == len(row.states) else f"{done} of {len(row.states)}"
 
 
-def row_name(row: Row) -> str:
+def row_name(row: ArmRow) -> str:
     """Return an arm's name as the first column has it."""
     return row.name + (" (baseline)" if row.arm is not None and row.arm.baseline else "")
 

@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as: sections of tables, figures and texts.
+"""Define the blocks of a report: sections of tables, figures and texts.
 
 Contents are plain text; each way of writing (HTML, Markdown, LaTeX) escapes them as it must.
 """
@@ -62,7 +62,7 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class ShownAnswer:
     """One answer to an item."""
 
     text: str
@@ -70,33 +70,33 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class ChangedItem:
     """An item that an arm answers otherwise than the baseline."""
 
     item: str
     seed: int
     prompt: str
     truth: str
-    baseline: Answered
-    arm: Answered
+    baseline: ShownAnswer
+    arm: ShownAnswer
     change: float  # of the item's value, mean over seeds, in the metric's shown unit
     better: bool
     images: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)  # media type, content
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class ChangedItems:
     """The items that changed most in one arm."""
 
     arm: str
     baseline: str
     metric: str
     unit: str
-    items: tuple[Change, ...]
+    items: tuple[ChangedItem, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class TextBlock:
     """A paragraph, or a list of them."""
 
     lines: tuple[str, ...]
@@ -104,14 +104,14 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detail:
+class Disclosure:
     """Plain data behind a heading: folded away where the page can."""
 
     title: str
     text: str
 
 
-Block = Table | Picture | Changes | Words | Detail
+Block = Table | Picture | ChangedItems | TextBlock | Disclosure
 
 
 @dataclass(frozen=True, kw_only=True)

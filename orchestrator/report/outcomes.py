@@ -1,4 +1,4 @@
-"""Item outcomes of a study's trials, as the statistics take them."""
+"""Load the item outcomes of a study's trials for the analysis."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Loaded = Mapping[str, Mapping[str, Scores]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Compared:
+class ComparedScores:
     """One metric as the statistics take it."""
 
     results: StudyResults
@@ -50,11 +50,16 @@ def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> Loaded:
     }
     # Trials that cannot run have none.
     return found | {
-        trial.fingerprint: {} for arm in plan.arms for trial in arm.trials if trial.held is not None
+        trial.fingerprint: {}
+        for arm in plan.arms
+        for trial in arm.trials
+        if trial.blocked is not None
     }
 
 
-def compared(plan: Plan, loaded: Loaded, metric: str, info: MetricInfo) -> Compared | None:
+def compare_scores(
+    plan: Plan, loaded: Loaded, metric: str, info: MetricInfo
+) -> ComparedScores | None:
     """Return what the statistics compare of a metric; None where the baseline has no figures.
 
     Seeds without the figure are left out of their arm, arms without such a seed of the study.
@@ -85,16 +90,16 @@ def compared(plan: Plan, loaded: Loaded, metric: str, info: MetricInfo) -> Compa
         metrics={metric: _metric_results(info, rows, items, declared.get(metric))},
         exploratory=plan.study.exploratory,
     )
-    return Compared(results=results, items=tuple(items), dropped=dropped)
+    return ComparedScores(results=results, items=tuple(items), dropped=dropped)
 
 
 def _scores(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, Scores]:
     record = ledger[trial.fingerprint]
     found: dict[str, Scores] = {}
-    for key, mark in trial.evaluations.items():
-        if mark not in record.evaluations:
+    for key, fingerprint in trial.evaluations.items():
+        if fingerprint not in record.evaluations:
             continue
-        scored = record.evaluations[mark]
+        scored = record.evaluations[fingerprint]
         side, _, benchmark = key.partition("/")
         outcomes = _item_outcomes(storage / scored.folder / scored.evaluation.scores)
         for name, value in scored.evaluation.metrics.items():

@@ -1,4 +1,4 @@
-"""What a report says on the terminal and to programs, as data that is kept beside it."""
+"""Return a report's results for the terminal and for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a study's figures were made: protocol, scorer, judge, how many items, how many missing."""
+"""Describe how a study was scored: protocol, scorer, judge, items."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
-        for key, mark in trial.evaluations.items():
-            if mark in record.evaluations:
-                found.setdefault(key, []).append(record.evaluations[mark].evaluation.how)
+        for key, fingerprint in trial.evaluations.items():
+            if fingerprint in record.evaluations:
+                found.setdefault(key, []).append(record.evaluations[fingerprint].evaluation.how)
     lines = [
-        f"{key.removeprefix('report/')}: {'; '.join(_said(hows))}."
+        f"{key.removeprefix('report/')}: {'; '.join(_protocol_notes(hows))}."
         for key, hows in found.items()
         if any(hows)
     ]
     return (*lines, *_overlap(plan, ledger))
 
 
-def _said(hows: list[Mapping[str, Any]]) -> Iterator[str]:
+def _protocol_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
     first = next(how for how in hows if how)
     yield f"protocol {first['protocol']}, scorer {first['scorer']}"
     if "half" in first:

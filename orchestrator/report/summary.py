@@ -1,4 +1,4 @@
-"""What a study came to, as data: arms × metrics. Tables, files and trackers are made from it."""
+"""Summarise a study as data: arms × metrics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from chip_core.config import BenchmarkConfig
 from chip_core.evaluation.asked import find_benchmark
 from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.analysis import Comparison, interactions, main_effects, verdicts
-from orchestrator.cost.trimmed_trials import left_out
+from orchestrator.cost.trimmed_trials import trimmed_notes
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.outcomes import Compared, Loaded, compared
+from orchestrator.report.outcomes import ComparedScores, Loaded, compare_scores
 from orchestrator.report.scoring import scoring_notes
 from orchestrator.report.units import shown, shown_scale
 from orchestrator.report.unread_counts import UnreadCount, unread_counts
@@ -61,7 +61,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ArmRow:
     """An arm, or the untrained model."""
 
     name: str
@@ -86,8 +86,8 @@ class Summary:
     #: as they are shown, in the order of the table: primary, secondary, the others
     metrics: Mapping[str, MetricInfo]
     scales: Mapping[str, float]  # of each metric, from its scorer's unit to the shown one
-    rows: Sequence[Row]  # the untrained model first
-    compared: Mapping[str, Compared]  # by metric; without those the baseline lacks
+    rows: Sequence[ArmRow]  # the untrained model first
+    compared: Mapping[str, ComparedScores]  # by metric; without those the baseline lacks
     effects: Mapping[str, Effects]  # of the declared metrics
     gone: int  # trials of the study's former cells: in the ledger, not reported
     scoring: Sequence[str] = ()  # what has to be known of how figures were made
@@ -127,7 +127,7 @@ class Summary:
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
     """Return a study's table as the ledger and the trials' scores have it."""
     metrics = study_metrics(plan)
-    found = {metric: compared(plan, loaded, metric, info) for metric, info in metrics.items()}
+    found = {metric: compare_scores(plan, loaded, metric, info) for metric, info in metrics.items()}
     kept = {metric: entry for metric, entry in found.items() if entry is not None}
     differences = {
         metric: {entry.name: entry for entry in verdicts(one.results, metric)}
@@ -155,7 +155,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
         },
         gone=_gone(plan, ledger),
         scoring=scoring_notes(plan, ledger),
-        left_out=left_out(plan, ledger),
+        left_out=trimmed_notes(plan, ledger),
         unread=unread_counts(plan, ledger, untrained=UNTRAINED),
     )
 
@@ -187,9 +187,9 @@ def _row(
     scales: Mapping[str, float],
     differences: Mapping[str, Comparison | None],
     rule: EarlyStopping | None,
-) -> Row:
+) -> ArmRow:
     values = _values(trials, ledger, scales)
-    return Row(
+    return ArmRow(
         name=name,
         arm=arm,
         states={trial.seed: _state(trial, ledger, rule) for trial in trials},
@@ -213,8 +213,8 @@ def _values(
 
 
 def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
-    if trial.held is not None:
-        return "failed" if trial.held.failed else "missing"
+    if trial.blocked is not None:
+        return "failed" if trial.blocked.failed else "missing"
     record = ledger[trial.fingerprint]
     if record.done(trial):
         return "done"
@@ -229,6 +229,6 @@ def _gone(plan: Plan, ledger: Ledger) -> int:
     """Count what was trained for this study and is none of its trials any more."""
     wanted = {trial.fingerprint for trial in plan.trials}
     return sum(
-        record.study == plan.study.name and record.model is not None and mark not in wanted
-        for mark, record in ledger.items()
+        record.study == plan.study.name and record.model is not None and fingerprint not in wanted
+        for fingerprint, record in ledger.items()
     )

@@ -1,4 +1,4 @@
-"""All about one trial's figures: what it was run with, when, by which code, where it lies."""
+"""Collect all that is known of one trial."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from chip_core.errors import notice
 from chip_core.files import unsealed
 from chip_core.results import CONFIG, CURVES, MODEL
 from orchestrator.jobs.attempt import TRACEBACK
-from orchestrator.plan.snapshot import kept_plans
+from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.report.formatting import NOTHING
 from orchestrator.report.sections.provenance import code_text, when
-from orchestrator.state.integrity import changed
+from orchestrator.state.integrity import is_changed
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.trial_lookup import trial_name
 from orchestrator.storage.binding import storage_of
@@ -35,7 +35,7 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         fingerprint: the trial's, whole.
     """
     record = Ledger(workdir)[fingerprint]
-    wanting = [plan for plan in kept_plans(workdir) if fingerprint in plan.trials]
+    wanting = [plan for plan in plan_snapshots(workdir) if fingerprint in plan.trials]
     known = wanting[0].trials[fingerprint] if wanting else None
     return {
         "fingerprint": fingerprint,
@@ -54,14 +54,14 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         },
         "evaluations": [
             {
-                "evaluation": mark,
+                "evaluation": key,
                 "metrics": dict(scored.evaluation.metrics),
                 "items": scored.evaluation.items,
                 "how": dict(scored.evaluation.how),
                 "scores": str(workdir / scored.folder / scored.evaluation.scores),
                 "responses": str(workdir / scored.folder / scored.evaluation.responses),
             }
-            for mark, scored in record.evaluations.items()
+            for key, scored in record.evaluations.items()
         ],
         "model": None if known is None else dict(known.model),
         "data": None if known is None or known.data is None else dict(known.data),
@@ -176,7 +176,7 @@ def _config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
             continue
         except (OSError, ValueError):
             found = None
-        if found is not None and not changed(file, hashes.get(folder)):
+        if found is not None and not is_changed(file, hashes.get(folder)):
             return found
         notice(f"{file} is not as it was written: the configuration is not shown")
         return None

@@ -1,4 +1,4 @@
-"""Which unit a metric is shown in: a rate in percent, whatever its scorer prints."""
+"""Choose the unit that a metric is shown in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no reader could read: answers and judges' replies, counted by arm."""
+"""Count answers and judges' replies that could not be read, by arm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The representations of a model, or of every trained model of a study."""
+"""Measure the representations of a model, or of a study's models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chip_core.representation.states import Reading, Representations, represent
 from chip_core.results import MODEL
 from chip_core.trained import require_model
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.representation.results import Represented, Row
+from orchestrator.representation.results import RepresentationResults, RepresentationRow
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.download import whole_attempt
 
@@ -24,7 +24,7 @@ UNTRAINED = "base (untrained)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelSource:
     """One model to read."""
 
     row: str  # the arm, or the model's name
@@ -36,14 +36,14 @@ class Source:
     arm: Arm | None = None
 
 
-def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Source], list[str]]:
+def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[ModelSource], list[str]]:
     """Return the untrained model and every trained one of a study, and those that are not there.
 
     Raises:
         UserError: no arm has a trained model.
     """
     base = plan.base.config
-    found = [Source(row=UNTRAINED, model=base.model, engine=base.engine, trial=plan.base)]
+    found = [ModelSource(row=UNTRAINED, model=base.model, engine=base.engine, trial=plan.base)]
     missing = []
     for arm in plan.arms:
         for trial in arm.trials:
@@ -52,7 +52,7 @@ def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Sourc
                 missing.append(trial.name)
                 continue
             found.append(
-                Source(
+                ModelSource(
                     row=arm.name,
                     model=trial.config.model,
                     seed=trial.seed,
@@ -71,14 +71,14 @@ def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Sourc
 
 
 def read_models(
-    sources: Sequence[Source],
+    sources: Sequence[ModelSource],
     described: Sequence[Described],
     *,
     set_name: str,
     reading: Reading,
     missing: Sequence[str] = (),
     on_model: OnModel | None = None,
-) -> tuple[Represented, Mapping[int, Mapping[str, Figure]]]:
+) -> tuple[RepresentationResults, Mapping[int, Mapping[str, Figure]]]:
     """Return the figures and the common picture of models, and each model's own figures.
 
     Args:
@@ -102,14 +102,14 @@ def read_models(
         raise UserError(f"no common picture: {error}") from None
     own = {place: figures([found]) for place, found in enumerate(vectors)}
     return (
-        Represented(
+        RepresentationResults(
             set_name=set_name,
             items=len(described),
             reading=reading,
             layer=vectors[0].layer,
             explained=basis.explained,
             rows=tuple(
-                Row(
+                RepresentationRow(
                     name=name,
                     seeds=tuple(sources[place].seed for place in places),
                     figures=figures([vectors[place] for place in places])
@@ -135,7 +135,7 @@ def read_models(
 
 
 def _read(
-    source: Source, described: Sequence[Described], reading: Reading, on_model: OnModel | None
+    source: ModelSource, described: Sequence[Described], reading: Reading, on_model: OnModel | None
 ) -> Representations:
     import torch
 

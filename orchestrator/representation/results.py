@@ -1,4 +1,4 @@
-"""What was found of representations, as files and as metrics."""
+"""Write what was measured of representations, as files and as metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.report.writers.markdown import section_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RepresentationRow:
     """An arm, or a model."""
 
     name: str
@@ -28,7 +28,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Represented:
+class RepresentationResults:
     """What was found, of every row."""
 
     set_name: str
@@ -36,7 +36,7 @@ class Represented:
     reading: Reading
     layer: int  # counted from the embeddings, 0
     explained: tuple[float, ...]  # share of all variance of the picture's three axes
-    rows: tuple[Row, ...]
+    rows: tuple[RepresentationRow, ...]
     missing: tuple[str, ...]
 
     @property
@@ -45,7 +45,7 @@ class Represented:
         return "representation-alone" if self.reading.alone else "representation"
 
 
-def write_represented(found: Represented, folder: Path) -> list[Path]:
+def write_represented(found: RepresentationResults, folder: Path) -> list[Path]:
     """Write figure, table and figures as JSON into a folder; return the files."""
     files = [folder / f"{found.name}.{kind}" for kind in ("json", "md")]
     write_sealed(files[0], as_json(found))
@@ -57,7 +57,7 @@ def write_represented(found: Represented, folder: Path) -> list[Path]:
     return [*files, *pictures]
 
 
-def as_json(found: Represented) -> dict[str, Any]:
+def as_json(found: RepresentationResults) -> dict[str, Any]:
     """Return the figures as plain data."""
     return {
         "set": found.set_name,
@@ -79,7 +79,7 @@ def as_json(found: Represented) -> dict[str, Any]:
     }
 
 
-def markdown(found: Represented) -> str:
+def markdown(found: RepresentationResults) -> str:
     """Return the figures as a section of a report."""
     data = as_json(found)
     blocks = representation_blocks(data, b"", found.name)
@@ -87,7 +87,7 @@ def markdown(found: Represented) -> str:
 
 
 def metrics(
-    found: Represented, figures: Mapping[str, Figure], *, intervals: bool
+    found: RepresentationResults, figures: Mapping[str, Figure], *, intervals: bool
 ) -> dict[str, float]:
     """Return figures for a tracker: `representation/probe_auc`, `….low`, `….high`."""
     named = {f"{found.name}/{name}": figure.value for name, figure in figures.items()}

@@ -1,4 +1,4 @@
-"""The reference passes of a study, made before its trials."""
+"""Build a study's reference caches before its trials."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from chip_core.reference_cache.spec import AvailableCaches, BuildShard, config_o
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
 from orchestrator.plan.plan import Trial
 from orchestrator.runner.display import display_for
-from orchestrator.state.cache_plan import USES, PlannedPass, cache_folder
+from orchestrator.state.cache_plan import USES, PlannedCache, cache_folder
 from orchestrator.storage.reference_cache import ReferenceCacheStore, jobs_folder
 
 
@@ -38,8 +38,8 @@ class _Shown:
     seed: int | None = None
 
 
-def make_passes(
-    passes: Sequence[PlannedPass],
+def build_caches(
+    passes: Sequence[PlannedCache],
     *,
     study: str,
     storage: Path,
@@ -52,7 +52,7 @@ def make_passes(
     by its trials: its state says so.
 
     Args:
-        passes: of `plan_passes`; their states are brought up to date.
+        passes: of `plan_caches`; their states are brought up to date.
         study: its name.
         storage: where stores lie.
         executor: within `opened`.
@@ -102,11 +102,11 @@ def make_passes(
     return records
 
 
-def offer(
-    jobs: Sequence[tuple[Job, Trial, int]], passes: Sequence[PlannedPass], storage: Path
+def attach_caches(
+    jobs: Sequence[tuple[Job, Trial, int]], passes: Sequence[PlannedCache], storage: Path
 ) -> list[tuple[Job, Trial, int]]:
     """Return the jobs with the stores that each may read."""
-    of_trial: dict[str, list[PlannedPass]] = {}
+    of_trial: dict[str, list[PlannedCache]] = {}
     for planned in passes:
         if planned.state == "cached":
             for fingerprint in planned.trials:
@@ -121,7 +121,7 @@ def offer(
     return [(replace(job, offered=offered(trial)), trial, n) for job, trial, n in jobs]
 
 
-def _look(planned: PlannedPass, caches: ReferenceCacheStore, console: Console) -> None:
+def _look(planned: PlannedCache, caches: ReferenceCacheStore, console: Console) -> None:
     """Say of a pass whether its store can be used; every file is hashed once a machine."""
     folder = store_folder(caches.cache, planned.one.key)
     try:
@@ -134,7 +134,7 @@ def _look(planned: PlannedPass, caches: ReferenceCacheStore, console: Console) -
 
 
 def _make(
-    wanted: Sequence[PlannedPass],
+    wanted: Sequence[PlannedCache],
     caches: ReferenceCacheStore,
     executor: Executor,
     console: Console,
@@ -155,25 +155,25 @@ def _make(
     began = time.perf_counter()
 
     def listener(event: Event) -> None:
-        if isinstance(event, Failed) and event.again is None:
-            assert event.job.part is not None
-            for one in event.job.part.passes:
+        if isinstance(event, Failed) and event.retry is None:
+            assert event.job.shard is not None
+            for one in event.job.shard.passes:
                 reasons.setdefault(one.key, event.reason)
         elif isinstance(event, Finished):
             results[event.job.folder] = event
             ended[event.job.folder] = time.perf_counter() - began
         display.take(event)
 
-    def again(failed: Failed) -> Job | None:
+    def retry(failed: Failed) -> Job | None:
         """Go on with a part whose worker was lost: the shards that it made are there."""
         job, tried = failed.job, lost.get(failed.job.folder, 0)
-        if failed.cause != "lost" or tried >= job.config.engine.retries:
+        if failed.cause != "worker_lost" or tried >= job.config.engine.retries:
             return None
         lost[job.folder] = tried + 1
         return replace(job, id=f"{job.id}-again")
 
     with display_for(console, entries) as display:
-        executor.run(jobs, listener, again)
+        executor.run(jobs, listener, retry)
     for group in groups:
         of_group = parts[group[0].one.key]
         for planned in group:
@@ -194,7 +194,7 @@ def _make(
 
 
 def _finish(
-    planned: PlannedPass,
+    planned: PlannedCache,
     caches: ReferenceCacheStore,
     rows: int,
     taken: float,
@@ -225,7 +225,7 @@ def _finish(
 
 
 def _parts(
-    group: Sequence[PlannedPass], caches: ReferenceCacheStore, executor: Executor, groups: int
+    group: Sequence[PlannedCache], caches: ReferenceCacheStore, executor: Executor, groups: int
 ) -> list[Job]:
     """Return the jobs of a group: as many as there are workers for it."""
     folder = store_folder(caches.cache, group[0].one.key)
@@ -247,25 +247,25 @@ def _parts(
             id=f"{whole.id}-{number}",
             name=whole.name if count == 1 else f"{whole.name}, part {number + 1} of {count}",
             folder=whole.folder / f"part-{number + 1}-of-{count}",
-            part=BuildShard(passes=passes, cache=caches.cache.absolute(), number=number, of=count),
+            shard=BuildShard(passes=passes, cache=caches.cache.absolute(), number=number, of=count),
         )
         for number in range(count)
     ]
 
 
 def _shown(job: Job) -> _Shown:
-    assert job.part is not None
+    assert job.shard is not None
     arm = job.name.replace("reference pass ", "reference: ", 1)
-    return _Shown(fingerprint=job.part.passes[0].key, arm=arm, name=job.name)
+    return _Shown(fingerprint=job.shard.passes[0].key, arm=arm, name=job.name)
 
 
-def _waits(planned: PlannedPass, console: Console) -> Any:
+def _waits(planned: PlannedCache, console: Console) -> Any:
     return lambda who: _say(
         console, f"the reference pass '{planned.one.name}' is being made by {who}: waiting for it"
     )
 
 
-def _note_uses(passes: Sequence[PlannedPass], study: str, cache: Path) -> None:
+def _note_uses(passes: Sequence[PlannedCache], study: str, cache: Path) -> None:
     used = [planned for planned in passes if planned.state != "in the step"]
     if not used:
         return

@@ -1,4 +1,4 @@
-"""What a user sees while a study runs: one live table, or plain lines where nobody watches."""
+"""Display a study's progress: a live table, or plain lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chip_core.results import Progress
 from orchestrator.executors.base import (
     COPYING,
     Answered,
-    Cut,
+    EarlyStopped,
     Event,
     Failed,
     Finished,
@@ -36,7 +36,7 @@ _STYLES = {
 }  # fmt: skip
 
 
-class Shown(Protocol):
+class DisplayedTrial(Protocol):
     """What a line stands for: a trial, or a share of a reference pass."""
 
     @property
@@ -57,13 +57,13 @@ class Shown(Protocol):
 
 
 #: A job, what it stands for, and which attempt it is.
-Entry = tuple[Job, Shown, int]
+Entry = tuple[Job, DisplayedTrial, int]
 
 
 @dataclass(kw_only=True)
 class _Line:
     job: Job
-    trial: Shown
+    trial: DisplayedTrial
     state: Literal["waiting", "running", "answered", "done", "failed", "killed", "cut"] = "waiting"
     whole: float = 0.0  # the weights of all its phases
     progress: Progress | None = None
@@ -78,7 +78,7 @@ class _Line:
     def begin(self, job: Job) -> None:
         """Take a job, all of which is still to be done."""
         self.job, self.whole = job, 1.0
-        if job.part is None:
+        if job.shard is None:
             benchmarks = len(job.config.benchmarks.select) + len(job.config.benchmarks.report)
             self.whole = benchmarks * (_SCORING if job.scores else 1.0 + _SCORING)
             self.whole += _TRAINING if job.trains else 0.0
@@ -119,19 +119,19 @@ class Board:
                 line.state = "running"
             case Progressed(progress=progress):
                 line.take(progress)
-            case Answered(scoring=following):
-                line.state, line.job = "answered", following
-                self.lines[following.id] = self.lines.pop(event.job.id)
+            case Answered(scoring=next_job):
+                line.state, line.job = "answered", next_job
+                self.lines[next_job.id] = self.lines.pop(event.job.id)
             case Finished():
                 line.state, line.ended = "done", time.monotonic()
-            case Failed(again=Job() as following):
+            case Failed(retry=Job() as next_job):
                 line.state, line.reason = "waiting", event.reason
-                line.begin(following)
-                self.lines[following.id] = self.lines.pop(event.job.id)
+                line.begin(next_job)
+                self.lines[next_job.id] = self.lines.pop(event.job.id)
             case Failed(reason=reason, cause=cause):
                 line.state = "killed" if cause == "stopped" else "failed"
                 line.ended, line.reason = time.monotonic(), reason
-            case Cut(reason=reason):
+            case EarlyStopped(reason=reason):
                 line.state, line.ended, line.reason = "cut", time.monotonic(), reason
         return line
 
@@ -209,7 +209,7 @@ class LiveDisplay:
         for line in lines[:ROWS]:
             table.add_row(*self._cells(line))
         hidden = len(lines) - ROWS
-        passes = all(line.job.part is not None for line in lines)
+        passes = all(line.job.shard is not None for line in lines)
         what = "parts of reference passes" if passes else "trials"
         head = f"{board.count('done')} of {len(lines)} {what} done"
         for state in ("failed", "killed", "cut"):
@@ -262,14 +262,14 @@ class PlainDisplay:
                 self._say(f"{line.trial.name}: answered, to be scored")
             case Finished():
                 self._say(f"{line.trial.name}: done in {line.ended - line.began:.0f} s {tally}")
-            case Failed(again=Job() as following):
-                said = "".join(f"; {note}" for note in following.notes[len(event.job.notes) :])
+            case Failed(retry=Job() as next_job):
+                said = "".join(f"; {note}" for note in next_job.notes[len(event.job.notes) :])
                 self._say(f"{line.trial.name}: tried again: {event.reason}{said}")
             case Failed(cause="stopped"):
                 self._say(f"{line.trial.name}: KILLED: {event.reason}")
             case Failed(reason=reason):
                 self._say(f"{line.trial.name}: FAILED: {reason} {tally}")
-            case Cut(reason=reason):
+            case EarlyStopped(reason=reason):
                 self._say(f"{line.trial.name}: {reason} {tally}")
             case Progressed(progress=progress) if progress.phase != "start":
                 now = time.monotonic()

@@ -1,4 +1,4 @@
-"""From a plan and the ledger to jobs, and from what workers left back to the ledger."""
+"""Turn a plan into jobs, and take over what workers left behind."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import (
     attempts_of,
     check_results,
-    problem,
-    take_results,
+    record_results,
+    result_problem,
     trial_folder,
 )
 from orchestrator.state.ledger import Ledger, TrialRecord, answers_of
-from orchestrator.state.search import SearchTrial, settled
+from orchestrator.state.search import SearchTrial, resolve_search
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.download import fetch_trials
 from orchestrator.tracking.base import Status, TrialView
@@ -30,20 +30,20 @@ from orchestrator.tracking.base import Status, TrialView
 UNSEEN = "the driver of its study ended before it did"
 
 
-def adopt(plan: Plan, ledger: Ledger, storage: Path) -> None:
+def reconcile_attempts(plan: Plan, ledger: Ledger, storage: Path) -> None:
     """Record what became of attempts whose driver is gone: nothing finished is run again.
 
     Call it under the study's lock: then no driver of the study is at work.
     """
     study = plan.study.name
-    take_results(plan, ledger, storage)
+    record_results(plan, ledger, storage)
     for trial in plan.trials:
         for number, tried in ledger[trial.fingerprint].history.items():
             if tried.outcome is None and tried.study == study:
                 ledger.ended(trial, study, number, "killed", UNSEEN)
 
 
-def take_in(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
+def refresh_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     """Return a plan as far as it is known when all that is done of it is in the ledger.
 
     What searches chose makes trials known, of which a storage may have some, too. Figures whose
@@ -55,17 +55,17 @@ def take_in(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     remote, seen = storage_of(storage), set[str]()
     ledger.put_aside()
     while True:
-        plan = settled(plan, ledger)
-        marks = {trial.fingerprint for trial in plan.trials}
-        if marks <= seen:
+        plan = resolve_search(plan, ledger)
+        fingerprints = {trial.fingerprint for trial in plan.trials}
+        if fingerprints <= seen:
             return plan
         if remote is not None:
-            fetch_trials(remote, storage, marks - seen)
-        adopt(plan, ledger, storage)
+            fetch_trials(remote, storage, fingerprints - seen)
+        reconcile_attempts(plan, ledger, storage)
         if remote is not None and _drop_changed(plan, ledger, storage):
-            fetch_trials(remote, storage, marks - seen)
+            fetch_trials(remote, storage, fingerprints - seen)
         check_results(plan, ledger, storage)
-        seen |= marks
+        seen |= fingerprints
 
 
 def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
@@ -73,9 +73,9 @@ def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
     dropped = False
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
-        for key, mark in trial.evaluations.items():
-            scored = record.evaluations.get(mark)
-            if scored is not None and problem(key, scored, storage) is not None:
+        for key, fingerprint in trial.evaluations.items():
+            scored = record.evaluations.get(fingerprint)
+            if scored is not None and result_problem(key, scored, storage) is not None:
                 for name in (scored.evaluation.scores, scored.evaluation.responses):
                     if (path := storage / scored.folder / name).is_file():
                         path.unlink()
@@ -144,18 +144,18 @@ def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
     """
     done = attempts_of(storage, trial)
     attempt = max([int(job.id.rpartition("-")[2]), *done]) + 1
-    following = replace(
+    next_job = replace(
         job,
         id=_job_id(trial, attempt, scores=job.scores),
         folder=trial_folder(storage, trial) / f"attempt-{attempt}",
         resume_from=_to_resume(storage, trial) if job.trains else job.resume_from,
         earlier=tuple(reversed(done.values())),
     )
-    return following, attempt
+    return next_job, attempt
 
 
-def stages(
-    plan: Plan, ledger: Ledger, storage: Path, look: Callable[[Plan], Any] = lambda plan: None
+def iter_phases(
+    plan: Plan, ledger: Ledger, storage: Path, refresh: Callable[[Plan], Any] = lambda plan: None
 ) -> Iterator[tuple[Plan, list[tuple[Job, Trial, int]]]]:
     """Yield what is to be run, with the plan as it is known by then.
 
@@ -165,14 +165,14 @@ def stages(
         plan: as it is known.
         ledger: what is done.
         storage: where trials lie.
-        look: takes in what is done already of a plan that has come to be known.
+        refresh: takes in what is done already of a plan that has come to be known.
     """
     jobs = jobs_for(plan, ledger, storage)
     searching = [job for job in jobs if isinstance(job[1], SearchTrial) or job[1].untrained]
     if plan.study.tune is not None and searching:
         yield plan, searching
-        plan = settled(plan, ledger)
-        look(plan)
+        plan = resolve_search(plan, ledger)
+        refresh(plan)
         tried = {trial.fingerprint for _, trial, _ in searching}
         left = jobs_for(plan, ledger, storage)
         jobs = [job for job in left if job[1].fingerprint not in tried]
@@ -180,7 +180,9 @@ def stages(
         yield plan, jobs
 
 
-def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status) -> TrialView:
+def trial_view(
+    trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
+) -> TrialView:
     """Return what a tracker shows of a trial."""
     record = ledger[trial.fingerprint]
     attempts = [record.history[number] for number in sorted(record.history)]
@@ -195,10 +197,10 @@ def view(trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
         seconds=record.seconds,
         data=record.data,
         engine=record.engine,
-        how={
-            key: record.evaluations[mark].evaluation.how
-            for key, mark in trial.evaluations.items()
-            if mark in record.evaluations and record.evaluations[mark].evaluation.how
+        metadata={
+            key: record.evaluations[fingerprint].evaluation.how
+            for key, fingerprint in trial.evaluations.items()
+            if fingerprint in record.evaluations and record.evaluations[fingerprint].evaluation.how
         },
         reason=record.failure,
         cut=record.cut,

@@ -1,4 +1,4 @@
-"""A run that stops at a limit: nothing new is begun, what runs leaves a checkpoint and ends."""
+"""Stop a run at a limit; running trials leave a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from chip_core.errors import UserError
-from orchestrator.executors.base import Again, Event, Executor, Failed, Job, Progressed, Started
+from orchestrator.executors.base import Event, Executor, Failed, Job, Progressed, Retry, Started
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan
 from orchestrator.study.limits import Limits
@@ -27,7 +27,7 @@ def check_limits(limits: Limits, plan: Plan) -> None:
         )
 
 
-class Limited:
+class LimitedExecutor:
     """An executor within limits.
 
     They are looked at whenever something happens: a trial tells of its progress every second.
@@ -66,7 +66,7 @@ class Limited:
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         """Run all jobs, as the executor does.
 
@@ -79,7 +79,7 @@ class Limited:
             on_event(event)
             self._check()
 
-        self._executor.run(jobs, listener, again)
+        self._executor.run(jobs, listener, retry)
 
     def _note(self, event: Event) -> None:
         now = self._clock()
@@ -91,7 +91,7 @@ class Limited:
             self._gpu_seconds += gpus * (now - since)
             # What is tried again has not failed yet.
             self._failures += (
-                isinstance(event, Failed) and event.job.part is None and event.again is None
+                isinstance(event, Failed) and event.job.shard is None and event.retry is None
             )
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run's events come to: in the ledger first, then in the tracker."""
+"""Record a run's events in the ledger, then show them in the tracker."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.executors.base import Answered, Cut, Event, Failed, Finished, Job, Started
+from orchestrator.executors.base import (
+    Answered,
+    EarlyStopped,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Started,
+)
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.runner.jobs import next_attempt, view
-from orchestrator.runner.retries import another
+from orchestrator.runner.jobs import next_attempt, trial_view
+from orchestrator.runner.retries import next_retry
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
 from orchestrator.tracking.base import Status, Tracker
@@ -51,7 +59,8 @@ class Recorder:
             self._same.setdefault(trial.fingerprint, []).append(trial)
         done = [trial for trial in all_trials(plan) if self._ledger[trial.fingerprint].done(trial)]
         views = [
-            view(trial, self._ledger, self._storage, self._study, "FINISHED") for trial in done
+            trial_view(trial, self._ledger, self._storage, self._study, "FINISHED")
+            for trial in done
         ]
         self._tracker.open(plan, views, self._began)
 
@@ -66,7 +75,7 @@ class Recorder:
                     self.executed += 1
                     self._running.add(event.job.id)
                     self._ledger.started(trial, self._study, attempt)
-                    shown = view(trial, self._ledger, self._storage, self._study, "RUNNING")
+                    shown = trial_view(trial, self._ledger, self._storage, self._study, "RUNNING")
                     folders = list(dict.fromkeys([*shown.folders, event.job.folder]))
                     self._tracker.show(replace(shown, folders=folders, reused_from=None))
                 case Answered(answered=answered, scoring=scoring):
@@ -86,25 +95,25 @@ class Recorder:
                         reason = f"stopped at {self._stop.limit}, {reason}"
                     self._ledger.ended(trial, self._study, attempt, "killed", reason)
                     self._show(trial, "KILLED")
-                case Failed(reason=reason, again=following):
+                case Failed(reason=reason, retry=retry_job):
                     self._running.discard(event.job.id)
                     self._ledger.ended(trial, self._study, attempt, "failed", reason)
-                    if following is None:
+                    if retry_job is None:
                         self.failed[trial.name] = reason
                         self._show(trial, "FAILED")
                     if event.cause == "disk":  # the next ones would find it as full
-                        self._stop.begin_no_more("a disk is full")
-                case Cut(reason=reason):
+                        self._stop.drain("a disk is full")
+                case EarlyStopped(reason=reason):
                     self._running.discard(event.job.id)
                     assert self._rule is not None, "nothing is cut without a rule"
                     self._ledger.cut(trial, self._study, attempt, self._rule, reason)
                     self._show(trial, "KILLED")
 
-    def again(self, failed: Failed) -> Job | None:
+    def retry(self, failed: Failed) -> Job | None:
         """Return the next attempt of a trial that is worth one, and be ready for it."""
         with self._lock:
             trial, _ = self._jobs[failed.job.id]
-            job = another(failed, lost=self._lost.get(trial.fingerprint, 0))
+            job = next_retry(failed, lost=self._lost.get(trial.fingerprint, 0))
             if job is None:
                 return None
             if job is failed.job:  # as it was: it was lost
@@ -124,4 +133,4 @@ class Recorder:
 
     def _show(self, trial: Trial, status: Status) -> None:
         for same in self._same[trial.fingerprint]:
-            self._tracker.show(view(same, self._ledger, self._storage, self._study, status))
+            self._tracker.show(trial_view(same, self._ledger, self._storage, self._study, status))

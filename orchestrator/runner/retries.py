@@ -1,4 +1,4 @@
-"""Which attempts are worth another: those that failed for what can get better."""
+"""Decide which failed attempts are tried again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from orchestrator.executors.base import Failed, Job
 
 
-def another(failed: Failed, *, lost: int) -> Job | None:
+def next_retry(failed: Failed, *, lost: int) -> Job | None:
     """Return how a trial is tried again; None where it would come to the same.
 
     A lost worker or node: as it was, `engine.retries` times within a run. Memory that ran out in a
@@ -34,6 +34,6 @@ def another(failed: Failed, *, lost: int) -> Job | None:
         return replace(job, config=config, notes=(*job.notes, note))
     # Memory that ran out elsewhere may have been another process's.
     machine = failed.cause == "memory" and failed.from_outside
-    if (failed.cause == "lost" or machine) and lost < engine.retries:
+    if (failed.cause == "worker_lost" or machine) and lost < engine.retries:
         return job
     return None

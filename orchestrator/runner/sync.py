@@ -1,4 +1,4 @@
-"""Showing a study again from its own records: what a tracking server missed is there afterwards."""
+"""Show a study in MLflow again from its own records."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from chip_core.errors import UserError
 from chip_core.registry import join_names
-from orchestrator.plan.benchmark_identities import seen_before
+from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
-from orchestrator.plan.snapshot import KeptPlan, kept_plans
+from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.sections.provenance import last_ended
 from orchestrator.report.summary import summarise
 from orchestrator.report.writers.files import report_folder
-from orchestrator.runner.jobs import view
-from orchestrator.state.integrity import look
+from orchestrator.runner.jobs import trial_view
+from orchestrator.state.integrity import inspect_plan
 from orchestrator.state.ledger import Ledger, TrialRecord, study_lock
 from orchestrator.state.search import all_trials
 from orchestrator.study.load import load_study
@@ -29,7 +29,7 @@ from orchestrator.tracking.projection import MlflowTracker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synced:
+class SyncResult:
     """What a study's runs show now."""
 
     study: str
@@ -38,13 +38,13 @@ class Synced:
     refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow does not take, and why
 
 
-def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
+def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
     """Return the studies of a work directory that are named, by name or by file; all if none is.
 
     Raises:
         UserError: one was never run there, or nothing was.
     """
-    kept = list(kept_plans(workdir))
+    kept = list(plan_snapshots(workdir))
     known = join_names(plan.study for plan in kept)
     if not kept:
         raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
@@ -58,7 +58,7 @@ def find_kept(workdir: Path, names: Sequence[str]) -> list[KeptPlan]:
     return found if names else kept
 
 
-def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
+def sync_study(kept: PlanSnapshot, workdir: Path, tracker: MlflowTracker) -> SyncResult:
     """Show all that ledger, attempts and report folder hold of a study.
 
     Args:
@@ -83,11 +83,13 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
         )
     with study_lock(workdir, kept.study):
         ledger = Ledger(workdir, writes=False)
-        seen = seen_before(workdir, kept.study)
-        plan = look(make_plan(study, places=kept.places, seen=seen), ledger, workdir)
+        seen = read_identities(workdir, kept.study)
+        plan = inspect_plan(make_plan(study, places=kept.places, seen=seen), ledger, workdir)
         begun = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
         views = [
-            view(trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial))
+            trial_view(
+                trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial)
+            )
             for trial in begun
         ]
         tracker.bring(
@@ -102,7 +104,7 @@ def sync_study(kept: KeptPlan, workdir: Path, tracker: MlflowTracker) -> Synced:
     refused, waiting = dict(tracker.refused()), tracker.waiting()
     if waiting is not None:
         refused |= {f"trial {name}": waiting.reason for name in waiting.trials}
-    return Synced(study=kept.study, trials=len(views), address=tracker.address, refused=refused)
+    return SyncResult(study=kept.study, trials=len(views), address=tracker.address, refused=refused)
 
 
 def _status(record: TrialRecord, trial: Trial) -> Status:
@@ -111,7 +113,7 @@ def _status(record: TrialRecord, trial: Trial) -> Status:
     return "FAILED" if record.history[max(record.history)].outcome == "failed" else "KILLED"
 
 
-def _ends(kept: KeptPlan, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
+def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
     """Return how the study's runs ended, the last one as its trials are if it was cut short."""
     ends = kept_snapshots(workdir, plan)
     if ends and ends[-1].time >= kept.time:

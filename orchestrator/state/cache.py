@@ -1,4 +1,4 @@
-"""What a storage keeps of reference passes: listed, checked, pruned."""
+"""List, verify and prune the reference caches of a storage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DAY = 24 * 3600.0
 
 
 @dataclass(kw_only=True)
-class Kept:
+class CacheEntry:
     """A store, or what there is of one."""
 
     folder: Path  # the store's
@@ -57,7 +57,7 @@ class Kept:
         return (time.time() - (max(self.used or 0, self.made or 0) or time.time())) / _DAY
 
 
-def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
+def list_caches(storage: Path, ledger: Ledger) -> list[CacheEntry]:
     """Return all stores of a storage, and what is half-made, largest first; nothing is hashed."""
     caches = ReferenceCacheStore(storage)
     uses = read_records(caches.cache / USES)
@@ -80,7 +80,7 @@ def kept_stores(storage: Path, ledger: Ledger) -> list[Kept]:
     return sorted(found, key=lambda kept: (-kept.bytes, kept.folder.name))
 
 
-def check_stores(stores: Sequence[Kept], console: Console, storage: Path) -> None:
+def verify_caches(stores: Sequence[CacheEntry], console: Console, storage: Path) -> None:
     """Hash every file of every whole store; say in its state and problem what is wrong.
 
     In a storage of its own their sizes alone are looked at.
@@ -99,11 +99,11 @@ def check_stores(stores: Sequence[Kept], console: Console, storage: Path) -> Non
             step(done)
 
 
-def prunable(stores: Sequence[Kept], older_than: float | None) -> list[Kept]:
+def prunable_caches(stores: Sequence[CacheEntry], older_than: float | None) -> list[CacheEntry]:
     """Return what can go: what no trial waits for, what is broken, what was not used for long.
 
     Args:
-        stores: of `kept_stores`.
+        stores: of `list_caches`.
         older_than: days; what was not used for longer goes too, whoever waits for it.
     """
     return [
@@ -118,7 +118,7 @@ def prunable(stores: Sequence[Kept], older_than: float | None) -> list[Kept]:
     ]
 
 
-def prune(stores: Sequence[Kept], storage: Path) -> int:
+def prune_caches(stores: Sequence[CacheEntry], storage: Path) -> int:
     """Remove stores; return how many bytes that frees. What is open is read on."""
     freed, caches = 0, ReferenceCacheStore(storage)
     for kept in stores:
@@ -130,7 +130,7 @@ def prune(stores: Sequence[Kept], storage: Path) -> int:
     return freed
 
 
-def cache_lines(stores: Sequence[Kept], storage: Path) -> Iterator[RenderableType]:
+def cache_lines(stores: Sequence[CacheEntry], storage: Path) -> Iterator[RenderableType]:
     """Say what there is."""
     remote = storage_of(storage)
     cache = cache_folder(storage) if remote is None else f"{remote.uri}/{CACHE}"
@@ -155,7 +155,7 @@ def cache_lines(stores: Sequence[Kept], storage: Path) -> Iterator[RenderableTyp
     yield Text(f"{gigabytes(sum(kept.bytes for kept in stores))} in {cache}")
 
 
-def cache_json(stores: Sequence[Kept]) -> list[dict[str, Any]]:
+def cache_json(stores: Sequence[CacheEntry]) -> list[dict[str, Any]]:
     """Return what there is as plain data."""
     return [
         {
@@ -175,21 +175,23 @@ def cache_json(stores: Sequence[Kept]) -> list[dict[str, Any]]:
     ]
 
 
-def _kept(caches: ReferenceCacheStore, folder: Path, sizes: Mapping[str, int]) -> Kept:
+def _kept(caches: ReferenceCacheStore, folder: Path, sizes: Mapping[str, int]) -> CacheEntry:
     partial = partial_folder(folder)
     names = {folder.name, partial.name, jobs_folder(folder).name}
     size = sum(sizes.get(name, 0) for name in names)
     made = max((path.stat().st_mtime for path in _paths(folder)), default=None)
     half_made = partial.name in sizes
     if lock_owner(folder) is not None:
-        return Kept(folder=folder, state="being made", what="?", bytes=size, made=made)
+        return CacheEntry(folder=folder, state="being made", what="?", bytes=size, made=made)
     try:
         manifest = caches.stat(folder)
     except BrokenStoreError as error:
         what, problem = "?", None if half_made else str(error)
         state: State = "half-made" if half_made else "broken"
-        return Kept(folder=folder, state=state, what=what, bytes=size, made=made, problem=problem)
-    return Kept(
+        return CacheEntry(
+            folder=folder, state=state, what=what, bytes=size, made=made, problem=problem
+        )
+    return CacheEntry(
         folder=folder,
         state="whole",
         what=_name(manifest),
@@ -212,6 +214,6 @@ def _paths(folder: Path) -> list[Path]:
     return [path for path in folders if path.is_dir()]
 
 
-def _studies(kept: Kept) -> str:
+def _studies(kept: CacheEntry) -> str:
     waiting = f" ({kept.waiting} trials to run)" if kept.waiting else ""
     return f"{', '.join(kept.studies) or '—'}{waiting}"

@@ -1,4 +1,4 @@
-"""Which reference passes a study makes and reads: those that come to less than computing."""
+"""Choose the reference caches worth building for a study."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cache_folder(storage: Path) -> Path:
 
 
 @dataclass(kw_only=True)
-class PlannedPass:
+class PlannedCache:
     """A pass, and what is to become of it."""
 
     one: CacheSpec
@@ -73,19 +73,19 @@ class PlannedPass:
         return worth
 
 
-def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
+def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]:
     """Return the passes of the trials that are still to be trained; nothing is hashed or made.
 
     A pass over all samples is made where the trials read it often enough to pay. A pass of
     log-probabilities alone is served by one of the same that has hidden states too, where that is
     there or is made.
     """
-    found: dict[str, PlannedPass] = {}
+    found: dict[str, PlannedCache] = {}
     for one, trial, samples in _of_trials(plan, ledger, storage):
         reads = _reads(one, trial.config, samples)
         if reads == 0:  # of an epoch that it does not reach
             continue
-        fresh = PlannedPass(one=one, config=trial.config, samples=samples)
+        fresh = PlannedCache(one=one, config=trial.config, samples=samples)
         planned = found.setdefault(one.key, fresh)
         planned.trials.append(trial.fingerprint)
         planned.reads += reads
@@ -102,7 +102,7 @@ def plan_passes(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedPass]:
     return kept
 
 
-def require_room(passes: list[PlannedPass], storage: Path) -> None:
+def require_disk_space(passes: list[PlannedCache], storage: Path) -> None:
     """Check that the disk has room for what is to be made, as far as its size is known.
 
     Of a storage of its own no such thing is known; each machine looks after its disk.
@@ -175,7 +175,7 @@ def _reads(one: CacheSpec, config: TrialConfig, samples: int | None) -> float:
     return 1 if one.epoch is not None else config.training.epochs
 
 
-def _served(found: dict[str, PlannedPass], caches: ReferenceCacheStore) -> list[PlannedPass]:
+def _served(found: dict[str, PlannedCache], caches: ReferenceCacheStore) -> list[PlannedCache]:
     """Return the passes without those that another one's store serves, whose trials it takes."""
     kept = []
     for planned in found.values():
@@ -193,8 +193,8 @@ def _served(found: dict[str, PlannedPass], caches: ReferenceCacheStore) -> list[
 
 
 def _host(
-    planned: PlannedPass, found: dict[str, PlannedPass], caches: ReferenceCacheStore
-) -> PlannedPass | None:
+    planned: PlannedCache, found: dict[str, PlannedCache], caches: ReferenceCacheStore
+) -> PlannedCache | None:
     """Return the pass with hidden states that serves one without; None where there is none."""
     if planned.state == "cached":
         return None

@@ -1,4 +1,4 @@
-"""Two studies beside each other: which trainings they share, which keys differ, which figures."""
+"""Compare two studies: shared trainings, different keys, figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def differences(one: Plan, other: Plan, ledger: Ledger) -> dict[str, Any]:
     ours, theirs = _by_training(one), _by_training(other)
     cells = {frozenset(cell.items()): arm for arm in other.arms for cell in arm.cells}
     changed: list[dict[str, Any]] = []
-    for arm in (arm for mark, arm in ours.items() if mark not in theirs):
+    for arm in (arm for key, arm in ours.items() if key not in theirs):
         namesake = next(
             (found for cell in arm.cells if (found := cells.get(frozenset(cell.items())))), None
         )
@@ -37,16 +37,16 @@ def differences(one: Plan, other: Plan, ledger: Ledger) -> dict[str, Any]:
     return {
         "studies": [one.study.name, other.study.name],
         "same": [
-            {"arms": [arm.name, theirs[mark].name]} for mark, arm in ours.items() if mark in theirs
+            {"arms": [arm.name, theirs[key].name]} for key, arm in ours.items() if key in theirs
         ],
         "changed": changed,
         "only_first": [
-            arm.name for mark, arm in ours.items() if mark not in theirs and arm.name not in paired
+            arm.name for key, arm in ours.items() if key not in theirs and arm.name not in paired
         ],
         "only_second": [
             arm.name
-            for mark, arm in theirs.items()
-            if mark not in ours and arm.name not in paired_there
+            for key, arm in theirs.items()
+            if key not in ours and arm.name not in paired_there
         ],
         "recipe_keys": _differing(_base(one), _base(other)),
         "study_keys": _differing(_study(one), _study(other)),
@@ -85,7 +85,7 @@ def _by_training(plan: Plan) -> dict[str, Arm]:
     found = {}
     for arm in plan.arms:
         config = arm.trials[0].config
-        if arm.trials[0].held is not None:  # what it is trained with is still to be chosen
+        if arm.trials[0].blocked is not None:  # what it is trained with is still to be chosen
             found[arm.trials[0].fingerprint] = arm
             continue
         identity = training_identity(
@@ -103,11 +103,11 @@ def _shared(one: Plan, other: Plan, ledger: Ledger) -> Iterator[dict[str, Any]]:
         if again is None:
             continue
         record = ledger[trial.fingerprint]
-        marks = set(trial.evaluations.values()) & set(again.evaluations.values())
+        fingerprints = set(trial.evaluations.values()) & set(again.evaluations.values())
         figures = {
             name: value
-            for mark in sorted(marks & set(record.evaluations))
-            for name, value in record.evaluations[mark].evaluation.metrics.items()
+            for key in sorted(fingerprints & set(record.evaluations))
+            for name, value in record.evaluations[key].evaluation.metrics.items()
         }
         if figures:
             yield {

@@ -1,4 +1,4 @@
-"""Whether what a study's figures are made from is there, and is what was written.
+"""Verify that the files behind a study's figures are as they were written.
 
 The ledger's line of an attempt says what it came to, with the sha256 of the files that tables and
 pages are made from. A line is held by its own checksum, a file by the line. What does not hold is
@@ -17,13 +17,13 @@ from chip_core.evaluation.task import metric_name
 from chip_core.files import read_lines, sha256_of
 from chip_core.results import MODEL, read_answered, read_result
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.state.ledger import Ledger, Scored
-from orchestrator.state.search import settled
+from orchestrator.state.ledger import Ledger, ScoredBenchmark
+from orchestrator.state.search import resolve_search
 from orchestrator.storage.download import trial_key
-from orchestrator.study.model import Changes
+from orchestrator.study.model import StudyChanges
 
 
-def look(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
+def inspect_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     """Return a plan as far as it is known to who only reads, and let the ledger know as much.
 
     Args:
@@ -33,19 +33,19 @@ def look(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     """
     seen = set[str]()
     while True:
-        plan = settled(plan, ledger)
-        marks = {trial.fingerprint for trial in plan.trials}
-        if marks <= seen:
+        plan = resolve_search(plan, ledger)
+        fingerprints = {trial.fingerprint for trial in plan.trials}
+        if fingerprints <= seen:
             return plan
-        take_results(plan, ledger, storage)
+        record_results(plan, ledger, storage)
         check_results(plan, ledger, storage)
-        seen |= marks
+        seen |= fingerprints
 
 
 def ledger_of(plan: Plan, workdir: Path) -> Ledger:
     """Return the ledger for who only reads: with all that is done of a plan, and what is lost."""
     ledger = Ledger(workdir, writes=False)
-    look(plan, ledger, workdir)
+    inspect_plan(plan, ledger, workdir)
     return ledger
 
 
@@ -64,7 +64,7 @@ def attempts_of(storage: Path, trial: Trial) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def take_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
+def record_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
     """Record attempts that ended well and that the ledger does not know."""
     for trial in plan.trials:
         for attempt, folder in attempts_of(storage, trial).items():
@@ -91,11 +91,11 @@ def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
         seen.add(trial.fingerprint)
         record = ledger[trial.fingerprint]
         lost: dict[str, str] = {}  # evaluation -> what is wrong
-        for key, mark in trial.evaluations.items():
-            if mark in record.evaluations:
-                why = problem(key, record.evaluations[mark], storage)
+        for key, fingerprint in trial.evaluations.items():
+            if fingerprint in record.evaluations:
+                why = result_problem(key, record.evaluations[fingerprint], storage)
                 if why is not None:
-                    lost[mark] = why
+                    lost[fingerprint] = why
         if not lost:
             continue
         untrained = record.model is not None and not (storage / record.model / MODEL).is_dir()
@@ -108,7 +108,7 @@ def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
         ledger.forget(trial.fingerprint, trial.name, lost, model=untrained)
 
 
-def problem(key: str, scored: Scored, storage: Path) -> str | None:
+def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | None:
     """Return what is wrong with the files of a benchmark's figures; None if nothing.
 
     Args:
@@ -135,7 +135,7 @@ def problem(key: str, scored: Scored, storage: Path) -> str | None:
     return None
 
 
-def changed(path: Path, expected: str | None) -> bool:
+def is_changed(path: Path, expected: str | None) -> bool:
     """Return whether a file is gone or not what it was, as far as its hash was noted."""
     try:
         return expected is not None and sha256_of(path) != expected
@@ -143,7 +143,7 @@ def changed(path: Path, expected: str | None) -> bool:
         return True
 
 
-def poorer(plan: Plan, ledger: Ledger) -> list[str]:
+def lost_figures(plan: Plan, ledger: Ledger) -> list[str]:
     """Return the trials by whose figures a report would be poorer for damage, not by a wish."""
     undone = {
         trial.fingerprint: trial.name
@@ -151,14 +151,14 @@ def poorer(plan: Plan, ledger: Ledger) -> list[str]:
         if not ledger[trial.fingerprint].done(trial)
     }
     if ledger.bad:  # of which trial they spoke, nobody knows
-        return [name for mark, name in undone.items() if not ledger[mark].failure]
-    return [name for mark, name in undone.items() if mark in ledger.lost]
+        return [name for fingerprint, name in undone.items() if not ledger[fingerprint].failure]
+    return [name for fingerprint, name in undone.items() if fingerprint in ledger.lost]
 
 
-def kept_report(page: Path, plan: Plan, workdir: Path, lost: list[str]) -> str:
+def kept_report_notice(page: Path, plan: Plan, workdir: Path, lost: list[str]) -> str:
     """Return what is to be said where a report is not written over a better one."""
     named = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")
-    own = plan.study.changes != Changes()  # a variant, or more seeds: known by its name
+    own = plan.study.changes != StudyChanges()  # a variant, or more seeds: known by its name
     words = ["chip-ablate", "run", plan.study.name if own else plan.study.source]
     again = shlex.join([*words, "--workdir", str(workdir)])
     return (
@@ -167,7 +167,7 @@ def kept_report(page: Path, plan: Plan, workdir: Path, lost: list[str]) -> str:
     )
 
 
-def _agrees(path: Path, key: str, scored: Scored) -> bool:
+def _agrees(path: Path, key: str, scored: ScoredBenchmark) -> bool:
     """Return whether a file of scores holds the figures that the ledger holds."""
     side, _, benchmark = key.partition("/")
     prefix = metric_name("select" if side == "select" else "report", benchmark, "")

@@ -1,4 +1,4 @@
-"""The ledger: what has been run. Append-only, durable before anything is announced.
+"""Record what has been run: append-only, durable before it is announced.
 
 `ledger/ledger.jsonl` holds one record an event of an attempt; `ledger/*.lock` say which driver
 works on which study. Both are on the driver's own file system. A line that is not as it was written
@@ -36,7 +36,7 @@ Outcome = Literal["finished", "failed", "killed", "cut"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredBenchmark:
     """A benchmark's figures, and the attempt's folder they lie in."""
 
     folder: str  # relative to the storage
@@ -69,7 +69,9 @@ class TrialRecord:
     finished: set[int] = field(default_factory=set)  # the attempts that ended well
     model: str | None = None  # folder of the attempt that trained, relative to the storage
     steps: int = 0
-    evaluations: dict[str, Scored] = field(default_factory=dict)  # by evaluation fingerprint
+    evaluations: dict[str, ScoredBenchmark] = field(
+        default_factory=dict
+    )  # by evaluation fingerprint
     #: evaluation fingerprint -> folder of the attempt whose answers are there, scored or not
     answers: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -86,7 +88,11 @@ class TrialRecord:
 
     def missing(self, trial: Trial) -> list[str]:
         """Return the benchmarks ("report/shapes") that a trial still wants."""
-        return [key for key, mark in trial.evaluations.items() if mark not in self.evaluations]
+        return [
+            key
+            for key, fingerprint in trial.evaluations.items()
+            if fingerprint not in self.evaluations
+        ]
 
     def done(self, trial: Trial) -> bool:
         """Return whether nothing of the trial is left to run."""
@@ -105,9 +111,9 @@ class TrialRecord:
         """Return the trial's figures by full name, those that are there."""
         return {
             name: value
-            for mark in trial.evaluations.values()
-            if mark in self.evaluations
-            for name, value in self.evaluations[mark].evaluation.metrics.items()
+            for fingerprint in trial.evaluations.values()
+            if fingerprint in self.evaluations
+            for name, value in self.evaluations[fingerprint].evaluation.metrics.items()
         }
 
 
@@ -166,18 +172,20 @@ class Ledger:
             except OSError as error:
                 raise self._unwritten(error) from error
 
-    def forget(self, fingerprint: str, name: str, marks: Iterable[str], *, model: bool) -> None:
+    def forget(
+        self, fingerprint: str, name: str, fingerprints: Iterable[str], *, model: bool
+    ) -> None:
         """Take figures that are not there any more for not made, until they are made again.
 
         Args:
             fingerprint: the trial's.
             name: the trial's, for people.
-            marks: of its evaluations.
+            fingerprints: of its evaluations.
             model: whether its trained model is gone with them.
         """
         record = self._records[fingerprint]
-        for mark in marks:
-            del record.evaluations[mark]
+        for key in fingerprints:
+            del record.evaluations[key]
         if model:
             record.model = None
         self.lost[fingerprint] = name
@@ -303,8 +311,10 @@ class Ledger:
             gone = self._records.pop(entry["fingerprint"], TrialRecord())
             self._attempts[entry["fingerprint"]] = gone.attempts
             return
-        mark = entry["fingerprint"]
-        record = self._records.setdefault(mark, TrialRecord(attempts=self._attempts.get(mark, 0)))
+        fingerprint = entry["fingerprint"]
+        record = self._records.setdefault(
+            fingerprint, TrialRecord(attempts=self._attempts.get(fingerprint, 0))
+        )
         record.attempts = max(record.attempts, int(entry["attempt"]))
         record.arm, record.seed = entry["arm"], entry["seed"]
         record.cut = entry.get("rule")  # of the last event
@@ -323,8 +333,8 @@ class Ledger:
         if entry["event"] == "finished":
             record.failure = None
             record.finished.add(entry["attempt"])
-            for mark, evaluation in entry["evaluations"].items():
-                record.evaluations[mark] = Scored(
+            for fingerprint, evaluation in entry["evaluations"].items():
+                record.evaluations[fingerprint] = ScoredBenchmark(
                     folder=entry["folder"],
                     evaluation=Evaluation(**evaluation),
                     files=entry.get("files", {}),

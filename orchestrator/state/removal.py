@@ -1,4 +1,4 @@
-"""Taking a trial or a study out of a work directory: what goes, what stays, and in which order.
+"""Remove a trial or a study from a work directory, in a safe order.
 
 What another study has in its table stays. The ledger is told before a file goes, so that a crash
 leaves a trial that is whole or one that is not there.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chip_core.errors import UserError
 from chip_core.registry import join_names
-from orchestrator.plan.snapshot import KeptPlan, kept_plans
+from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
 from orchestrator.state.ledger import Ledger, study_lock
 from orchestrator.state.trial_lookup import find_trial, trial_name
 from orchestrator.storage.binding import storage_of
@@ -35,7 +35,7 @@ class Removal:
     bytes: int
 
 
-def removal(workdir: Path, name: str) -> Removal:
+def plan_removal(workdir: Path, name: str) -> Removal:
     """Return what goes with a study, given by name, or with a trial.
 
     Args:
@@ -51,64 +51,64 @@ def removal(workdir: Path, name: str) -> Removal:
             f"{workdir}: its ledger has a line that is not as it was written, and what it said may "
             "be of what is to go: `chip-ablate run` of the study finds it again: remove after that"
         )
-    plans = {plan.study: plan for plan in kept_plans(workdir, all_of_them=True)}
+    plans = {plan.study: plan for plan in plan_snapshots(workdir, all_of_them=True)}
     if name in plans:
         return _of_study(workdir, name, plans)
     try:
-        mark = find_trial(workdir, name)
+        fingerprint = find_trial(workdir, name)
     except UserError as error:
         known = join_names(plans)
         raise UserError(f"{error}; studies that were run there: {known}") from None
-    holders = _holders(mark, plans)
+    holders = _holders(fingerprint, plans)
     if len(holders) > 1:
         raise UserError(
-            f"trial {mark[:16]} stands in the tables of {len(holders)} studies, "
+            f"trial {fingerprint[:16]} stands in the tables of {len(holders)} studies, "
             f"{join_names(holders)}: remove the studies that are to go, it goes with the last"
         )
-    return _made(workdir, None, [mark], {}, holders)
+    return _made(workdir, None, [fingerprint], {}, holders)
 
 
 def remove(workdir: Path, what: Removal) -> None:
     """Remove it from ledger and disk. MLflow's runs are the tracker's to forget."""
     ledger, remote = Ledger(workdir), storage_of(workdir)
-    for mark in what.trials:
+    for fingerprint in what.trials:
         if remote is not None:  # first: what is left there would be taken for done again
-            remote.remove_all(trial_key(mark))
-        ledger.removed(mark)
-        _delete(_trial_folder(workdir, mark))
+            remote.remove_all(trial_key(fingerprint))
+        ledger.removed(fingerprint)
+        _delete(_trial_folder(workdir, fingerprint))
     if what.study is not None:
         _delete(workdir / "studies" / what.study)
 
 
 @contextmanager
-def nothing_runs(workdir: Path) -> Iterator[None]:
+def no_running_study(workdir: Path) -> Iterator[None]:
     """Hold every study of a work directory.
 
     Raises:
         UserError: one of them is being run.
     """
     studies = {path.stem for path in (workdir / "ledger").glob("*.lock")}
-    studies |= {plan.study for plan in kept_plans(workdir)}
+    studies |= {plan.study for plan in plan_snapshots(workdir)}
     with ExitStack() as held:
         for study in sorted(studies):
             held.enter_context(study_lock(workdir, study))
         yield
 
 
-def _of_study(workdir: Path, study: str, plans: Mapping[str, KeptPlan]) -> Removal:
+def _of_study(workdir: Path, study: str, plans: Mapping[str, PlanSnapshot]) -> Removal:
     """Return a study's removal: its trials, those of cells that its file has no more among them."""
     own = set(plans[study].trials)
-    for mark, record in Ledger(workdir).items():
+    for fingerprint, record in Ledger(workdir).items():
         if any(attempt.study == study for attempt in record.history.values()):
-            own.add(mark)
-    sharing = {mark: tuple(other for other in _holders(mark, plans) if other != study)
-               for mark in own}  # fmt: skip
-    going = sorted(mark for mark, others in sharing.items() if not others)
+            own.add(fingerprint)
+    sharing = {fingerprint: tuple(other for other in _holders(fingerprint, plans) if other != study)
+               for fingerprint in own}  # fmt: skip
+    going = sorted(fingerprint for fingerprint, others in sharing.items() if not others)
     return _made(
         workdir,
         study,
         going,
-        {mark: others for mark, others in sharing.items() if others},
+        {fingerprint: others for fingerprint, others in sharing.items() if others},
         (study,),
     )
 
@@ -116,19 +116,23 @@ def _of_study(workdir: Path, study: str, plans: Mapping[str, KeptPlan]) -> Remov
 def _made(
     workdir: Path,
     study: str | None,
-    marks: list[str],
+    fingerprints: list[str],
     shared: Mapping[str, tuple[str, ...]],
     shown_by: tuple[str, ...],
 ) -> Removal:
     known = dict(Ledger(workdir).items())
-    trials = {mark: trial_name(known[mark]) for mark in marks if mark in known}
-    folders = [_trial_folder(workdir, mark) for mark in trials]
+    trials = {
+        fingerprint: trial_name(known[fingerprint])
+        for fingerprint in fingerprints
+        if fingerprint in known
+    }
+    folders = [_trial_folder(workdir, fingerprint) for fingerprint in trials]
     folders += [] if study is None else [workdir / "studies" / study]
     there = tuple(folder for folder in folders if folder.is_dir())
     remote = storage_of(workdir)
     beside = 0
     if remote is not None:
-        going = {trial_key(mark) for mark in trials}
+        going = {trial_key(fingerprint) for fingerprint in trials}
         sizes = remote.sizes("trials").items()
         beside = sum(size for key, size in sizes if "/".join(key.split("/")[:2]) in going)
     return Removal(
@@ -147,12 +151,12 @@ def _made(
     )
 
 
-def _holders(mark: str, plans: Mapping[str, KeptPlan]) -> tuple[str, ...]:
-    return tuple(study for study, plan in plans.items() if mark in plan.trials)
+def _holders(fingerprint: str, plans: Mapping[str, PlanSnapshot]) -> tuple[str, ...]:
+    return tuple(study for study, plan in plans.items() if fingerprint in plan.trials)
 
 
-def _trial_folder(workdir: Path, mark: str) -> Path:
-    return workdir / "trials" / mark[:16]
+def _trial_folder(workdir: Path, fingerprint: str) -> Path:
+    return workdir / "trials" / fingerprint[:16]
 
 
 def _delete(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each arm chooses for itself: its search's trials, their winner, and the seeds that follow.
+"""Resolve each arm's search: its trials, the best one, the seeds that follow.
 
 A search trial is an ordinary trial with a fingerprint of its own, so nothing is computed twice. It
 is asked what stands under `select` and nothing else; what is quoted is not in its reach.
@@ -20,7 +20,7 @@ from chip_core.errors import ConfigError, UserError
 from chip_core.evaluation.readiness import sides
 from chip_core.identity import evaluation_identity, fingerprint, training_identity
 from chip_core.validation import set_key, trial_config
-from orchestrator.plan.plan import Arm, Held, Plan, Trial
+from orchestrator.plan.plan import Arm, Blocked, Plan, Trial
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.model import level_text
 from orchestrator.study.search_space import SelectMetric, Tune
@@ -77,19 +77,19 @@ class Search:
         return tuple(first.values())
 
     @property
-    def held(self) -> Held | None:
+    def blocked(self) -> Blocked | None:
         """Why the arm's seeds cannot run; None where it has chosen."""
         if self.chosen is not None:
             return None
         if not self.ended:
-            return Held(reason="its search has not ended")
+            return Blocked(reason="its search has not ended")
         undefined = len(self.trials) - len(self.failed)
         causes = []
         for reason in list(self.failed.values())[:1]:
             causes.append(f"{len(self.failed)} failed ({reason})")
         if undefined:
             causes.append(f"{undefined} had no defined figure")
-        return Held(
+        return Blocked(
             reason=f"its search came to nothing: of {len(self.trials)} trials "
             f"{' and '.join(causes)}",
             failed=True,
@@ -125,16 +125,16 @@ def searches_of(plan: Plan) -> tuple[Search, ...]:
 def all_trials(plan: Plan) -> list[Trial]:
     """Return every trial that can run, in each place where it stands."""
     searched = [trial for search in searches_of(plan) for trial in search.trials]
-    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.held is None]
+    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.blocked is None]
     return [plan.base, *searched, *seeds]
 
 
 def failures_of(plan: Plan) -> dict[str, str]:
     """Return arm -> why its search came to nothing, of those whose did."""
     return {
-        search.arm.name: search.held.reason
+        search.arm.name: search.blocked.reason
         for search in searches_of(plan)
-        if search.held is not None and search.held.failed
+        if search.blocked is not None and search.blocked.failed
     }
 
 
@@ -151,7 +151,9 @@ def expected(plan: Plan) -> Plan:
             replace(
                 arm,
                 trials=tuple(
-                    trial if trial.held is None or trial.held.failed else replace(trial, held=None)
+                    trial
+                    if trial.blocked is None or trial.blocked.failed
+                    else replace(trial, blocked=None)
                     for trial in arm.trials
                 ),
             )
@@ -160,7 +162,7 @@ def expected(plan: Plan) -> Plan:
     )
 
 
-def settled(plan: Plan, ledger: Ledger) -> Plan:
+def resolve_search(plan: Plan, ledger: Ledger) -> Plan:
     """Return a plan as far as it can be known: arms whose search has ended have their settings.
 
     Args:
@@ -179,7 +181,7 @@ def settled(plan: Plan, ledger: Ledger) -> Plan:
         begun = _begun(plan, tune)
     searches = tuple(_judged(arm, draws, tune.metric, ledger) for arm, draws in begun)
     known = {field.name: getattr(plan, field.name) for field in fields(Plan)}
-    known["arms"] = tuple(_settled(plan, search) for search in searches)
+    known["arms"] = tuple(_resolved(plan, search) for search in searches)
     return TunedPlan(**known, searches=searches)
 
 
@@ -264,18 +266,18 @@ def _last(history: Mapping[int, Any]) -> Any:
     return history[max(history)]
 
 
-def _settled(plan: Plan, search: Search) -> Arm:
+def _resolved(plan: Plan, search: Search) -> Arm:
     """Return an arm with its seeds' trials, as it chose, or held."""
     arm, chosen = search.arm, search.chosen
     if chosen is None:
-        held = search.held
-        return replace(arm, trials=tuple(replace(trial, held=held) for trial in arm.trials))
+        blocked = search.blocked
+        return replace(arm, trials=tuple(replace(trial, blocked=blocked) for trial in arm.trials))
     config = _with(arm.trials[0].config, chosen.values, plan.study.source)
     trials = []
     for trial in arm.trials:
         own = config.model_copy(update={"seed": trial.seed})
-        mark = _training(plan, own)
-        trials.append(replace(trial, config=own, fingerprint=mark, held=None))
+        key = _training(plan, own)
+        trials.append(replace(trial, config=own, fingerprint=key, blocked=None))
     return replace(arm, trials=tuple(trials), tuned=chosen.text)
 
 

@@ -1,4 +1,4 @@
-"""Which trial of a work directory is meant by a name."""
+"""Find a trial of a work directory by a name or a fingerprint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def find_trained(workdir: Path, name: str) -> Path:
         UserError: no trained trial, or more than one, goes by that name.
         StorageError: the storage cannot be read.
     """
-    trained = {mark: record for mark, record in Ledger(workdir).items() if record.model is not None}
+    trained = {
+        fingerprint: record
+        for fingerprint, record in Ledger(workdir).items()
+        if record.model is not None
+    }
     folder = trained[_one(workdir, name, trained, "trained trial")].model
     assert folder is not None
     return whole_attempt(workdir, folder)
@@ -53,17 +57,22 @@ def _one(workdir: Path, name: str, known: Mapping[str, TrialRecord], kind: str) 
     if not known:
         raise UserError(f"no {kind} in {workdir}: run a study first, or name its --workdir")
 
-    def goes_by(mark: str) -> bool:
-        return len(name) >= LEAST and mark.startswith(name.lower())
+    def goes_by(fingerprint: str) -> bool:
+        return len(name) >= LEAST and fingerprint.startswith(name.lower())
 
-    found = [mark for mark, record in known.items() if name == trial_name(record) or goes_by(mark)]
+    found = [
+        fingerprint
+        for fingerprint, record in known.items()
+        if name == trial_name(record) or goes_by(fingerprint)
+    ]
     if not found:
         choices = [trial_name(record) for record in known.values()]
         raise UserError(f"no {kind} '{name}' in {workdir}: {suggestion(name, choices)}")
     if len(found) > 1:
         which = ", ".join(
-            f"{mark[:16]} ({trial_name(known[mark])}, study {known[mark].study})"
-            for mark in sorted(found)
+            f"{fingerprint[:16]} ({trial_name(known[fingerprint])}, "
+            f"study {known[fingerprint].study})"
+            for fingerprint in sorted(found)
         )
         raise UserError(f"'{name}' is more than one trial: name its fingerprint: {which}")
     return found[0]

@@ -1,1 +1,1 @@
-"""Where checkpoints, models, answers and reference passes go: all machines reach it."""
+"""Keep a study's files in a storage that machines share."""

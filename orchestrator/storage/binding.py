@@ -1,4 +1,4 @@
-"""Which storage a work directory has: named once, the same ever after, and used by it alone."""
+"""Bind a work directory to one storage, and lease it exclusively."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def storage_of(workdir: Path) -> Remote | None:
     return None if noted is None else Remote(noted["storage"])
 
 
-def settle_storage(workdir: Path, wish: str | None) -> Remote | None:
+def bind_storage(workdir: Path, wish: str | None) -> Remote | None:
     """Return a work directory's storage after a run was given `--storage`, or not.
 
     Raises:
@@ -101,8 +101,8 @@ def _noted(workdir: Path) -> dict[str, str] | None:
 
 
 @contextmanager
-def alone_with(remote: Remote | None, workdir: Path) -> Iterator[None]:
-    """Be the only work directory whose studies use a storage, as far as can be seen.
+def exclusive_lease(remote: Remote | None, workdir: Path) -> Iterator[None]:
+    """Acquire an exclusive lease on the storage, as far as others can be seen.
 
     Raises:
         UserError: another one's study runs.
@@ -118,7 +118,7 @@ def alone_with(remote: Remote | None, workdir: Path) -> Iterator[None]:
         who = {"host": socket.gethostname(), "workdir": str(workdir), "time": time.time()}
         remote.write(own, json.dumps(who).encode())
 
-    def again() -> None:
+    def renew() -> None:
         while not end.wait(CLAIM_EVERY):
             with suppress(StorageError):
                 claim()
@@ -134,7 +134,7 @@ def alone_with(remote: Remote | None, workdir: Path) -> Iterator[None]:
                         f"{other['host']}: wait until it ends (killed: {CLAIM_HOLDS / 60:.0f} "
                         "minutes), or name another folder"
                     )
-        thread = threading.Thread(target=again, name="storage", daemon=True)
+        thread = threading.Thread(target=renew, name="storage", daemon=True)
         thread.start()
         yield
     finally:

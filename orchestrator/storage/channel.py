@@ -1,4 +1,4 @@
-"""What passes between a study's driver and its running jobs, by files in their folders.
+"""Pass files between a study's driver and its running jobs.
 
 Where the machines share a disk, a file is there for both at once. Where they do not, it goes
 through the storage: the driver copies their curves, and everything but weights when they end.

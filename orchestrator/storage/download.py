@@ -1,4 +1,4 @@
-"""What of a storage lies on a machine: in the work directory, and in the machine's own copies.
+"""Download job outputs from a storage to this machine.
 
 The work directory keeps the ledger, and of every attempt all but its weights: so whoever reads it
 (the report, MLflow, `show`) finds what there always is. Weights lie in the storage alone.
@@ -53,13 +53,13 @@ def trial_key(mark: str) -> str:
     return f"trials/{mark[:16]}"
 
 
-def fetch_trials(remote: Remote, workdir: Path, marks: Iterable[str]) -> None:
+def fetch_trials(remote: Remote, workdir: Path, fingerprints: Iterable[str]) -> None:
     """Bring what there is of trials into the work directory, but for weights.
 
     Raises:
         StorageError: it cannot be read.
     """
-    wanted = {trial_key(mark) for mark in marks}
+    wanted = {trial_key(mark) for mark in fingerprints}
     of_trial: dict[str, dict[str, int]] = {key: {} for key in wanted}
     for key, size in remote.sizes("trials").items():
         trial = "/".join(key.split("/")[:2])

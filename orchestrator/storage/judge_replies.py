@@ -1,4 +1,4 @@
-"""Judges' replies of several machines: each keeps all that it knows of, and tells the others.
+"""Share judges' replies between machines, so that none is lost.
 
 Trials on one machine share its file (chip_core/evaluation/judge/cache.py). In the storage each
 machine has an object of its own, so that none takes another's replies away.
@@ -23,7 +23,7 @@ JUDGE = "cache/judge"
 EVERY = 30.0
 
 
-class Replies:
+class JudgeReplies:
     """The replies that this machine keeps."""
 
     def __init__(self, remote: Remote, kept: Path) -> None:
@@ -38,7 +38,7 @@ class Replies:
         self._file = self.folder / "replies.jsonl"
         self._copied: tuple[int, float] = (0, float("-inf"))  # bytes, when
 
-    def bring(self) -> None:
+    def pull(self) -> None:
         """Take in what other machines know.
 
         Raises:
@@ -50,7 +50,7 @@ class Replies:
             _add(self._file, content)
         self._copied = (self._size(), time.monotonic())
 
-    def copy(self, last: bool) -> None:
+    def push(self, last: bool) -> None:
         """Save what is new; until the last time not too often.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The stores of reference passes, wherever they lie.
+"""Build, verify and read reference caches in a storage.
 
 In a storage of its own a store is a folder as in a work directory, whose manifest is written last:
 without one it is not there. The work directory then has nothing of it.

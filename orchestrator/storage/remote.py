@@ -1,4 +1,4 @@
-"""Files below a URI, or in a shared folder, by fsspec.
+"""Read and write files below a URI or in a shared folder, by fsspec.
 
 There is no rename there that can be trusted, and no lock: whoever writes something of several files
 writes last the one that says it is whole (a checkpoint's manifest, a trial's result).
@@ -76,7 +76,8 @@ class Remote:
             self._fs.rm_file(self._at(key))
         except Exception as error:  # of any library
             raise UserError(
-                f"--storage: {self.uri}: cannot be written ({_brief(error)}): make the folder or "
+                f"--storage: {self.uri}: cannot be written ({_error_summary(error)}): "
+                "make the folder or "
                 "bucket, or give this machine what lets it in"
             ) from None
 
@@ -201,7 +202,7 @@ class Remote:
             package = _KINDS.get(self.uri.partition("://")[0], "what it names")
             raise StorageError(f"{self.uri}: {error}: pip install '{package}'") from None
         except Exception as error:  # of any library
-            raise StorageError(f"{self.uri}: {_brief(error)}") from None
+            raise StorageError(f"{self.uri}: {_error_summary(error)}") from None
         return fs, str(root).rstrip("/")
 
     @property
@@ -255,8 +256,8 @@ class Remote:
                 if isinstance(error, FileNotFoundError) and missing():
                     raise
                 if pause is None:
-                    raise StorageError(f"{self.uri}: {what}: {_brief(error)}") from error
-                _log.warning("%s: %s: %s: tried again", self.uri, what, _brief(error))
+                    raise StorageError(f"{self.uri}: {what}: {_error_summary(error)}") from error
+                _log.warning("%s: %s: %s: tried again", self.uri, what, _error_summary(error))
             time.sleep(pause)
         raise AssertionError
 
@@ -303,6 +304,6 @@ def _walked(folder: str) -> list[tuple[str, int]]:
     return found
 
 
-def _brief(error: Exception) -> str:
+def _error_summary(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,4 +1,4 @@
-"""A job on a machine that does not see the work directory.
+"""Stage a job's files on a machine without the work directory.
 
 What the job needs is copied from the storage to this machine; it runs in a folder of its own here,
 whose content goes to the storage while it runs. Stores of reference passes and judges' replies stay
@@ -29,10 +29,10 @@ from chip_core.training.checkpoint import broken
 from chip_core.workers import current
 from orchestrator.jobs.job import COPYING, STOP, Job
 from orchestrator.storage.download import OnFile, fetch_folder, node_folder
-from orchestrator.storage.judge_replies import Replies
+from orchestrator.storage.judge_replies import JudgeReplies
 from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import PATIENT, Remote
-from orchestrator.storage.uploader import Mirror
+from orchestrator.storage.uploader import Uploader
 
 Report = Callable[[Progress], None]
 
@@ -74,7 +74,7 @@ class StagingSpec:
                     yield workspace
                     return
                 try:
-                    with workspace.mirror:
+                    with workspace.uploader:
                         yield workspace
                         fcntl.flock(lock, fcntl.LOCK_EX)  # the others have ended
                     workspace.drop_what_is_past()
@@ -90,16 +90,16 @@ class StagedWorkspace:
         self._remote = Remote(spec.remote.uri, pauses=PATIENT)
         self._workdir = spec.workdir
         self._kept = node_folder(self._remote)
-        self._replies = Replies(self._remote, self._kept)
+        self._replies = JudgeReplies(self._remote, self._kept)
         self._past: set[str] = set()  # keys of what an attempt before left, till a model is here
         self.here = self._kept / "jobs" / spec.token
         self.folder = self.moved(folder)
-        self.mirror = Mirror(
+        self.uploader = Uploader(
             self._remote,
             [self.folder, self.here / CACHE],
             self.here,
             asked=[self.folder / STOP],
-            also=self._replies.copy,
+            also=self._replies.push,
         )
 
     def moved(self, path: Path) -> Path:
@@ -116,12 +116,12 @@ class StagedWorkspace:
         Raises:
             StorageError: it cannot be copied.
         """
-        offered, part = job.offered, job.part
+        offered, part = job.offered, job.shard
 
         def on_file(done: int, total: int) -> None:
             report(Progress(phase=COPYING, done=done, total=total))
 
-        with _locked(_beside(self.here, ".bring")), self.mirror.waiting():
+        with _locked(_beside(self.here, ".bring")), self.uploader.waiting():
             for earlier in job.earlier:
                 self._fetch(self._below(earlier), on_file)
                 self._past.add(f"{self._below(earlier)}/{CHECKPOINTS}")
@@ -133,7 +133,7 @@ class StagedWorkspace:
             if job.answers is not None:
                 self._fetch(self._below(job.answers), on_file)
             if job.scores and _judged(job):
-                self._replies.bring()
+                self._replies.pull()
             if offered is not None:
                 for one in offered.passes:
                     self._fetch_store(one.key, one.identity, on_file)
@@ -152,7 +152,7 @@ class StagedWorkspace:
             answers=None if job.answers is None else self.moved(job.answers),
             places=replace(job.places, judge_cache=self._replies.folder),
             offered=offered,
-            part=part,
+            shard=part,
             share=self.share,
         )
 
@@ -166,10 +166,10 @@ class StagedWorkspace:
         """
         workers = current()
         if workers.first:
-            self.mirror.copy()
+            self.uploader.copy()
         workers.wait()
         if not (self.folder / TRAINED).exists():
-            with _locked(_beside(self.here, ".bring")), self.mirror.waiting():
+            with _locked(_beside(self.here, ".bring")), self.uploader.waiting():
                 key = self._below(self.folder, self.here)
                 self._fetch(f"{key}/{MODEL}", weights=True)
                 self._remote.get(f"{key}/{TRAINED}", self.folder / TRAINED)

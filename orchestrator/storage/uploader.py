@@ -1,4 +1,4 @@
-"""A job's files on the machine that it runs on, kept the same in the storage.
+"""Upload a job's files to the storage while it runs.
 
 The job writes to its own disk as it always does; a thread copies what is whole. What says that
 something is whole goes last: a checkpoint's manifest after its files, `trained.json` after the
@@ -25,10 +25,10 @@ EVERY = 2.0
 
 _log = logging.getLogger(__name__)
 
-Mark = tuple[int, int]
+FileStamp = tuple[int, int]
 
 
-class Mirror:
+class Uploader:
     """Copies what a job leaves in folders of this machine to the storage, while it runs."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Mirror:
         """
         self._remote, self._folders, self._root, self._every = remote, folders, root, every
         self._asked, self._also = tuple(asked), also
-        self._there: dict[str, Mark] = {}
+        self._there: dict[str, FileStamp] = {}
         self._turn = threading.Lock()
         self._end = threading.Event()
         self._threads = [
@@ -61,7 +61,7 @@ class Mirror:
             for do in (self.copy, self._fetch_asked)
         ]
 
-    def __enter__(self) -> Mirror:
+    def __enter__(self) -> Uploader:
         for thread in self._threads:
             thread.start()
         return self
@@ -158,7 +158,7 @@ class Mirror:
         return path.relative_to(self._root).as_posix()
 
 
-def _mark(path: Path) -> Mark:
+def _mark(path: Path) -> FileStamp:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 

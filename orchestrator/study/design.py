@@ -21,7 +21,7 @@ class TooManyCellsError(Exception):
     """The factors come to more cells than can be planned."""
 
 
-class CircleError(Exception):
+class CircularConditionError(Exception):
     """Factors that each apply only where another one does."""
 
 
@@ -44,13 +44,13 @@ class Grid:
         """The factors, each after those that decide whether it applies.
 
         Raises:
-            CircleError: there is no such order; names the factors in a circle.
+            CircularConditionError: there is no such order; names the factors in a circle.
         """
         left, placed = list(self.levels), []
         while left:
             ready = [name for name in left if not self._deciding(name) & set(left)]
             if not ready:
-                raise CircleError(", ".join(left))
+                raise CircularConditionError(", ".join(left))
             placed.append(ready[0])  # one at a time: the file's order wherever it will do
             left.remove(ready[0])
         return tuple(placed)
@@ -135,7 +135,7 @@ def first_cell(grid: Grid, design: Design) -> Cell:
                         for name, levels in grid.levels.items()})[0]  # fmt: skip
 
 
-def laid_out(grid: Grid, design: Design, baseline: Cell) -> list[Cell]:
+def design_cells(grid: Grid, design: Design, baseline: Cell) -> list[Cell]:
     """Return the cells of a design, which is any but `cells`.
 
     A factor that comes to apply because another one changed has all its levels.
@@ -213,7 +213,7 @@ class Layout:
         return None
 
 
-def take_layout(written: StudyFile, factors: Sequence[Factor], wrong: Wrong) -> Layout:
+def parse_layout(written: StudyFile, factors: Sequence[Factor], wrong: Wrong) -> Layout:
     """Return a study's cells and baseline; `wrong` is told what is wrong with them."""
     told: list[str] = []
 
@@ -231,7 +231,7 @@ def take_layout(written: StudyFile, factors: Sequence[Factor], wrong: Wrong) -> 
         noted("cells", "is a list of cells under `design: cells`, and not there under another")
     try:
         grid.order  # noqa: B018 - raises
-    except CircleError as circle:
+    except CircularConditionError as circle:
         noted("when", f"{circle} apply only where one another do: break the circle")
     if told or not all(grid.levels.values()) or not factors:
         return layout
@@ -256,7 +256,7 @@ def _lay_out(layout: Layout, told: Sequence[str], wrong: Wrong) -> Layout:
     if told:
         return layout
     if start is not None and written.design != "cells":
-        designed = laid_out(grid, written.design, start)
+        designed = design_cells(grid, written.design, start)
     _check_all_apply(grid, designed, wrong)
     kept = tuple(cell for cell in designed if _is_kept(cell, layout))
     _check_something_left(layout, designed, kept, wrong)

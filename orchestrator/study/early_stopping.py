@@ -1,4 +1,4 @@
-"""The `early_stopping:` block of a study file: which trials are cut short, by what."""
+"""Define the `early_stopping:` block of a study file."""
 
 from __future__ import annotations
 

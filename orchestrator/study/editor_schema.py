@@ -1,4 +1,4 @@
-"""What an editor is told of the parts of a study file that are checked with the recipe at hand."""
+"""Describe to editors the parts of a study file that the recipe decides."""
 
 from __future__ import annotations
 

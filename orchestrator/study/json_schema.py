@@ -1,4 +1,4 @@
-"""JSON Schemas for editors: of a study file and of a recipe, made by pydantic."""
+"""Write JSON Schemas of study files and recipes for editors."""
 
 from __future__ import annotations
 

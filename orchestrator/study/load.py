@@ -1,4 +1,4 @@
-"""The study file: read, and checked whole before anything runs.
+"""Load a study file, and check it whole before anything runs.
 
 Everything is checked before anything runs; all problems of a file are told at once.
 """
@@ -19,13 +19,13 @@ from chip_core.files import expanded
 from chip_core.models import loading
 from chip_core.registry import suggestion
 from chip_core.validation import key_problem, set_key, trial_config
-from orchestrator.study.design import take_layout
-from orchestrator.study.metrics import Wrong, benchmark_goals, declare, take_published
-from orchestrator.study.model import Cell, Changes, Study
+from orchestrator.study.design import parse_layout
+from orchestrator.study.metrics import Wrong, benchmark_goals, parse_declared, parse_published
+from orchestrator.study.model import Cell, Study, StudyChanges
 from orchestrator.study.schema import StudyFile, follows, read_written
-from orchestrator.study.search import take_tune
-from orchestrator.study.validate import check_early, take_factors
-from orchestrator.study.variant import extended, variant_name, variant_problems
+from orchestrator.study.search import parse_tune
+from orchestrator.study.validate import check_early_stopping, parse_factors
+from orchestrator.study.variant import merge_seeds, variant_name, variant_problems
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
 LARGEST_COUNT = 1000  # of seeds: who wants more has mistaken a seed for a count
@@ -60,7 +60,9 @@ def is_study(name: str) -> bool:
     return True
 
 
-def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = False) -> Study:
+def load_study(
+    path: Path, changes: StudyChanges | None = None, *, elsewhere: bool = False
+) -> Study:
     """Return a study, checked whole.
 
     Args:
@@ -71,7 +73,7 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
     Raises:
         ConfigError: every problem at once, each `file: key.path: what, what would do`.
     """
-    changes = changes or Changes()
+    changes = changes or StudyChanges()
     source = str(path)
     written, problems, broken = read_written(path)
     of_shape = len(problems)
@@ -82,19 +84,19 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
     if not _NAME.fullmatch(written.study):
         wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
     base = _base(written, changes, path, problems, elsewhere)
-    factors = take_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
+    factors = parse_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
     seeds = _seeds(written, changes, wrong)
-    layout = take_layout(written, factors, wrong)
+    layout = parse_layout(written, factors, wrong)
     problems.extend(variant_problems(changes, factors, layout.grid.when))
     benchmarks = written.benchmarks or BenchmarksConfig()
     goals = benchmark_goals(benchmarks, wrong)
-    primary, secondary = declare(written.primary, written.secondary, goals, wrong)
+    primary, secondary = parse_declared(written.primary, written.secondary, goals, wrong)
 
     def cell(given: Mapping[str, Any], where: str) -> Cell | None:
         return layout.cell(given, where, wrong)
 
-    published = take_published(written.published, cell, goals, wrong)
-    tune = take_tune(
+    published = parse_published(written.published, cell, goals, wrong)
+    tune = parse_tune(
         written.tune,
         benchmarks=benchmarks,
         goals=goals,
@@ -104,7 +106,9 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
         overrides=changes.overrides,
         wrong=wrong,
     )
-    check_early(written.early_stopping, factors, goals, tuned=written.tune is not None, wrong=wrong)
+    check_early_stopping(
+        written.early_stopping, factors, goals, tuned=written.tune is not None, wrong=wrong
+    )
     if problems:
         causes, others = problems[:of_shape], problems[of_shape:]
         raise ConfigError(
@@ -140,7 +144,7 @@ def load_study(path: Path, changes: Changes | None = None, *, elsewhere: bool = 
 
 
 def _base(
-    written: StudyFile, changes: Changes, path: Path, problems: list[str], elsewhere: bool
+    written: StudyFile, changes: StudyChanges, path: Path, problems: list[str], elsewhere: bool
 ) -> dict[str, Any]:
     """Return the recipe's tree with the command line's overrides, checked."""
     name = changes.recipe or written.recipe
@@ -181,19 +185,19 @@ def _base(
     return tree
 
 
-def _origin(key: str, changes: Changes, file: Path) -> str:
+def _origin(key: str, changes: StudyChanges, file: Path) -> str:
     """Return where a key got its value: the command line's, where it set that or its section."""
     section = key.split(".")[0]
     given = any(name.split(".")[0] == section for name in changes.overrides)
     return f"{'--set' if given else file}: {key}"
 
 
-def _seeds(written: StudyFile, changes: Changes, wrong: Wrong) -> tuple[int, ...]:
+def _seeds(written: StudyFile, changes: StudyChanges, wrong: Wrong) -> tuple[int, ...]:
     own = _checked_seeds(written.seeds, "seeds", wrong)
     if changes.seeds is None or not own:
         return own
     given = _checked_seeds(list(changes.seeds), "seeds (from --seeds)", wrong)
-    return tuple(extended(own, given))
+    return tuple(merge_seeds(own, given))
 
 
 def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:

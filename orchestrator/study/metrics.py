@@ -15,7 +15,7 @@ from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import metric_name
 from chip_core.fields import Shorthand
 from chip_core.registry import suggestion
-from orchestrator.study.model import Declared, Published
+from orchestrator.study.model import DeclaredMetric, PublishedFigures
 
 Goal = Literal["minimize", "maximize"]
 
@@ -74,12 +74,12 @@ class PublishedFile(BaseModel):
     values: Annotated[dict[str, float], Field(min_length=1)]
 
 
-def declare(
+def parse_declared(
     primary: DeclaredFile | None,
     secondary: Sequence[DeclaredFile],
     goals: Mapping[str, Goal],
     wrong: Wrong,
-) -> tuple[Declared | None, tuple[Declared, ...]]:
+) -> tuple[DeclaredMetric | None, tuple[DeclaredMetric, ...]]:
     """Return the primary and the secondary metrics; `wrong` is told what is wrong with them."""
     first = None if primary is None else _declared(primary, "primary", goals, wrong)
     seen = set() if primary is None else {primary.metric}
@@ -95,9 +95,9 @@ def declare(
     return first, tuple(others)
 
 
-def take_published(
+def parse_published(
     entries: Sequence[PublishedFile], cell: CellOf, goals: Mapping[str, Goal], wrong: Wrong
-) -> tuple[Published, ...]:
+) -> tuple[PublishedFigures, ...]:
     """Return published figures; `wrong` is told what is wrong with them.
 
     Args:
@@ -115,13 +115,13 @@ def take_published(
             if not math.isfinite(value):
                 wrong(f"{where}.values.{metric}", f"{value} is no figure: leave it out")
         arm = None if isinstance(entry.arm, str) else cell(entry.arm, f"{where}.arm")
-        found.append(Published(source=entry.source, arm=arm, values=entry.values))
+        found.append(PublishedFigures(source=entry.source, arm=arm, values=entry.values))
     return tuple(found)
 
 
 def _declared(
     written: DeclaredFile, where: str, goals: Mapping[str, Goal], wrong: Wrong
-) -> Declared | None:
+) -> DeclaredMetric | None:
     metric = written.metric
     if metric not in goals:
         wrong(f"{where}.metric", _unknown(metric, goals))
@@ -131,7 +131,7 @@ def _declared(
     goal = goals[metric]
     if written.goal not in (None, goal):
         wrong(f"{where}.goal", f"'{metric}' is to be {goal}d: write `goal: {goal}`")
-    return Declared(metric=metric, goal=goal, smallest_difference=written.smallest_difference)
+    return DeclaredMetric(metric=metric, goal=goal, smallest_difference=written.smallest_difference)
 
 
 def _unknown(metric: str, goals: Mapping[str, Goal]) -> str:

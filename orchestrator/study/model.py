@@ -1,4 +1,4 @@
-"""What a study is: a question, a recipe, factors, seeds, benchmarks."""
+"""Define a study: its question, recipe, factors, seeds and benchmarks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Factor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class DeclaredMetric:
     """A metric that the study is about, as its file says before anything runs."""
 
     metric: str
@@ -46,7 +46,7 @@ class Declared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedFigures:
     """Figures that somebody else published: shown beside the study's, never mixed in."""
 
     source: str
@@ -55,7 +55,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class StudyChanges:
     """What the command line changes of a study file."""
 
     recipe: str | None = None
@@ -77,10 +77,10 @@ class Study:
     seeds: tuple[int, ...]
     baseline: Mapping[str, str]  # one of the cells
     benchmarks: BenchmarksConfig
-    primary: Declared | None
-    secondary: tuple[Declared, ...] = ()
+    primary: DeclaredMetric | None
+    secondary: tuple[DeclaredMetric, ...] = ()
     exploratory: bool = False  # a search for what may be there: false findings are bounded by share
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedFigures, ...] = ()
     design: Design = "grid"
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
     left_out: int = 0  # cells of the design that `include` and `exclude` leave out
@@ -88,7 +88,7 @@ class Study:
     budget: Budget | None = None  # of what is still to be run
     limits: Limits | None = None  # where each run of it stops
     early_stopping: EarlyStopping | None = None  # of trainings that fall behind
-    changes: Changes = Changes()  # of its file, by the command line
+    changes: StudyChanges = StudyChanges()  # of its file, by the command line
 
     def __post_init__(self) -> None:
         """Check that nothing quoted chooses.
@@ -105,7 +105,7 @@ class Study:
         return self.benchmarks if self.tune is None else self.benchmarks.reporting
 
     @property
-    def declared(self) -> tuple[Declared, ...]:
+    def declared(self) -> tuple[DeclaredMetric, ...]:
         """The metrics that get a verdict, the primary first."""
         return (() if self.primary is None else (self.primary,)) + self.secondary
 

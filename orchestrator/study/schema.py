@@ -1,4 +1,4 @@
-"""A study file as it is written: its keys, read whatever is wrong with some of them."""
+"""Parse a study file's keys, whatever is wrong with some of them."""
 
 from __future__ import annotations
 

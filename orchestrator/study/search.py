@@ -1,4 +1,4 @@
-"""The `tune:` block of a study file: checked whole, and against what is varied and quoted."""
+"""Parse and check the `tune:` block of a study file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TuneFile(BaseModel):
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = SEED
 
 
-def take_tune(
+def parse_tune(
     written: TuneFile | None,
     *,
     benchmarks: BenchmarksConfig,

@@ -1,4 +1,4 @@
-"""What a study tunes: keys and where their values come from, how often it tries, judged by what.
+"""Define a search: its keys, their values, its trials and its metric.
 
 Every arm gets the same draws. They are functions of the search's seed alone: no arm, seed of the
 study, or other key moves them, and more trials are the same ones and more.

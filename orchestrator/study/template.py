@@ -1,4 +1,4 @@
-"""A study file written from a few answers: commented, checked, and never over another one."""
+"""Write a commented study file from a few answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.study.model import level_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class StudyAnswers:
     """What is asked of a user who writes a study."""
 
     name: str
@@ -33,7 +33,7 @@ class Answers:
     primary: str | None  # a metric; None: no metric is the study's
 
 
-def factor_from(text: str) -> tuple[str, list[Any]]:
+def parse_factor(text: str) -> tuple[str, list[Any]]:
     """Return a factor written as `key=level,level`: its key and its levels, read as YAML.
 
     Raises:
@@ -70,7 +70,7 @@ def metrics_of(benchmarks: Sequence[str]) -> list[str]:
     return list(goals)
 
 
-def study_text(answers: Answers, beside: Path) -> str:
+def study_text(answers: StudyAnswers, beside: Path) -> str:
     """Return the file's text.
 
     Args:
@@ -109,7 +109,7 @@ def study_text(answers: Answers, beside: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_study(answers: Answers, path: Path) -> None:
+def write_study(answers: StudyAnswers, path: Path) -> None:
     """Write a study file, and check it as a run would.
 
     Raises:

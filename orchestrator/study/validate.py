@@ -19,7 +19,7 @@ from orchestrator.study.model import Factor, Level, level_text
 from orchestrator.study.schema import StudyFile
 
 
-def take_factors(
+def parse_factors(
     written: StudyFile,
     base: dict[str, Any],
     source: str,
@@ -100,7 +100,7 @@ def _level_problems(level: Level, base: dict[str, Any]) -> Iterator[str]:
             yield broken
 
 
-def check_early(
+def check_early_stopping(
     rule: EarlyStopping | None,
     factors: Sequence[Factor],
     goals: Mapping[str, Goal],

@@ -1,4 +1,4 @@
-"""What the command line changes of a study: its seeds, or all else under a name of its own."""
+"""Name the variant that the command line makes of a study."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chip_core import recipes
 from chip_core.validation import key_problem
-from orchestrator.study.model import Changes, Factor, level_text
+from orchestrator.study.model import Factor, StudyChanges, level_text
 
 _LONGEST_VALUE, _LONGEST_NAME = 60, 160  # of a folder's name there are 255
 #: What `--set` does not reach, though there are keys of such names.
@@ -21,7 +21,7 @@ _OWN = {
 }
 
 
-def variant_name(study: str, changes: Changes) -> str:
+def variant_name(study: str, changes: StudyChanges) -> str:
     """Return a study's name, or its variant's: `encoder@llava-1.6-7b+optimizer.lr=1e-6`.
 
     Equal names are equal changes: what a name cannot hold is told apart by a hash.
@@ -41,7 +41,7 @@ def recipe_name(recipe: str) -> str:
     return recipe if recipe in recipes.names() else Path(recipe).stem
 
 
-def extended(own: Sequence[int], given: Sequence[int]) -> list[int]:
+def merge_seeds(own: Sequence[int], given: Sequence[int]) -> list[int]:
     """Return a study's seeds with those of the command line.
 
     Seeds that are new are added; where none is, those given are the part to be looked at.
@@ -51,7 +51,7 @@ def extended(own: Sequence[int], given: Sequence[int]) -> list[int]:
 
 
 def variant_problems(
-    changes: Changes, factors: Sequence[Factor], conditional: Collection[str]
+    changes: StudyChanges, factors: Sequence[Factor], conditional: Collection[str]
 ) -> Iterator[str]:
     """Yield what is wrong with the changes themselves.
 

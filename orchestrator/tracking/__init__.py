@@ -1,1 +1,1 @@
-"""Where runs are recorded."""
+"""Show a study's runs in MLflow."""

@@ -1,4 +1,4 @@
-"""The address of an MLflow store: which one it is, whether a store is there, what stays secret."""
+"""Parse and check an MLflow address, and hide what is secret in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial's folders hold for people to see: curves, configuration, responses, scores."""
+"""Collect a trial's artifacts: curves, configuration, responses, scores."""
 
 from __future__ import annotations
 

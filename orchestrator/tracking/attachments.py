@@ -1,4 +1,4 @@
-"""Attachments from other commands: figures and files of people, of representations."""
+"""Attach figures and files from other commands to a study's runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.tracking.projection import FINGERPRINT, KIND, STUDY, Slot, arm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attached:
+class StudyAttachment:
     """What is to be shown with a study's runs."""
 
     study: Mapping[str, float] = field(default_factory=dict)
@@ -36,7 +36,9 @@ class Attached:
             yield ("trial", arm_slot(arm)[1], str(trial.seed)), trial.fingerprint, figures
 
 
-def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> str | None:
+def attach_files(
+    workdir: Path, uri: str | None, study: str, attached: StudyAttachment
+) -> str | None:
     """Show figures and files with a study's runs, as far as there are runs, and keep the figures.
 
     Runs are only added to: none is made, ended or put in another's place.
@@ -70,7 +72,7 @@ def attach(workdir: Path, uri: str | None, study: str, attached: Attached) -> st
     return None
 
 
-def attach_kept(workdir: Path, uri: str | None, study: str) -> None:
+def reattach_files(workdir: Path, uri: str | None, study: str) -> None:
     """Show the figures of a study that were attached before, in the order in which they were.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A tracker in a thread of its own: whatever its store does, nobody who trains waits for it."""
+"""Run a tracker in a thread, so that no training waits for its store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tracker shows people of a study's runs. The truth is in the ledger."""
+"""Define what a tracker shows of a study's runs; the ledger is the truth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TrialView:
     data: Mapping[str, int]  # pairs, rows skipped, responses and tokens cut
     engine: Mapping[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
     #: by key ("report/amber"): protocol, scorer, judge, n, missing, … of its figures
-    how: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reason: str | None = None  # why it failed
     cut: str | None = None  # the rule of early stopping that cut it
     reused_from: str | None = None  # the study it was executed in, where that is another

@@ -1,4 +1,4 @@
-"""The client of an MLflow store: everything that is asked of MLflow.
+"""Call MLflow: every request to a store goes through here.
 
 Whatever goes wrong in a store is a `UserError` of one line here: `StoreUnavailable` where it may be
 well again by itself, else `StoreRefused`. Nothing is written that the store has already.

@@ -1,4 +1,4 @@
-"""What a study's arms came to whenever a run of it ended: kept, to be shown again in that order."""
+"""Save the arms' aggregates at the end of each run of a study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and texts as MLflow takes them.
+"""Spell names and texts as MLflow takes them.
 
 MLflow refuses a whole request for one name in it: by its signs, as a path, or for its length. What
 it takes stays as it is. Anything else gets a name that can be read and a mark that no other name

@@ -1,4 +1,4 @@
-"""MLflow as a projection of the ledger: a study's runs for people to look at.
+"""Project the ledger to MLflow: a study's runs for people to look at.
 
 Experiment = study; a run for the study, under it one for each arm and for the untrained model,
 under an arm one for each seed. Where arms choose for themselves, each trial of their searches has a
@@ -61,7 +61,7 @@ UI = "http://127.0.0.1:5000"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RunSpec:
     """A run as the plan wants it."""
 
     slot: Slot
@@ -88,7 +88,7 @@ class MlflowTracker(Tracker):
         self.brought: dict[Place, TrialView] = {}  # what was shown last of each trial
         self._matched: Plan | None = None  # whose runs were looked up; None: anew
         self._began: float | None = None
-        self._wanted: dict[Slot, Wanted] = {}
+        self._wanted: dict[Slot, RunSpec] = {}
         self._slots: dict[Place, Slot] = {}
         self._current: dict[Slot, Run] = {}
         self._curves: dict[tuple[str, Path], Curve] = {}  # by run and folder
@@ -136,7 +136,7 @@ class MlflowTracker(Tracker):
     def _open(self, study: StudyView) -> None:
         self._store.open(study.plan.study.name)
         self._began = study.began
-        self._wanted = {wanted.slot: wanted for wanted in wanted_runs(study.plan)}
+        self._wanted = {wanted.slot: wanted for wanted in run_specs(study.plan)}
         self._slots = {
             (wanted.trial.arm, wanted.trial.fingerprint): slot
             for slot, wanted in self._wanted.items()
@@ -262,12 +262,12 @@ class MlflowTracker(Tracker):
         slot = self._slots[view.place]
         return self._current.get(slot) or self._create(self._wanted[slot], view.began)
 
-    def _tags(self, wanted: Wanted) -> dict[str, str]:
+    def _tags(self, wanted: RunSpec) -> dict[str, str]:
         if wanted.parent is None:
             return dict(wanted.tags)
         return {**wanted.tags, _PARENT: self._current[wanted.parent].id}
 
-    def _create(self, wanted: Wanted, began: float | None = None) -> Run:
+    def _create(self, wanted: RunSpec, began: float | None = None) -> Run:
         began = began if wanted.trial is not None else self._began
         run = self._current[wanted.slot] = self._store.create(self._tags(wanted), began)
         self._store.describe(run, params=wanted.params)
@@ -306,7 +306,7 @@ class MlflowTracker(Tracker):
                 curve.send(self._store, run)
 
 
-def wanted_runs(plan: Plan) -> Iterator[Wanted]:
+def run_specs(plan: Plan) -> Iterator[RunSpec]:
     """Yield the runs of a plan, each after the one it lies under."""
 
     def run(
@@ -317,7 +317,7 @@ def wanted_runs(plan: Plan) -> Iterator[Wanted]:
         holds: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         trial: Trial | None = None,
-    ) -> Wanted:
+    ) -> RunSpec:
         kind, arm, number = slot
         known = {
             KIND: kind,
@@ -328,7 +328,7 @@ def wanted_runs(plan: Plan) -> Iterator[Wanted]:
             _HOLDS: json.dumps(holds) if holds else "",
             **tags,
         }
-        return Wanted(
+        return RunSpec(
             slot=slot,
             parent=parent,
             tags={key: value for key, value in known.items() if value},
@@ -339,9 +339,9 @@ def wanted_runs(plan: Plan) -> Iterator[Wanted]:
 
     def of_trial(
         trial: Trial, slot: Slot, parent: Slot, chosen: Mapping[str, str], **tags: str
-    ) -> Wanted:
+    ) -> RunSpec:
         params = {**trial.params, **chosen, "seed": str(trial.seed)}
-        holds = _short({"model": trial.fingerprint, **trial.evaluations})
+        holds = _short_hashes({"model": trial.fingerprint, **trial.evaluations})
         tags[FINGERPRINT] = trial.fingerprint
         return run(slot, parent, trial.name, tags, holds, {} if trial.untrained else params, trial)
 
@@ -350,7 +350,7 @@ def wanted_runs(plan: Plan) -> Iterator[Wanted]:
     searches = {search.arm.name: search for search in searches_of(plan)}
     for arm in plan.arms:
         slot, key = arm_slot(arm), arm_key(arm)
-        known = [trial for trial in arm.trials if trial.held is None]
+        known = [trial for trial in arm.trials if trial.blocked is None]
         mark = {FINGERPRINT: known[0].fingerprint} if known else {}
         yield run(slot, STUDY, arm.name, mark, held_by(arm), {**arm.params, **arm.tuned})
         search = searches.get(arm.name)
@@ -390,9 +390,9 @@ def slot_of(run: Run) -> Slot:
 def held_by(arm: Arm) -> dict[str, str]:
     """Return what an arm's figures are of: what is shown -> its fingerprint."""
     # A tag has 8000 characters; a recipe that changes, changes every seed.
-    known = [trial for trial in arm.trials if trial.held is None][:_SEEDS_HELD]
+    known = [trial for trial in arm.trials if trial.blocked is None][:_SEEDS_HELD]
     seeds = {f"seed {trial.seed}": trial.fingerprint for trial in known}
-    return _short({**seeds, **arm.trials[0].evaluations})
+    return _short_hashes({**seeds, **arm.trials[0].evaluations})
 
 
 def pages_of(uri: str) -> str:
@@ -403,7 +403,7 @@ def pages_of(uri: str) -> str:
     return f"{server.scheme}://{server.netloc.rpartition('@')[2]}{server.path}".rstrip("/")
 
 
-def _short(fingerprints: Mapping[str, str]) -> dict[str, str]:
+def _short_hashes(fingerprints: Mapping[str, str]) -> dict[str, str]:
     """Return what is held, short enough for a tag; of too much, that it is all of it."""
     short = {key: value[:12] for key, value in fingerprints.items()}
     text = json.dumps(short)
@@ -430,14 +430,17 @@ def _figures(view: TrialView) -> dict[str, float]:
 def _tags(view: TrialView) -> dict[str, str | None]:
     code = _code_tags(view.code) if view.reused_from is None else {}
     found = {"reason": view.reason, "reused_from": view.reused_from, "cut": view.cut}
-    how = {f"chip.{key}": value for key, value in found.items()}
+    metadata = {f"chip.{key}": value for key, value in found.items()}
     if view.status == "RUNNING":
-        return {**dict.fromkeys(how), **code}
+        return {**dict.fromkeys(metadata), **code}
     engine = {f"engine.{setting}": value for setting, value in view.engine.items()}
-    scored = {f"{_SCORED}.{key}": json.dumps(how, sort_keys=True) for key, how in view.how.items()}
+    scored = {
+        f"{_SCORED}.{key}": json.dumps(metadata, sort_keys=True)
+        for key, metadata in view.metadata.items()
+    }
     # Until 2026-11 a colon was a dot there, which made `a:b.c` and `a.b:c` one.
-    former = {f"{_SCORED}.{key.replace(':', '.')}": None for key in view.how if ":" in key}
-    return {**how, **engine, **former, **scored, **code}
+    former = {f"{_SCORED}.{key.replace(':', '.')}": None for key in view.metadata if ":" in key}
+    return {**metadata, **engine, **former, **scored, **code}
 
 
 def _code_tags(code: CodeVersion | None) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""What MLflow shows of trials and studies that were removed: into its bin, not destroyed."""
+"""Delete the MLflow runs of removed trials and studies (`mlflow gc` empties)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store was shown last of a study, and whether it is as it was left.
+"""Record what a store was shown last, and whether it is still so.
 
 A database in a file is left alone where it was shown the same before and nothing has written to it
 since: its file and its artifacts are those that were noted. Any other store can tell only itself:
@@ -23,14 +23,14 @@ _FILE = "shown.json"  # in a study's folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownState:
     """What was said of a store when all of a study was shown in it."""
 
     compare: str | None
     refused: Mapping[str, str]
 
 
-class ShownBefore:
+class ShownRecord:
     """A study in one store."""
 
     def __init__(self, workdir: Path, study: str, uri: str | None) -> None:
@@ -55,14 +55,14 @@ class ShownBefore:
         """Return whether the store is as it was left when all was shown in it."""
         return bool(self._left())
 
-    def shown(self, mark: str) -> Shown | None:
+    def shown(self, mark: str) -> ShownState | None:
         """Return what was said when the same was shown; None where the store is to be asked."""
         left = self._left()
         if left.get("mark") != mark:
             return None
-        return Shown(compare=left.get("compare"), refused=dict(left.get("refused", {})))
+        return ShownState(compare=left.get("compare"), refused=dict(left.get("refused", {})))
 
-    def keep(self, mark: str, shown: Shown) -> None:
+    def keep(self, mark: str, shown: ShownState) -> None:
         """Note that all was shown, and how the store was left.
 
         Args:

@@ -1,4 +1,4 @@
-"""How far a command is, shown once it has taken two seconds."""
+"""Show the progress of a command that takes over two seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which code is at work: the package's version, and its commit where it is part of a checkout."""
+"""Return the version of the code, and its commit in a checkout."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.study.load import load_study
-from orchestrator.study.model import Changes, Study
+from orchestrator.study.model import Study, StudyChanges
 
 from . import fakes
 from .tuned import Figure, results_by
@@ -65,7 +65,7 @@ def load(write_study: Callable[[str], Path]) -> Callable[..., Study]:
     """Load a study given as text."""
 
     def loaded(text: str = STUDY, **changes: object) -> Study:
-        return load_study(write_study(text), Changes(**changes))
+        return load_study(write_study(text), StudyChanges(**changes))
 
     return loaded
 

@@ -22,13 +22,13 @@ from chip_core.results import (
     write_result,
 )
 from orchestrator.executors.base import (
-    Again,
     Answered,
     Event,
     Failed,
     Finished,
     Job,
     Progressed,
+    Retry,
     Started,
 )
 from orchestrator.jobs.attempt import Cause
@@ -81,12 +81,12 @@ class FakeExecutor:
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         left = deque(jobs)
         while left and not self.stop.no_more:
             job = left.popleft()
-            if job.part is not None:
+            if job.shard is not None:
                 self.parts.append(job)
                 on_event(Started(job=job))
                 on_event(Failed(job=job, reason="nothing is computed here"))
@@ -106,9 +106,9 @@ class FakeExecutor:
             if self.lost.get(job.name):
                 cause, failed = self.lost[job.name].pop(0), Failed(job=job, reason="it died")
                 failed = replace(failed, cause=cause)
-                following = None if again is None else again(failed)
-                on_event(replace(failed, again=following))
-                left.extendleft([] if following is None else [following])
+                retry_job = None if retry is None else retry(failed)
+                on_event(replace(failed, retry=retry_job))
+                left.extendleft([] if retry_job is None else [retry_job])
                 continue
             if job.name in self.answers and not job.scores:
                 scoring = job.scoring()

@@ -16,7 +16,7 @@ from chip_core.files import read_records
 from chip_core.places import Places
 from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.plan.benchmark_identities import keep, seen_before
+from orchestrator.plan.benchmark_identities import read_identities, save_identities
 from orchestrator.plan.contamination import Overlap, count_overlaps, read_overlap
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
@@ -25,7 +25,7 @@ from orchestrator.report.writers.plan_evaluation import evaluation_lines, readin
 from orchestrator.run import Outcome, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
-from orchestrator.study.model import Changes
+from orchestrator.study.model import StudyChanges
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.projection import MlflowTracker
 
@@ -65,8 +65,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planned(tmp_path: Path, places: Places, text: str = STUDY, **overrides: object) -> Plan:
     file = tmp_path / "scored.yaml"
     file.write_text(text)
-    study = load_study(file, Changes(overrides={**SHORT, **overrides}))
-    return make_plan(study, places=places, seen=seen_before(tmp_path / "w", study.name))
+    study = load_study(file, StudyChanges(overrides={**SHORT, **overrides}))
+    return make_plan(study, places=places, seen=read_identities(tmp_path / "w", study.name))
 
 
 def run(plan: Plan, workdir: Path) -> Outcome:
@@ -93,7 +93,7 @@ def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
         key: {name: value for name, value in found.items() if name != "pictures"}
         for key, found in plan.benchmarks.items()
     }
-    keep(tmp_path / "w", plan.study.name, former)
+    save_identities(tmp_path / "w", plan.study.name, former)
     for places in (Places(benchmark_data=data), Places()):  # also where the data are not here
         found = planned(tmp_path, places).benchmarks
         assert found["report/pope"] != former["report/pope"]

@@ -16,7 +16,7 @@ from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import make_plan
 from orchestrator.run import run_study
 from orchestrator.study.load import load_study
-from orchestrator.study.model import Changes
+from orchestrator.study.model import StudyChanges
 
 from ..chip_core.models.muffin import made
 from .fakes import FakeTracker
@@ -84,7 +84,7 @@ def test_a_study_from_end_to_end(study: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_shipped_study_plans_on_the_recipe(path: Path) -> None:
-    study = load_study(path, Changes(recipe="muffin-13b"))
+    study = load_study(path, StudyChanges(recipe="muffin-13b"))
     plan = make_plan(study)
     assert study.name == f"{path.stem}@muffin-13b"
     assert plan.trials
@@ -92,7 +92,7 @@ def test_every_shipped_study_plans_on_the_recipe(path: Path) -> None:
 
 
 def test_a_label_rule_is_refused_where_there_is_none(study: Path) -> None:
-    shapes = Changes(recipe="shapes")
+    shapes = StudyChanges(recipe="shapes")
     complaint = "factors.training.label_rule[1]: released: a llava scores the response alone"
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         load_study(study, shapes)
@@ -102,5 +102,5 @@ def test_a_label_rule_is_refused_where_there_is_none(study: Path) -> None:
     assert load_study(study, shapes)
     change = {"training.label_rule": "released"}
     with pytest.raises(ConfigError, match="training.label_rule: released: a llava scores"):
-        load_study(study, Changes(recipe="shapes", overrides=change))
-    assert load_study(study, Changes(overrides=change))
+        load_study(study, StudyChanges(recipe="shapes", overrides=change))
+    assert load_study(study, StudyChanges(overrides=change))

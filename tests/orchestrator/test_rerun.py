@@ -20,13 +20,13 @@ from orchestrator.report.results import Outcome
 from orchestrator.report.writers.files import report_folder
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import settled
+from orchestrator.state.search import resolve_search
 from orchestrator.study.load import load_study
-from orchestrator.study.model import Changes
+from orchestrator.study.model import StudyChanges
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import TrialView, Waiting
 from orchestrator.tracking.projection import MlflowTracker
-from orchestrator.tracking.shown_state import ShownBefore
+from orchestrator.tracking.shown_state import ShownRecord
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker
@@ -68,7 +68,7 @@ def run(
         executor=executor,
         tracker=tracker,
         console=Console(quiet=True),
-        shown=ShownBefore(workdir, plan.study.name, uri),
+        shown=ShownRecord(workdir, plan.study.name, uri),
     )
     return outcome, tracker
 
@@ -170,7 +170,7 @@ def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.Monk
     files = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
     for file in files:
         ledger = Ledger(tmp_path)
-        plan = settled(make_plan(load_study(file, Changes())), ledger)
+        plan = resolve_search(make_plan(load_study(file, StudyChanges())), ledger)
         seen.add(cached.inputs_hash(plan, ledger, tmp_path, tmp_path / "report", {}))
     assert len(seen) == len(files) > 5
 
@@ -286,14 +286,14 @@ def test_what_waits_is_never_told_as_tracked(plan_of: PlanOf, tmp_path: Path) ->
 
 def test_commands_import_what_they_use(write_study: Callable[[str], Path], tmp_path: Path) -> None:
     study, workdir = write_study(STUDY), tmp_path / "runs"
-    plan = make_plan(load_study(study, Changes()))
+    plan = make_plan(load_study(study, StudyChanges()))
     run_study(
         plan,
         workdir=workdir,
         executor=FakeExecutor,
         tracker=BackgroundTracker(MlflowTracker(workdir)),
         console=Console(quiet=True),
-        shown=ShownBefore(workdir, "small", None),
+        shown=ShownRecord(workdir, "small", None),
     )
     before = times(workdir)
     script = (

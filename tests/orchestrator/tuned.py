@@ -8,9 +8,9 @@ from pathlib import Path
 from chip_core.results import Evaluation, TrialResult
 from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan
-from orchestrator.runner.jobs import stages
+from orchestrator.runner.jobs import iter_phases
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import settled
+from orchestrator.state.search import resolve_search
 
 from . import fakes
 
@@ -61,7 +61,7 @@ def results_by(figure: Figure) -> Callable[[Job], TrialResult]:
 def carry_out(plan: Plan, workdir: Path, failures: Mapping[str, str] | None = None) -> Plan:
     """Run what is missing of a plan, but for tracker and report; return it settled."""
     ledger, study = Ledger(workdir), plan.study.name
-    for _, jobs in stages(settled(plan, ledger), ledger, workdir):
+    for _, jobs in iter_phases(resolve_search(plan, ledger), ledger, workdir):
         for job, trial, attempt in jobs:
             ledger.started(trial, study, attempt)
             if job.name in (failures or {}):
@@ -69,4 +69,4 @@ def carry_out(plan: Plan, workdir: Path, failures: Mapping[str, str] | None = No
                 continue
             folder = str(job.folder.relative_to(workdir))
             ledger.finished(trial, study, attempt, folder, fakes.leave_result(job))
-    return settled(plan, ledger)
+    return resolve_search(plan, ledger)

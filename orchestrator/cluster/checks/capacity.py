@@ -1,4 +1,4 @@
-"""Whether a study's trials find room, and whether their drivers can keep them from it.
+"""Check that a study's trials fit on a cluster's nodes.
 
 A trial's workers take what the recipe's `engine` says. The driver of several takes a unit of
 `chip_driver` and no CPU. Drivers that hold what workers wait for stand still for ever, and nothing
@@ -14,26 +14,33 @@ from chip_core.config import EngineConfig
 from chip_core.validation import set_key
 from orchestrator.cluster.checks.node_types import NodeType, node_types
 from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
-from orchestrator.jobs.placement import DRIVER, Request, amounts, fitting, resources_of, slots
+from orchestrator.jobs.placement import (
+    DRIVER,
+    ResourceRequest,
+    amounts,
+    fitting,
+    resources_of,
+    slots,
+)
 from orchestrator.study.model import Study
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need(Request):
+class ResourceNeed(ResourceRequest):
     """What each trial of a study takes."""
 
     trials: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Capacity:
     """How a study fits."""
 
     slots: int  # workers that fit on the whole cluster, grown to its largest
     at_once: int  # trials
 
 
-def need_of(study: Study) -> Need:
+def need_of(study: Study) -> ResourceNeed:
     """Return what the largest trial of a study takes."""
     engines = []
     for levels in [(), *((level,) for factor in study.factors for level in factor.levels)]:
@@ -47,21 +54,21 @@ def need_of(study: Study) -> Need:
         gpus_per_worker=max(engine.gpus_per_worker for engine in engines),
         cpus_per_worker=max(engine.cpus_per_worker for engine in engines),
     )
-    return Need(
+    return ResourceNeed(
         workers=max(engine.workers_per_trial for engine in engines),
         each=resources_of(largest),
         trials=len(study.cells) * len(study.seeds),
     )
 
 
-def room(kinds: Sequence[NodeType], need: Need) -> Room:
+def capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
     """Return how many trials run at once on a cluster grown to its largest.
 
     A trial lies on one machine where one is large enough, else over several.
     """
     nodes = [kind.resources for kind in kinds for _ in range(kind.most)]
     drivers = sum(node.get(DRIVER, 0) for node in nodes)
-    return Room(
+    return Capacity(
         slots=sum(fitting(node, need.each) for node in nodes),
         at_once=min(slots(need, nodes), need.trials, int(drivers)),
     )
@@ -86,7 +93,7 @@ def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
             )
 
 
-def room_problems(cluster: ClusterFile, need: Need) -> Iterator[Problem]:
+def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Problem]:
     """Yield why a study's trials would wait for ever."""
     kinds = node_types(cluster)
     workers = [kind for kind in kinds if not kind.head]
@@ -96,7 +103,7 @@ def room_problems(cluster: ClusterFile, need: Need) -> Iterator[Problem]:
         yield Problem(key=key, what="does not say what a worker has: write {CPU: …, GPU: …}")
     if unsaid:
         return
-    found = room(kinds, need)
+    found = capacity(kinds, need)
     if found.slots >= need.workers:
         return
     there = "; ".join(f"{kind.most} × {_words(kind.resources)}" for kind in workers)

@@ -1,4 +1,4 @@
-"""What a running cluster's machines are: asked on the head, of each of them.
+"""Check the machines of a running cluster.
 
 `python -m orchestrator.cluster.checks.live FOLDER` prints it as JSON.
 """

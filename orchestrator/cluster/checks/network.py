@@ -1,4 +1,4 @@
-"""Who can reach the machines: ssh alone, and workers not at all from outside."""
+"""Check who can reach the machines of a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys inside `node_config`, which Ray hands on unread: a typo there would cost an evening."""
+"""Check the keys inside `node_config`, which Ray does not check."""
 
 from __future__ import annotations
 

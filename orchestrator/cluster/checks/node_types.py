@@ -1,4 +1,4 @@
-"""What kinds of machines a cluster file has, and how many of each at most."""
+"""List a cluster file's node types, and how many of each it may have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.cluster.checks.start_commands import HEAD, WORKER, offered, ray_start
+from orchestrator.cluster.checks.start_commands import HEAD, WORKER, declared_resources, ray_start
 from orchestrator.cluster.config import LOCAL, ClusterFile, Problem
 
 
@@ -36,7 +36,7 @@ def node_types(cluster: ClusterFile) -> list[NodeType]:
                 head=head,
                 most=1 if head else _most(cluster, written),
                 resources=_amounts(written.get("resources"))
-                | offered(ray_start(cluster, HEAD if head else WORKER)),
+                | declared_resources(ray_start(cluster, HEAD if head else WORKER)),
             )
         )
     return sorted(found, key=lambda kind: not kind.head)
@@ -93,12 +93,12 @@ def _local(cluster: ClusterFile) -> list[NodeType]:
     said = dict(cluster.settings.worker) if cluster.settings else {}
     head, worker = ray_start(cluster, HEAD), ray_start(cluster, WORKER)
     return [
-        NodeType(key="provider.head_ip", head=True, most=1, resources=offered(head)),
+        NodeType(key="provider.head_ip", head=True, most=1, resources=declared_resources(head)),
         NodeType(
             key="provider.worker_ips",
             head=False,
             most=min(count, most) if isinstance(most, int) else count,
-            resources=said | offered(worker),
+            resources=said | declared_resources(worker),
         ),
     ]
 

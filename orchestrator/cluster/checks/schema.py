@@ -1,4 +1,4 @@
-"""What Ray itself says of a cluster file, without a network."""
+"""Check a cluster file against Ray's own schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of a cluster file: what they start, with which options, and how."""
+"""Parse and check the start commands of a cluster file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def ray_start(cluster: ClusterFile, name: str) -> Call | None:
     return None
 
 
-def offered(call: Call | None) -> dict[str, float]:
+def declared_resources(call: Call | None) -> dict[str, float]:
     """Return the resources that a `ray start` says; those it says nothing of are left out."""
     if call is None:
         return {}

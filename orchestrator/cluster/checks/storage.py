@@ -1,4 +1,4 @@
-"""Storage must be shared: a trial goes on from a checkpoint that another machine wrote."""
+"""Check that all nodes of a cluster share the storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions on both sides: what was pickled by one Ray or Python, another may not read."""
+"""Check that this machine and the cluster have the same versions."""
 
 from __future__ import annotations
 

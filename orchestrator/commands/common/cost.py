@@ -1,4 +1,4 @@
-"""The options that say what a study costs and may cost, and what is made of them."""
+"""Define the options on cost, and estimate a study's cost from them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from orchestrator.commands.common.options import each_once
 from orchestrator.commands.common.param_types import Location, Real, read_real
 
 if TYPE_CHECKING:
-    from orchestrator.cost.power import Bought
-    from orchestrator.cost.study_cost import Quote, Wish
+    from orchestrator.cost.power import PowerEstimate
+    from orchestrator.cost.study_cost import CostEstimate, CostRequest
     from orchestrator.plan.plan import Plan
     from orchestrator.state.ledger import Ledger
 
@@ -76,7 +76,7 @@ def cost_options(command: Any) -> Any:
     return command
 
 
-def wish_of(
+def cost_request(
     *,
     calibrate: bool,
     rates: Path | None,
@@ -89,7 +89,7 @@ def wish_of(
     max_concurrent: int | None,
     address: str | None = None,
     looks: bool = False,
-) -> Wish:
+) -> CostRequest:
     """Return what is asked of a quote.
 
     Raises:
@@ -99,8 +99,8 @@ def wish_of(
 
     from chip_core.errors import ConfigError
     from chip_core.validation import explain
-    from orchestrator.cost.study_cost import Wish
-    from orchestrator.cost.user_rates import read_given
+    from orchestrator.cost.study_cost import CostRequest
+    from orchestrator.cost.user_rates import read_user_rates
     from orchestrator.study.limits import Budget
 
     flags = {
@@ -115,8 +115,8 @@ def wish_of(
             bounds = Budget.model_validate(each_once("--budget", budget))
         except ValidationError as error:
             raise ConfigError(explain(error, Budget, "--budget")) from None
-    return Wish(
-        given=read_given(rates, flags),
+    return CostRequest(
+        given=read_user_rates(rates, flags),
         way="inline" if executor == "inline" else "ray",
         max_concurrent=max_concurrent,
         elsewhere=address is not None,
@@ -126,7 +126,9 @@ def wish_of(
     )
 
 
-def quoted(plan: Plan, workdir: Path, wish: Wish, say: Callable[[str], None]) -> Quote:
+def study_cost(
+    plan: Plan, workdir: Path, request: CostRequest, say: Callable[[str], None]
+) -> CostEstimate:
     """Return what a study will cost, with what its seeds buy.
 
     Raises:
@@ -134,17 +136,17 @@ def quoted(plan: Plan, workdir: Path, wish: Wish, say: Callable[[str], None]) ->
     """
     from dataclasses import replace
 
-    from orchestrator.cost.study_cost import quote
+    from orchestrator.cost.study_cost import estimate_study_cost
     from orchestrator.state.integrity import ledger_of
 
     ledger = ledger_of(plan, workdir)
-    found = quote(plan, ledger, workdir, wish, say)
+    found = estimate_study_cost(plan, ledger, workdir, request, say)
     if not found.work.trials:
         return found
-    return replace(found, bought=_bought(plan, ledger, workdir, wish))
+    return replace(found, power=_power(plan, ledger, workdir, request))
 
 
-def _bought(plan: Plan, ledger: Ledger, storage: Path, wish: Wish) -> Bought | None:
+def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> PowerEstimate | None:
     """Return what seeds buy on the primary metric; None where nothing can be said."""
     from orchestrator.cost.power import from_assumptions, from_runs
     from orchestrator.cost.workload import questions_of
@@ -168,5 +170,5 @@ def _bought(plan: Plan, ledger: Ledger, storage: Path, wish: Wish) -> Bought | N
     items = questions_of(plan).get(f"report/{primary.metric.rpartition('/')[0]}")
     if not items or info.unit != "percent":
         return None
-    assumed = wish.given.assumed
+    assumed = request.given.assumed
     return from_assumptions(primary.metric, unit, seeds, items, len(plan.arms), assumed)

@@ -1,4 +1,4 @@
-"""Options and arguments that commands share."""
+"""Define the options and arguments that commands share."""
 
 from __future__ import annotations
 
@@ -132,15 +132,15 @@ def planned(
     It is given by path, by the name of a shipped one, or by the name under which one was run in the
     work directory.
     """
-    from orchestrator.plan.benchmark_identities import seen_before
+    from orchestrator.plan.benchmark_identities import read_identities
     from orchestrator.plan.plan import make_plan
     from orchestrator.plan.snapshot import find_own_study
-    from orchestrator.state.integrity import look
+    from orchestrator.state.integrity import inspect_plan
     from orchestrator.state.ledger import Ledger
     from orchestrator.study.load import find_study, load_study
-    from orchestrator.study.model import Changes
+    from orchestrator.study.model import StudyChanges
 
-    changes = Changes(recipe=recipe, seeds=seeds, overrides=each_once("--set", overrides))
+    changes = StudyChanges(recipe=recipe, seeds=seeds, overrides=each_once("--set", overrides))
     places = places_of(benchmark_data, judge_replies)
     own = find_own_study(workdir, study)
     if own is None:
@@ -148,8 +148,12 @@ def planned(
     else:
         loaded = load_study(own.path, own.changed_by(changes))
         places = own.placed_by(places)
-    plan = make_plan(loaded, places=places, seen=seen_before(workdir, loaded.name))
-    return look(plan, Ledger(workdir, writes=False), workdir) if loaded.tune is not None else plan
+    plan = make_plan(loaded, places=places, seen=read_identities(workdir, loaded.name))
+    return (
+        inspect_plan(plan, Ledger(workdir, writes=False), workdir)
+        if loaded.tune is not None
+        else plan
+    )
 
 
 def each_once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a command prints as JSON: that alone on standard output, and valid whatever is in it."""
+"""Print JSON alone on standard output, and valid JSON whatever is in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What options and arguments may hold: anything else is told before a command does anything.
+"""Define the types of option values; any other value is refused.
 
 Every option and argument is of one of these types, a choice or a flag; a test holds that. They take
 numbers as a shell's user writes them, in ASCII and finite, no text that is empty, and no path that

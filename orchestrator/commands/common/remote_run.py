@@ -1,4 +1,4 @@
-"""run --cluster: which options of `run` go along, and which mean nothing there."""
+"""Run a study on a cluster with the options of `run` that apply there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORDS = (
 )  # fmt: skip
 
 
-def run_there(
+def run_remotely(
     cluster: Path,
     study: str,
     *,
@@ -42,7 +42,7 @@ def run_there(
         the study's exit code.
     """
     from orchestrator.cluster.session import run_on_cluster
-    from orchestrator.study.model import Changes
+    from orchestrator.study.model import StudyChanges
     from orchestrator.tracking.address import check_written, told
 
     for option, given, why in (
@@ -63,7 +63,7 @@ def run_there(
     return run_on_cluster(
         cluster,
         study,
-        changes=Changes(recipe=recipe, seeds=seeds, overrides=dict(overrides)),
+        changes=StudyChanges(recipe=recipe, seeds=seeds, overrides=dict(overrides)),
         options=list(_options(seeds, overrides, rate, budget, wishes)),
         max_concurrent=max_concurrent,
         workdir=workdir,

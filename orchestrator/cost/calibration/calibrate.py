@@ -1,4 +1,4 @@
-"""A short calibration: some steps, answers and samples of each kind of work of a study.
+"""Measure some steps, answers and samples of each kind of work.
 
 It runs in processes of its own, as many at once as the study will run, in a temporary folder.
 What was found is kept under `cache/cost/` of the work directory, by all that it depends on.
@@ -29,7 +29,7 @@ from chip_core.places import Places
 from orchestrator.cost.calibration.measurements import Measurement, measurements
 from orchestrator.cost.estimate import OF_RAY, Way
 from orchestrator.cost.machines import gpus
-from orchestrator.cost.rates import Quantity, Seconds, Size, Source
+from orchestrator.cost.rates import Quantity, RateSource, Seconds, Size
 from orchestrator.cost.workload import Workload
 
 Say = Callable[[str], None]
@@ -43,7 +43,7 @@ def folder(workdir: Path) -> Path:
     return workdir / "cache" / "cost"
 
 
-def kept(work: Workload, workdir: Path, at_once: int, way: Way = "ray") -> Source | None:
+def kept(work: Workload, workdir: Path, at_once: int, way: Way = "ray") -> RateSource | None:
     """Return what earlier calibrations found of this work; None where there is nothing."""
     found: list[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]] = []
     if way == "ray" and (result := _result(_ray_file(workdir))) is not None:
@@ -238,7 +238,7 @@ def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _source(found: Sequence[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]]) -> Source:
+def _source(found: Sequence[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]]) -> RateSource:
     """Return what was found by kind; a kind that was measured more than once has the mean."""
     rates: dict[tuple[Quantity, str], list[Seconds]] = {}
     sizes: dict[tuple[Size, str], int] = {}
@@ -252,7 +252,7 @@ def _source(found: Sequence[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]
             elif name in bytes_of:
                 size = cast(Size, name), kind
                 sizes[size] = max(bytes_of[name], sizes.get(size, 0))
-    return Source(
+    return RateSource(
         name="a calibration on this machine",
         rates={
             key: Seconds(wall=fmean(one.wall for one in all_), cpu=fmean(one.cpu for one in all_))

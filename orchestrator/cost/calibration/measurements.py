@@ -1,4 +1,4 @@
-"""What a calibration measures of some work: each kind once, cut down to some steps and answers."""
+"""List the measurements of a calibration, each kind of work once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chip_core.identity import fingerprint
 from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.cost.kinds import score_kind
 from orchestrator.cost.machines import machine_of
-from orchestrator.cost.workload import PassWork, TrialWork, Workload
+from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
 
 #: Updates of a calibration's training; the first is not counted.
 STEPS = 6
@@ -97,7 +97,7 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
         kinds |= {f"score {key}": score_kind(each.asked[key].settings) for key in answers}
         one = Measurement(
             name=each.trial.arm,
-            config=_short(each.config, set(answers)),
+            config=_shortened(each.config, set(answers)),
             make=False,
             passes=tuple(map(_named, each.offered)) if each.training is not None else (),
             untrained=each.training is None,
@@ -111,10 +111,10 @@ def _may_be_asked(settings: Any) -> bool:
     return settings.judge is None and not isinstance(find_benchmark(settings.name), AsksByItself)
 
 
-def _of_pass(work: PassWork) -> Measurement:
+def _of_pass(work: CacheBuildWork) -> Measurement:
     return Measurement(
         name=f"reference pass {work.name}",
-        config=_short(work.config, set()),
+        config=_shortened(work.config, set()),
         make=True,
         passes=tuple(_named(planned.one) for planned in work.group),
         untrained=True,
@@ -125,7 +125,7 @@ def _of_pass(work: PassWork) -> Measurement:
 def _lacking(each: TrialWork, passes: tuple[Named, ...]) -> Measurement:
     return Measurement(
         name=f"reference passes that {each.trial.arm} reads",
-        config=_short(each.config, set()),
+        config=_shortened(each.config, set()),
         make=True,
         passes=passes,
         untrained=True,
@@ -137,7 +137,7 @@ def _named(one: CacheSpec) -> Named:
     return one.kind, one.epoch, one.hidden
 
 
-def _short(config: TrialConfig, answers: set[str]) -> TrialConfig:
+def _shortened(config: TrialConfig, answers: set[str]) -> TrialConfig:
     """Return a configuration cut down to some steps and some answers."""
 
     def cut(side: str) -> tuple[Any, ...]:

@@ -17,14 +17,14 @@ from chip_core.errors import StorageError
 from chip_core.results import Progress, read_answered, read_result
 from orchestrator.executors.base import (
     STOP,
-    Again,
     Answered,
-    Cut,
+    EarlyStopped,
     Event,
     Failed,
     Finished,
     Job,
     Progressed,
+    Retry,
     Started,
 )
 from orchestrator.executors.ray.job_process import HANG, Outcome
@@ -71,12 +71,12 @@ class JobMonitor:
     """Turns what is heard of jobs into events."""
 
     on_event: Callable[[Event], None]
-    again: Again | None
+    retry: Retry | None
     begin_within: float
     stop: Stop
     channel: JobChannel
     rule: EarlyStopping | None
-    error: Exception | None = None  # what `on_event` or `again` raised
+    error: Exception | None = None  # what `on_event` or `retry` raised
     running: dict[str, Running] = field(default_factory=dict)
     looked_at: float = field(default_factory=time.monotonic)
 
@@ -143,37 +143,37 @@ class JobMonitor:
         outcome = running.outcome
         ends_them = self.rule is not None and not self.stop.asked and not job.scores
         if outcome is None and died is None and ends_them:
-            self._call(self.on_event, Cut(job=job, reason=self._cut(running)))
+            self._call(self.on_event, EarlyStopped(job=job, reason=self._cut(running)))
             return None
         if outcome is None or outcome.cause is None:
             reason, cause = self._unsaid(running, died)
             outcome = Outcome(reason=away or reason, cause=cause, from_outside=True)
         assert outcome.cause is not None
         failed = Failed(job=job, **vars(outcome))
-        retry: Job | None = None
+        retry_job: Job | None = None
         # Where what it left cannot be read, another attempt would begin at nothing.
-        if self.again is not None and not self.stop.no_more and away is None:
-            retry = self._call(self.again, failed)
-        self._call(self.on_event, replace(failed, again=retry))
-        return retry
+        if self.retry is not None and not self.stop.no_more and away is None:
+            retry_job = self._call(self.retry, failed)
+        self._call(self.on_event, replace(failed, retry=retry_job))
+        return retry_job
 
     def _unsaid(self, running: Running, died: str | None) -> tuple[str, Cause]:
         """Return why a job ended that did not say so itself."""
         if died is None:
             if self.stop.asked:
                 return "stopped before it began", "stopped"
-            return f"its worker left no result in {running.job.folder}", "own"
+            return f"its worker left no result in {running.job.folder}", "trial_error"
         silent = time.monotonic() - running.reported_at
         stall_after = running.job.config.engine.stall_after
         if running.last is None and silent > 0.95 * self.begin_within:
-            return f"its worker did not begin within {self.begin_within:.0f} s", "lost"
+            return f"its worker did not begin within {self.begin_within:.0f} s", "worker_lost"
         if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
             where = f"{running.last.phase} {running.last.done}/{running.last.total}"
             reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
             left = running.job.folder / HANG
             known = left.exists() and left.stat().st_size > 0
-            return (f"{reason} (where: {left})" if known else reason), "lost"
-        return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "lost"
+            return (f"{reason} (where: {left})" if known else reason), "worker_lost"
+        return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "worker_lost"
 
     def _cut(self, running: Running) -> str:
         assert self.rule is not None

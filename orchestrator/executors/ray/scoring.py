@@ -132,9 +132,9 @@ class ScoringPool:
                 self._idle.append(each.actor)
             else:
                 ray.kill(each.actor)
-            following = self._monitor.end(each.job, died)
-            if following is not None:
-                self._left.appendleft(following)
+            retry_job = self._monitor.end(each.job, died)
+            if retry_job is not None:
+                self._left.appendleft(retry_job)
             return
 
 

@@ -21,7 +21,7 @@ from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
 from orchestrator.jobs.placement import (
     DRIVER,
-    Request,
+    ResourceRequest,
     amounts,
     fitting,
     resources_of,
@@ -125,9 +125,9 @@ def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None) -> int
     return max(1, min(wanted, int(ray.cluster_resources().get(DRIVER, wanted))))
 
 
-def request_of(job: Job) -> Request:
+def request_of(job: Job) -> ResourceRequest:
     """Return what a job asks for."""
-    return Request(workers=job.workers, each=resources_of(job.config.engine))
+    return ResourceRequest(workers=job.workers, each=resources_of(job.config.engine))
 
 
 def place_wanted(resources: Mapping[str, float]) -> str | None:

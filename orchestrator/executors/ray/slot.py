@@ -200,12 +200,12 @@ def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
         if not lost:
             return next(failure.outcome for failure in failures if isinstance(failure, JobFailed))
         reason = "the worker process died (killed, out of memory, or crashed)"
-        return Outcome(cause="lost", reason=reason, from_outside=True)
+        return Outcome(cause="worker_lost", reason=reason, from_outside=True)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
     wanted = ", ".join(f"{amount:g} {name}" for name, amount in payload.resources.items())
     lines = str(cause).strip().splitlines() or [""]
     reason = f"Train could not run its workers ({wanted} each): {type(cause).__name__}: {lines[0]}"
-    return Outcome(cause="lost", reason=reason, from_outside=True)
+    return Outcome(cause="worker_lost", reason=reason, from_outside=True)
 
 
 def _within(failure: Exception) -> Exception:

@@ -28,7 +28,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from chip_core.errors import notice
-from orchestrator.executors.base import Again, Event, Job
+from orchestrator.executors.base import Event, Job, Retry
 from orchestrator.executors.ray.job_process import JobPayload
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
 from orchestrator.executors.ray.scoring import ScoringPool
@@ -108,7 +108,7 @@ class RayTuneExecutor:
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         """Run all jobs, taken in their order, and return when they have ended.
 
@@ -120,7 +120,7 @@ class RayTuneExecutor:
             return
         if self._folder is None:
             with self.opened(jobs):
-                self.run(jobs, on_event, again)
+                self.run(jobs, on_event, retry)
             return
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
         channel = JobChannel()
@@ -128,7 +128,7 @@ class RayTuneExecutor:
             channel = RemoteJobChannel(self.remote, self.workdir)
         monitor = JobMonitor(
             on_event=on_event,
-            again=again,
+            retry=retry,
             begin_within=self.begin_within,
             stop=self.stop,
             channel=channel,
@@ -337,10 +337,10 @@ class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
         self._left.extendleft(reversed(self._given.values()))
         self._given.clear()
 
-    def ended(self, job: Job, retry: Job | None) -> None:
+    def ended(self, job: Job, retry_job: Job | None) -> None:
         """Take note that a job has ended; its trial's next attempt is the next to begin."""
-        if retry is not None:
-            self._left.appendleft(retry)
+        if retry_job is not None:
+            self._left.appendleft(retry_job)
         del self._given[job.id]
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -413,11 +413,11 @@ class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
         return bool(running)
 
     def _end(self, job: Job, died: str | None = None) -> None:
-        following = self.monitor.end(job, died)
-        if following is not None and following.scores:
-            self.scoring.submit(following)
-            following = None
-        self.searcher.ended(job, following)
+        retry_job = self.monitor.end(job, died)
+        if retry_job is not None and retry_job.scores:
+            self.scoring.submit(retry_job)
+            retry_job = None
+        self.searcher.ended(job, retry_job)
 
 
 class StopWaiting(NotRestored, tune.Stopper):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What all figures share: size, colours, and how one is drawn without a screen."""
+"""Define what all figures share: size, colours, rendering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds of a trial by arm and by what they were spent on."""
+"""Draw the seconds of a trial by arm and phase."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from orchestrator.report.figures.base import drawn, label
 from orchestrator.report.layout import Picture
-from orchestrator.report.sections.costs import Cost
+from orchestrator.report.sections.costs import ArmCost
 
 MOST = 40  # arms of a figure
 _PARTS = (("train", "training", "#0072B2"), ("answer", "answers", "#56B4E9"),
           ("score", "scoring", "#E69F00"), ("other", "loading and checks", "#b0b0b0"))  # fmt: skip
 
 
-def draw_costs(found: Sequence[Cost]) -> tuple[Picture, bytes] | None:
+def draw_costs(found: Sequence[ArmCost]) -> tuple[Picture, bytes] | None:
     """Return the bars; None where nothing was run."""
     if not found:
         return None

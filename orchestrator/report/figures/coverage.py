@@ -1,4 +1,4 @@
-"""What is to be low against what is to be high: a model that says less is not a better one."""
+"""Draw a metric to be low against one to be high."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differences with their intervals, one below the other: arms, or effects."""
+"""Draw differences with their intervals, one below the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One figure of what the strategies make of images: every strategy, and a series of timesteps.
+"""Draw what the strategies make of images, and a series of timesteps.
 
 The paper shows its rejected images so; a study on them can log the same picture.
 """
@@ -28,7 +28,7 @@ SIDE = 192  # pixels of the longest side of a picture in the figure
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class GalleryImage:
     """An image of the gallery."""
 
     id: str
@@ -36,7 +36,7 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class GalleryCell:
     """One picture of the figure, or why it is not there."""
 
     row: str  # the true image's name
@@ -45,26 +45,26 @@ class Cell:
     note: str | None  # "void", or what is missing
 
 
-def scenes(count: int) -> list[Shown]:
+def scenes(count: int) -> list[GalleryImage]:
     """Return images of the embedded world's training split."""
     drawn = [world.scene("train", index) for index in range(count)]
-    return [Shown(id=scene.id, image=world.draw(scene)) for scene in drawn]
+    return [GalleryImage(id=scene.id, image=world.draw(scene)) for scene in drawn]
 
 
-def read_images(paths: Iterable[Path]) -> list[Shown]:
+def read_images(paths: Iterable[Path]) -> list[GalleryImage]:
     """Return images from files, named by their stems; of a name that stands twice, numbered.
 
     Raises:
         UserError: a file cannot be read as an image.
     """
-    images: list[Shown] = []
+    images: list[GalleryImage] = []
     for path in paths:
         names = {image.id for image in images}
         numbered = (f"{path.stem} ({number})" for number in itertools.count(2))
         name = next(name for name in itertools.chain([path.stem], numbered) if name not in names)
         try:
             path.stat()
-            images.append(Shown(id=name, image=bounded(read_image(path))))
+            images.append(GalleryImage(id=name, image=bounded(read_image(path))))
         except (OSError, RowError) as error:
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
             raise UserError(f"{path}: cannot be read as an image: {reason}") from None
@@ -78,7 +78,7 @@ def gallery_cells(
     settings: Mapping[str, Any] | None = None,
     strategies: Sequence[str] | None = None,
     seed: int = 0,
-) -> list[Cell]:
+) -> list[GalleryCell]:
     """Return the pictures of the figure, image by image: strategies first, then the T series.
 
     Args:
@@ -94,7 +94,7 @@ def gallery_cells(
     others = images if len(images) > 1 else [*images, *scenes(3)]
     cells = []
     for image in images:
-        cells.append(Cell(row=image.id, title="image", image=as_rgb(image.image), note=None))
+        cells.append(GalleryCell(row=image.id, title="image", image=as_rgb(image.image), note=None))
         for name in names:
             cells.append(_cell(image, name, {**settings, "strategy": name}, name, others, seed))
         for timestep in timesteps:
@@ -113,22 +113,24 @@ def _cell(
     strategy: str,
     others: Sequence[Pictured],
     seed: int,
-) -> Cell:
+) -> GalleryCell:
     if strategy_class(strategy).traits.needs_given:
-        return Cell(row=image.id, title=title, image=None, note="from the data")
+        return GalleryCell(row=image.id, title=title, image=None, note="from the data")
     if strategy == "inpaint" and not settings.get("inpaint", {}).get("path"):
-        return Cell(row=image.id, title=title, image=None, note="needs a pipeline")
+        return GalleryCell(row=image.id, title=title, image=None, note="needs a pipeline")
     config = RejectedImageConfig.model_validate(settings)
     try:
         made = RejectedImages(config, seed=seed).preview(image, others=others)
     except TrialError as error:
-        return Cell(row=image.id, title=title, image=None, note=str(error))
-    return Cell(row=image.id, title=title, image=made.image, note="void" if made.void else None)
+        return GalleryCell(row=image.id, title=title, image=None, note=str(error))
+    return GalleryCell(
+        row=image.id, title=title, image=made.image, note="void" if made.void else None
+    )
 
 
-def draw_gallery(cells: Sequence[Cell], out: Path) -> None:
+def draw_gallery(cells: Sequence[GalleryCell], out: Path) -> None:
     """Draw the figure: two rows of pictures an image, strategies above, the T series below."""
-    lines: list[list[Cell]] = []
+    lines: list[list[GalleryCell]] = []
     for name in dict.fromkeys(cell.row for cell in cells):
         of_image = [cell for cell in cells if cell.row == name]
         series = [cell for cell in of_image if cell.title.startswith("T = ")]
@@ -139,7 +141,7 @@ def draw_gallery(cells: Sequence[Cell], out: Path) -> None:
 
 
 def draw_lines(
-    lines: Sequence[Sequence[Cell]], out: Path, metadata: Mapping[str, str] | None = None
+    lines: Sequence[Sequence[GalleryCell]], out: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Draw lines of pictures as one figure; the file appears when it is whole.
 
@@ -169,7 +171,7 @@ def draw_lines(
     partial.replace(out)
 
 
-def _draw_cell(axes: Any, cell: Cell) -> None:
+def _draw_cell(axes: Any, cell: GalleryCell) -> None:
     axes.set_title(cell.title, fontsize=8, pad=2)
     axes.set_axis_on()
     axes.set_xticks([])

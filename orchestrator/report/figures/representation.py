@@ -1,4 +1,4 @@
-"""The representation picture: images, true and hallucinated descriptions in one common basis."""
+"""Draw images and descriptions in one common basis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A metric along a factor whose levels are numbers."""
+"""Draw a metric along a factor whose levels are numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's own rejected images, as one figure beside its report.
+"""Draw a study's own rejected images beside its report.
 
 Each strategy and setting that an arm trains with, on a few of the study's training images. The
 driver draws it when the trials have ended: the data is there then, and no worker waits.
@@ -18,7 +18,7 @@ from chip_core.data.preferences import PreferencePair, first_pairs
 from chip_core.data.rejected_images import RejectedImages
 from chip_core.errors import TrialError
 from orchestrator.plan.plan import Plan
-from orchestrator.report.figures.gallery import Cell, draw_lines
+from orchestrator.report.figures.gallery import GalleryCell, draw_lines
 
 #: Where the figure lies in a report's folder.
 FIGURE = Path("figures") / "rejected-images.png"
@@ -56,9 +56,9 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
     pairs = first_pairs(config.data, IMAGES)
     if not pairs:
         raise TrialError(f"{config.data.source}: no image among its first rows")
-    lines: list[list[Cell]] = []
+    lines: list[list[GalleryCell]] = []
     for pair in pairs:
-        cells = [Cell(row=pair.id, title="image", image=pair.image, note=None)]
+        cells = [GalleryCell(row=pair.id, title="image", image=pair.image, note=None)]
         for title, settings in _titles(visual.values()).items():
             cells.append(_cell(pair, title, settings, pairs))
         lines += [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
@@ -102,12 +102,14 @@ def _cell(
     title: str,
     settings: RejectedImageConfig,
     others: Sequence[PreferencePair],
-) -> Cell:
+) -> GalleryCell:
     try:
         made = RejectedImages(settings).preview(pair, others=others, given=pair.rejected_image)
     except TrialError as error:
-        return Cell(row=pair.id, title=title, image=None, note=str(error))
-    return Cell(row=pair.id, title=title, image=made.image, note="void" if made.void else None)
+        return GalleryCell(row=pair.id, title=title, image=None, note=str(error))
+    return GalleryCell(
+        row=pair.id, title=title, image=made.image, note="void" if made.void else None
+    )
 
 
 def _shown(figure: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""A benchmark item's pictures, made small for a page."""
+"""Shrink a benchmark item's pictures for a page."""
 
 from __future__ import annotations
 

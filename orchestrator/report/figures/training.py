@@ -1,4 +1,4 @@
-"""Training curves by arm: the mean over seeds in the range of the seeds."""
+"""Draw training curves by arm: mean and range over seeds."""
 
 from __future__ import annotations
 

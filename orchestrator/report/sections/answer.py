@@ -1,4 +1,4 @@
-"""The answer to a study's question, in one sentence, from the verdicts on its primary metric."""
+"""Answer a study's question in one sentence, from its verdicts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def answer(summary: Summary) -> str:
     if not comparisons:
         return f"No answer: {summary.plan.baseline.name} is compared with no other arm."
     unit = points_text(summary.metrics[primary.metric])
-    said = _said(comparisons, unit)
+    said = _clauses(comparisons, unit)
     way = "lower" if primary.goal == "minimize" else "higher"
     sentence = (
         f"On {primary.metric} ({way} is better), against {baseline_text(summary)}: "
@@ -62,7 +62,7 @@ def answer(summary: Summary) -> str:
         if entry.used > 1 and entry.verdict in _FOUND
     ]
     if averaged:
-        sentence += f"; averaged over the other factors, {'; '.join(_said(averaged, unit))}"
+        sentence += f"; averaged over the other factors, {'; '.join(_clauses(averaged, unit))}"
     less = _says_less(summary, comparisons)
     if less:
         sentence += f"; {less}"
@@ -104,7 +104,7 @@ def _says_less(summary: Summary, comparisons: Sequence[Comparison]) -> str:
     return f"by {coverage}, {listed(named)} {verb} less of what is there"
 
 
-def _said(comparisons: Sequence[Comparison], unit: str) -> list[str]:
+def _clauses(comparisons: Sequence[Comparison], unit: str) -> list[str]:
     """Return a clause for each verdict that is there."""
     said = []
     for verdict, (verbs, words) in _WORDS.items():

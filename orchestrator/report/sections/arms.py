@@ -1,4 +1,4 @@
-"""Tables of arms: one with verdicts for each declared metric, one with all figures a benchmark."""
+"""Build the tables of arms: verdicts by metric, figures by benchmark."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from orchestrator.report.layout import (
     columns,
     text_row,
 )
-from orchestrator.report.summary import Row, Summary
+from orchestrator.report.summary import ArmRow, Summary
 
 _ABREAST = 6  # metrics of a table; a benchmark with more has several
 _TONES: Mapping[Verdict, Tone] = {
@@ -159,14 +159,14 @@ def _compared(found: Comparison | None) -> tuple[Cell, Cell, Cell, Cell]:
     )
 
 
-def _kind(row: Row) -> RowKind:
+def _kind(row: ArmRow) -> RowKind:
     if row.arm is None:
         return "untrained"
     return "baseline" if row.arm.baseline else ""
 
 
 def _published(
-    summary: Summary, row: Row, metrics: Sequence[str], *, before: int, after: int
+    summary: Summary, row: ArmRow, metrics: Sequence[str], *, before: int, after: int
 ) -> list[TableRow]:
     """Return a line for each source that published figures of an arm."""
     cells = [None] if row.arm is None else [dict(cell) for cell in row.arm.cells]

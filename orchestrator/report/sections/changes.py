@@ -1,4 +1,4 @@
-"""The items whose answers changed most against the baseline, with both answers.
+"""Select the items whose answers changed most against the baseline.
 
 A row is an item; its value is what the statistics compare, so that the mean over the items is
 the metric.
@@ -22,8 +22,8 @@ from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.figures.thumbnails import item_images
 from orchestrator.report.formatting import points_text
-from orchestrator.report.layout import Answered, Change, Changes
-from orchestrator.report.outcomes import Compared, Loaded
+from orchestrator.report.layout import ChangedItem, ChangedItems, ShownAnswer
+from orchestrator.report.outcomes import ComparedScores, Loaded
 from orchestrator.report.summary import Summary
 from orchestrator.state.ledger import Ledger
 
@@ -34,7 +34,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 def largest_changes(
     summary: Summary, loaded: Loaded, ledger: Ledger, storage: Path
-) -> list[Changes]:
+) -> list[ChangedItems]:
     """Return the largest changes on the primary metric, arm by arm."""
     primary = summary.plan.study.primary
     one = None if primary is None else summary.compared.get(primary.metric)
@@ -57,7 +57,7 @@ def largest_changes(
         )
         if chosen:
             found.append(
-                Changes(
+                ChangedItems(
                     arm=arm.name,
                     baseline=baseline.name,
                     metric=metric,
@@ -81,7 +81,9 @@ def _arms(summary: Summary, metric: str) -> list[Arm]:
     return [arm for arm in summary.plan.arms if arm.name in kept]
 
 
-def _by_gain(one: Compared, metric: str, arm: str, more: bool) -> list[tuple[str, float, float]]:
+def _by_gain(
+    one: ComparedScores, metric: str, arm: str, more: bool
+) -> list[tuple[str, float, float]]:
     """Return (item, change of its value, that change as a gain), the largest gain first."""
     results = one.results
     values = results.metric(metric).values
@@ -130,7 +132,7 @@ class _Answers:
         """Return whether an item came to something else: the rest of a ratio moves it too."""
         return any(self._scores(one)[item] != self._scores(two)[item] for one, two in self._pairs)
 
-    def change(self, item: str, change: float, better: bool) -> Change:
+    def change(self, item: str, change: float, better: bool) -> ChangedItem:
         """Return an item's row, with the answers of the seed that shows the change best."""
         ours, theirs = max(
             self._pairs,
@@ -138,7 +140,7 @@ class _Answers:
                                                       - _rate(self._scores(pair[1])[item])),
         )  # fmt: skip
         said = self._answer(ours, item)
-        return Change(
+        return ChangedItem(
             item=item,
             seed=ours.seed or 0,
             prompt=_text(said.get("prompt", "")),
@@ -156,9 +158,9 @@ class _Answers:
     def _scores(self, trial: Trial) -> Mapping[str, tuple[float, float]]:
         return self._loaded[trial.fingerprint][self._metric].items or {}
 
-    def _answered(self, trial: Trial, item: str) -> Answered:
+    def _answered(self, trial: Trial, item: str) -> ShownAnswer:
         numerator, denominator = self._scores(trial)[item]
-        return Answered(
+        return ShownAnswer(
             text=_text(self._answer(trial, item).get("response", "")),
             score=f"{numerator:g} of {denominator:g}",
         )
@@ -170,13 +172,13 @@ class _Answers:
 
     def _read(self, trial: Trial) -> dict[str, Mapping[str, Any]]:
         side, benchmark = _benchmark(self._metric)
-        mark = trial.evaluations[f"{side}/{benchmark}"]
-        scored = self._ledger[trial.fingerprint].evaluations[mark]
+        fingerprint = trial.evaluations[f"{side}/{benchmark}"]
+        scored = self._ledger[trial.fingerprint].evaluations[fingerprint]
         file = self._storage / scored.folder / scored.evaluation.responses
         return {str(row["item"]): row for row in read_records(file) if "item" in row}
 
 
-def _with_images(found: Sequence[Changes], metric: str, plan: Plan) -> list[Changes]:
+def _with_images(found: Sequence[ChangedItems], metric: str, plan: Plan) -> list[ChangedItems]:
     """Return the same changes with their items' pictures, each made once."""
     side, benchmark = _benchmark(metric)
     settings = next(

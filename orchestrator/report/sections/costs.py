@@ -1,4 +1,4 @@
-"""What each arm cost: seconds of its trials, by what they were spent on."""
+"""Build the table of what each arm cost, by phase."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.state.ledger import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class ArmCost:
     """One arm's trials, in seconds on the machines that ran them."""
 
     name: str
@@ -33,7 +33,7 @@ class Cost:
         return self.each * self.trials
 
 
-def costs(plan: Plan, ledger: Ledger) -> list[Cost]:
+def arm_costs(plan: Plan, ledger: Ledger) -> list[ArmCost]:
     """Return what each arm cost, those that have been run."""
     found = []
     for arm in plan.arms:
@@ -44,7 +44,7 @@ def costs(plan: Plan, ledger: Ledger) -> list[Cost]:
         ]
         if spent:
             found.append(
-                Cost(
+                ArmCost(
                     name=arm.name,
                     trials=len(spent),
                     train=_mean(spent, "train"),
@@ -56,7 +56,7 @@ def costs(plan: Plan, ledger: Ledger) -> list[Cost]:
     return found
 
 
-def cost_table(found: Sequence[Cost]) -> Table:
+def cost_table(found: Sequence[ArmCost]) -> Table:
     """Return a table of what was spent."""
     return Table(
         name="cost",

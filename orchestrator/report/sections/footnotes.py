@@ -1,4 +1,4 @@
-"""What stands right under the arms' table: how many, of what, and what is not there."""
+"""Write the footnotes under the arms' table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _hashes(origin: Mapping[str, Any]) -> str:
     trials = origin["trials"]
     models = sorted({_named(trial["model"]) for trial in trials})
     sets = sorted({_named(trial["data"]) for trial in trials if trial["data"]})
-    scored = [f"{key} {mark[:_SHORT]}" for key, mark in origin["evaluations"].items()]
+    scored = [f"{key} {fingerprint[:_SHORT]}" for key, fingerprint in origin["evaluations"].items()]
     parts = [
         f"model {' and '.join(models)}",
         *([f"data {' and '.join(sets)}"] if sets else []),

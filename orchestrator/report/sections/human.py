@@ -1,4 +1,4 @@
-"""What people made of two arms as parts of a report, from an import's figures as plain data.
+"""Build the section on human judgement from an import's figures.
 
 All shares and differences are in percent and points, as they are kept.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.formatting import NOTHING
-from orchestrator.report.layout import Block, Table, Words, columns, text_row
+from orchestrator.report.layout import Block, Table, TextBlock, columns, text_row
 
 CSV = ("metric", "value", "low", "high", "items", "unit", "export")
 ITEMS_ONLY = "items only: this says nothing of training variance"
@@ -27,9 +27,9 @@ def human_title(found: Data) -> str:
 def human_blocks(found: Data) -> list[Block]:
     """Return the sentence, the table and what has to be known of it."""
     first, second = found["arms"]
-    notes = Words(lines=tuple(_notes(found)), bulleted=True)
+    notes = TextBlock(lines=tuple(_notes(found)), bulleted=True)
     if found["win"] is None:
-        return [Words(lines=("Nothing was judged.",)), notes]
+        return [TextBlock(lines=("Nothing was judged.",)), notes]
     names = {
         "win": f"win: {second}",
         "tie": "tie",
@@ -53,7 +53,7 @@ def human_blocks(found: Data) -> list[Block]:
         columns=columns("", "% of items", "95 % interval", "items"),
         rows=tuple(rows),
     )
-    return [Words(lines=(sentence,)), table, notes]
+    return [TextBlock(lines=(sentence,)), table, notes]
 
 
 def human_metrics(found: Data) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a reader of the tables has to know: footnotes of the whole report."""
+"""Write the notes on how to read the tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def notes(summary: Summary) -> list[str]:
 
 def particulars(summary: Summary) -> list[str]:
     """Return the footnotes that this study's own figures call for."""
-    return [*_flagged(summary), *_said(summary), *_rows(summary)]
+    return [*_flagged(summary), *_contrast_notes(summary), *_rows(summary)]
 
 
 def _general(summary: Summary) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _flagged(summary: Summary) -> Iterator[str]:
             yield f"{mark} {meaning}: {listed(named)}."
 
 
-def _said(summary: Summary) -> Iterator[str]:
+def _contrast_notes(summary: Summary) -> Iterator[str]:
     """Say what the statistics say of kinds of comparison: one seed, items as fixed."""
     told: dict[str, int] = {}
     flagged = set(FLAGS.values()) | {

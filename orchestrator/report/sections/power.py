@@ -1,17 +1,17 @@
-"""What more seeds would buy, from the variances found."""
+"""Build the section on what more seeds would find."""
 
 from __future__ import annotations
 
 from orchestrator.analysis import Comparison, Contrast, Verdict, detectable_difference, seeds_needed
 from orchestrator.report.formatting import counted, plain, points_text
-from orchestrator.report.layout import Table, Words, columns, text_row
+from orchestrator.report.layout import Table, TextBlock, columns, text_row
 from orchestrator.report.summary import Summary
 
 _LOOKED_AT = (3, 5, 10, 20)  # seeds
 _OPEN = (Verdict.TOO_FEW_SEEDS, Verdict.TOO_FEW_ITEMS)
 
 
-def power_blocks(summary: Summary) -> list[Table | Words]:
+def power_blocks(summary: Summary) -> list[Table | TextBlock]:
     """Return what can be said of more seeds for the primary metric; nothing without two seeds."""
     primary = summary.plan.study.primary
     if primary is None or primary.metric not in summary.compared:
@@ -30,8 +30,8 @@ def power_blocks(summary: Summary) -> list[Table | Words]:
         rows.append(text_row(label, plain(min(reach)), plain(max(reach))))
     units = contrasts[0].units
     items = f" and {counted(units, 'item')}" if units > 1 else ""
-    blocks: list[Table | Words] = [
-        Words(
+    blocks: list[Table | TextBlock] = [
+        TextBlock(
             lines=(
                 f"With {counted(max(now, 2), 'seed')}{items} a difference of "
                 f"{rows[0].cells[1].text} to {rows[0].cells[2].text} {unit} on {primary.metric}, "

@@ -1,4 +1,4 @@
-"""Where every figure comes from: configuration, seed, code, data, model, times."""
+"""Collect where every figure comes from: configuration, code, data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from chip_core.config import BEHAVIOUR
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import NOTHING
-from orchestrator.report.layout import Detail, Table, Words, columns, text_row
+from orchestrator.report.layout import Disclosure, Table, TextBlock, columns, text_row
 from orchestrator.report.sections.search_progress import search_json
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
@@ -67,7 +67,7 @@ def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> li
     models = {json.dumps(entry["model"], sort_keys=True) for entry in full["trials"]}
     sets = {json.dumps(entry["data"], sort_keys=True) for entry in full["trials"] if entry["data"]}
     return [
-        Words(
+        TextBlock(
             bulleted=True,
             lines=(
                 f"Study file: {full['file']}; recipe: {full['recipe']}; baseline: "
@@ -75,8 +75,8 @@ def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> li
                 *(f"Model: {text}." for text in sorted(models)),
                 *(f"Data: {text}." for text in sorted(sets)),
                 *(
-                    f"Benchmark {name}: evaluation {mark[:_SHORT]}."
-                    for name, mark in full["evaluations"].items()
+                    f"Benchmark {name}: evaluation {fingerprint[:_SHORT]}."
+                    for name, fingerprint in full["evaluations"].items()
                 ),
                 f"Behaviour number of the package: {full['behaviour']}.",
                 "Every trial's whole configuration, fingerprint and history: provenance.json.",
@@ -91,7 +91,7 @@ def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> li
             ),
             rows=tuple(rows),
         ),
-        Detail(
+        Disclosure(
             title="The untrained model's configuration: what all trials share but for factors and "
             "seed",
             text=json.dumps(first["config"], indent=1, ensure_ascii=False),
@@ -142,9 +142,9 @@ def _executed(trial: Trial, record: TrialRecord) -> dict[str, Any]:
         "notes": list(record.notes),
         "figures": record.metrics(trial),
         "scored": {
-            key: dict(record.evaluations[mark].evaluation.how)
-            for key, mark in trial.evaluations.items()
-            if mark in record.evaluations
+            key: dict(record.evaluations[fingerprint].evaluation.how)
+            for key, fingerprint in trial.evaluations.items()
+            if fingerprint in record.evaluations
         },
         "attempts": [
             _attempt(number, attempt) for number, attempt in sorted(record.history.items())

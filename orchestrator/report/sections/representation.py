@@ -1,4 +1,4 @@
-"""The representations of a study's arms as parts of a report, from the figures as plain data."""
+"""Build the section on the arms' representations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.report.formatting import NOTHING
-from orchestrator.report.layout import Block, Cell, Picture, Table, Words, columns, text_row
+from orchestrator.report.layout import Block, Cell, Picture, Table, TextBlock, columns, text_row
 
 #: What the table shows; everything is in the JSON.
 _TABLE = {
@@ -47,7 +47,7 @@ def representation_blocks(found: Mapping[str, Any], png: bytes, name: str) -> li
                 for row in found["rows"]
             ),
         ),
-        Words(lines=tuple(representation_notes(found)), bulleted=True),
+        TextBlock(lines=tuple(representation_notes(found)), bulleted=True),
     ]
 
 

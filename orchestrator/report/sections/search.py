@@ -1,4 +1,4 @@
-"""What was chosen on what: the report's section on the arms' searches, and what they cost."""
+"""Build the section on the arms' searches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.plan.plan import Plan
 from orchestrator.report.formatting import NOTHING, counted, listed, plain
-from orchestrator.report.layout import Block, Cell, Table, TableRow, Words, columns, text_row
+from orchestrator.report.layout import Block, Cell, Table, TableRow, TextBlock, columns, text_row
 from orchestrator.report.sections.search_progress import NOTHING_SPENT, Spent, space_text, spent_on
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import Search, SearchTrial, searches_of
@@ -27,13 +27,13 @@ def search_blocks(plan: Plan, ledger: Ledger) -> list[Block]:
     searches = searches_of(plan)
     spent = [spent_on(search.trials, ledger, plan.study.name) for search in searches]
     return [
-        Words(lines=tuple(_said(plan, tune, searches)), bulleted=True),
+        TextBlock(lines=tuple(_introduction(plan, tune, searches)), bulleted=True),
         _choices(tune, searches, spent),
         _draws(tune, searches),
     ]
 
 
-def _said(plan: Plan, tune: Tune, searches: Sequence[Search]) -> list[str]:
+def _introduction(plan: Plan, tune: Tune, searches: Sequence[Search]) -> list[str]:
     quoted = listed([settings.name for settings in plan.study.benchmarks.report])
     better = "lowest" if tune.metric.goal == "minimize" else "highest"
     tried = sum(len(search.trials) for search in searches)

@@ -77,7 +77,7 @@ def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     if tune is None:
         return
     trials = {trial.fingerprint: trial for search in searches for trial in search.trials}
-    done = sum(ledger[mark].done(trial) for mark, trial in trials.items())
+    done = sum(ledger[fingerprint].done(trial) for fingerprint, trial in trials.items())
     yield Text(
         f"search: {tune.trials} {'draw' if tune.trials == 1 else 'draws'} for every arm, the same "
         f"ones, with seed {tune.seed}, by {tune.metric.name} ({tune.metric.goal}): "
@@ -89,14 +89,14 @@ def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
         if len(search.trials) < len(search.draws):
             same = len(search.draws) - len(search.trials)
             yield Text(f"  {search.arm.name}: {same} of its draws come to others: tried once")
-    waiting = sum(trial.held is not None for arm in plan.arms for trial in arm.trials)
+    waiting = sum(trial.blocked is not None for arm in plan.arms for trial in arm.trials)
     if waiting:
         yield Text(f"  {waiting} trials of the seeds wait for what their arms choose")
     for search in searches:
         if search.chosen is not None:
             yield Text(f"  {chosen_text(search)}")
-        elif search.held is not None and search.held.failed:
-            yield Text(f"  {search.arm.name}: FAILED: {search.held.reason}", style="bold red")
+        elif search.blocked is not None and search.blocked.failed:
+            yield Text(f"  {search.arm.name}: FAILED: {search.blocked.reason}", style="bold red")
 
 
 def chosen_text(search: Search) -> str:
@@ -136,7 +136,7 @@ def _arm(search: Search, plan: Plan, ledger: Ledger, tune: Tune) -> dict[str, An
     return {
         "arm": search.arm.name,
         "state": "chosen" if chosen else "failed" if search.ended else "searching",
-        "reason": None if search.held is None else search.held.reason,
+        "reason": None if search.blocked is None else search.blocked.reason,
         "chosen": None if chosen is None else dict(chosen.values),
         "figure": None if chosen is None else search.figures[chosen.fingerprint],
         "cost": asdict(spent_on(search.trials, ledger, plan.study.name)),

@@ -1,4 +1,4 @@
-"""Training curves by arm: the mean and the range over its seeds.
+"""Read training curves by arm: mean and range over seeds.
 
 T steps that all seeds of an arm have.
 """
@@ -17,7 +17,7 @@ from chip_core.files import read_records
 from chip_core.results import CURVES
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.state.integrity import changed
+from orchestrator.state.integrity import is_changed
 from orchestrator.state.ledger import Ledger
 
 #: What is drawn of a training, where it is there: key in curves.jsonl -> heading.
@@ -61,7 +61,7 @@ def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, f
     found: dict[str, dict[int, float]] = {name: {} for name in SHOWN}
     trained = storage / model
     noted = [one.files.get(CURVES) for one in record.history.values() if one.folder == model]
-    if any(changed(trained / CURVES, sha256) for sha256 in noted):
+    if any(is_changed(trained / CURVES, sha256) for sha256 in noted):
         notice(
             f"{trial.name}: {trained / CURVES} is not as it was written: its training curve is "
             "drawn from what is left of it"

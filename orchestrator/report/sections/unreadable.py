@@ -1,4 +1,4 @@
-"""What no reader could read: the report's section, with examples."""
+"""Build the section on what could not be read, with examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chip_core.evaluation.unreadable import quoted
 from orchestrator.report.formatting import counted
-from orchestrator.report.layout import Block, Table, Words, columns, text_row
+from orchestrator.report.layout import Block, Table, TextBlock, columns, text_row
 from orchestrator.report.summary import UNTRAINED, Summary
 from orchestrator.report.unread_counts import UnreadCount
 
@@ -19,7 +19,7 @@ def unread_blocks(summary: Summary) -> list[Block]:
     if not found:
         return []
     return [
-        Words(
+        TextBlock(
             lines=(
                 "A model's answer in which no verdict or letter was found counts as wrong; a "
                 "judge's reply without a rating or verdict is missing. Where an arm has many, or "

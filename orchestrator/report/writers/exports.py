@@ -1,4 +1,4 @@
-"""The report's figures for programs: CSV and plain data, unrounded."""
+"""Export a report's figures for programs: CSV and JSON, unrounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.analysis import Comparison
 from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.notes import notes
-from orchestrator.report.summary import Figure, Row, Summary
+from orchestrator.report.summary import ArmRow, Figure, Summary
 from orchestrator.report.unread_counts import unread_json
 
 _COMPARED = (
@@ -191,7 +191,7 @@ def _columns(found: Comparison | None) -> list[str]:
     return [_text(values[name]) for name in _COMPARED]
 
 
-def _levels(row: Row, factors: Sequence[str]) -> list[str]:
+def _levels(row: ArmRow, factors: Sequence[str]) -> list[str]:
     return [row.arm.params.get(name, "") if row.arm else "" for name in factors]
 
 

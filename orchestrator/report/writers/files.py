@@ -1,4 +1,4 @@
-"""Writing a report: every file of `studies/NAME/report/`."""
+"""Write every file of `studies/NAME/report/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no script, no network, images inside."""
+"""Write a report as one HTML page without scripts or network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from orchestrator.report.build import Report
 from orchestrator.report.figures.base import DPI
 from orchestrator.report.formatting import counted
-from orchestrator.report.layout import Block, Changes, Picture
+from orchestrator.report.layout import Block, ChangedItems, Picture
 
 
 def page(report: Report) -> str:
@@ -60,5 +60,5 @@ def _width(picture: Picture) -> int:
     return int.from_bytes(picture.png[16:20], "big") * 100 // DPI  # as a PNG's head has it
 
 
-def _has_image(changes: Changes) -> bool:
+def _has_image(changes: ChangedItems) -> bool:
     return any(change.images for change in changes.items)

@@ -1,4 +1,4 @@
-"""The report as LaTeX: a document that compiles as it is, and its first table alone.
+"""Write a report as a LaTeX document, and its first table alone.
 
 The text is ASCII: what has no command in LaTeX's own fonts is written by its code point, so that
 any engine compiles it.
@@ -18,7 +18,7 @@ from orchestrator.report.layout import (
     RowKind,
     Table,
     TableRow,
-    Words,
+    TextBlock,
 )
 
 _ROWS = 40  # of a table on one page; the rest goes on in another
@@ -145,9 +145,9 @@ def _block(block: Block) -> Iterator[str]:
                 rf"\captionof{{figure}}{{{escape(block.caption)}}}",
                 r"\end{block}",
             )
-        case Words(bulleted=False):
+        case TextBlock(bulleted=False):
             yield from ("\n\n".join(escape(line) for line in block.lines), "")
-        case Words():
+        case TextBlock():
             yield r"\begin{itemize}"
             yield from (rf"\item {{}}{escape(line)}" for line in block.lines)
             yield r"\end{itemize}"

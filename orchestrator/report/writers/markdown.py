@@ -1,4 +1,4 @@
-"""The report as Markdown."""
+"""Write a report as Markdown."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterable, Sequence
 from orchestrator.report.build import Report
 from orchestrator.report.layout import (
     FIGURES,
-    Answered,
     Block,
     Cell,
-    Change,
-    Changes,
-    Detail,
+    ChangedItem,
+    ChangedItems,
+    Disclosure,
     Picture,
+    ShownAnswer,
     Table,
-    Words,
+    TextBlock,
 )
 
 _LONGEST_ANSWER = 500  # characters; the whole answer is in the page and in the responses' file
@@ -61,12 +61,12 @@ def _block(block: Block) -> list[str]:
         case Picture():
             address = f"{FIGURES}/{block.name}.png"
             return [f"![{escape(block.caption)}]({address})", f"*{escape(block.caption)}*"]
-        case Changes():
+        case ChangedItems():
             return [f"### {escape(block.arm)}", _changes(block)]
-        case Words():
+        case TextBlock():
             bullet = "- " if block.bulleted else ""
             return ["\n".join(bullet + escape(line) for line in block.lines)]
-        case Detail():
+        case Disclosure():
             return []  # provenance.json has it
 
 
@@ -83,13 +83,13 @@ def _cell(cell: Cell) -> str:
     return f"{text} ({escape(cell.below)})" if cell.below else text
 
 
-def _changes(block: Changes) -> str:
+def _changes(block: ChangedItems) -> str:
     head = ["item", "truth", f"{block.baseline}", f"{block.arm}", f"change ({block.unit})"]
     rows = [_change(change) for change in block.items]
     return _lines([escape(title) for title in head], ["---"] * 4 + ["---:"], rows)
 
 
-def _change(change: Change) -> list[str]:
+def _change(change: ChangedItem) -> list[str]:
     asked = f"{change.item}, seed {change.seed}: {change.prompt}"
     way = "better" if change.better else "worse"
     return [
@@ -101,7 +101,7 @@ def _change(change: Change) -> list[str]:
     ]
 
 
-def _answered(answer: Answered) -> str:
+def _answered(answer: ShownAnswer) -> str:
     return f"{_cut(answer.text)} ({escape(answer.score)})"
 
 

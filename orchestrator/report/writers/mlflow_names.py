@@ -1,4 +1,4 @@
-"""Which of a study's names are spelled otherwise in MLflow."""
+"""List a study's names that MLflow spells otherwise."""
 
 from __future__ import annotations
 

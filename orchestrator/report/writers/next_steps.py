@@ -1,4 +1,4 @@
-"""How to go on: with what a run left, and with what MLflow lacks."""
+"""Print the commands to go on with after a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
     return shlex.join(words)
 
 
-def tracked_lines(
+def tracking_lines(
     waiting: Waiting | None, sync: str, refused: Mapping[str, str] | None = None
 ) -> list[str]:
     """Say whether all is tracked; else what is refused, and what waits, why, and what sends it."""

@@ -1,4 +1,4 @@
-"""A study's plan on the terminal: what would run, and how far it is."""
+"""Print a study's plan and its progress."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from orchestrator.report.summary import study_metrics
 from orchestrator.report.units import shown, shown_scale
 from orchestrator.report.writers.mlflow_names import mlflow_name_lines, mlflow_names
 from orchestrator.report.writers.plan_evaluation import evaluation_lines
-from orchestrator.report.writers.trust_warnings import trusted_json, trusted_lines
-from orchestrator.state.cache_plan import PlannedPass, cache_folder, plan_passes
+from orchestrator.report.writers.trust_warnings import trust_warning_lines, trust_warnings_json
+from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
 from orchestrator.state.integrity import ledger_of
 from orchestrator.state.ledger import TrialRecord
 from orchestrator.state.search import SearchTrial
@@ -43,7 +43,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     yield Text(line)
     for note in layout_notes(study):
         yield Text(note)
-    yield from trusted_lines(plan)
+    yield from trust_warning_lines(plan)
     yield from search_lines(plan, ledger)
     yield from evaluation_lines(plan, ledger)
     for arm in plan.arms:
@@ -57,7 +57,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
             yield Text(f"caution: {caution}", style="yellow")
 
 
-def pass_table(passes: Sequence[PlannedPass]) -> Table:
+def cache_table(passes: Sequence[PlannedCache]) -> Table:
     """Return every reference pass of the trials to be trained, with its size and its state."""
     table = Table(box=None, pad_edge=False)
     for title in ("reference pass", "samples", "size", "state", "trials"):
@@ -75,11 +75,11 @@ def pass_table(passes: Sequence[PlannedPass]) -> Table:
     return table
 
 
-def pass_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
+def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Say which reference passes a run would make and read; nothing where it has none."""
-    passes = plan_passes(plan, ledger_of(plan, workdir), workdir)
+    passes = plan_caches(plan, ledger_of(plan, workdir), workdir)
     if passes:
-        yield pass_table(passes)
+        yield cache_table(passes)
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -123,12 +123,12 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
 
 
 def _held(plan: Plan) -> list[Trial]:
-    return [trial for arm in plan.arms for trial in arm.trials if trial.held is not None]
+    return [trial for arm in plan.arms for trial in arm.trials if trial.blocked is not None]
 
 
 def _waits(trial: Trial) -> str:
-    assert trial.held is not None
-    return f"{'failed' if trial.held.failed else 'waits'}: {trial.held.reason}"
+    assert trial.blocked is not None
+    return f"{'failed' if trial.blocked.failed else 'waits'}: {trial.blocked.reason}"
 
 
 def state(trial: Trial, record: TrialRecord) -> str:
@@ -149,7 +149,7 @@ def state(trial: Trial, record: TrialRecord) -> str:
 def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Return plan and state as plain data."""
     ledger = ledger_of(plan, workdir)
-    passes = plan_passes(plan, ledger, workdir)
+    passes = plan_caches(plan, ledger, workdir)
     return {
         "study": plan.study.name,
         "question": plan.study.question,
@@ -157,7 +157,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "seeds": list(plan.study.seeds),
         "design": plan.study.design,
         "notes": list(layout_notes(plan.study)),
-        "trusted": trusted_json(plan),
+        "trusted": trust_warnings_json(plan),
         "mlflow_names": mlflow_names(plan),
         "arms": [
             {

@@ -1,4 +1,4 @@
-"""What scoring a study costs, and what it lacks, on the terminal before it starts."""
+"""Print what scoring a study costs and lacks, before it starts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
 
 
 def _waits(trial: Trial) -> bool:
-    return trial.held is not None and not trial.held.failed
+    return trial.blocked is not None and not trial.blocked.failed
 
 
 def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:

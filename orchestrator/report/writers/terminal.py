@@ -1,4 +1,4 @@
-"""A study's figures on the terminal."""
+"""Print a study's figures on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.report.formatting import counted
 from orchestrator.report.results import Grid, Outcome, Results
-from orchestrator.report.writers.next_steps import tracked_lines
+from orchestrator.report.writers.next_steps import tracking_lines
 
 
 def report_lines(results: Results, files: Sequence[Path]) -> Iterator[RenderableType]:
@@ -53,7 +53,7 @@ def result_lines(
         yield Text("nothing to run: everything was done before")
     pages = shlex.join(["chip-ablate", "ui", "--workdir", str(workdir)])
     yield _address(f"runs: {tracking}  (see them: {pages})")
-    for line in tracked_lines(outcome.waiting, sync, outcome.refused):
+    for line in tracking_lines(outcome.waiting, sync, outcome.refused):
         yield _address(line)
     if outcome.compare is not None:
         yield _address(f"arms side by side: {outcome.compare}")

@@ -1,4 +1,4 @@
-"""What of a study is trusted: code that it runs, and where it sends answers and keys."""
+"""Warn of code that a study runs, and of where it sends answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.plan.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trusted:
+class TrustWarning:
     """One thing that a run relies on."""
 
     kind: str  # "remote code", "plug-in" or "judge"
@@ -22,23 +22,23 @@ class Trusted:
     sentence: str
 
 
-def trusted(plan: Plan) -> list[Trusted]:
+def trust_warnings(plan: Plan) -> list[TrustWarning]:
     """Return what a study trusts, each once."""
     return list(dict.fromkeys(_trusted(plan)))
 
 
-def trusted_lines(plan: Plan) -> Iterator[Text]:
+def trust_warning_lines(plan: Plan) -> Iterator[Text]:
     """Say in red what a study trusts."""
-    for one in trusted(plan):
+    for one in trust_warnings(plan):
         yield Text(one.sentence, style="bold red")
 
 
-def trusted_json(plan: Plan) -> list[dict[str, Any]]:
+def trust_warnings_json(plan: Plan) -> list[dict[str, Any]]:
     """Return what a study trusts as plain data."""
-    return [{"kind": one.kind, "what": one.what} for one in trusted(plan)]
+    return [{"kind": one.kind, "what": one.what} for one in trust_warnings(plan)]
 
 
-def _trusted(plan: Plan) -> Iterator[Trusted]:
+def _trusted(plan: Plan) -> Iterator[TrustWarning]:
     configs = [plan.base.config, *(arm.trials[0].config for arm in plan.arms)]
     for config in configs:
         path = config.model.path
@@ -46,17 +46,17 @@ def _trusted(plan: Plan) -> Iterator[Trusted]:
             sentence = (
                 f"trusted: code that comes with the model {path} is run, with all your rights"
             )
-            yield Trusted(kind="remote code", what=path, sentence=sentence)
+            yield TrustWarning(kind="remote code", what=path, sentence=sentence)
         own = [*config.objective.active_custom]
         if config.objective.needs_rejected_image:
             own.append(config.rejected_image.strategy)
         own += [settings.name for _, settings in sides(plan.study.benchmarks)]
         for name in filter(plugins.is_plugin, own):
             sentence = f"trusted: the code {name} is run, with all your rights"
-            yield Trusted(kind="plug-in", what=name, sentence=sentence)
+            yield TrustWarning(kind="plug-in", what=name, sentence=sentence)
     for _, settings in sides(plan.study.benchmarks):
         judge = settings.judge
         if judge is not None and judge.base_url is not None and plan.places.judge_replies is None:
             key = f" and the key in {judge.api_key_env}" if judge.api_key_env else ""
             sentence = f"trusted: {judge.base_url} is sent the answers to {settings.name}{key}"
-            yield Trusted(kind="judge", what=judge.base_url, sentence=sentence)
+            yield TrustWarning(kind="judge", what=judge.base_url, sentence=sentence)

@@ -15,7 +15,7 @@ from chip_core.recipes import parse_yaml
 from orchestrator.cli import main
 from orchestrator.cluster import session
 from orchestrator.cluster.head import Head
-from orchestrator.cluster.job import Submitted
+from orchestrator.cluster.job import SubmittedJob
 
 from .test_check import good, spoil_token, spoil_workdir
 
@@ -124,7 +124,7 @@ def test_options_that_mean_nothing_on_a_cluster_are_refused(
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
-    def submit(head: Head, job: Submitted, **given: Any) -> None:
+    def submit(head: Head, job: SubmittedJob, **given: Any) -> None:
         names = sorted(path.name for path in given.pop("files").iterdir())
         found.append({"head": head.host, "job": job, "files": names, **given})
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.idle import LOOK_EVERY, Business, stop_when_idle
+from orchestrator.cluster.idle import LOOK_EVERY, Activity, stop_when_idle
 
-IDLE = Business(jobs=0, machines=0, people=0)
+IDLE = Activity(jobs=0, machines=0, people=0)
 
 
 class Clock:
     """Time that passes by sleeping alone, and what is seen at each look."""
 
-    def __init__(self, seen: list[Business | Exception]) -> None:
+    def __init__(self, seen: list[Activity | Exception]) -> None:
         self.seen, self.time, self.looks = seen, 0.0, 0
 
     def now(self) -> float:
@@ -23,7 +23,7 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.time += seconds
 
-    def look(self) -> Business:
+    def look(self) -> Activity:
         found = self.seen[min(self.looks, len(self.seen) - 1)]
         self.looks += 1
         if isinstance(found, Exception):
@@ -35,14 +35,14 @@ class Clock:
     ("seen", "looks"),
     [
         ([IDLE], 4),  # 120 s in looks of 30 s
-        ([IDLE, IDLE, Business(jobs=1, machines=0, people=0), IDLE], 3 + 4),
-        ([Business(jobs=0, machines=1, people=0)] * 5 + [IDLE], 5 + 4),
-        ([Business(jobs=0, machines=0, people=1), IDLE], 1 + 4),
+        ([IDLE, IDLE, Activity(jobs=1, machines=0, people=0), IDLE], 3 + 4),
+        ([Activity(jobs=0, machines=1, people=0)] * 5 + [IDLE], 5 + 4),
+        ([Activity(jobs=0, machines=0, people=1), IDLE], 1 + 4),
         ([ConnectionError("Ray is gone")], 4),
     ],
 )
 def test_it_stops_after_the_time_without_a_break(
-    seen: list[Business | Exception], looks: int, tmp_path: Path
+    seen: list[Activity | Exception], looks: int, tmp_path: Path
 ) -> None:
     clock = Clock(seen)
     mark = tmp_path / "stopped"

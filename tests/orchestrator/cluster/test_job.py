@@ -18,12 +18,12 @@ from ray.job_submission import JobStatus
 from chip_core.errors import ConfigError, UserError
 from orchestrator.cluster import job, session
 from orchestrator.cluster.head import Head, Unreachable
-from orchestrator.cluster.job import Submitted
-from orchestrator.cluster.submission import pack
+from orchestrator.cluster.job import SubmittedJob
+from orchestrator.cluster.submission import bundle_submission
 from orchestrator.commands.common import output
 
 HEAD = Head(user="u", address="10.0.0.1", key=Path("/k"), proxy=None, dashboard=8265)
-JOB = Submitted(
+JOB = SubmittedJob(
     job="encoder-1", cluster="/c.yaml", study="encoder", workdir="/w", folder="/w/jobs/encoder-1",
     local="/here",
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_job_is_found_on_the_cluster_and_other_programs_jobs_are_not(
 ) -> None:
     server([], [])
     assert job.latest(HEAD) == JOB
-    assert job.named(HEAD, JOB.job) == JOB
+    assert job.find_submitted(HEAD, JOB.job) == JOB
 
 
 def test_what_is_submitted_runs_there_with_its_files(
@@ -207,7 +207,7 @@ def test_the_report_is_fetched_and_the_exit_code_is_the_studys(
             (target / "report.html").write_text("<p>")
 
     monkeypatch.setattr(Head, "fetch", fetch)
-    mine = Submitted(**{**JOB.as_json, "local": str(tmp_path / "got")})
+    mine = SubmittedJob(**{**JOB.as_json, "local": str(tmp_path / "got")})
 
     @output.json_option()  # which leaves standard output to results
     def looks_on(*, as_json: bool) -> int:
@@ -255,7 +255,9 @@ def test_attach_finds_the_last_job_that_was_submitted_from_here(tmp_path: Path) 
     cluster = tmp_path / "c.yaml"
     cluster.write_text("provider: {type: local, head_ip: 10.0.0.9, worker_ips: []}\n")
     for name in ("a-1", "b-2"):
-        session.keep(Submitted(**{**JOB.as_json, "job": name, "cluster": str(cluster)}), tmp_path)
+        session.keep(
+            SubmittedJob(**{**JOB.as_json, "job": name, "cluster": str(cluster)}), tmp_path
+        )
     head, found = session.find_job(None, None, tmp_path)
     assert (head.address, found.job) == ("10.0.0.9", "b-2")
     assert session.find_job("a-1", None, tmp_path)[1].job == "a-1"
@@ -274,7 +276,7 @@ def test_a_name_from_the_cluster_does_not_leave_the_folder(
     assert session.find_job(None, cluster, tmp_path)[1].local == str(
         tmp_path / "clusters/cluster/encoder"
     )
-    odd = Submitted(**{**JOB.as_json, "study": study})
+    odd = SubmittedJob(**{**JOB.as_json, "study": study})
     monkeypatch.setattr(session, "latest", lambda head: odd)
     with pytest.raises(UserError, match="is no name of a folder"):
         session.find_job(None, cluster, tmp_path)
@@ -309,16 +311,16 @@ def test_a_recipe_of_ones_own_travels_with_the_study(tmp_path: Path) -> None:
     (home / "recipes/own.yaml").write_text("model: shapes\n")
     study = home / "s.yaml"
     study.write_text("study: s\nrecipe: recipes/own.yaml\n")
-    packed = pack(str(study), None, parcel)
+    packed = bundle_submission(str(study), None, parcel)
     assert (packed.study, packed.recipe) == ("s.yaml", None)
     assert (parcel / "recipes/own.yaml").read_text() == "model: shapes\n"
     given = tmp_path / "given"
     given.mkdir()
-    assert pack(str(study), str(home / "recipes/own.yaml"), given).recipe == "own.yaml"
-    assert pack(str(study), "shapes", given).recipe == "shapes"
+    assert bundle_submission(str(study), str(home / "recipes/own.yaml"), given).recipe == "own.yaml"
+    assert bundle_submission(str(study), "shapes", given).recipe == "shapes"
     study.write_text("study: s\nrecipe: ../own.yaml\n")
     (tmp_path / "own.yaml").write_text("model: shapes\n")
     with pytest.raises(UserError, match="does not lie below the study file"):
-        pack(str(study), None, given)
+        bundle_submission(str(study), None, given)
     with pytest.raises(ConfigError, match="no such study file"):
-        pack(str(home / "none.yaml"), None, given)
+        bundle_submission(str(home / "none.yaml"), None, given)

@@ -15,7 +15,7 @@ from chip_core.files import write_json
 from chip_core.results import CONFIG
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.snapshot import kept_plans
+from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.report.trial_facts import trial_facts
 from orchestrator.run import run_study
 from orchestrator.state.compare import differences
@@ -119,13 +119,13 @@ def test_which_trial_is_meant(ran: tuple[Path, Plan], tmp_path: Path) -> None:
 
 def test_a_plan_is_kept_with_what_its_fingerprints_hold(ran: tuple[Path, Plan]) -> None:
     workdir, plan = ran
-    (kept,) = kept_plans(workdir)
+    (kept,) = plan_snapshots(workdir)
     assert (kept.study, kept.file) == ("small", plan.study.source)
     assert {mark: (one.arm, one.seed) for mark, one in kept.trials.items()} == {
         trial.fingerprint: (trial.arm, trial.seed) for trial in plan.trials
     }
     (workdir / "studies/small/plan.json").unlink()  # of a version that did not keep it
-    (from_report,) = kept_plans(workdir)
+    (from_report,) = plan_snapshots(workdir)
     assert from_report.trials == kept.trials
     assert (from_report.study, from_report.file) == (kept.study, kept.file)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cost.rates import ANY, Quantity, Rates, Seconds, Source
+from orchestrator.cost.rates import ANY, Quantity, Rates, RateSource, Seconds
 from orchestrator.cost.workload import Workload, workload
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
@@ -38,7 +38,7 @@ def known(**rates: float | Seconds) -> Rates:
         (name, ANY): rate if isinstance(rate, Seconds) else seconds(rate)  # type: ignore[misc]
         for name, rate in rates.items()
     }
-    return Rates(sources=[Source(name="a test", rates=found)])
+    return Rates(sources=[RateSource(name="a test", rates=found)])
 
 
 @pytest.fixture

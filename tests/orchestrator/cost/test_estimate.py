@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.cost.estimate import Prices, estimate
-from orchestrator.cost.rates import ANY, Rates, Source
+from orchestrator.cost.rates import ANY, Rates, RateSource
 from orchestrator.cost.workload import Workload
 from orchestrator.plan.plan import Plan
 
@@ -100,7 +100,7 @@ def test_the_first_source_that_knows_is_believed(small: Plan, work_of: WorkOf) -
     rates = known(**RATES)
     kind = work_of(small).trials[1].training
     assert kind is not None
-    own = Source(name="own", rates={("step", kind): seconds(7)})
+    own = RateSource(name="own", rates={("step", kind): seconds(7)})
     both = type(rates)(sources=[own, *rates.sources])
     assert both.of("step", kind) == (seconds(7), "own")
     assert both.of("setup", kind) == (seconds(3), "a test")
@@ -134,6 +134,6 @@ def test_rows_that_planning_cannot_count(small: Plan, work_of: WorkOf) -> None:
     hidden = replace(work, trials=tuple(replace(each, rows=None) for each in work.trials))
     found = estimate(hidden, known(**RATES), at_once=1)
     assert "how many: steps (dpo, 1e-5)" in found.total.unknown
-    told = Source(name="told", rates={}, sizes={("rows", ANY): 4096})
+    told = RateSource(name="told", rates={}, sizes={("rows", ANY): 4096})
     rates = Rates(sources=[told, *known(**RATES).sources])
     assert estimate(hidden, rates, at_once=1).total == estimate(work, rates, at_once=1).total

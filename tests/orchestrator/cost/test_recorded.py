@@ -11,7 +11,7 @@ import pytest
 from chip_core.files import write_json
 from chip_core.results import CONFIG, Evaluation, TrialResult
 from orchestrator.cost.kinds import LIVE, answer_kind, row_kind, start_kind, training_kind
-from orchestrator.cost.rates import Source
+from orchestrator.cost.rates import RateSource
 from orchestrator.cost.recorded import recorded
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
@@ -42,10 +42,10 @@ def result(**changes: Any) -> TrialResult:
 
 
 @pytest.fixture
-def told(small: Plan, tmp_path: Path) -> Callable[..., Source | None]:
+def told(small: Plan, tmp_path: Path) -> Callable[..., RateSource | None]:
     """What a ledger with these results of the first trials tells."""
 
-    def made(*results: TrialResult, here: set[str] | None = frozenset({HERE})) -> Source | None:  # type: ignore[assignment]
+    def made(*results: TrialResult, here: set[str] | None = frozenset({HERE})) -> RateSource | None:  # type: ignore[assignment]
         ledger = Ledger(tmp_path)
         for trial, each in zip(small.trials[1:], results, strict=False):
             ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", each)
@@ -54,7 +54,7 @@ def told(small: Plan, tmp_path: Path) -> Callable[..., Source | None]:
     return made
 
 
-def test_phases_as_rates(small: Plan, told: Callable[..., Source | None]) -> None:
+def test_phases_as_rates(small: Plan, told: Callable[..., RateSource | None]) -> None:
     found = told(result())
     assert found is not None
     assert found.name == "1 earlier trial on a processor"
@@ -68,7 +68,7 @@ def test_phases_as_rates(small: Plan, told: Callable[..., Source | None]) -> Non
     assert answer == seconds(0.2, 0.1)
 
 
-def test_the_middle_of_several(small: Plan, told: Callable[..., Source | None]) -> None:
+def test_the_middle_of_several(small: Plan, told: Callable[..., RateSource | None]) -> None:
     slow = result(seconds={**result().seconds, "model": 9.0})
     found = told(result(), slow, result())
     assert found is not None
@@ -76,7 +76,7 @@ def test_the_middle_of_several(small: Plan, told: Callable[..., Source | None]) 
     assert found.rates["model", start_kind(small.trials[1].config)].wall == 1
 
 
-def test_what_does_not_count(small: Plan, told: Callable[..., Source | None]) -> None:
+def test_what_does_not_count(small: Plan, told: Callable[..., RateSource | None]) -> None:
     kind = training_kind(small.trials[1].config, LIVE, features=False)
     found = told(result(notes=["resumed after step 3 from x"], how={"taken_over": 5}))
     assert found is not None
@@ -84,12 +84,12 @@ def test_what_does_not_count(small: Plan, told: Callable[..., Source | None]) ->
     assert not any(quantity == "answer" for quantity, _ in found.rates)
 
 
-def test_other_machines_and_versions_tell_nothing(told: Callable[..., Source | None]) -> None:
+def test_other_machines_and_versions_tell_nothing(told: Callable[..., RateSource | None]) -> None:
     assert told(result(machine="")) is None
     assert told(result(machine="another")) is None
 
 
-def test_where_none_is_here_any_machine_tells(told: Callable[..., Source | None]) -> None:
+def test_where_none_is_here_any_machine_tells(told: Callable[..., RateSource | None]) -> None:
     found = told(result(machine="a GPU"), here=None)
     assert found is not None
     assert found.name == "1 earlier trial on a GPU"

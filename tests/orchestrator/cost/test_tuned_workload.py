@@ -8,14 +8,14 @@ from pathlib import Path
 from orchestrator.cost.workload import Workload, workload
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import settled
+from orchestrator.state.search import resolve_search
 
 from ..tuned import STUDY, carry_out
 
 
 def of(plan: Plan, folder: Path) -> Workload:
     ledger = Ledger(folder)
-    return workload(settled(plan, ledger), ledger, folder)
+    return workload(resolve_search(plan, ledger), ledger, folder)
 
 
 def test_seeds_that_wait_for_their_search_count(
@@ -37,7 +37,7 @@ def test_a_search_that_came_to_nothing_leaves_no_seeds(
     plan = plan_of(STUDY)
     lost = {
         trial.name: "the loss is nan"
-        for trial in settled(plan, Ledger(tmp_path)).trials
+        for trial in resolve_search(plan, Ledger(tmp_path)).trials
         if trial.name.startswith("chip: search")
     }
     assert len(lost) == 3

@@ -9,7 +9,7 @@ import pytest
 from chip_core.errors import ConfigError
 from orchestrator.cost.power import from_assumptions
 from orchestrator.cost.rates import ANY
-from orchestrator.cost.user_rates import Assumed, Given, read_given
+from orchestrator.cost.user_rates import Assumed, UserRates, read_user_rates
 
 from .conftest import seconds
 
@@ -17,7 +17,7 @@ from .conftest import seconds
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "rates.yaml"
     file.write_text("step: 1.5\nanswer: 0.2\nprice_per_gpu_hour: 2\nassumed: {rate: 5}\n")
-    found = read_given(file, {"step": 3.0, "answer": None})
+    found = read_user_rates(file, {"step": 3.0, "answer": None})
     assert (found.step, found.answer, found.prices.gpu_hour) == (3.0, 0.2, 2)
     assert found.assumed == Assumed(rate=5)
     source = found.source
@@ -27,14 +27,14 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 
 def test_a_given_start_is_all_of_it() -> None:
-    source = Given(start=20).source
+    source = UserRates(start=20).source
     assert source is not None
     assert source.rates["model", ANY] == seconds(20)
     assert {source.rates[name, ANY].wall for name in ("imports", "row", "setup")} == {0}  # type: ignore[index]
 
 
 def test_nothing_given_is_no_source() -> None:
-    assert Given(price_per_gpu_hour=2).source is None
+    assert UserRates(price_per_gpu_hour=2).source is None
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, text: str, why: str) -> None:
     file = tmp_path / "rates.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=why):
-        read_given(file, {})
+        read_user_rates(file, {})
 
 
 def test_seeds_by_assumption() -> None:

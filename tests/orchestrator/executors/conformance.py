@@ -26,18 +26,18 @@ from orchestrator.jobs.stopping import Stop
 
 #: How each of these jobs ends.
 CAUSES: dict[str, Cause] = {
-    "boom": "own",
+    "boom": "trial_error",
     "no_room": "memory",
     "disk_full": "disk",
-    "storage_away": "lost",
-    "killed": "lost",
-    "silent": "lost",
-    "hangs": "lost",
-    "second_fails": "own",
-    "second_dies": "lost",
+    "storage_away": "worker_lost",
+    "killed": "worker_lost",
+    "silent": "worker_lost",
+    "hangs": "worker_lost",
+    "second_fails": "trial_error",
+    "second_dies": "worker_lost",
 }
 #: Of these, another attempt is made, which ends well.
-RETRIED: tuple[Cause, ...] = ("lost", "memory")
+RETRIED: tuple[Cause, ...] = ("worker_lost", "memory")
 
 
 @dataclass(kw_only=True)
@@ -63,7 +63,7 @@ class Backend:
         config = TrialConfig.model_validate(settings)
         return Job(id=f"{number}-{name}", name=name, config=config, folder=folder)
 
-    def again(self, failed: Failed) -> Job | None:
+    def retry(self, failed: Failed) -> Job | None:
         """Return the next attempt of a job that failed from outside."""
         job = failed.job
         if failed.cause not in RETRIED:
@@ -79,7 +79,7 @@ class Backend:
             if isinstance(event, Progressed):
                 self.look()
 
-        self.executor.run(self.jobs, listen, self.again)
+        self.executor.run(self.jobs, listen, self.retry)
 
     def of(self, job: Job) -> list[Event]:
         """Return what was told of a job."""
@@ -121,8 +121,8 @@ def a_retry_is_the_next_to_begin(backend: Backend) -> None:
     assert [job.id for job in begun if not job.scores] == wanted
     for event in backend.events:
         if isinstance(event, Failed):
-            following = None if event.again is None else event.again.id
-            assert following == (f"{event.job.id}-2" if event.cause in RETRIED else None)
+            retry_job = None if event.retry is None else event.retry.id
+            assert retry_job == (f"{event.job.id}-2" if event.cause in RETRIED else None)
 
 
 def answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
@@ -167,13 +167,13 @@ def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None
 
     raised = False
     try:
-        backend.executor.run(jobs, listen, backend.again)
+        backend.executor.run(jobs, listen, backend.retry)
     except KeyboardInterrupt:
         raised = True
     assert raised
     assert {event.job.name for event in events} == {"waits"}  # nothing new begins
     [failed] = [event for event in events if isinstance(event, Failed)]
-    assert (failed.cause, failed.again) == ("stopped", None)
+    assert (failed.cause, failed.retry) == ("stopped", None)
     assert failed.reason.startswith("stopped after step 1")
     assert (jobs[0].folder / "checkpoint").exists() == leaves
 

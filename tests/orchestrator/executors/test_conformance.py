@@ -15,7 +15,7 @@ import ray
 
 from chip_core.results import AnsweredTrial, Progress, TrialResult, read_answered, read_result
 from orchestrator.executors import inline
-from orchestrator.executors.base import Cut, Event, Failed, Finished, Job, Progressed
+from orchestrator.executors.base import EarlyStopped, Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.ray.job_process import HANG
 from orchestrator.executors.ray.tuner import RayTuneExecutor
@@ -207,10 +207,10 @@ def test_a_scorer_that_dies_is_replaced(opened: tuple[str, Backend, ExitStack]) 
         pytest.skip("scorers are Ray's")
     ends = [e for e in backend.events if e.job.scores and e.job.name != "answers"]
     [failed] = [event for event in ends if isinstance(event, Failed)]
-    assert (failed.cause, failed.reason) == ("lost", REASONS["killed"].replace("\\", ""))
-    assert failed.again is not None and failed.again.scores
+    assert (failed.cause, failed.reason) == ("worker_lost", REASONS["killed"].replace("\\", ""))
+    assert failed.retry is not None and failed.retry.scores
     [finished] = [event for event in ends if isinstance(event, Finished)]
-    assert finished.job.id == failed.again.id
+    assert finished.job.id == failed.retry.id
 
 
 def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) -> None:
@@ -224,8 +224,8 @@ def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) 
     events: list[Event] = []
     backend.executor.run(jobs, events.append)
     ends = [[e for e in events if e.job.id == job.id][-1] for job in jobs]
-    assert [type(end) for end in ends] == [Finished, Cut, Finished], ends
-    assert isinstance(ends[1], Cut)
+    assert [type(end) for end in ends] == [Finished, EarlyStopped, Finished], ends
+    assert isinstance(ends[1], EarlyStopped)
     assert ends[1].reason.startswith("cut by early stopping (asha on reward/accuracy")
     # Judged from a quarter of its 100 steps on; what runs on after that is the way to its workers.
     assert 25 <= int((jobs[1].folder / "steps").read_text()) < 60

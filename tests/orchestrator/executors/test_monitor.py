@@ -40,7 +40,7 @@ def events() -> list[Event]:
 def monitor(events: list[Event]) -> JobMonitor:
     return JobMonitor(
         on_event=events.append,
-        again=None,
+        retry=None,
         begin_within=20.0,
         stop=Stop(),
         channel=JobChannel(),
@@ -69,9 +69,9 @@ def test_answers_are_an_end_and_the_next_step(
     assert scoring is not None and (scoring.answers, scoring.id) == (job.folder, "trial-score-1")
     assert events == [Started(job=job), Answered(job=job, answered=answered, scoring=scoring)]
     monitor.begin(scoring)
-    monitor.running[scoring.id].outcome = Outcome(cause="own", reason="no judge")
+    monitor.running[scoring.id].outcome = Outcome(cause="trial_error", reason="no judge")
     assert monitor.end(scoring) is None  # the answers alone are no end of it
-    assert events[-1] == Failed(job=scoring, reason="no judge", cause="own")
+    assert events[-1] == Failed(job=scoring, reason="no judge", cause="trial_error")
     result = TrialResult(steps=3, evaluations={}, seconds={})
     write_result(job.folder, result)
     monitor.begin(scoring)
@@ -79,7 +79,7 @@ def test_answers_are_an_end_and_the_next_step(
     assert events[-1] == Finished(job=scoring, result=result)
 
 
-@pytest.mark.parametrize(("died", "cause"), [(DIED, "lost"), (NO_MEMORY, "memory")])
+@pytest.mark.parametrize(("died", "cause"), [(DIED, "worker_lost"), (NO_MEMORY, "memory")])
 def test_a_process_that_died_is_told_by_what_it_died_of(
     monitor: JobMonitor, job: Job, events: list[Event], died: str, cause: str
 ) -> None:

@@ -93,11 +93,11 @@ def test_a_job_that_ends_well_leaves_its_slot_to_the_next(
 @pytest.mark.parametrize(
     ("entry", "cause", "reason"),
     [
-        ("loss_is_nan", "own", "the loss is nan at step 3"),
+        ("loss_is_nan", "trial_error", "the loss is nan at step 3"),
         ("no_room", "memory", "no room on the GPU"),
-        ("storage_away", "lost", "the storage is away"),
+        ("storage_away", "worker_lost", "the storage is away"),
         ("disk_full", "disk", "a disk is full"),
-        ("exits", "own", "SystemExit: 3"),
+        ("exits", "trial_error", "SystemExit: 3"),
     ],
 )
 def test_a_job_that_fails_is_told_and_ends_its_slot(

@@ -80,12 +80,12 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     FirstRunIsKilled.runs = 0
     events: list[Event] = []
 
-    def again(failed: Failed) -> Job:
+    def retry(failed: Failed) -> Job:
         name = f"{failed.job.id}-2"
         return replace(failed.job, id=name, folder=tmp_path / name)
 
     jobs = [job(tmp_path, name) for name in ("bystander", "large", "later")]
-    RayTuneExecutor(workdir=tmp_path / "work").run(jobs, events.append, again)
+    RayTuneExecutor(workdir=tmp_path / "work").run(jobs, events.append, retry)
 
     # The third had no slot in the first run; both of the first come again, before it.
     started = [event.job.id for event in events if isinstance(event, Started)]
@@ -93,7 +93,7 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     assert sorted(started[2:4]) == ["bystander-2", "large-2"] and started[4:] == ["later"]
     failed = {event.job.id: event for event in events if isinstance(event, Failed)}
     assert {name: (event.cause, event.from_outside) for name, event in failed.items()} == {
-        "bystander": ("lost", True),
+        "bystander": ("worker_lost", True),
         "large": ("memory", True),
     }
     assert failed["large"].reason == "the worker process died (its machine ran out of memory)"

@@ -13,7 +13,7 @@ import pytest
 
 from chip_core.places import Places
 from orchestrator.cli import main
-from orchestrator.human_eval.assignment import Key, draw_sheets
+from orchestrator.human_eval.assignment import SheetKey, draw_sheets
 from orchestrator.human_eval.comparison import compare
 from orchestrator.human_eval.pairs import Pool, answer_pool, item_images
 from orchestrator.human_eval.replies import find_key, read_replies
@@ -45,14 +45,14 @@ def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> Pool:
     return answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
 
 
-def page_of(key: Key, pool: Pool, folder: Path) -> Path:
+def page_of(key: SheetKey, pool: Pool, folder: Path) -> Path:
     images = item_images(pool, {entry.item for entry in key.sheets[0]}, Places())
     page = folder / "sheet-1.html"
     page.write_text(sheet_page(key, 1, pool, images), encoding="utf-8")
     return page
 
 
-def press_for_arms(key: Key, verdicts: str) -> str:
+def press_for_arms(key: SheetKey, verdicts: str) -> str:
     """Return the keys that give w(in), l(ose), t(ie), c(an't tell): digits and letters in turn."""
     keys = []
     for place, (entry, verdict) in enumerate(zip(key.sheets[0], verdicts, strict=True)):
@@ -111,7 +111,7 @@ def test_forty_items_filled_in_saved_and_imported(
     _imported(file, key, plan, study, workdir)
 
 
-def _imported(file: Path, key: Key, plan: Plan, study: Path, workdir: Path) -> None:
+def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path) -> None:
     """Import with the command; the figures stand in the report, in its CSV and in MLflow."""
     tracker = MlflowTracker(workdir)
     tracker.open(plan, [])

@@ -13,7 +13,7 @@ import pytest
 from chip_core.errors import UserError
 from chip_core.places import Places
 from orchestrator.cli import main
-from orchestrator.human_eval.assignment import Key, draw_sheets, read_key
+from orchestrator.human_eval.assignment import SheetKey, draw_sheets, read_sheet_key
 from orchestrator.human_eval.pairs import Pool, answer_pool, item_images
 from orchestrator.human_eval.replies import find_key, judgements, read_replies
 from orchestrator.human_eval.sheet import sheet_page
@@ -35,7 +35,7 @@ def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> Pool:
     return answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
 
 
-def draw(pool: Pool, **changes: Any) -> Key:
+def draw(pool: Pool, **changes: Any) -> SheetKey:
     wanted = {"items": 40, "annotators": 1, "overlap": None, "seed": 0, **changes}
     return draw_sheets(pool, study="small", **wanted)
 
@@ -95,13 +95,13 @@ def test_an_answer_cannot_leave_its_place(pool: Pool) -> None:
 def test_a_key_reads_back_and_a_changed_one_does_not(pool: Pool) -> None:
     key = draw(pool)
     raw = json.loads(json.dumps(key.as_json()))
-    assert read_key(raw) == key
+    assert read_sheet_key(raw) == key
     raw["sheets"][0][0]["left"] = 1 - raw["sheets"][0][0]["left"]
     with pytest.raises(ValueError, match="changed"):
-        read_key(raw)
+        read_sheet_key(raw)
 
 
-def saved(key: Key, sheet: int, choices: list[str | None], file: Path) -> Path:
+def saved(key: SheetKey, sheet: int, choices: list[str | None], file: Path) -> Path:
     raw = {
         "format": "chip-ablate human replies 1",
         "export": key.export,
@@ -209,7 +209,7 @@ def test_the_commands(
     code, _, complaint = run(*export, "--out", out)
     assert code == 2 and "is not empty" in complaint
 
-    key = read_key(json.loads((out / "key.json").read_text()))
+    key = read_sheet_key(json.loads((out / "key.json").read_text()))
     half = len(key.sheets[0]) // 2
     open_ones: list[str | None] = [None] * (len(key.sheets[0]) - half)
     file = saved(key, 1, [*["a"] * half, *open_ones], tmp_path / "r.json")

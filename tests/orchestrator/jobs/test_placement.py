@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from chip_core.config import EngineConfig
-from orchestrator.jobs.placement import Request, amounts, placement_of, resources_of, slots
+from orchestrator.jobs.placement import ResourceRequest, amounts, placement_of, resources_of, slots
 
 NODES = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0}]
 
 
 def test_trials_of_several_workers() -> None:
     each = {"CPU": 1.0, "GPU": 1.0}
-    one, two, four, six = (Request(workers=workers, each=each) for workers in (1, 2, 4, 6))
+    one, two, four, six = (ResourceRequest(workers=workers, each=each) for workers in (1, 2, 4, 6))
     assert slots(one, NODES) == 7
     assert slots(two, NODES) == 3  # two on the first node, one on the second
     assert slots(four, NODES) == 1
@@ -24,5 +24,5 @@ def test_a_share_of_a_gpu() -> None:
     each = resources_of(EngineConfig(gpus_per_worker=0.2))
     assert each == {"CPU": 1.0, "GPU": 0.2} and amounts(each) == "1 CPU and 0.2 GPU"
     # 0.6 / 0.2 is 2.9999999999999996 in floats
-    assert slots(Request(workers=1, each=each), [{"CPU": 9.0, "GPU": 0.6}]) == 3
+    assert slots(ResourceRequest(workers=1, each=each), [{"CPU": 9.0, "GPU": 0.6}]) == 3
     assert resources_of(EngineConfig()) == {"CPU": 1.0}

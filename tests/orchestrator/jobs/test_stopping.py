@@ -27,7 +27,7 @@ SHORT = {
 def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
     stop = Stop()
-    with stop.heard():
+    with stop.install_signal_handlers():
         os.kill(os.getpid(), number)
         assert stop.asked
         assert "once more stops now" in capfd.readouterr().err
@@ -38,7 +38,7 @@ def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str
 
 def test_beginning_no_more_is_not_ending() -> None:
     stop = Stop()
-    stop.begin_no_more("no room")
+    stop.drain("no room")
     assert (stop.no_more, stop.asked, stop.why) == (True, False, "no room")
 
 
@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_begins_nothing_new(tmp_path: Path) -> No
             os.kill(os.getpid(), signal.SIGINT)
 
     first, second = jobs(tmp_path)
-    with stop.heard(), pytest.raises(KeyboardInterrupt):
+    with stop.install_signal_handlers(), pytest.raises(KeyboardInterrupt):
         InlineExecutor(stop).run([first, second], listener)
     ends = [event for event in events if isinstance(event, Started | Finished | Failed)]
     assert ends == [
@@ -75,7 +75,7 @@ def test_where_nothing_more_is_to_begin_what_runs_comes_to_its_end(tmp_path: Pat
 
     def listener(event: Event) -> None:
         events.append(event)
-        stop.begin_no_more("no room")
+        stop.drain("no room")
 
     first, second = jobs(tmp_path)
     InlineExecutor(stop).run([first, second], listener)

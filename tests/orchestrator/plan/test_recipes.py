@@ -11,7 +11,7 @@ import pytest
 from chip_core import recipes
 from orchestrator.plan.plan import make_plan
 from orchestrator.study.load import find_study, load_study
-from orchestrator.study.model import Changes, Study
+from orchestrator.study.model import Study, StudyChanges
 
 STAGES = """
 study: stages
@@ -29,7 +29,7 @@ def test_a_study_plans_on_every_recipe(recipe: str, monkeypatch: pytest.MonkeyPa
         raise AssertionError("planning asked the network")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-    plan = make_plan(load_study(find_study("encoder"), Changes(recipe=recipe)))
+    plan = make_plan(load_study(find_study("encoder"), StudyChanges(recipe=recipe)))
     assert len(plan.arms) >= 4
     assert len({trial.fingerprint for trial in plan.trials}) == len(plan.trials)
 

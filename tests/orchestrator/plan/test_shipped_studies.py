@@ -11,9 +11,9 @@ from chip_core.evaluation.readiness import problems
 from chip_core.places import Places
 from orchestrator.plan.plan import make_plan
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import settled
+from orchestrator.state.search import resolve_search
 from orchestrator.study.load import load_study
-from orchestrator.study.model import Changes
+from orchestrator.study.model import StudyChanges
 
 ABLATIONS = Path(__file__).parents[3] / "ablations"
 #: Arms of each study: its cells, none of which are one trial.
@@ -46,8 +46,8 @@ def test_it_is_planned_offline_on_every_recipe(
     study: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chip_core.evaluation.lmms.version", lambda: "0")  # its own process
-    plan = make_plan(load_study(ABLATIONS / f"{study}.yaml", Changes(recipe=recipe)))
-    plan = settled(plan, Ledger(tmp_path))
+    plan = make_plan(load_study(ABLATIONS / f"{study}.yaml", StudyChanges(recipe=recipe)))
+    plan = resolve_search(plan, Ledger(tmp_path))
     assert len(plan.arms) == ARMS[study]
     # three seeds, or before them three draws of each search; and the untrained model
     assert len(plan.trials) == ARMS[study] * 3 + 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chip_core.files import write_json
-from orchestrator.report.attachments import HUMANS, found_beside
+from orchestrator.report.attachments import HUMANS, find_attachments
 from orchestrator.report.sections.human import human_metrics
 from orchestrator.report.sections.representation import representation_blocks
 from orchestrator.report.writers.files import write_report
@@ -165,7 +165,7 @@ def test_figures_of_other_trainings_are_told(made: Finished) -> None:
 def test_a_broken_file_is_told_and_fails_nothing(made: Finished, broken: str) -> None:
     (made.folder / HUMANS / "shapes-01234567.json").write_text(broken)
     (made.folder / "representation.json").write_text(broken)
-    found = found_beside(made.folder, made.plan)
+    found = find_attachments(made.folder, made.plan)
     assert "humans.csv" not in found.tables and "representation.csv" not in found.tables
     text = markdown(made.report())
     assert "representation.json is of another version or broken" in text
@@ -174,7 +174,7 @@ def test_a_broken_file_is_told_and_fails_nothing(made: Finished, broken: str) ->
 
 def test_nothing_beside_makes_no_section(finished: Run, tmp_path: Path) -> None:
     made = finished()
-    found = found_beside(tmp_path / "nowhere", made.plan)
+    found = find_attachments(tmp_path / "nowhere", made.plan)
     assert (found.sections, dict(found.tables)) == ((), {})
 
 

@@ -20,8 +20,8 @@ from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.files import report_folder
-from orchestrator.run import PASSES, run_study
-from orchestrator.state.cache_plan import USES, PlannedPass, cache_folder, plan_passes
+from orchestrator.run import CACHE_RECORDS, run_study
+from orchestrator.state.cache_plan import USES, PlannedCache, cache_folder, plan_caches
 from orchestrator.state.ledger import Ledger
 
 from ..conftest import SHORT, STUDY, TINY
@@ -44,8 +44,8 @@ def plan_of(plan_of: PlanOf) -> PlanOf:
     return planned
 
 
-def passes(plan: Plan, workdir: Path) -> dict[str, PlannedPass]:
-    found = plan_passes(plan, Ledger(workdir), workdir)
+def passes(plan: Plan, workdir: Path) -> dict[str, PlannedCache]:
+    found = plan_caches(plan, Ledger(workdir), workdir)
     return {planned.one.name: planned for planned in found}
 
 
@@ -66,7 +66,7 @@ def run(
         console=console or Console(quiet=True),
     )
     assert not outcome.failed
-    file = report_folder(workdir, plan.study.name) / PASSES
+    file = report_folder(workdir, plan.study.name) / CACHE_RECORDS
     return json.loads(file.read_text()) if file.exists() else [], executor
 
 
@@ -77,13 +77,13 @@ class Inline(InlineExecutor):
         super().__init__()
         self.jobs: list[Job] = []
 
-    def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
+    def run(self, jobs: Any, on_event: Any, retry: Any = None) -> None:
         self.jobs += jobs
-        super().run(jobs, on_event, again)
+        super().run(jobs, on_event, retry)
 
     @property
     def parts(self) -> list[str]:
-        return [job.name for job in self.jobs if job.part is not None]
+        return [job.name for job in self.jobs if job.shard is not None]
 
 
 def losses(workdir: Path) -> dict[str, list[float]]:
@@ -316,16 +316,16 @@ def test_without_room_nothing_is_begun(
 
 def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_path: Path) -> None:
     class LosesOne(Inline):
-        def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
+        def run(self, jobs: Any, on_event: Any, retry: Any = None) -> None:
             if not self.jobs:
                 first, *rest = jobs
-                assert first.part is not None
+                assert first.shard is not None
                 on_event(Started(job=first))
-                failed = Failed(job=first, reason="it died", cause="lost")
-                following = again(failed)
-                on_event(replace(failed, again=following))
-                jobs = [following, *rest]
-            super().run(jobs, on_event, again)
+                failed = Failed(job=first, reason="it died", cause="worker_lost")
+                retry_job = retry(failed)
+                on_event(replace(failed, retry=retry_job))
+                jobs = [retry_job, *rest]
+            super().run(jobs, on_event, retry)
 
     records, executor = run(plan_of(TINY, overrides=SHORT), tmp_path, LosesOne())
     assert {record["state"] for record in records} == {"made"}
@@ -336,15 +336,15 @@ def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> N
     events: list[Event] = []
 
     class Watched(Inline):
-        def run(self, jobs: Any, on_event: Any, again: Any = None) -> None:
+        def run(self, jobs: Any, on_event: Any, retry: Any = None) -> None:
             def both(event: Event) -> None:
                 events.append(event)
                 on_event(event)
 
-            super().run(jobs, both, again)
+            super().run(jobs, both, retry)
 
     run(plan_of(TINY, overrides=SHORT), tmp_path, Watched())
-    of_text = [event for event in events if event.job.part is not None]
+    of_text = [event for event in events if event.job.shard is not None]
     assert isinstance(of_text[0], Started)
     assert isinstance(of_text[-1], Finished)
     told = [event.progress for event in of_text if isinstance(event, Progressed)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chip_core.results import TrialResult
 from orchestrator.plan.plan import Plan
-from orchestrator.runner.jobs import jobs_for, trial_folder, view
+from orchestrator.runner.jobs import jobs_for, trial_folder, trial_view
 from orchestrator.state.ledger import Ledger
 
 
@@ -36,5 +36,5 @@ def test_how_a_trial_was_trained_is_remembered(
         steps=3, evaluations={}, seconds={}, engine={"prefix_sharing": "off (a reason)"}
     )
     Ledger(tmp_path).finished(trial, "small", 1, "trials/x/attempt-1", result)
-    seen = view(trial, Ledger(tmp_path), tmp_path, "small", "FINISHED")  # read from the file
+    seen = trial_view(trial, Ledger(tmp_path), tmp_path, "small", "FINISHED")  # read from the file
     assert seen.engine == {"prefix_sharing": "off (a reason)"}

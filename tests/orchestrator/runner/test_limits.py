@@ -19,7 +19,7 @@ from orchestrator.report.writers.next_steps import same_command
 from orchestrator.report.writers.terminal import result_lines
 from orchestrator.run import Outcome, run_study
 from orchestrator.runner.jobs import jobs_for
-from orchestrator.runner.limits import Limited
+from orchestrator.runner.limits import LimitedExecutor
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.limits import Limits
 from orchestrator.study.model import Study
@@ -80,13 +80,13 @@ class Working(FakeExecutor):
 
     clock: Clock
 
-    def run(self, jobs, on_event, again=None):  # type: ignore[no-untyped-def]
+    def run(self, jobs, on_event, retry=None):  # type: ignore[no-untyped-def]
         def listener(event: Event) -> None:
-            if not isinstance(event, Started) and event.job.part is None:
+            if not isinstance(event, Started) and event.job.shard is None:
                 self.clock.seconds += 1800
             on_event(event)
 
-        super().run(jobs, listener, again)
+        super().run(jobs, listener, retry)
 
 
 def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list[str], str]:
@@ -99,7 +99,7 @@ def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list
     executor.clock = Clock()
     told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        Limited(executor, limits, executor.stop, executor.clock).run(
+        LimitedExecutor(executor, limits, executor.stop, executor.clock).run(
             jobs, lambda event: told.append(f"{type(event).__name__} {event.job.name}")
         )
     return told, str(executor.stop.limit)
@@ -132,8 +132,8 @@ def run_timed(
     executor, tracker = Working(), FakeTracker()
     executor.clock = Clock()
     monkeypatch.setattr(
-        "orchestrator.run.Limited",
-        lambda inner, limits, stop: Limited(inner, limits, stop, executor.clock),
+        "orchestrator.run.LimitedExecutor",
+        lambda inner, limits, stop: LimitedExecutor(inner, limits, stop, executor.clock),
     )
     outcome = run_study(
         plan,
@@ -195,7 +195,7 @@ def test_the_command_to_go_on_is_the_one_that_was_given_without_its_secrets() ->
 
 def test_an_attempt_that_is_tried_again_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -> None:
     limits = Limits(max_failures=1)
-    outcome, executor, _ = run(plan_of(), tmp_path, limits, lost={FIRST: ["lost"]})
+    outcome, executor, _ = run(plan_of(), tmp_path, limits, lost={FIRST: ["worker_lost"]})
     assert outcome.limit is None
     assert executor.names.count(FIRST) == 2
     assert outcome.summary.left == 0
@@ -203,14 +203,14 @@ def test_an_attempt_that_is_tried_again_counts_no_failure(plan_of: PlanOf, tmp_p
 
 def test_progress_of_a_pass_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -> None:
     job = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[0][0]
-    part = replace(job, part=object())  # type: ignore[arg-type]
+    part = replace(job, shard=object())  # type: ignore[arg-type]
 
     class Failing(FakeExecutor):
-        def run(self, jobs, on_event, again=None):  # type: ignore[no-untyped-def]
+        def run(self, jobs, on_event, retry=None):  # type: ignore[no-untyped-def]
             on_event(Started(job=part))
             on_event(Progressed(job=part, progress=Progress(phase="start", done=0, total=1)))
             on_event(Failed(job=part, reason="nothing is computed here"))
 
     stop = Stop()
-    Limited(Failing(), Limits(max_failures=1), stop).run([part], lambda event: None)
+    LimitedExecutor(Failing(), Limits(max_failures=1), stop).run([part], lambda event: None)
     assert not stop.asked

@@ -17,7 +17,7 @@ from orchestrator.executors.inline import InlineExecutor
 from orchestrator.jobs.attempt import Cause, cause_of, reason_of
 from orchestrator.plan.plan import Plan
 from orchestrator.runner.jobs import UNSEEN, jobs_for
-from orchestrator.runner.retries import another
+from orchestrator.runner.retries import next_retry
 from orchestrator.state.ledger import Ledger
 
 from ..fakes import FakeExecutor
@@ -35,23 +35,23 @@ def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: 
     return Failed(job=one, reason="why", cause=cause, from_outside=outside)
 
 
-@pytest.mark.parametrize("cause", ["own", "disk", "stopped"])
+@pytest.mark.parametrize("cause", ["trial_error", "disk", "stopped"])
 def test_what_cannot_get_better_is_not_tried_again(cause: Cause) -> None:
-    assert another(failed(cause), lost=0) is None
+    assert next_retry(failed(cause), lost=0) is None
 
 
 def test_a_lost_worker_is_tried_again_as_often_as_the_engine_says() -> None:
-    lost = failed("lost", outside=True)
-    assert [another(lost, lost=times) for times in range(3)] == [lost.job, lost.job, None]
+    lost = failed("worker_lost", outside=True)
+    assert [next_retry(lost, lost=times) for times in range(3)] == [lost.job, lost.job, None]
 
 
 def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
     job = failed("memory").job
     sizes = []
     for _ in range(2):  # 4 → 2 → 1
-        following = another(Failed(job=job, reason="why", cause="memory"), lost=9)
-        assert following is not None
-        job = following
+        retry_job = next_retry(Failed(job=job, reason="why", cause="memory"), lost=9)
+        assert retry_job is not None
+        job = retry_job
         sizes.append(job.config.engine.micro_batch)
     assert sizes == [2, 1]
     assert job.notes == (
@@ -60,20 +60,22 @@ def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
     )
     same = job.config.model_copy(update={"engine": failed("memory").job.config.engine})
     assert same == failed("memory").job.config
-    assert another(Failed(job=job, reason="why", cause="memory"), lost=0) is None  # 1 is the least
+    assert (
+        next_retry(Failed(job=job, reason="why", cause="memory"), lost=0) is None
+    )  # 1 is the least
 
 
 def test_a_machine_whose_memory_ran_out_is_tried_again_where_nothing_is_left_to_halve() -> None:
     killed = failed("memory", outside=True, untrained=True)
-    assert another(killed, lost=0) is killed.job
-    assert another(killed, lost=2) is None
-    assert another(failed("memory", untrained=True), lost=0) is None
+    assert next_retry(killed, lost=0) is killed.job
+    assert next_retry(killed, lost=2) is None
+    assert next_retry(failed("memory", untrained=True), lost=0) is None
 
 
 @pytest.mark.usefixtures("blank_figures")
 def test_each_attempt_of_a_run_ends_once_in_the_ledger(plan_of: PlanOf, tmp_path: Path) -> None:
     outcome, executor, tracker = run(
-        plan_of(), tmp_path, FakeExecutor(lost={BAD: ["lost", "lost"]})
+        plan_of(), tmp_path, FakeExecutor(lost={BAD: ["worker_lost", "worker_lost"]})
     )
     assert not outcome.failed
     attempts = [job.folder.name for job in executor.jobs if job.name == BAD]
@@ -89,7 +91,7 @@ def test_each_attempt_of_a_run_ends_once_in_the_ledger(plan_of: PlanOf, tmp_path
 
 @pytest.mark.usefixtures("blank_figures")
 def test_retries_of_a_run_come_to_an_end(plan_of: PlanOf, tmp_path: Path) -> None:
-    executor = FakeExecutor(lost={BAD: ["lost"] * 9})
+    executor = FakeExecutor(lost={BAD: ["worker_lost"] * 9})
     outcome, _, _ = run(plan_of(), tmp_path, executor)
     assert outcome.failed == {BAD: "it died"}
     assert executor.names.count(BAD) == 4  # engine.retries is 3
@@ -144,15 +146,15 @@ def test_a_training_goes_on_with_a_smaller_micro_batch(
     events: list[Event] = []
     numbers = iter("23456")
 
-    def again(event: Failed) -> Job | None:
-        following = another(event, lost=0)
-        assert following is not None
+    def retry(event: Failed) -> Job | None:
+        retry_job = next_retry(event, lost=0)
+        assert retry_job is not None
         name = f"x-{next(numbers)}"
-        return Job(id=name, name="x", config=following.config, folder=tmp_path / name,
-                   notes=following.notes)  # fmt: skip
+        return Job(id=name, name="x", config=retry_job.config, folder=tmp_path / name,
+                   notes=retry_job.notes)  # fmt: skip
 
     InlineExecutor().run(
-        [Job(id="x-1", name="x", config=config, folder=tmp_path / "x-1")], events.append, again
+        [Job(id="x-1", name="x", config=config, folder=tmp_path / "x-1")], events.append, retry
     )
     causes = [event.cause for event in events if isinstance(event, Failed)]
     assert causes == ["memory", "memory"]  # at 4 and at 2
@@ -164,7 +166,7 @@ def test_a_training_goes_on_with_a_smaller_micro_batch(
 def test_memory_errors_are_told_from_others() -> None:
     assert cause_of(MemoryFullError("x")) == "memory"
     assert cause_of(OSError(28, "No space left on device")) == "disk"
-    assert cause_of(RuntimeError("No such thing")) == "own"
+    assert cause_of(RuntimeError("No such thing")) == "trial_error"
     full = OSError(28, "No space left on device", "curves.jsonl")
     assert reason_of(full) == (
         "a disk is full ([Errno 28] No space left on device: 'curves.jsonl'): free some space and "

@@ -26,7 +26,7 @@ from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.runner.jobs import jobs_for
-from orchestrator.state.cache_plan import USES, cache_folder, plan_passes
+from orchestrator.state.cache_plan import USES, cache_folder, plan_caches
 from orchestrator.state.ledger import Ledger
 
 from ..fakes import FakeExecutor, FakeTracker, result_of
@@ -49,7 +49,7 @@ def store(workdir: Path, one: CacheSpec, rows: int = 3) -> Path:
 def stores(plan_of: PlanOf, tmp_path: Path) -> list[Path]:
     """Two stores that the trials of a study wait for."""
     plan = plan_of(overrides={"engine.feature_cache": "off"})
-    passes = [planned.one for planned in plan_passes(plan, Ledger(tmp_path), tmp_path)]
+    passes = [planned.one for planned in plan_caches(plan, Ledger(tmp_path), tmp_path)]
     folders = [store(tmp_path, one) for one in passes]
     uses = Spool(cache_folder(tmp_path) / USES)
     trials = [trial.fingerprint for trial in plan_of().trials if not trial.untrained]

@@ -16,12 +16,12 @@ from chip_core.errors import UserError, notice_anew
 from chip_core.files import read_records
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.plan.snapshot import kept_plan
+from orchestrator.plan.snapshot import plan_snapshot
 from orchestrator.run import Outcome, run_study
 from orchestrator.state.integrity import ledger_of
 from orchestrator.state.ledger import Ledger
-from orchestrator.storage.binding import settle_storage
-from orchestrator.study.model import Changes, Study
+from orchestrator.storage.binding import bind_storage
+from orchestrator.study.model import Study, StudyChanges
 
 from ..conftest import STUDY
 from ..fakes import FakeExecutor, FakeTracker
@@ -237,7 +237,7 @@ def test_scores_that_are_not_what_was_written_are_made_again(
 
 def test_a_copy_that_is_not_what_a_storage_has_comes_again(plan_of: PlanOf, tmp_path: Path) -> None:
     workdir, shared, plan = tmp_path / "work", tmp_path / "shared", plan_of()
-    settle_storage(workdir, str(shared))
+    bind_storage(workdir, str(shared))
     run(plan, workdir)
     shutil.copytree(workdir / "trials", shared / "trials")
     whole = figures(plan, Ledger(workdir))
@@ -293,20 +293,20 @@ def test_a_spoilt_plan_of_a_study_is_read_from_its_report_or_told(
 ) -> None:
     workdir, plan = ran
     file = workdir / "studies/small/plan.json"
-    began = kept_plan(workdir, "small")
+    began = plan_snapshot(workdir, "small")
     assert began is not None
     file.write_bytes(spoilt)
-    kept = kept_plan(workdir, "small")  # as provenance.json has it
+    kept = plan_snapshot(workdir, "small")  # as provenance.json has it
     assert kept is not None
     assert set(kept.trials) == {trial.fingerprint for trial in plan.trials}
     (workdir / "studies/small/report/provenance.json").unlink()
-    assert kept_plan(workdir, "small") is None
+    assert plan_snapshot(workdir, "small") is None
     mark = plan.arms[1].trials[0].fingerprint
     assert call("show", mark[:8], "--workdir", workdir) == 0
     assert f"{file} is not as it was written: what study small wants is not known" in caplog.text
     assert call("rm", mark[:8], "--workdir", workdir, "--yes") == 2  # another study may have it
     assert run(plan, workdir)[1] == []
-    kept = kept_plan(workdir, "small")
+    kept = plan_snapshot(workdir, "small")
     assert kept is not None
     assert set(kept.trials) == {trial.fingerprint for trial in plan.trials}
 
@@ -389,9 +389,9 @@ def test_status_and_report_know_a_study_by_its_name(
     run(plan_of(seeds=[0, 1, 2]), workdir)
     variant = "small+optimizer.lr=0.0001"
     run(plan_of(overrides={"optimizer.lr": 1e-4}), workdir)
-    kept = kept_plan(workdir, variant)
+    kept = plan_snapshot(workdir, variant)
     assert kept is not None
-    assert kept.changes == Changes(overrides={"optimizer.lr": 1e-4})
+    assert kept.changes == StudyChanges(overrides={"optimizer.lr": 1e-4})
 
     def asked(*words: object) -> Any:
         assert call(*words, "--workdir", workdir, "--json") == 0

@@ -13,10 +13,10 @@ from rich.console import Console
 from chip_core.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.snapshot import kept_plans
+from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger, study_lock
-from orchestrator.state.removal import removal, remove
+from orchestrator.state.removal import plan_removal, remove
 from orchestrator.tracking.client import MlflowStore
 from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.tracking.removal import forget_runs
@@ -57,7 +57,7 @@ def test_a_trial_goes_and_is_run_again(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of()
     run(plan, tmp_path)
     mark = plan.arms[2].trials[0].fingerprint
-    going = removal(tmp_path, mark[:8])
+    going = plan_removal(tmp_path, mark[:8])
     assert (going.study, going.trials) == (None, {mark: "chip, frozen, seed 0"})
     assert going.shown_by == ("small",)
     assert going.bytes > 0
@@ -79,7 +79,7 @@ def test_a_study_goes_but_for_what_another_shares(plan_of: PlanOf, tmp_path: Pat
         trial.fingerprint for trial in other.trials
     }
     assert len(shared) == 1 + 2 * 2  # base; two cells at two seeds
-    going = removal(tmp_path, "small")
+    going = plan_removal(tmp_path, "small")
     assert set(going.shared) == shared
     assert set(going.shared.values()) == {("other",)}
     assert sorted(going.trials.values()) == [
@@ -88,10 +88,10 @@ def test_a_study_goes_but_for_what_another_shares(plan_of: PlanOf, tmp_path: Pat
     ]  # fmt: skip
     remove(tmp_path, going)
     assert folders(tmp_path) == {trial.fingerprint[:16] for trial in other.trials}
-    assert [kept.study for kept in kept_plans(tmp_path)] == ["other"]
+    assert [kept.study for kept in plan_snapshots(tmp_path)] == ["other"]
     assert run(other, tmp_path) == []  # nothing of it is missing
     assert len(run(plan, tmp_path)) == 4
-    remove(tmp_path, removal(tmp_path, "other"))
+    remove(tmp_path, plan_removal(tmp_path, "other"))
     assert len(folders(tmp_path)) == 9
 
 
@@ -99,7 +99,7 @@ def test_a_trial_of_two_studies_is_never_removed_alone(plan_of: PlanOf, tmp_path
     run(plan_of(), tmp_path)
     run(plan_of(OTHER), tmp_path)
     with pytest.raises(UserError, match="stands in the tables of 2 studies, other, small"):
-        removal(tmp_path, "dpo, frozen, seed 0")
+        plan_removal(tmp_path, "dpo, frozen, seed 0")
 
 
 def test_what_a_study_file_no_longer_has_goes_with_the_study(
@@ -107,7 +107,7 @@ def test_what_a_study_file_no_longer_has_goes_with_the_study(
 ) -> None:
     run(plan_of(), tmp_path)
     run(plan_of(STUDY.replace("[dpo, chip]", "[dpo, hdpo]")), tmp_path)
-    going = removal(tmp_path, "small")
+    going = plan_removal(tmp_path, "small")
     assert len(going.trials) == 1 + 6 * 2  # base; dpo, chip and hdpo, two encoders, two seeds
     remove(tmp_path, going)
     assert folders(tmp_path) == set()
@@ -119,7 +119,7 @@ def test_a_crash_leaves_a_trial_whole_or_gone(
     plan = plan_of()
     run(plan, tmp_path)
     mark = plan.arms[0].trials[0].fingerprint
-    going = removal(tmp_path, mark[:8])
+    going = plan_removal(tmp_path, mark[:8])
 
     def crash(path: Path) -> None:
         raise KeyboardInterrupt
@@ -130,7 +130,7 @@ def test_a_crash_leaves_a_trial_whole_or_gone(
             remove(tmp_path, going)
     assert mark[:16] not in folders(tmp_path)
     assert run(plan, tmp_path) == ["dpo, frozen, seed 0"]
-    remove(tmp_path, removal(tmp_path, mark[:8]))  # and what the crash left goes too
+    remove(tmp_path, plan_removal(tmp_path, mark[:8]))  # and what the crash left goes too
     assert not [name for name in folders(tmp_path) if mark[:16] in name]
 
 

@@ -15,12 +15,12 @@ from chip_core.errors import UserError
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.plan.snapshot import kept_plans
+from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.run import Outcome, run_study
 from orchestrator.runner.jobs import trial_folder
 from orchestrator.state.compare import differences
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import TunedPlan, searches_of, settled
+from orchestrator.state.search import TunedPlan, resolve_search, searches_of
 from orchestrator.study.model import Study
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values
 
@@ -54,7 +54,7 @@ def run(
 
 
 def planned(plan_of: PlanOf, workdir: Path, text: str = STUDY, **changes: Any) -> TunedPlan:
-    plan = settled(plan_of(text, **changes), Ledger(workdir))
+    plan = resolve_search(plan_of(text, **changes), Ledger(workdir))
     assert isinstance(plan, TunedPlan)
     return plan
 
@@ -80,7 +80,7 @@ def test_every_arm_has_the_same_draws_and_its_seeds_wait(plan_of: PlanOf, tmp_pa
         "dpo: search 3 of 3 (optimizer.lr=0.0001)",
         "chip: search 3 of 3 (optimizer.lr=0.0001)",
     ]
-    held = [trial.held for arm in plan.arms for trial in arm.trials]
+    held = [trial.blocked for arm in plan.arms for trial in arm.trials]
     assert len(held) == 4
     assert {one.reason for one in held if one is not None} == {"its search has not ended"}
 
@@ -149,7 +149,7 @@ def test_the_kept_plan_has_the_searches_and_what_was_chosen(
 ) -> None:
     judged(distance)
     _, executor, _ = run(plan_of(STUDY), tmp_path)
-    (kept,) = kept_plans(tmp_path)
+    (kept,) = plan_snapshots(tmp_path)
     arms = [wanted.arm for wanted in kept.trials.values()]
     assert len(arms) == len(executor.names) == 1 + 6 + 4
     assert sum("search" in arm for arm in arms) == 6
@@ -162,10 +162,10 @@ def test_studies_differ_by_what_was_chosen(
     judged(distance)
     plain = plan_of(STUDY[: STUDY.index("tune:")].replace("study: tuned", "study: by_hand"))
     ledger = Ledger(tmp_path)
-    before = differences(settled(plan_of(STUDY), ledger), plain, ledger)
+    before = differences(resolve_search(plan_of(STUDY), ledger), plain, ledger)
     assert before["same"] == []  # what is still to be chosen is the same as nothing
     run(plan_of(STUDY), tmp_path)
-    after = differences(settled(plan_of(STUDY), Ledger(tmp_path)), plain, Ledger(tmp_path))
+    after = differences(resolve_search(plan_of(STUDY), Ledger(tmp_path)), plain, Ledger(tmp_path))
     keys = {entry["arms"][0]: entry["keys"] for entry in after["changed"]}
     rate = plain.base.config.optimizer.lr
     assert keys == {
@@ -333,7 +333,7 @@ def test_figures_of_report_do_not_move_a_choice(
             for name in list(metrics):
                 if not name.startswith("select/"):
                     metrics["select/shapes/chair_i"] = -metrics[name]
-    plan = settled(plan_of(STUDY), ledger)
+    plan = resolve_search(plan_of(STUDY), ledger)
     assert chosen(plan) == {"dpo": 1e-5, "chip": 1e-4}
 
 

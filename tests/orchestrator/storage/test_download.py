@@ -14,7 +14,7 @@ from chip_core.errors import UserError
 from chip_core.files import read_json, write_json
 from chip_core.trained import Trained, broken_model, model_files, write_trained
 from orchestrator.storage import binding
-from orchestrator.storage.binding import FILE, alone_with, settle_storage, storage_of
+from orchestrator.storage.binding import FILE, bind_storage, exclusive_lease, storage_of
 from orchestrator.storage.download import artifacts_of, fetch_trials, trial_key, whole_attempt
 from orchestrator.storage.remote import Remote
 
@@ -23,59 +23,59 @@ ATTEMPT = f"{trial_key(MARK)}/attempt-1"
 
 
 def test_it_is_the_work_directory_itself_by_default(tmp_path: Path) -> None:
-    assert settle_storage(tmp_path / "work", None) is None
+    assert bind_storage(tmp_path / "work", None) is None
     assert not (tmp_path / "work").exists()
 
 
 def test_it_is_named_once(tmp_path: Path, uri: str) -> None:
     work = tmp_path / "work"
-    first = settle_storage(work, uri)
+    first = bind_storage(work, uri)
     assert first is not None and first.uri == uri
     assert read_json(work / FILE)["storage"] == uri
     assert stat.S_IMODE(work.stat().st_mode) == 0o700
     for wish in (None, uri):
-        again = settle_storage(work, wish)
+        again = bind_storage(work, wish)
         assert again is not None and again.uri == uri
     with pytest.raises(UserError, match=r"^--storage: .*work keeps its trials in .*: leave"):
-        settle_storage(work, str(tmp_path / "other"))
+        bind_storage(work, str(tmp_path / "other"))
 
 
 def test_trials_do_not_move_by_themselves(tmp_path: Path) -> None:
     (tmp_path / "work" / "trials").mkdir(parents=True)
     with pytest.raises(UserError, match="the trials of .*work lie in it"):
-        settle_storage(tmp_path / "work", str(tmp_path / "shared"))
+        bind_storage(tmp_path / "work", str(tmp_path / "shared"))
 
 
 def test_one_that_cannot_be_used_is_not_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        settle_storage(tmp_path / "work", str(tmp_path / "file" / "here"))
+        bind_storage(tmp_path / "work", str(tmp_path / "file" / "here"))
     assert not (tmp_path / "work").exists()
 
 
 def test_one_that_was_emptied_or_is_not_mounted_is_refused(tmp_path: Path) -> None:
     work, shared = tmp_path / "work", tmp_path / "shared"
-    settle_storage(work, str(shared))
+    bind_storage(work, str(shared))
     shared.rename(tmp_path / "elsewhere")
     for wish in (None, str(shared)):
         with pytest.raises(UserError, match="is not what it was when .*work began: it is not mou"):
-            settle_storage(work, wish)
+            bind_storage(work, wish)
     assert not shared.exists()
     (tmp_path / "elsewhere").rename(shared)
-    assert settle_storage(work, None) is not None
+    assert bind_storage(work, None) is not None
 
 
 def test_one_work_directory_at_a_time(tmp_path: Path, uri: str) -> None:
     works = [tmp_path / name for name in ("work", "other")]
-    remotes = [settle_storage(work, uri) for work in works]
+    remotes = [bind_storage(work, uri) for work in works]
     with (
-        alone_with(remotes[0], works[0]),
-        alone_with(remotes[0], works[0]),  # two studies of one
+        exclusive_lease(remotes[0], works[0]),
+        exclusive_lease(remotes[0], works[0]),  # two studies of one
         pytest.raises(UserError, match=f"is used by a study of {works[0]} on .*: wait"),
-        alone_with(remotes[1], works[1]),
+        exclusive_lease(remotes[1], works[1]),
     ):
         pass
-    with alone_with(remotes[1], works[1]):
+    with exclusive_lease(remotes[1], works[1]):
         pass
 
 
@@ -83,11 +83,11 @@ def test_a_claim_of_a_driver_that_was_killed_ends(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     works = [tmp_path / name for name in ("work", "other")]
-    first, second = (settle_storage(work, uri) for work in works)
+    first, second = (bind_storage(work, uri) for work in works)
     assert first is not None
     claim = {"host": "gone", "workdir": "/w", "time": time.time() - binding.CLAIM_HOLDS - 1}
     first.write(f"{binding.DRIVERS}/0123.json", json.dumps(claim).encode())
-    with alone_with(second, works[1]):
+    with exclusive_lease(second, works[1]):
         pass
 
 
@@ -142,7 +142,7 @@ def test_a_whole_attempt(
     for name in ("trained.json", "config.json", "model/config.json", "model/model.safetensors",
                  "result.json"):  # fmt: skip
         remote.write(f"{ATTEMPT}/{name}", name.encode())
-    settle_storage(tmp_path / "work", uri)
+    bind_storage(tmp_path / "work", uri)
     found = whole_attempt(tmp_path / "work", ATTEMPT)
     assert found.is_relative_to(machine("one"))
     names = sorted(path.name for path in (found / "model").iterdir())
@@ -166,7 +166,7 @@ def test_a_copy_of_a_model_that_is_not_what_was_trained_comes_again(
     remote.write(f"{ATTEMPT}/config.json", b"{}")
     for name in ("trained.json", "model/model.safetensors"):
         remote.write(f"{ATTEMPT}/{name}", (made / name).read_bytes())
-    settle_storage(tmp_path / "work", uri)
+    bind_storage(tmp_path / "work", uri)
     copy = whole_attempt(tmp_path / "work", ATTEMPT) / "model" / "model.safetensors"
     copy.write_bytes(b"wEights")  # of the same size
     assert broken_model(copy.parent) is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from chip_core.evaluation.judge import ReplyCache
 from chip_core.evaluation.judge.cache import Reply
-from orchestrator.storage.judge_replies import JUDGE, Replies
+from orchestrator.storage.judge_replies import JUDGE, JudgeReplies
 from orchestrator.storage.remote import Remote
 
 
@@ -15,38 +15,38 @@ def reply(text: str) -> Reply:
 
 
 def test_each_machine_has_what_all_were_told(remote: Remote, tmp_path: Path) -> None:
-    machines = [Replies(remote, tmp_path / name) for name in ("one", "other")]
+    machines = [JudgeReplies(remote, tmp_path / name) for name in ("one", "other")]
     for number, each in enumerate(machines):
-        each.bring()
+        each.pull()
         ReplyCache(each.folder).put(f"key{number}", "judge", "item", reply(f"said {number}"))
     for each in machines:
-        each.copy(True)
+        each.push(True)
     assert len(remote.sizes(JUDGE)) == 2
     for each in machines:
-        each.bring()
+        each.pull()
         cache = ReplyCache(each.folder)
         assert [cache.get(f"key{number}") for number in (0, 1)] == [
             reply("said 0"),
             reply("said 1"),
         ]
         assert cache.spent("judge") == (2, 14)  # each counted once
-    third = Replies(remote, tmp_path / "third")
-    third.bring()
+    third = JudgeReplies(remote, tmp_path / "third")
+    third.pull()
     assert ReplyCache(third.folder).spent("judge") == (2, 14)
 
 
 def test_a_file_that_grows_is_not_copied_at_every_look(remote: Remote, tmp_path: Path) -> None:
-    replies = Replies(remote, tmp_path)
-    replies.bring()
+    replies = JudgeReplies(remote, tmp_path)
+    replies.pull()
     ReplyCache(replies.folder).put("key", "judge", "item", reply("said"))
-    replies.copy(False)
+    replies.push(False)
     assert remote.sizes(JUDGE) == {}  # less than half a minute ago
-    replies.copy(True)
+    replies.push(True)
     assert len(remote.sizes(JUDGE)) == 1
 
 
 def test_a_record_that_was_cut_off_is_left_out(remote: Remote, tmp_path: Path) -> None:
     remote.write(f"{JUDGE}/someone.jsonl", b'{"key": "a"}\n{"key": "b')
-    replies = Replies(remote, tmp_path)
-    replies.bring()
+    replies = JudgeReplies(remote, tmp_path)
+    replies.pull()
     assert (replies.folder / "replies.jsonl").read_bytes() == b'{"key": "a"}\n'

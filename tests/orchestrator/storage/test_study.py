@@ -23,11 +23,11 @@ from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan
 from orchestrator.report.results import Outcome
 from orchestrator.report.writers.files import report_folder
-from orchestrator.run import PASSES, run_study
-from orchestrator.state.cache import check_stores, kept_stores, prunable, prune
+from orchestrator.run import CACHE_RECORDS, run_study
+from orchestrator.state.cache import list_caches, prunable_caches, prune_caches, verify_caches
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.removal import removal, remove
-from orchestrator.storage.binding import settle_storage, storage_of
+from orchestrator.state.removal import plan_removal, remove
+from orchestrator.storage.binding import bind_storage, storage_of
 from orchestrator.storage.download import trial_key
 from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import Remote
@@ -49,7 +49,7 @@ def run(plan: Plan, machine: Callable[[str], Path]) -> Run:
     """Run the study inline."""
 
     def ran(workdir: Path, uri: str | None = None, **options: Any) -> Outcome:
-        remote, stop = settle_storage(workdir, uri), options.pop("stop", None) or Stop()
+        remote, stop = bind_storage(workdir, uri), options.pop("stop", None) or Stop()
         return run_study(
             plan,
             workdir=workdir,
@@ -98,7 +98,9 @@ def test_the_figures_are_those_without(
     assert weights(remote, tmp_path) == weights(plain, tmp_path)
     # Weights lie in the storage alone, a store's files on machines that read them.
     assert not list((tmp_path / "work").rglob("*.safetensors"))
-    kept = read_json(report_folder(tmp_path / "work", outcome.summary.plan.study.name) / PASSES)
+    kept = read_json(
+        report_folder(tmp_path / "work", outcome.summary.plan.study.name) / CACHE_RECORDS
+    )
     made = [record for record in kept if record["state"] == "made"]
     assert len(made) == 3  # the fourth, features of rejected images, is read by one trial alone
     stores = {path.name for path in machine("one").glob(f"*/{CACHE}/*") if path.is_dir()}
@@ -158,20 +160,20 @@ def test_a_training_goes_on_elsewhere(
 def test_stores_are_listed_and_pruned(run: Run, remote: Remote, uri: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
     run(work, uri)
-    stores = kept_stores(work, Ledger(work))
+    stores = list_caches(work, Ledger(work))
     assert {kept.state for kept in stores} == {"whole"}
     assert sum(kept.bytes for kept in stores) == sum(remote.sizes(CACHE).values())
     cut = next(key for key in remote.sizes(CACHE) if key.endswith("shard-00000.safetensors"))
     remote.write(cut, b"short")
-    broken = [kept for kept in kept_stores(work, Ledger(work)) if kept.state == "broken"]
+    broken = [kept for kept in list_caches(work, Ledger(work)) if kept.state == "broken"]
     assert [kept.problem for kept in broken] == [
         f"shard-00000.safetensors is cut off: 5 of {_size(remote, cut)} bytes"
     ]
-    check_stores(stores, Console(quiet=True), work)
+    verify_caches(stores, Console(quiet=True), work)
     assert [kept.state for kept in stores].count("broken") == 1
-    assert len(prunable(stores, None)) == len(stores)
-    prune(stores, work)
-    assert remote.sizes(CACHE) == {} and kept_stores(work, Ledger(work)) == []
+    assert len(prunable_caches(stores, None)) == len(stores)
+    prune_caches(stores, work)
+    assert remote.sizes(CACHE) == {} and list_caches(work, Ledger(work)) == []
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
@@ -200,7 +202,7 @@ def test_what_is_removed_goes_there_too(
     work = tmp_path / "work"
     run(work, uri)
     before = sum(size for key, size in remote.sizes("trials").items() if "model" in key)
-    going = removal(work, plan.study.name)
+    going = plan_removal(work, plan.study.name)
     assert going.bytes > before > 0
     remove(work, going)
     assert remote.sizes("trials") == {} and storage_of(work) is not None
@@ -210,7 +212,7 @@ def test_what_is_removed_goes_there_too(
 def test_what_a_dead_job_left_on_a_machine_goes(
     run: Run, uri: str, tmp_path: Path, machine: Callable[[str], Path]
 ) -> None:
-    settled = settle_storage(tmp_path / "work", uri)
+    settled = bind_storage(tmp_path / "work", uri)
     assert settled is not None
     from orchestrator.storage.download import node_folder
 
@@ -246,7 +248,7 @@ def test_artifacts_lie_in_the_storage_too(
 ) -> None:
     work = tmp_path / "work"
     tracker = MlflowTracker(work)  # before the storage is settled, as the command has it
-    settle_storage(work, uri)
+    bind_storage(work, uri)
     run(work, uri, tracker=tracker)
     artifacts = remote.sizes("artifacts")
     assert sum(key.endswith("/report/report.html") for key in artifacts) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from chip_core.files import write_json
 from orchestrator.storage.remote import Remote
-from orchestrator.storage.uploader import Mirror
+from orchestrator.storage.uploader import Uploader
 
 JOB = "trials/a/attempt-1"
 
@@ -37,8 +37,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "here" / JOB
 
 
-def mirror(remote: Remote, folder: Path, **options: object) -> Mirror:
-    return Mirror(remote, [folder], folder.parents[2], every=3600.0, **options)
+def mirror(remote: Remote, folder: Path, **options: object) -> Uploader:
+    return Uploader(remote, [folder], folder.parents[2], every=3600.0, **options)
 
 
 def leave(folder: Path, *names: str) -> None:
@@ -141,7 +141,7 @@ def test_what_came_from_there_is_not_copied_back(noting: Noting, folder: Path) -
 
 def test_the_driver_can_leave_a_file(noting: Noting, folder: Path) -> None:
     asked = folder / "stop"
-    copies = Mirror(noting, [folder], folder.parents[2], asked=[asked], every=0.01)
+    copies = Uploader(noting, [folder], folder.parents[2], asked=[asked], every=0.01)
     with copies:
         noting.write(f"{JOB}/stop", b"")
         deadline = time.monotonic() + 30

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from orchestrator.study.design import (
     LARGEST,
-    CircleError,
+    CircularConditionError,
     Grid,
     TooManyCellsError,
+    design_cells,
     first_cell,
-    laid_out,
 )
 from orchestrator.study.model import Cell, Factor, Level, Pattern, matches
 
@@ -81,7 +81,7 @@ def test_how_many_cells_a_design_has(counts: list[int]) -> None:
         ("one_at_a_time", 1 + sum(count - 1 for count in counts)),
         ("leave_one_out", 1 + sum(count > 1 for count in counts)),
     ):
-        cells = laid_out(grid, design, first_cell(grid, design))  # type: ignore[arg-type]
+        cells = design_cells(grid, design, first_cell(grid, design))  # type: ignore[arg-type]
         assert len(cells) == expected
         assert len({tuple(cell.items()) for cell in cells}) == expected
 
@@ -96,7 +96,7 @@ def test_conditions_are_kept_whatever_their_order(grid: Grid) -> None:
 def test_one_at_a_time_is_what_it_says(grid: Grid, data: st.DataObject) -> None:
     every = grid.expand()
     baseline = data.draw(st.sampled_from(every))
-    cells = laid_out(grid, "one_at_a_time", baseline)
+    cells = design_cells(grid, "one_at_a_time", baseline)
     assert cells[0] == baseline
     assert all(cell in every for cell in cells)
     for name, level in baseline.items():
@@ -109,7 +109,7 @@ def test_one_at_a_time_is_what_it_says(grid: Grid, data: st.DataObject) -> None:
 
 def test_a_circle_is_found() -> None:
     when = {"f0": ({"f1": frozenset({"l0"})},), "f1": ({"f0": frozenset({"l0"})},)}
-    with pytest.raises(CircleError, match="f0, f1"):
+    with pytest.raises(CircularConditionError, match="f0, f1"):
         Grid(factors=factors([2, 2, 2]), when=when).order  # noqa: B018 - raises
 
 

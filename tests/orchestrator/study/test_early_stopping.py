@@ -12,13 +12,13 @@ from rich.console import Console
 
 from chip_core.errors import ConfigError
 from orchestrator.cli import cli
-from orchestrator.executors.base import Again, Cut, Event, Job, Started
+from orchestrator.executors.base import EarlyStopped, Event, Job, Retry, Started
 from orchestrator.plan.plan import Plan
 from orchestrator.report.sections.notes import notes
 from orchestrator.report.writers.plan import state
 from orchestrator.run import Outcome, run_study
 from orchestrator.runner.jobs import jobs_for
-from orchestrator.state.cache_plan import plan_passes
+from orchestrator.state.cache_plan import plan_caches
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.model import Study
 
@@ -112,15 +112,15 @@ class Cutting(FakeExecutor):
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         for job in jobs:
             if job.name == LOSER and job.may_be_cut:
                 self.jobs.append(job)
                 on_event(Started(job=job))
-                on_event(Cut(job=job, reason=WHY))
+                on_event(EarlyStopped(job=job, reason=WHY))
             else:
-                super().run([job], on_event, again)
+                super().run([job], on_event, retry)
 
 
 def run(plan: Plan, workdir: Path) -> tuple[Outcome, Cutting, FakeTracker]:
@@ -167,7 +167,7 @@ def test_a_cut_trial_stays_cut_by_the_same_rule_and_is_trained_without_it(
     run(plan_of(STUDY), tmp_path)
     _, executor, _ = run(plan_of(STUDY), tmp_path)
     assert executor.names == []
-    assert plan_passes(plan_of(STUDY), Ledger(tmp_path), tmp_path) == []
+    assert plan_caches(plan_of(STUDY), Ledger(tmp_path), tmp_path) == []
     gentler = with_block("{method: asha, metric: reward/accuracy, grace: 0.5}")
     _, executor, _ = run(plan_of(gentler), tmp_path)
     assert executor.names == [LOSER]  # another rule looks at it anew

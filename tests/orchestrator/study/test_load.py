@@ -10,7 +10,7 @@ import pytest
 
 from chip_core.errors import ConfigError
 from orchestrator.study.load import find_study, load_study
-from orchestrator.study.model import Changes, Study
+from orchestrator.study.model import Study, StudyChanges
 
 from ..conftest import STUDY
 
@@ -282,7 +282,7 @@ def test_changes_make_a_variant_with_its_own_name(load: Load) -> None:
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "ablations").glob("*.yaml")))
 def test_shipped_studies_load(path: Path) -> None:
-    assert load_study(path, Changes()).name == path.stem
+    assert load_study(path, StudyChanges()).name == path.stem
 
 
 def test_what_a_study_declares(load: Load) -> None:

@@ -13,7 +13,7 @@ from chip_core.benchmark_config import BenchmarksConfig
 from chip_core.errors import ConfigError
 from orchestrator.cli import main
 from orchestrator.study.load import load_study
-from orchestrator.study.model import Changes, Study
+from orchestrator.study.model import Study, StudyChanges
 from orchestrator.study.search_space import SelectMetric
 
 from ..tuned import STUDY
@@ -223,5 +223,5 @@ def test_what_else_is_wrong_with_a_search_is_told(
     write_study: Callable[[str], Path], old: str, new: str, expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_study(write_study(STUDY.replace(old, new)), Changes())
+        load_study(write_study(STUDY.replace(old, new)), StudyChanges())
     assert any(expected in line for line in caught.value.problems), caught.value.problems

@@ -10,7 +10,7 @@ import pytest
 
 from chip_core.errors import ConfigError
 from orchestrator.study.model import Study, level_text
-from orchestrator.study.variant import Changes, variant_name
+from orchestrator.study.variant import StudyChanges, variant_name
 
 from ..conftest import STUDY
 
@@ -41,21 +41,21 @@ def problems(load: Load, **changes: object) -> list[str]:
     ],
 )  # fmt: skip
 def test_names(changes: dict[str, Any], name: str) -> None:
-    assert variant_name("encoder", Changes(**changes)) == name
+    assert variant_name("encoder", StudyChanges(**changes)) == name
 
 
 def test_what_a_name_cannot_hold_is_told_apart() -> None:
     def named(value: str) -> str:
-        return variant_name("encoder", Changes(overrides={"data.source": value}))
+        return variant_name("encoder", StudyChanges(overrides={"data.source": value}))
 
     paths = ["a/b.jsonl", "a-b.jsonl", "a b.jsonl", f"{'x' * 300}1", f"{'x' * 300}2"]
     names = [named(path) for path in paths]
     assert len(set(names)) == len(paths)
     assert "/" not in "".join(names) and all(len(name) <= 160 for name in names)
     many = {f"objective.betas.{term}": 0.123456789 for term in ("response", "segment", "token")}
-    long = variant_name("s" * 120, Changes(overrides=many))
+    long = variant_name("s" * 120, StudyChanges(overrides=many))
     assert len(long) == 160
-    assert long != variant_name("s" * 120, Changes(overrides={**many, "objective.beta": 0.1}))
+    assert long != variant_name("s" * 120, StudyChanges(overrides={**many, "objective.beta": 0.1}))
 
 
 @pytest.mark.parametrize(

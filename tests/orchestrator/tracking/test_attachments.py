@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.plan.plan import Plan
 from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.attachments import Attached, attach
+from orchestrator.tracking.attachments import StudyAttachment, attach_files
 from orchestrator.tracking.base import ArmView, TrialView
 from orchestrator.tracking.client import MlflowStore, Run
 from orchestrator.tracking.names import spelled
@@ -61,13 +61,13 @@ def test_figures_lie_with_what_they_are_of(
     before = runs_of(workdir)
     file = tmp_path / "told.md"
     file.write_text("told")
-    attached = Attached(
+    attached = StudyAttachment(
         study={"human/shapes/chip, a vs dpo/win": 50.0},
         arms={arm.name: (arm, {"representation/probe_auc": 0.9})},
         trials=[(arm, trial, {"representation/probe_auc": 0.8})],
         files=[(file, "report/humans")],
     )
-    assert attach(workdir, None, "small", attached) is None
+    assert attach_files(workdir, None, "small", attached) is None
     after = runs_of(workdir)
     name = spelled("human/shapes/chip, a vs dpo/win")
     assert after["small"].metrics[name] == 50.0
@@ -89,8 +89,8 @@ def test_figures_lie_with_what_they_are_of(
 
 
 def test_without_a_run_nothing_is_made(plan: Plan, workdir: Path) -> None:
-    said = attach(workdir, None, "small", Attached(study={"human/x": 1.0}))
+    said = attach_files(workdir, None, "small", StudyAttachment(study={"human/x": 1.0}))
     assert said is not None and "no run of study small" in said
     (workdir / "mlflow.db").unlink()
-    assert attach(workdir, None, "small", Attached(study={"human/x": 1.0})) == said
+    assert attach_files(workdir, None, "small", StudyAttachment(study={"human/x": 1.0})) == said
     assert not (workdir / "mlflow.db").exists()

@@ -13,7 +13,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from chip_core.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.next_steps import tracked_lines
+from orchestrator.report.writers.next_steps import tracking_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import ArmView, Waiting
@@ -111,7 +111,7 @@ def test_a_question_of_a_page_and_many_tags_go_in_several_requests(plan_of, trac
     plan = plan_of(STUDY.replace("Which?", "Which " + "one " * 4000))
     view = finish(
         plan.arms[0].trials[0],
-        how={f"report/bench{n}": {"n": n, "said": "é" * 1000} for n in range(150)},
+        metadata={f"report/bench{n}": {"n": n, "said": "é" * 1000} for n in range(150)},
     )
     tracker.open(plan, [view])
     [study] = shown().of("study")
@@ -283,10 +283,12 @@ def test_a_run_name_is_no_longer_than_its_column(tracker, plan, finish, shown):
 def test_the_end_says_what_is_not_taken():
     refused = {f"metric m{n}": "Invalid value" for n in range(5)}
     never = "what MLflow does not take: metric m0, metric m1, metric m2 and 2 more (Invalid value)"
-    assert tracked_lines(None, "sync") == ["all tracked"]
-    assert tracked_lines(None, "sync", refused) == [f"all tracked but {never}: it is in the report"]
+    assert tracking_lines(None, "sync") == ["all tracked"]
+    assert tracking_lines(None, "sync", refused) == [
+        f"all tracked but {never}: it is in the report"
+    ]
     waiting = Waiting(reason="no place", trials=("a",), study=False)
-    assert tracked_lines(waiting, "sync", refused) == [
+    assert tracking_lines(waiting, "sync", refused) == [
         "not tracked yet: 1 trial: no place",
         "send it: sync",
         f"not tracked: {never}: it is in the report",
@@ -297,9 +299,9 @@ def test_sync_shows_the_rest_and_succeeds(tracker, plan, finish, monkeypatch, ca
     class Found:
         study, trials, address, refused = "small", 3, "there", {"metric m": "Invalid value"}
 
-    monkeypatch.setattr("orchestrator.runner.sync.find_kept", lambda workdir, names: [Found])
+    monkeypatch.setattr("orchestrator.runner.sync.find_snapshots", lambda workdir, names: [Found])
     monkeypatch.setattr("orchestrator.runner.sync.sync_study", lambda kept, workdir, tracker: Found)
-    monkeypatch.setattr("orchestrator.tracking.attachments.attach_kept", lambda *words: None)
+    monkeypatch.setattr("orchestrator.tracking.attachments.reattach_files", lambda *words: None)
     with pytest.raises(SystemExit) as ended:
         main(["sync"])
     assert ended.value.code == 0

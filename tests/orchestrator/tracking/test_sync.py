@@ -17,12 +17,12 @@ from benchmarks.stores import contents, differences
 from chip_core.errors import UserError
 from chip_core.files import append_record
 from orchestrator.cli import cli
-from orchestrator.executors.base import Again, Event, Job, Started
+from orchestrator.executors.base import Event, Job, Retry, Started
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.run import run_study
-from orchestrator.runner.sync import find_kept, sync_study
+from orchestrator.runner.sync import find_snapshots, sync_study
 from orchestrator.study.model import Study
-from orchestrator.tracking.attachments import Attached, attach, attach_kept
+from orchestrator.tracking.attachments import StudyAttachment, attach_files, reattach_files
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.projection import MlflowTracker
 
@@ -50,7 +50,7 @@ class Learning(FakeExecutor):
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
-        again: Again | None = None,
+        retry: Retry | None = None,
     ) -> None:
         def listener(event: Event) -> None:
             job = event.job
@@ -64,7 +64,7 @@ class Learning(FakeExecutor):
                 )
             on_event(event)
 
-        super().run(jobs, listener, again)
+        super().run(jobs, listener, retry)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def run(plan: Plan, workdir: Path, uri: str | None = None, **given: object) -> B
 
 
 def sync(workdir: Path, uri: str | None) -> None:
-    [kept] = find_kept(workdir, ["small"])
+    [kept] = find_snapshots(workdir, ["small"])
     sync_study(kept, workdir, MlflowTracker(workdir, uri))
 
 
@@ -178,14 +178,14 @@ def test_what_was_attached_from_beside_is_shown_again(
     plan: Plan, workdir: Path, other: str
 ) -> None:
     run(plan, workdir)
-    attached = Attached(
+    attached = StudyAttachment(
         study={"human/win": 50.0}, arms={"dpo": (plan.arms[0], {"representation/far": 2.0})}
     )
-    said = attach(workdir, NOWHERE, "small", attached)
+    said = attach_files(workdir, NOWHERE, "small", attached)
     assert said is not None
     assert "chip-ablate sync small" in said
     sync(workdir, other)
-    attach_kept(workdir, other, "small")
+    reattach_files(workdir, other, "small")
     shown = contents(other, "small")
     assert [point[2] for point in shown["study"]["metrics"]["human/win"]] == [50.0]
     arm = shown["arm objective=dpo"]["metrics"]["representation/far"]
@@ -205,11 +205,11 @@ def test_a_study_that_is_not_there_or_has_no_file_is_one_line(
     plan: Plan, workdir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="no study was run in"):
-        find_kept(workdir, [])
+        find_snapshots(workdir, [])
     run(plan, workdir, NOWHERE)
     with pytest.raises(UserError, match="other: was not run in .*: name one of small"):
-        find_kept(workdir, ["other"])
-    assert [kept.study for kept in find_kept(workdir, [plan.study.source])] == ["small"]
+        find_snapshots(workdir, ["other"])
+    assert [kept.study for kept in find_snapshots(workdir, [plan.study.source])] == ["small"]
     (tmp_path / "study.yaml").unlink()
     with pytest.raises(UserError, match="its file .* is gone"):
         sync(workdir, None)

@@ -13,7 +13,7 @@ from orchestrator.report.figures.coverage import draw_pair, pairs
 from orchestrator.report.figures.forest import draw_differences, draw_effects
 from orchestrator.report.figures.response import draw_response, lines, numeric_factors
 from orchestrator.report.figures.training import draw_training
-from orchestrator.report.sections.costs import costs
+from orchestrator.report.sections.costs import arm_costs
 from orchestrator.report.sections.training import training_curves
 
 from ..conftest import STUDY, Finished, noisy
@@ -43,7 +43,7 @@ def test_every_figure_as_png_and_pdf(finished: Run) -> None:
         draw_response(summary, factor, [CHAIR, "shapes/cover"]),
         draw_training(summary, curves),
         draw_pair(summary, "shapes/cover", CHAIR),
-        draw_costs(costs(made.plan, made.ledger)),
+        draw_costs(arm_costs(made.plan, made.ledger)),
     ]
     names = []
     for found in drawn:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.plan.plan import Trial
-from orchestrator.report.layout import Changes
+from orchestrator.report.layout import ChangedItems
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.sections.changes import EACH_WAY, largest_changes
 
@@ -27,7 +27,7 @@ def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
     return 1.0, 3.0
 
 
-def changes(made: Finished) -> dict[str, Changes]:
+def changes(made: Finished) -> dict[str, ChangedItems]:
     loaded = load_scores(made.plan, made.ledger, made.workdir)
     found = largest_changes(made.summary, loaded, made.ledger, made.workdir)
     return {one.arm: one for one in found}

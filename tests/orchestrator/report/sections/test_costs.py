@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.report.sections.costs import cost_table, costs
+from orchestrator.report.sections.costs import arm_costs, cost_table
 
 from ..conftest import Finished
 
 
 def test_seconds_by_what_they_were_spent_on(finished: Callable[..., Finished]) -> None:
     made = finished(without=["chip, trained, seed 2"])
-    found = {cost.name: cost for cost in costs(made.plan, made.ledger)}
+    found = {cost.name: cost for cost in arm_costs(made.plan, made.ledger)}
     cost = found["chip, trained"]
     assert (cost.trials, cost.train, cost.answer, cost.score, cost.other) == (
         2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.analysis import detectable_difference, seeds_needed
-from orchestrator.report.layout import Table, Words
+from orchestrator.report.layout import Table, TextBlock
 from orchestrator.report.sections.power import power_blocks
 
 from ..conftest import STUDY, Finished
@@ -16,7 +16,7 @@ Run = Callable[..., Finished]
 def test_the_difference_that_can_be_seen_by_seeds(finished: Run) -> None:
     summary = finished().summary
     words, table = power_blocks(summary)
-    assert isinstance(words, Words) and isinstance(table, Table)
+    assert isinstance(words, TextBlock) and isinstance(table, Table)
     contrasts = [row.figures["shapes/chair_i"].comparison.contrast for row in summary.rows[2:]]
     now = [detectable_difference(one, 3, family=3) for one in contrasts]
     texts = [[cell.text for cell in row.cells] for row in table.rows]

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from orchestrator.plan.plan import Plan
 from orchestrator.report.build import make_report
-from orchestrator.report.layout import Table, Words
+from orchestrator.report.layout import Table, TextBlock
 from orchestrator.report.sections.notes import notes
 from orchestrator.report.sections.search import CAUTION, search_blocks
 from orchestrator.report.sections.search_progress import spent_on
 from orchestrator.report.writers.files import write_report
 from orchestrator.report.writers.plan import plan_json, plan_lines, status_lines, trial_table
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import searches_of, settled
+from orchestrator.state.search import resolve_search, searches_of
 
 from ...tuned import STUDY, carry_out
 
@@ -46,7 +46,7 @@ def test_the_report_says_what_was_chosen_on_what_and_what_it_cost(
     run: Plan, tmp_path: Path
 ) -> None:
     words, choices, draws = search_blocks(run, Ledger(tmp_path))
-    assert isinstance(words, Words) and isinstance(choices, Table) and isinstance(draws, Table)
+    assert isinstance(words, TextBlock) and isinstance(choices, Table) and isinstance(draws, Table)
     said = " ".join(words.lines)
     assert "Chosen on select/shapes/chair_i, the lowest, by questions under `select` alone" in said
     assert "Quoted from shapes under `report`" in said
@@ -101,7 +101,7 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
     assert "dpo chose optimizer.lr=1e-5 (1.00)" in text
     assert "chip chose optimizer.lr=5e-5 (2.50)" in text
     (tmp_path / "new").mkdir()
-    before = shown(settled(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new")
+    before = shown(resolve_search(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new")
     assert "6 trials, 0 done, 6 to run" in before
     assert "4 trials of the seeds wait for what their arms choose" in before
     assert before.count("waits: its search has not ended") == 4
@@ -124,7 +124,7 @@ def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> 
     assert chip["cost"]["trials"] == 3
     searched = [trial["search"] for trial in found["trials"] if trial["search"]]
     assert [entry["of"] for entry in searched] == ["dpo", "chip"] * 3
-    before = plan_json(settled(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new")
+    before = plan_json(resolve_search(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new")
     held = [trial for trial in before["trials"] if trial["fingerprint"] is None]
     assert [trial["state"] for trial in held] == ["waits: its search has not ended"] * 4
     json.dumps(before)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.writers.files import write_report
-from orchestrator.runner.jobs import view
+from orchestrator.runner.jobs import trial_view
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore, Run
 from orchestrator.tracking.projection import MlflowTracker
@@ -36,7 +36,7 @@ def tracked(finished: Callable[..., Finished]) -> tuple[Finished, dict[str, Run]
     ledger, study = Ledger(made.workdir), made.plan.study.name
     tracker.open(
         made.plan,
-        [view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
+        [trial_view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
     )
     tracker.close(arm_views(report.summary), "FINISHED", made.folder)
     store = MlflowStore(tracker.address, made.workdir)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.writers.plan import plan_json, plan_lines
-from orchestrator.report.writers.trust_warnings import trusted_lines
+from orchestrator.report.writers.trust_warnings import trust_warning_lines
 from orchestrator.study.model import Study
 
 from ...conftest import STUDY
@@ -21,7 +21,7 @@ JUDGED = "[{name: mmhal, judge: {model: m, base_url: 'https://judge.example/v1'}
 
 def test_a_plain_study_trusts_nothing(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
     assert plan_json(plan_of(), tmp_path)["trusted"] == []
-    assert list(trusted_lines(plan_of())) == []
+    assert list(trust_warning_lines(plan_of())) == []
 
 
 def test_a_model_s_own_code(load: Callable[..., Study], tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_model_s_own_code(load: Callable[..., Study], tmp_path: Path) -> None:
     ).replace("vision_encoder: frozen", "model: shapes")
     plan = make_plan(load(text), lambda model: {"content": model.path})
     assert plan_json(plan, tmp_path)["trusted"] == [{"kind": "remote code", "what": "owner/name"}]
-    (line,) = trusted_lines(plan)
+    (line,) = trust_warning_lines(plan)
     assert line.plain == (
         "trusted: code that comes with the model owner/name is run, with all your rights"
     )
@@ -41,7 +41,7 @@ def test_a_model_s_own_code(load: Callable[..., Study], tmp_path: Path) -> None:
 def test_a_judge_elsewhere_and_its_key(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
     text = STUDY.replace("[shapes]", JUDGED).replace("shapes/chair_i", "mmhal/score")
     plan = plan_of(text.replace("goal: minimize", "goal: maximize"))
-    (line,) = trusted_lines(plan)
+    (line,) = trust_warning_lines(plan)
     assert line.plain == (
         "trusted: https://judge.example/v1 is sent the answers to mmhal and the key in "
         "OPENAI_API_KEY"
