@@ -64,10 +64,10 @@ def held() -> dict[str, float]:
 
 def slot(folder: Path, trained: str) -> None:
     """Load again and again; print what it cost, and at each line that is read what is held."""
-    from chip_core.config import ModelConfig, TrialConfig
+    from chip_core.config.trial import ModelConfig, TrialConfig
+    from chip_core.models.base_models import BASE_MODELS
     from chip_core.models.loading import load
     from chip_core.models.parts import trained_parts
-    from chip_core.models.warm import BASE_MODELS
 
     load(ModelConfig(path="shapes"))
     config = TrialConfig.model_validate({"model": str(folder), **TRAINED[trained]})

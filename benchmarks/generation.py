@@ -25,9 +25,9 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from chip_core.config import ModelConfig
+from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.generation import generate
+from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.shapes.world import COLOURS, SHAPES, draw, scene

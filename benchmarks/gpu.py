@@ -36,7 +36,7 @@ from benchmarks.machine import describe, line, spread
 from benchmarks.naive import naive_loss
 from benchmarks.step import floor, has_trl
 from benchmarks.workload import Workload
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import attach
 from chip_core.models.packing import packed_attention

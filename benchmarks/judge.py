@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe, line
-from chip_core.files import read_records
 from chip_core.shapes.world import draw, scene
+from chip_core.utils.files import read_records
 
 PROGRAM = "from orchestrator.cli import program; program()"
 STUDY = """

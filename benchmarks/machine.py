@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from chip_core.machine import cores, processor
+from chip_core.utils.machine import cores, processor
 
 _VERSIONS = ("torch", "transformers", "peft", "trl", "ray", "mlflow", "numpy")
 

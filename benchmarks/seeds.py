@@ -33,7 +33,7 @@ WAYS = ("two processes", "two threads", "one after the other")
 
 def train(seed: int, steps: int, folder: Path) -> None:
     """Train one trial."""
-    from chip_core.config import TrialConfig
+    from chip_core.config.trial import TrialConfig
     from chip_core.trial import run_trial
 
     config = TrialConfig.model_validate(
@@ -81,7 +81,7 @@ def child(way: str, folder: Path, steps: int, seeds: Sequence[int]) -> None:
 
 def losses(folder: Path) -> list[float]:
     """Return every loss of both trials."""
-    from chip_core.files import read_records
+    from chip_core.utils.files import read_records
 
     return [
         record["figures"]["loss"]

@@ -87,7 +87,7 @@ def _kind(command: Sequence[str]) -> str:
 
 def trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:
     """Run trials one after another in this process; return each one's start."""
-    from chip_core.config import TrialConfig
+    from chip_core.config.trial import TrialConfig
     from chip_core.results import read_result
     from orchestrator.executors.base import Event, Executor, Job, Progressed, Started
 

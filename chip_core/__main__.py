@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chip_core import recipes
-from chip_core.config import TrialConfig
-from chip_core.errors import ConfigError, TrialError, UserError
-from chip_core.machine import cpu_seconds
-from chip_core.validation import key_problem, set_key, trial_config
-from chip_core.workers import Workers, joined
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import key_problem, set_key, trial_config
+from chip_core.utils.errors import ConfigError, TrialError, UserError
+from chip_core.utils.machine import cpu_seconds
+from chip_core.utils.workers import Workers, joined
 
 if TYPE_CHECKING:
     from chip_core.reference_cache.spec import AvailableCaches
@@ -155,9 +155,9 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
     Raises:
         UserError: it was trained with other settings, or nothing says with which.
     """
-    from chip_core.files import read_json
-    from chip_core.identity import training_identity
+    from chip_core.config.identity import training_identity
     from chip_core.results import CONFIG, MODEL
+    from chip_core.utils.files import read_json
 
     if not (folder / MODEL).is_dir():
         return

@@ -6,12 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError, UserError
+from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
 from chip_core.models.adapters import TRAINED_PARTS, merged
 from chip_core.results import CONFIG, MODEL
 from chip_core.trained import require_model
+from chip_core.utils.errors import TrialError, UserError
 
 
 def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:

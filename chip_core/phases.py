@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from chip_core.errors import StoppedError
-from chip_core.machine import cpu_seconds
 from chip_core.results import Progress
+from chip_core.utils.errors import StoppedError
+from chip_core.utils.machine import cpu_seconds
 
 #: Seconds between two reports of one phase.
 REPORT_EVERY = 1.0

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import notice
-from chip_core.files import read_sealed, sha256_of, write_sealed
+from chip_core.utils.errors import notice
+from chip_core.utils.files import read_sealed, sha256_of, write_sealed
 
 #: What lies in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"

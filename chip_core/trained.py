@@ -11,11 +11,11 @@ import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
-from chip_core.files import read_sealed, sha256_of, sync_folder, write_sealed
-from chip_core.identity import fingerprint, training_identity
+from chip_core.config.identity import fingerprint, training_identity
+from chip_core.config.trial import TrialConfig
 from chip_core.results import MODEL, TRAINED
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import read_sealed, sha256_of, sync_folder, write_sealed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
-from chip_core.errors import TrialError
-from chip_core.evaluation.answering import InferenceContext, answer
+from chip_core.evaluation.inference.answering import InferenceContext, answer
 from chip_core.evaluation.readiness import problems, sides
-from chip_core.files import write_json
-from chip_core.machine import kind_of as machine_kind
 from chip_core.models import loading
 from chip_core.models.adapters import attach, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
+from chip_core.reference_cache.reader import CacheReader
 from chip_core.results import (
     CONFIG,
     MODEL,
@@ -33,7 +31,6 @@ from chip_core.results import (
     hashes,
     write_answered,
 )
-from chip_core.seeding import seed_process
 from chip_core.trained import (
     Trained,
     broken_model,
@@ -50,7 +47,11 @@ from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
-from chip_core.workers import Workers, current
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import write_json
+from chip_core.utils.machine import kind_of as machine_kind
+from chip_core.utils.seeding import seed_process
+from chip_core.utils.workers import Workers, current
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
     """Train one model and have it answer its benchmarks; leave all there, answered.json last.
 
-    Several processes that torch.distributed has joined (chip_core/workers.py) come here together
+    Several processes that torch.distributed has joined (utils/workers.py) come here together
     and share training and answering; the first of them writes.
 
     Raises:
@@ -200,7 +201,7 @@ class _Attempt:
             pairs=pairs,
             folder=folder,
             compute=Compute(device=self._device, workers=workers, parallelism=parallelism),
-            caches=context.caches,
+            caches=None if context.caches is None else CacheReader(context.caches),
             encodings=self._encodings,
         ) as trainer:
             done = trainer.train(

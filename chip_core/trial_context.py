@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chip_core.config.paths import Places
 from chip_core.phases import Spans, stopped_by
-from chip_core.places import Places
 from chip_core.reference_cache.spec import AvailableCaches
 from chip_core.results import Progress
 
@@ -39,7 +39,7 @@ class TrialContext:
     notes: Sequence[str] = ()
     #: `time.perf_counter` when this process turned to the trial, before it imported anything
     began: float | None = None
-    #: `cpu_seconds` (chip_core/machine.py) at that time
+    #: `cpu_seconds` (chip_core/utils/machine.py) at that time
     began_cpu: float | None = None
     #: called by all processes together, where those on other machines go on with what the first one
     #: left in `folder`

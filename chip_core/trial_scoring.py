@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.scoring import score_answers
-from chip_core.files import write_bytes, write_json
 from chip_core.results import (
     CONFIG,
     CURVES,
@@ -20,6 +18,8 @@ from chip_core.results import (
     write_result,
 )
 from chip_core.trial_context import TrialContext
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import write_bytes, write_json
 
 
 def score_trial(

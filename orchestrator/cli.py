@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from chip_core.ending import end_without_libraries
+from chip_core.utils.exit import end_without_libraries
 from orchestrator import __version__
 from orchestrator.commands.cache import cache
 from orchestrator.commands.cluster import attach, cluster
@@ -51,7 +51,7 @@ def program() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program; errors of the user are one line each and exit code 2."""
-    from chip_core.errors import StorageError, UserError
+    from chip_core.utils.errors import StorageError, UserError
 
     _mend_size()
     given = _join_seeds(list(sys.argv[1:] if arguments is None else arguments))
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        from chip_core.files import is_full
+        from chip_core.utils.files import is_full
 
         if is_full(error):
             what = "the disk is full: free some space"
@@ -102,7 +102,7 @@ def _mend_size() -> None:
 
 
 def _complain(text: str) -> None:
-    from chip_core.errors import printable
+    from chip_core.utils.errors import printable
 
     for line in text.splitlines():
         click.echo(f"{PROGRAM}: {printable(line)}", err=True)
@@ -135,7 +135,7 @@ def cli() -> None:
 
     A STUDY is a YAML file, or the name of a shipped one, or of one that was run.
     """
-    from chip_core.errors import notice_anew
+    from chip_core.utils.errors import notice_anew
 
     notice_anew()
 

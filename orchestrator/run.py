@@ -14,10 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from chip_core.errors import ConfigError, UserError, notice
 from chip_core.evaluation.readiness import problems
-from chip_core.files import write_json
-from chip_core.private import make_private
+from chip_core.utils.errors import ConfigError, UserError, notice
+from chip_core.utils.files import write_json
+from chip_core.utils.private import make_private
 from orchestrator.cost import trimmed_trials
 from orchestrator.cost.budget import Trimmed
 from orchestrator.executors.base import Event, Executor, Job

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.ending import end_without_libraries
+from chip_core.utils.exit import end_without_libraries
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chip_core.errors import TrialError
+from chip_core.utils.errors import TrialError
 
 #: The chat template that a training takes where a processor has it.
 TRAINING = "training"

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.answers import Answer, answer, check_rule, template_of
 from chip_core.data.augment import augmented
 from chip_core.data.encodings import Encodings
-from chip_core.data.marks import Marks
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb
+from chip_core.data.special_tokens import Marks
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
-from chip_core.errors import TrialError
 from chip_core.objectives.segments import changed_tokens
-from chip_core.seeding import derived_seed, generator
-from chip_core.workers import Workers
+from chip_core.utils.errors import TrialError
+from chip_core.utils.seeding import derived_seed, generator
+from chip_core.utils.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)

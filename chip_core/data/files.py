@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from chip_core.config import DataConfig
-from chip_core.errors import ConfigError
-from chip_core.files import expanded
+from chip_core.config.trial import DataConfig
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.files import expanded
 
 PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson")
 #: Read where they are named; a folder holds others, such as dataset_info.json.

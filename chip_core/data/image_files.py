@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from chip_core.config import Transparency
+from chip_core.config.trial import Transparency
 from chip_core.data.rows import ImageRef, RowError
 
 #: Pillow's own bound; an image's header is looked at before a pixel is decoded.

@@ -1,17 +1,66 @@
-"""Batches in their order, encoded when they are asked for or ahead of it by other processes."""
+"""Load batches in their order: divided into portions, encoded on demand or ahead.
+
+A global batch is divided into the portions of one forward pass, over workers and rounds. Batches
+are encoded when they are asked for, or ahead of that by other processes.
+"""
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from chip_core.data.portions import Portion
 from chip_core.data.tensors import PairBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion:
+    """The pairs of one worker's forward pass."""
+
+    places: tuple[int, ...]  # of the pairs in the training data
+    counts: bool = True  # False: the pass is made, for the others wait for it, and adds nothing
+
+
+def portions(
+    places: Sequence[int],
+    *,
+    micro_batch: int,
+    workers: int = 1,
+    lengths: Sequence[int] | None = None,
+) -> list[list[Portion]]:
+    """Return each worker's portions of a global batch, round by round.
+
+    Every worker has equally many, of nearly equal size, none above `micro_batch`: a worker that
+    has fewer pairs makes a pass that does not count. The portions of a round are of like length,
+    so that no worker waits long for another.
+
+    Args:
+        places: the pairs of the batch, in their order.
+        micro_batch: most pairs of a pass.
+        workers: how many share the batch.
+        lengths: of every training pair, by place; None: the batch's order is kept.
+    """
+    rounds = math.ceil(len(places) / (micro_batch * workers))
+    count = rounds * workers
+    ordered = list(places)
+    if lengths is not None and count > 1:
+        # Longest first: what does not fit into memory is known at once.
+        ordered.sort(key=lambda place: -lengths[place])
+    cuts = [math.ceil(len(ordered) * number / count) for number in range(count + 1)]
+    cut = [
+        Portion(places=tuple(ordered[start:end]))
+        if end > start
+        else Portion(places=tuple(ordered[:1]), counts=False)
+        for start, end in zip(cuts, cuts[1:], strict=False)
+    ]
+    return [cut[rank::workers] for rank in range(workers)]
+
 
 #: Batches that each process has ready at most.
 AHEAD = 2

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from chip_core.config import DataConfig
-from chip_core.data.check import Checker, check_rows
+from chip_core.config.trial import DataConfig
+from chip_core.data.checks import Checker, check_rows
 from chip_core.data.rejected_images.images import same
 from chip_core.data.rows import BadRow, RowError
 from chip_core.data.source import SHAPES, Row, Source, is_at_hand, open_source
-from chip_core.errors import ConfigError, TrialError
 from chip_core.shapes import captions, world
+from chip_core.utils.errors import ConfigError, TrialError
 
 SHOWN = 10  # bad rows that a trial's reason lists
 LOOKED_AT = 64  # rows that `first_pairs` goes through at most

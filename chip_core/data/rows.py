@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chip_core.errors import printable
+from chip_core.utils.errors import printable
 
 LONGEST = 300  # characters of a reason; a row's own words may be in it
 

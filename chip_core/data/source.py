@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core import hub
-from chip_core.config import DataConfig
+from chip_core.config.trial import DataConfig
 from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import REJECTED_IMAGE_COLUMNS
 from chip_core.data.image_files import ImageReader
-from chip_core.data.marks import may_hold_marks
 from chip_core.data.rows import ImageRef, Place, RowError, Texts, check_texts
+from chip_core.data.special_tokens import may_hold_marks
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
-from chip_core.errors import ConfigError
-from chip_core.files import expanded
+from chip_core.utils import hub
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.files import expanded
 
 SHAPES = "shapes"
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from chip_core.data.files import cache_folder, digest
 from chip_core.data.rows import Place, RowError
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 
 _ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
 _LONGEST_JSON = 2**31  # bytes of a file that is read whole, because its rows are no lines

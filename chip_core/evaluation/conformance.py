@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.outcomes import MetricOutcome
-from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Item
+from chip_core.utils.errors import TrialError, UserError
 
 _READ = 20  # pictures that are read
 _TOLD = (UserError, TrialError, ValueError)  # how a benchmark says what is wrong

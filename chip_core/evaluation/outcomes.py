@@ -36,6 +36,14 @@ class MetricOutcome:
     items: tuple[ItemOutcome, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MetricInfo:
+    """What a metric's figure means."""
+
+    unit: str
+    goal: Literal["minimize", "maximize"]
+
+
 def percent(
     name: str, goal: Literal["minimize", "maximize"], items: Iterable[ItemOutcome]
 ) -> MetricOutcome:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
-from chip_core.errors import UserError
-from chip_core.evaluation.apart import declared_overlaps, shared_questions
-from chip_core.evaluation.asked import asked_items, find_benchmark, settings_problems
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.paths import Places
+from chip_core.evaluation.items import asked_items, find_benchmark, settings_problems
+from chip_core.evaluation.leakage import declared_overlaps, shared_questions
 from chip_core.evaluation.resources import resource_problems
 from chip_core.evaluation.task import AsksByItself, Item, Side
-from chip_core.places import Places
+from chip_core.utils.errors import UserError
 
 _NAMED = 3  # missing pictures that are listed
 

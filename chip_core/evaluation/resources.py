@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.paths import Places
 from chip_core.data.files import digest
-from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
-from chip_core.evaluation.language import nltk_problems, spacy_problems
-from chip_core.evaluation.replay import ReplayJudge
-from chip_core.evaluation.scorers.base import Judge, Resources, Similarity
-from chip_core.evaluation.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
+from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.scorer import Judge, Resources, Similarity
 from chip_core.evaluation.task import Benchmark
-from chip_core.places import Places
+from chip_core.evaluation.text.language import nltk_problems, spacy_problems
+from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
+from chip_core.utils.errors import TrialError, UserError
 
 #: A table of word similarities in a benchmark's folder, in place of spaCy's vectors.
 TABLE = "similarity.json"

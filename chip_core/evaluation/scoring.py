@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chip_core.benchmark_config import BenchmarkConfig
-from chip_core.errors import TrialError, UserError
-from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.paths import Places
+from chip_core.evaluation.items import asked_items, find_benchmark
 from chip_core.evaluation.resources import open_resources
-from chip_core.evaluation.scorers.base import Answer, Scored
+from chip_core.evaluation.scorer import Answer, Scored
 from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
 from chip_core.evaluation.unreadable import counts
-from chip_core.files import read_records, write_json
-from chip_core.places import Places
 from chip_core.results import Answers, Evaluation, Progress
+from chip_core.utils.errors import TrialError, UserError
+from chip_core.utils.files import read_records, write_json
 
 
 def file_name(side: Side, benchmark: str) -> str:

@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from chip_core.registry import Registry
+from chip_core.evaluation.outcomes import MetricInfo as MetricInfo
+from chip_core.utils.registry import Registry
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored
+    from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 
 #: Which part of a benchmark: the one tuned on, or the one quoted.
 Side = Literal["select", "report"]
@@ -60,14 +61,6 @@ class Decoding:
 
     max_new_tokens: int  # longest answer
     num_beams: int = 1  # 1 is greedy
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricInfo:
-    """What a metric's figure means."""
-
-    unit: str
-    goal: Literal["minimize", "maximize"]
 
 
 class Benchmark(ABC):

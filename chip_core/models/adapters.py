@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip_core.config import LoraConfig, TrialConfig
-from chip_core.errors import DiskFullError, TrialError, UnfitError
-from chip_core.files import room_for, sync_files
-from chip_core.models import loading
+from chip_core.config.trial import LoraConfig, TrialConfig
+from chip_core.models import ADAPTER_CONFIG
 from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, first_names, layout_of, layouts
 from chip_core.models.parts import is_adapter, named_parts, trained_parts
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
-from chip_core.seeding import derived_seed
+from chip_core.utils.errors import DiskFullError, TrialError, UnfitError, brief
+from chip_core.utils.files import room_for, sync_files
+from chip_core.utils.seeding import derived_seed
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_PARTS = "trained_parts.safetensors"
 
-_OTHER_BASE = "name the model that it was trained from (evaluate: --base)"
-_INCOMPLETE = "it is not whole: copy or save it again"
+OTHER_BASE = "name the model that it was trained from (evaluate: --base)"
+INCOMPLETE = "it is not whole: copy or save it again"
 
 #: What of an adapter is zero before its training.
 _LOW_RANK_OUT = re.compile(r"\.lora_(?:embedding_)?B\b")
@@ -202,29 +202,17 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
         save_file(beside, folder / TRAINED_PARTS, metadata={"format": "pt"})
 
 
-def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Put the weights of a trained model's folder into a model of the same making.
+def read_adapter(model: Any, folder: Path) -> None:
+    """Put the weights of a PEFT folder, and what lies beside them, into an adapted model.
 
     Args:
-        model: takes them.
-        folder: a Hugging Face or a PEFT one.
-        trust_remote_code: `model.trust_remote_code`.
+        model: takes them; of the same making.
+        folder: the PEFT folder.
 
     Raises:
         UnfitError: they do not fit; the model is as it was.
         TrialError: they cannot be read.
     """
-    if not is_adapted(model):
-        whole = loading.load_whole(str(folder), trust_remote_code=trust_remote_code).state_dict()
-        fit = Fit(
-            whole,
-            layout_of(model, whole),
-            required=dict(model.named_parameters()),
-            others=model.state_dict(),
-        )
-        fit.check(str(folder), "the model", layers="modules", other=_OTHER_BASE, again=_INCOMPLETE)
-        put_weights(model, fit.weights)
-        return
     base, file = model.get_base_model(), folder / ADAPTER_WEIGHTS
     beside = _fitting_beside(base, folder)
     weights = _read(file)
@@ -258,16 +246,16 @@ def with_adapter(base: Any, folder: Path) -> Any:
         _name_as_in_model(settings, base, layout, weights)
         model = _adapted(base, settings)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
-        reason = loading.brief(error)
+        reason = brief(error)
         homeless = [name for name in weights if not layout.is_layers(name)]
         if not homeless:
             raise TrialError(
-                f"{folder / loading.ADAPTER_CONFIG} cannot be used ({reason}): "
+                f"{folder / ADAPTER_CONFIG} cannot be used ({reason}): "
                 "save the adapter again with PEFT"
             ) from None
         raise UnfitError(
             f"{file} does not fit {base.name_or_path}: {len(homeless)} of its {len(weights)} "
-            f"weights have no place in it ({first_names(homeless)}; PEFT: {reason}): {_OTHER_BASE}"
+            f"weights have no place in it ({first_names(homeless)}; PEFT: {reason}): {OTHER_BASE}"
         ) from None
     adapter = _fitting(model, file, weights, layout)
     left = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
@@ -304,7 +292,7 @@ def _settings(folder: Path) -> Any:
             raise ValueError("it names no peft_type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrialError(
-            f"{folder / loading.ADAPTER_CONFIG} cannot be read ({loading.brief(error)}): "
+            f"{folder / ADAPTER_CONFIG} cannot be read ({brief(error)}): "
             "save the adapter again with PEFT"
         ) from None
     settings.inference_mode = True
@@ -322,8 +310,8 @@ def _check_class(base: Any, settings: Any, folder: Path) -> None:
     classes = {each.__name__ for each in type(base).__mro__}
     if named and named not in classes and hasattr(transformers, named):
         raise UnfitError(
-            f"{folder / loading.ADAPTER_CONFIG} says that it adapts a {named}, and "
-            f"{base.name_or_path} is a {type(base).__name__}: {_OTHER_BASE}"
+            f"{folder / ADAPTER_CONFIG} says that it adapts a {named}, and "
+            f"{base.name_or_path} is a {type(base).__name__}: {OTHER_BASE}"
         )
 
 
@@ -396,8 +384,8 @@ def _fitting(
         str(file),
         model.get_base_model().name_or_path,
         layers="layers that it adapts",
-        other=_OTHER_BASE,
-        again=_INCOMPLETE,
+        other=OTHER_BASE,
+        again=INCOMPLETE,
     )
     return fit.weights
 
@@ -429,8 +417,8 @@ def _fitting_beside(base: Any, folder: Path) -> dict[str, Tensor]:
         str(file),
         base.name_or_path,
         layers="modules that were trained",
-        other=_OTHER_BASE,
-        again=_INCOMPLETE,
+        other=OTHER_BASE,
+        again=INCOMPLETE,
     )
     return fit.weights
 
@@ -442,5 +430,5 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise TrialError(f"{file} cannot be read ({loading.brief(error)}): copy it again") from None
+        raise TrialError(f"{file} cannot be read ({brief(error)}): copy it again") from None
     return weights

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.errors import UnfitError
+from chip_core.utils.errors import UnfitError
 
 #: How names of the base model begin in a model with adapters.
 WITHIN_PEFT = "base_model.model."

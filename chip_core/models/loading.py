@@ -9,13 +9,12 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chip_core.config import ModelConfig, TrialConfig
-from chip_core.errors import TrialError, UnfitError
-from chip_core.files import expanded, read_json
+from chip_core.config.trial import ModelConfig, TrialConfig
+from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
 from chip_core.models import own, remote, templates
 from chip_core.shapes import MODEL_FOLDER
-
-ADAPTER_CONFIG = "adapter_config.json"
+from chip_core.utils.errors import TrialError, UnfitError, brief
+from chip_core.utils.files import expanded, read_json
 
 #: Families that keep their projector, or a part of it, within the vision tower.
 PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
@@ -164,7 +163,7 @@ def load(
         TrialError: it cannot be loaded, or not wholly.
     """
     from chip_core.models.adapters import with_adapter
-    from chip_core.models.warm import BASE_MODELS
+    from chip_core.models.base_models import BASE_MODELS
 
     adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not adapter:
@@ -271,6 +270,42 @@ def load_whole(source: str, attention: str = "auto", **options: Any) -> Any:
     return loaded
 
 
+def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Put the weights of a trained model's folder into a model of the same making.
+
+    Args:
+        model: takes them.
+        folder: a Hugging Face or a PEFT one.
+        trust_remote_code: `model.trust_remote_code`.
+
+    Raises:
+        UnfitError: they do not fit; the model is as it was.
+        TrialError: they cannot be read.
+    """
+    from chip_core.models import adapters
+    from chip_core.models.fit import Fit, layout_of
+    from chip_core.models.shards import put_weights
+
+    if adapters.is_adapted(model):
+        adapters.read_adapter(model, folder)
+        return
+    whole = load_whole(str(folder), trust_remote_code=trust_remote_code).state_dict()
+    fit = Fit(
+        whole,
+        layout_of(model, whole),
+        required=dict(model.named_parameters()),
+        others=model.state_dict(),
+    )
+    fit.check(
+        str(folder),
+        "the model",
+        layers="modules",
+        other=adapters.OTHER_BASE,
+        again=adapters.INCOMPLETE,
+    )
+    put_weights(model, fit.weights)
+
+
 def _check_weights(source: str, loaded: Any, found: Mapping[str, Any]) -> None:
     """Check that a source's weights and a model's are the same ones, by names and shapes."""
     from chip_core.models.fit import first_names, size, wrapper
@@ -366,8 +401,3 @@ def _missing_shards(folder: Path) -> list[str]:
         return [f"a readable {index.name}"]
     own = {path.name for path in folder.iterdir()}  # a shard lies beside its index, nowhere else
     return sorted(str(shard) for shard in shards if shard not in own)
-
-
-def brief(error: Exception) -> str:
-    """Return an error's first line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.utils.errors import TrialError
 
 _FP32 = 4  # bytes
 _GIB = 2**30

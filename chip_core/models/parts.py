@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import TrialConfig
+from chip_core.utils.errors import TrialError
 
 Part = Literal["vision_encoder", "projector", "language_model"]
 

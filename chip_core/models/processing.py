@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import TrialError
-from chip_core.files import read_json
 from chip_core.models import own
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import read_json
 
 #: What a composed processor takes over of a folder's processor_config.json.
 _SETTINGS = (

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from chip_core.config import ModelConfig
-from chip_core.errors import TrialError
-from chip_core.files import read_json
+from chip_core.config.trial import ModelConfig
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import read_json
 
 #: Files that may name classes of a model's own, under `auto_map`.
 _NAMING = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import read_json
+from chip_core.utils.files import read_json
 
 DEFAULT = "default"
 

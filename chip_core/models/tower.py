@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import trained_parts
 
 #: Field of the output -> (rows, …): the images' tiles or patches one after the other. An entry of a

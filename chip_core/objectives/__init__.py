@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chip_core.objectives.config import ObjectiveConfig, Term
 
 if TYPE_CHECKING:
-    from chip_core.objectives.reference import ObjectiveOutput, objective_from_logits
+    from chip_core.objectives.from_logits import ObjectiveOutput, objective_from_logits
 
 __all__ = ["ObjectiveConfig", "ObjectiveOutput", "Term", "objective_from_logits"]
 
@@ -19,7 +19,7 @@ __all__ = ["ObjectiveConfig", "ObjectiveOutput", "Term", "objective_from_logits"
 def __getattr__(name: str) -> Any:
     """Import what computes on first use (PEP 562)."""
     if name in ("ObjectiveOutput", "objective_from_logits"):
-        from chip_core.objectives import reference
+        from chip_core.objectives import from_logits
 
-        return getattr(reference, name)
+        return getattr(from_logits, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from chip_core.fields import Section, Shorthand, figure
+from chip_core.config.fields import Section, Shorthand, figure
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
 Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo"]

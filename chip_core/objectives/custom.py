@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core import plugins
-from chip_core.errors import TrialError
 from chip_core.objectives.terms import ResponseScores
+from chip_core.utils import plugins
+from chip_core.utils.errors import TrialError
 
 NEEDS = frozenset({"rejected_image", "divergence"})
 

@@ -1,6 +1,6 @@
 """What the terms are made of: sums over a response's tokens, by policy and reference.
 
-Shapes: B pairs, T response tokens (padded).
+Shapes: B pairs, T and C response tokens (padded on the right), D hidden.
 """
 
 from __future__ import annotations
@@ -73,3 +73,22 @@ class BatchObjective:
     terms: dict[str, Tensor]  # active term -> (B,); see the form for what it is
     chosen_reward: Tensor  # (B,)
     rejected_reward: Tensor  # (B,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseReference:
+    """What the reference says of one response a pair."""
+
+    logps: Tensor  # (B, C) log p of each response token; padding may hold anything finite
+    #: (B, C, D) the decoder's last hidden state that predicts each token; only where the
+    #: divergence is needed
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceScores:
+    """What the reference says of a batch."""
+
+    chosen: ResponseReference
+    rejected: ResponseReference
+    rejected_image: ResponseReference | None = None  # never needs hidden states

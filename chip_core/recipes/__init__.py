@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import ConfigError
-from chip_core.files import expanded
 from chip_core.recipes.text import LONGEST
 from chip_core.recipes.text import parse_yaml as parse_yaml
-from chip_core.registry import join_names, suggestion
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.files import expanded
+from chip_core.utils.registry import join_names, suggestion
 
 FOLDER = Path(__file__).parent
 _NAMED = 8  # files of a folder that are join_names

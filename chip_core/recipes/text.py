@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 
 LONGEST = 2**20  # bytes; the longest shipped study has 3 KiB
 MOST_VALUES = 100_000  # keys and values, those that an alias stands for counted each time

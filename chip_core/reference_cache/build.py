@@ -19,12 +19,10 @@ from typing import Any
 import torch
 import transformers
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.errors import TrialError
-from chip_core.files import write_json
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig, Term
 from chip_core.reference_cache.folder import (
@@ -45,10 +43,12 @@ from chip_core.reference_cache.shards import Row, write_shard, write_tensors
 from chip_core.reference_cache.size import BYTES, check_room
 from chip_core.reference_cache.spec import BuildShard, CacheSpec, grouped
 from chip_core.results import RESULT, Progress, TrialResult
-from chip_core.seeding import seed_process
 from chip_core.training.exactness import shared_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.prepare import checked_pairs, device_of
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import write_json
+from chip_core.utils.seeding import seed_process
 
 #: Pairs of a batch.
 BATCH = 8

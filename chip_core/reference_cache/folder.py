@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from chip_core.files import sync_folder, write_atomically, write_json
+from chip_core.utils.files import sync_folder, write_atomically, write_json
 
 #: Raised whenever the files' layout changes; part of every store's identity.
 FORMAT = 1

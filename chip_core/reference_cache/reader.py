@@ -13,28 +13,41 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.errors import TrialError
 from chip_core.models.parts import trained_parts
 from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
+from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.reference_cache.build import HEAD
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import field_of
 from chip_core.reference_cache.shards import Store
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, epochs_reached
 from chip_core.training.policy import Policy, spread
-from chip_core.training.reference import (
-    Live,
-    ReferenceScores,
-    ReferenceSource,
-    ResponseReference,
-    TrainingReference,
-)
+from chip_core.training.reference import Live, ReferenceSource, TrainingReference
 from chip_core.training.states import ResponseStates
+from chip_core.utils.errors import TrialError
+
+
+@dataclass(frozen=True)
+class CacheReader:
+    """Opens the reference caches that a training may read."""
+
+    available: AvailableCaches
+
+    def open(
+        self,
+        policy: Policy,
+        config: TrialConfig,
+        *,
+        processor: Any,
+        pairs: Sequence[PreferencePair],
+    ) -> OpenStores:
+        """Open them for a training; see `open_stores`."""
+        return open_stores(self.available, policy, config, processor=processor, pairs=pairs)
 
 
 def open_stores(

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.data.marks import Marks
 from chip_core.data.preferences import Pairs
+from chip_core.data.special_tokens import Marks
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.errors import TrialError
 from chip_core.models.tower import is_frozen, tower_features
+from chip_core.objectives.terms import ResponseReference
 from chip_core.reference_cache.shards import Row
 from chip_core.reference_cache.size import bytes_a_token
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.training.policy import Policy
-from chip_core.training.reference import ResponseReference
 from chip_core.training.states import autocast
+from chip_core.utils.errors import TrialError
 
 _SAMPLE = 8  # images by which the others' size is told
 

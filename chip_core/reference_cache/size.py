@@ -13,14 +13,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from chip_core.config import DataConfig, ModelConfig, TrialConfig
+from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
 from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
-from chip_core.errors import ConfigError, TrialError
-from chip_core.files import read_json
 from chip_core.models import own
 from chip_core.models.loading import local_folder
 from chip_core.reference_cache.spec import CacheSpec
+from chip_core.utils.errors import ConfigError, TrialError
+from chip_core.utils.files import read_json
 
 #: Bytes of a number by precision.
 BYTES = {"fp32": 4, "bf16": 2}

@@ -11,18 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from chip_core.config import BEHAVIOUR, TrialConfig
+from chip_core.config.identity import data_identity, fingerprint, rejected_image_identity
+from chip_core.config.trial import BEHAVIOUR, TrialConfig
 from chip_core.data.rejected_images import strategy_class
-from chip_core.identity import data_identity, fingerprint, rejected_image_identity
 from chip_core.models.loading import projector_in_tower
 from chip_core.reference_cache.folder import FORMAT
-
-if TYPE_CHECKING:
-    from chip_core.data.preferences import PreferencePair
-    from chip_core.reference_cache.reader import OpenStores
-    from chip_core.training.policy import Policy
 
 #: What a pass says of each sample.
 #: text: of chosen and rejected response under the image, each token's log-probability, and the
@@ -83,19 +78,6 @@ class AvailableCaches:
 
     cache: Path  # where stores lie
     passes: tuple[CacheSpec, ...]
-
-    def open(
-        self,
-        policy: Policy,
-        config: TrialConfig,
-        *,
-        processor: Any,
-        pairs: Sequence[PreferencePair],
-    ) -> OpenStores:
-        """Open them for a training; see `open_stores`."""
-        from chip_core.reference_cache.reader import open_stores  # torch: planning needs none
-
-        return open_stores(self, policy, config, processor=processor, pairs=pairs)
 
     def covers(self, config: TrialConfig) -> bool:
         """Return whether a trial that reads all of them computes nothing of the reference."""

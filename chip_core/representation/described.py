@@ -11,10 +11,10 @@ from PIL import Image
 
 from chip_core.data.image_files import inside, read_image
 from chip_core.data.rows import RowError
-from chip_core.errors import UserError
-from chip_core.files import parse_json
 from chip_core.shapes.captions import faithful_caption, partner_caption, question
 from chip_core.shapes.world import SPLIT_SIZES, draw, scene
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import parse_json
 
 SHAPES = "shapes"
 PROMPT = "Describe the image."

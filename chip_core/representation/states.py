@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chip_core.data.marks import Marks
-from chip_core.errors import TrialError
+from chip_core.data.special_tokens import Marks
 from chip_core.representation.described import Described
+from chip_core.utils.errors import TrialError
 
 Pool = Literal["mean", "last"]
 Vectors = NDArray[np.float64]

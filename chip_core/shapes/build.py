@@ -200,7 +200,7 @@ def caption(
 
 
 def _figures(scenes: Sequence[Scene], answers: Sequence[str]) -> str:
-    """Return CHAIR, Hal and Cover as `chip_core.evaluation.scorers.shapes` defines them."""
+    """Return CHAIR, Hal and Cover as the benchmark `shapes` defines them."""
     found = [compare(shown, answer) for shown, answer in zip(scenes, answers, strict=True)]
     rates = {
         "chair_i": sum(f.invented for f in found) / sum(f.mentions for f in found),

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import CutCount, PairEncoder, batch_order, count_steps
 from chip_core.data.encodings import Encodings
-from chip_core.data.loader import Loader
-from chip_core.data.portions import Portion, portions
+from chip_core.data.loader import Loader, Portion, portions
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.errors import TrialError
-from chip_core.workers import Workers
+from chip_core.utils.errors import TrialError
+from chip_core.utils.workers import Workers
 
 #: Processes that encode ahead where none are asked for and a GPU would wait for them.
 LOADERS = 2

@@ -25,14 +25,21 @@ import numpy
 import torch
 from torch import Tensor
 
-from chip_core.config import TrialConfig
-from chip_core.errors import DiskFullError, NonFiniteLossError, TrialError, UnfitError, printable
-from chip_core.files import read_json, room_for, sync_files, sync_folder, write_json
-from chip_core.identity import fingerprint, training_identity
-from chip_core.models.adapters import read_weights, write_weights
+from chip_core.config.identity import fingerprint, training_identity
+from chip_core.config.trial import TrialConfig
+from chip_core.models.adapters import write_weights
+from chip_core.models.loading import read_weights
 from chip_core.models.shards import held, is_sharded, shard_like
 from chip_core.results import CHECKPOINTS
-from chip_core.workers import Workers
+from chip_core.utils.errors import (
+    DiskFullError,
+    NonFiniteLossError,
+    TrialError,
+    UnfitError,
+    printable,
+)
+from chip_core.utils.files import read_json, room_for, sync_files, sync_folder, write_json
+from chip_core.utils.workers import Workers
 
 MANIFEST, MODEL, SHARDS, STATE = "manifest.json", "model", "shards", "state.pt"
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch
-from chip_core.errors import TrialError
 from chip_core.models.packing import packed_attention
 from chip_core.training.layout import pad
 from chip_core.training.policy import Policy
 from chip_core.training.states import response_states
+from chip_core.utils.errors import TrialError
 
 ON = "on"
 

@@ -16,17 +16,17 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.shards import local_part, whole
 from chip_core.objectives.head import OutputHead
-from chip_core.objectives.terms import BatchObjective
+from chip_core.objectives.terms import BatchObjective, ReferenceScores, ResponseReference
 from chip_core.training.parallel import SingleProcessStrategy
 from chip_core.training.policy import Policy
-from chip_core.training.reference import Live, ReferenceScores, ResponseReference, rounded
-from chip_core.workers import Workers
+from chip_core.training.reference import Live, rounded
+from chip_core.utils.workers import Workers
 
 #: Share of the free memory that weights, gradients and states may take.
 _ROOM = 0.7

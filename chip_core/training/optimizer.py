@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from chip_core.config import OptimizerConfig, TrialConfig
+from chip_core.config.trial import OptimizerConfig, TrialConfig
 from chip_core.models.parts import Part, trained_parts
 
 

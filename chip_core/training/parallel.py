@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.memory import bytes_needed
 from chip_core.objectives.head import OutputHead
-from chip_core.objectives.terms import BatchObjective
+from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.policy import Policy
-from chip_core.training.reference import Live, LiveReference, ReferenceScores
-from chip_core.workers import Workers
+from chip_core.training.reference import Live, LiveReference
+from chip_core.utils.workers import Workers
 
 Parallelism = Literal["single", "ddp", "fsdp"]
 
@@ -119,20 +119,3 @@ class DDPStrategy(SingleProcessStrategy):
         """Return the objective of this worker's pairs."""
         result: BatchObjective = self._wrapped(batch, reference, head)
         return result
-
-
-def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> SingleProcessStrategy:
-    """Return the strategy by which a training's workers share it.
-
-    Args:
-        policy: with what is ever trained marked so; on the training's device, but for `fsdp`,
-            which takes it there.
-        config: the trial.
-        compute: where it is trained, by whom and how.
-    """
-    if compute.parallelism == "fsdp":
-        from chip_core.training.fsdp import FSDPStrategy
-
-        return FSDPStrategy(policy, config, compute.workers, compute.device)
-    strategy = DDPStrategy if compute.parallelism == "ddp" else SingleProcessStrategy
-    return strategy(policy, config, compute.workers)

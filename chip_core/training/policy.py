@@ -17,8 +17,12 @@ from chip_core.data.tensors import PairBatch, Responses
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.forms import batch_objective
 from chip_core.objectives.head import CHUNK, OutputHead, head_scores
-from chip_core.objectives.terms import BatchObjective, ResponseScores
-from chip_core.training.reference import ReferenceScores, ResponseReference
+from chip_core.objectives.terms import (
+    BatchObjective,
+    ReferenceScores,
+    ResponseReference,
+    ResponseScores,
+)
 from chip_core.training.states import (
     ResponseStates,
     autocast,

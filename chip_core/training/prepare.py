@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-from chip_core.config import TrialConfig
-from chip_core.data.model_rows import ModelRows
+from chip_core.config.trial import TrialConfig
+from chip_core.data.checks import ModelRows
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.source import SHAPES
-from chip_core.errors import TrialError
 from chip_core.models import loading
 from chip_core.results import Progress
+from chip_core.utils.errors import TrialError
 
 
 def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:

@@ -9,35 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import Original
 from chip_core.objectives.head import OutputHead
+from chip_core.objectives.terms import ReferenceScores, ResponseReference
 
 if TYPE_CHECKING:
     from chip_core.data.preferences import PreferencePair
     from chip_core.training.policy import Policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResponseReference:
-    """What the reference says of one response a pair."""
-
-    logps: Tensor  # (B, C) log p of each response token; padding may hold anything finite
-    #: (B, C, D) the decoder's last hidden state that predicts each token; only where the
-    #: divergence is needed
-    hidden: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceScores:
-    """What the reference says of a batch."""
-
-    chosen: ResponseReference
-    rejected: ResponseReference
-    rejected_image: ResponseReference | None = None  # never needs hidden states
 
 
 class ReferenceSource(Protocol):

@@ -22,9 +22,9 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from chip_core.config import TrialConfig
-from chip_core.errors import UnfitError
+from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import trained_parts
+from chip_core.utils.errors import UnfitError
 
 #: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds
 #: its part of them twice.

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import Encodings
 from chip_core.data.loader import Loader
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.errors import MemoryFullError, NonFiniteLossError, StoppedError
-from chip_core.files import Spool, read_records, record_line, write_bytes
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.objectives.terms import BatchObjective
@@ -29,9 +27,11 @@ from chip_core.training.batches import Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
 from chip_core.training.exactness import shared_prefixes
 from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
-from chip_core.training.parallel import Compute, make_strategy
+from chip_core.training.parallel import Compute, DDPStrategy, SingleProcessStrategy
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceCaches, TrainingReference
+from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
+from chip_core.utils.files import Spool, read_records, record_line, write_bytes
 
 #: What torch says where the machine's own memory does not hold a tensor.
 _NO_MEMORY = "can't allocate memory"
@@ -262,6 +262,23 @@ class Trainer:
     def _checkpoint_due(self, step: int) -> bool:
         every = self.config.engine.checkpoint_every
         return every is not None and step % every == 0
+
+
+def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> SingleProcessStrategy:
+    """Return the strategy by which a training's workers share it.
+
+    Args:
+        policy: with what is ever trained marked so; on the training's device, but for `fsdp`,
+            which takes it there.
+        config: the trial.
+        compute: where it is trained, by whom and how.
+    """
+    if compute.parallelism == "fsdp":
+        from chip_core.training.fsdp import FSDPStrategy
+
+        return FSDPStrategy(policy, config, compute.workers, compute.device)
+    strategy = DDPStrategy if compute.parallelism == "ddp" else SingleProcessStrategy
+    return strategy(policy, config, compute.workers)
 
 
 def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:

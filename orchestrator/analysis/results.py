@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from chip_core.registry import suggestion
+from chip_core.utils.registry import suggestion
 from orchestrator.analysis.values import Array, pseudo_values
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.cluster.checks.capacity import (
     Capacity,
     ResourceNeed,

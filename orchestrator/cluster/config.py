@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chip_core.config.validation import explain
 from chip_core.recipes import read_yaml
-from chip_core.validation import explain
 
 #: Where the settings stand: Ray passes `metadata` over.
 SETTINGS = "metadata.chip_ablate"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cluster.checks.start_commands import HEAD, TOKEN, ray_start
 from orchestrator.cluster.config import LOCAL, ClusterFile
 

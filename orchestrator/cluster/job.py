@@ -20,7 +20,7 @@ import requests
 from aiohttp import ClientError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cluster.head import Head, Unreachable
 
 Say = Callable[[str], None]

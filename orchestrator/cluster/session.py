@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from chip_core.errors import UserError
-from chip_core.files import read_sealed, write_sealed
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import read_sealed, write_sealed
 from orchestrator.cluster.check import require_good
 from orchestrator.cluster.checks.capacity import need_of
 from orchestrator.cluster.config import ClusterFile, read_cluster

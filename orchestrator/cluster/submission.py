@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from chip_core import recipes
-from chip_core.errors import UserError
-from chip_core.files import expanded
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import expanded
 from orchestrator.study.load import find_study
 
 

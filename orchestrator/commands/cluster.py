@@ -33,7 +33,7 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
 
     Without --live no machine is asked.
     """
-    from chip_core.errors import ConfigError
+    from chip_core.utils.errors import ConfigError
     from orchestrator.cluster.check import check_cluster, with_problems
     from orchestrator.cluster.checks.capacity import need_of
     from orchestrator.study.load import find_study, load_study

@@ -60,8 +60,8 @@ def check(
     from rich.text import Text
 
     from chip_core import recipes
-    from chip_core.config import DataConfig, ModelConfig
-    from chip_core.validation import trial_config
+    from chip_core.config.trial import DataConfig, ModelConfig
+    from chip_core.config.validation import trial_config
     from orchestrator.data.check import check_data, data_json, data_lines
 
     if model is not None and recipe is not None:
@@ -99,7 +99,7 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     """
     from rich.console import Console
 
-    from chip_core.evaluation.benchmark_data import status as look
+    from chip_core.evaluation.benchmarks.status import status as look
     from orchestrator.data.status import status_json, status_lines
 
     data = places_of(benchmark_data).benchmark_data

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from chip_core.benchmark_config import BenchmarkConfig
+    from chip_core.config.benchmark import BenchmarkConfig
     from chip_core.results import Evaluation, Progress
 
 
@@ -76,8 +76,8 @@ def evaluate(
     """
     from rich.console import Console
 
-    from chip_core.errors import TrialError, UserError
-    from chip_core.scoring import evaluate_model
+    from chip_core.evaluate import evaluate_model
+    from chip_core.utils.errors import TrialError, UserError
 
     changes = each_once("--set", overrides)
     _check_once(changes)
@@ -139,9 +139,9 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     """Return each benchmark's settings, checked; `judge.model=x` is a key of a section."""
     from pydantic import ValidationError
 
-    from chip_core.benchmark_config import BenchmarkConfig
-    from chip_core.errors import ConfigError
-    from chip_core.validation import explain, set_key
+    from chip_core.config.benchmark import BenchmarkConfig
+    from chip_core.config.validation import explain, set_key
+    from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
     for key, value in given.items():
@@ -188,7 +188,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    from chip_core.evaluation.asked import find_benchmark
+    from chip_core.evaluation.items import find_benchmark
     from chip_core.evaluation.unreadable import count_words, example_words
 
     table = Table(box=None, pad_edge=False)

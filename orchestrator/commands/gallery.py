@@ -57,7 +57,7 @@ def gallery(
     Without IMAGEs, scenes of the embedded world are shown. A strategy of your own is drawn with
     `--set strategy=module:attr`.
     """
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
     from orchestrator.report.figures import gallery as pictures
 
     if out.suffix not in (".png", ".pdf", ".svg"):
@@ -84,8 +84,8 @@ def gallery(
 
 def _check_drawn(settings: Mapping[str, Any], *, series: bool) -> None:
     """Refuse settings of a strategy that is not drawn; a series of T is of diffusion."""
-    from chip_core import plugins
-    from chip_core.strategies import STRATEGIES
+    from chip_core.config.strategies import STRATEGIES
+    from chip_core.utils import plugins
 
     strategy = str(settings.get("strategy", ""))
     drawn = {strategy} if strategy else set(STRATEGIES)
@@ -104,9 +104,9 @@ def _rejected_image_settings(
     """Return the keys given below `rejected_image`, checked."""
     from pydantic import ValidationError
 
-    from chip_core.config import RejectedImageConfig
-    from chip_core.errors import ConfigError
-    from chip_core.validation import explain, key_problem, set_key
+    from chip_core.config.trial import RejectedImageConfig
+    from chip_core.config.validation import explain, key_problem, set_key
+    from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
     for key, value in each_once("--set", overrides).items():

@@ -66,9 +66,9 @@ def export_sheets(
     **changes: Any,
 ) -> None:
     """Write one blinded HTML sheet for each annotator, and the key that stays with you."""
-    from chip_core.errors import UserError
-    from chip_core.files import write_atomically
-    from chip_core.private import write_private_json
+    from chip_core.utils.errors import UserError
+    from chip_core.utils.files import write_atomically
+    from chip_core.utils.private import write_private_json
     from orchestrator.human_eval.assignment import draw_sheets
     from orchestrator.human_eval.pairs import answer_pool, item_images
     from orchestrator.human_eval.sheet import sheet_page
@@ -136,7 +136,7 @@ def import_replies(
     **changes: Any,
 ) -> None:
     """Read the FILES that annotators saved; figures go to the report and to MLflow."""
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
     from orchestrator.human_eval.comparison import as_json as comparison_json
     from orchestrator.human_eval.comparison import compare, markdown, metrics, write_comparison
     from orchestrator.human_eval.replies import find_key, read_replies

@@ -52,7 +52,7 @@ def new(
     from rich.console import Console
 
     from chip_core import recipes
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
     from orchestrator.study.template import StudyAnswers, metrics_of, parse_factor, write_study
 
     ask = _Asker(Console(stderr=True))
@@ -106,7 +106,7 @@ class _Asker:
         from rich.prompt import Prompt
         from rich.text import Text
 
-        from chip_core.errors import UserError
+        from chip_core.utils.errors import UserError
 
         while True:
             try:
@@ -135,7 +135,7 @@ class _Asker:
 
 
 def _count(text: str) -> int:
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
 
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"'{text}' is no count of seeds: write 1 or more")

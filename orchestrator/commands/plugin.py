@@ -13,7 +13,7 @@ from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Location, Text
 
 if TYPE_CHECKING:
-    from chip_core.places import Places
+    from chip_core.config.paths import Places
 
 
 @click.group(epilog="Example: chip-ablate plugin check my_lab.terms:my_term")
@@ -45,8 +45,8 @@ def check(
 
     The exit code is 1 where a check fails.
     """
-    from chip_core import plugins
-    from chip_core.errors import UserError
+    from chip_core.utils import plugins
+    from chip_core.utils.errors import UserError
     from orchestrator.report.writers.mlflow_names import mlflow_name_lines
     from orchestrator.tracking.names import respelled
 
@@ -96,10 +96,10 @@ def _kind(loaded: Any) -> str:
 
 
 def _benchmark(name: str, places: Places) -> dict[str, str | None]:
-    from chip_core.evaluation.asked import find_benchmark
     from chip_core.evaluation.conformance import conformance
-    from chip_core.evaluation.replay import ReplayJudge
-    from chip_core.evaluation.scorers.base import Resources
+    from chip_core.evaluation.items import find_benchmark
+    from chip_core.evaluation.judge.replay import ReplayJudge
+    from chip_core.evaluation.scorer import Resources
 
     benchmark = find_benchmark(name)
     judge = ReplayJudge([]) if "judge" in benchmark.needs else None
@@ -108,7 +108,7 @@ def _benchmark(name: str, places: Places) -> dict[str, str | None]:
 
 def _metric_names(name: str) -> list[str]:
     """Return a benchmark's metrics as a study has them."""
-    from chip_core.evaluation.asked import find_benchmark
+    from chip_core.evaluation.items import find_benchmark
     from chip_core.evaluation.task import metric_name
 
     return [metric_name("report", name, metric) for metric in find_benchmark(name).metrics]
@@ -123,10 +123,10 @@ def _term(name: str) -> Iterator[tuple[str, str | None]]:
 def _strategy(name: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     from pydantic import ValidationError
 
-    from chip_core.config import RejectedImageConfig
+    from chip_core.config.trial import RejectedImageConfig
+    from chip_core.config.validation import explain
     from chip_core.data.rejected_images.conformance import conformance
-    from chip_core.errors import ConfigError
-    from chip_core.validation import explain
+    from chip_core.utils.errors import ConfigError
 
     try:
         config = RejectedImageConfig.model_validate({"strategy": name, "parameters": dict(given)})

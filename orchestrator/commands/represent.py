@@ -131,7 +131,7 @@ def represent(
 
 def _is_model(name: str) -> bool:
     """Return whether a model is named: the embedded one, a folder, or a hub name; no study."""
-    from chip_core.errors import ConfigError
+    from chip_core.utils.errors import ConfigError
     from orchestrator.study.load import find_study
 
     path = Path(name).expanduser()
@@ -151,7 +151,7 @@ def _check_of_study(model: str) -> None:
 
 
 def _model_source(name: str) -> ModelSource:
-    from chip_core.config import ModelConfig
+    from chip_core.config.trial import ModelConfig
     from orchestrator.representation.measure import ModelSource
 
     return ModelSource(row=name, model=ModelConfig(path=name))

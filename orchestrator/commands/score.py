@@ -12,7 +12,7 @@ from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Location, Text
 
 if TYPE_CHECKING:
-    from chip_core.evaluation.scorers.base import Resources, Scored, Scorer
+    from chip_core.evaluation.scorer import Resources, Scored, Scorer
 
 _FILE: Any = Location("file")
 
@@ -64,10 +64,9 @@ def score(
     as_json: bool,
 ) -> None:
     """Score answers to BENCHMARK that exist already, of whatever model."""
-    from chip_core.errors import TrialError, UserError
-    from chip_core.evaluation.replay import ReplayJudge
-    from chip_core.evaluation.scorers import SCORERS
-    from chip_core.evaluation.scorers.base import refuse_protocol
+    from chip_core.evaluation.judge.replay import ReplayJudge
+    from chip_core.evaluation.scorer import SCORERS, refuse_protocol
+    from chip_core.utils.errors import TrialError, UserError
 
     try:
         scorer = SCORERS[benchmark]
@@ -123,9 +122,9 @@ def _resources(
     scorer: Scorer, *, judge: Any, similarity: Path | None, coco: Path | None, tagger: str
 ) -> Resources:
     """Return what the options name; what is missing is said by the scorer if it comes to it."""
-    from chip_core.evaluation.language import make_tagger, spacy_problems
-    from chip_core.evaluation.scorers.base import Resources
-    from chip_core.evaluation.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
+    from chip_core.evaluation.scorer import Resources
+    from chip_core.evaluation.text.language import make_tagger, spacy_problems
+    from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
 
     near: Any = None
     if similarity is not None:

@@ -101,7 +101,7 @@ def run(
         )
     from rich.console import Console
 
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
     from orchestrator.executors.base import Executor
     from orchestrator.jobs.stopping import Stop
     from orchestrator.plan.snapshot import require_same_file
@@ -270,7 +270,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Write a study's report (HTML, Markdown, LaTeX, CSV, figures), and print the table."""
     from rich.console import Console
 
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
     from orchestrator.plan.snapshot import require_same_file
     from orchestrator.report.cached import rewrite_report
     from orchestrator.report.writers.files import PAGE, report_folder
@@ -303,7 +303,7 @@ def _check_inline(executor: str, **of_ray: Any) -> None:
 
 
 def _require_results(made: Plan, ledger: Ledger) -> None:
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
 
     if not any(ledger[trial.fingerprint].evaluations for trial in made.trials):
         raise UserError(

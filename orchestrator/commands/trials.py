@@ -167,7 +167,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
 
 def _removal_lines(going: Removal) -> list[str]:
     from chip_core.reference_cache.size import gigabytes
-    from chip_core.registry import join_names
+    from chip_core.utils.registry import join_names
 
     names = [f"{name} ({fingerprint[:8]})" for fingerprint, name in going.trials.items()]
     listed = "; ".join(names[:_NAMED])

@@ -39,7 +39,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 )
 def ui(workdir: Path, port: int, host: str) -> int:
     """Open MLflow's pages on a work directory."""
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
     from orchestrator.tracking.address import own_uri
 
     if not (workdir / "mlflow.db").exists():
@@ -97,7 +97,7 @@ def _check_free(host: str, port: int) -> None:
     Raises:
         UserError: somebody does, or nobody can.
     """
-    from chip_core.errors import UserError, printable
+    from chip_core.utils.errors import UserError, printable
 
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -196,7 +196,7 @@ def _listens(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def _last_line(output: IO[bytes]) -> str:
     """Return a server's last words."""
-    from chip_core.errors import printable
+    from chip_core.utils.errors import printable
 
     output.seek(0)
     lines = output.read().decode(errors="replace").splitlines()

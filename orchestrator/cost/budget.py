@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cost.estimate import Estimate, Prices
 from orchestrator.plan.plan import Arm, Plan
 from orchestrator.state.ledger import Ledger

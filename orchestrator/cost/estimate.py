@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from orchestrator.cost.kinds import row_kind, score_kind, start_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
 from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload, steps_of

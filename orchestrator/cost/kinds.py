@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from chip_core import plugins
-from chip_core.config import BenchmarkConfig, TrialConfig
-from chip_core.identity import fingerprint
+from chip_core.config.identity import fingerprint
+from chip_core.config.trial import BenchmarkConfig, TrialConfig
 from chip_core.reference_cache.spec import CacheSpec
+from chip_core.utils import plugins
 
 #: Where a step's reference comes from, as a trial notes it in `engine.reference`.
 LIVE, PARTLY, STORED = "live", "partly stored", "stored"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from chip_core.config import TrialConfig
-from chip_core.machine import cores, kind_of, processor
+from chip_core.config.trial import TrialConfig
+from chip_core.utils.machine import cores, kind_of, processor
 from orchestrator.cost.workload import TrialWork
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import TrialConfig
+from chip_core.utils.errors import TrialError
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.rates import Rates
 from orchestrator.cost.workload import TrialWork, Workload

@@ -10,7 +10,7 @@ from statistics import median
 
 from pydantic import ValidationError
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.results import CONFIG, MODEL
 from orchestrator.cost.kinds import answer_kind, row_kind, score_kind, start_kind, training_kind
 from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size

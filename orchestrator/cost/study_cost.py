@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.calibration.calibrate import Say, calibrate, kept
 from orchestrator.cost.estimate import Estimate, Way, estimate

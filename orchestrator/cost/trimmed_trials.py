@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chip_core.errors import notice
-from chip_core.files import read_sealed, write_sealed
+from chip_core.utils.errors import notice
+from chip_core.utils.files import read_sealed, write_sealed
 from orchestrator.cost.budget import Trimmed
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger

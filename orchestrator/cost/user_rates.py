@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chip_core.errors import ConfigError
+from chip_core.config.validation import explain
 from chip_core.recipes import read_yaml
-from chip_core.validation import explain
+from chip_core.utils.errors import ConfigError
 from orchestrator.cost.estimate import Prices
 from orchestrator.cost.rates import ANY, NOTHING, Quantity, RateSource, Seconds, Size
 

@@ -8,15 +8,15 @@ from functools import cache
 from pathlib import Path
 
 from chip_core import data as preference_data
-from chip_core.benchmark_config import BenchmarkConfig
-from chip_core.config import DataConfig, TrialConfig
-from chip_core.errors import UserError
-from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.trial import DataConfig, TrialConfig
+from chip_core.evaluation.items import asked_items, find_benchmark
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import AsksByItself
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, config_of, grouped
 from chip_core.results import MODEL
+from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
     answer_kind,
     cache_build_kind,

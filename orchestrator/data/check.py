@@ -12,16 +12,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core import hub
-from chip_core.config import DataConfig, ModelConfig
+from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
-from chip_core.data.check import GoodRow, check_rows
-from chip_core.data.model_rows import ModelRows
+from chip_core.data.checks import GoodRow, ModelRows, check_rows
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
-from chip_core.errors import TrialError, UserError
 from chip_core.models import loading
 from chip_core.objectives.segments import changed_positions
+from chip_core.utils import hub
+from chip_core.utils.errors import TrialError, UserError
 from orchestrator.utils.progress import progress
 
 _NAMED = 3  # files that are listed

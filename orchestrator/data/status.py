@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from chip_core.evaluation.benchmark_data import BenchmarkStatus, Held
+from chip_core.evaluation.benchmarks.status import BenchmarkStatus, Held
 
 STYLES = {"complete": "green", "scoring only": "yellow", "broken": "bold red"}
 

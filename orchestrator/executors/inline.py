@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from chip_core.errors import StorageError, UserError
-from chip_core.machine import free_memory
 from chip_core.results import AnsweredTrial, Progress, TrialResult
+from chip_core.utils.errors import StorageError, UserError
+from chip_core.utils.machine import free_memory
 from orchestrator.executors.base import (
     Answered,
     Event,

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
-from chip_core.errors import UserError
-from chip_core.seeding import derived_seed
+from chip_core.utils.errors import UserError
+from chip_core.utils.seeding import derived_seed
 from orchestrator.human_eval.pairs import Pair, Pool
 
 FORMAT = "chip-ablate human key 1"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import write_atomically, write_sealed
+from chip_core.utils.files import write_atomically, write_sealed
 from orchestrator.human_eval.assignment import SheetKey
 from orchestrator.human_eval.preference import HumanFigures, human_figures
 from orchestrator.human_eval.replies import SheetReplies, judgements

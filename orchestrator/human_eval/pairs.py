@@ -9,12 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from chip_core.config import BenchmarkConfig
-from chip_core.errors import UserError
-from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.config.paths import Places
+from chip_core.config.trial import BenchmarkConfig
+from chip_core.evaluation.items import asked_items, find_benchmark
 from chip_core.evaluation.task import Side
-from chip_core.places import Places
-from chip_core.registry import suggestion
+from chip_core.utils.errors import UserError
+from chip_core.utils.registry import suggestion
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.state.ledger import Ledger
 

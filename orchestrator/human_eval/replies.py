@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from chip_core.errors import UserError
-from chip_core.files import read_json
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import read_json
 from orchestrator.human_eval.assignment import SheetKey, read_sheet_key
 
 FORMAT = "chip-ablate human replies 1"

@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Literal
 
-from chip_core.errors import (
+from chip_core.results import AnsweredTrial, Progress, TrialResult
+from chip_core.utils.errors import (
     MemoryFullError,
     StoppedError,
     StorageError,
@@ -15,9 +16,8 @@ from chip_core.errors import (
     UserError,
     printable,
 )
-from chip_core.files import is_full
-from chip_core.machine import cpu_seconds
-from chip_core.results import AnsweredTrial, Progress, TrialResult
+from chip_core.utils.files import is_full
+from chip_core.utils.machine import cpu_seconds
 from orchestrator.jobs.job import Job
 
 #: Where a failed job's traceback is, in its folder.
@@ -59,7 +59,7 @@ def execute(
         )
         return score_trial(job.config, context, answers=job.answers)
     from chip_core.trial import answer_trial
-    from chip_core.workers import current
+    from chip_core.utils.workers import current
 
     context = TrialContext(
         folder=job.folder,

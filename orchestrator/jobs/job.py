@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chip_core.config import TrialConfig
-from chip_core.places import Places
+from chip_core.config.paths import Places
+from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.spec import AvailableCaches, BuildShard
 
 #: There while a job is to end at its next step or batch, in its folder.

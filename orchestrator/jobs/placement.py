@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from chip_core.config import EngineConfig
-from chip_core.errors import UserError
+from chip_core.config.trial import EngineConfig
+from chip_core.utils.errors import UserError
 
 #: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
 DRIVER = "chip_driver"

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chip_core.benchmark_config import BenchmarkConfig
-from chip_core.errors import UserError, notice
-from chip_core.evaluation import asked
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.paths import Places
+from chip_core.evaluation import items as benchmark_items
 from chip_core.evaluation.readiness import sides
-from chip_core.files import read_sealed, write_sealed
-from chip_core.places import Places
+from chip_core.utils.errors import UserError, notice
+from chip_core.utils.files import read_sealed, write_sealed
 from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
@@ -65,8 +65,8 @@ def save_identities(workdir: Path, study: str, found: Identities) -> None:
 def _identity(
     settings: BenchmarkConfig, places: Places, seen: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    benchmark = asked.find_benchmark(settings.name)
-    current = asked.code_identity(benchmark)
+    benchmark = benchmark_items.find_benchmark(settings.name)
+    current = benchmark_items.code_identity(benchmark)
     if current.items() <= seen.items():
         replayed = "judge" in benchmark.needs and settings.judge is None
         if replayed and places.judge_replies is None:
@@ -74,7 +74,7 @@ def _identity(
     else:
         seen = {}
     try:
-        return asked.identity(settings, places)
+        return benchmark_items.identity(settings, places)
     except UserError:
         return seen or {**current, "files": None}  # said when it is to be run
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from chip_core.config import DataConfig
+from chip_core.config.identity import fingerprint
+from chip_core.config.trial import DataConfig
 from chip_core.data.files import is_hub_name
 from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, Row, open_source
-from chip_core.errors import ConfigError, TrialError, UserError, notice
-from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.items import asked_items, find_benchmark
 from chip_core.evaluation.overlap import count_shared
 from chip_core.evaluation.readiness import sides
-from chip_core.files import parse_json, read_sealed, write_sealed
-from chip_core.identity import fingerprint
+from chip_core.utils.errors import ConfigError, TrialError, UserError, notice
+from chip_core.utils.files import parse_json, read_sealed, write_sealed
 from orchestrator.plan.plan import Plan
 
 OVERLAP = "overlap.json"  # in a study's folder

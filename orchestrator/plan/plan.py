@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chip_core import data as preference_data
-from chip_core.config import DataConfig, ModelConfig, TrialConfig
-from chip_core.errors import ConfigError
-from chip_core.evaluation.readiness import sides
-from chip_core.identity import (
+from chip_core.config.identity import (
     evaluation_identity,
     fingerprint,
     inert_keys,
     training_identity,
     untrained_identity,
 )
+from chip_core.config.paths import Places
+from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
+from chip_core.config.validation import set_key, trial_config
+from chip_core.evaluation.readiness import sides
 from chip_core.models import loading
-from chip_core.places import Places
-from chip_core.validation import set_key, trial_config
+from chip_core.utils.errors import ConfigError
 from orchestrator.plan import benchmark_identities
 from orchestrator.study.model import Cell, Level, Study
 

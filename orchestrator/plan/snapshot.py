@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from chip_core import recipes
-from chip_core.errors import ConfigError, UserError, notice
-from chip_core.files import read_sealed, write_sealed
-from chip_core.places import Places
+from chip_core.config.paths import Places
+from chip_core.utils.errors import ConfigError, UserError, notice
+from chip_core.utils.files import read_sealed, write_sealed
 from orchestrator.plan.plan import Plan
 from orchestrator.study.load import is_study
 from orchestrator.study.model import StudyChanges

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import read_sealed
+from chip_core.utils.files import read_sealed
 from orchestrator.plan.plan import Plan
 from orchestrator.report.layout import FIGURES, Block, Picture, Section, TextBlock
 from orchestrator.report.sections.human import CSV as HUMAN_COLUMNS

@@ -23,10 +23,10 @@ from pydantic import BaseModel
 
 import chip_core
 import orchestrator
-from chip_core.errors import notice, noticed
 from chip_core.evaluation.readiness import sides
-from chip_core.files import read_sealed, sha256_of, write_sealed
 from chip_core.results import CURVES
+from chip_core.utils.errors import notice, noticed
+from chip_core.utils.files import read_sealed, sha256_of, write_sealed
 from orchestrator.cost.trimmed_trials import LEFT_OUT
 from orchestrator.plan.contamination import OVERLAP
 from orchestrator.plan.plan import Plan, Trial

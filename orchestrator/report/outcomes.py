@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from chip_core.errors import notice
 from chip_core.evaluation.task import MetricInfo, metric_name
+from chip_core.utils.errors import notice
 from orchestrator.analysis import MetricResults, StudyArm, StudyResults
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Arm, Plan, Trial

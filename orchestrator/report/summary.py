@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from chip_core.config import BenchmarkConfig
-from chip_core.evaluation.asked import find_benchmark
+from chip_core.config.trial import BenchmarkConfig
+from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.analysis import Comparison, interactions, main_effects, verdicts
 from orchestrator.cost.trimmed_trials import trimmed_notes

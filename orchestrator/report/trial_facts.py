@@ -12,9 +12,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.errors import notice
-from chip_core.files import unsealed
 from chip_core.results import CONFIG, CURVES, MODEL
+from chip_core.utils.errors import notice
+from chip_core.utils.files import unsealed
 from orchestrator.jobs.attempt import TRACEBACK
 from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.report.formatting import NOTHING

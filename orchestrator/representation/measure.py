@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chip_core.config import EngineConfig, ModelConfig
-from chip_core.errors import TrialError, UserError
+from chip_core.config.trial import EngineConfig, ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import Described
 from chip_core.representation.geometry import Basis, Figure, common_basis, figures
 from chip_core.representation.states import Reading, Representations, represent
 from chip_core.results import MODEL
 from chip_core.trained import require_model
+from chip_core.utils.errors import TrialError, UserError
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.representation.results import RepresentationResults, RepresentationRow
 from orchestrator.state.ledger import Ledger

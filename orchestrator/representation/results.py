@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import write_atomically, write_sealed
 from chip_core.representation.geometry import Figure
 from chip_core.representation.states import Reading
+from chip_core.utils.files import write_atomically, write_sealed
 from orchestrator.report.figures.representation import draw_representation
 from orchestrator.report.sections.representation import representation_blocks
 from orchestrator.report.writers.markdown import section_text

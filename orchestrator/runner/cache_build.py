@@ -11,8 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from chip_core.errors import StorageError
-from chip_core.files import Spool
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     build_lock,
@@ -21,6 +19,8 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.size import gigabytes
 from chip_core.reference_cache.spec import AvailableCaches, BuildShard, config_of, grouped
+from chip_core.utils.errors import StorageError
+from chip_core.utils.files import Spool
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
 from orchestrator.plan.plan import Trial
 from orchestrator.runner.display import display_for

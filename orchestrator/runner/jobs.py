@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chip_core.config import BenchmarkConfig, TrialConfig
-from chip_core.errors import notice
+from chip_core.config.trial import BenchmarkConfig, TrialConfig
 from chip_core.results import MODEL
 from chip_core.trained import broken_model, left_model
+from chip_core.utils.errors import notice
 from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import (

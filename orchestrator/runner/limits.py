@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Event, Executor, Failed, Job, Progressed, Retry, Started
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan

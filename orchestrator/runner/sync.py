@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chip_core.errors import UserError
-from chip_core.registry import join_names
+from chip_core.utils.errors import UserError
+from chip_core.utils.registry import join_names
 from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots

@@ -12,7 +12,6 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.files import read_records
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
@@ -23,6 +22,7 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.size import gigabytes
 from chip_core.reference_cache.spec import CacheSpec
+from chip_core.utils.files import read_records
 from orchestrator.state.cache_plan import USES, cache_folder
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import storage_of

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from chip_core import data as preference_data
-from chip_core.config import DataConfig, TrialConfig
-from chip_core.errors import UserError
+from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
@@ -25,6 +24,7 @@ from chip_core.reference_cache.spec import (
     with_hidden,
 )
 from chip_core.results import MODEL
+from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from chip_core.identity import fingerprint, training_identity
+from chip_core.config.identity import fingerprint, training_identity
 from orchestrator.plan.plan import Arm, Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.editor_schema import OWN

@@ -12,10 +12,10 @@ import re
 import shlex
 from pathlib import Path
 
-from chip_core.errors import notice
 from chip_core.evaluation.task import metric_name
-from chip_core.files import read_lines, sha256_of
 from chip_core.results import MODEL, read_answered, read_result
+from chip_core.utils.errors import notice
+from chip_core.utils.files import read_lines, sha256_of
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger, ScoredBenchmark
 from orchestrator.state.search import resolve_search

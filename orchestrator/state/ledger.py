@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chip_core.errors import UserError, notice, printable
-from chip_core.files import (
+from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
+from chip_core.utils.errors import UserError, notice, printable
+from chip_core.utils.files import (
     Line,
     append_record,
     blank_line,
@@ -27,7 +28,6 @@ from chip_core.files import (
     require_place,
     write_atomically,
 )
-from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
 from orchestrator.plan.plan import Trial
 from orchestrator.study.early_stopping import EarlyStopping
 from orchestrator.utils.version import CodeVersion, code_version

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from chip_core.errors import UserError
-from chip_core.registry import join_names
+from chip_core.utils.errors import UserError
+from chip_core.utils.registry import join_names
 from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
 from orchestrator.state.ledger import Ledger, study_lock
 from orchestrator.state.trial_lookup import find_trial, trial_name

@@ -15,11 +15,11 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from chip_core.config import TrialConfig
-from chip_core.errors import ConfigError, UserError
+from chip_core.config.identity import evaluation_identity, fingerprint, training_identity
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.readiness import sides
-from chip_core.identity import evaluation_identity, fingerprint, training_identity
-from chip_core.validation import set_key, trial_config
+from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.plan.plan import Arm, Blocked, Plan, Trial
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.model import level_text

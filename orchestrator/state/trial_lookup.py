@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from chip_core.errors import UserError
-from chip_core.registry import suggestion
+from chip_core.utils.errors import UserError
+from chip_core.utils.registry import suggestion
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.storage.download import whole_attempt
 

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chip_core.errors import StorageError
-from chip_core.files import write_atomically, write_bytes
 from chip_core.results import CURVES
+from chip_core.utils.errors import StorageError
+from chip_core.utils.files import write_atomically, write_bytes
 from orchestrator.jobs.job import STOP, Job
 from orchestrator.storage.download import fetch_folder
 from orchestrator.storage.remote import Remote

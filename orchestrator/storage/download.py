@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from chip_core.errors import UserError
-from chip_core.identity import fingerprint
+from chip_core.config.identity import fingerprint
 from chip_core.results import CHECKPOINTS, CONFIG, MODEL, TRAINED
 from chip_core.trained import broken_model
+from chip_core.utils.errors import UserError
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.remote import Remote
 

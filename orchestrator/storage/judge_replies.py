@@ -13,7 +13,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from chip_core.files import write_bytes
+from chip_core.utils.files import write_bytes
 from orchestrator.storage.remote import Remote
 
 #: The key of the folder of all replies.

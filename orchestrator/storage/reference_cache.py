@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import write_bytes
 from chip_core.reference_cache.folder import (
     FORMAT,
     MANIFEST,
@@ -28,6 +27,7 @@ from chip_core.reference_cache.folder import (
     stat,
     verify,
 )
+from chip_core.utils.files import write_bytes
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.remote import Remote
 

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chip_core.errors import StorageError, UserError
-from chip_core.files import sync_folder
+from chip_core.utils.errors import StorageError, UserError
+from chip_core.utils.files import sync_folder
 
 T = TypeVar("T")
 

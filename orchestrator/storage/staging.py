@@ -26,7 +26,7 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
 from chip_core.training.checkpoint import broken
-from chip_core.workers import current
+from chip_core.utils.workers import current
 from orchestrator.jobs.job import COPYING, STOP, Job
 from orchestrator.storage.download import OnFile, fetch_folder, node_folder
 from orchestrator.storage.judge_replies import JudgeReplies

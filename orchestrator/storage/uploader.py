@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from chip_core.errors import StorageError
 from chip_core.reference_cache.folder import MANIFEST
 from chip_core.results import CHECKPOINTS, MODEL, RESULT, TRAINED
+from chip_core.utils.errors import StorageError
 from orchestrator.storage.remote import Remote
 
 #: Seconds between two looks at what is new.

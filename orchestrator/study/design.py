@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from chip_core.registry import suggestion
+from chip_core.utils.registry import suggestion
 from orchestrator.study.metrics import Wrong
 from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, level_text, matches
 from orchestrator.study.schema import StudyFile

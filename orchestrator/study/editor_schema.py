@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from chip_core.config import LARGEST_SEED, TrialConfig
+from chip_core.config.trial import LARGEST_SEED, TrialConfig
 
 #: What the study says itself, and no factor can.
 OWN = ("seed", "benchmarks")

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from chip_core import recipes
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from orchestrator.study.load import STUDIES
 from orchestrator.study.schema import StudyFile
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import orchestrator
 from chip_core import data, recipes
-from chip_core.config import LARGEST_SEED, BenchmarksConfig
-from chip_core.errors import ConfigError
-from chip_core.files import expanded
+from chip_core.config.trial import LARGEST_SEED, BenchmarksConfig
+from chip_core.config.validation import key_problem, set_key, trial_config
 from chip_core.models import loading
-from chip_core.registry import suggestion
-from chip_core.validation import key_problem, set_key, trial_config
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.files import expanded
+from chip_core.utils.registry import suggestion
 from orchestrator.study.design import parse_layout
 from orchestrator.study.metrics import Wrong, benchmark_goals, parse_declared, parse_published
 from orchestrator.study.model import Cell, Study, StudyChanges

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from chip_core.config import BenchmarksConfig
-from chip_core.evaluation.apart import declared_overlaps
-from chip_core.evaluation.asked import find_benchmark, settings_problems
+from chip_core.config.fields import Shorthand
+from chip_core.config.trial import BenchmarksConfig
+from chip_core.evaluation.items import find_benchmark, settings_problems
+from chip_core.evaluation.leakage import declared_overlaps
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import metric_name
-from chip_core.fields import Shorthand
-from chip_core.registry import suggestion
+from chip_core.utils.registry import suggestion
 from orchestrator.study.model import DeclaredMetric, PublishedFigures
 
 Goal = Literal["minimize", "maximize"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from chip_core.config import BenchmarksConfig
+from chip_core.config.trial import BenchmarksConfig
 from orchestrator.study.early_stopping import EarlyStopping
 from orchestrator.study.limits import Budget, Limits
 from orchestrator.study.search_space import Tune

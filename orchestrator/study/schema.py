@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chip_core import recipes
-from chip_core.config import BenchmarksConfig
-from chip_core.validation import explain
+from chip_core.config.trial import BenchmarksConfig
+from chip_core.config.validation import explain
 from orchestrator.study.early_stopping import EarlyStopping
 from orchestrator.study.editor_schema import AnyFactor, Seeds
 from orchestrator.study.limits import Budget, Limits

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from chip_core.benchmark_config import BenchmarksConfig
-from chip_core.config import LARGEST_SEED, SHORTHANDS, TrialConfig
-from chip_core.evaluation.asked import find_benchmark
-from chip_core.registry import suggestion
-from chip_core.validation import explain, key_problem, set_key
+from chip_core.config.benchmark import BenchmarksConfig
+from chip_core.config.trial import LARGEST_SEED, SHORTHANDS, TrialConfig
+from chip_core.config.validation import explain, key_problem, set_key
+from chip_core.evaluation.items import find_benchmark
+from chip_core.utils.registry import suggestion
 from orchestrator.study.metrics import Goal, Wrong
 from orchestrator.study.model import Factor
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, seed_problem

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chip_core.benchmark_config import BenchmarksConfig
-from chip_core.errors import ConfigError
+from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.evaluation.task import metric_name
-from chip_core.seeding import derived_seed
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.seeding import derived_seed
 
 _DIGITS = 4  # significant ones of a drawn number: what is shown is what was tried
 

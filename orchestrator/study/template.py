@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from chip_core import recipes
-from chip_core.config import BenchmarkConfig, BenchmarksConfig
-from chip_core.errors import UserError
-from chip_core.validation import key_problem
+from chip_core.config.trial import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.validation import key_problem
+from chip_core.utils.errors import UserError
 from orchestrator.study.editor_schema import OWN
 from orchestrator.study.json_schema import reference
 from orchestrator.study.load import load_study

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from chip_core import data
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import explain, key_problem, set_key
 from chip_core.models import loading
-from chip_core.registry import suggestion
-from chip_core.validation import explain, key_problem, set_key
+from chip_core.utils.registry import suggestion
 from orchestrator.study.early_stopping import TRAINING_METRICS, EarlyStopping
 from orchestrator.study.metrics import Goal, Wrong
 from orchestrator.study.model import Factor, Level, level_text

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from chip_core import recipes
-from chip_core.validation import key_problem
+from chip_core.config.validation import key_problem
 from orchestrator.study.model import Factor, StudyChanges, level_text
 
 _LONGEST_VALUE, _LONGEST_NAME = 60, 160  # of a folder's name there are 255

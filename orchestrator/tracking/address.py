@@ -15,8 +15,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from chip_core.errors import UserError, printable
-from chip_core.files import is_full
+from chip_core.utils.errors import UserError, printable
+from chip_core.utils.files import is_full
 
 _CONNECT_SECONDS = 5.0
 #: Ports of what is asked by a network, where an address names none.

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import unsealed
 from chip_core.results import CONFIG, CURVES
+from chip_core.utils.files import unsealed
 from orchestrator.tracking.client import MlflowStore, Point, Run
 
 _SAMPLE = 50  # responses shown of each benchmark

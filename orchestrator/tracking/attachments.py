@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import append_record, read_records
+from chip_core.utils.files import append_record, read_records
 from orchestrator.plan.plan import BASE, Arm, Trial
 from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.client import store_of

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chip_core.errors import UserError, printable
+from chip_core.utils.errors import UserError, printable
 from orchestrator.storage.download import artifacts_of
 from orchestrator.tracking.address import (
     StoreRefused,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import append_record, read_records
+from chip_core.utils.files import append_record, read_records
 from orchestrator.plan.plan import Plan
 from orchestrator.tracking.base import ArmView, FinalSnapshot, Status
 from orchestrator.tracking.projection import arm_key, held_by

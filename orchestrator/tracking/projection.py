@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from chip_core.files import parse_json
+from chip_core.utils.files import parse_json
 from orchestrator.plan.plan import BASE, Arm, Plan, Trial
 from orchestrator.state.search import searches_of
 from orchestrator.study.model import level_text

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from chip_core.files import read_sealed, write_sealed
+from chip_core.utils.files import read_sealed, write_sealed
 from orchestrator.storage.download import artifacts_of
 from orchestrator.tracking.address import own_uri, sqlite_file, tracking_uri
 

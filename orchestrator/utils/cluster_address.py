@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 
 _WAIT = 10.0  # seconds for a connection: Ray itself would try for minutes
 

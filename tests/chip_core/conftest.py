@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from chip_core import recipes
-from chip_core.config import TrialConfig
-from chip_core.validation import set_key, trial_config
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import set_key, trial_config
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives import objective_from_logits
 from chip_core.training.layout import PaddedRows, pad

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chip_core.config import ModelConfig, TrialConfig
-from chip_core.errors import UserError
+from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.export import export_model
 from chip_core.models import loading
 from chip_core.trial import run_trial
+from chip_core.utils.errors import UserError
 
 Configured = Callable[..., TrialConfig]
 KINDS = {

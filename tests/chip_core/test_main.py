@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from chip_core.__main__ import _check_settings, configuration, main
-from chip_core.config import TrialConfig
-from chip_core.errors import UserError
+from chip_core.config.trial import TrialConfig
 from chip_core.results import TrialResult, read_result
+from chip_core.utils.errors import UserError
 
 SHORT = ["training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chip_core.config import TrialConfig
-from chip_core.errors import NonFiniteLossError, TrialError
-from chip_core.files import read_records
+from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import Trained, read_trained, take_over, weights_mark, write_trained
 from chip_core.trial import run_trial
+from chip_core.utils.errors import NonFiniteLossError, TrialError
+from chip_core.utils.files import read_records
 
 Configured = Callable[..., TrialConfig]
 SCORED = {"benchmarks": {"report": [{"name": "shapes", "limit": 8}]}}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config import TrialConfig
-from chip_core.errors import StoppedError, TrialError
+from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_answered, read_result
 from chip_core.trial import answer_trial, run_trial
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
+from chip_core.utils.errors import StoppedError, TrialError
 
 SCORED = {
     "benchmarks": {
@@ -26,7 +26,7 @@ SCORED = {
 SCORE = """
 import json, sys
 from pathlib import Path
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
 folder = Path(sys.argv[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.files import read_records
+from chip_core.utils.files import read_records
 
 PROGRAM = Path(sys.executable).parent / "chip-ablate"
 STUDY = """

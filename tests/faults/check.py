@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.files import read_records
+from chip_core.utils.files import read_records
 from tests.faults.world import STEPS
 
 

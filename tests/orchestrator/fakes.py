@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from chip_core.files import write_json
 from chip_core.results import (
     MODEL,
     AnsweredTrial,
@@ -21,6 +20,7 @@ from chip_core.results import (
     write_answered,
     write_result,
 )
+from chip_core.utils.files import write_json
 from orchestrator.executors.base import (
     Answered,
     Event,

@@ -10,10 +10,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from chip_core.errors import ConfigError
-from chip_core.evaluation.generation import Decoder
-from chip_core.files import read_records
-from chip_core.places import Places
+from chip_core.config.paths import Places
+from chip_core.evaluation.inference import Decoder
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.files import read_records
 from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.benchmark_identities import read_identities, save_identities

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from chip_core.files import read_json, read_records, write_json
 from chip_core.trained import broken_model
+from chip_core.utils.files import read_json, read_records, write_json
 from orchestrator.cli import main
 
 pytestmark = pytest.mark.usefixtures("blank_figures")

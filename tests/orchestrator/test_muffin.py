@@ -10,8 +10,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from chip_core.errors import ConfigError
 from chip_core.models.muffin.convert import convert
+from chip_core.utils.errors import ConfigError
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import make_plan
 from orchestrator.run import run_study

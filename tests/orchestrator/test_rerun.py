@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chip_core.files import read_json, write_sealed
+from chip_core.utils.files import read_json, write_sealed
 from orchestrator.executors.base import Executor
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report import cached
@@ -165,7 +165,9 @@ def test_what_changes_a_report_changes_its_hash(plan_of: PlanOf, tmp_path: Path)
 
 
 def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chip_core.evaluation.lmms.version", lambda: "0")  # its own process
+    monkeypatch.setattr(
+        "chip_core.evaluation.benchmarks.lmms_eval.runner.version", lambda: "0"
+    )  # its own process
     seen = set()
     files = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
     for file in files:

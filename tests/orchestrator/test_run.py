@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chip_core.errors import UserError
 from chip_core.results import write_answered
 from chip_core.trained import Trained, write_trained
+from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan
 from orchestrator.run import Outcome, run_study
 from orchestrator.runner.jobs import jobs_for

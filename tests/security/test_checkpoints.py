@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chip_core import recipes
-from chip_core.config import ModelConfig, TrialConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import ModelConfig, TrialConfig
+from chip_core.config.validation import trial_config
 from chip_core.models import loading
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import read_trained
 from chip_core.training import checkpoint as checkpoints
-from chip_core.validation import trial_config
+from chip_core.utils.errors import TrialError
 
 from . import told
 

@@ -16,9 +16,9 @@ from PIL import Image
 from chip_core.data import image_files
 from chip_core.data.image_files import ImageReader, open_image
 from chip_core.data.rows import ImageRef, RowError
-from chip_core.errors import TrialError, UserError
 from chip_core.evaluation.benchmarks.base import Pictures, inside
 from chip_core.representation.described import read_set
+from chip_core.utils.errors import TrialError, UserError
 from orchestrator.report.figures.gallery import read_images
 
 from ..chip_core.data import files

@@ -12,20 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chip_core.benchmark_config import JudgeConfig
-from chip_core.errors import TrialError, UserError
+from chip_core.config.benchmark import JudgeConfig
+from chip_core.evaluation.benchmarks.hallusionbench import judge as hallusionbench_judge
+from chip_core.evaluation.benchmarks.llava_bench import score as llava_bench
+from chip_core.evaluation.benchmarks.mmmu.score import _listed
+from chip_core.evaluation.benchmarks.objhal import judge as objhal_judge
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge import endpoint as endpoints
-from chip_core.evaluation.replay import ReplayJudge
-from chip_core.evaluation.scorers import (
-    hallusionbench_judge,
-    llava_bench,
-    objhal_judge,
-    reply_numbers,
-)
-from chip_core.evaluation.scorers.base import JudgeRequest
-from chip_core.evaluation.scorers.mmmu import _listed
-from chip_core.evaluation.scorers.rows import read_json, read_rows
+from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.reading import read_json, read_objects
+from chip_core.evaluation.scorer import JudgeRequest
+from chip_core.evaluation.text import reply_numbers
+from chip_core.utils.errors import TrialError, UserError
 from orchestrator.human_eval.replies import FORMAT, find_key, read_replies
 
 from ..chip_core.evaluation.judge.server import Handler, serving
@@ -125,7 +123,7 @@ def test_what_stands_beside_a_reply_is_bounded(tmp_path: Path, changes: dict[str
 
     with serving(answer) as server:
         assert asked(tmp_path, server.url) == ["half ? a pair"]
-    (kept,) = read_rows(tmp_path / "replies.jsonl")
+    (kept,) = read_objects(tmp_path / "replies.jsonl")
     assert kept["tokens"] == 0 or "usage" not in changes
     assert len(kept["returned"]) <= 200
     json.dumps(kept, ensure_ascii=False).encode()  # it can be written anywhere
@@ -176,7 +174,7 @@ def test_files_of_replies_and_answers(tmp_path: Path, name: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROWS[name])
     told.refused(KIND, lambda: ReplayJudge.from_file(file), UserError)
-    told.refused("answers", lambda: read_rows(file), UserError)
+    told.refused("answers", lambda: read_objects(file), UserError)
     told.exits("answers", tmp_path, "score", "pope", str(file), "--data", str(tmp_path))
     assert not Path("pwned").exists()
 

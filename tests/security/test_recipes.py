@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chip_core import recipes
-from chip_core.config import TrialConfig
-from chip_core.errors import ConfigError
-from chip_core.validation import trial_config
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import trial_config
+from chip_core.utils.errors import ConfigError
 
 from . import told
 from .test_study_files import bomb, hostile

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from rich.console import Console
 
-from chip_core.config import DataConfig
-from chip_core.data.check import check_rows
+from chip_core.config.trial import DataConfig
+from chip_core.data.checks import check_rows
 from chip_core.data.preferences import load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import open_source
-from chip_core.errors import TrialError
+from chip_core.utils.errors import TrialError
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import make_plan
 from orchestrator.run import run_study

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.tracking import address
 from orchestrator.tracking.client import MlflowStore
 

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chip_core.errors import ConfigError
 from chip_core.recipes.text import LONGEST, MOST_VALUES, parse_yaml
+from chip_core.utils.errors import ConfigError
 from orchestrator.study.load import load_study
 
 from . import told

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.errors import LONGEST_LINE
+from chip_core.utils.errors import LONGEST_LINE
 
 #: Malformed inputs that were refused as they must be, by kind; shown when the tests have run.
 COUNTS: Counter[str] = Counter()

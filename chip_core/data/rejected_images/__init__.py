@@ -1,4 +1,4 @@
-"""How the visual term's rejected image is made from the true one: one strategy a file.
+"""How the visual term's rejected image is made from the true one.
 
 `diffusion` acts on the processor's normalised pixel values, as the released code does; the
 others act on the RGB image before the processor.
@@ -14,20 +14,22 @@ from chip_core.data.rejected_images.base import (
     Strategy,
     Traits,
 )
-from chip_core.data.rejected_images.black import Black
-from chip_core.data.rejected_images.blur import Blur
-from chip_core.data.rejected_images.crop import Crop
 from chip_core.data.rejected_images.diffusion import Diffusion, diffusion_coefficients
-from chip_core.data.rejected_images.given import Given
 from chip_core.data.rejected_images.inpaint import Inpaint
-from chip_core.data.rejected_images.lighting import Lighting
 from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
-from chip_core.data.rejected_images.mean import Mean
-from chip_core.data.rejected_images.mixup import Mixup
-from chip_core.data.rejected_images.occlusion import Occlusion
-from chip_core.data.rejected_images.random_image import RandomImage
 from chip_core.data.rejected_images.registry import REJECTED_IMAGES, strategy_class
-from chip_core.data.rejected_images.rotate import Rotate
+from chip_core.data.rejected_images.strategies import (
+    Black,
+    Blur,
+    Crop,
+    Given,
+    Lighting,
+    Mean,
+    Mixup,
+    Occlusion,
+    RandomImage,
+    Rotate,
+)
 
 __all__ = [
     "REJECTED_IMAGES",

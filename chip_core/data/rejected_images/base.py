@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from PIL import Image
 
-from chip_core.fields import Section
-from chip_core.strategies import NoParameters
+from chip_core.config.fields import Section
+from chip_core.config.strategies import NoParameters
 
 if TYPE_CHECKING:
     from torch import Tensor

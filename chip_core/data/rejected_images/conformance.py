@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from chip_core.config import RejectedImageConfig
+from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images.images import MOST_PIXELS, as_rgb, same
 from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
-from chip_core.errors import ConfigError, TrialError
+from chip_core.utils.errors import ConfigError, TrialError
 
 MODES = ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F")
 #: A 4:3 photo, a tall one, one of the embedded world, thin ones, one above the bound.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from chip_core.config.strategies import DiffusionParameters
 from chip_core.data.rejected_images.base import PixelStrategy, Traits
 from chip_core.data.rejected_images.registry import REJECTED_IMAGES
-from chip_core.strategies import DiffusionParameters
 
 if TYPE_CHECKING:
     from torch import Tensor

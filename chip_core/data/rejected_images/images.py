@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 from chip_core.data.image_files import to_rgb
 from chip_core.data.rejected_images.base import Source
-from chip_core.errors import TrialError
+from chip_core.utils.errors import TrialError
 
 #: Strategies work on at most so many pixels: 4096 × 4096, above any model's input.
 MOST_PIXELS = 2**24

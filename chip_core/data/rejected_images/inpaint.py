@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from chip_core.config.strategies import InpaintParameters
 from chip_core.data.rejected_images.base import ImageStrategy, Source, Traits
 from chip_core.data.rejected_images.images import content_boxes
 from chip_core.data.rejected_images.registry import REJECTED_IMAGES
-from chip_core.errors import TrialError
-from chip_core.files import expanded
-from chip_core.strategies import InpaintParameters
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import expanded
 
 #: Sides that every usual pipeline takes: 8 pixels a latent, 8 latents at the U-Net's bottom.
 MULTIPLE = 64

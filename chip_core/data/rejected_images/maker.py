@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from chip_core.config import RejectedImageConfig
+from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images.base import (
     ImageStrategy,
     Pictured,
@@ -22,8 +22,8 @@ from chip_core.data.rejected_images.base import (
 )
 from chip_core.data.rejected_images.images import as_rgb, bounded, same
 from chip_core.data.rejected_images.registry import strategy_class
-from chip_core.errors import TrialError
-from chip_core.seeding import derived_seed
+from chip_core.utils.errors import TrialError
+from chip_core.utils.seeding import derived_seed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from chip_core import plugins
 from chip_core.data.rejected_images.base import ImageStrategy, PixelStrategy, Strategy
-from chip_core.errors import ConfigError
-from chip_core.registry import Registry
+from chip_core.utils import plugins
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.registry import Registry
 
 StrategyClass = type[Strategy[Any]]
 

@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 
 from chip_core.data.image_files import read_image
-from chip_core.errors import TrialError, UserError
-from chip_core.evaluation.published import SOURCES
-from chip_core.evaluation.scorers.base import Answer, ProtocolName, Resources, Scored, Scorer
+from chip_core.evaluation.benchmarks.published import SOURCES
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Scorer
 from chip_core.evaluation.task import Benchmark, Decoding, Picture
+from chip_core.utils.errors import TrialError, UserError
 
 #: What the paper's evaluation adds to a question that is answered by yes or no.
 YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import notice
-from chip_core.files import append_record, unsealed
+from chip_core.utils.errors import notice
+from chip_core.utils.files import append_record, unsealed
 
 _LOCK_DIGITS = 3  # of the hash: 4096 locks, so that two calls seldom wait for each other
 

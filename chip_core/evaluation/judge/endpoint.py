@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from chip_core.benchmark_config import JudgeConfig
-from chip_core.errors import TrialError
+from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.judge.cache import Reply, ReplyCache, request_key
-from chip_core.evaluation.scorers.base import JudgeRequest
+from chip_core.evaluation.scorer import JudgeRequest
+from chip_core.utils.errors import TrialError
 
 _BODY_TRIES = 3  # calls that were answered with something else than a reply
 LONGEST_REPLY = 1_000_000  # characters

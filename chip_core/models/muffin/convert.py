@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.errors import UserError
-from chip_core.files import write_json
 from chip_core.models.muffin.configuration import MuffinConfig, MuffinVisionConfig
 from chip_core.models.muffin.names import IMAGE_POSITIONS, grid_side, renamed, resized_positions
 from chip_core.models.muffin.processing import END, PATCH, START, STOP
 from chip_core.models.muffin.released import shards, tensors
 from chip_core.models.muffin.tokens import read_tokenizer
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import write_json
 
 #: Attention heads of BEiT-3's sizes: no tensor's shape tells them.
 _HEADS = {"base": 12, "large": 16}

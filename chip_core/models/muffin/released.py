@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PATTERNS = ("*.safetensors", "pytorch_model*.bin")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.errors import UserError
 from chip_core.models.muffin.processing import END, PATCH, START
+from chip_core.utils.errors import UserError
 
 #: Added to LLaMA's vocabulary, in this order.
 ADDED = ("[PAD]", PATCH, START, END)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from chip_core.config import EngineConfig
-from chip_core.validation import set_key
+from chip_core.config.trial import EngineConfig
+from chip_core.config.validation import set_key
 from orchestrator.cluster.checks.node_types import NodeType, node_types
 from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
 from orchestrator.jobs.placement import (

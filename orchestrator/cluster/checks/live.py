@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from chip_core.errors import StorageError
+from chip_core.utils.errors import StorageError
 from orchestrator.cluster.checks.versions import differences, here
 from orchestrator.cluster.config import SETTINGS, ClusterFile, Problem
 from orchestrator.cluster.head import Head

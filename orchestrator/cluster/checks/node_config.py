@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
-from chip_core.registry import suggestion
+from chip_core.utils.registry import suggestion
 from orchestrator.cluster.config import ClusterFile, Problem
 
 #: A name -> the names below it; None: nothing below is known, or it is the user's own.

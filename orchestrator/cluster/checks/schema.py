@@ -15,7 +15,7 @@ import jsonschema  # type: ignore[import-untyped]
 import ray.autoscaler
 from ray.autoscaler.sdk import fillout_defaults
 
-from chip_core.registry import suggestion
+from chip_core.utils.registry import suggestion
 from orchestrator.cluster.config import ClusterFile, Problem
 
 

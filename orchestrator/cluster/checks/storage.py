@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cluster.checks.start_commands import LISTS
 from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
 from orchestrator.storage.remote import checked_uri

@@ -97,8 +97,8 @@ def cost_request(
     """
     from pydantic import ValidationError
 
-    from chip_core.errors import ConfigError
-    from chip_core.validation import explain
+    from chip_core.config.validation import explain
+    from chip_core.utils.errors import ConfigError
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.cost.user_rates import read_user_rates
     from orchestrator.study.limits import Budget

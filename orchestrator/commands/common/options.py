@@ -12,7 +12,7 @@ from orchestrator.commands.common.output import json_option
 from orchestrator.commands.common.param_types import Location, Text, whole_numbers
 
 if TYPE_CHECKING:
-    from chip_core.places import Places
+    from chip_core.config.paths import Places
     from orchestrator.plan.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,9 +92,9 @@ def places_of(
     Raises:
         UserError: what is named is not there, whether or not it will be needed.
     """
-    from chip_core.errors import ConfigError
-    from chip_core.files import Kind, expanded, path_problem
-    from chip_core.places import Places
+    from chip_core.config.paths import Places
+    from chip_core.utils.errors import ConfigError
+    from chip_core.utils.files import Kind, expanded, path_problem
 
     kinds: dict[str, tuple[Path | None, Kind]] = {
         "benchmark_data": (benchmark_data, "folder"),
@@ -162,7 +162,7 @@ def each_once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         UserError: a key is given twice: only one of its values would be used.
     """
-    from chip_core.errors import UserError
+    from chip_core.utils.errors import UserError
 
     found: dict[str, Any] = {}
     for key, value in pairs:

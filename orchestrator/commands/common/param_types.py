@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from chip_core.files import Kind, expanded, path_problem
+from chip_core.utils.files import Kind, expanded, path_problem
 
 #: Above any hours, seconds or money that are meant, below what arithmetic overflows at.
 LARGEST = 1e9

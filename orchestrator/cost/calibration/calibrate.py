@@ -21,11 +21,11 @@ from queue import SimpleQueue
 from statistics import fmean
 from typing import Any, cast
 
-from chip_core.config import TrialConfig
-from chip_core.files import read_sealed, write_json, write_sealed
-from chip_core.identity import fingerprint
-from chip_core.machine import processor
-from chip_core.places import Places
+from chip_core.config.identity import fingerprint
+from chip_core.config.paths import Places
+from chip_core.config.trial import TrialConfig
+from chip_core.utils.files import read_sealed, write_json, write_sealed
+from chip_core.utils.machine import processor
 from orchestrator.cost.calibration.measurements import Measurement, measurements
 from orchestrator.cost.estimate import OF_RAY, Way
 from orchestrator.cost.machines import gpus

@@ -16,15 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.config import TrialConfig
+from chip_core.config.paths import Places
+from chip_core.config.trial import TrialConfig
 from chip_core.data import identity as data_identity
 from chip_core.data.files import is_hub_name
 from chip_core.data.source import open_source
-from chip_core.errors import TrialError, UserError
-from chip_core.files import write_json
-from chip_core.machine import cpu_seconds
 from chip_core.models import loading
-from chip_core.places import Places
 from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
@@ -33,6 +30,9 @@ from chip_core.reference_cache.spec import (
     with_hidden,
 )
 from chip_core.results import MODEL, Progress
+from chip_core.utils.errors import TrialError, UserError
+from chip_core.utils.files import write_json
+from chip_core.utils.machine import cpu_seconds
 from orchestrator.cost.calibration.measurements import Named
 from orchestrator.cost.kinds import LIVE, reference_of
 
@@ -135,7 +135,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str, Any]:
     """Make a group of passes, and tell what a sample took."""
     from chip_core.reference_cache.build import PHASE, build_shard, finish
-    from chip_core.seeding import seed_process
+    from chip_core.utils.seeding import seed_process
 
     seed_process(config.seed, config.engine.threads)
     samples = _Points(PHASE)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from chip_core.config import TrialConfig
-from chip_core.files import write_json
+from chip_core.config.trial import TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.utils.files import write_json
 from orchestrator.executors.base import Event, Failed, Job
 
 _EVERY = 0.2  # seconds between two looks at the processes

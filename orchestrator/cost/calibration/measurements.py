@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from chip_core.config import BEHAVIOUR, BenchmarksConfig, TrialConfig
-from chip_core.evaluation.asked import find_benchmark
+from chip_core.config.identity import fingerprint
+from chip_core.config.trial import BEHAVIOUR, BenchmarksConfig, TrialConfig
+from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import AsksByItself
-from chip_core.identity import fingerprint
 from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.cost.kinds import score_kind
 from orchestrator.cost.machines import machine_of

@@ -13,8 +13,8 @@ from typing import Any
 
 import ray
 
-from chip_core.errors import StorageError
 from chip_core.results import Progress, read_answered, read_result
+from chip_core.utils.errors import StorageError
 from orchestrator.executors.base import (
     STOP,
     Answered,

@@ -15,8 +15,8 @@ import ray
 import torch
 from ray.util import placement_group_table
 
-from chip_core.errors import UserError
-from chip_core.machine import cores
+from chip_core.utils.errors import UserError
+from chip_core.utils.machine import cores
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
 from orchestrator.jobs.placement import (

@@ -16,10 +16,10 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.util.queue import Empty, Queue
 
-from chip_core.machine import free_memory, memory_share
 from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
-from chip_core.workers import PATIENCE
+from chip_core.utils.machine import free_memory, memory_share
+from chip_core.utils.workers import PATIENCE
 from orchestrator.executors.ray.job_process import (
     LARGEST_SHARE,
     JobPayload,
@@ -76,7 +76,7 @@ def run_here(payload: JobPayload) -> Outcome:
     from ray.train.torch import TorchTrainer
 
     from chip_core.data.encodings import ENCODINGS
-    from chip_core.models.warm import BASE_MODELS
+    from chip_core.models.base_models import BASE_MODELS
 
     if not payload.job.config.engine.fresh_process:
         BASE_MODELS.keep()

@@ -10,8 +10,8 @@ import os
 import secrets
 from pathlib import Path
 
-from chip_core.errors import UserError
-from chip_core.private import write_private
+from chip_core.utils.errors import UserError
+from chip_core.utils.private import write_private
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 

@@ -27,7 +27,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from chip_core.errors import notice
+from chip_core.utils.errors import notice
 from orchestrator.executors.base import Event, Job, Retry
 from orchestrator.executors.ray.job_process import JobPayload
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor

@@ -13,14 +13,14 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.config import RejectedImageConfig
+from chip_core.config.strategies import STRATEGIES
+from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.image_files import read_image
 from chip_core.data.rejected_images import Pictured, RejectedImages, strategy_class
 from chip_core.data.rejected_images.images import as_rgb, bounded
 from chip_core.data.rows import RowError
-from chip_core.errors import TrialError, UserError
 from chip_core.shapes import world
-from chip_core.strategies import STRATEGIES
+from chip_core.utils.errors import TrialError, UserError
 
 #: T of the series, as far apart as the paper's study of noise steps.
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)

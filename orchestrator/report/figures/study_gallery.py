@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.config import RejectedImageConfig, TrialConfig
+from chip_core.config.trial import RejectedImageConfig, TrialConfig
 from chip_core.data.preferences import PreferencePair, first_pairs
 from chip_core.data.rejected_images import RejectedImages
-from chip_core.errors import TrialError
+from chip_core.utils.errors import TrialError
 from orchestrator.plan.plan import Plan
 from orchestrator.report.figures.gallery import GalleryCell, draw_lines
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
-from chip_core.benchmark_config import BenchmarkConfig
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.paths import Places
 from chip_core.data.image_files import to_rgb
-from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.items import asked_items, find_benchmark
 from chip_core.evaluation.task import Item, Picture, Side
-from chip_core.places import Places
 
 _SIDE = 240  # pixels of the longest side
 _LOSSLESS = 96  # pixels up to which an image is kept as it is

@@ -17,7 +17,7 @@ import numpy as np
 
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import Side
-from chip_core.files import read_records
+from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.figures.thumbnails import item_images

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from chip_core.config import BEHAVIOUR
+from chip_core.config.trial import BEHAVIOUR
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import NOTHING
 from orchestrator.report.layout import Disclosure, Table, TextBlock, columns, text_row

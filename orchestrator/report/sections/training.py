@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chip_core.errors import notice
-from chip_core.files import read_records
 from chip_core.results import CURVES
+from chip_core.utils.errors import notice
+from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import is_changed

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from chip_core.errors import UserError
-from chip_core.files import write_atomically, write_bytes
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import write_atomically, write_bytes
 from orchestrator.report.attachments import GIVEN
 from orchestrator.report.build import Report
 from orchestrator.report.layout import FIGURES

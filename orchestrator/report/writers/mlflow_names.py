@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from chip_core.errors import printable
+from chip_core.utils.errors import printable
 from orchestrator.plan.plan import Plan
 from orchestrator.report.summary import study_metrics
 from orchestrator.tracking.names import EXPERIMENT, RUN, respelled

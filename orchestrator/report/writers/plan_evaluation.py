@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from chip_core.errors import UserError
-from chip_core.evaluation.asked import asked_items, find_benchmark
+from chip_core.evaluation.items import asked_items, find_benchmark
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import AsksByItself
+from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import ledger_of
 from orchestrator.state.ledger import Ledger

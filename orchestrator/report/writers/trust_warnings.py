@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
-from chip_core import plugins
 from chip_core.evaluation.readiness import sides
+from chip_core.utils import plugins
 from orchestrator.plan.plan import Plan
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.answers import answer
 from chip_core.data.batches import PairEncoder
-from chip_core.errors import TrialError
 from chip_core.models.adapters import attach
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.objectives.segments import changed_in_sequences
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
+from chip_core.utils.errors import TrialError
 
 from .. import families
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.augment import OPERATIONS, augmented
 from chip_core.data.batches import PairBatch, PairEncoder
 from chip_core.data.rejected_images.images import same

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from chip_core.config import DataConfig
+from chip_core.config.trial import DataConfig
 from chip_core.data import image_files
-from chip_core.data.check import check_rows
+from chip_core.data.checks import check_rows
 from chip_core.data.preferences import load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import open_source
-from chip_core.errors import TrialError
+from chip_core.utils.errors import TrialError
 
 from . import files
 

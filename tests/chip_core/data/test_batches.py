@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairBatch, PairEncoder
 from chip_core.data.preferences import load_pairs
 from chip_core.shapes.processor import build_processor

@@ -13,12 +13,12 @@ import pytest
 from pyarrow import parquet
 
 from chip_core import data
-from chip_core.config import DataConfig
-from chip_core.data.check import check_rows
+from chip_core.config.trial import DataConfig
+from chip_core.data.checks import check_rows
 from chip_core.data.preferences import load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import open_source
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 
 from . import files
 

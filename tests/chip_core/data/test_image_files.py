@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 
-from chip_core.config import Transparency
+from chip_core.config.trial import Transparency
 from chip_core.data import image_files
 from chip_core.data.image_files import ImageReader, read_image, to_rgb
 from chip_core.data.rows import ImageRef, RowError

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.data.loader import Loader
-from chip_core.data.portions import Portion
+from chip_core.data.loader import Loader, Portion
 from chip_core.data.preferences import load_pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.errors import TrialError
 from chip_core.models import loading
+from chip_core.utils.errors import TrialError
 
 SCHEDULE = [(Portion(places=(4, 2)), 0), (Portion(places=(7,)), 0), (Portion(places=(2, 4)), 1)] * 2
 

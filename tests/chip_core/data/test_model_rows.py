@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from tokenizers import AddedToken
 
-from chip_core.config import TrialConfig
-from chip_core.data.model_rows import ModelRows
+from chip_core.config.trial import TrialConfig
+from chip_core.data.checks import ModelRows
 from chip_core.data.preferences import load_pairs
-from chip_core.errors import TrialError
 from chip_core.models import loading
 from chip_core.training.prepare import checked_pairs
 from chip_core.trial import run_trial
+from chip_core.utils.errors import TrialError
 from orchestrator.cli import main
 
 from .. import families

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chip_core.data.portions import portions
+from chip_core.data.loader import portions
 
 
 @settings(max_examples=100, deadline=None)

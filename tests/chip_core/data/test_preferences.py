@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config import DataConfig
+from chip_core.config.trial import DataConfig
 from chip_core.data.preferences import LOOKED_AT, first_pairs, load_pairs
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 
 from . import files
 

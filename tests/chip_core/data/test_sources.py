@@ -14,14 +14,14 @@ from PIL import Image
 from pyarrow import parquet
 
 from chip_core import data
-from chip_core.config import DataConfig
-from chip_core.data.check import GoodRow, check_rows
+from chip_core.config.trial import DataConfig
+from chip_core.data.checks import GoodRow, check_rows
 from chip_core.data.files import cache_folder
 from chip_core.data.image_files import ImageReader
 from chip_core.data.preferences import load_pairs
 from chip_core.data.source import Source, open_source
 from chip_core.data.tables import HubTable
-from chip_core.errors import ConfigError, TrialError
+from chip_core.utils.errors import ConfigError, TrialError
 
 from . import files
 
@@ -363,7 +363,7 @@ def test_a_hub_data_set_is_read_as_it_is_stored(
 @pytest.fixture
 def a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that answers."""
-    monkeypatch.setattr("chip_core.hub.unreachable", lambda *asked: None)
+    monkeypatch.setattr("chip_core.utils.hub.unreachable", lambda *asked: None)
 
 
 @pytest.mark.usefixtures("a_hub")

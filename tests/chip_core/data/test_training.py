@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import CutCount, PairEncoder
 from chip_core.data.preferences import PreferencePair, load_pairs
-from chip_core.errors import TrialError
 from chip_core.models import loading
 from chip_core.results import Progress, read_result
 from chip_core.shapes import captions
 from chip_core.trial import run_trial
-from chip_core.workers import Workers
+from chip_core.utils.errors import TrialError
+from chip_core.utils.workers import Workers
 
 from . import files
 

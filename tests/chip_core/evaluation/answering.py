@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from chip_core.benchmark_config import BenchmarkConfig
-from chip_core.config import ModelConfig
-from chip_core.evaluation.answering import InferenceContext
-from chip_core.evaluation.run import evaluate
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.paths import Places
+from chip_core.config.trial import ModelConfig
+from chip_core.evaluate import evaluate
+from chip_core.evaluation.inference.answering import InferenceContext
 from chip_core.models import loading
-from chip_core.places import Places
 from chip_core.results import Evaluation, Progress
 
 SHAPES = BenchmarkConfig.model_validate({"name": "shapes", "limit": 24})

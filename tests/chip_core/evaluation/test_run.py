@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from chip_core.benchmark_config import BenchmarkConfig, BenchmarksConfig
-from chip_core.errors import TrialError
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.paths import Places
+from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.answer_files import AnswerFile, made_before
-from chip_core.evaluation.asked import identity
-from chip_core.evaluation.generation import Decoder
+from chip_core.evaluation.inference import Decoder
+from chip_core.evaluation.inference.answer_files import AnswerFile, made_before
+from chip_core.evaluation.items import identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems
-from chip_core.evaluation.run import evaluate
-from chip_core.evaluation.scorers.base import Scored
+from chip_core.evaluation.scorer import Scored
 from chip_core.evaluation.task import AsksByItself, Item, MetricInfo
-from chip_core.files import read_records
-from chip_core.places import Places
 from chip_core.results import Progress
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import read_records
 
 from . import made
 from .answering import SHAPES, answer_and_die, answering, work_in_a_group

@@ -12,11 +12,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairBatch, PairEncoder
 from chip_core.data.preferences import load_pairs
-from chip_core.errors import TrialError
-from chip_core.files import read_records
 from chip_core.models import loading
 from chip_core.models.adapters import attach, decoder_linears, merged
 from chip_core.models.parts import named_parts, set_trained
@@ -25,6 +23,8 @@ from chip_core.training.optimizer import encoder_alone_steps
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.trial import run_trial
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import read_records
 
 from ..plain import logits, original_logits
 from ..trainings import train

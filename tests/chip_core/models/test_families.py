@@ -19,18 +19,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from chip_core.config import ModelConfig, TrialConfig
+from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.evaluation.generation import generate
-from chip_core.evaluation.generation.prompts import Encoder
-from chip_core.files import read_records
+from chip_core.evaluation.inference import generate
+from chip_core.evaluation.inference.prompts import Encoder
 from chip_core.models import loading
-from chip_core.models.adapters import attach, read_weights, save_model, write_weights
+from chip_core.models.adapters import attach, save_model, write_weights
+from chip_core.models.loading import read_weights
 from chip_core.models.parts import named_parts, set_trained, trained_parts
 from chip_core.representation.described import Described
 from chip_core.representation.states import Reading, represent
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
+from chip_core.utils.files import read_records
 
 from .. import families
 from ..plain import logits, objective, original_logits

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from chip_core.errors import TrialError, UnfitError
 from chip_core.models import loading
 from chip_core.models.adapters import ADAPTER_WEIGHTS, TRAINED_PARTS, with_adapter
 from chip_core.models.fit import layout_of
+from chip_core.utils.errors import TrialError, UnfitError
 
 from .. import families
 

@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from chip_core.config import ModelConfig, TrialConfig
-from chip_core.errors import TrialError
-from chip_core.evaluation.generation import generate
+from chip_core.config.trial import ModelConfig, TrialConfig
+from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.adapters import attach
@@ -29,6 +28,7 @@ from chip_core.models.memory import (
     recompute_layers,
 )
 from chip_core.shapes import MODEL_FOLDER
+from chip_core.utils.errors import TrialError
 
 
 @pytest.fixture

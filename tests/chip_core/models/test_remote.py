@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from chip_core.config import ModelConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.shapes import MODEL_FOLDER
+from chip_core.utils.errors import TrialError
 
 CODE = """
 from pathlib import Path

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from chip_core.config import ModelConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.shapes import MODEL_FOLDER
+from chip_core.utils.errors import TrialError
 from orchestrator.cli import main
 
 GOOD = (MODEL_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
-from chip_core.identity import fingerprint, training_identity
+from chip_core.config.identity import fingerprint, training_identity
+from chip_core.config.trial import TrialConfig
 from chip_core.objectives import ObjectiveConfig
 from chip_core.objectives.custom import check_term, load_term, needs
 from chip_core.objectives.forms import batch_objective
+from chip_core.utils.errors import TrialError
 
 SOURCE = """
 import torch.nn.functional as F

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from chip_core.objectives.from_logits import token_kl, token_logps
 from chip_core.objectives.head import HeadScores, OutputHead, head_scores
-from chip_core.objectives.logps import token_kl, token_logps
 
 CASES = ["trained", "frozen"]
 

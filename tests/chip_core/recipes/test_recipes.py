@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from chip_core import recipes
-from chip_core.config import TrialConfig
-from chip_core.identity import fingerprint, training_identity
+from chip_core.config.identity import fingerprint, training_identity
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import trial_config
 from chip_core.models import loading
-from chip_core.validation import trial_config
 
 
 def config(name: str) -> TrialConfig:

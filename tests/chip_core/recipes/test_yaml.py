@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chip_core import recipes
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize(

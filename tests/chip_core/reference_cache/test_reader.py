@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
-from chip_core.errors import TrialError
+from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
 from chip_core.reference_cache import build, shards
 from chip_core.reference_cache import folder as folder_of_stores
@@ -33,6 +32,7 @@ from chip_core.reference_cache.size import NoRoomError
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, cache_specs
 from chip_core.results import CURVES, Progress, TrialResult
 from chip_core.trial import run_trial
+from chip_core.utils.errors import TrialError
 
 Configured = Callable[..., TrialConfig]
 ROWS = 10
@@ -219,7 +219,7 @@ from pathlib import Path
 from chip_core import recipes
 from chip_core.reference_cache import build, folder
 from chip_core.reference_cache.spec import cache_specs
-from chip_core.validation import set_key, trial_config
+from chip_core.config.validation import set_key, trial_config
 folder.SHARD, build.BATCH = 4, 3
 tree = recipes.read_yaml(recipes.find("shapes"))
 for key, value in {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,

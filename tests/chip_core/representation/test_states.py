@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from chip_core.config import ModelConfig
-from chip_core.errors import TrialError, UserError
+from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import read_set
 from chip_core.representation.states import Reading, represent
 from chip_core.shapes.captions import compare
 from chip_core.shapes.world import scene_of
+from chip_core.utils.errors import TrialError, UserError
 
 Loaded = tuple[Any, Any]
 

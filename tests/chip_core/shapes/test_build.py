@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip_core.config import ModelConfig
-from chip_core.evaluation.generation import generate
+from chip_core.config.trial import ModelConfig
+from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.shapes import MODEL_FOLDER, build, captions, world

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from chip_core.evaluation.scorers.shapes import score
+from chip_core.evaluation.benchmarks.shapes.score import score
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.shapes.build import caption
 from chip_core.shapes.captions import objects_in

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from chip_core.config import TrialConfig
-from chip_core.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
-from chip_core.files import read_records
+from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.training import checkpoint, trainer
 from chip_core.training.checkpoint import broken, checkpoints, remove_after
 from chip_core.trial import run_trial
+from chip_core.utils.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
+from chip_core.utils.files import read_records
 
 Configured = Callable[..., TrialConfig]
 STEPS = 8

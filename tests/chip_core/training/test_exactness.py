@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import packing
@@ -23,15 +23,11 @@ from chip_core.models.adapters import attach
 from chip_core.models.memory import recompute_layers
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
+from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import read_result
 from chip_core.training.exactness import ON, inexact, shared_prefixes
 from chip_core.training.policy import Policy
-from chip_core.training.reference import (
-    LiveReference,
-    ReferenceScores,
-    ReferenceSource,
-    ResponseReference,
-)
+from chip_core.training.reference import LiveReference, ReferenceSource
 from chip_core.trial import run_trial
 
 from .. import families

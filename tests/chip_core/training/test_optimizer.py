@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
 from chip_core.models.parts import set_trained
 from chip_core.training.optimizer import learning_rates, make_optimizer

@@ -22,22 +22,18 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.errors import TrialError, UserError
 from chip_core.models import loading
 from chip_core.models.parts import set_trained
 from chip_core.models.shards import whole
 from chip_core.training.checkpoint import broken
-from chip_core.training.parallel import (
-    Compute,
-    SingleProcessStrategy,
-    choose_parallelism,
-    make_strategy,
-)
+from chip_core.training.parallel import Compute, SingleProcessStrategy, choose_parallelism
 from chip_core.training.policy import Policy
+from chip_core.training.trainer import make_strategy
 from chip_core.trial import run_trial
-from chip_core.workers import Workers, joined
+from chip_core.utils.errors import TrialError, UserError
+from chip_core.utils.workers import Workers, joined
 
 
 def _helper() -> Any:

@@ -18,17 +18,18 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from chip_core.config import TrialConfig
-from chip_core.errors import DiskFullError, UnfitError
+from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach
 from chip_core.models.parts import set_trained, trained_parts
 from chip_core.models.shards import whole
 from chip_core.training import checkpoint, sharded_state
 from chip_core.training.checkpoint import Checkpointer, broken, checkpoints
 from chip_core.training.optimizer import make_optimizer
-from chip_core.training.parallel import Compute, make_strategy
+from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
 from chip_core.training.sharded_state import load_shards, save_shards
+from chip_core.training.trainer import make_strategy
+from chip_core.utils.errors import DiskFullError, UnfitError
 
 from .. import families
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder, batch_order
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading

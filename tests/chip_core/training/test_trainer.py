@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import load_pairs
-from chip_core.errors import NonFiniteLossError, TrialError
-from chip_core.files import read_records
 from chip_core.models import loading
 from chip_core.training.trainer import Trainer
 from chip_core.trial import run_trial
+from chip_core.utils.errors import NonFiniteLossError, TrialError
+from chip_core.utils.files import read_records
 
 Configured = Callable[..., TrialConfig]
 

@@ -23,14 +23,14 @@ sys.path.insert(0, str(HERE.parent))
 import families  # noqa: E402
 from trainings import train  # noqa: E402
 
-from chip_core.config import TrialConfig  # noqa: E402
+from chip_core.config.trial import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
-from chip_core.files import read_records  # noqa: E402
 from chip_core.models.adapters import attach, save_model  # noqa: E402
 from chip_core.training import fsdp  # noqa: E402
 from chip_core.training.parallel import Compute  # noqa: E402
 from chip_core.training.trainer import Training  # noqa: E402
-from chip_core.workers import Workers, joined  # noqa: E402
+from chip_core.utils.files import read_records  # noqa: E402
+from chip_core.utils.workers import Workers, joined  # noqa: E402
 
 STEPS = 20
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.cluster.check import check_cluster, require_good
 from orchestrator.cluster.checks.capacity import ResourceNeed, capacity, need_of
 from orchestrator.cluster.checks.node_config import known_keys

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from chip_core.files import read_sealed
 from chip_core.recipes import parse_yaml
+from chip_core.utils.files import read_sealed
 from orchestrator.cli import main
 from orchestrator.cluster import session
 from orchestrator.cluster.head import Head

@@ -15,7 +15,7 @@ import pytest
 import requests
 from ray.job_submission import JobStatus
 
-from chip_core.errors import ConfigError, UserError
+from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.cluster import job, session
 from orchestrator.cluster.head import Head, Unreachable
 from orchestrator.cluster.job import SubmittedJob

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from chip_core.errors import UserError
-from chip_core.files import write_json
 from chip_core.results import CONFIG
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import write_json
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import plan_snapshots

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from chip_core.files import write_json
 from chip_core.results import TrialResult
 from chip_core.trial import run_trial
+from chip_core.utils.files import write_json
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chip_core.errors import ConfigError, UserError
+from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.estimate import Estimate, Prices, estimate
 from orchestrator.cost.workload import workload

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from chip_core.config import TrialConfig
-from chip_core.validation import set_key
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import set_key
 from orchestrator.cost.kinds import LIVE, STORED, answer_kind, start_kind, training_kind
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from chip_core.files import write_json
 from chip_core.results import CONFIG, Evaluation, TrialResult
+from chip_core.utils.files import write_json
 from orchestrator.cost.kinds import LIVE, answer_kind, row_kind, start_kind, training_kind
 from orchestrator.cost.rates import RateSource
 from orchestrator.cost.recorded import recorded

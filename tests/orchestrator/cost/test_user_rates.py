@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.cost.power import from_assumptions
 from orchestrator.cost.rates import ANY
 from orchestrator.cost.user_rates import Assumed, UserRates, read_user_rates

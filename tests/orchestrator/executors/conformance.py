@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from orchestrator.executors.base import (
     Answered,
     Event,

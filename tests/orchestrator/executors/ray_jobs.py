@@ -8,13 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from chip_core.errors import (
-    MemoryFullError,
-    StoppedError,
-    StorageError,
-    TrialError,
-)
-from chip_core.files import write_json
 from chip_core.results import (
     ANSWERED,
     RESULT,
@@ -24,7 +17,14 @@ from chip_core.results import (
     TrialResult,
     write_answered,
 )
-from chip_core.workers import current
+from chip_core.utils.errors import (
+    MemoryFullError,
+    StoppedError,
+    StorageError,
+    TrialError,
+)
+from chip_core.utils.files import write_json
+from chip_core.utils.workers import current
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.session import ENVIRONMENT
 from orchestrator.jobs.attempt import execute

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config import TrialConfig
-from chip_core.errors import UserError
+from chip_core.config.trial import TrialConfig
+from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.jobs.attempt import TRACEBACK

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.results import (
     AnsweredTrial,
     Answers,

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from chip_core.config import EngineConfig, ModelConfig, TrialConfig
+from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed
 from orchestrator.executors.ray.session import ENVIRONMENT
 from orchestrator.executors.ray.tuner import RayTuneExecutor

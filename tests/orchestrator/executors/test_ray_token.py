@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.executors.ray import token as ray_token
 
 

@@ -18,10 +18,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from chip_core.config import EngineConfig, ModelConfig, TrialConfig
-from chip_core.errors import UserError
-from chip_core.files import read_records
+from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.results import TrialResult
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import read_records
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.ray import session
 from orchestrator.executors.ray.session import ENVIRONMENT, request_of

@@ -12,12 +12,12 @@ import psutil
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from chip_core.config import EngineConfig, ModelConfig, TrialConfig
+from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.data.encodings import ENCODINGS
-from chip_core.errors import MemoryFullError, NonFiniteLossError, StorageError
-from chip_core.models.warm import BASE_MODELS
+from chip_core.models.base_models import BASE_MODELS
 from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
+from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StorageError
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray import slot
 from orchestrator.executors.ray.job_process import HANG, JobPayload, Outcome

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from orchestrator.executors.base import Answered, Event, Finished, Job
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.jobs.attempt import execute

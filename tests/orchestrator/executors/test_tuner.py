@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError
 
-from chip_core.config import ModelConfig, TrialConfig
-from chip_core.errors import notice_anew
-from chip_core.files import write_json
+from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.utils.errors import notice_anew
+from chip_core.utils.files import write_json
 from orchestrator.executors.base import Event, Failed, Finished, Job, Started
 from orchestrator.executors.ray import session, tuner
 from orchestrator.executors.ray.slot import PAYLOAD, metrics_of

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.files import write_json
 from chip_core.results import Evaluation, TrialResult
+from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from chip_core.errors import UserError
-from chip_core.places import Places
+from chip_core.config.paths import Places
+from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets, read_sheet_key
 from orchestrator.human_eval.pairs import Pool, answer_pool, item_images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from orchestrator.jobs.job import Job
 
 

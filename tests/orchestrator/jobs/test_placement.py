@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chip_core.config import EngineConfig
+from chip_core.config.trial import EngineConfig
 from orchestrator.jobs.placement import ResourceRequest, amounts, placement_of, resources_of, slots
 
 NODES = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0}]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config import TrialConfig
-from chip_core.files import read_records
+from chip_core.config.trial import TrialConfig
 from chip_core.training.checkpoint import checkpoints
+from chip_core.utils.files import read_records
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.jobs.stopping import Stop

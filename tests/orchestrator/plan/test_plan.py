@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.plan.plan import Plan
 
 from ..conftest import STUDY

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from chip_core import recipes
+from chip_core.config.paths import Places
 from chip_core.evaluation.readiness import problems
-from chip_core.places import Places
 from orchestrator.plan.plan import make_plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
@@ -45,7 +45,9 @@ def test_these_are_shipped() -> None:
 def test_it_is_planned_offline_on_every_recipe(
     study: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chip_core.evaluation.lmms.version", lambda: "0")  # its own process
+    monkeypatch.setattr(
+        "chip_core.evaluation.benchmarks.lmms_eval.runner.version", lambda: "0"
+    )  # its own process
     plan = make_plan(load_study(ABLATIONS / f"{study}.yaml", StudyChanges(recipe=recipe)))
     plan = resolve_search(plan, Ledger(tmp_path))
     assert len(plan.arms) == ARMS[study]
@@ -57,7 +59,9 @@ def test_it_is_planned_offline_on_every_recipe(
 
 @pytest.mark.parametrize("study", ARMS)
 def test_it_says_in_lines_what_data_it_lacks(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chip_core.evaluation.lmms.problems", lambda names: [])
+    monkeypatch.setattr(
+        "chip_core.evaluation.benchmarks.lmms_eval.runner.problems", lambda names: []
+    )
     said = problems(load_study(ABLATIONS / f"{study}.yaml").benchmarks, Places())
     assert all("\n" not in line for line in said)
     told = {line.partition(":")[0] for line in said if "its questions are in files" in line}

@@ -11,8 +11,8 @@ from zlib import crc32
 
 import pytest
 
-from chip_core.files import write_json
 from chip_core.results import Evaluation, TrialResult
+from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.build import Report, make_report
 from orchestrator.report.outcomes import load_scores

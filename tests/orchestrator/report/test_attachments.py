@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.files import write_json
+from chip_core.utils.files import write_json
 from orchestrator.report.attachments import HUMANS, find_attachments
 from orchestrator.report.sections.human import human_metrics
 from orchestrator.report.sections.representation import representation_blocks

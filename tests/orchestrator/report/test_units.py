@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from chip_core.evaluation.task import MetricInfo
-from chip_core.files import write_json
 from chip_core.results import Evaluation, TrialResult
+from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Trial
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.units import shown, shown_scale

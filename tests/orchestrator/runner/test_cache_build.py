@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from chip_core.errors import UserError
 from chip_core.reference_cache.folder import build_lock, store_folder
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.results import CURVES, MODEL
+from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chip_core.config import ModelConfig, TrialConfig
+from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.results import AnsweredTrial, Progress
 from orchestrator.executors.base import COPYING, Answered, Failed, Job, Progressed, Started
 from orchestrator.runner.display import Board, LiveDisplay

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chip_core.errors import ConfigError, UserError
 from chip_core.results import Progress
+from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.commands.studies import _limits
 from orchestrator.executors.base import Event, Failed, Job, Progressed, Started
 from orchestrator.jobs.stopping import Stop

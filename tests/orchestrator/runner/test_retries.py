@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
-from chip_core.errors import MemoryFullError
-from chip_core.files import read_records
+from chip_core.config.trial import TrialConfig
+from chip_core.utils.errors import MemoryFullError
+from chip_core.utils.files import read_records
 from orchestrator.executors.base import Event, Failed, Finished, Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.jobs.attempt import Cause, cause_of, reason_of

@@ -13,7 +13,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from chip_core.files import Spool, read_records
 from chip_core.reference_cache.folder import (
     build_lock,
     commit,
@@ -23,6 +22,7 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.shards import write_shard
 from chip_core.reference_cache.spec import CacheSpec
+from chip_core.utils.files import Spool, read_records
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.runner.jobs import jobs_for

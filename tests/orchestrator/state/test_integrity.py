@@ -12,8 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from chip_core.errors import UserError, notice_anew
-from chip_core.files import read_records
+from chip_core.utils.errors import UserError, notice_anew
+from chip_core.utils.files import read_records
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.snapshot import plan_snapshot

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import plan_snapshots

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from chip_core.benchmark_config import BenchmarksConfig
-from chip_core.errors import UserError
+from chip_core.config.benchmark import BenchmarksConfig
+from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan, make_plan

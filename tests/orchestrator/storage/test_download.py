@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.errors import UserError
-from chip_core.files import read_json, write_json
 from chip_core.trained import Trained, broken_model, model_files, write_trained
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import read_json, write_json
 from orchestrator.storage import binding
 from orchestrator.storage.binding import FILE, bind_storage, exclusive_lease, storage_of
 from orchestrator.storage.download import artifacts_of, fetch_trials, trial_key, whole_attempt

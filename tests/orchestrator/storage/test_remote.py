@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.errors import StorageError, UserError
+from chip_core.utils.errors import StorageError, UserError
 from orchestrator.storage import remote as remote_module
 from orchestrator.storage.remote import Remote, checked_uri
 

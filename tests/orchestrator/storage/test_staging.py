@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config import ModelConfig, TrialConfig
+from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.results import Progress
 from orchestrator.jobs.job import COPYING, Job
 from orchestrator.storage.download import NODE_CACHE

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from chip_core.files import read_json, write_json
 from chip_core.results import CURVES, Progress
 from chip_core.training.checkpoint import checkpoints
+from chip_core.utils.files import read_json, write_json
 from orchestrator.executors import inline
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.files import write_json
+from chip_core.utils.files import write_json
 from orchestrator.storage.remote import Remote
 from orchestrator.storage.uploader import Uploader
 

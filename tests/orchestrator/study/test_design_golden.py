@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from chip_core import recipes
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.plan.plan import Plan
 from orchestrator.study.design import layout_notes
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.cli import cli
 from orchestrator.executors.base import EarlyStopped, Event, Job, Retry, Started
 from orchestrator.plan.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.study.load import find_study, load_study
 from orchestrator.study.model import Study, StudyChanges
 

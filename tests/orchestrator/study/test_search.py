@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.benchmark_config import BenchmarksConfig
-from chip_core.errors import ConfigError
+from chip_core.config.benchmark import BenchmarksConfig
+from chip_core.utils.errors import ConfigError
 from orchestrator.cli import main
 from orchestrator.study.load import load_study
 from orchestrator.study.model import Study, StudyChanges
@@ -20,7 +20,7 @@ from ..tuned import STUDY
 
 #: A benchmark of a user's own that says its sides differ, and asks the same on both.
 PLUGIN = """
-from chip_core.evaluation.scorers.shapes import ShapesBenchmark
+from chip_core.evaluation.benchmarks.shapes.items import ShapesBenchmark
 
 class Same(ShapesBenchmark):
     splits = True

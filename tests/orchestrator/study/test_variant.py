@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.errors import ConfigError
+from chip_core.utils.errors import ConfigError
 from orchestrator.study.model import Study, level_text
 from orchestrator.study.variant import StudyChanges, variant_name
 

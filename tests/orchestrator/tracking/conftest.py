@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.files import write_json
+from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.base import TrialView

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
 

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.stores import contents, differences
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study

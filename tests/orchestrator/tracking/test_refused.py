@@ -10,7 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.next_steps import tracking_lines

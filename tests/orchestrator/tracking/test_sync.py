@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks.stores import contents, differences
-from chip_core.errors import UserError
-from chip_core.files import append_record
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import append_record
 from orchestrator.cli import cli
 from orchestrator.executors.base import Event, Job, Retry, Started
 from orchestrator.plan.plan import Plan, make_plan

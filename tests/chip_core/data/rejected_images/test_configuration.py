@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from chip_core.config import RejectedImageConfig, TrialConfig
+from chip_core.config.identity import fingerprint, inert_keys, training_identity
+from chip_core.config.strategies import STRATEGIES, NoParameters
+from chip_core.config.trial import RejectedImageConfig, TrialConfig
+from chip_core.config.validation import key_problem, trial_config
 from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImages
 from chip_core.data.rejected_images.conformance import conformance, picture
-from chip_core.errors import ConfigError
-from chip_core.identity import fingerprint, inert_keys, training_identity
 from chip_core.recipes import parse_yaml
-from chip_core.strategies import STRATEGIES, NoParameters
-from chip_core.validation import key_problem, trial_config
+from chip_core.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[4]
 
@@ -26,7 +26,7 @@ OWN = '''
 from PIL import ImageOps
 
 from chip_core.data.rejected_images import ImageStrategy, Traits
-from chip_core.fields import Section, figure
+from chip_core.config.fields import Section, figure
 
 
 class Parameters(Section):
@@ -130,7 +130,7 @@ def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> Non
         (":X", "':X' names no code: write module:attr"),
         ("my_images:Absent", "'my_images:Absent': module my_images has no 'Absent'"),
         ("my_images:NUMBER", "strategy: 'my_images:NUMBER' is no rejected-image strategy"),
-        ("my_images:Loose", "`parameters` is no subclass of chip_core.fields.Section"),
+        ("my_images:Loose", "`parameters` is no subclass of chip_core.config.fields.Section"),
         ({"strategy": "my_images:Posterize", "parameters": {"bits": 9}}, "bits: Input should be"),
         ({"strategy": "my_images:Posterize", "parameters": {"bit": 1}}, "bit: Extra inputs are"),
     ],

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from chip_core.config import RejectedImageConfig
+from chip_core.config.strategies import STRATEGIES, NoParameters
+from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images import REJECTED_IMAGES
 from chip_core.data.rejected_images.conformance import CHECKS, Bench, conformance
-from chip_core.strategies import STRATEGIES, NoParameters
 
 
 def config(strategy: str, pipeline: Path, **settings: Any) -> RejectedImageConfig:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip_core.config import RejectedImageConfig
+from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images import RejectedImages, diffusion_coefficients
-from chip_core.seeding import generator
+from chip_core.utils.seeding import generator
 
 
 def test_coefficients_equal_the_released_schedule(oracles: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
 
-from chip_core.config import RejectedImageConfig
+from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images import RejectedImage, RejectedImages
 from chip_core.data.rejected_images.conformance import picture
 from chip_core.data.rejected_images.images import as_rgb, bounded, content_boxes, same
-from chip_core.errors import TrialError
 from chip_core.shapes.processor import build_processor
+from chip_core.utils.errors import TrialError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from chip_core.benchmark_config import JudgeConfig
-from chip_core.errors import TrialError
+from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
-from chip_core.evaluation.scorers.base import JudgeRequest
+from chip_core.evaluation.scorer import JudgeRequest
+from chip_core.utils.errors import TrialError
 
 from .server import KEY, Handler, JudgeServer, good, serving, slowly
 

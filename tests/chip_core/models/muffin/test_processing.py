@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers.convert_slow_tokenizer import generate_merges
 
-from chip_core.config import ModelConfig
-from chip_core.evaluation.generation import generate
+from chip_core.config.trial import ModelConfig
+from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.muffin import MuffinImageProcessor, MuffinProcessor

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chip_core.config import ModelConfig
+from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.models.muffin import MuffinImageProcessor
 from chip_core.models.muffin.convert import convert

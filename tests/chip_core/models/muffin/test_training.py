@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from chip_core.config import TrialConfig
+from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach
 from chip_core.models.parts import named_parts
 

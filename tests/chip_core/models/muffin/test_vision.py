@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chip_core.config import ModelConfig
+from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.models.muffin import MuffinConfig, MuffinForConditionalGeneration
 from chip_core.models.muffin.convert import convert

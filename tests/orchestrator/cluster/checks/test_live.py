@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.errors import UserError
+from chip_core.utils.errors import UserError
 from orchestrator.cluster.checks.live import MARK, live_problems
 from orchestrator.cluster.checks.versions import here
 from orchestrator.cluster.config import ClusterFile, Settings

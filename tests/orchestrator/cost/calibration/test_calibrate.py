@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from chip_core.config.paths import Places
 from chip_core.evaluation.task import BENCHMARKS
-from chip_core.places import Places
 from orchestrator.cost.calibration import calibrate as calibration
 from orchestrator.cost.calibration.calibrate import calibrate, kept
 from orchestrator.cost.calibration.measure import measure

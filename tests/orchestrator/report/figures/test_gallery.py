@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from chip_core.config.strategies import STRATEGIES
 from chip_core.data.rejected_images.conformance import picture
-from chip_core.strategies import STRATEGIES
 from orchestrator.report.figures.gallery import draw_gallery, gallery_cells, read_images, scenes
 
 from ...test_cli import call
@@ -66,7 +66,7 @@ def test_two_files_of_one_name_are_two_images(
 
 OWN = """
 from chip_core.data.rejected_images import ImageStrategy, Traits
-from chip_core.fields import Section, figure
+from chip_core.config.fields import Section, figure
 
 class Parameters(Section):
     value: int = figure(9, doc="what is taken from white")

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chip_core.config import DataConfig, Transparency
+from chip_core.config.trial import DataConfig, Transparency
 from chip_core.data.preferences import first_pairs, load_pairs
 from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.source import Row, open_source
 from chip_core.evaluation.benchmarks.base import Pictures, inside
-from chip_core.evaluation.generation.prompts import Encoder
+from chip_core.evaluation.inference.prompts import Encoder
 from chip_core.evaluation.task import Item, Picture
 from chip_core.representation.described import read_set
 from orchestrator.human_eval.sheet import _data_uri

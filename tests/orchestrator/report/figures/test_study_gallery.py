@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from chip_core.config import DataConfig, RejectedImageConfig
+from chip_core.config.trial import DataConfig, RejectedImageConfig
 from chip_core.data.preferences import first_pairs
 from chip_core.data.rejected_images.conformance import picture
 from orchestrator.plan.plan import Plan

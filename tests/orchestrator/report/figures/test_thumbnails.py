@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chip_core.benchmark_config import BenchmarkConfig
-from chip_core.places import Places
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.paths import Places
 from orchestrator.report.figures.thumbnails import item_images
 from orchestrator.report.sections.changes import _benchmark
 

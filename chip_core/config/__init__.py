@@ -1,0 +1,1 @@
+"""Configuration of a trial: typed, frozen, with its fingerprint."""

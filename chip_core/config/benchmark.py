@@ -1,0 +1,199 @@
+"""The sections of a configuration that say what a model is asked, and who judges its answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import JsonValue, field_validator, model_validator
+
+from chip_core.config.fields import Section, Shorthand, engine, figure
+
+#: Keys of a request that are not a user's to say, and why.
+_KEPT = {
+    "model": "write judge.model",
+    "messages": "they are what the benchmark asks",
+    "stream": "replies are read whole",
+    "stream_options": "replies are read whole",
+    "n": "one reply is read",
+}
+#: Names of what is kept from others, without case, - and _.
+_SECRET = re.compile(
+    r"(?:x?api)?key|(?:x?api|access|auth|bearer|id|refresh|session|secret)token|token|secret|"
+    r"clientsecret|secretkey|accesskey|password|passwd|authorization|authentication|credentials?|"
+    r"cookie|bearer"
+)
+_NOT_HERE = (
+    ", and this is written down with every figure; put the key into an environment variable and "
+    "name that by api_key_env"
+)
+#: How much a request may be told to hold.
+_LONGEST_SEND = 20_000  # characters, as JSON
+
+
+class BudgetConfig(Section):
+    """What a judge may cost: counted over all trials and studies of a work directory."""
+
+    calls: int | None = engine(None, ge=1, doc="most calls that are paid for; null: no bound")
+    tokens: int | None = engine(None, ge=1, doc="most tokens, of questions and replies")
+
+
+class JudgeConfig(Shorthand):
+    """A language model that reads answers, behind an endpoint as OpenAI's. A string is the model.
+
+    Figures from another judge are not comparable: its model is part of the fingerprint.
+    """
+
+    shorthand = "model"
+
+    model: str = figure(min_length=1, doc="the judge's name, as the endpoint knows it")
+    temperature: float | None = figure(
+        None, ge=0, doc="in place of what the benchmark's own script asks with"
+    )
+    max_tokens: int | None = figure(None, ge=1, doc="longest reply, in place of the script's own")
+    send: Mapping[str, JsonValue] = figure(
+        {},
+        doc="further keys of a request and their values, in place of those above; null: a key that "
+        "is not sent (max_tokens: null, max_completion_tokens: 512)",
+    )
+    base_url: str | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
+    api_key_env: str | None = engine(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        doc="the environment variable that holds the key, where trials run; null: no key",
+    )
+    timeout: float = engine(60.0, gt=0, doc="seconds that one call may take")
+    concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
+    retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
+    budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
+
+    @field_validator("send")
+    @classmethod
+    def _what_may_be_sent(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        for key in value:
+            if key in _KEPT:
+                raise ValueError(f"'{key}' cannot be sent otherwise: {_KEPT[key]}")
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", key):
+                raise ValueError(f"{key[:40]!r} is no key of a request")
+        try:
+            text = json.dumps(value)
+            names = list(_keys(value))
+        except RecursionError:
+            raise ValueError("is nested too deep") from None
+        if len(text) > _LONGEST_SEND:
+            raise ValueError(f"is longer than {_LONGEST_SEND:,} characters")
+        for key in names:
+            if _SECRET.fullmatch(re.sub(r"[-_.\s]", "", key.lower())):
+                raise ValueError(f"'{key[:40]}' is the name of a secret{_NOT_HERE}")
+        for key, inner in value.items():
+            if re.search(r"(?<![\w-])(?:sk|gsk|hf)[-_][\w-]{16,}", json.dumps(inner)):
+                raise ValueError(f"'{key}' holds what looks like a key{_NOT_HERE}")
+        return value
+
+    @model_validator(mode="after")
+    def _each_said_once(self) -> JudgeConfig:
+        for key in ("temperature", "max_tokens"):
+            if getattr(self, key) is not None and key in self.send:
+                raise ValueError(f"{key} is said twice: remove {key} or send.{key}")
+        return self
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_it(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of a port or an IPv6 address that is none
+            named = False
+        if not named or not value.isprintable() or " " in value:
+            raise ValueError("is no address: write https://HOST/v1")
+        if parts.username is not None or parts.password is not None or parts.query:
+            raise ValueError(
+                "holds a key or a query: this address is written down with every figure; put the "
+                "key into an environment variable and name that by api_key_env"
+            )
+        return value
+
+
+class BenchmarkConfig(Shorthand):
+    """One benchmark of a study. A bare string is its name."""
+
+    shorthand = "name"
+
+    name: str = figure(min_length=1, doc="the benchmark's name, or module:attr of your own")
+    protocol: Literal["official", "corrected", "chip"] = figure(
+        "official",
+        doc="'official': as its own script, quirks included; 'corrected': what it says it "
+        "measures; 'chip': decoding and reading of the paper",
+    )
+    limit: int | None = figure(None, ge=1, doc="a seeded subset of N questions; null: all")
+    max_new_tokens: int | None = figure(
+        None, ge=1, doc="longest answer, in place of the benchmark's own"
+    )
+    num_beams: int | None = figure(
+        None, ge=1, doc="beams of the decoding, 1 is greedy; null: 3 under 'chip', else 1"
+    )
+    half: Literal["select", "report"] | None = figure(
+        None,
+        doc="of a benchmark without a split of its own: the half that is tuned on, or the other",
+    )
+    half_seed: int = figure(0, ge=0, doc="of the draw that halves it")
+    judge: JudgeConfig | None = figure(None, doc="who reads the answers, where it takes a judge")
+
+    @model_validator(mode="after")
+    def _a_half_to_draw(self) -> BenchmarkConfig:
+        if self.half is None and self.half_seed != 0:
+            raise ValueError("half_seed draws nothing where all is asked: write `half`, too")
+        return self
+
+
+class BenchmarksConfig(Section):
+    """`select` is tuned on, `report` is quoted from."""
+
+    select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
+    report: tuple[BenchmarkConfig, ...] = figure((), doc="for the table alone")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> BenchmarksConfig:
+        for side in ("select", "report"):
+            names = [benchmark.name for benchmark in getattr(self, side)]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{side}: a benchmark is named twice: name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _each_half_on_its_side(self) -> BenchmarksConfig:
+        for side in ("select", "report"):
+            for benchmark in getattr(self, side):
+                if benchmark.half not in (None, side):
+                    raise ValueError(
+                        f"{side}: '{benchmark.name}' asks the half that belongs to "
+                        f"`{benchmark.half}`: write `half: {side}`"
+                    )
+        return self
+
+    @property
+    def selecting(self) -> BenchmarksConfig:
+        """Those alone that may choose."""
+        return BenchmarksConfig(select=self.select)
+
+    @property
+    def reporting(self) -> BenchmarksConfig:
+        """Those alone that are quoted."""
+        return BenchmarksConfig(report=self.report)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Yield the keys of JSON, at any depth."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)

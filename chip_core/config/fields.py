@@ -1,0 +1,98 @@
+"""How a configuration field declares whether it belongs to a trial's fingerprint.
+
+Every field of the configuration tree is made by one of these two; a test fails for one that is
+not, so that no field can change figures without changing the fingerprint.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+#: Scalars of which pydantic takes more than is written: true is no 1, and "20" is a text.
+_EXACT = frozenset({"int", "float", "bool"})
+
+
+def _make_exact(schema: Any) -> None:
+    """Mark the scalars of a schema as strict, at any depth."""
+    if isinstance(schema, dict):
+        if schema.get("type") in _EXACT:
+            schema["strict"] = True
+        for name, below in schema.items():
+            if name not in ("default", "metadata"):
+                _make_exact(below)
+    elif isinstance(schema, (list, tuple)):
+        for below in schema:
+            _make_exact(below)
+
+
+class Section(BaseModel):
+    """A node of the configuration tree: frozen, typed, no unknown keys.
+
+    Numbers and booleans are taken as such alone. All else is pydantic's own reading: a list of YAML
+    is to become a tuple.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Take numbers and booleans strictly, in sections of a user's own as well."""
+        schema = handler(source)
+        _make_exact(schema)
+        return schema
+
+
+class Shorthand(Section):
+    """A section that a bare string can stand for: it is the value of the key `shorthand`."""
+
+    shorthand: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_string(cls, value: Any) -> Any:
+        return {cls.shorthand: value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Let a schema take the bare string too."""
+        section = handler(core)
+        own = handler.resolve_ref_schema(section)
+        bare = {key: value for key, value in own["properties"][cls.shorthand].items()
+                if key not in ("default", "title")}  # fmt: skip
+        return {"anyOf": [bare, section]}
+
+
+def figure(default: Any = ..., *, doc: str, **limits: Any) -> Any:
+    """A field that can change a trial's figures: part of the fingerprint."""
+    return _field(default, doc, "in", limits)
+
+
+def engine(default: Any = ..., *, doc: str, **limits: Any) -> Any:
+    """A field that changes how the work is done, not what comes out: not in the fingerprint."""
+    return _field(default, doc, "out", limits)
+
+
+def _field(default: Any, doc: str, fingerprint: str, limits: dict[str, Any]) -> Any:
+    if callable(default):
+        # A section is frozen: one default serves all, and a plan makes 10,000 of its trees.
+        once = isinstance(default, type) and issubclass(default, Section)
+        limits["default_factory"] = functools.cache(default) if once else default
+    else:
+        limits["default"] = default
+    return Field(description=doc, json_schema_extra={"fingerprint": fingerprint}, **limits)

@@ -1,0 +1,215 @@
+"""Which keys of a configuration decide a trial's figures, and the fingerprint over them.
+
+A key can be without effect because of another ("segment weight under dpo"): it is inert, and
+cells that differ in inert keys alone are one trial.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from chip_core.config.strategies import STRATEGIES, NoParameters
+from chip_core.config.trial import BEHAVIOUR, BenchmarkConfig, ModelConfig, TrialConfig
+from chip_core.data.rejected_images import strategy_class
+from chip_core.objectives.config import TERMS
+from chip_core.utils import plugins
+
+#: What every training was before these were keys.
+_PLAIN_TRAINING = {"label_rule": "clean", "augment": "off"}
+
+#: Asking pydantic whether these are sections takes most of a large plan's time.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def inert_keys(config: TrialConfig) -> dict[str, str]:
+    """Return key path -> why it has no effect; a path stands for everything below it."""
+    reasons: dict[str, str] = {}
+    if config.data.source == "shapes":
+        for key in ("split", "revision", "format", "transparency", "on_bad_row"):
+            reasons[f"data.{key}"] = "data.source is shapes"
+    active = config.objective.active_terms
+    objective = (
+        f"objective {config.objective.preset}"
+        if config.objective.terms is None
+        else f"objective terms {', '.join(config.objective.terms)}"
+    )
+    for term in TERMS:
+        if term in active:
+            continue
+        settings = [f"weights.{term}", f"betas.{term}"]
+        # A term of the user's own may look at what has changed.
+        own = {"segment": not config.objective.active_custom, "token": True, "anchor": True}
+        settings += [term] if own.get(term) else []
+        for key in settings:
+            reasons[f"objective.{key}"] = f"{objective} has no {term} term"
+    if config.objective.form == "released":
+        reasons["objective.segment.scope"] = "form released always compares whole sequences"
+    if not config.objective.needs_divergence:
+        reasons["reference_cache"] = f"{objective} has no token term"
+    if config.language_model != "lora":
+        reasons["lora"] = f"language_model is {config.language_model}"
+    if config.vision_encoder != "staged":
+        reasons["staged"] = f"vision_encoder is {config.vision_encoder}"
+    if config.vision_encoder == "frozen":
+        reasons["optimizer.vision_lr"] = "vision_encoder is frozen"
+    if config.projector == "frozen":
+        reasons["optimizer.projector_lr"] = "projector is frozen"
+    if not config.objective.needs_rejected_image:
+        reasons["rejected_image"] = f"{objective} has no visual term"
+        return reasons
+    strategy = config.rejected_image.strategy
+    for name, section in STRATEGIES.items():
+        if name != strategy and section is not NoParameters:
+            reasons[f"rejected_image.{name}"] = f"rejected_image is {strategy}"
+    if not plugins.is_plugin(strategy):
+        reasons["rejected_image.parameters"] = f"rejected_image is {strategy}"
+    if not strategy_class(strategy).traits.random:
+        reasons["rejected_image.corruption_seed"] = f"{strategy} draws nothing at random"
+        reasons["rejected_image.redraw"] = f"{strategy} draws nothing at random"
+    return reasons
+
+
+def training_identity(
+    config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all that decides the trained model, inert keys removed.
+
+    Args:
+        config: the trial.
+        model: the model's own identity (chip_core.models.loading.identity).
+        data: the data's own identity (chip_core.data.identity).
+    """
+    inert = inert_keys(config)
+    kept = _figures(config, inert, "")
+    del kept["benchmarks"]
+    # What the preset and the terms come to, in place of how they were written.
+    del kept["objective"]["preset"], kept["objective"]["terms"]
+    kept["objective"]["terms"] = list(config.objective.active_terms)
+    kept["objective"]["custom"] = {
+        name: [config.objective.custom[name], plugins.source_hash(name)]
+        for name in config.objective.active_custom
+    }
+    kept["model"] = {"dtype": config.model.dtype, **model}
+    for name, plain in _PLAIN_TRAINING.items():
+        # So that what was computed before there was a choice is what it was.
+        if kept["training"][name] == plain:
+            del kept["training"][name]
+    if "rejected_image" in kept:
+        kept["rejected_image"].update(_rejected_image(config))
+    kept["data"] = _data(config, data, inert)
+    # Whether it is kept changes nothing, and fp32 is what it is computed in: rounding is named.
+    if kept.pop("reference_cache", "fp32") == "bf16":
+        kept["reference"] = "bf16"
+    return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
+
+
+def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides which pairs there are.
+
+    Args:
+        config: the trial.
+        data: the data's own identity (chip_core.data.identity).
+    """
+    return _data(config, data, inert_keys(config))
+
+
+def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str, Any]:
+    """Return all that decides the rejected images of an epoch, the seed in place of its rule.
+
+    Args:
+        config: the trial.
+        epoch: counted from 0; None where they are the same in every epoch.
+    """
+    inert = inert_keys(config)
+    kept = _figures(config.rejected_image, inert, "rejected_image.") | _rejected_image(config)
+    kept.pop("redraw", None)
+    if kept.pop("corruption_seed", "shared") == "per_trial":
+        kept["seed"] = config.seed
+    return kept if epoch is None else {**kept, "epoch": epoch}
+
+
+def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides the untrained model's answers."""
+    return {"kind": "base", "behaviour": BEHAVIOUR, "model": {"dtype": config.dtype, **model}}
+
+
+def evaluation_identity(
+    side: str, benchmark: BenchmarkConfig, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all that decides a trained model's figures on a benchmark.
+
+    Args:
+        side: "select" or "report".
+        benchmark: its settings.
+        content: its own identity (chip_core.evaluation.items.identity), with the decoding that the
+            settings come to.
+    """
+    resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
+    if benchmark.half is None:
+        resolved |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
+    if benchmark.judge is not None and not benchmark.judge.send:
+        resolved["judge.send"] = "it says nothing"  # and earlier builds had no such key
+    return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, resolved, ""), **content}
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return the sha256 of an identity, as 64 hex digits."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _data(config: TrialConfig, data: Mapping[str, Any], inert: Mapping[str, str]) -> dict[str, Any]:
+    kept = _figures(config.data, inert, "data.")
+    # What is read, in place of where it lies; a revision or a format is in it where it counts.
+    named = {"source", "revision", "format"}
+    if kept.get("transparency") == "drop":
+        # So that what was computed before there was a choice is what it was.
+        named.add("transparency")
+    return {**{key: value for key, value in kept.items() if key not in named}, **data}
+
+
+def _rejected_image(config: TrialConfig) -> dict[str, Any]:
+    """Return what the chosen strategy makes of its settings, and a user's own code."""
+    name, settings = config.rejected_image.strategy, config.rejected_image.settings
+    strategy = strategy_class(name)
+    if plugins.is_plugin(name):
+        source = plugins.source_hash(name)
+        return {"parameters": strategy.identity(settings), "source": source}
+    return {} if isinstance(settings, NoParameters) else {name: strategy.identity(settings)}
+
+
+def _figures(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """Return the fields of a section that change figures, as plain data."""
+    kept: dict[str, Any] = {}
+    for name in _names(type(node)):
+        path = f"{prefix}{name}"
+        if path not in inert:
+            value = getattr(node, name)
+            kept[name] = value if type(value) in _PLAIN else _plain(value, inert, f"{path}.")
+    return kept
+
+
+@functools.cache
+def _names(section: type[BaseModel]) -> tuple[str, ...]:
+    """Return which fields of a section can change figures."""
+    names = []
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict) and "fingerprint" in extra, f"{name} is not declared"
+        if extra["fingerprint"] == "in":
+            names.append(name)
+    return tuple(names)
+
+
+def _plain(value: Any, inert: Mapping[str, str], prefix: str) -> Any:
+    if isinstance(value, BaseModel):
+        return _figures(value, inert, prefix)
+    if isinstance(value, tuple):
+        return [entry if type(entry) in _PLAIN else _plain(entry, inert, prefix) for entry in value]
+    return value

@@ -1,0 +1,111 @@
+"""What can be set of each rejected-image strategy.
+
+The strategies themselves are in chip_core/data/rejected_images/; their settings lie here, below
+the configuration, so that a study is planned without an imaging library.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from chip_core.config.fields import Section, figure
+
+
+class NoParameters(Section):
+    """Nothing can be set."""
+
+
+class DiffusionParameters(Section):
+    """Forward diffusion noise on the normalised pixel values."""
+
+    timestep: int = figure(500, ge=0, le=999, doc="T, of 1000 steps")
+    schedule: Literal["sigmoid", "linear", "scaled_linear", "cosine"] = figure(
+        "sigmoid", doc="of the noise's variance; 'sigmoid' is the released one"
+    )
+
+
+class CropParameters(Section):
+    """A window of the image, drawn at random and scaled to the image's size."""
+
+    width: int = figure(320, ge=1, doc="of the window, in pixels")
+    height: int = figure(240, ge=1, doc="of the window, in pixels")
+    share: float | None = figure(
+        None, gt=0, lt=1, doc="of the image's area, in place of width and height"
+    )
+
+
+class RotateParameters(Section):
+    """A turn to the left by a random angle; what comes into view is black."""
+
+    low: float = figure(10.0, ge=0, le=360, doc="smallest angle, in degrees")
+    high: float = figure(80.0, ge=0, le=360, doc="largest angle, in degrees")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RotateParameters:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, above high, {self.high:g}: swap them")
+        return self
+
+
+class LightingParameters(Section):
+    """All values times a random gain below 1, or by its inverse with even odds."""
+
+    low: float = figure(0.15, gt=0, lt=1, doc="smallest gain")
+    high: float = figure(0.4, gt=0, lt=1, doc="largest gain")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LightingParameters:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, above high, {self.high:g}: swap them")
+        return self
+
+
+class OcclusionParameters(Section):
+    """Boxes of one colour over the image's content."""
+
+    boxes: int = figure(3, ge=1, le=64, doc="how many")
+    share: float = figure(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
+    fill: Literal["mean", "black"] = figure("mean", doc="their colour: the processor's mean")
+
+
+class BlurParameters(Section):
+    """Gaussian blur."""
+
+    radius: float = figure(0.06, gt=0, le=1, doc="sigma as a share of the shorter side")
+
+
+class MixupParameters(Section):
+    """The image mixed with another training image."""
+
+    weight: float = figure(0.5, gt=0, lt=1, doc="of the other image")
+
+
+class InpaintParameters(Section):
+    """Boxes over the image's content, filled by a diffusers inpainting pipeline."""
+
+    path: str | None = figure(None, doc="a folder with a diffusers inpainting pipeline")
+    prompt: str = figure("background", doc="what the boxes are filled with")
+    boxes: int = figure(2, ge=1, le=64, doc="how many")
+    share: float = figure(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
+    steps: int = figure(20, ge=1, le=1000, doc="of denoising")
+    guidance: float = figure(7.5, ge=0, doc="scale of classifier-free guidance")
+    side: int = figure(512, ge=64, le=2048, doc="longest side while painting, in pixels")
+
+
+#: Every strategy by name, with what can be set of it.
+STRATEGIES: dict[str, type[Section]] = {
+    "diffusion": DiffusionParameters,
+    "black": NoParameters,
+    "mean": NoParameters,
+    "crop": CropParameters,
+    "rotate": RotateParameters,
+    "random": NoParameters,
+    "lighting": LightingParameters,
+    "occlusion": OcclusionParameters,
+    "blur": BlurParameters,
+    "mixup": MixupParameters,
+    "inpaint": InpaintParameters,
+    "given": NoParameters,
+}

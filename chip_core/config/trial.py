@@ -1,0 +1,366 @@
+"""TrialConfig: all of what one trial is, as one frozen, typed tree.
+
+A recipe is such a tree in YAML. Each field says by `figure` or `engine` whether it can change
+the trial's figures (chip_core/config/fields.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from chip_core.config.benchmark import BenchmarkConfig as BenchmarkConfig
+from chip_core.config.benchmark import BenchmarksConfig as BenchmarksConfig
+from chip_core.config.benchmark import JudgeConfig as JudgeConfig
+from chip_core.config.fields import Section, Shorthand, engine, figure
+from chip_core.config.strategies import (
+    STRATEGIES,
+    BlurParameters,
+    CropParameters,
+    DiffusionParameters,
+    InpaintParameters,
+    LightingParameters,
+    MixupParameters,
+    NoParameters,
+    OcclusionParameters,
+    RotateParameters,
+)
+from chip_core.objectives.config import ObjectiveConfig
+from chip_core.utils import plugins
+from chip_core.utils.files import expanded
+from chip_core.utils.registry import suggestion
+
+#: Raised whenever code changes figures; part of every fingerprint.
+BEHAVIOUR = 1
+
+#: What becomes of the transparent parts of a picture: seen on white, or their colours as stored.
+Transparency = Literal["white", "drop"]
+
+#: What generators of random numbers take.
+LARGEST_SEED = 2**63 - 1
+
+
+class ModelConfig(Shorthand):
+    """The model that is trained, and frozen as the reference. A bare string is its path."""
+
+    shorthand = "path"
+
+    path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
+    revision: str | None = figure(None, doc="a hub revision")
+    dtype: Literal["fp32", "bf16"] = figure("fp32", doc="precision of training and scoring")
+    trust_remote_code: bool = figure(
+        False,
+        doc="true: code that comes with the model is run, with all your rights; a hub name needs "
+        "its commit as `revision`",
+    )
+
+
+class DataConfig(Section):
+    """The preference pairs."""
+
+    source: str = figure(
+        "shapes",
+        min_length=1,
+        doc="'shapes' (the embedded world), a file, folder or glob of parquet or JSON lines, "
+        "or a hub name; by content in the fingerprint",
+    )
+    split: str | None = figure(None, doc="of a folder or a hub name; null: all files, 'train'")
+    revision: str | None = figure(None, doc="a hub revision")
+    format: Literal["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"] = figure(
+        "auto", doc="how rows are laid out; 'auto': found by the columns"
+    )
+    limit: int | None = figure(None, ge=1, doc="the first N rows only")
+    image_root: str | None = engine(
+        None, doc="folder where image paths begin; null: the data file's own"
+    )
+    transparency: Transparency = figure(
+        "white",
+        doc="what is transparent in an image: seen on 'white', or 'drop': its stored colours",
+    )
+    on_bad_row: Literal["fail", "skip"] = figure(
+        "fail", doc="'fail': before the first step, with the list; 'skip': left out and counted"
+    )
+
+
+def _plugin_section(name: str) -> type[Section]:
+    """Return the settings' section of a user's own strategy."""
+    strategy = plugins.load(name)
+    section = getattr(strategy, "parameters", None)
+    if not hasattr(strategy, "traits"):
+        raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        raise ValueError(
+            f"'{name}': `parameters` is no subclass of chip_core.config.fields.Section"
+        )
+    return section
+
+
+def _known_strategy(name: str) -> str:
+    if plugins.is_plugin(name):
+        _plugin_section(name)
+    elif name not in STRATEGIES:
+        raise ValueError(
+            f"unknown level '{name}': {suggestion(name, [*STRATEGIES, 'module:attr'])}"
+        )
+    return name
+
+
+Strategy = Annotated[
+    str,
+    AfterValidator(_known_strategy),
+    WithJsonSchema({"anyOf": [{"enum": list(STRATEGIES)}, {"type": "string", "pattern": ":"}]}),
+]
+
+
+class RejectedImageConfig(Shorthand):
+    """How the visual term's rejected image is made. A bare string is the strategy."""
+
+    shorthand = "strategy"
+
+    strategy: Strategy = figure("diffusion", doc="a strategy's name, or module:attr of your own")
+    diffusion: DiffusionParameters = figure(DiffusionParameters, doc="settings of 'diffusion'")
+    crop: CropParameters = figure(CropParameters, doc="settings of 'crop'")
+    rotate: RotateParameters = figure(RotateParameters, doc="settings of 'rotate'")
+    lighting: LightingParameters = figure(LightingParameters, doc="settings of 'lighting'")
+    occlusion: OcclusionParameters = figure(OcclusionParameters, doc="settings of 'occlusion'")
+    blur: BlurParameters = figure(BlurParameters, doc="settings of 'blur'")
+    mixup: MixupParameters = figure(MixupParameters, doc="settings of 'mixup'")
+    inpaint: InpaintParameters = figure(InpaintParameters, doc="settings of 'inpaint'")
+    parameters: Mapping[str, Any] = figure({}, doc="settings of a strategy of your own")
+    redraw: Literal["once", "each_epoch"] = figure(
+        "once", doc="'once': every epoch sees the same draw; 'each_epoch': a new one each time"
+    )
+    corruption_seed: Literal["shared", "per_trial"] = figure(
+        "shared", doc="'shared': every seed sees the same draws; 'per_trial': by the trial's seed"
+    )
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_the_plugin(cls, value: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
+        """Check a user's own settings by the strategy's own section; defaults are filled in."""
+        name = info.data.get("strategy", "")  # not there where it is wrong itself
+        if not plugins.is_plugin(name):
+            return value
+        try:
+            return _plugin_section(name).model_validate(dict(value)).model_dump(mode="json")
+        except ValidationError as error:
+            raise ValueError(_one_line(error)) from None
+
+    @model_validator(mode="after")
+    def _a_pipeline_to_paint_with(self) -> RejectedImageConfig:
+        path = self.inpaint.path
+        if self.strategy != "inpaint":
+            return self
+        if path is None:
+            raise ValueError("'inpaint' needs rejected_image.inpaint.path: a pipeline's folder")
+        if not os.path.isfile(expanded(path) / "model_index.json"):
+            raise ValueError(f"inpaint.path: no diffusers pipeline in {path}: name its folder")
+        return self
+
+    @property
+    def settings(self) -> Section:
+        """What is set of the strategy chosen."""
+        if plugins.is_plugin(self.strategy):
+            return _plugin_section(self.strategy).model_validate(dict(self.parameters))
+        chosen: Section = getattr(self, self.strategy, NoParameters())
+        return chosen
+
+
+def _one_line(error: ValidationError) -> str:
+    return "; ".join(
+        ": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()
+    )
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule, clipping."""
+
+    lr: float = figure(5e-7, gt=0, doc="peak learning rate")
+    betas: tuple[Decay, Decay] = figure((0.9, 0.999), doc="AdamW's betas")
+    eps: float = figure(1e-8, gt=0, doc="AdamW's epsilon")
+    weight_decay: float = figure(0.0, ge=0, doc="decoupled weight decay")
+    schedule: Literal["cosine", "constant"] = figure(
+        "cosine", doc="shape after warm-up: to 0 along a cosine, or constant"
+    )
+    warmup: float = figure(0.03, ge=0, lt=1, doc="share of the steps with a rising rate")
+    clip: float | None = figure(20.0, gt=0, doc="largest global gradient norm; null: no clipping")
+    vision_lr: float | None = figure(None, gt=0, doc="the vision encoder's own peak; null: lr")
+    projector_lr: float | None = figure(None, gt=0, doc="the projector's own peak; null: lr")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the language model's linear layers; dropout is 0 as everywhere."""
+
+    rank: int = figure(16, ge=1, doc="rank of each update")
+    alpha: float = figure(32.0, gt=0, doc="an update is scaled by alpha / rank")
+    targets: Literal["all"] | tuple[str, ...] = figure(
+        "all", doc="'all' linear layers of the decoder, or their last names, e.g. [q_proj, v_proj]"
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all" else value
+
+    @field_validator("targets")
+    @classmethod
+    def _a_layer_at_least(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("names no layer: write all, or names such as [q_proj, v_proj]")
+        return value
+
+
+class StagedConfig(Section):
+    """The vision encoder alone first, then everything that is trained."""
+
+    share: float = figure(0.3, gt=0, lt=1, doc="share of the steps that train the encoder alone")
+
+
+class TrainingConfig(Section):
+    """How long and in what portions."""
+
+    epochs: int = figure(1, ge=1, doc="passes over the pairs")
+    max_steps: int | None = figure(None, ge=1, doc="stop after so many updates")
+    batch_size: int = figure(32, ge=1, doc="global batch: pairs per update")
+    max_length: int = figure(2048, ge=16, doc="longest sequence; only responses are cut")
+    label_rule: Literal["clean", "released"] = figure(
+        "clean",
+        doc="which tokens are scored: 'clean': the response; 'released': as its family's released "
+        "training scores it, where that is another way (docs/muffin.md)",
+    )
+    augment: Literal["off", "released"] = figure(
+        "off",
+        doc="'released': each epoch sees its own draw of every image, as Muffin's released "
+        "training does (docs/muffin.md)",
+    )
+
+
+class EngineConfig(Section):
+    """How the work is done. Nothing here changes what is computed, but for rounding."""
+
+    micro_batch: int = engine(4, ge=1, doc="pairs per forward pass; the rest is accumulated")
+    device: Literal["auto", "cpu", "cuda"] = engine("auto", doc="'auto': CUDA where there is one")
+    threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
+    workers_per_trial: int = engine(1, ge=1, doc="processes that share a training")
+    gpus_per_worker: float = engine(
+        0.0, ge=0, doc="GPUs each of them is given; a share of one, too"
+    )
+    cpus_per_worker: int = engine(1, ge=1, doc="CPUs each of them is given")
+    parallel: Literal["auto", "ddp", "fsdp"] = engine(
+        "auto",
+        doc="how several workers share a model: 'ddp': each has it whole; 'fsdp': each has a "
+        "part; 'auto': 'fsdp' where it does not fit one GPU whole",
+    )
+    bucket: bool = engine(
+        True, doc="whether the pairs of a batch are computed with those of like length"
+    )
+    loader_workers: int | None = engine(
+        None, ge=0, doc="processes that read and encode pairs ahead; null: 2 with a GPU, else none"
+    )
+    generation_batch: int = engine(64, ge=1, doc="items decoded together")
+    log_every: int = engine(1, ge=1, doc="steps between points of the training curves")
+    checkpoint_every: int | None = engine(
+        None, ge=1, doc="steps between checkpoints of a training; null: none"
+    )
+    fresh_process: bool = engine(
+        False,
+        doc="whether each trial on Ray has a process of its own; else a process runs one trial "
+        "after another, to the same figures",
+    )
+    retries: int = engine(
+        3,
+        ge=0,
+        doc="attempts more that a trial gets within a run after its worker or its node was lost",
+    )
+    stall_after: float | None = engine(
+        3600.0,
+        gt=0,
+        doc="seconds without progress after which a worker on Ray counts as hanging, and is lost; "
+        "null: never",
+    )
+    gradient_checkpointing: bool = engine(
+        False, doc="whether layers are computed again in the backward pass, to save memory"
+    )
+    prefix_sharing: Literal["auto", "off"] = engine(
+        "auto",
+        doc="'auto': chosen and rejected are computed behind one prompt, where that is exact; "
+        "'off': one pass a response",
+    )
+    feature_cache: Literal["auto", "on", "off"] = engine(
+        "auto",
+        doc="whether a frozen vision encoder's output is kept for all trials; 'auto': for trials "
+        "without a GPU",
+    )
+    logits_chunk: int = engine(
+        512, ge=1, doc="response positions whose logits are held at the same time"
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
+        "auto", doc="kind of attention; 'auto': what transformers takes for the model"
+    )
+
+
+class TrialConfig(Section):
+    """One trial: a model trained with one objective and one seed, and its benchmarks."""
+
+    model: ModelConfig = figure(doc="the model")
+    data: DataConfig = figure(DataConfig, doc="the preference pairs")
+    objective: ObjectiveConfig = figure(ObjectiveConfig, doc="the training objective")
+    rejected_image: RejectedImageConfig = figure(
+        RejectedImageConfig, doc="the visual term's rejected image"
+    )
+    vision_encoder: Literal["frozen", "trained", "staged"] = figure(
+        "frozen", doc="whether the vision encoder is trained; 'staged': alone first, then with all"
+    )
+    staged: StagedConfig = figure(StagedConfig, doc="settings of vision_encoder 'staged'")
+    projector: Literal["frozen", "trained"] = figure(
+        "trained", doc="whether the projector is trained"
+    )
+    language_model: Literal["frozen", "full", "lora"] = figure(
+        "full", doc="whether the language model is trained, and how"
+    )
+    lora: LoraConfig = figure(LoraConfig, doc="settings of language_model 'lora'")
+    reference_cache: Literal["fp32", "bf16", "off"] = figure(
+        "fp32",
+        doc="precision of the reference's hidden states, computed once and kept for all trials; "
+        "'off': nothing is kept, and it is fp32",
+    )
+    optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
+    training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
+    benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")
+    seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="of every random draw")
+    engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
+
+    @property
+    def reference_precision(self) -> Literal["fp32", "bf16"]:
+        """What the reference's hidden states are rounded to, kept or not."""
+        return "bf16" if self.reference_cache == "bf16" else "fp32"
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> TrialConfig:
+        if (self.vision_encoder, self.projector, self.language_model) == ("frozen",) * 3:
+            raise ValueError(
+                "nothing is trained: vision_encoder, projector and language_model are all frozen"
+            )
+        return self
+
+
+#: A bare string at these keys sets the named key below it.
+SHORTHANDS = {
+    name: field.annotation.shorthand
+    for name, field in TrialConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Shorthand)
+}

@@ -1,0 +1,143 @@
+"""Ask a model that exists the questions of benchmarks: no training, no study."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.paths import Places
+from chip_core.config.trial import ModelConfig
+from chip_core.evaluation.inference.answering import InferenceContext, answer
+from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.scoring import score_answers
+from chip_core.evaluation.task import Side
+from chip_core.models import loading
+from chip_core.results import Evaluation, Progress
+from chip_core.trained import require_model, weights_mark
+from chip_core.utils.errors import ConfigError, UserError
+from chip_core.utils.files import read_json
+from chip_core.utils.workers import current
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate_model(
+    model: str,
+    benchmarks: Sequence[BenchmarkConfig],
+    *,
+    folder: Path,
+    places: Places,
+    base: str | None = None,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    batch_size: int = 64,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Evaluation]:
+    """Return benchmark -> its figures for a Hugging Face or PEFT folder, or a hub name.
+
+    Answers that lie in `folder` already, of the same weights, are taken over.
+
+    Args:
+        model: 'shapes', a folder, or a hub name.
+        benchmarks: what is asked.
+        folder: gets answers, responses and scores.
+        places: where the benchmarks' data lie.
+        base: the base model of a PEFT folder; None: the one that the folder names.
+        dtype: what answers are computed in.
+        batch_size: items answered together.
+        report: told of progress.
+
+    Raises:
+        UserError: there is no such model, or a benchmark lacks something.
+        TrialError: the model cannot be loaded or asked.
+    """
+    asked = BenchmarksConfig(report=tuple(benchmarks))
+    config, trained = _model(model, base, dtype)
+    if (own := trained or loading.local_folder(config.path)) is not None:
+        require_model(own)
+    broken = loading.problem(config)
+    if broken is not None and trained is not None and base is None:
+        broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
+    lacking = [*([f"{model}: {broken}"] if broken is not None else []), *problems(asked, places)]
+    if lacking:
+        raise ConfigError(lacking)
+    report(Progress(phase="start", done=0, total=1))
+    loaded, processor = loading.load(config, trained=trained)
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    context = InferenceContext(
+        model=loaded,
+        processor=processor,
+        weights=_mark(config, trained),
+        folder=folder,
+        places=places,
+        batch_size=batch_size,
+        bf16=dtype == "bf16",
+        report=report,
+        checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
+    )
+    return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
+
+
+def _model(
+    model: str, base: str | None, dtype: Literal["fp32", "bf16"]
+) -> tuple[ModelConfig, Path | None]:
+    """Return the model to load, and the PEFT folder that is put on it."""
+    folder = Path(model).expanduser()
+    if not (folder / loading.ADAPTER_CONFIG).exists():
+        if base is not None:
+            raise UserError(f"--base: {model} holds no adapter: leave it out")
+        return ModelConfig(path=model, dtype=dtype), None
+    try:
+        named = read_json(folder / loading.ADAPTER_CONFIG)["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = None
+    path = base or named
+    if not path:
+        raise UserError(f"{model} holds an adapter that names no base model: give it by --base")
+    if named and not _same_model(str(named), str(path)):
+        file = folder / loading.ADAPTER_CONFIG
+        _log.warning("%s names %s as its base model: --base puts it on %s", file, named, base)
+    return ModelConfig(path=str(path), dtype=dtype), folder
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Return whether two paths or hub names mean the same, by where it lies."""
+    lie = [loading.local_folder(each) for each in (one, other)]
+    if None in lie:
+        return one == other
+    return len({folder.resolve() for folder in lie if folder is not None}) == 1
+
+
+def _mark(config: ModelConfig, trained: Path | None) -> str:
+    base = json.dumps(loading.identity(config), sort_keys=True)
+    return base if trained is None else f"{base} {weights_mark(trained)}"
+
+
+def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> Evaluation:
+    """Ask a model a benchmark's questions and score its answers.
+
+    On several workers (torch.distributed) each answers its share; the first scores, and all of
+    them return the same.
+
+    Raises:
+        TrialError: something that the benchmark needs is not there, or its judge does not answer.
+    """
+    made = answer(context, side, settings)
+    if isinstance(made, Evaluation):
+        return made
+    answers = made
+    return current().broadcast_from_rank0(
+        lambda: score_answers(
+            answers,
+            side,
+            settings,
+            folder=context.folder,
+            places=context.places,
+            report=context.report,
+        )
+    )

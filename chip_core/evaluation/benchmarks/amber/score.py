@@ -1,0 +1,286 @@
+"""AMBER: descriptions against annotated objects, and yes/no questions on hallucinations.
+
+Source: arXiv 2311.07397, inference.py of junyangwang0410/AMBER. Answers: rows of `id` and
+`response`. The questions' kinds are groups: `generative`, `existence`, `attribute/state`,
+`attribute/number`, `attribute/action`, `relation`.
+
+| metric        | numerator of an item               | denominator of an item                |
+|---------------|------------------------------------|---------------------------------------|
+| `chair`       | hallucinated nouns                 | nouns of the vocabulary               |
+| `cover`       | annotated objects that are named   | annotated objects                     |
+| `hal`         | 1 if any noun is hallucinated      | 1                                     |
+| `cog`         | official: targets that are named   | official: targets                     |
+|               | corrected: nouns that are a target | corrected: nouns of the vocabulary    |
+| `accuracy`    | 1 if the answer is right           | 1                                     |
+| `precision`   | 1 if "no" is said and right        | 1 if "no" is said                     |
+| `recall`      | 1 if "no" is said and right        | 1 if "no" is right                    |
+| `f1`          | 2 if "no" is said and right        | precision's and recall's denominators |
+| `amber_score` | (100 − chair + f1) / 2: not a ratio of sums, so without items              |
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation.benchmarks.amber import figures
+from chip_core.evaluation.benchmarks.amber.nouns import (
+    SIMILAR,
+    CorrectedPicture,
+    Counts,
+    OfficialPicture,
+    WordLists,
+    word_lists,
+)
+from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.evaluation.reading import first_of, read_json, read_objects, refuse_repeats
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    Need,
+    ProtocolName,
+    Resources,
+    Scored,
+    Similarity,
+    refuse_protocol,
+)
+from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.text.language import lemma, nltk_problems, require, tags, words
+from chip_core.evaluation.text.similarity import SpacySimilarity
+from chip_core.evaluation.unreadable import unreadable
+from chip_core.utils.errors import UserError
+
+#: Kind of a question in annotations.json -> its group; every other kind is a relation.
+GROUPS = {
+    "generative": "generative",
+    "discriminative-hallucination": "existence",
+    "discriminative-attribute-state": "attribute/state",
+    "discriminative-attribute-number": "attribute/number",
+    "discriminative-attribute-action": "attribute/action",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    id: int
+    group: str
+    truth: Any  # "yes" or "no"; of a description, the objects that are there
+    targets: Sequence[str] = ()
+
+
+class AmberScorer:
+    """AMBER's scorer."""
+
+    name = "amber"
+    version = "amber-2"
+    needs: frozenset[Need] = frozenset({"similarity", "nltk"})
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
+    metrics: Mapping[str, MetricInfo] = figures.METRICS
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read rows of `id` (or `item`) and `response`, as JSON or JSON lines."""
+        return [
+            _answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score answers to the generative questions, the discriminative ones, or both.
+
+        `chip` is the official reading of the answer without the space around it.
+        """
+        refuse_protocol(self, protocol)
+        folder = data if (data / "annotations.json").exists() else data / "data"
+        questions = _questions(folder / "annotations.json")
+        asked = [_question(answer, number, questions) for number, answer in enumerate(answers, 1)]
+        corrected = protocol == "corrected"
+        if corrected:
+            refuse_repeats(answers, self.name)
+        else:
+            _refuse_what_stops_the_script(answers, asked)
+        pairs = [
+            (question, answer.response.strip() if protocol == "chip" else answer.response)
+            for question, answer in zip(asked, answers, strict=True)
+            if not (corrected and "response" in answer.fields)
+        ]
+        items: dict[str, list[ItemOutcome]] = defaultdict(list)
+        described = [pair for pair in pairs if pair[0].group == "generative"]
+        if described:
+            counter = _Nouns(folder, resources.similarity, corrected)
+            for question, response in described:
+                _add_description(items, question, counter.count(question, response))
+        asked_yes_or_no = [pair for pair in pairs if pair[0].group != "generative"]
+        verdicts = [_said(response, corrected) for _, response in asked_yes_or_no]
+        for (question, _), said in zip(asked_yes_or_no, verdicts, strict=True):
+            _add_yes_or_no(items, question, said)
+        done = {question.id for question, _ in pairs}
+        held = {
+            question.id: question.group
+            for item, question in questions.items()
+            if resources.only is None or item in resources.only
+        }
+        metrics = (
+            figures.corrected(items)
+            if corrected
+            else figures.official(items, figures.published_type(done, held))
+        )
+        return Scored(
+            metrics=metrics,
+            n=len(pairs),
+            missing=len(held.keys() - done),
+            unreadable=tuple(
+                unreadable(str(question.id), response)
+                for (question, response), said in zip(asked_yes_or_no, verdicts, strict=True)
+                if not said
+            ),
+        )
+
+
+class _Nouns:
+    """Counts what the nouns of descriptions say."""
+
+    def __init__(self, folder: Path, similarity: Similarity | None, corrected: bool) -> None:
+        require(nltk_problems(), "amber")
+        self._lists = _word_lists(folder)
+        self._vocabulary = self._lists.vocabulary
+        self._similarity = similarity or SpacySimilarity()
+        self._corrected = corrected
+
+    def count(self, question: _Question, response: str) -> Counts:
+        tokens = words(response)
+        nouns = [
+            lemma(word.lower() if self._corrected else word)
+            for word, tag in zip(tokens, tags(tokens), strict=True)
+            if tag.startswith("NN")
+        ]
+        picture: type[CorrectedPicture] | type[OfficialPicture] = (
+            CorrectedPicture if self._corrected else OfficialPicture
+        )
+        unknown = [
+            word
+            for word in [*question.truth, *question.targets]
+            if word not in self._lists.associations
+        ]
+        if unknown:
+            raise UserError(f"amber: relation.json has no '{unknown[0]}' (question {question.id})")
+        return picture(question.truth, question.targets, self._lists, self._similar).count(
+            noun for noun in nouns if noun in self._vocabulary
+        )
+
+    def _similar(self, one: str, other: str) -> bool:
+        return self._similarity(one, other) > SIMILAR
+
+
+def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
+    item = first_of(row, ("id", "item"), path, number)
+    response = first_of(row, ("response",), path, number)
+    fields: dict[str, Any] = {}
+    if "id" in row and type(item) is not int:
+        fields["id"] = item
+    if not isinstance(response, str):
+        fields["response"] = response
+    return Answer(
+        item=str(item), response=response if isinstance(response, str) else "", fields=fields
+    )
+
+
+def _questions(file: Path) -> dict[str, _Question]:
+    questions = {}
+    try:
+        for row in read_json(file):
+            group = GROUPS.get(row["type"], "relation")
+            targets = row["hallu"] if group == "generative" else ()
+            questions[str(row["id"])] = _Question(
+                id=row["id"], group=group, truth=row["truth"], targets=targets
+            )
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: not AMBER's annotations (id, type, truth of each)") from None
+    return questions
+
+
+def _word_lists(folder: Path) -> WordLists:
+    safe = folder / "safe_words.txt"
+    if not safe.exists():
+        raise UserError(f"{safe}: there is no such file")
+    return word_lists(read_json(folder / "relation.json"), safe.read_text(encoding="utf-8"))
+
+
+def _question(answer: Answer, number: int, questions: Mapping[str, _Question]) -> _Question:
+    try:
+        return questions[answer.item]
+    except KeyError:
+        raise UserError(
+            f"amber: answer {number}: id {answer.item!r} is no question of AMBER "
+            f"({len(questions)} questions, ids from 1)"
+        ) from None
+
+
+def _refuse_what_stops_the_script(answers: Sequence[Answer], asked: Sequence[_Question]) -> None:
+    for number, (answer, question) in enumerate(zip(answers, asked, strict=True), start=1):
+        if "id" in answer.fields:
+            raise UserError(
+                f"amber: answer {number}: id {answer.fields['id']!r} is no whole number, at which "
+                "the official script stops"
+            )
+        if question.group == "generative" and "response" in answer.fields:
+            raise UserError(
+                f"amber: answer {number} (id {question.id}): the response is not text, at which "
+                "the official script stops; --protocol corrected counts it as missing"
+            )
+
+
+def _said(response: str, corrected: bool) -> str:
+    """Return "yes", "no" or "": the official script knows `Yes` and `No` alone."""
+    if not corrected:
+        return {"Yes": "yes", "No": "no"}.get(response, "")
+    # Imported here: its patterns take a tenth of a second to compile.
+    from chip_core.evaluation.text.verdicts import read_verdict
+
+    return read_verdict(response) or ""
+
+
+def _add_description(
+    items: dict[str, list[ItemOutcome]], question: _Question, counts: Counts
+) -> None:
+    for name, numerator, denominator in (
+        ("chair", counts.hallucinated, counts.nouns),
+        ("cover", counts.covered, counts.objects),
+        ("hal", not counts.clean, 1),
+        ("cog", counts.expected, counts.expected_of),
+    ):
+        items[name].append(_outcome(question, numerator, denominator))
+
+
+def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, said: str) -> None:
+    """Add to a question's own part; a hallucination is what is asked for, so "no" is positive."""
+    is_no, said_no = question.truth != "yes", said == "no"
+    right = said == ("no" if is_no else "yes")
+    both = is_no and said_no
+    for name, numerator, denominator in (
+        ("accuracy", right, 1),
+        ("precision", both, said_no),
+        ("recall", both, is_no),
+        ("f1", 2 * both, said_no + is_no),
+    ):
+        items[f"{question.group}/{name}"].append(_outcome(question, numerator, denominator))
+
+
+def _outcome(question: _Question, numerator: float, denominator: float) -> ItemOutcome:
+    return ItemOutcome(
+        item=str(question.id),
+        numerator=float(numerator),
+        denominator=float(denominator),
+        group=question.group,
+    )
+
+
+SCORERS.register("amber")(AmberScorer())

@@ -1,0 +1,51 @@
+"""CHAIR: describe a COCO picture.
+
+CHAIR publishes no questions: its folder holds `questions.jsonl`, rows of
+`image_id`, and `question` and `image` where they are not the usual ones; the pictures are COCO's,
+in `val2014/` there or in a folder `coco/` beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from chip_core.evaluation import reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, coco_folders, inside
+from chip_core.evaluation.benchmarks.chair.score import ChairScorer
+from chip_core.evaluation.scorer import ProtocolName
+from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
+
+#: What CHAIR is asked with where a row does not say.
+DESCRIBE = "Please describe this image in detail."
+
+
+class Described(FileBenchmark):
+    """Pictures to describe."""
+
+    questions: Sequence[str] = ("questions.jsonl",)
+
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return the questions in the file's order."""
+        folder = self._folder(data)
+        pictures = Pictures(coco_folders(folder))
+        rows = reading.read_rows(reading.find(folder, self.questions, self.name))
+        return [
+            Item(
+                id=item,
+                prompt=row.text("question") if row.has("question") else DESCRIBE,
+                pictures=(_picture(row, item, pictures),),
+            )
+            for item, row in reading.by_item(rows, lambda row: row.id("image_id"))
+        ]
+
+
+def _picture(row: reading.Row, item: str, pictures: Pictures) -> Picture:
+    image = row.text("image") if row.has("image") else f"COCO_val2014_{int(item):012d}.jpg"
+    if len(image) > 255 or "." not in image:  # no file's name: the picture itself
+        return inside(item, lambda: image)
+    train = image.replace("_val2014_", "_train2014_")
+    return pictures.file(image, *([train] if train != image and not row.has("image") else []))
+
+
+BENCHMARKS.register("chair")(Described(ChairScorer()))

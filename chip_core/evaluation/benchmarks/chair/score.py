@@ -1,0 +1,168 @@
+"""CHAIR by rule: objects that captions name against the objects in COCO's images.
+
+Source: arXiv 1809.02156; the script is Maxlinn/CHAIR-metric-standalone, chair.py. Answers: rows of
+`image_id` and `caption`. Benchmark folder: synonyms.txt.
+
+| metric    | numerator of a caption             | denominator of a caption |
+|-----------|------------------------------------|--------------------------|
+| `chair_s` | 1 if any object is not there       | 1                        |
+| `chair_i` | mentions of objects not there      | mentions of objects      |
+| `recall`  | objects of the image that are named| objects of the image     |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation.benchmarks.coco import ObjectNames, joined_words, read_names, read_truth
+from chip_core.evaluation.figures import as_printed, outcome, plain
+from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.evaluation.reading import first_of, read_objects, refuse_repeats
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    Need,
+    ProtocolName,
+    Resources,
+    Scored,
+    refuse_protocol,
+)
+from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.text.language import nltk_problems, require, singular, words
+from chip_core.utils.errors import UserError
+
+#: The pairs that the script reads as one word, whether or not its synonyms know them.
+PAIRS = (
+    "motor bike", "motor cycle", "air plane", "traffic light", "street light", "traffic signal",
+    "stop light", "fire hydrant", "stop sign", "parking meter", "suit case", "sports ball",
+    "baseball bat", "baseball glove", "tennis racket", "wine glass", "hot dog", "cell phone",
+    "mobile phone", "teddy bear", "hair drier", "potted plant", "bow tie", "laptop computer",
+    "stove top oven",
+)  # fmt: skip
+
+METRICS: Mapping[str, MetricInfo] = {
+    "chair_s": MetricInfo(unit="percent", goal="minimize"),
+    "chair_i": MetricInfo(unit="percent", goal="minimize"),
+    "recall": MetricInfo(unit="percent", goal="maximize"),
+}
+
+
+class ChairScorer:
+    """Rule CHAIR's scorer."""
+
+    name = "chair"
+    version = "chair-1"
+    needs: frozenset[Need] = frozenset({"coco", "nltk"})
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
+    metrics = METRICS
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read rows of `image_id` (or `item`) and `caption` (or `response`)."""
+        return [
+            _answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score captions; an image that is captioned twice counts twice under `official`."""
+        refuse_protocol(self, protocol)
+        require(nltk_problems(("punkt_tab",)), self.name)
+        corrected = protocol == "corrected"
+        names, read = _reader(data, corrected)
+        if corrected:
+            refuse_repeats(answers, self.name)
+        else:
+            _refuse_what_stops_the_script(answers)
+        truth = read_truth(
+            resources.coco,
+            (answer.item for answer in answers),
+            names,
+            read,
+            official=not corrected,
+            who=self.name,
+        )
+        if corrected:
+            truth.refuse_unknown(answers, self.name)
+        kept = [answer for answer in answers if not (corrected and "response" in answer.fields)]
+        items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
+        for answer in kept:
+            there, named = truth.of(answer.item), read(answer.response)
+            wrong = sum(category not in there for category in named)
+            for name, numerator, denominator in (
+                ("chair_s", wrong > 0, 1),
+                ("chair_i", wrong, len(named)),
+                ("recall", len(there.intersection(named)), len(there)),
+            ):
+                items[name].append(outcome(answer.item, numerator, denominator))
+        metrics = (
+            plain(METRICS, items)
+            if corrected
+            else as_printed(METRICS, items, digits=1, who=self.name)
+        )
+        asked = resources.only or {answer.item for answer in answers}
+        return Scored(
+            metrics=metrics,
+            n=len(kept),
+            missing=len(asked - {answer.item for answer in kept}),
+        )
+
+
+def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
+    image = first_of(row, ("image_id", "item"), path, number)
+    caption = first_of(row, ("caption", "response"), path, number)
+    fields: dict[str, Any] = {}
+    if "image_id" in row and type(image) is not int:
+        fields["image_id"] = image
+    if not isinstance(caption, str):
+        fields["response"] = caption
+    return Answer(
+        item=str(image), response=caption if isinstance(caption, str) else "", fields=fields
+    )
+
+
+def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
+    for number, answer in enumerate(answers, start=1):
+        if "image_id" in answer.fields:
+            raise UserError(
+                f"chair: answer {number}: image_id {answer.fields['image_id']!r} is no whole "
+                "number: the official script finds no such image and takes every object for wrong"
+            )
+        if "response" in answer.fields:
+            raise UserError(
+                f"chair: answer {number} (image {answer.item}): the caption is not text, at which "
+                "the official script stops; --protocol corrected counts it as missing"
+            )
+
+
+def _reader(data: Path, corrected: bool) -> tuple[ObjectNames, Callable[[str], list[str]]]:
+    """Return the objects' names, and what finds the categories that a text names, with repeats."""
+    category = read_names(data / "synonyms.txt", strip=corrected)
+    pairs = list(PAIRS)
+    if corrected:
+        category = {name.lower(): kind for name, kind in category.items()}
+        pairs += [name for name in category if len(name.split()) == 2]
+    names = ObjectNames(category=category, joined=joined_words(pairs))
+    parts = {word for name in (*category, *names.joined) for word in name.split()}
+
+    def word_of(word: str) -> str:
+        if not corrected:
+            return singular(word)
+        forms = (word, singular(word), word.removesuffix("s"))
+        return next((form for form in forms if form in parts), word)
+
+    def read(text: str) -> list[str]:
+        joined = names.join([word_of(word) for word in words(text.lower())])
+        return [category[word] for word in names.objects(joined)]
+
+    return names, read
+
+
+SCORERS.register("chair")(ChairScorer())

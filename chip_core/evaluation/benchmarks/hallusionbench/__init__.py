@@ -1,0 +1,4 @@
+"""HallusionBench: yes/no questions on figures."""
+
+from chip_core.evaluation.benchmarks.hallusionbench import items as items
+from chip_core.evaluation.benchmarks.hallusionbench import score as score

@@ -1,0 +1,297 @@
+"""HallusionBench's figures from verdicts: how what `score.py` says is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Literal
+
+from chip_core.evaluation import figures
+from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.utils.errors import UserError
+
+WRONG, RIGHT, UNCLEAR = 0, 1, 2
+
+#: Why a question failed: language went before sight, sight itself failed, or it could be either.
+Cause = Literal["language_hallucination", "visual_illusion", "mixed"]
+CAUSES: tuple[Cause, ...] = ("language_hallucination", "visual_illusion", "mixed")
+_LANGUAGE, _SIGHT, _MIXED = CAUSES
+_pair, _figure = attrgetter("pair"), attrgetter("figure")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question of the benchmark: the same text may be asked of several figures of a set."""
+
+    category: str  # VD: it needs its figure; VS: the figure only adds to it
+    subcategory: str
+    set_id: str
+    figure_id: str  # "0": the original figure; of VS: none
+    question_id: str
+    visual_input: str  # "0" none, "1" as found, "2" edited
+    truth: int  # 1: yes is right
+
+    @property
+    def item(self) -> str:
+        """Its id."""
+        return "_".join((self.part, self.set_id, self.figure_id, self.question_id))
+
+    @property
+    def part(self) -> str:
+        """The part of the benchmark that it belongs to."""
+        return f"{self.category}_{self.subcategory}"
+
+    @property
+    def pair(self) -> str:
+        """All that ask the same."""
+        return "_".join((self.part, self.set_id, self.question_id))
+
+    @property
+    def figure(self) -> str:
+        """All that ask of the same figure."""
+        return "_".join((self.part, self.set_id, self.figure_id))
+
+    @property
+    def original(self) -> bool:
+        """Whether the others of its pair are compared with it."""
+        return self.figure_id == "0"
+
+    @property
+    def text_only(self) -> bool:
+        """Whether there is no figure: an unclear answer is right then."""
+        return self.category == "VS" and self.original
+
+    @property
+    def hard(self) -> bool:
+        """Whether its figure is edited."""
+        return self.visual_input == "2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A question and what was said of its answer."""
+
+    question: Question
+    verdict: int  # WRONG, RIGHT, UNCLEAR
+    same: bool | None = None  # whether the answer agrees with the original's; None: not known
+
+    @property
+    def right(self) -> bool:
+        """Whether it counts as right."""
+        return self.verdict == RIGHT or (self.verdict == UNCLEAR and self.question.text_only)
+
+
+def needs_same(question: Question, verdict: int, original: int | None) -> bool:
+    """Whether the cause of a failure hangs on whether the answer agrees with the original's."""
+    if question.original or verdict != WRONG or original is None:
+        return False
+    if question.category == "VD":
+        return original == RIGHT
+    return original == WRONG or (original == RIGHT and question.hard)
+
+
+def cause(judged: Judged, original: int | None) -> Cause | None:
+    """Return why a question failed; None where it did not.
+
+    Args:
+        judged: the question; where the cause hangs on it, `same` must be known.
+        original: the verdict on its pair's original, None for the original itself.
+    """
+    question, verdict = judged.question, judged.verdict
+    if judged.right:
+        return None
+    if question.original:
+        return _SIGHT if question.category == "VD" else _LANGUAGE
+    if question.category == "VD":
+        return _MIXED if needs_same(question, verdict, original) and judged.same else _SIGHT
+    if original == WRONG:
+        return _LANGUAGE if verdict == WRONG and judged.same else _MIXED
+    # The text alone was answered well, or not at all: sight fails, unless an edited figure gets
+    # the answer that the text alone got.
+    return _LANGUAGE if needs_same(question, verdict, original) and judged.same else _SIGHT
+
+
+def official_items(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
+    """Return each metric's items as the official script counts them.
+
+    Raises:
+        UserError: a question's original is not there, where the official script stops.
+    """
+    originals = {each.question.pair: each.verdict for each in judged if each.question.original}
+    for each in judged:
+        if each.question.pair not in originals:
+            raise UserError(
+                f"hallusionbench: {each.question.item} has an answer and the same question without "
+                "edited figure (figure_id 0) has none: the official script stops there"
+            )
+    return {
+        "q_acc": _all_right(judged, _pair),
+        "f_acc": _all_right(_shown(judged), _figure),
+        "easy_a_acc": _all_right((each for each in judged if not each.question.hard), _pair),
+        "hard_a_acc": _all_right((each for each in judged if each.question.hard), _pair),
+        "a_acc": _questions(judged, lambda each: each.right),
+        **_bias(judged),
+        **_consistency(_shown(judged)),
+        **_diagnosis(judged, originals),
+    }
+
+
+def corrected_items(
+    judged: Sequence[Judged], benchmark: Iterable[Question]
+) -> dict[str, list[ItemOutcome]]:
+    """Return each metric's items: sets of questions count where all of them have a verdict."""
+    originals = {each.question.pair: each.verdict for each in judged if each.question.original}
+    there = {each.question.item for each in judged}
+    lacking = [question for question in benchmark if question.item not in there]
+    pairs = {question.pair for question in lacking}
+    shown = {question.figure for question in lacking}
+    whole_pairs = [each for each in judged if each.question.pair not in pairs]
+    whole_figures = _shown(each for each in judged if each.question.figure not in shown)
+    told = [
+        each
+        for each in judged
+        if (each.question.original or each.question.pair in originals)
+        and (
+            each.same is not None
+            or not needs_same(each.question, each.verdict, originals[each.question.pair])
+        )
+    ]
+    return {
+        "q_acc": _all_right(whole_pairs, _pair),
+        "f_acc": _all_right(whole_figures, _figure),
+        "easy_a_acc": _questions(
+            (each for each in judged if not each.question.hard), lambda each: each.right
+        ),
+        "hard_a_acc": _questions(
+            (each for each in judged if each.question.hard), lambda each: each.right
+        ),
+        "a_acc": _questions(judged, lambda each: each.right),
+        # An unclear answer is neither a yes nor a no.
+        **_bias([each for each in judged if each.verdict != UNCLEAR]),
+        **_consistency(whole_figures),
+        **_diagnosis(told, originals),
+    }
+
+
+def official_values(
+    judged: Sequence[Judged], items: Mapping[str, Sequence[ItemOutcome]]
+) -> dict[str, float]:
+    """Return the figures as printed.
+
+    Raises:
+        UserError: the official script divides by zero on its way to them.
+    """
+    for category in ("VD", "VS"):
+        for hard in (False, True):
+            if not any(
+                each.question.category == category and each.question.hard is hard for each in judged
+            ):
+                what = "with edited figures" if hard else "without edited figures"
+                raise UserError(
+                    f"hallusionbench: there are no answers to {category} questions {what}: the "
+                    "official script divides by their number; protocol corrected does not"
+                )
+    if all(each.right for each in judged):
+        raise UserError(
+            "hallusionbench: no answer is wrong, and the official script divides by the number "
+            "of wrong ones; protocol corrected does not"
+        )
+    values = {
+        name: round(
+            100 * sum(item.numerator for item in found) / sum(item.denominator for item in found), 4
+        )
+        for name, found in items.items()
+        if not name.startswith("yes_no_bias")
+    }
+    says_yes = sum(_says_yes(each) for each in judged)
+    is_yes = sum(each.question.truth for each in judged)
+    values["yes_no_bias_pct_diff"] = says_yes / len(judged) - is_yes / len(judged)
+    values["yes_no_bias_fp_ratio"] = figures.ratio(items["yes_no_bias_fp_ratio"]) or 0.0
+    return values
+
+
+def _says_yes(each: Judged) -> bool:
+    """Whether the answer is a yes, told from whether it is right."""
+    return int(each.right) == each.question.truth
+
+
+def _shown(judged: Iterable[Judged]) -> list[Judged]:
+    return [each for each in judged if not each.question.text_only]
+
+
+def _questions(judged: Iterable[Judged], share: Callable[[Judged], float]) -> list[ItemOutcome]:
+    return [
+        figures.outcome(each.question.item, share(each), group=each.question.part)
+        for each in judged
+    ]
+
+
+def _sets(
+    judged: Iterable[Judged], key: Callable[[Question], str]
+) -> list[tuple[str, str, int, int]]:
+    """Return name, part, right and all of each set of questions."""
+    counts: dict[str, tuple[str, int, int]] = {}
+    for each in judged:
+        part, right, whole = counts.get(key(each.question), (each.question.part, 0, 0))
+        counts[key(each.question)] = (part, right + each.right, whole + 1)
+    return [(name, *count) for name, count in counts.items()]
+
+
+def _all_right(judged: Iterable[Judged], key: Callable[[Question], str]) -> list[ItemOutcome]:
+    return [
+        figures.outcome(name, right == whole, group=part)
+        for name, part, right, whole in _sets(judged, key)
+    ]
+
+
+def _consistency(judged: Iterable[Judged]) -> dict[str, list[ItemOutcome]]:
+    counts = _sets(judged, _figure)
+    kinds: dict[str, Callable[[int, int], bool]] = {
+        "correct": lambda right, whole: right == whole,
+        "inconsistent": lambda right, whole: 0 < right < whole,
+        "wrong": lambda right, whole: right == 0,
+    }
+    return {
+        f"consistency/{kind}": [
+            figures.outcome(name, holds(right, whole), group=part)
+            for name, part, right, whole in counts
+        ]
+        for kind, holds in kinds.items()
+    }
+
+
+def _bias(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
+    return {
+        "yes_no_bias_pct_diff": _questions(
+            judged, lambda each: _says_yes(each) - each.question.truth
+        ),
+        "yes_no_bias_fp_ratio": [
+            figures.outcome(
+                each.question.item,
+                not each.right and not each.question.truth,
+                not each.right,
+                each.question.part,
+            )
+            for each in judged
+        ],
+    }
+
+
+def _diagnosis(
+    judged: Iterable[Judged], originals: Mapping[str, int]
+) -> dict[str, list[ItemOutcome]]:
+    causes = [
+        (
+            each.question,
+            cause(each, None if each.question.original else originals[each.question.pair]),
+        )
+        for each in judged
+    ]
+    return {
+        f"diagnosis/{kind}": [
+            figures.outcome(question.item, found == kind, found is not None, question.part)
+            for question, found in causes
+        ]
+        for kind in CAUSES
+    }

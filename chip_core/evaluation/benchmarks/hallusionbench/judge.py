@@ -1,0 +1,309 @@
+"""Asking a judge about HallusionBench's answers, and reading what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation.benchmarks.hallusionbench.figures import (
+    RIGHT,
+    UNCLEAR,
+    WRONG,
+    Judged,
+    Question,
+    needs_same,
+)
+from chip_core.evaluation.judge import asking
+from chip_core.evaluation.judge.asking import Part, Place
+from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources
+from chip_core.evaluation.text.reply_words import Vocabulary, Word
+from chip_core.evaluation.unreadable import Unreadable, unreadable
+from chip_core.utils.errors import UserError
+
+#: Where the official prompts are published: a script, its function, the names it fills in.
+SCRIPT = "utils.py"
+VERDICT_FUNCTION, SAME_FUNCTION = "evaluate_by_chatgpt", "check_same_by_chatgpt"
+QUESTION, REFERENCE = Place("question"), Place("gt_answer_details")
+ANSWER, ORIGINAL = Place("output_entry"), Place("response2")
+
+VERDICT_PROMPT: tuple[Part, ...] = (
+    "You mark the answer to a question about an image that you do not see. Compare it with the "
+    "reference. Reply with one word: correct if it does not contradict the reference, incorrect if "
+    "it does, unclear if it does not commit itself.\n\nQuestion: ",
+    QUESTION,
+    "\nReference: ",
+    REFERENCE,
+    "\nAnswer: ",
+    ANSWER,
+    "\nYour word: ",
+)
+SAME_PROMPT: tuple[Part, ...] = (
+    "Two answers were given to two questions that you do not see. Taking both as true, do they "
+    "contradict each other? Reply with one word: same if they do not, different if they do.\n\n"
+    "First answer: ",
+    ANSWER,
+    "\nSecond answer: ",
+    ORIGINAL,
+    "\nYour word: ",
+)
+
+
+#: Nouns that "correct" tells of where it tells nothing of the answer that is judged.
+_ANSWERS = (
+    r"answer|response|value|option|one|choice|statement|number|reading|information|interpretation"
+)
+_VERDICTS = Vocabulary(
+    words=(
+        Word(
+            WRONG,
+            r"(?<![^\W_])(?:in-?correct|inkorrekt\w*|unrichtig\w*|incorrecte?s?|incorrect[oa]s?|"
+            r"erróne[oa]s?|erroné|erronée)(?![^\W_])|错误",
+            r"(?<![^\W_])(?:wrong|false|inaccurate|falsch\w*|faux|fausse|inexacte?|fals[oa]|"
+            r"equivocad[oa])(?![^\W_])|错(?!误)",
+            RIGHT,
+        ),
+        Word(
+            UNCLEAR,
+            r"(?<![^\W_])(?:unclear|ambiguous|undetermined|indeterminate|inconclusive|non-?committal|"
+            r"unklar|uneindeutig|mehrdeutig|ambigue?|ambiguë|ambigu[oa]|incierto|"
+            r"(?:not|isn't|nicht|pas|peu|no\s+está|no\s+es|poco)\s+(?:entirely\s+|very\s+|ganz\s+|très\s+|muy\s+)?"
+            r"(?:clear|klar|eindeutig|claire?|clar[oa]))(?![^\W_])|"
+            r"不清楚|不明确|不清晰|不确定|模糊|含糊",
+        ),
+        Word(
+            RIGHT,
+            r"(?<![^\W_])(?:correct|korrekt\w*|richtig\w*|correcte?s?|correct[oa]s?)(?![^\W_])|正确",
+            r"(?<![^\W_])(?:right|accurate|true|zutreffend|stimmt|exacte?|juste|vraie?|"
+            r"acertad[oa]|ciert[oa])(?![^\W_])|对",
+            WRONG,
+        ),
+    ),
+    apart=(
+        r"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?<!gives )(?<!give )(?<!gave )(?<!provides )"
+        rf"(?<!provide )\b(?:the|a|its|their)\s+(?:correct|right|true|wrong|incorrect)\s+"
+        rf"(?:{_ANSWERS})s?\b|"
+        r"\bcorrect\s+(?:answer|response)s?\s*(?:is|was|are|would|should|:|=|-)|"
+        r"\b(?:the\s+)?(?:reference|ground[\s-]truth|gold|gt)(?:\s+(?:answer|response))?\s+(?:is|says\s+\w+\s+is)\s+(?:in)?correct\b|"
+        r"\b(?:richtige|korrekte|falsche)\s+(?:antwort|lösung)\b|\bréponse\s+(?:in)?correcte\b|"
+        r"\bbonne\s+réponse\b|\brespuesta\s+(?:in)?correcta\b|"
+        r"正确的?(?:答案|回答)|参考答案是?正确的?|(?:the|to\s+the|on\s+the|upper|lower|top|bottom|left\s+and)\s+right\b|对于|对应|对比|对照|相对|对面"
+    ),
+    phrases=(
+        (
+            RIGHT,
+            r"\b(?:(?:does|do|did)\s+not|(?:does|do|did)n't|not)\s+(?:\w+\s+)?(?:conflict|contradict)|"
+            r"\bno\s+(?:conflict|contradiction)|\b(?:answer(?:s|ed)|respond(?:s|ed))\s+correctly\b|"
+            r"(?:不|没有|无)(?:矛盾|冲突)",
+        ),
+        (
+            WRONG,
+            r"(?<!not )(?<!n't )(?<!directly )\b(?:contradict|conflict)(?:s|ed)\b|"
+            r"(?<!not )(?<!n't )\bdirectly\s+(?:contradict|conflict)(?:s|ed)\b|"
+            r"\bin\s+(?:conflict|contradiction)\s+with\b|"
+            r"\b(?:answer(?:s|ed)|respond(?:s|ed))\s+incorrectly\b",
+        ),
+    ),
+    keys={"correct": (RIGHT, WRONG), "incorrect": (WRONG, RIGHT)},
+    # The names of the verdicts in the official script's own files.
+    codes={"1": RIGHT, "0": WRONG, "2": UNCLEAR},
+)
+_ALIKE = Vocabulary(
+    words=(
+        Word(
+            0,
+            r"(?<![^\W_])(?:different|inconsistent|contradictory|unterschiedlich\w*|verschieden\w*|"
+            r"widersprüchlich\w*|différente?s?|diferentes?|distint[oa]s?)(?![^\W_])|不同|不一致|不一样|矛盾",
+            r"(?<![^\W_])(?:conflicting|incompatible)(?![^\W_])",
+            1,
+        ),
+        Word(
+            1,
+            r"(?<![^\W_])(?:same|identical|consistent|gleich\w*|dasselbe|identisch|konsistent|mêmes?|"
+            r"identiques?|cohérentes?|mism[oa]s?|igual(?:es)?|idéntic[oa]s?|coherentes?)(?![^\W_])|"
+            r"相同|一致|一样",
+            r"(?<![^\W_])(?:compatible|equivalent)(?![^\W_])",
+            0,
+        ),
+    ),
+    apart=(
+        r"\bsame\s+(?:images?|maps?|figures?|questions?|pictures?|topics?|things?|objects?|subjects?|"
+        r"persons?|years?|values?|scenes?|charts?|tables?|data|time|place|country|city|set)\b|"
+        r"\b(?:two|these)\s+different\s+\w+|"
+        r"\bdifferent\s+(?:questions?|images?|figures?|aspects?|things|topics?|pictures?|wordings?|words)\b"
+    ),
+    phrases=(
+        (
+            1,
+            r"\b(?:(?:does|do|did)\s+not|(?:does|do|did)n't)\s+(?:\w+\s+)?(?:conflict|contradict)|"
+            r"\bno\s+(?:logical\s+)?(?:conflict|contradiction)",
+        ),
+        (
+            0,
+            r"(?<!not )(?<!n't )(?<!directly )\b(?:contradicts?|conflicts?\s+with)\b|"
+            r"(?<!not )(?<!n't )\bdirectly\s+(?:contradict|conflict)s?\b|\bin\s+conflict\b|"
+            r"\ba\s+(?:clear\s+|logical\s+)?(?:conflict|contradiction)\b",
+        ),
+    ),
+    keys={"same": (1, 0), "consistent": (1, 0), "different": (0, 1)},
+)
+
+
+def judge(
+    answers: Sequence[Answer],
+    questions: Mapping[str, Question],
+    rows: Mapping[str, Mapping[str, Any]],
+    *,
+    data: Path,
+    protocol: ProtocolName,
+    resources: Resources,
+) -> tuple[list[Judged], int, list[Unreadable]]:
+    """Return what is said of each answer, of how many a judge said nothing, and what was not read.
+
+    Verdicts that the answers bring are taken; a judge is asked for those that are not there, and
+    then for `same` where a failure's cause hangs on it. Under `corrected` an answer without a
+    verdict is left out.
+
+    Args:
+        answers: each item once.
+        questions: by item.
+        rows: the benchmark's rows by item.
+        data: the benchmark's folder, where the official prompts may lie.
+        protocol: how replies are read.
+        resources: the judge.
+    """
+    asking_for = _Prompts(data=data, protocol=protocol)
+    corrected = protocol == "corrected"
+    texts = {answer.item: _clean(answer.response, protocol) for answer in answers}
+    requests = [
+        asking_for.verdict(
+            answer, texts[answer.item], {**rows.get(answer.item, {}), **answer.fields}
+        )
+        for answer in answers
+        if "verdict" not in answer.fields
+    ]
+    replies = asking.ask(resources, requests, "hallusionbench")
+    read = verdict if corrected else official_verdict
+    verdicts = {
+        answer.item: read(replies[answer.item])
+        if answer.item in replies
+        else _given(answer, "verdict", (WRONG, RIGHT, UNCLEAR))
+        for answer in answers
+    }
+    originals = {question.pair: item for item, question in questions.items() if question.original}
+
+    def original(item: str) -> str | None:
+        question = questions[item]
+        return None if question.original else originals.get(question.pair)
+
+    requests = [
+        asking_for.same(answer.item, texts[answer.item], texts[first])
+        for answer in answers
+        if "same" not in answer.fields
+        and (first := original(answer.item)) is not None
+        and (found := verdicts[answer.item]) is not None
+        and needs_same(questions[answer.item], found, verdicts[first])
+    ]
+    if corrected and resources.judge is None:
+        requests = []  # those causes are left out
+    agreed = asking.ask(resources, requests, "hallusionbench")
+    judged = []
+    for answer in answers:
+        found = verdicts[answer.item]
+        key = f"{answer.item}/same"
+        if "same" in answer.fields:
+            alike: bool | None = _given(answer, "same", (0, 1)) == 1
+        elif key in agreed:
+            alike = (same if corrected else official_same)(agreed[key])
+        else:
+            alike = None
+        if found is not None:
+            judged.append(Judged(question=questions[answer.item], verdict=found, same=alike))
+    failed = sum(reply is None or verdicts[item] is None for item, reply in replies.items())
+    unread = [
+        unreadable(key, reply, "reply")
+        for key, reply in {**replies, **agreed}.items()
+        if corrected
+        and reply is not None
+        and (same(reply) if key in agreed else verdicts[key]) is None
+    ]
+    return judged, failed, unread
+
+
+def official_verdict(reply: str | None) -> int:
+    """Read a verdict as the official script does; nothing said is unclear."""
+    text = (reply or "").lower()
+    return WRONG if "incorrect" in text else RIGHT if "correct" in text else UNCLEAR
+
+
+def official_same(reply: str | None) -> bool:
+    """Read whether answers agree as the official script does; nothing said is different."""
+    return "same" in (reply or "").lower()
+
+
+def verdict(reply: str | None) -> int | None:
+    """Read the one verdict that a reply gives; None for none or several."""
+    return _VERDICTS.read(reply or "")
+
+
+def same(reply: str | None) -> bool | None:
+    """Read whether a reply finds two answers the same; None where it says neither or both."""
+    found = _ALIKE.read(reply or "")
+    return None if found is None else found == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompts:
+    """The two questions to a judge; the official ones where their script lies in the folder."""
+
+    data: Path
+    protocol: ProtocolName
+
+    def verdict(self, answer: Answer, text: str, row: Mapping[str, Any]) -> JudgeRequest:
+        """Ask whether an answer is right."""
+        for key in (QUESTION.name, REFERENCE.name):
+            if not isinstance(row.get(key), str):
+                raise UserError(f"hallusionbench: '{answer.item}' has no {key} for the judge")
+        texts = {
+            QUESTION: row[QUESTION.name],
+            REFERENCE: row[REFERENCE.name],
+            ANSWER: text,
+        }
+        return self._request(answer.item, self._of_verdict, texts)
+
+    def same(self, item: str, text: str, original: str) -> JudgeRequest:
+        """Ask whether an answer agrees with the original's; the request's item is ITEM/same."""
+        texts = {ANSWER: text, ORIGINAL: original}
+        return self._request(f"{item}/same", self._of_same, texts)
+
+    @cached_property
+    def _of_verdict(self) -> tuple[Part, ...]:
+        return asking.published_prompt(self.data, SCRIPT, VERDICT_FUNCTION) or VERDICT_PROMPT
+
+    @cached_property
+    def _of_same(self) -> tuple[Part, ...]:
+        return asking.published_prompt(self.data, SCRIPT, SAME_FUNCTION) or SAME_PROMPT
+
+    def _request(self, item: str, parts: tuple[Part, ...], texts: dict[Place, str]) -> JudgeRequest:
+        return JudgeRequest(
+            item=item,
+            messages=asking.user_message(asking.fill(parts, texts)),
+            # The official script names no temperature, which the interface takes for 1.
+            temperature=0.0 if self.protocol == "corrected" else 1.0,
+        )
+
+
+def _clean(response: str, protocol: ProtocolName) -> str:
+    return response.replace("Assistant:", "").strip() if protocol == "chip" else response
+
+
+def _given(answer: Answer, key: str, choices: tuple[int, ...]) -> int:
+    value = str(answer.fields[key])
+    if value not in map(str, choices):
+        listed = ", ".join(map(str, choices))
+        raise UserError(
+            f"hallusionbench: '{answer.item}': {key} must be one of {listed}, got '{value[:40]}'"
+        )
+    return int(value)

@@ -1,0 +1,182 @@
+"""Score HallusionBench: yes/no questions on a figure, asked again of edited figures and of none.
+
+Rules of the official evaluation.py and utils.py (tianyi-lab/HallusionBench). Each answer has a
+verdict: 1 right, 0 wrong, 2 unclear. VD questions need their figure; VS questions can be asked
+without one (figure 0), and being unclear is right there.
+
+| metric                 | an item is           | numerator               | denominator          |
+|------------------------|----------------------|-------------------------|----------------------|
+| `a_acc`                | a question           | 1 if right              | 1                    |
+| `q_acc`                | one question over all its figures | 1 if all right | 1               |
+| `easy_a_acc`           | the same, over figures that are not edited | ″     | 1               |
+| `hard_a_acc`           | the same, over edited figures              | ″     | 1               |
+| `f_acc`, `consistency/correct` | a figure     | 1 if all its questions are right | 1           |
+| `consistency/wrong`    | a figure             | 1 if none is            | 1                    |
+| `consistency/inconsistent` | a figure         | 1 if some are           | 1                    |
+| `yes_no_bias_pct_diff` | a question           | (says yes) − (is yes)   | 1                    |
+| `yes_no_bias_fp_ratio` | a question           | 1 if wrong and no is right | 1 if wrong        |
+| `diagnosis/CAUSE`      | a question           | 1 if it failed for CAUSE | 1 if it failed      |
+
+Under `corrected` the easy and hard accuracies count questions, not sets of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation import figures, reading
+from chip_core.evaluation.benchmarks.hallusionbench import figures as counting
+from chip_core.evaluation.benchmarks.hallusionbench import judge as judging
+from chip_core.evaluation.benchmarks.hallusionbench.figures import Question
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    Need,
+    ProtocolName,
+    Resources,
+    Scored,
+    refuse_protocol,
+)
+from chip_core.evaluation.task import MetricInfo
+from chip_core.utils.errors import UserError
+
+KEY = ("category", "subcategory", "set_id", "figure_id", "question_id")
+TRUTH = ("visual_input", "gt_answer")
+TEXTS = ("question", "gt_answer_details")
+#: A verdict's name in our cases and in the official script's own files.
+VERDICTS = ("verdict", "gpt4v_output_gpt_check")
+
+
+class HallusionBenchScorer:
+    """HallusionBench."""
+
+    name = "hallusionbench"
+    version = "hallusionbench-2"
+    needs: frozenset[Need] = frozenset({"judge"})  # unless the answers bring their verdicts
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
+    metrics: Mapping[str, MetricInfo] = {
+        **{
+            name: MetricInfo(unit="percent", goal="maximize")
+            for name in ("q_acc", "f_acc", "easy_a_acc", "hard_a_acc", "a_acc")
+        },
+        "yes_no_bias_pct_diff": MetricInfo(unit="fraction", goal="minimize"),
+        "yes_no_bias_fp_ratio": MetricInfo(unit="fraction", goal="minimize"),
+        "consistency/correct": MetricInfo(unit="percent", goal="maximize"),
+        "consistency/inconsistent": MetricInfo(unit="percent", goal="minimize"),
+        "consistency/wrong": MetricInfo(unit="percent", goal="minimize"),
+        **{
+            f"diagnosis/{cause}": MetricInfo(unit="percent", goal="minimize")
+            for cause in counting.CAUSES
+        },
+    }
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read the benchmark's rows with model_prediction, and verdict and same where they are."""
+        return [_answer(row) for row in reading.read_rows(path)]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score answers by their verdicts; a judge gives those that are not there.
+
+        `chip` is `official` with the paper's clean-up of an answer before it is judged.
+        """
+        refuse_protocol(self, protocol)
+        reading.need_answers(answers, self.name)
+        rows = _benchmark(data, resources)
+        corrected = protocol == "corrected"
+        if corrected:
+            reading.answered(answers, rows, self.name)
+        else:
+            _refuse_repeats(answers)
+        questions = {
+            answer.item: _question(answer.item, rows.get(answer.item, {}), answer.fields)
+            if not corrected
+            else _question(answer.item, rows[answer.item], {})
+            for answer in answers
+        }
+        judged, failed, unread = judging.judge(
+            answers, questions, rows, data=data, protocol=protocol, resources=resources
+        )
+        if corrected:
+            items = counting.corrected_items(
+                judged, [_question(item, row, {}) for item, row in rows.items()]
+            )
+            values = None
+        else:
+            judged = [each for each in judged if each.question.category in ("VD", "VS")]
+            items = counting.official_items(judged)
+            values = counting.official_values(judged, items)
+        return Scored(
+            metrics=figures.metrics(self.metrics, items, values),
+            n=len(judged),
+            missing=sum(item not in questions for item in rows) + failed,
+            unreadable=tuple(unread),
+        )
+
+
+def _refuse_repeats(answers: Sequence[Answer]) -> None:
+    for item, times in Counter(answer.item for answer in answers).items():
+        if times > 1:
+            raise UserError(
+                f"hallusionbench: {item} is answered {times} times, and the official script stops "
+                "there: keep one"
+            )
+
+
+def _answer(row: reading.Row) -> Answer:
+    verdict = next((row.id(key) for key in VERDICTS if row.has(key)), None)
+    said = verdict is None or row.has("model_prediction", "response")
+    fields = {key: row.id(key) for key in (*KEY, *TRUTH, "same") if row.has(key)}
+    fields |= {key: row.text(key) for key in TEXTS if row.has(key)}
+    return Answer(
+        item=_item(row) if row.has(*KEY) else row.id("item"),
+        response=row.text("model_prediction", "response") if said else "",
+        fields=fields if verdict is None else fields | {"verdict": verdict},
+    )
+
+
+def _item(row: reading.Row) -> str:
+    return "_".join(row.id(key) for key in KEY)
+
+
+def _benchmark(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
+    rows = reading.read_rows(reading.find(data, ["HallusionBench.json"], "hallusionbench"))
+    return {
+        item: row.values
+        for item, row in reading.by_item(rows, _item)
+        if resources.only is None or item in resources.only
+    }
+
+
+def _question(item: str, row: Mapping[str, Any], own: Mapping[str, Any]) -> Question:
+    """Return a question as the benchmark has it, or as the answer's row has (the official way)."""
+    values = {**row, **own}
+    for key in (*KEY, *TRUTH):
+        if key not in values:
+            raise UserError(
+                f"hallusionbench: '{item}' is the id of no question of the benchmark, and its row "
+                f"has no {key} of its own"
+            )
+    if str(values["gt_answer"]) not in ("0", "1"):
+        raise UserError(f"hallusionbench: '{item}': gt_answer must be 0 or 1")
+    return Question(
+        category=str(values["category"]),
+        subcategory=str(values["subcategory"]),
+        set_id=str(values["set_id"]),
+        figure_id=str(values["figure_id"]),
+        question_id=str(values["question_id"]),
+        visual_input=str(values["visual_input"]),
+        truth=int(values["gt_answer"]),
+    )
+
+
+SCORERS.register("hallusionbench")(HallusionBenchScorer())

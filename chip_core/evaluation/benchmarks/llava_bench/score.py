@@ -1,0 +1,248 @@
+"""Score LLaVA-Bench (In-the-Wild): a judge rates each answer beside a reference answer.
+
+Rules of LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The judge sees a description
+of the image, the question, the reference (first) and the answer, and gives two numbers on its first
+line. What it is told to do is the benchmark's own text, from `rule.json` in the folder.
+
+| metric                        | unit    | numerator of an item | denominator of an item |
+|-------------------------------|---------|----------------------|------------------------|
+| `relative_score[/CATEGORY]`   | percent | the answer's rating  | the reference's rating |
+| `answer_score[/CATEGORY]`     | points  | 10 × its rating      | 1                      |
+| `reference_score[/CATEGORY]`  | points  | 10 × its rating      | 1                      |
+
+The categories are conv, detail and complex.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chip_core.evaluation import figures, reading
+from chip_core.evaluation.judge import asking
+from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    JudgeRequest,
+    Need,
+    ProtocolName,
+    Resources,
+    Scored,
+    refuse_protocol,
+)
+from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.text.reply_numbers import read_pair
+from chip_core.evaluation.unreadable import Unreadable, unreadable
+from chip_core.utils.errors import UserError
+
+CATEGORIES = ("conv", "detail", "complex")
+#: What the judge is told first. In our own words.
+SYSTEM = "You check the quality of answers, helpfully and precisely."
+KINDS: Mapping[str, MetricInfo] = {
+    "relative_score": MetricInfo(unit="percent", goal="maximize"),
+    "answer_score": MetricInfo(unit="points", goal="maximize"),
+    "reference_score": MetricInfo(unit="points", goal="maximize"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """A question with all that a judge sees but the answer."""
+
+    item: str
+    category: str
+    question: str
+    description: str
+    reference: str
+    rule: str
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rated:
+    """The two ratings of a question: the reference's and the answer's."""
+
+    question: _Question
+    reference: float
+    answer: float
+
+
+class LlavaBenchScorer:
+    """LLaVA-Bench in the Wild."""
+
+    name = "llava_bench"
+    version = "llava_bench-2"
+    needs: frozenset[Need] = frozenset({"judge"})
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
+    metrics: Mapping[str, MetricInfo] = {
+        name: info
+        for kind, info in KINDS.items()
+        for name in (kind, *(f"{kind}/{category}" for category in CATEGORIES))
+    }
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read rows of question_id and text."""
+        return [
+            Answer(item=row.id("question_id", "item"), response=row.text("text", "response"))
+            for row in reading.read_rows(path)
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Have a judge rate the answers beside answers_gpt4.jsonl."""
+        refuse_protocol(self, protocol)
+        reading.need_answers(answers, self.name)
+        questions = _questions(data, resources)
+        official = protocol == "official"
+        if official and resources.only is None:
+            # The official script pairs by position, whatever the ids.
+            pairs = list(zip(questions.values(), answers, strict=False))
+        else:
+            given = reading.answered(answers, questions, self.name)
+            pairs = [(questions[item], given[item]) for item in questions if item in given]
+        requests = [_request(question, answer.response) for question, answer in pairs]
+        replies = asking.ask(resources, requests, self.name)
+        rated, failed = [], 0
+        unread: list[Unreadable] = []
+        for question, _ in pairs:
+            reply = replies[question.item]
+            ratings = (read_officially if official else read_pair)(reply or "")
+            failed += reply is None or ratings is None
+            if ratings is not None:
+                rated.append(_Rated(question=question, reference=ratings[0], answer=ratings[1]))
+            elif reply is not None:
+                unread.append(unreadable(question.item, reply, "reply"))
+        return Scored(
+            metrics=figures.metrics(
+                self.metrics, _items(rated), _official(rated) if official else None
+            ),
+            n=len(rated),
+            missing=len(questions) - len(pairs) + failed,
+            unreadable=tuple(unread),
+        )
+
+
+def read_officially(reply: str) -> tuple[float, float]:
+    """Return the two numbers of a reply's first line, commas read as spaces; −1 and −1 without.
+
+    The numbers must be one space apart: "8, 9" is not read, "8 9" and "8,9" are.
+    """
+    words = reply.split("\n")[0].replace(",", " ").split(" ")
+    try:
+        reference, answer = map(float, words)
+    except ValueError:
+        return -1.0, -1.0
+    return reference, answer
+
+
+def _questions(data: Path, resources: Resources) -> dict[str, _Question]:
+    """Return the questions in order; the reference answers pair with them by position."""
+
+    def rows(file: str) -> list[reading.Row]:
+        return reading.read_rows(reading.find(data, [file], "llava_bench"))
+
+    asked, references = rows("questions.jsonl"), rows("answers_gpt4.jsonl")
+    if len(asked) != len(references):
+        raise UserError(
+            f"llava_bench: {len(asked)} questions.jsonl rows and {len(references)} of "
+            "answers_gpt4.jsonl: the benchmark's files do not belong together"
+        )
+    contexts = {row.id("image"): row for row in rows("context.jsonl")}
+    rules_file = reading.find(data, ["rule.json"], "llava_bench")
+    rules = reading.read_json(rules_file)
+    found: dict[str, _Question] = {}
+    items = reading.by_item(asked, lambda row: row.id("question_id"))
+    for (item, row), reference in zip(items, references, strict=True):
+        category = row.text("category")
+        rule = rules.get(f"llava_bench_{category}") if isinstance(rules, dict) else None
+        if category not in CATEGORIES or not isinstance(rule, dict):
+            raise UserError(f"{row.place}: category '{category}' has no rule in {rules_file}")
+        if row.id("image") not in contexts:
+            raise UserError(f"{row.place}: context.jsonl says nothing of image {row.id('image')}")
+        told = reading.Row(place=f"{rules_file} llava_bench_{category}", values=rule)
+        found[item] = _Question(
+            item=item,
+            category=category,
+            question=row.text("text"),
+            description=_description(contexts[row.id("image")]),
+            reference=reference.text("text"),
+            rule=told.text("prompt"),
+            role=told.text("role"),
+        )
+    return {
+        item: question
+        for item, question in found.items()
+        if resources.only is None or item in resources.only
+    }
+
+
+def _description(row: reading.Row) -> str:
+    caption = row.values.get("caption")
+    return "\n".join(map(str, caption)) if isinstance(caption, list) else row.text("caption")
+
+
+def _request(question: _Question, answer: str) -> JudgeRequest:
+    """Lay out what the judge sees: headed parts, the rule last, as the official script does."""
+    one, other = f"{question.role} 1", f"{question.role} 2"
+    parts = [
+        f"[Context]\n{question.description}",
+        f"[Question]\n{question.question}",
+        f"[{one}]\n{question.reference}\n\n[End of {one}]",
+        f"[{other}]\n{answer}\n\n[End of {other}]",
+        f"[System]\n{question.rule}\n\n",
+    ]
+    messages = (
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "\n\n".join(parts)},
+    )
+    return JudgeRequest(item=question.item, messages=messages, temperature=0.2, max_tokens=1024)
+
+
+def _items(rated: Sequence[_Rated]) -> dict[str, list[ItemOutcome]]:
+    items: dict[str, list[ItemOutcome]] = {name: [] for name in LlavaBenchScorer.metrics}
+    for each in rated:
+        item, category = each.question.item, each.question.category
+        shares = {
+            "relative_score": (each.answer, each.reference),
+            "answer_score": (10 * each.answer, 1.0),
+            "reference_score": (10 * each.reference, 1.0),
+        }
+        for kind, share in shares.items():
+            outcome = figures.outcome(item, *share, group=category)
+            items[kind].append(outcome)
+            items[f"{kind}/{category}"].append(outcome)
+    return items
+
+
+def _official(rated: Sequence[_Rated]) -> dict[str, float | None]:
+    """Return the figures as printed: means to three decimals, then their ratio to one."""
+    values: dict[str, float | None] = {}
+    for category in (None, *CATEGORIES):
+        kept = [each for each in rated if category in (None, each.question.category)]
+        end = f"/{category}" if category else ""
+        if not kept:
+            values |= {f"{kind}{end}": None for kind in KINDS}
+            continue
+        answer = round(sum(each.answer for each in kept) / len(kept), 3)
+        reference = round(sum(each.reference for each in kept) / len(kept), 3)
+        if not reference or not math.isfinite(reference + answer):
+            raise UserError(
+                f"llava_bench{end}: the mean ratings are {reference} (reference) and {answer}: the "
+                "official script has no figure for them"
+            )
+        values[f"relative_score{end}"] = round(answer / reference * 100, 1)
+        values[f"answer_score{end}"] = round(answer * 10, 1)
+        values[f"reference_score{end}"] = round(reference * 10, 1)
+    return values
+
+
+SCORERS.register("llava_bench")(LlavaBenchScorer())

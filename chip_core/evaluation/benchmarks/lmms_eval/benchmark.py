@@ -1,0 +1,51 @@
+"""MMBench, MMBench-CN and MM-Vet: lmms-eval asks and scores by itself, in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation.benchmarks.lmms_eval import runner
+from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.task import BENCHMARKS, AsksByItself, MetricInfo
+
+
+class ByLmmsEval(AsksByItself):
+    """A benchmark that lmms-eval has."""
+
+    version = "lmms-1"  # of the link to it; its own is recorded with the figures
+
+    def __init__(self, name: str, metrics: Mapping[str, MetricInfo]) -> None:
+        """Take over what it measures."""
+        self.name = name
+        self.metrics = metrics
+
+    def tools(self) -> Mapping[str, str]:
+        """Return lmms-eval's version."""
+        return {"program": _version(runner.python())}
+
+    def problems(self) -> list[str]:
+        """Return what lmms-eval lacks."""
+        return runner.problems([self.name])
+
+    def ask(
+        self, model: Path, *, folder: Path, batch_size: int, device: str
+    ) -> tuple[Scored, Mapping[str, Any]]:
+        """Let it ask a model; its own output goes to a folder."""
+        found = runner.evaluate(
+            model, [self.name], folder=folder, batch_size=batch_size, device=device
+        )
+        judge = {} if found.judge is None else {"judge": {"model": found.judge}}
+        return found.scored[self.name], {"program": found.version, **judge}
+
+
+@lru_cache
+def _version(python: str) -> str:
+    """Return lmms-eval's version; asking for it takes seconds."""
+    return runner.version()
+
+
+for _name, _metrics in runner.METRICS.items():
+    BENCHMARKS.register(_name)(ByLmmsEval(_name, _metrics))

@@ -1,0 +1,257 @@
+"""MMBench, MMBench-CN and MM-Vet by lmms-eval: another program, run in a process of its own.
+
+It asks and scores by itself, so there are no answers of ours to score: it gets a model's folder and
+gives figures. Its version is recorded with them; figures of another version are not comparable.
+It lies in this environment (`pip install 'chip-ablate[lmms]'`) or in one of its own, whose Python
+`CHIP_ABLATE_LMMS_PYTHON` names.
+
+| benchmark    | task of lmms-eval | metric     | unit    |
+|--------------|-------------------|------------|---------|
+| `mmbench`    | mmbench_en_dev    | `accuracy` | percent |
+| `mmbench_cn` | mmbench_cn_dev    | `accuracy` | percent |
+| `mmvet`      | mmvet             | `score`    | percent |
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation import figures
+from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
+from chip_core.evaluation.reading import read_json, read_objects
+from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.task import MetricInfo
+from chip_core.utils.errors import TrialError, UserError
+
+PYTHON = "CHIP_ABLATE_LMMS_PYTHON"
+KEYS = ("OPENAI_API_KEY", "AZURE_API_KEY")  # its judge's, as it looks for them
+JUDGE = "MODEL_VERSION"  # its judge, as it looks for it
+RAW = "gpt_eval_score"  # all three tasks name their figure so
+LOG = "lmms_eval.log"
+INSTALLED = "import importlib.metadata as m, lmms_eval; print(m.version('lmms_eval'))"
+PERCENT = MetricInfo(unit="percent", goal="maximize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A benchmark as lmms-eval knows it."""
+
+    name: str
+    metric: str  # ours
+    rated: bool = False  # whether each question has a score of its own in the samples
+
+
+TASKS: Mapping[str, Task] = {
+    "mmbench": Task(name="mmbench_en_dev", metric="accuracy"),
+    "mmbench_cn": Task(name="mmbench_cn_dev", metric="accuracy"),
+    "mmvet": Task(name="mmvet", metric="score", rated=True),
+}
+METRICS: Mapping[str, Mapping[str, MetricInfo]] = {
+    name: {task.metric: PERCENT} for name, task in TASKS.items()
+}
+#: `model_type` of a model's config.json → the adapter of lmms-eval that loads it.
+ADAPTERS: Mapping[str, str] = {
+    "llava": "llava_hf",
+    "llava_next": "llava_hf",
+    "llava_onevision": "llava_hf",
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "idefics2": "idefics2",
+    "instructblip": "instructblip",
+    "internvl": "internvl_hf",
+    "gemma3": "gemma3",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmmsScores:
+    """What lmms-eval found."""
+
+    scored: Mapping[str, Scored]  # by benchmark
+    version: str  # "lmms_eval 0.7.2"
+    judge: str | None  # who read the answers, as the samples or the environment say
+
+
+def python() -> str:
+    """Return the Python that has lmms-eval."""
+    return os.environ.get(PYTHON) or sys.executable
+
+
+def version() -> str:
+    """Return the version of lmms-eval.
+
+    Raises:
+        UserError: it is not installed; one line with the command that gets it.
+    """
+    try:
+        asked = subprocess.run(
+            [python(), "-c", INSTALLED], capture_output=True, text=True, timeout=300
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        asked = None
+    if asked is None or asked.returncode or not asked.stdout.strip():
+        raise UserError(
+            f"lmms-eval is not installed for {python()}: pip install 'chip-ablate[lmms]', or name "
+            f"the Python of an environment that has it by {PYTHON}"
+        )
+    return f"lmms_eval {asked.stdout.split()[-1]}"
+
+
+def problems(benchmarks: Sequence[str]) -> list[str]:
+    """Return what is missing to score these benchmarks, said before anything is trained."""
+    found = []
+    if any(name in TASKS for name in benchmarks):
+        try:
+            version()
+        except UserError as error:
+            found.append(str(error))
+        if not any(os.environ.get(key) for key in KEYS):
+            # Without one it goes on and draws answers at random, or counts them 0.
+            found.append(
+                f"lmms-eval asks a judge and there is no {' or '.join(KEYS)} in the environment"
+            )
+    return found
+
+
+def evaluate(
+    model: Path,
+    benchmarks: Sequence[str],
+    *,
+    folder: Path,
+    adapter: str | None = None,
+    batch_size: int = 1,
+    limit: int | None = None,
+    device: str | None = None,
+    timeout: float | None = None,
+) -> LmmsScores:
+    """Let lmms-eval ask a model and score its answers.
+
+    Args:
+        model: a whole Hugging Face folder; adapters are merged into one before (`export`).
+        benchmarks: names of `TASKS`.
+        folder: where its output goes, emptied first.
+        adapter: how lmms-eval loads the model; None: by the model's config.json.
+        batch_size: questions answered together.
+        limit: the first N questions alone.
+        device: "cuda", "cpu", …; None: lmms-eval's own choice.
+        timeout: seconds after which it is stopped.
+
+    Raises:
+        UserError: it is not installed, or has no adapter for the model.
+        TrialError: it failed; the line it ended with, and where its log is.
+    """
+    version_used = version()
+    loaded_by = adapter or _adapter(model)
+    place = str(model.resolve())
+    if any(mark in place for mark in ",={}'\""):
+        raise UserError(f"{place}: lmms-eval takes no path with a comma, an = or a quote in it")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [
+        *(python(), "-m", "lmms_eval"),
+        *("--model", loaded_by),
+        *("--model_args", f"pretrained={place}"),
+        *("--tasks", ",".join(TASKS[name].name for name in benchmarks)),
+        *("--batch_size", str(batch_size)),
+        *("--output_path", str(folder.resolve())),
+        "--log_samples",
+        *(() if limit is None else ("--limit", str(limit))),
+        *(() if device is None else ("--device", device)),
+    ]
+    log = folder / LOG
+    try:
+        with log.open("w") as file:
+            ended = subprocess.run(
+                command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, timeout=timeout
+            )
+    except subprocess.TimeoutExpired:
+        raise TrialError(f"lmms-eval was stopped after {timeout} seconds: {log}") from None
+    finally:
+        _without_keys(log)
+    found = sorted(folder.rglob("*_results.json"))
+    if ended.returncode or not found:  # it ends with 0 also where a task failed
+        raise TrialError(f"lmms-eval failed: {_last_line(log)} ({log})")
+    results = read_json(found[-1])
+    scored = {name: _scored(TASKS[name], results, found[-1].parent) for name in benchmarks}
+    judges = {
+        str(row[RAW]["eval_model"])
+        for name in benchmarks
+        if TASKS[name].rated
+        for row in _samples(TASKS[name], found[-1].parent)
+        if row[RAW].get("eval_model")
+    }
+    return LmmsScores(
+        scored=scored,
+        version=version_used,
+        judge=", ".join(sorted(judges)) or os.environ.get(JUDGE),
+    )
+
+
+def _adapter(model: Path) -> str:
+    if not (model / "config.json").is_file():
+        what = "adapters" if (model / "adapter_config.json").is_file() else "no config.json"
+        raise UserError(
+            f"{model} holds {what}: lmms-eval takes a whole model; `chip-ablate export` makes one"
+        )
+    kind = read_json(model / "config.json").get("model_type")
+    if kind not in ADAPTERS:
+        raise UserError(
+            f"{model}: lmms-eval has no adapter that is known here for '{kind}' "
+            f"(known: {', '.join(sorted(ADAPTERS))})"
+        )
+    return ADAPTERS[kind]
+
+
+def _scored(task: Task, results: Any, folder: Path) -> Scored:
+    try:
+        own = results["results"][task.name]
+        value = next(float(own[key]) for key in own if key.split(",")[0] == RAW)
+        n = int(results["n-samples"][task.name]["effective"])
+    except (KeyError, TypeError, ValueError, StopIteration):
+        raise TrialError(f"lmms-eval gave no figure {RAW} of {task.name}: {folder}") from None
+    items: list[ItemOutcome] = []
+    missing = 0
+    for row in _samples(task, folder) if task.rated else ():
+        rating = row[RAW]
+        items.append(
+            figures.outcome(
+                str(rating.get("question_id", row.get("doc_id"))),
+                float(rating["score"]),
+                group=str(rating.get("capabilities", "")),
+            )
+        )
+        missing += not rating.get("eval_model")  # no reply of the judge: it counts 0 there
+    metric = MetricOutcome(
+        name=task.metric, unit=PERCENT.unit, goal=PERCENT.goal, value=value, items=tuple(items)
+    )
+    return Scored(metrics=(metric,), n=n, missing=missing)
+
+
+def _samples(task: Task, folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob(f"*_samples_{task.name}.jsonl"))
+    rows = read_objects(files[-1]) if files else []
+    return [row for row in rows if isinstance(row.get(RAW), dict) and "score" in row[RAW]]
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["it said nothing"])[-1].strip()[:300]
+
+
+def _without_keys(log: Path) -> None:
+    """Take keys out of its log, should it have written one."""
+    secrets = [value for key in KEYS if (value := os.environ.get(key))]
+    text = log.read_text(errors="replace")
+    if any(secret in text for secret in secrets):
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        log.write_text(text)

@@ -1,0 +1,46 @@
+"""MMHal-Bench: 96 questions that invite hallucination, read by a judge.
+
+Folder: `response_template.json` as published (or `mmhal-bench_answer_template.json`, as RLHF-V has
+it), and the pictures in `images/`, by the file names of their addresses; or
+`mmhal-bench_with_image.jsonl` with the pictures inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from chip_core.evaluation import reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, inside
+from chip_core.evaluation.benchmarks.mmhal.score import FILES, MmhalScorer
+from chip_core.evaluation.scorer import ProtocolName
+from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
+
+WITH_PICTURES = "mmhal-bench_with_image.jsonl"
+
+
+class Mmhal(FileBenchmark):
+    """MMHal-Bench's questions."""
+
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return the questions in the template's order."""
+        folder = self._folder(data)
+        rows = reading.read_rows(reading.find(folder, FILES, "mmhal"))
+        held: dict[str, Picture] = {}
+        if (folder / WITH_PICTURES).is_file():
+            for row in reading.read_rows(folder / WITH_PICTURES):
+                held[row.id("image_id")] = inside(row.id("image_id"), partial(row.text, "image"))
+        pictures = Pictures([folder / "images", folder])
+        items = []
+        for item, row in reading.by_item(rows, lambda row: row.id("image_id")):
+            shown = held.get(item)
+            if shown is None:
+                file = Path(urlsplit(row.text("image_src")).path).name
+                shown = pictures.file(file, f"{item}.jpg", f"{item}.png")
+            items.append(Item(id=item, prompt=row.text("question"), pictures=(shown,)))
+        return items
+
+
+BENCHMARKS.register("mmhal")(Mmhal(MmhalScorer()))

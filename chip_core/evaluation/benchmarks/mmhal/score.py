@@ -1,0 +1,221 @@
+"""Score MMHal-Bench: a judge rates each of 96 answers from 0 to 6.
+
+Rules of CHiP's eval_gpt_mmhal.py. A rating of 3 and more is free of hallucination; 0 and 3 are not
+informative. The eight kinds of question alternate, so a question's kind is its place modulo 8.
+
+| metric               | unit    | numerator of an item  |
+|----------------------|---------|-----------------------|
+| `score`              | points  | its rating            |
+| `hallucination_rate` | percent | 1 if below 3          |
+| `informative_rate`   | percent | 1 if neither 0 nor 3  |
+| `score/KIND`         | points  | its rating            |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from chip_core.evaluation import figures, reading
+from chip_core.evaluation.judge import asking
+from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    JudgeRequest,
+    Need,
+    ProtocolName,
+    Resources,
+    Scored,
+    refuse_protocol,
+)
+from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.evaluation.unreadable import Unreadable, unreadable
+from chip_core.utils.errors import UserError
+
+KINDS = (
+    "attribute",
+    "adversarial",
+    "comparison",
+    "counting",
+    "relation",
+    "environment",
+    "holistic",
+    "other",
+)
+FILES = ("mmhal-bench_answer_template.json", "response_template.json")
+SCRIPTS = ("eval_gpt4.py", "eval_gpt_mmhal.py")  # where the official prompt is published
+RATINGS = range(7)
+
+#: Places: contents of the image, question, reference answer, answer. In our own words.
+PROMPT = """\
+Rate one answer that a vision-language model gave to a question about an image. You do not see \
+the image: judge by the list of what it shows, the question and a reference answer written by a \
+person. An answer hallucinates if it states anything about the image that this information does \
+not bear out or imply. Not answering, being unsure, or leaving something out is no hallucination, \
+nor is sound general knowledge or reasoning; the reference may itself leave things out.
+
+First explain your judgement in a few sentences. Then end with exactly one line of this form:
+Rating: N
+where N is
+6 - very informative, with good analysis or reasoning, without hallucination
+5 - very informative, without hallucination
+4 - somewhat informative, without hallucination
+3 - not informative, without hallucination
+2 - very informative, with hallucination
+1 - somewhat informative, with hallucination
+0 - not informative, with hallucination
+
+Image shows: {}
+Question: {}
+Reference answer: {}
+Answer to rate: {}
+"""
+
+
+class MmhalScorer:
+    """MMHal-Bench."""
+
+    name = "mmhal"
+    version = "mmhal-2"
+    needs: frozenset[Need] = frozenset({"judge"})
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
+    metrics: Mapping[str, MetricInfo] = {
+        "score": MetricInfo(unit="points", goal="maximize"),
+        "hallucination_rate": MetricInfo(unit="percent", goal="minimize"),
+        "informative_rate": MetricInfo(unit="percent", goal="maximize"),
+        **{f"score/{kind}": MetricInfo(unit="points", goal="maximize") for kind in KINDS},
+    }
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read rows of image_id (or image) and response (or model_answer)."""
+        return [
+            Answer(
+                item=row.id("image", "image_id", "item"),
+                response=row.text("response", "model_answer"),
+            )
+            for row in reading.read_rows(path)
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Have a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
+        refuse_protocol(self, protocol)
+        reading.need_answers(answers, self.name)
+        questions = _questions(data, resources)
+        corrected = protocol == "corrected"
+        given = (
+            reading.answered(answers, questions, self.name)
+            if corrected
+            else _each_question(answers, questions)
+        )
+        template = asking.published_template(data, SCRIPTS) or PROMPT
+        requests = [
+            _request(item, questions[item][1], given[item], template)
+            for item in questions
+            if item in given
+        ]
+        ratings: dict[str, int] = {}
+        failed = 0
+        unread: list[Unreadable] = []
+        for item, reply in asking.ask(resources, requests, self.name).items():
+            rating = read_rating(reply or "") if corrected else read_officially(reply or "")
+            failed += reply is None or rating is None
+            if rating is not None:
+                ratings[item] = rating
+            elif reply is not None:
+                unread.append(unreadable(item, reply, "reply"))
+        items = _items({item: questions[item][0] for item in ratings}, ratings)
+        return Scored(
+            metrics=figures.metrics(self.metrics, items, None if corrected else _official(items)),
+            n=len(ratings),
+            missing=len(questions) - len(given) + failed,
+            unreadable=tuple(unread),
+        )
+
+
+def read_officially(reply: str) -> int:
+    """Return the one rating that a reply names in one of two spellings; 0 for none or several."""
+    text = reply.lower()
+    found = [k for k in RATINGS if f"rating: {k}" in text or f"**rating**: {k}" in text]
+    return found[0] if len(found) == 1 else 0
+
+
+def _questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.Row]]:
+    """Return each question's kind and row."""
+    rows = reading.read_rows(reading.find(data, FILES, "mmhal"))
+    found = reading.by_item(rows, lambda row: row.id("image_id"))
+    return {
+        item: (KINDS[place % len(KINDS)], row)
+        for place, (item, row) in enumerate(found)
+        if resources.only is None or item in resources.only
+    }
+
+
+def _each_question(answers: Sequence[Answer], questions: Mapping[str, object]) -> dict[str, Answer]:
+    """Return the last answer to each question: the official script stops where one has none."""
+    given = {answer.item: answer for answer in answers}
+    for item in questions:
+        if item not in given:
+            raise UserError(
+                f"mmhal: image '{item}' has no answer, and the official script stops there; "
+                "protocol corrected scores those that are there"
+            )
+    return {item: given[item] for item in questions}
+
+
+def _request(item: str, row: reading.Row, answer: Answer, template: str) -> JudgeRequest:
+    contents = row.values.get("image_content")
+    if not isinstance(contents, list) or not all(isinstance(name, str) for name in contents):
+        raise UserError(f"{row.place}: image_content must be a list of names")
+    said = answer.response.replace("Assistant:", "").strip()
+    parts = template.split("{}")
+    texts = [", ".join(contents), row.text("question"), row.text("gt_answer"), said]
+    if len(parts) != len(texts) + 1:
+        raise UserError(
+            f"mmhal: the judge's prompt has {len(parts) - 1} places {{}}; it must have 4: image "
+            "contents, question, reference answer, answer"
+        )
+    content = parts[0] + "".join(text + part for text, part in zip(texts, parts[1:], strict=True))
+    return JudgeRequest(item=item, messages=asking.user_message(content), max_tokens=512)
+
+
+def _items(kinds: Mapping[str, str], ratings: Mapping[str, int]) -> dict[str, list[ItemOutcome]]:
+    def of(share: Mapping[str, int], kind: str | None = None) -> list[ItemOutcome]:
+        return [
+            figures.outcome(item, number, group=kinds[item])
+            for item, number in share.items()
+            if kind in (None, kinds[item])
+        ]
+
+    return {
+        "score": of(ratings),
+        "hallucination_rate": of({item: rating < 3 for item, rating in ratings.items()}),
+        "informative_rate": of({item: rating not in (0, 3) for item, rating in ratings.items()}),
+        # A part of the questions may lack a kind; the whole never does.
+        **{f"score/{kind}": found for kind in KINDS if (found := of(ratings, kind))},
+    }
+
+
+def _official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, float]:
+    """Return the figures as printed: three decimals, two for each kind."""
+
+    def mean(name: str) -> float:
+        return sum(outcome.numerator for outcome in items[name]) / len(items[name])
+
+    return {
+        name: round(mean(name) * 100, 3)
+        if name.endswith("_rate")
+        else round(mean(name), 2 if "/" in name else 3)
+        for name in items
+    }
+
+
+SCORERS.register("mmhal")(MmhalScorer())

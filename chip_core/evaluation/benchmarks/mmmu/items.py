@@ -1,0 +1,86 @@
+"""MMMU (validation): college-level questions, most with one picture, some with up to seven.
+
+Folder: `answer_dict_val.json`, and the data set's `SUBJECT/validation-*.parquet`, as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation.benchmarks.base import FileBenchmark, inside
+from chip_core.evaluation.benchmarks.mmmu.score import CHOICE, MmmuScorer, _listed
+from chip_core.evaluation.scorer import ProtocolName
+from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
+from chip_core.utils.errors import UserError
+
+PICTURES = tuple(f"image_{number}" for number in range(1, 8))
+TEXTS = ("id", "question", "options", "question_type")
+
+
+class Mmmu(FileBenchmark):
+    """MMMU's questions. The pictures come before the text, which names them <image 1> and so on."""
+
+    max_new_tokens = 128
+
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return the questions, subject by subject."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        folder = self._folder(data)
+        files = sorted(folder.glob("**/validation-*.parquet"))
+        if not files:
+            raise UserError(f"mmmu: {folder} holds no SUBJECT/validation-*.parquet")
+        items = []
+        for file in files:
+            try:
+                paths = [f"{name}.path" for name in PICTURES]
+                rows = parquet.ParquetFile(file).read(columns=[*TEXTS, *paths]).to_pylist()
+            except (OSError, pyarrow.ArrowException) as error:
+                raise UserError(f"mmmu: {file} cannot be read ({error})") from None
+            items += [_item(file, number, row) for number, row in enumerate(rows)]
+        return items
+
+
+def _item(file: Path, number: int, row: dict[str, Any]) -> Item:
+    missing = [name for name in TEXTS if not isinstance(row.get(name), str)]
+    if missing:
+        raise UserError(f"mmmu: {file} row {number}: {missing[0]} must be text")
+    shown = [name for name in PICTURES if row.get(name) is not None]
+    pictures = [_picture(file, number, name, f"{row['id']}/{name}") for name in shown]
+    choices = row["question_type"] == CHOICE
+    options = _listed(row["options"]) if choices else []
+    return Item(
+        id=row["id"],
+        prompt=_prompt(row["question"], options),
+        pictures=tuple(pictures),
+        fields={"options": options} if choices else {},
+    )
+
+
+def _prompt(question: str, options: Sequence[str]) -> str:
+    """Return a question as the official configuration for LLaVA-1.5 writes it."""
+    if not options:
+        return f"{question}\n\nAnswer the question using a single word or phrase."
+    lines = "".join(f"({chr(ord('A') + n)}) {text}\n" for n, text in enumerate(options))
+    return (
+        f"{question}\n\n{lines}\nAnswer with the option's letter from the given choices directly."
+    )
+
+
+def _picture(file: Path, number: int, column: str, key: str) -> Picture:
+    return inside(key, lambda: _column(file, column)[number]["bytes"])
+
+
+@lru_cache(maxsize=8)
+def _column(file: Path, column: str) -> list[Any]:
+    import pyarrow.parquet as parquet
+
+    rows: list[Any] = parquet.read_table(file, columns=[column])[column].to_pylist()
+    return rows
+
+
+BENCHMARKS.register("mmmu")(Mmmu(MmmuScorer()))

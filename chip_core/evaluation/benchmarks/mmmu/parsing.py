@@ -1,0 +1,131 @@
+"""Reading answers to MMMU as the official eval_utils.py (MMMU-Benchmark/MMMU) does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from chip_core.evaluation.text.answers import marked, plain, said
+
+#: Taken off both ends of a multiple-choice answer, one kind after the other.
+MARKS = (",", ".", "!", "?", ";", ":", "'")
+#: What stands before the answer in a sentence that gives one.
+INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+
+# Each number form; a match in the middle of a run of digits never succeeds where one at its start
+# did not, so runs are entered at their start alone: a long run then costs its length, not its
+# square.
+_WITH_COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
+_SCIENTIFIC = re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+")
+_SIMPLE = re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])")
+
+
+_UNIT = re.compile(
+    r"(?<=\d)(?=(?:[kcmµnM]?(?:m|g|s|V|A|W|J|N|Pa|Hz|L|l|mol|Ω)|K|C|F|h|hr|min|kWh|ohms?|mA|mph|rpm|dB|bar"
+    r"|atm|eV|ft|in|lb|oz|dollars|years?|days?|hours?|minutes?|seconds?)(?:[²³/^·*]|\b))"
+)
+
+
+def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, str]) -> str | None:
+    """Return the letter that an answer chooses; None where none is found.
+
+    A letter in brackets goes before a bare one, that before an option's text (in answers of more
+    than five words alone); of several the one that stands last.
+
+    Args:
+        response: the answer.
+        choices: letters to choose from.
+        options: each letter's text.
+    """
+    for mark in MARKS:
+        response = response.strip(mark)
+    text = f" {response} "
+    places = {letter: text.rfind(f"({letter})") for letter in choices}
+    if not _found(places):
+        places = {letter: text.rfind(f" {letter} ") for letter in choices}
+    if not _found(places) and len(text.split()) > 5:
+        lowered = text.lower()
+        places = {letter: lowered.rfind(option.lower()) for letter, option in options.items()}
+    if not _found(places):
+        return None
+    return max(places, key=places.__getitem__)
+
+
+def read_open(response: str) -> set[str | float]:
+    """Return what an open answer may mean under `corrected`; empty where nothing is said.
+
+    Of what it marks as its answer, if it marks any, without reasoning and marks; a number may stand
+    right before its unit (`5cm`).
+    """
+    text = said(response)
+    text = plain((marked(text) or [text])[0])
+    return parse_open(text) | parse_open(_UNIT.sub(" ", text)) if text else set()
+
+
+def parse_open(response: str) -> set[str | float]:
+    """Return what an open answer may mean: texts in lower case, and numbers to two decimals."""
+    texts = _key_texts(response)
+    numbers = [
+        number
+        for text in texts
+        for form in (_WITH_COMMAS, _SCIENTIFIC, _SIMPLE)
+        for number in form.findall(text)
+    ]
+    return {meaning for text in (*texts, *numbers) for meaning in normalise(text)}
+
+
+def normalise(text: str) -> list[str | float]:
+    """Return a number to two decimals, or the text in lower case; a lone letter with its space.
+
+    A lone letter would stand in nearly any text: it must begin or end a word.
+    """
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        lowered = text.lower()
+        return [f" {lowered}", f"{lowered} "] if len(lowered) == 1 else [lowered]
+
+
+def right_open(truth: str | Sequence[str], meanings: set[str | float]) -> bool:
+    """Whether an open answer holds a true text, or is a true number."""
+    truths = [truth] if isinstance(truth, str) else truth
+    wanted = [meaning for each in truths for meaning in normalise(each)]
+    return any(
+        any(isinstance(text, str) and text in meaning for text in wanted)
+        if isinstance(meaning, str)
+        else meaning in wanted
+        for meaning in meanings
+    )
+
+
+def right_choice(truth: str | Sequence[str], choice: str | None) -> bool:
+    """Whether a letter is the true one, or one of those."""
+    return choice == truth if isinstance(truth, str) else choice in truth
+
+
+def _found(places: Mapping[str, int]) -> bool:
+    return any(place >= 0 for place in places.values())
+
+
+def _key_texts(response: str) -> list[str]:
+    """Return, of each line, the shortest text after an indicator; the whole where there is none.
+
+    The official split at sentences looks for a capital after the text was put in lower case, so
+    lines alone are split.
+    """
+    response = response.strip().strip(".").lower()
+    lines = response.split("\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        indicators = (*INDICATORS, "=") if number == len(lines) else INDICATORS
+        shortest = ""
+        for indicator in indicators:
+            if indicator in line:
+                tail = line.split(indicator)[-1].strip()
+                # An empty tail gives way to any other, also a longer one.
+                if not shortest or len(tail) < len(shortest):
+                    shortest = tail
+        if shortest and shortest not in MARKS:
+            found.append(shortest)
+    return found or [response]

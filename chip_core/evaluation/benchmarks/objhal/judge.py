@@ -1,0 +1,247 @@
+"""What Object HalBench's judge is asked, and what its replies say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation.judge.asking import published_template
+from chip_core.evaluation.scorer import JudgeRequest
+from chip_core.evaluation.text.replies import without_reasoning
+
+#: Where the benchmark publishes its own prompt.
+SCRIPT, VARIABLE = "eval_gpt_obj_halbench.py", "prompt_template"
+
+#: In place of the published prompt, by the same rules.
+PROMPT = """\
+A vision-language model was asked about an image and answered. Take the answer for true and list \
+the objects that it says can be seen in the image.
+
+- List only objects that the answer itself names.
+- Give each object's name alone, without its colour, material or any other property.
+- Reply with nothing but a JSON list of names: ["first", "second"]. Where it names no visible \
+object, reply [].
+
+Question: {question}
+
+Answer: {answer}
+"""
+
+
+class UnreadableReplyError(ValueError):
+    """A reply that lists no objects; its message says why."""
+
+
+def prompt_of(data: Path) -> str:
+    """Return the published prompt where the benchmark's folder holds its script, else ours."""
+    return published_template(data, [SCRIPT], VARIABLE) or PROMPT
+
+
+def request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:
+    """Return what the judge is asked about an answer, as the official script asks it."""
+    text = prompt.replace("{question}", question).replace("{answer}", answer)
+    return JudgeRequest(
+        item=item,
+        messages=({"role": "system", "content": text},),
+        temperature=0.0,
+        max_tokens=512,
+    )
+
+
+def read_reply_as_script(reply: str | None) -> list[Any]:
+    """Return the entries of a reply as the official script reads it.
+
+    Whatever JSON gives one entry after the other counts: of an object its keys, of a text its
+    letters.
+
+    Raises:
+        UnreadableReplyError: the script could not go on.
+    """
+    if reply is None:
+        raise UnreadableReplyError("there is no reply of the judge")
+    tries = [reply]
+    if "```json" in reply:
+        tries.append(reply.replace("```json", "").replace("```", "").strip())
+    elif '["' in reply:
+        tries.append(reply.strip().split("\n")[-1])
+    for text in tries:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(found, (list, dict, str)):
+            raise UnreadableReplyError(f"the judge's reply {reply!r} is no list")
+        return list(found)
+    raise UnreadableReplyError("the judge's reply is no JSON")
+
+
+def read_reply(reply: str | None) -> list[str]:
+    """Return the objects of a reply: its one list of names, however it is written.
+
+    A list between brackets, with whatever quotes or none; else lines with bullets or numbers; else
+    names between commas. Lists that differ are none.
+
+    Raises:
+        UnreadableReplyError: there is no such list.
+    """
+    if reply is None:
+        raise UnreadableReplyError("there is no reply of the judge")
+    text = without_reasoning(reply)
+    if len(text) > _LONGEST:
+        raise UnreadableReplyError("the judge's reply is too long for a list of names")
+    text = _ESCAPED.sub(r"\1", _BOX.sub(r"\1", _FENCE.sub("", text))).translate(_QUOTES).strip()
+    # A run of blanks is looked over again and again.
+    text = re.sub(r"\n{2,}", "\n", re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", text)))
+    for find in (_json_names, _bracketed_names, _listed_names, _plain_names):
+        found = find(text)
+        if found is not None:
+            return found
+    raise UnreadableReplyError("the judge's reply holds no list of names")
+
+
+_LONGEST = 50_000  # characters: no judge is asked for so many
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$|```(?:json|python)?", re.MULTILINE)
+_BOX = re.compile(r"^([ \t]{0,8}[-*][ \t])\[[ xX]\]", re.MULTILINE)
+_ESCAPED = re.compile(r"\\([\[\]_*])")
+_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "＂": '"', "‘": "'",
+                         "’": "'", "`": "'", "，": ",", "、": ",", "；": ";", "［": "[", "］": "]",
+                         "【": "[", "】": "]", "（": "(", "）": ")", "：": ":"})  # fmt: skip
+_NAME_KEYS = ("object", "name", "label", "item", "noun")
+#: One name between brackets; an apostrophe ends it where a comma or the list's end follows.
+_QUOTED = re.compile(r"""\s*(?:"([^"\n]{0,80})"|'((?:[^'\n]|'(?!\s*[,;\])}])){0,80})')\s*""")
+_BARE = re.compile(r"""\s*([^\W\d_][^"\n,;\[\](){}:]{0,60})""")
+_OPENINGS = 200  # brackets that are looked into
+_BULLET = re.compile(r"\s{0,8}(?:[-*•‣◦–+]|\(?\d{1,3}[.):,]|[a-z][.)])\s*(?P<name>\S.*)")
+#: What stands before a list: "The visible objects are:".
+_LEAD = re.compile(
+    r"[^\n:]{0,100}\b(?:objects?|list|items?|nouns|answer|output|result|objekte?|liste|gegenstände|"
+    r"objets?|objetos?|lista|respuesta|réponse|antwort)\b[^\n:]{0,60}:|"
+    r"[^\n:]{0,40}(?:物体|对象|列表|答案)[^\n:]{0,20}:",
+    re.IGNORECASE,
+)
+_NOTHING = re.compile(
+    r"\W*(?:none|nothing|empty(?:\s+list)?|(?:there\s+are\s+)?no\s+(?:visible\s+|such\s+)?objects?"
+    r"(?:\s+(?:are\s+)?(?:named|mentioned|visible|listed|found))?(?:\s+in\s+the\s+(?:answer|image|text))?|"
+    r"keine?(?:\s+(?:sichtbaren\s+)?objekte?)?|aucun(?:\s+objet(?:\s+visible)?)?|"
+    r"ning[uú]n[oa]?(?:\s+objeto(?:\s+visible)?)?|无|没有(?:可见)?(?:的)?(?:物体|对象)?)\W*",
+    re.IGNORECASE,
+)
+_PROSE = re.compile(
+    r"\b(?:i|i'm|is|are|was|were|there|sorry|cannot|can't|not|no|yes|answer|image|the|this|that|it|ok|"
+    r"okay|sure|however|but|please|list|none|n/a|unknown|error)\b",
+    re.IGNORECASE,
+)
+
+
+def _json_names(text: str) -> list[str] | None:
+    """Return the names of a reply that is JSON: a list, or an object that holds one."""
+    try:
+        return _names_of(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _names_of(value: Any) -> list[str] | None:
+    if isinstance(value, str):
+        return _json_names(value) if value.lstrip()[:1] in ("[", "{") else None
+    if isinstance(value, dict):
+        lists = [each for each in value.values() if isinstance(each, list)]
+        return _names_of(lists[0]) if len(lists) == 1 else None
+    if not isinstance(value, list):
+        return None
+    names = [_name_of(each) for each in value]
+    return [name for name in names if name] if None not in names else None
+
+
+def _name_of(entry: Any) -> str | None:
+    if isinstance(entry, dict):
+        entry = next((entry[key] for key in _NAME_KEYS if key in entry), None)
+    return entry.strip() if isinstance(entry, str) else None
+
+
+def _bracketed_names(text: str) -> list[str] | None:
+    """Return the names between brackets, where all brackets of names hold the same."""
+    lists: list[list[str]] = []
+    end = 0
+    for opening in itertools.islice(re.finditer(r"[\[{(]", text), _OPENINGS):
+        if opening.start() < end:
+            continue
+        found = _json_at(text, opening.start()) or _scanned(text, opening.start())
+        if found is not None:
+            names, end = found
+            lists.append(names)
+    return lists[0] if lists and all(names == lists[0] for names in lists) else None
+
+
+def _json_at(text: str, start: int) -> tuple[list[str], int] | None:
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None
+    names = _names_of(value) if value != {} else None
+    return None if names is None else (names, end)
+
+
+def _scanned(text: str, start: int) -> tuple[list[str], int] | None:
+    """Return the names of a list that is no JSON, and where it ends."""
+    close = {"[": "]", "{": "}", "(": ")"}[text[start]]
+    names, kinds, at = [], set(), start + 1
+    while True:
+        at += len(text[at : at + 80]) - len(text[at : at + 80].lstrip())
+        if text[at : at + 1] == close:
+            break
+        name = _QUOTED.match(text, at) or _BARE.match(text, at)
+        if name is None:
+            return None
+        kinds.add(name.re)
+        names.append((name[1] or name[name.lastindex or 1] or "").strip())
+        at = name.end()
+        if text[at : at + 1] in (",", ";"):
+            at += 1
+        elif text[at : at + 1] != close:
+            return None
+    if len(kinds) > 1 or (not names and close != "]" and text != "()"):
+        return None
+    # Words without quotes are a list in square brackets, and one of them alone is rather a remark.
+    if _BARE in kinds and (close != "]" or (len(names) == 1 and len(text) > at + 1 - start)):
+        return None
+    if _BARE in kinds and any(_NOTHING.fullmatch(name) or name == "null" for name in names):
+        return None
+    return [name for name in names if name], at + 1
+
+
+def _listed_names(text: str) -> list[str] | None:
+    """Return the names of lines with bullets or numbers."""
+    lines = [found["name"] for line in text.splitlines() if (found := _BULLET.fullmatch(line))]
+    if not lines or any(_LEAD.match(line) for line in lines):
+        return None
+    return _clean([piece for line in lines for piece in line.split(",")])
+
+
+def _plain_names(text: str) -> list[str] | None:
+    """Return names between commas or on lines; none where a reply says that there are none."""
+    if re.search(r"[\[\]{}]", text):
+        return None  # a list that was cut, or several
+    lead = _LEAD.match(text)
+    rest = text[lead.end() :] if lead is not None else text
+    if _NOTHING.fullmatch(rest):
+        return []
+    rest = re.sub(r"[,\s]\s*(?:and|und|et|y)\s+(?=[^,\n]{1,40}\W*$)", ", ", rest)
+    pieces = [piece for piece in re.split(r"[,;\n]", rest) if piece.strip()]
+    return _clean(pieces) if lead is not None or len(pieces) > 1 else None
+
+
+def _clean(pieces: Sequence[str]) -> list[str] | None:
+    """Return names without what stands around them; None where one is no name."""
+    names = []
+    for piece in pieces:
+        name = re.sub(r"^\W*\d{1,3}[.):]\s*", "", piece)
+        name = re.split(r"[:(–—=]|\s-\s", name)[0].strip(" \t\"'*_`.!?-[]{}")
+        if not name or len(name.split()) > 5 or not name[0].isalpha() or _PROSE.search(name):
+            return None
+        names.append(name)
+    return names or None

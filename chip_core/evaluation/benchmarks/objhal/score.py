@@ -1,0 +1,271 @@
+"""Object HalBench: a judge lists the objects that a description names; COCO says which are there.
+
+Source: arXiv 2312.00849; the script is eval_gpt_obj_halbench.py with summarize_…_review.py of
+RLHF-V/RLHF-V and LVUGAI/CHiP. Answers: rows of `image_id`, `question` (or `prompt`) and `answer`
+(or `text`, `response`). Benchmark folder: synonyms_refine.txt, and obj_halbench_300*.jsonl where
+what is missing shall be counted.
+
+| metric                   | numerator of a description          | denominator of one             |
+|--------------------------|-------------------------------------|--------------------------------|
+| `response_hallucination` | 1 if any object is not there        | 1 if any COCO object is named  |
+| `object_hallucination`   | named objects that are not there    | named objects, each word once  |
+| `object_recall`          | objects of the image that are named | objects of the image           |
+| `average_length`         | words                               | 1                              |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation.benchmarks.coco import ObjectNames, joined_words, read_names, read_truth
+from chip_core.evaluation.benchmarks.objhal.judge import (
+    UnreadableReplyError,
+    prompt_of,
+    read_reply,
+    read_reply_as_script,
+    request,
+)
+from chip_core.evaluation.figures import as_printed, outcome, plain, rate
+from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.evaluation.reading import first_of, read_objects, refuse_repeats
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    Judge,
+    Need,
+    ProtocolName,
+    Resources,
+    Scored,
+    Tagger,
+    refuse_protocol,
+)
+from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.text.language import NltkTagger, lemma, nltk_problems, require, words
+from chip_core.evaluation.unreadable import Unreadable, unreadable
+from chip_core.utils.errors import UserError
+
+METRICS: Mapping[str, MetricInfo] = {
+    "response_hallucination": MetricInfo(unit="percent", goal="minimize"),
+    "object_hallucination": MetricInfo(unit="percent", goal="minimize"),
+    "object_recall": MetricInfo(unit="percent", goal="maximize"),
+    "average_length": MetricInfo(unit="words", goal="maximize"),
+}
+
+#: The script asks no judge about an answer of so few words, and takes it to name no object.
+SHORT = 3
+
+
+class ObjHalScorer:
+    """Object HalBench's scorer."""
+
+    name = "objhal"
+    version = "objhal-2"
+    needs: frozenset[Need] = frozenset({"coco", "judge", "nltk"})
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
+    metrics = METRICS
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read rows of `image_id` (or `item`), `question` and `answer`."""
+        return [
+            _answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score descriptions; `chip` is `official`, which is the paper's own script."""
+        refuse_protocol(self, protocol)
+        corrected = protocol == "corrected"
+        require(nltk_problems(), self.name)
+        if resources.judge is None:
+            raise UserError(
+                "objhal: a judge is needed: --judge-replies FILE, or a judge in the study"
+            )
+        if corrected:
+            refuse_repeats(answers, self.name)
+        else:
+            _refuse_what_stops_the_script(answers)
+        category = read_names(data / "synonyms_refine.txt", strip=True)
+        pairs = [name for name in category if len(name.split(" ")) >= 2]
+        names = ObjectNames(category=category, joined=joined_words(pairs))
+        truth = read_truth(
+            resources.coco,
+            (answer.item for answer in answers),
+            names,
+            lambda caption: _in_caption(caption, names),
+            official=not corrected,
+            who=self.name,
+        )
+        if corrected:
+            truth.refuse_unknown(answers, self.name)
+        questions = _questions(data)
+        answers = [_plain(answer, questions) for answer in answers]
+        listed, unread = _ask(answers, resources.judge, prompt_of(data), corrected)
+        tagger = resources.tagger or NltkTagger()
+        items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
+        for answer, objects in zip(answers, listed, strict=True):
+            if objects is None:
+                continue
+            named = names.objects(_named(objects, names, tagger))
+            there = truth.of(answer.item)
+            wrong = sum(category[word] not in there for word in named)
+            right = {category[word] for word in named} & there
+            for name, numerator, denominator in (
+                ("response_hallucination", wrong > 0, len(named) > 0),
+                ("object_hallucination", wrong, len(named)),
+                ("object_recall", len(right), len(there)),
+                ("average_length", _length(answer.response, corrected), 1),
+            ):
+                items[name].append(outcome(answer.item, numerator, denominator))
+        done = {
+            answer.item for answer, found in zip(answers, listed, strict=True) if found is not None
+        }
+        asked = resources.only or questions.keys() | {answer.item for answer in answers}
+        if corrected:
+            metrics = plain(METRICS, items)
+        else:
+            metrics = as_printed(METRICS, items, digits=2, who=self.name)
+            _refuse_all_wrong(items)
+        return Scored(
+            metrics=metrics,
+            n=len(items["average_length"]),
+            missing=len(asked - done),
+            unreadable=tuple(unread),
+        )
+
+
+def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
+    image = first_of(row, ("image_id", "item"), path, number)
+    try:
+        image = int(image)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: row {number}: image_id {image!r} is no whole number") from None
+    text = first_of(row, ("text", "response", "answer"), path, number)
+    fields: dict[str, Any] = {"question": first_of(row, ("prompt", "question"), path, number)}
+    if not isinstance(text, str):
+        fields["response"] = text
+    return Answer(item=str(image), response=text if isinstance(text, str) else "", fields=fields)
+
+
+def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
+    for number, answer in enumerate(answers, start=1):
+        if "response" in answer.fields:
+            raise UserError(
+                f"objhal: answer {number} (image {answer.item}): the answer is not text, at which "
+                "the official script stops; --protocol corrected counts it as missing"
+            )
+
+
+def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
+    """Return an answer as the script takes it, with its question."""
+    question = answer.fields.get("question", questions.get(answer.item, ""))
+    return Answer(
+        item=answer.item,
+        response=answer.response.replace("Assistant:", "").strip(),
+        fields={**answer.fields, "question": str(question)},
+    )
+
+
+def _ask(
+    answers: Sequence[Answer], judge: Judge, prompt: str, corrected: bool
+) -> tuple[list[list[Any] | None], list[Unreadable]]:
+    """Return the objects that the judge lists for each answer, None where it fails; what is unread.
+
+    Raises:
+        UserError: it fails where the official script would stop.
+    """
+    shortest = 0 if corrected else SHORT
+    asked = [
+        index for index, answer in enumerate(answers) if len(answer.response.split()) > shortest
+    ]
+    replies = judge.ask(
+        [
+            request(
+                prompt,
+                answers[index].item,
+                answers[index].fields["question"],
+                answers[index].response,
+            )
+            for index in asked
+        ]
+    )
+    listed: list[list[Any] | None] = [
+        None if "response" in answer.fields else [] for answer in answers
+    ]
+    parse: Callable[[str | None], list[Any]] = read_reply if corrected else read_reply_as_script
+    unread: list[Unreadable] = []
+    for index, reply in zip(asked, replies, strict=True):
+        try:
+            listed[index] = parse(reply)
+        except UnreadableReplyError as error:
+            if not corrected:
+                raise UserError(
+                    f"objhal: answer {index + 1} (image {answers[index].item}): {error}, at which "
+                    "the official script stops; --protocol corrected counts it as missing"
+                ) from None
+            listed[index] = None
+            if reply is not None:
+                unread.append(unreadable(answers[index].item, reply, "reply"))
+    return listed, unread
+
+
+def _named(objects: Sequence[Any], names: ObjectNames, tagger: Tagger) -> list[str]:
+    """Return the words that the listed objects come to, each once.
+
+    Of an object with a pair that is read as one only the pairs are taken, of any other its runs of
+    nouns.
+    """
+    found: list[str] = []
+    for thing in objects:
+        tokens = tagger(f"a {thing}")
+        pairs = names.join([token.lemma for token in tokens], pairs_only=True)
+        found += pairs or _noun_runs([(token.tag, token.lemma) for token in tokens])
+    return list(dict.fromkeys(found))
+
+
+def _noun_runs(tokens: Sequence[tuple[str, str]]) -> list[str]:
+    runs: list[list[str]] = [[]]
+    for tag, word in tokens:
+        if tag in ("NN", "NNS", "NNP", "NNPS"):
+            runs[-1].append(word)
+        elif runs[-1]:
+            runs.append([])
+    return [" ".join(run) for run in runs if run]
+
+
+def _in_caption(caption: str, names: ObjectNames) -> list[str]:
+    joined = names.join([lemma(word) for word in words(caption.lower())])
+    return [names.category[word] for word in names.objects(joined)]
+
+
+def _length(response: str, corrected: bool) -> int:
+    """Return an answer's words; the script takes each single space for an end of one."""
+    return len(response.split() if corrected else response.strip().split(" "))
+
+
+def _questions(data: Path) -> dict[str, str]:
+    """Return the benchmark's questions by image id, where they are there."""
+    found = sorted(data.glob("obj_halbench_300*.jsonl"))
+    rows = read_objects(found[0]) if found else []
+    return {
+        str(row.get("image_id")): str(row.get("question", row.get("prompt", ""))) for row in rows
+    }
+
+
+def _refuse_all_wrong(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
+    """Raise where the summary of the script, which prints the figures, divides by zero."""
+    if rate(items["object_hallucination"]) == 1 and rate(items["object_recall"]) == 0:
+        raise UserError(
+            "objhal: every named object is wrong: the official summary divides by zero (its F1) "
+            "and stops; --protocol corrected gives the figures"
+        )
+
+
+SCORERS.register("objhal")(ObjHalScorer())

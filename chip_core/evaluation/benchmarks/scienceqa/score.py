@@ -1,0 +1,194 @@
+"""Score ScienceQA (test): multiple choice, about half with a picture.
+
+Rules of LLaVA's eval_science_qa.py for reading an answer and for the two accuracies, and of the
+benchmark's own evaluate_acc.py (lupantech/ScienceQA) for the parts. A letter is read where the
+answer is that letter alone, begins with "X. ", or says "The answer is X." exactly once; under
+`corrected` by `letters`.
+
+All are in percent, two decimals as printed; an item is a question, right or not.
+
+| metric             | questions                                                       |
+|--------------------|-----------------------------------------------------------------|
+| `accuracy`         | all; one without an answer is wrong                           |
+| `image_accuracy`   | those with `<image>` in their prompt, or, without one, an image |
+| `subject/…`        | natural, social, language science                             |
+| `context/…`        | with a hint (text), with an image, with neither               |
+| `grade/…`          | grades 1–6, 7–12                                              |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chip_core.evaluation import figures, reading
+from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    Need,
+    ProtocolName,
+    Resources,
+    Scored,
+    refuse_protocol,
+)
+from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.unreadable import Unreadable, unreadable
+from chip_core.utils.errors import UserError
+
+LETTERS = "ABCDE"
+IMAGE = "<image>"
+Problem = Mapping[str, Any]
+
+#: Which questions each part of the benchmark has.
+PARTS: Mapping[str, Callable[[Problem], bool]] = {
+    "subject/natural": lambda problem: problem["subject"] == "natural science",
+    "subject/social": lambda problem: problem["subject"] == "social science",
+    "subject/language": lambda problem: problem["subject"] == "language science",
+    "context/text": lambda problem: bool(problem["hint"]),
+    "context/image": lambda problem: bool(problem["image"]),
+    "context/none": lambda problem: not problem["hint"] and not problem["image"],
+    "grade/1-6": lambda problem: problem["grade"] in {f"grade{n}" for n in range(1, 7)},
+    "grade/7-12": lambda problem: problem["grade"] in {f"grade{n}" for n in range(7, 13)},
+}
+FIELDS = ("choices", "answer", "subject", "hint", "image", "grade")
+
+
+class ScienceQaScorer:
+    """ScienceQA's test questions."""
+
+    name = "scienceqa"
+    version = "scienceqa-2"
+    needs: frozenset[Need] = frozenset()
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
+    metrics: Mapping[str, MetricInfo] = {
+        name: MetricInfo(unit="percent", goal="maximize")
+        for name in ("accuracy", "image_accuracy", *PARTS)
+    }
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read rows of question_id, text, and prompt where it is there."""
+        return [
+            Answer(
+                item=row.id("question_id", "item"),
+                response=row.text("text", "response"),
+                fields={"prompt": row.text("prompt")} if row.has("prompt") else {},
+            )
+            for row in reading.read_rows(path)
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score answers to the test split of problems.json."""
+        # Imported here: its patterns take a tenth of a second to compile.
+        from chip_core.evaluation.text.letters import read_letter
+
+        refuse_protocol(self, protocol)
+        reading.need_answers(answers, self.name)
+        problems = _problems(data, resources)
+        official = protocol == "official"
+        if official:  # the last answer counts, none is a wrong one, unknown ids are passed over
+            given = {answer.item: answer for answer in answers if answer.item in problems}
+            scored = problems
+        else:
+            given = reading.answered(answers, problems, self.name)
+            scored = {item: problem for item, problem in problems.items() if item in given}
+        items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
+        unread: list[Unreadable] = []
+        for item, problem in scored.items():
+            answer = given.get(item)
+            letter = None
+            if answer is not None:
+                said = answer.response
+                letter = read_officially(said) if official else read_letter(said, _options(problem))
+            if answer is not None and letter is None:
+                unread.append(unreadable(item, answer.response))
+            right = letter is not None and LETTERS.index(letter) == problem["answer"]
+            share = figures.outcome(item, right, group=problem["subject"])
+            items["accuracy"].append(share)
+            if _shown(answer, problem) if official else problem["image"]:
+                items["image_accuracy"].append(share)
+            for part, holds in PARTS.items():
+                if holds(problem):
+                    items[part].append(share)
+        values = None
+        if official:
+            if not items["image_accuracy"]:
+                raise UserError(
+                    "scienceqa: no answered question has an image, and the official script divides "
+                    "by their number; protocol corrected does not"
+                )
+            values = {name: _printed(figures.ratio(found, 100)) for name, found in items.items()}
+        return Scored(
+            metrics=figures.metrics(self.metrics, items, values),
+            n=len(scored),
+            missing=len(problems) - len(given),
+            unreadable=tuple(unread),
+        )
+
+
+def read_officially(answer: str) -> str | None:
+    """Return the letter of an answer that is one, begins with one, or names exactly one."""
+    if len(answer) == 1 and answer in LETTERS:
+        return answer
+    if answer[1:3] == ". " and answer[0] in LETTERS:
+        return answer[0]
+    named = re.findall(r"The answer is ([A-Z]).", answer)
+    return named[0] if len(named) == 1 and named[0] in LETTERS else None
+
+
+def _options(problem: Problem) -> dict[str, str]:
+    """Return the text of each letter; all letters where the problem's choices are no texts."""
+    choices = problem["choices"]
+    if not isinstance(choices, list) or not choices:
+        return dict.fromkeys(LETTERS, "")
+    return dict(zip(LETTERS, map(str, choices), strict=False))
+
+
+def _shown(answer: Answer | None, problem: Problem) -> bool:
+    """Whether a question counts as one with an image: its prompt says, where it is known."""
+    if answer is None:
+        return False
+    if "prompt" in answer.fields:
+        return IMAGE in answer.fields["prompt"]
+    return bool(problem["image"])
+
+
+def _problems(data: Path, resources: Resources) -> dict[str, Problem]:
+    """Return the problems of the test split."""
+    splits_file = reading.find(data, _places("pid_splits.json"), "scienceqa")
+    problems_file = reading.find(data, _places("problems.json"), "scienceqa")
+    splits, problems = reading.read_json(splits_file), reading.read_json(problems_file)
+    if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
+        raise UserError(f"{splits_file} has no list 'test'")
+    if not isinstance(problems, dict):
+        raise UserError(f"{problems_file} must be a JSON object of id and problem")
+    found: dict[str, Problem] = {}
+    for item in map(str, splits["test"]):
+        problem = problems.get(item)
+        if not isinstance(problem, dict) or not all(key in problem for key in FIELDS):
+            raise UserError(
+                f"{problems_file}: problem '{item}' must be there with {', '.join(FIELDS)}"
+            )
+        if resources.only is None or item in resources.only:
+            found[item] = problem
+    return found
+
+
+def _places(file: str) -> list[str]:
+    return [file, f"data/scienceqa/{file}"]
+
+
+def _printed(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+SCORERS.register("scienceqa")(ScienceQaScorer())

@@ -1,0 +1,115 @@
+"""What a folder of benchmarks holds, and what is missing in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from chip_core.evaluation.benchmarks.published import SOURCES, Published, Source
+from chip_core.utils.errors import UserError
+from chip_core.utils.registry import suggestion
+
+State = Literal["complete", "scoring only", "incomplete", "absent", "broken", "by lmms-eval"]
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What is there of a published file."""
+
+    file: Published
+    path: Path | None = None  # the first of its parts; None: nothing is there
+    parts: int = 0
+    size: int = 0  # bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is there with all its parts."""
+        return self.parts >= self.file.parts or (self.path is not None and self.path.is_file())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkStatus:
+    """What is there of a benchmark."""
+
+    name: str
+    source: Source
+    files: tuple[Held, ...]
+    count: int | None = None  # questions; None: not counted
+    problem: str | None = None  # why they could not be counted
+
+    @property
+    def state(self) -> State:
+        """In a word: what can be done with it."""
+        if not self.files:
+            return "by lmms-eval"
+        if self.problem is not None or self.count not in (None, self.source.count):
+            return "broken"
+        whole = {held.file.use: True for held in self.files}
+        for held in self.files:
+            whole[held.file.use] &= held.whole
+        if whole["scoring"]:
+            return "complete" if whole.get("asking", True) else "scoring only"
+        return "incomplete" if any(held.path for held in self.files) else "absent"
+
+
+def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
+    """Return what a folder holds of some benchmarks; of all where none is named.
+
+    Args:
+        names: benchmarks.
+        folder: holds a folder for each, named as it; None: there is none.
+
+    Raises:
+        UserError: the folder is not there, or a name is unknown.
+    """
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--benchmark-data: no folder {folder}")
+    for name in names:
+        if name not in SOURCES:
+            raise UserError(f"unknown benchmark '{name}': {suggestion(name, SOURCES)}")
+    return [
+        _status(name, source, None if folder is None else folder / name)
+        for name, source in SOURCES.items()
+        if not names or name in names
+    ]
+
+
+def _status(name: str, source: Source, folder: Path | None) -> BenchmarkStatus:
+    files = tuple(_held(file, folder) for file in source.files)
+    count, problem = None, None
+    # The files that questions are counted in are its own: not those of COCO beside it.
+    own = [held for held in files if held.file.use == "scoring"]
+    if folder is not None and source.counted is not None and all(held.path for held in own):
+        try:
+            count = source.counted(folder)
+        except UserError as error:
+            problem = str(error)
+    return BenchmarkStatus(name=name, source=source, files=files, count=count, problem=problem)
+
+
+def _held(file: Published, folder: Path | None) -> Held:
+    if folder is None:
+        return Held(file=file)
+    for name in file.names:
+        found = _pictures(folder / name) if name.endswith("/") else sorted(_matching(folder, name))
+        if found:
+            size = sum(path.stat().st_size for path in found)
+            path = folder / name if name.endswith("/") else found[0]
+            return Held(file=file, path=path, parts=len(found), size=size)
+    return Held(file=file)
+
+
+def _matching(folder: Path, name: str) -> list[Path]:
+    """Return the files of a name or pattern, also of one beside the folder."""
+    while name.startswith("../"):
+        folder, name = folder.parent, name.removeprefix("../")
+    return [path for path in folder.glob(name) if path.is_file()]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]

@@ -1,0 +1,48 @@
+"""Answers of a model to a benchmark's items, the same whatever they are made together with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chip_core.evaluation.inference.batches import make_batches
+from chip_core.evaluation.inference.decoder import Decoder
+from chip_core.evaluation.task import Decoding, Item
+
+__all__ = ["Decoder", "generate", "make_batches"]
+
+
+def generate(
+    model: Any,
+    processor: Any,
+    items: Sequence[Item],
+    *,
+    max_new_tokens: int,
+    num_beams: int = 1,
+    batch_size: int = 64,
+    bf16: bool = False,
+    share_prefix: bool = True,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Return one response an item, in the items' order, without sampling.
+
+    Args:
+        model: an image-text-to-text model.
+        processor: its processor.
+        items: the questions, each with an id of its own.
+        max_new_tokens: longest response.
+        num_beams: beams; 1 is greedy.
+        batch_size: items decoded together; padded on the left.
+        bf16: whether to compute in bfloat16 (autocast).
+        share_prefix: whether a picture that is asked about more than once is computed once.
+        on_batch: called with (items done, items in all).
+    """
+    decoding = Decoding(max_new_tokens=max_new_tokens, num_beams=num_beams)
+    decoder = Decoder(model, processor, decoding, bf16=bf16, share_prefix=share_prefix)
+    responses: dict[str, str] = {}
+    for batch in make_batches(items, size=batch_size):
+        made = decoder.answers(batch)
+        responses.update(zip((item.id for item in batch.items), made, strict=True))
+        if on_batch is not None:
+            on_batch(len(responses), len(items))
+    return [responses[item.id] for item in items]

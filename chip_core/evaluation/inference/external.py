@@ -1,0 +1,81 @@
+"""Benchmarks that another program asks and scores: it gets the model's folder and gives figures."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.evaluation.scorer import Scored
+from chip_core.evaluation.task import AsksByItself
+from chip_core.models.adapters import is_adapted, merged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the program found."""
+
+    scored: Scored
+    how: dict[str, Any]
+
+
+def ask_by_itself(
+    benchmark: AsksByItself,
+    settings: BenchmarkConfig,
+    *,
+    model: Any,
+    processor: Any,
+    checkpoint_dir: Path | None,
+    folder: Path,
+    batch_size: int,
+) -> Found:
+    """Let a benchmark's own program ask a model.
+
+    Args:
+        benchmark: the benchmark.
+        settings: its settings.
+        model: the model; it leaves its device to the program meanwhile.
+        processor: its processor.
+        checkpoint_dir: a whole Hugging Face folder of it, where there is one.
+        folder: the trial's.
+        batch_size: questions answered together.
+
+    Raises:
+        TrialError: the program failed.
+        UserError: it is not installed.
+    """
+    began = time.perf_counter()
+    device = next(model.parameters()).device
+    out = folder / "programs" / settings.name
+    with _whole(model, processor, checkpoint_dir, folder) as whole:
+        scored, how = benchmark.ask(whole, folder=out, batch_size=batch_size, device=device.type)
+    seconds = round(time.perf_counter() - began, 3)
+    return Found(scored=scored, how={**how, "seconds": seconds})
+
+
+@contextmanager
+def _whole(model: Any, processor: Any, checkpoint_dir: Path | None, folder: Path) -> Iterator[Path]:
+    """Give a plain folder of the model, and its device's memory to others meanwhile."""
+    device = next(model.parameters()).device
+    model.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    made = folder / "whole-model"
+    try:
+        if checkpoint_dir is None:
+            plain = merged(copy.deepcopy(model)) if is_adapted(model) else model
+            plain.save_pretrained(made)
+            processor.save_pretrained(made)
+            del plain
+        yield checkpoint_dir or made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        model.to(device)

@@ -1,0 +1,143 @@
+"""One picture, many questions: the tokens that their prompts begin with are computed once.
+
+AMBER asks about 14 questions a picture, POPE 6, and nearly all tokens of a prompt are the
+picture's. A batch then is
+
+    [padding | what the prompts of a picture begin with | padding | a question]
+
+where the first half is computed once a picture, and its keys and values are handed to every
+question's row.
+
+Shapes: K pictures, B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core.evaluation.inference.kv_cache import growing_cache
+from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
+from chip_core.evaluation.inference.ties import next_logits
+
+#: Largest difference of logits from those of separate rows, as a share of the largest logit. What
+#: a family computes wrongly when it goes on from a cache is off by more than a hundredth.
+EXACT = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRows:
+    """A batch whose first part is computed: what a model's `generate` takes."""
+
+    input_ids: Tensor  # (B, T)
+    attention_mask: Tensor  # (B, T)
+    position_ids: Tensor  # (B, T), or with Qwen-VL's axes before
+    past_key_values: Any  # of the first part, a row for each of B
+
+
+def share(
+    model: Any, groups: Sequence[Sequence[Prompt]], *, copies: int = 1, pad: int = 0
+) -> SharedRows | None:
+    """Compute what each group's prompts begin with, once.
+
+    None where there is a group whose prompts differ before the end of its picture.
+
+    Args:
+        model: the model.
+        groups: prompts that show the same picture.
+        copies: how many rows of keys and values each row gets: one a beam.
+        pad: the padding token.
+    """
+    starts = []
+    for prompts in groups:
+        rows = [prompt.ids for prompt in prompts]
+        start = min(common_start(rows), min(map(len, rows)) - 1)
+        if start < prompts[0].vision_end:
+            return None
+        starts.append(start)
+    device = next(model.parameters()).device
+    firsts = [prompts[0] for prompts in groups]
+    begins = [prompt.ids[:start] for prompt, start in zip(firsts, starts, strict=True)]
+    positions = [[_positions(model, prompt) for prompt in prompts] for prompts in groups]
+    begin_positions = [own[0][..., :start] for own, start in zip(positions, starts, strict=True)]
+    cache = growing_cache(model)
+    model(
+        **padded(firsts, begins, device, pad=pad),
+        position_ids=_side_by_side(begin_positions),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    owner = [group for group, prompts in enumerate(groups) for _ in prompts]
+    rows_of = torch.tensor(owner, device=device)
+    cache.batch_select_indices(rows_of.repeat_interleave(copies))
+
+    prompts = [prompt for group in groups for prompt in group]
+    rests = [prompt.ids[starts[group] :] for prompt, group in zip(prompts, owner, strict=True)]
+    rest_positions = [
+        own[..., starts[group] :] for group, rows in enumerate(positions) for own in rows
+    ]
+    left = padded(firsts, begins, device, pad=pad)
+    right = _text(rests, device, pad)
+    return SharedRows(
+        input_ids=torch.cat([left["input_ids"][rows_of], right["input_ids"]], dim=1),
+        attention_mask=torch.cat([left["attention_mask"][rows_of], right["attention_mask"]], dim=1),
+        position_ids=torch.cat(
+            [
+                _side_by_side([begin_positions[group] for group in owner]),
+                _side_by_side(rest_positions),
+            ],
+            dim=-1,
+        ),
+        past_key_values=cache,
+    )
+
+
+def inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
+    """Return how far off the first token's logits are when rows share, as a share of the largest.
+
+    Infinite where the family cannot do it at all.
+    """
+    few = [group[:2] for group in groups[:2]]
+    alone = torch.stack([next_logits(model, prompt) for group in few for prompt in group])
+    try:
+        rows = share(model, few)
+        if rows is None:
+            return 0.0  # nothing is shared
+        done = rows.past_key_values.get_seq_length()
+        logits = model(
+            input_ids=rows.input_ids[:, done:],
+            attention_mask=rows.attention_mask,
+            position_ids=rows.position_ids[..., done:],
+            past_key_values=rows.past_key_values,
+            use_cache=True,
+        ).logits[:, -1]
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return float("inf")
+    off = (logits.float() - alone).abs().max() / alone.abs().max()
+    return float(off) if off.isfinite() else float("inf")
+
+
+def _positions(model: Any, prompt: Prompt) -> Tensor:
+    """Return a prompt's positions (1, T) as its family counts them; Qwen-VL's are (4, 1, T)."""
+    device = next(model.parameters()).device
+    inputs = prompt.inputs(device)
+    inputs.pop("pixel_values", None)
+    found: Tensor = model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
+    return found
+
+
+def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
+    """Return position rows (…, 1, T) as one batch (…, B, T), padded on the left with 0."""
+    longest = max(row.shape[-1] for row in rows)
+    grown = [torch.nn.functional.pad(row, (longest - row.shape[-1], 0)) for row in rows]
+    return torch.cat(grown, dim=-2)
+
+
+def _text(rows: Sequence[Sequence[int]], device: torch.device, pad: int) -> dict[str, Tensor]:
+    words = Prompt(ids=[], pictures={}, kinds={}, vision_end=0)
+    return padded([words] * len(rows), rows, device, pad=pad)

@@ -1,0 +1,179 @@
+"""What a benchmark's settings come to: which questions, how answered, what decides its figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.paths import Places
+from chip_core.data.files import digest
+from chip_core.data.image_files import READER
+from chip_core.evaluation.resources import resource_identity
+from chip_core.evaluation.task import BENCHMARKS, AsksByItself, Benchmark, Decoding, Item, Side
+from chip_core.utils import plugins
+from chip_core.utils.errors import UserError
+from chip_core.utils.registry import suggestion
+
+#: Raised whenever code changes which questions are asked, or how they are answered.
+BEHAVIOUR = 2
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """Return a benchmark by its name, or a user's own by module:attr.
+
+    Raises:
+        ValueError: there is none; one line that names the near ones.
+    """
+    if plugins.is_plugin(name):
+        loaded = plugins.load(name)
+        made: Benchmark = loaded() if isinstance(loaded, type) else loaded
+        if not isinstance(made, Benchmark):
+            raise ValueError(
+                f"'{name}' is no benchmark: make it a subclass of "
+                "chip_core.evaluation.task.Benchmark"
+            )
+        return made
+    if name not in BENCHMARKS:
+        known = suggestion(name, [*BENCHMARKS, "module:attr"])
+        raise ValueError(f"unknown benchmark '{name}': {known}")
+    return BENCHMARKS[name]
+
+
+def settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterator[str]:
+    """Yield which of a benchmark's settings it does not know, or has no use for."""
+    if settings.protocol not in benchmark.protocols:
+        known = ", ".join(sorted(benchmark.protocols))
+        yield f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {known}"
+    if settings.judge is not None and "judge" not in benchmark.needs:
+        yield f"'{settings.name}' asks no judge: leave `judge` out"
+    if not isinstance(benchmark, AsksByItself):
+        return
+    if settings.limit is not None:
+        yield "takes no limit: its own program would ask the first questions, not a subset"
+    if settings.half is not None:
+        yield "cannot be halved: its own program asks all questions"
+    for key in ("max_new_tokens", "num_beams"):
+        if getattr(settings, key) is not None:
+            yield f"takes no {key}: its own program says how answers are made"
+
+
+def decoding_of(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
+    """Return how answers are made."""
+    own = benchmark.decoding(settings.protocol)
+    return Decoding(
+        max_new_tokens=settings.max_new_tokens or own.max_new_tokens,
+        num_beams=settings.num_beams or own.num_beams,
+    )
+
+
+def asked_items(
+    side: Side, settings: BenchmarkConfig, benchmark: Benchmark, places: Places
+) -> tuple[Sequence[Item], int]:
+    """Return the questions that are asked, in the benchmark's order, and how many it has.
+
+    Under `limit` they are the N first of a shuffle that depends on benchmark and ids alone: a
+    larger limit asks the same and more. Under `half` they are of that half.
+
+    Raises:
+        UserError: a file of the benchmark is missing or broken, or it cannot be halved.
+    """
+    items = benchmark.items(side, data=places.data(settings.name), protocol=settings.protocol)
+    whole = len(items)
+    if settings.half is not None:
+        items = half_of(items, settings, benchmark)
+    if settings.limit is None or settings.limit >= len(items):
+        return items, whole
+    drawn = sorted(items, key=lambda item: _lot(settings.name, item.id))[: settings.limit]
+    chosen = {item.id for item in drawn}
+    return [item for item in items if item.id in chosen], whole
+
+
+def half_of(
+    items: Sequence[Item], settings: BenchmarkConfig, benchmark: Benchmark
+) -> Sequence[Item]:
+    """Return the items of the half that is asked for, in their order.
+
+    Which half a group is in depends on its name and the seed alone: no order, other item or
+    benchmark moves it, so that a picture is on one side of every benchmark that shows it.
+
+    Raises:
+        UserError: a picture is in both halves, or there is nothing in one.
+    """
+    halves: dict[str, list[Item]] = {"select": [], "report": []}
+    side_of: dict[str, str] = {}  # by picture
+    for item in items:
+        half = _half(settings.half_seed, benchmark.group(item))
+        halves[half].append(item)
+        for picture in item.pictures:
+            if side_of.setdefault(picture.key, half) != half:
+                raise UserError(
+                    f"{settings.name}: picture {picture.key} is in both halves: let the "
+                    "benchmark's `group` return the same for all items that show it"
+                )
+    empty = [half for half, found in halves.items() if not found]
+    if empty:
+        raise UserError(
+            f"{settings.name}: nothing is in its {empty[0]} half: it has too few groups of "
+            "questions to be halved; try another `half_seed`"
+        )
+    assert settings.half is not None
+    return halves[settings.half]
+
+
+def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
+    """Return what a fingerprint holds of a benchmark beside its settings.
+
+    Its questions and truths count by content; pictures are taken to be the published ones, and
+    count by how they are read.
+
+    Raises:
+        UserError: a file of the benchmark is missing.
+    """
+    benchmark = find_benchmark(settings.name)
+    found: dict[str, Any] = {
+        **code_identity(benchmark),
+        "decoding": asdict(decoding_of(settings, benchmark)),
+        "files": _digests(settings, benchmark, places),
+    }
+    tools = benchmark.tools()
+    if tools:
+        found["tools"] = dict(tools)
+    if plugins.is_plugin(settings.name):
+        found["source"] = plugins.source_hash(settings.name)
+    return {**found, **resource_identity(settings, benchmark, places)}
+
+
+def code_identity(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a fingerprint holds of the code that asks a benchmark and scores it."""
+    return {**asking_identity(benchmark), "scorer": benchmark.version}
+
+
+def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a fingerprint holds of the code that asks a benchmark.
+
+    Pictures are files where a benchmark has a folder of its own; others draw them.
+    """
+    reads = {"pictures": READER} if "data" in benchmark.needs else {}
+    return {"answers": BEHAVIOUR, **reads}
+
+
+def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: Places) -> list[list[str]]:
+    try:
+        named = benchmark.files(places.data(settings.name))
+        return sorted([file.name, digest(file)] for file in named)
+    except OSError as error:
+        raise UserError(
+            f"{settings.name}: {error.filename} cannot be read ({error.strerror})"
+        ) from None
+
+
+def _half(seed: int, group: str) -> str:
+    bit = hashlib.sha256(f"half\x1f{seed}\x1f{group}".encode()).digest()[0] & 1
+    return "report" if bit else "select"
+
+
+def _lot(benchmark: str, item: str) -> bytes:
+    return hashlib.sha256(f"limit\x1f{benchmark}\x1f{item}".encode()).digest()

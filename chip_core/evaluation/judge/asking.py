@@ -1,0 +1,138 @@
+"""Asking a judge, and the prompts it is asked with.
+
+An official prompt is the benchmark's own text, so it is read from the benchmark's folder where it
+lies there as published; else the judge is asked in words of ours, by the same rules.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chip_core.evaluation.scorer import JudgeRequest, Resources
+from chip_core.utils.errors import UserError
+
+
+def ask(
+    resources: Resources, requests: Sequence[JudgeRequest], benchmark: str
+) -> dict[str, str | None]:
+    """Return the judge's reply to each request by its item; None where the call failed.
+
+    Raises:
+        UserError: there is no judge.
+    """
+    if not requests:
+        return {}
+    if resources.judge is None:
+        raise UserError(
+            f"{benchmark}: a judge must read the answers and there is none: name an endpoint, "
+            "or replies that exist by --judge-replies"
+        )
+    replies = resources.judge.ask(requests)
+    return {request.item: reply for request, reply in zip(requests, replies, strict=True)}
+
+
+def user_message(content: str) -> tuple[Mapping[str, str], ...]:
+    """Return a conversation of one message."""
+    return ({"role": "user", "content": content},)
+
+
+def published_template(
+    data: Path, scripts: Sequence[str], variable: str = "template"
+) -> str | None:
+    """Return the text that a published script in `data` gives to a variable; None without one.
+
+    The script is parsed, never run.
+
+    Raises:
+        UserError: a script is there and holds no such text.
+    """
+    for script in scripts:
+        if not (data / script).is_file():
+            continue
+        for node in ast.walk(_tree(data / script)):
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+                and any(isinstance(name, ast.Name) and name.id == variable for name in node.targets)
+            ):
+                return node.value.value
+        raise UserError(f"{data / script} gives no text to '{variable}': it is not as published")
+    return None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a prompt that a text goes to."""
+
+    name: str
+
+
+#: A prompt is what is written and the places between.
+Part = str | Place
+
+
+def fill(parts: Sequence[Part], texts: Mapping[Place, str]) -> str:
+    """Return a prompt with its places filled.
+
+    Raises:
+        UserError: there is a place that has no text.
+    """
+    for part in parts:
+        if isinstance(part, Place) and part not in texts:
+            raise UserError(f"the judge's published prompt asks for '{part.name}': not known here")
+    return "".join(part if isinstance(part, str) else texts[part] for part in parts)
+
+
+def published_prompt(data: Path, script: str, function: str) -> tuple[Part, ...] | None:
+    """Return the prompt that a function of a published script puts together in `prompt`.
+
+    Of `prompt = '…'` and `prompt += …` in the function's body, in their order: a text, a name, or
+    an item of something by a text or a name. None where the script is not in `data`. It is parsed,
+    never run.
+
+    Raises:
+        UserError: the script is there and has no such function.
+    """
+    if not (data / script).is_file():
+        return None
+    for node in ast.walk(_tree(data / script)):
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            parts = tuple(_parts(node))
+            if parts:
+                return parts
+    raise UserError(f"{data / script} has no prompt in '{function}': it is not as published")
+
+
+def _parts(function: ast.FunctionDef) -> Iterator[Part]:
+    pieces = [
+        node
+        for node in ast.walk(function)
+        if (isinstance(node, ast.Assign) and _is_prompt(node.targets[0]))
+        or (isinstance(node, ast.AugAssign) and _is_prompt(node.target))
+    ]
+    for piece in sorted(pieces, key=lambda node: node.lineno):
+        value: ast.expr = piece.value
+        if isinstance(value, ast.Subscript):
+            value = value.slice
+            if isinstance(value, ast.Constant):
+                yield Place(str(value.value))
+                continue
+        if isinstance(value, ast.Constant):
+            yield str(value.value)
+        elif isinstance(value, ast.Name):
+            yield Place(value.id)
+
+
+def _is_prompt(target: ast.expr) -> bool:
+    return isinstance(target, ast.Name) and target.id == "prompt"
+
+
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        raise UserError(f"{path} is no Python that can be read") from None

@@ -1,0 +1,237 @@
+"""Read answers and benchmark files by row; what is wrong is a line that names the place.
+
+Files are JSON or JSON lines, whichever a file holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from chip_core.evaluation.scorer import Answer
+from chip_core.utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One object of a file."""
+
+    place: str  # "responses.json row 7"
+    values: Mapping[str, Any]
+
+    def id(self, *keys: str) -> str:
+        """Return the first of the keys that is there, an id, as text.
+
+        Raises:
+            UserError: none of them is there, or what is there is neither text nor a number.
+        """
+        value = self._first(keys)
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UserError(
+                f"{self.place}: {keys[0]} must be text or a number, got {_brief(value)}"
+            )
+        return str(value)
+
+    def text(self, *keys: str) -> str:
+        """Return the first of the keys that is there, a text.
+
+        Raises:
+            UserError: none of them is there, or what is there is no text.
+        """
+        value = self._first(keys)
+        if not isinstance(value, str):
+            raise UserError(f"{self.place}: {keys[0]} must be text, got {_brief(value)}")
+        return value
+
+    def has(self, *keys: str) -> bool:
+        """Whether one of the keys is there."""
+        return any(key in self.values for key in keys)
+
+    def _first(self, keys: Sequence[str]) -> Any:
+        for key in keys:
+            if key in self.values:
+                return self.values[key]
+        raise UserError(f"{self.place}: there is no {' or '.join(keys)}")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file: a JSON list of objects, or one JSON object a line.
+
+    Raises:
+        UserError: it cannot be read so.
+    """
+    return [
+        Row(place=f"{path} row {number}", values=values)
+        for number, values in enumerate(read_objects(path), start=1)
+    ]
+
+
+def by_item(found: Sequence[Row], key: Callable[[Row], str]) -> Iterator[tuple[str, Row]]:
+    """Yield a benchmark's rows by item.
+
+    Raises:
+        UserError: an item stands twice.
+    """
+    seen: set[str] = set()
+    for row in found:
+        item = key(row)
+        if item in seen:
+            raise UserError(f"{row.place}: '{item}' stands twice in the benchmark's file")
+        seen.add(item)
+        yield item, row
+
+
+def find(data: Path, names: Sequence[str], benchmark: str) -> Path:
+    """Return the first of `names` that a benchmark's folder holds.
+
+    Raises:
+        UserError: it holds none of them.
+    """
+    for name in names:
+        if (data / name).is_file():
+            return data / name
+    raise UserError(
+        f"{benchmark}: {data} holds no {' and no '.join(names)} "
+        "(`chip-ablate data status` says what goes there and where it is published)"
+    )
+
+
+def answered(
+    answers: Sequence[Answer], known: Collection[str], benchmark: str
+) -> dict[str, Answer]:
+    """Return answers by item, under `corrected`: each item once, and all of this benchmark.
+
+    Raises:
+        UserError: there is none; one is of no item of the benchmark, or an item has two.
+    """
+    need_answers(answers, benchmark)
+    for answer in answers:
+        if answer.item not in known:
+            raise UserError(
+                f"{benchmark}: '{answer.item}' is the id of no question of the benchmark"
+            )
+    refuse_repeats(answers, benchmark)
+    return {answer.item: answer for answer in answers}
+
+
+def need_answers(answers: Sequence[Answer], benchmark: str) -> None:
+    """Refuse an empty list."""
+    if not answers:
+        raise UserError(f"{benchmark}: there are no answers to score")
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        UserError: the file is not there or not JSON.
+    """
+    with _opened(path) as file:
+        return _parsed(file.read(), str(path))
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file: a JSON list of objects, or one JSON object a line.
+
+    An empty file has no rows; a file that is one object is one row. Lines are read one at a time.
+
+    Raises:
+        UserError: it cannot be read so; one line that names the row.
+    """
+    with _opened(path) as file:
+        found = list(_rows(path, file))
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}: row {number} is {_kind(row)}, not an object with named values"
+            )
+    return found
+
+
+def first_of(row: Mapping[str, Any], names: Sequence[str], path: Path, number: int) -> Any:
+    """Return the first of some names that a row has.
+
+    Raises:
+        UserError: it has none of them.
+    """
+    for name in names:
+        if name in row:
+            return row[name]
+    raise UserError(f"{path}: row {number} has no '{names[0]}'; it has: {', '.join(row) or '-'}")
+
+
+def refuse_repeats(answers: Sequence[Answer], scorer: str) -> None:
+    """Raise where an item is answered more than once: which answer counts is not for us to say.
+
+    Raises:
+        UserError: the item, and how often it is answered.
+    """
+    for item, times in Counter(answer.item for answer in answers).items():
+        if times > 1:
+            rows = [str(row) for row, answer in enumerate(answers, start=1) if answer.item == item]
+            raise UserError(
+                f"{scorer}: item {item} is answered {times} times (answers {', '.join(rows[:5])}): "
+                "keep one, or use --protocol official, which counts each"
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; a file is needed") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _rows(path: Path, file: TextIO) -> Iterator[Any]:
+    first = True
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        if first and not _is_whole(line):  # a list, or an object over many lines
+            found = _parsed(line + file.read(), f"{path}: line {number}")
+            yield from found if isinstance(found, list) else [found]
+            return
+        first = False
+        yield _parsed(line, f"{path}: line {number}")
+
+
+def _is_whole(line: str) -> bool:
+    """Return whether a line is an object by itself: then every line is one."""
+    if line.lstrip()[0] == "[":
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "text", type(None): "null", bool: "true or false"}.get(
+        type(value), "a number"
+    )

@@ -1,0 +1,1 @@
+"""Readings of answers and of judges' replies, and language."""

@@ -1,0 +1,214 @@
+"""Tokens, tags, lemmas and singular forms, by NLTK or spaCy; both are imported when needed only.
+
+What is a function of a word or a sentence alone is computed once for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from chip_core.evaluation.scorer import Tagger, Token
+from chip_core.utils.errors import UserError
+
+#: Package -> where it lies in NLTK's data folder.
+NLTK_DATA = {
+    "punkt_tab": "tokenizers/punkt_tab/english",
+    "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng",
+    "wordnet": "corpora/wordnet",
+}
+SPACY_TAGGER = "en_core_web_trf"  # what Object HalBench's script uses
+
+_KEPT = 100_000  # entries of each cache
+
+
+def nltk_problems(packages: Sequence[str] = tuple(NLTK_DATA)) -> list[str]:
+    """Return what NLTK lacks, each with the command that gets it; empty where all is there."""
+    if importlib.util.find_spec("nltk") is None:
+        return ["NLTK is not installed: pip install nltk"]
+    import nltk
+
+    missing = [package for package in packages if not _has(nltk, package)]
+    if not missing:
+        return []
+    names = " ".join(missing)
+    return [
+        f"NLTK has no {', '.join(missing)}: python -m nltk.downloader {names} "
+        "(or set NLTK_DATA to a folder that holds them)"
+    ]
+
+
+def spacy_problems(model: str) -> list[str]:
+    """Return what is missing for a spaCy model, with the command that gets it."""
+    if importlib.util.find_spec("spacy") is None:
+        return [f"spaCy is not installed: pip install spacy && python -m spacy download {model}"]
+    if importlib.util.find_spec(model) is None:
+        return [f"spaCy's {model} is not installed: python -m spacy download {model}"]
+    return []
+
+
+def require(problems: Sequence[str], who: str) -> None:
+    """Raise where something is missing.
+
+    Raises:
+        UserError: what, for whom, and the command that gets it.
+    """
+    if problems:
+        raise UserError(f"{who}: {'; '.join(problems)}")
+
+
+def words(text: str) -> list[str]:
+    """Return a text's tokens as `nltk.word_tokenize` gives them."""
+    import nltk
+
+    with _no_time_limit():
+        return [word for sentence in nltk.sent_tokenize(text) for word in _split(sentence)]
+
+
+def tags(tokens: Sequence[str]) -> list[str]:
+    """Return the tokens' Penn Treebank tags as `nltk.pos_tag` gives them."""
+    tagger = _perceptron()
+    around = [*tagger.START, *(tagger.normalize(word) for word in tokens), *tagger.END]
+    before, last = tagger.START[1], tagger.START[0]
+    found: list[str] = []
+    for index, word in enumerate(tokens):
+        tag = tagger.tagdict.get(word) or _tag(word, tuple(around[index : index + 5]), last, before)
+        found.append(tag)
+        before, last = last, tag
+    return found
+
+
+@lru_cache(maxsize=_KEPT)
+def lemma(word: str) -> str:
+    """Return WordNet's noun lemma of a word, or the word itself where it knows none."""
+    from nltk.stem import WordNetLemmatizer
+
+    return str(WordNetLemmatizer().lemmatize(word))
+
+
+@lru_cache(maxsize=_KEPT)
+def singular(word: str) -> str:
+    """Return a word's singular form as `pattern.en.singularize` gives it.
+
+    textblob has taken pattern's rules over; where it has gone on since, pattern's own result is
+    restored: "collies" stays as it is, "minibuses" becomes "minibus".
+    """
+    from textblob.en import inflect
+
+    if word.endswith("s") and "-" not in word:
+        lower = word.lower()
+        if any(lower.endswith(f"{kept}s") for kept in inflect.singular_ie):
+            return lower
+        if lower.endswith("buses"):
+            return word[:-2]
+    return str(inflect.singularize(word))
+
+
+class NltkTagger:
+    """NLTK: WordNet's noun lemma of the lower-cased token, and the lemma's perceptron tag.
+
+    Not the token's own tag: in "a umbrellas", as Object HalBench asks, that is an adjective's.
+    """
+
+    def __init__(self) -> None:
+        import nltk
+
+        self.name = f"nltk {nltk.__version__}"
+
+    def __call__(self, text: str) -> Sequence[Token]:
+        """Return the text's tokens."""
+        tokens = words(text)
+        lemmas = [lemma(word.lower()) for word in tokens]
+        return [
+            Token(text=word, tag=tag, lemma=base)
+            for word, base, tag in zip(tokens, lemmas, tags(lemmas), strict=True)
+        ]
+
+
+class SpacyTagger:
+    """A spaCy pipeline, by default the one that Object HalBench's script uses."""
+
+    def __init__(self, model: str = SPACY_TAGGER) -> None:
+        require(spacy_problems(model), "--tagger spacy")
+        import spacy
+
+        self._pipeline = spacy.load(model)
+        self.name = f"spacy {model} {self._pipeline.meta['version']}"
+
+    def __call__(self, text: str) -> Sequence[Token]:
+        """Return the text's tokens."""
+        return [
+            Token(text=token.text, tag=token.tag_, lemma=token.lemma_)
+            for token in self._pipeline(text)
+        ]
+
+
+def make_tagger(name: str) -> Tagger:
+    """Return the tagger `nltk` or `spacy`.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if name == "spacy":
+        return SpacyTagger()
+    require(nltk_problems(), "--tagger nltk")
+    return NltkTagger()
+
+
+def _has(nltk: Any, package: str) -> bool:
+    try:
+        nltk.data.find(NLTK_DATA[package])
+    except LookupError:
+        try:
+            nltk.data.find(f"{NLTK_DATA[package]}.zip")  # as the downloader leaves wordnet
+        except LookupError:
+            return False
+    return True
+
+
+@contextmanager
+def _no_time_limit() -> Iterator[None]:
+    """Let NLTK take the time that a text needs.
+
+    From 3.10 on it gives up on a text after five seconds on the clock: what a long answer comes to
+    would depend on how busy the machine is.
+    """
+    try:
+        from nltk import redos
+    except ImportError:  # older: there is no limit
+        yield
+        return
+    limit, redos.DEFAULT_TIMEOUT = redos.DEFAULT_TIMEOUT, None
+    try:
+        yield
+    finally:
+        redos.DEFAULT_TIMEOUT = limit
+
+
+@lru_cache(maxsize=_KEPT)
+def _split(sentence: str) -> tuple[str, ...]:
+    import nltk
+
+    return tuple(nltk.word_tokenize(sentence, preserve_line=True))
+
+
+@lru_cache(maxsize=1)
+def _perceptron() -> Any:
+    # nltk.pos_tag reads the model's files anew at every call.
+    from nltk.tag import PerceptronTagger
+
+    return PerceptronTagger()
+
+
+@lru_cache(maxsize=_KEPT)
+def _tag(word: str, around: tuple[str, ...], last: str, before: str) -> str:
+    """Return a word's tag, given two normalised words on either side and the two tags before.
+
+    The tagger's features read nothing else, so that equal surroundings give equal tags.
+    """
+    tagger = _perceptron()
+    features = tagger._get_features(0, word, list(around), last, before)
+    return str(tagger.model.predict(features)[0])

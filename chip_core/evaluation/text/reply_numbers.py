@@ -1,0 +1,430 @@
+"""Ratings in judges' replies, read as they are meant: one from 0 to 6, or two from 1 to 10.
+
+A number is a rating where a reply says so: "Rating: 5", "I would rate this 5", "5/6", a line of its
+own. The scale is not a rating, nor is what is denied ("not a 5") or belongs to something else ("the
+maximum rating is 6"). What is not one whole number from 0 to 6 (4.5, 4-5, 7) and what contradicts
+itself is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chip_core.evaluation.text.replies import plain
+
+LONGEST = 50_000  # characters of a reply without its reasoning: no judge is asked for so many
+
+_NUMBER = r"[-+]?\d{1,6}(?:[.,]\d{1,6})*"
+_WORDS = {
+    word: str(number)
+    for number, words in enumerate(
+        (
+            "zero zéro cero", "", "two zwei deux dos", "three drei trois tres",
+            "four vier quatre cuatro", "five fünf cinq cinco", "six sechs seis",
+            "seven sieben sept siete", "eight acht huit ocho", "nine neun neuf nueve",
+            "ten zehn dix diez",
+        )
+    )
+    for word in words.split()
+}  # fmt: skip
+_WORD = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(_WORDS)})(?![^\W\d_])")
+#: "one" and Chinese numerals are other words, too: they count where a rating is expected.
+_ONE = re.compile(
+    r"((?:rating|score|bewertung|note|puntuación)\s*(?:[:=]|is|of|ist|est|es|von|de)\s*)"
+    r"(?:one|eins|une?|uno)(?![^\W\d_]|\s+of\b)"
+)
+_HAN = re.compile(r"(?<=[:为是给打得])\s*([零一二两三四五六七八九十])(?=\s*(?:分|$|[。,\n]))")
+_HAN_DIGITS = {**{letter: str(k) for k, letter in enumerate("零一二三四五六七八九")},
+               "两": "2", "十": "10"}  # fmt: skip
+
+#: Nouns and verbs of rating.
+_KEY = (
+    r"ratings?|rate[sd]?|scor(?:es?|ed|ing)|grade[sd]?|(?:end|gesamt)?bewertung(?:en)?|bewerte\w*|wertung|"
+    r"(?:gesamt)?punktzahl(?:en)?|puntuaci(?:ón|ones)|puntúo|puntaje|calificaci(?:ón|ones)|califico|"
+    r"valoraci(?:ón|ones)|valoro|évaluations?|évalue\w*|evaluaci(?:ón|ones)|evaluations?"
+)
+_KEY_HAN = "评分|评级|得分|分数|打分|总分|评为|评价"
+#: What leads to a rating only where nothing follows that the number could count.
+_LESS = (
+    r"assessment|marks?|note[rz]?|(?:end|gesamt)note|notation|nota|cote|punkte|points|puntos|vergebe|gebe|verdient\w*|"
+    r"giv(?:e|es|ing)|(?<!the )given|gave|assign(?:ed|s)?|award(?:ed|s)?|deserves?|merits?|earns?|"
+    r"receives?|gets?|donne\w*|attribue\w*|mérite|obtient|doy|daría|otorgo|asigno|pongo|merece|"
+    r"obtiene|mets|erhält|bekommt"
+)
+_LESS_HAN = "给|打|得"
+#: What is a label of a rating only before a colon.
+_LABEL = (
+    r"answer|antwort|réponse|respuesta|result|ergebnis|résultat|resultado|verdict|urteil|veredicto|"
+    r"conclusion|output|value|ausgabe|fazit"
+)
+_LABEL_HAN = "答案|结果|结论"
+_STATED = re.compile(
+    rf"(?P<key>(?<![^\W\d_])(?:{_KEY})(?![^\W\d_])|{_KEY_HAN})|"
+    rf"(?P<less>(?<![^\W\d_])(?:{_LESS})(?![^\W\d_])|{_LESS_HAN})|"
+    rf"(?P<label>(?<![^\W\d_])(?:{_LABEL})(?![^\W\d_])|{_LABEL_HAN})"
+)
+_GAP = re.compile(
+    rf"(?P<gap>(?:[^\d.!?;。\n+-]|[+-](?!\d)|\n(?!\s*\n\s*\n)){{0,80}}?)(?P<n>{_NUMBER})"
+)
+_SEPARATED = re.compile(r"[:=|\n\-–—>→][\s(\[{+]*$")
+#: Between a key and its number: the number is not the rating.
+_DENIED_GAP = re.compile(
+    r"\b(?:not|never|nicht|keine?\w*|pas|jamais|nunca|no\s+(?:es|sería|merece|puede)|below|above|"
+    r"under|less|lower\w*|higher|than|least|at\s+most|between|by|from|if|unter|über|mindestens|"
+    r"höchstens|weniger|mehr|moins|plus\s+de|menos|más|max\w*|min(?:imum)?|possible|range\w*|"
+    r"threshold|up\s+to)\b|^\s*(?:scale|skala|échelle|escala|量表)|n't\b|不|没|低于|高于|满分|最高|最低"
+)
+#: Before a key, in its clause: the same.
+_DENIED_BEFORE = re.compile(
+    r"(?:rather\s+than|instead\s+of|\bnot\b|n't\b|\bnever\b|would\s+have|could\s+(?:be|have)|"
+    r"might\s+(?:be|have)|may\s+(?:be|have)|\bif\b|unless|unlike|statt|nicht\b|plutôt\s+que|"
+    r"au\s+lieu|\bpas\b|en\s+lugar|en\s+vez|\bmax\w*|\bmin(?:imum)?\b|possible|"
+    r"(?:highest|lowest|best|worst)\s+(?:possible\s+)?(?=$|rating\s+is|score\s+is)|previous|initial|"
+    r"first|original|reference|\bno\s+(?:merece|le|es)\b|而不是|不|最高|最低)[^,.;:\n。]{0,24}$"
+)
+_CLAUSE = re.compile(
+    r"[,.;:!?\n。]|\s[-–—]\s|\b(?:so|and|but|therefore|thus|hence|also|daher|und|donc|et|y|así|"
+    r"because)\b"
+)
+_FINAL = re.compile(
+    r"(?:final|overall|total|gesamt|endgültige?\w*|finale?|globale?|general|最终|总|综合)\W*$"
+)
+#: Right behind a number: it is no whole number, or one of several.
+_SPOILED = re.compile(
+    r"\s*%|\s*[.,]\d|[.,]?\d|[a-oq-zà-ÿ]|\+|-(?=\s*(?:$|[.,)\n]))|"
+    r"\s*(?:and\s+(?:a\s+)?half|und\s+ein\w*\s+halb\w*|einhalb|point\s+\w|komma|virgule|coma|"
+    r"et\s+demie?|y\s+medi[oa]|分?半)|"
+    r"\s*(?:~|\.{2,}|\bto\b|\bthrough\b|\bor\b|\bbis\b|\boder\b|\bou\b|\bà\b|\bo\b|\ba\b|或|到|至|/|->|→|=>)\s*\d|"
+    r"\s*\|\s*\d|[ \t]+\d|\s*,?\s*(?:or|and|oder|ou|o)\s+(?:higher|more|above|better|lower|less|"
+    r"below|höher|mehr|weniger|plus|moins|más|menos)\b|"
+    r"-\d|\s*[–—]\d|\s*[-–—]\s*\d+(?!\s*[a-zà-ÿ]{3})|"
+    r"\s*(?:[,;&]|\b(?:and|und|et|y)\b|和)\s*\d+\s*(?:$|[.\n)\]}])"
+)
+#: Right before a number: it is a bound.
+_BOUND = re.compile(r"(?:(?<![-=–—])[<>]|[≤≥])\s*=?\s*$")
+_UNIT = r"(?:points?|pts?|stars?|marks?|punkten?|sterne|étoiles?|puntos?|estrellas?|分|星|点)"
+#: Behind a number: it counts nothing.
+_ENDS = re.compile(
+    rf"\s*{_UNIT}?\s*(?:$|[\n.,;:!?()\[\]{{}}|。、\-–—<]|\b(?:because|since|as|for|due|given|with|"
+    r"weil|da|denn|für|car|parce|puisque|pour|porque|ya|pues|para|and|but|und|aber|et|mais|y|pero|"
+    r"on|overall|rating|score|here|is|seems|would|"
+    r"rather|instead|not|while|whereas|where|which|if|unless|statt|während|tandis|mientras|"
+    r"ist|est|es|to|under|auf|sur)\b|因|吧|是|的|,)"
+)
+_STRIKE = 4  # ratings that follow each other by one: a scale that was repeated
+_LINE = re.compile(rf"\W{{0,6}}(?P<n>{_NUMBER})\s*{_UNIT}?\W{{0,6}}")
+_NAMED_LINE = re.compile(
+    r"\W{0,6}(?P<n>\d)\s*[-–—:,.(=]{0,2}\s*(?:very|somewhat|not)\s+informative\b.*"
+)
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """A rating that a reply states; None where it is none of the scale."""
+
+    value: int | None
+    weight: int  # a weightier one stands over others
+
+
+def read_rating(reply: str) -> int | None:
+    """Return the rating from 0 to 6 that a reply gives; None where it gives none, or several."""
+    text = plain(reply)
+    if len(text) > LONGEST:
+        return None
+    text = _in_digits(text)
+    shares = _shares(text, 6)
+    text = _without_scale(text, 6)
+    stated = [*_without_runs(list(_statements(text))), *shares]
+    if not stated:
+        stated = list(_lines(text))
+    top = max((each.weight for each in stated), default=0)
+    values = {each.value for each in stated if each.weight == top}
+    return values.pop() if len(values) == 1 else None
+
+
+def read_pair(reply: str) -> tuple[float, float] | None:
+    """Return the two ratings from 1 to 10 that a reply gives: of the first and the second answer.
+
+    The first line decides, where it is two numbers: that is what judges are told to write. Else
+    what the reply says of each, by name or in a line of two numbers, if it is one thing.
+    """
+    text = plain(reply)
+    if len(text) > LONGEST:
+        return None
+    text = re.sub(r"(?<=\d)\s?分", " ", _without_scale(_in_digits(text), 10))
+    lines = [line for line in text.splitlines() if re.search(r"\w", line)]
+    first = _pair_of(lines[0]) if lines else None
+    # "Helpfulness: 8 7" rates a part.
+    if first is not None and re.match(
+        rf"\W*(?:\d|[^\d\n]*(?:{_KEY}|{_KEY_HAN}|{_LABEL}|note|nota))", lines[0]
+    ):
+        return _in_bounds(first)
+    named = _by_name(text)
+    pairs = {found for line in lines if (found := _pair_of(line)) is not None} | named
+    return _in_bounds(pairs.pop()) if len(pairs) == 1 else None
+
+
+def _in_digits(text: str) -> str:
+    text = re.sub(r"\b(approx|ca|env|aprox)\.", r"\1", text)
+    text = re.sub(r"(?<=[^\W\d])\.{2,}(?=\s?\d)", ": ", text)
+    text = _WORD.sub(lambda found: _WORDS[found[0]], text)
+    text = _ONE.sub(r"\g<1>1", text)
+    return _HAN.sub(lambda found: _HAN_DIGITS[found[1]], text)
+
+
+def _without_scale(text: str, best: int) -> str:
+    """Return a text without what it says of the scale: its ends, and the best that one can get."""
+    end = rf"{best}(?:[.,]0+)?(?!\d|[.,]\d)"
+    any_of = rf"(?<![\d.,])(?:[0-9]|{best})"
+    superlative = (
+        r"(?:(?:the|das|die|la|le|el|lo)\s+)?(?:very\s+)?(?:best|highest|worst|lowest|perfect|top|"
+        r"max\w*|min\w*|bad|good|excellent|beste\w*|schlechteste\w*|höchste\w*|meilleure?|pire|"
+        r"mejor|peor|最好|最差|最高|最低|满分|最佳)"
+    )
+    copula = (
+        r"(?:is|are|being|=|:|means?|ist|bedeutet|est|étant|signifie|es|significa|为|是|代表|表示)"
+    )
+    patterns = (
+        # rating (0-6): 5. A bracket before the colon explains what the number will be.
+        r"(?<=[^\W\d])\s{0,4}[(\[][^()\[\]\n]{0,120}[)\]](?=\s{0,4}(?:[:=\-–—>]|is\b|ist\b|est\b|es\b|为|是))",
+        rf"(?:\b(?:on|using|auf|sur|en)\s+(?:an?|the|our|this|einer|der|une|la|una)\s+(?:scale|skala|"
+        rf"échelle|escala)\s+)?(?:\b(?:from|of|von|de|desde)\s+|从)?(?<![\d.,/])[01]\s*(?:-|–|—|~|"
+        rf"\bto\b|\bthrough\b|\bbis\b|\bà\b|\ba\b|\bhasta\b|到|至|\.{{2,}})\s*{end}",
+        rf"(?:\b(?:between|zwischen|entre)\s+|在)[01]\s*(?:and|und|et|y|和|到)\s*{end}",
+        rf"(?:(?<![\d.,])\d\s*[,/]\s*){{4,12}}(?:(?:and|or)\s*)?{end}",
+        rf"\s*(?:/|\bout\s+of\b(?:\s+(?:a\s+)?(?:possible|maximum|max|total)(?:\s+of)?)?|\bsur\b|"
+        rf"\bsobre\b|满分(?:为|是)?)\s*{end}(?:\s*{_UNIT})?",
+        rf"(?<=\d)\s*\b(?:of|von|aus|de|on|over|auf)\s+(?:a\s+(?:possible|maximum)\s+)?{end}",
+        rf"{any_of}\s*{copula}\s*{superlative}\b",
+        rf"{superlative}(?:\s+(?:rating|score))?\s*[:=(]?\s*(?:is|being|of|为|是)?\s*{end}",
+        rf"(?<![\d.,])(?:{best}|7|11)[\s-]{{0,2}}(?:(?:points?|punkte)[\s-]{{0,2}}(?:likert\s+)?"
+        rf"(?:scale|skala)|分制)|\b(?:échelle|escala|skala|scale)\s+(?:de|von|of)\s+{end}",
+    )
+    for pattern in patterns:
+        text = re.sub(" {2,}", " ", re.sub(pattern, " ", text))
+    return text
+
+
+def _shares(text: str, best: int) -> list[_Statement]:
+    """Return ratings that name the scale's end: 5/6, 5 out of 6, 5 von 6."""
+    found = re.finditer(
+        rf"(?<![\d.,/-])(?P<n>{_NUMBER})\s*(?:/|\bout\s+of\b|\bvon\b|\bsur\b|\bsobre\b|\bde\b)\s*{best}"
+        rf"(?:[.,]0+)?(?!\d|[.,/]\d)",
+        text,
+    )
+    return [
+        _Statement(_whole(share["n"]), 1)
+        for share in found
+        if _ENDS.match(text, share.end())
+        and not _DENIED_BEFORE.search(_clause(text, share.start()))
+        and not re.search(
+            r"(?:-|–|\bto|\bor|bis|à|to)\s*$", text[max(0, share.start() - 6) : share.start()]
+        )
+    ]
+
+
+def _statements(text: str) -> Iterator[_Statement]:
+    """Yield what a reply states, in its order."""
+    at = 0
+    while (key := _STATED.search(text, at)) is not None:
+        at = key.end()
+        number = _GAP.match(text, at)
+        if number is None:
+            continue
+        gap = number["gap"]
+        inner = _STATED.search(gap)
+        if inner is not None and (inner["label"] is None or _SEPARATED.search(gap) is not None):
+            continue  # the nearer key speaks of it
+        separated = _SEPARATED.search(gap) is not None
+        bare = re.fullmatch(r"[\s()\[\]{}:]*", gap) is not None
+        if key["label"] is not None and not (separated and re.fullmatch(r"[\s:=\-–—>(\[{|]*", gap)):
+            continue
+        before = _clause(text, key.start())
+        if _DENIED_GAP.search(gap) or _DENIED_BEFORE.search(before):
+            continue
+        behind = number.end()
+        text_n = number["n"]
+        if text_n[0] == "-" and not re.search(r"[:=]", gap):
+            text_n = text_n[1:]  # a dash
+        spoiled = bool(_SPOILED.match(text, behind) or _BOUND.search(gap))
+        ends = _ENDS.match(text, behind) is not None
+        relaxed = key["key"] is not None and (separated or bare)
+        if not (ends or spoiled or relaxed):
+            continue
+        if spoiled and not relaxed and not separated and key["key"] is None:
+            continue
+        strong = (separated or bare) and key["less"] is None
+        weight = 2 if strong else 1
+        if strong and _FINAL.search(before):
+            weight = 3
+        yield _Statement(None if spoiled else _whole(text_n), weight)
+        at = number.end()
+    for stated in re.finditer(
+        rf"(?<![\d.,/-])({_NUMBER})\s+(?:is|ist|est|es)\s+(?:the|my|die|meine|la|ma|mi)\s+"
+        rf"(?:final\s+)?(?:{_KEY}|note|nota)",
+        text,
+    ):
+        yield _Statement(_whole(stated[1]), 1)
+
+
+def _without_runs(stated: list[_Statement]) -> list[_Statement]:
+    """Leave out a scale that was repeated: 6, 5, 4, … or 0, 1, 2, …."""
+    kept: list[_Statement] = []
+    start = 0
+    while start < len(stated):
+        end = start + 1
+        step = 0
+        while end < len(stated):
+            one, other = stated[end - 1].value, stated[end].value
+            if one is None or other is None or abs(other - one) != 1:
+                break
+            if step not in (0, other - one):
+                break
+            step = other - one
+            end += 1
+        if end - start >= _STRIKE and stated[start].value in (0, 6):
+            start = end
+        else:
+            kept.append(stated[start])
+            start += 1
+    return kept
+
+
+def _lines(text: str) -> Iterator[_Statement]:
+    """Yield the numbers that are a line of their own, with or without what they stand for."""
+    for line in text.splitlines():
+        found = _LINE.fullmatch(line.strip()) or _NAMED_LINE.fullmatch(line.strip())
+        if found is not None:
+            yield _Statement(_whole(found["n"]), 1)
+
+
+def _clause(text: str, end: int) -> str:
+    """Return what stands before a place in its clause."""
+    return _CLAUSE.split(text[max(0, end - 60) : end])[-1]
+
+
+def _whole(number: str) -> int | None:
+    """Return a rating from 0 to 6 that a number is; None of any other (5.0 is 5)."""
+    found = re.fullmatch(r"\+?(\d+)(?:[.,]0+)?", number)
+    value = int(found[1]) if found is not None else -1
+    return value if 0 <= value <= 6 else None
+
+
+# --- two ratings
+
+_DOT = r"\d{1,2}(?:\.\d{1,4})?"
+_COMMA = r"\d{1,2}(?:[.,]\d{1,4})?"
+_BETWEEN = (
+    r"[)\]}>]?(?:\s*[;/|&]\s*|\s*\b(?:and|und|et|y|vs|versus)\b\.?\s*|\s*(?:和|与)\s*|\s+-\s+|\s+)"
+    r"[(\[{<]?"
+)
+_OPEN, _CLOSE = r"(?:[\s(\[{<|]|-\s)*", r"[\s)\]}>|]*"
+_REST = (
+    r"(?:[.;:,!。！，；(\-–—]+(?!\s*\d)(?=\s|$|\D).*|"
+    r"(?:because|since|weil|porque|car|respectively|jeweils|respectivement|respectivamente).*)?"
+)
+_PAIRS = tuple(
+    re.compile(
+        rf"(?P<lead>[^\d\n]{{0,80}}?[:=])?{_OPEN}(?P<one>{number}){between}(?P<other>{number}){_CLOSE}{_REST}\s*"
+    )
+    for number, between in (
+        (_DOT, rf"(?:\s*[,:]\s*|{_BETWEEN}|-)"),
+        (_COMMA, rf"(?:,?{_BETWEEN})"),
+    )
+)
+_FIRST, _SECOND = "\ue001", "\ue002"  # stand for the names of the answers
+_WHO = (
+    r"assistant|assistent\w*|asistente|ai|answer|antwort|réponse|respuesta|response|reply|model\w*|"
+    r"modèle|score|rating|bewertung|punktzahl|note|puntuación|nota|candidate|system|output"
+)
+_WHO_HAN = "助手|助理|回答|答案|模型|评分|得分|分数"
+_NAMES = tuple(
+    re.compile(
+        rf"(?<![^\W\d_])(?:{_WHO})\s{{0,2}}[#(-]?\s{{0,2}}(?:{digits})\)?(?:'s)?(?![\w.,]\d|[^\W_]|/)|"
+        rf"(?:{_WHO_HAN})\s{{0,2}}(?:{digits}|{han})(?![\d])|第{han}(?:个|位)?(?:{_WHO_HAN})?|"
+        rf"(?<![^\W_])(?:{ordinals})(?![^\W_])(?:\s+(?:{_WHO})(?![^\W\d_]))?|(?<![^\W_])[ar]{digits[0]}(?![\w])|"
+        rf"^\W{{0,4}}{digits[0]}[.):](?=\s+\d)|(?<=[{{ ]){digits[0]}:(?=\s?\d)",
+        re.MULTILINE,
+    )
+    for digits, han, ordinals in (
+        ("1|a|one|i", "一", "first|erste[rns]?|première?|primer[oa]?"),
+        ("2|b|two|ii|2", "二", "second|zweite[rns]?|deuxième|seconde?|segund[oa]"),
+    )
+)
+_RATED = re.compile(
+    r"(?:[\s:=\-–—>|,()\[\]{]|\b(?:score[sd]?|ratings?|rated?|grade|is|was|be|gets?|got|would|receive[sd]?|deserves?|"
+    r"earns?|a|an|at|of|the|with|points?|given|reference|model|baseline|answer|to|"
+    r"bewertung|punkte|punktzahl|erhält|bekommt|ist|mit|eine?|verdient|note|obtient|reçoit|mérite|est|"
+    r"une?|la|de|puntuación|nota|obtiene|recibe|merece|es|una?|calificación)\b|得分?|获得|评分|分数|为|是|给|打)*"
+)
+_PLURAL = re.compile(
+    r"(?:\b(?:scores|ratings|bewertungen|punktzahlen|noten|notes|puntuaciones|calificaciones|notas)\b|"
+    r"评分|分数|得分)[^\d\n.]{0,60}?"
+    rf"({_DOT})(?:\s*,\s*|{_BETWEEN})({_DOT})(?!\s*[,/]?\s*\d)"
+)
+
+
+def _pair_of(line: str) -> tuple[float, float] | None:
+    """Return the two numbers that a line is."""
+    for pattern in _PAIRS:
+        found = pattern.fullmatch(line.strip())
+        # A name before the numbers: its own digit may be one of them.
+        if found is not None and not any(
+            (named := name.search(line.strip())) and named.start() <= found.start("one")
+            for name in _NAMES
+        ):
+            return _value(found["one"]), _value(found["other"])
+    return None
+
+
+def _by_name(text: str) -> set[tuple[float, float]]:
+    """Return the pairs that a reply gives by naming each answer, or both together."""
+    for name, mark in zip(_NAMES, (_FIRST, _SECOND), strict=True):
+        text = name.sub(mark, text)
+    sides = [_given(text, mark) for mark in (_FIRST, _SECOND)]
+    if not all(sides):
+        sides = [_in_part(text, mark) for mark in (_FIRST, _SECOND)]
+    pairs = {(one, other) for one in sides[0] for other in sides[1]}
+    if not pairs:
+        pairs = {(_value(both[1]), _value(both[2])) for both in _PLURAL.finditer(text)}
+    return pairs
+
+
+def _given(text: str, mark: str) -> set[float]:
+    """Return the ratings beside a name: "Assistant 1: 8", "8 for Assistant 1"."""
+    found = set()
+    for place in re.finditer(mark, text):
+        gap = _RATED.match(text, place.end())
+        end = gap.end() if gap is not None else place.end()
+        number = re.compile(rf"{_COMMA}(?![\d.]\d)").match(text, end)
+        if number is not None and _ENDS.match(text, number.end()):
+            found.add(_value(number[0]))
+    for number in re.finditer(
+        rf"(?<![\d.,])({_COMMA})\s*{_UNIT}?\s*(?:for|to|für|pour|para|an|给)\s+(?:the\s+)?{mark}",
+        text,
+    ):
+        found.add(_value(number[1]))
+    return found
+
+
+def _in_part(text: str, mark: str) -> set[float]:
+    """Return the ratings in the parts of a reply that are headed by a name."""
+    parts = re.split(rf"^(?=\W{{0,6}}[{_FIRST}{_SECOND}])", text, flags=re.MULTILINE)
+    return {
+        _value(number[1])
+        for part in parts
+        if re.match(rf"\W*{mark}", part)
+        for number in re.finditer(
+            rf"(?:{_KEY}|note|nota|{_KEY_HAN})\s*[:=]\s*({_COMMA})(?!\d)", part
+        )
+    }
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", "."))
+
+
+def _in_bounds(pair: tuple[float, float]) -> tuple[float, float] | None:
+    return pair if all(1 <= rating <= 10 for rating in pair) else None

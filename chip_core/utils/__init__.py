@@ -1,0 +1,1 @@
+"""Files, errors, processes, seeds: what every other package uses."""

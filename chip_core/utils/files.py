@@ -1,0 +1,382 @@
+"""Files: paths as users write them, and writing that survives a crash."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from chip_core.utils.errors import DiskFullError, UserError, notice
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: Fewer free bytes than that, and a write that failed without a reason failed for want of room.
+_NO_ROOM = 2**20
+#: The last key of a JSON object that is sealed: a hash of the text before it.
+_SEAL = "checksum"
+_SEALED = re.compile(rb',\s*"checksum": "([0-9a-f]{16})"\s*\}\s*$')
+#: Bytes of a folder's path: Linux takes 4,096 of a whole one, and names of files follow.
+_LONGEST_PATH = 4096 - 1024
+
+#: What a path may lead to.
+Kind = Literal["file", "folder", "any"]
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the user's home in place of `~`; of no known user it stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str | None:
+    """Return why a path can be neither read nor made; None if it can, as far as is known.
+
+    Args:
+        path: the path.
+        kind: what may lie there.
+        exists: whether something must.
+    """
+    try:
+        there = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        if exists:
+            return "is not there"
+        if os.path.islink(path):
+            return "is a link to what is not there: mend it, or name another"
+        if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
+            return "is too long a path: name a shorter one"
+        return None
+    except NotADirectoryError:
+        return "lies below a file: name another place"
+    except OSError as error:
+        return f"cannot be used ({error.strerror}): name another"
+    except ValueError as error:  # of a character that no path has
+        return f"cannot be used ({error}): name another"
+    if kind == "folder" and not there:
+        return "is a file: name a folder"
+    if kind == "file" and there:
+        return "is a folder: name a file"
+    return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all, also after a power cut."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Raises:
+        UserError: a folder stands there, or a file where its folder would be.
+    """
+    require_place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def require_place(path: Path) -> None:
+    """Check that nothing stands where a file goes but a file.
+
+    Raises:
+        UserError: something does.
+    """
+    above = next(filter(os.path.lexists, path.parents), path.parent)
+    blocked = None
+    if path.is_dir():
+        blocked = f"{path}: is a folder, and a file goes there"
+    elif os.path.lexists(above) and not above.is_dir():
+        blocked = f"{above}: is no folder, and {path.name} goes into one there"
+    if blocked is not None:
+        raise UserError(f"{blocked}: move it away and give the same command again")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically; NaN and infinities are refused."""
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON, atomically, with a checksum by which `read_sealed` holds it."""
+    write_atomically(path, sealed(json.dumps(dict(value), indent=1, allow_nan=False)) + "\n")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file that is as it was written; without a checksum, as it is.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no object, or another than was written.
+    """
+    return unsealed(path.read_bytes())
+
+
+def sealed(text: str) -> str:
+    """Return a JSON object's text with a checksum of it as its last key."""
+    head = text.rstrip().removesuffix("}").rstrip()
+    if head == "{":
+        return text  # nothing is in it that could change
+    comma, end = (",\n ", "\n}") if "\n" in head else (", ", "}")
+    return f'{head}{comma}"{_SEAL}": "{_checksum(head.encode())}"{end}'
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """Return the object of a text that `sealed` may have made, without its checksum.
+
+    Raises:
+        ValueError: it is no JSON object, or another than was sealed.
+    """
+    found = parse_json(content)
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    seal = _SEALED.search(content)
+    if seal is not None and seal[1].decode() != _checksum(content[: seal.start()]):
+        raise ValueError("it is not as it was written")
+    found.pop(_SEAL, None)
+    return found
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's sha256, in hex.
+
+    It is computed once a process, and again where size, times or inode have changed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    stat = path.stat()
+    return _hashed(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=16384)
+def _hashed(path: Path, *unchanged: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text of any origin.
+
+    Raises:
+        ValueError: it is not JSON, is not UTF-8, is nested too deep, or holds a number of more
+            digits than are read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(path: Path, longest: int = 2**26) -> Any:
+    """Return the value of a JSON file of any origin.
+
+    Args:
+        path: the file.
+        longest: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is longer, or as `parse_json`.
+    """
+    with path.open("rb") as file:
+        content = file.read(longest + 1)
+    if len(content) > longest:
+        raise ValueError(f"it is longer than {longest:,} bytes")
+    return parse_json(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_files(folder: Path) -> None:
+    """Make all that a folder holds durable."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(inner)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an exception, or what led to it, says that a disk is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, DiskFullError) or (isinstance(seen, OSError) and seen.errno in _FULL):
+            return True
+        if any(os.strerror(number) in str(seen) for number in _FULL):  # from Rust and C++
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def room_for(what: str, folder: Path) -> Iterator[None]:
+    """Tell in one line where something of a trial does not fit its disk.
+
+    Raises:
+        DiskFullError: in place of what a library raises then, which may not say so.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error) and _free(folder) >= _NO_ROOM:
+            raise
+        raise DiskFullError(
+            f"no room for {what}: the disk of {folder} is full: free some space and run the study "
+            "again"
+        ) from None
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder is on, or will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_frsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a JSON-lines file."""
+
+    number: int  # from 1
+    start: int  # bytes before it
+    text: bytes  # without its newline
+    record: dict[str, Any] | None  # None: it is broken
+    cut: bool  # the last one, which a crash cut off: it was never announced
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a JSON-lines file but for empty ones, broken ones too; none of no file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    found, start = [], 0
+    for number, text in enumerate(content.split(b"\n"), start=1):
+        if text.strip():
+            record = None
+            with suppress(ValueError):
+                record = unsealed(text)
+            last = start + len(text) == len(content)
+            cut = last and record is None
+            found.append(Line(number=number, start=start, text=text, record=record, cut=cut))
+        start += len(text) + 1
+    return found
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file.
+
+    A broken line is left out and told; a last line that was cut short is left out.
+    """
+    try:
+        lines = read_lines(path)
+    except OSError as error:
+        notice(f"{path}: cannot be read ({error.strerror}): what it held is left out")
+        return []
+    for line in lines:
+        if line.record is None and not line.cut:
+            notice(f"{path}: line {line.number} is not as it was written: it is left out")
+    return [line.record for line in lines if line.record is not None]
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record to a JSON-lines file that several processes write; durable on return.
+
+    Raises:
+        UserError: as `write_bytes`.
+    """
+    require_place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _drop_cut_record(file)
+        file.write(record_line(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def record_line(record: Mapping[str, Any]) -> bytes:
+    """Return a record as a line of a JSON-lines file."""
+    return sealed(json.dumps(dict(record), allow_nan=False)).encode() + b"\n"
+
+
+def blank_line(path: Path, line: Line) -> None:
+    """Put spaces in a line's place, where it is still as it was read: others append meanwhile."""
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(line.start)
+        if file.read(len(line.text)) == line.text:
+            file.seek(line.start)
+            file.write(b" " * len(line.text))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Spool:
+    """An append-only JSON-lines file, fsynced in batches; one record a line."""
+
+    def __init__(self, path: Path, *, sync_every: float = 1.0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._sync_every = sync_every
+        self._synced = time.monotonic()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; it is durable after at most `sync_every` seconds or `close`."""
+        self._file.write(record_line(record))
+        if time.monotonic() - self._synced >= self._sync_every:
+            self.sync()
+
+    def sync(self) -> None:
+        """Make what was appended durable."""
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Make everything durable and close."""
+        self.sync()
+        self._file.close()
+
+
+def _drop_cut_record(file: BinaryIO) -> None:
+    """Take away a last line that a crash cut off: it was never announced."""
+    end = file.seek(0, os.SEEK_END)
+    tail = b""
+    while end and b"\n" not in tail:
+        start = max(0, end - 65536)
+        file.seek(start)
+        tail, end = file.read(end - start) + tail, start
+    if tail and not tail.endswith(b"\n"):
+        file.truncate(end + tail.rfind(b"\n") + 1)

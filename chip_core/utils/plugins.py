@@ -1,0 +1,67 @@
+"""A user's own code, named `module:attr` in a study file or a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from chip_core.utils.errors import ConfigError
+
+
+def is_plugin(name: str) -> bool:
+    """Return whether a name means a user's own code."""
+    return ":" in name
+
+
+def load(name: str) -> Any:
+    """Return the object that `module:attr` names.
+
+    Raises:
+        ValueError: it cannot be imported; one line that says why.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"'{name}' names no code: write module:attr")
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+        advice = "install it, or put its folder on PYTHONPATH" if absent else "mend it"
+        raise ValueError(
+            f"'{name}': module {module} cannot be imported ({_brief(error)}): {advice}"
+        ) from None
+    try:
+        return getattr(found, attribute)
+    except AttributeError:
+        raise ValueError(f"'{name}': module {module} has no '{attribute}'") from None
+
+
+def source_hash(name: str) -> str:
+    """Return the sha256 of the file that a user's code is written in: its part of a fingerprint.
+
+    Of a function or a class that is the file it stands in, whatever it was wrapped in; of any other
+    object, such as an instance, the file of the module that is named.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    found = load(name)
+    written = inspect.unwrap(found) if callable(found) else found
+    if not (inspect.isfunction(written) or inspect.isclass(written)):
+        written = sys.modules[name.partition(":")[0]]
+    try:
+        file = inspect.getsourcefile(written)
+    except TypeError:  # made in an interpreter, or compiled
+        file = None
+    if file is None or not Path(file).is_file():
+        raise ConfigError([f"'{name}' has no source file: write it in a module of your own"])
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

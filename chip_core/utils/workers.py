@@ -1,0 +1,152 @@
+"""The processes that share one trial: who this one is, and what passes between them.
+
+Whoever starts the processes has them joined by torch.distributed: Ray Train does so for its
+workers, `joined` does for torchrun's. One process needs neither.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chip_core.utils.errors import TrialError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+#: How long one worker may wait for another: rank 0 alone writes checkpoints.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The processes of a trial, from one of them."""
+
+    rank: int = 0  # of this process, counted from 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and tells of progress."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether the trial has one process."""
+        return self.size == 1
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def sums(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+        """Return the sum of each value over all processes, which all name the same ones.
+
+        Args:
+            values: what this process adds.
+            device: where the processes meet: the model's.
+        """
+        if self.alone:
+            return dict(values)
+        import torch
+        import torch.distributed as dist
+
+        packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+        dist.all_reduce(packed)
+        return dict(zip(values, packed.tolist(), strict=True))
+
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """Return what each process makes, by rank, on every process.
+
+        Raises:
+            Exception: what this process's `make` raised; where another's did, a TrialError, of the
+                same kind if that was one.
+        """
+        failure: Exception | None = None
+        made: T | None = None
+        try:
+            made = make()
+        except Exception as error:  # the others wait for this one: they are told before it rises
+            failure = error
+        reports = self.gathered((_reason(failure), made))
+        if failure is not None:
+            raise failure
+        for rank, (reason, _) in enumerate(reports):
+            if reason is not None:
+                kind, text = reason
+                raise kind(f"worker {rank}: {text}")
+        return [value for _, value in reports]
+
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
+        """Return what rank 0 makes, on every process; the others make nothing.
+
+        Raises:
+            Exception: as `each`.
+        """
+        return self.each(lambda: make() if self.first else None)[0]  # type: ignore[return-value]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return what each process gave, by rank: plain data."""
+        if self.alone:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def _reason(failure: Exception | None) -> tuple[type[TrialError], str] | None:
+    if failure is None:
+        return None
+    text = (str(failure).splitlines() or [""])[0]
+    if isinstance(failure, TrialError):
+        return type(failure), text
+    return TrialError, f"{type(failure).__name__}: {text}"
+
+
+def current() -> Workers:
+    """Return the processes that this one is joined with."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return Workers()
+    return Workers(rank=dist.get_rank(), size=dist.get_world_size())
+
+
+@contextmanager
+def joined() -> Iterator[Workers]:
+    """Be joined with the processes that torchrun started beside this one; alone without it.
+
+    Raises:
+        UserError: torchrun's settings are there in part only.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Workers()
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is set and {', '.join(missing)} is not: start the processes with torchrun"
+        )
+    import torch
+    import torch.distributed as dist
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield current()
+        dist.barrier()  # they leave together: the first holds the store by which all take leave
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from chip_core.config.identity import (
+    evaluation_identity,
+    fingerprint,
+    inert_keys,
+    training_identity,
+    untrained_identity,
+)
+from chip_core.config.trial import BenchmarkConfig, TrialConfig
+
+MODEL = {"content": "abc"}
+DATA = {"source": "shapes"}
+
+
+def config(**changes: Any) -> TrialConfig:
+    return TrialConfig.model_validate({"model": "shapes", **changes})
+
+
+OWN = {"files": [["a.jsonl", "abc"]], "format": "jsonl"}
+
+
+def own(data: dict[str, Any], content: dict[str, Any] | None = None) -> str:
+    """The fingerprint on data of one's own."""
+    changed = config(data={"source": "a.jsonl", **data})
+    return fingerprint(training_identity(changed, MODEL, content or OWN))
+
+
+def mark(**changes: Any) -> str:
+    return fingerprint(training_identity(config(**changes), MODEL, DATA))
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}", field
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from fields(kind, f"{prefix}{name}.")
+
+
+def test_every_field_is_declared_in_or_out() -> None:
+    undeclared = [
+        path
+        for path, field in fields(TrialConfig)
+        if not isinstance(field.json_schema_extra, dict)
+        or field.json_schema_extra.get("fingerprint") not in ("in", "out")
+    ]
+    assert not undeclared
+
+
+def test_what_the_released_form_fixes_is_inert() -> None:
+    released = {"form": "released"}
+    scoped = {**released, "segment": {"scope": "sequence"}}
+    assert mark(objective=released) == mark(objective=scoped)
+    assert "objective.segment.scope" in inert_keys(config(objective=released))
+    assert mark(objective={"form": "one_sigmoid"}) != mark(objective=released)
+
+
+def test_the_untrained_model_and_an_evaluation_have_their_own() -> None:
+    base = [
+        fingerprint(untrained_identity(config(model=model).model, MODEL))
+        for model in ("shapes", "./elsewhere", {"path": "shapes", "dtype": "bf16"})
+    ]
+    assert base[0] == base[1] != base[2]  # where it lies is not in it
+    plain, limited = BenchmarkConfig(name="shapes"), BenchmarkConfig(name="shapes", limit=3)
+    found = {
+        fingerprint(evaluation_identity(side, benchmark, {}))
+        for side in ("select", "report")
+        for benchmark in (plain, limited)
+    }
+    assert len(found) == 4
+
+
+def test_what_is_sent_to_a_judge_counts_where_it_says_something() -> None:
+    def of(**judge: Any) -> str:
+        benchmark = BenchmarkConfig(name="mmhal", judge={"model": "m", **judge})
+        return fingerprint(evaluation_identity("report", benchmark, {}))
+
+    # As it was before there was such a key: nothing that is finished is scored again for it.
+    assert of() == of(send={}) and of().startswith("398067250672")
+    assert len({of(), of(send={"max_tokens": None}), of(send={"reasoning_effort": "low"})}) == 3
+
+
+def test_every_field_says_what_it_is() -> None:
+    assert not [path for path, field in fields(TrialConfig) if not field.description]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"vision_encoder": "trained"},
+        {"objective": "dpo"},
+        {"objective": {"weights": {"segment": 2}}},
+        {"objective": {"beta": 0.2}},
+        {"rejected_image": "black"},
+        {"rejected_image": {"diffusion": {"timestep": 400}}},
+        {"rejected_image": {"corruption_seed": "per_trial"}},
+        {"optimizer": {"lr": 1e-6}},
+        {"training": {"batch_size": 8}},
+        {"model": {"path": "shapes", "dtype": "bf16"}},
+        {"data": {"limit": 10}},
+        {"language_model": "lora"},
+        {"vision_encoder": "staged"},
+        {"optimizer": {"projector_lr": 1e-6}},
+        {"reference_cache": "bf16"},
+    ],
+)
+def test_what_changes_figures_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert mark(**change) != mark()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": {"micro_batch": 1}},
+        {"engine": {"threads": 2, "device": "cpu", "log_every": 5}},
+        {"engine": {"workers_per_trial": 2, "parallel": "fsdp", "bucket": False}},
+        {"engine": {"loader_workers": 2}},
+        {"engine": {"checkpoint_every": 5, "gradient_checkpointing": True, "attention": "eager"}},
+        {"model": {"path": "/elsewhere/shapes"}},  # the content counts, not the place
+        {"benchmarks": {"report": ["shapes"]}},  # scored under the training, not part of it
+        {"objective": {"preset": "hdpo", "terms": ["response", "segment", "token", "visual"]}},
+        {"reference_cache": "off"},  # kept or not, it is fp32
+    ],
+)
+def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
+    assert mark(**change) == mark()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "inert"),
+    [
+        (
+            {"objective": {"preset": "dpo", "weights": {"segment": 1}}},
+            {"objective": {"preset": "dpo", "weights": {"segment": 3}}},
+            "objective.weights.segment",
+        ),
+        (
+            {"objective": "hdpo", "rejected_image": "black"},
+            {"objective": "hdpo", "rejected_image": "diffusion"},
+            "rejected_image",
+        ),
+        (
+            {"rejected_image": {"strategy": "black", "diffusion": {"timestep": 1}}},
+            {"rejected_image": {"strategy": "black", "diffusion": {"timestep": 2}}},
+            "rejected_image.diffusion",
+        ),
+        (
+            {"rejected_image": {"strategy": "black", "corruption_seed": "per_trial"}},
+            {"rejected_image": {"strategy": "black"}},
+            "rejected_image.corruption_seed",
+        ),
+        (
+            {"objective": "cmdpo", "reference_cache": "bf16"},
+            {"objective": "cmdpo", "reference_cache": "fp32"},
+            "reference_cache",
+        ),
+        ({"lora": {"rank": 4}}, {"lora": {"targets": ["q_proj"]}}, "lora"),
+        ({"staged": {"share": 0.1}}, {"vision_encoder": "frozen"}, "staged"),
+        ({"optimizer": {"vision_lr": 1e-6}}, {}, "optimizer.vision_lr"),
+        (
+            {"projector": "frozen", "optimizer": {"projector_lr": 1e-6}},
+            {"projector": "frozen"},
+            "optimizer.projector_lr",
+        ),
+    ],
+)
+def test_inert_keys_are_named_and_left_out(
+    one: dict[str, Any], other: dict[str, Any], inert: str
+) -> None:
+    assert inert in inert_keys(config(**one))
+    assert mark(**one) == mark(**other)
+
+
+def test_data_counts_by_content_not_by_place() -> None:
+    assert own({}) != mark()
+    assert own({"source": "/elsewhere/a.jsonl"}) == own({})
+    assert own({"image_root": "/elsewhere"}) == own({})
+    assert own({"format": "jsonl"}) == own({})  # the format that was found
+    assert own({"limit": 3}) != own({})
+    assert own({"on_bad_row": "skip"}) != own({})
+    assert own({}, {**OWN, "files": [["a.jsonl", "def"]]}) != own({})
+
+
+def test_data_read_as_before_there_was_a_choice_are_what_they_were() -> None:
+    """Transparency was dropped: figures on white are new, those of `drop` are found again."""
+    before = "bfc15545028bd8f8d520f9a2e4e0ed36f5d7313867eb795df956d844d129b183"  # of that build
+    assert own({"transparency": "drop"}) == before
+    assert own({}) == own({"transparency": "white"}) != before
+
+
+def test_shapes_ignores_what_is_for_files() -> None:
+    assert {"data.split", "data.transparency"} <= inert_keys(config()).keys()
+    assert mark(data={"split": "test", "on_bad_row": "skip", "format": "trl"}) == mark()
+    assert mark(data={"transparency": "drop"}) == mark()
+    # As the build had it that knew no transparency.
+    assert mark() == "7a8c9c5f96af12d335e3ef735e9fe4d1a25a3f56593ccdeb587040bbcd1cf87d"

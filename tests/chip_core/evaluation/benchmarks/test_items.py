@@ -1,0 +1,372 @@
+"""Every benchmark's own layout is read, and every benchmark is held to the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.paths import Places
+from chip_core.data.image_files import READER
+from chip_core.evaluation import BENCHMARKS
+from chip_core.evaluation.benchmarks.base import YES_OR_NO
+from chip_core.evaluation.conformance import conformance
+from chip_core.evaluation.items import asked_items, decoding_of, find_benchmark, identity
+from chip_core.evaluation.outcomes import ItemOutcome, percent
+from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.scorer import Answer, JudgeRequest, Resources, Scored
+from chip_core.evaluation.task import Benchmark, Decoding, Item, MetricInfo, Picture, Side
+from chip_core.evaluation.text.similarity import TableSimilarity
+from chip_core.shapes.world import SHAPES
+from chip_core.utils.errors import TrialError, UserError
+
+from .. import made
+
+
+class StubJudge:
+    """Says the same of everything."""
+
+    model = "stub"
+
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
+        return [self.reply for _ in requests]
+
+
+def items_of(name: str, folder: Path, protocol: str = "official") -> Sequence[Item]:
+    return BENCHMARKS[name].items("report", data=folder, protocol=protocol)  # type: ignore[arg-type]
+
+
+def test_amber_has_descriptions_and_yes_or_no_questions(tmp_path: Path) -> None:
+    folder = made.amber(tmp_path, pictures=2)
+    items = items_of("amber", folder)
+    assert len(items) == 2 + 2 * len(SHAPES)
+    assert [item.task for item in items[:3]] == ["describe", "describe", "yes or no"]
+    assert items[0].pictures == items[2].pictures  # one picture, made once
+    (shown,) = made.opened(items[0])
+    assert (shown.mode, shown.size) == ("RGB", (48, 48))
+    asked_as_paper = items_of("amber", folder, "chip")
+    assert asked_as_paper[2].prompt == items[2].prompt + YES_OR_NO
+    assert asked_as_paper[0].prompt == items[0].prompt
+
+
+def test_pope_has_three_splits(tmp_path: Path) -> None:
+    items = items_of("pope", made.pope(tmp_path))
+    assert len(items) == 3 * 2 * 6
+    assert [items[0].id, items[12].id, items[-1].id] == ["random/1", "popular/1", "adversarial/12"]
+    assert items[0].pictures[0].file == tmp_path / "coco/val2014/COCO_val2014_000000000001.png"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_mmhal_has_pictures_beside_it_or_inside(tmp_path: Path, inside: bool) -> None:
+    items = items_of("mmhal", made.mmhal(tmp_path, inside=inside))
+    assert [item.id for item in items] == [f"id{number}" for number in range(8)]
+    assert made.opened(items[3])[0].size == (48, 48)
+
+
+def test_hallusionbench_asks_without_a_figure_too(tmp_path: Path) -> None:
+    items = items_of("hallusionbench", made.hallusionbench(tmp_path))
+    assert [len(item.pictures) for item in items] == [0, 1, 1]
+    assert items[1].id == "VS_chart_0_1_0"
+    assert made.opened(items[1])
+
+
+def test_mmmu_shows_all_pictures_before_the_text(tmp_path: Path) -> None:
+    items = items_of("mmmu", made.mmmu(tmp_path))
+    assert [len(item.pictures) for item in items] == [1, 2, 1]
+    assert items[0].prompt == (
+        "What is <image 1>?\n\n(A) a star\n(B) a moon\n\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert items[2].prompt.endswith("\n\nAnswer the question using a single word or phrase.")
+    assert items[1].fields["options"] == ["red", "blue", "none"]
+    assert [image.size for image in made.opened(items[1])] == [(48, 48), (48, 48)]
+
+
+def test_scienceqa_is_asked_as_llava_asks_it(tmp_path: Path) -> None:
+    first, second = items_of("scienceqa", made.scienceqa(tmp_path))
+    assert first.prompt == (
+        "Context: N/A\nQuestion: Which is it?\nOptions: (A) a star (B) a moon\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert made.opened(first)
+    assert second.pictures == ()
+    assert second.prompt.startswith("Context: Look.\n")
+
+
+def test_llava_bench(tmp_path: Path) -> None:
+    items = items_of("llava_bench", made.llava_bench(tmp_path))
+    assert [item.id for item in items] == ["0", "1", "2"]
+
+
+def test_pictures_to_describe(tmp_path: Path) -> None:
+    first, second = items_of("chair", made.chair(tmp_path))
+    assert first.prompt == "Please describe this image in detail."
+    assert second.prompt == "what?"
+    assert first.pictures[0].file == tmp_path / "coco/val2014/COCO_val2014_000000000001.jpg"
+    inside, _ = items_of("objhal", made.objhal(tmp_path))
+    assert (inside.id, inside.prompt) == ("100", "what do you see?")
+    assert made.opened(inside)[0].size == (48, 48)
+
+
+RESOURCES = {"amber": Resources(similarity=TableSimilarity({}))}
+JUDGED = {
+    "objhal": '["star", "moon"]',
+    "mmhal": "Rating: 3",
+    "hallusionbench": "correct",
+    "llava_bench": "8 7",
+}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in BENCHMARKS if "data" in BENCHMARKS[name].needs)
+)
+def test_every_benchmark_with_a_folder_conforms(
+    name: str, tmp_path: Path, oracles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NLTK_DATA", str(oracles / "nltk_data"))
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(oracles / "nltk_data")])
+    folder = getattr(made, name)(tmp_path)
+    resources = RESOURCES.get(name, Resources())
+    if name in JUDGED:
+        resources = replace(resources, judge=StubJudge(JUDGED[name]))
+    if "coco" in BENCHMARKS[name].needs:
+        resources = replace(resources, coco=tmp_path / "coco" / "annotations")
+    found = conformance(BENCHMARKS[name], data=folder, resources=resources)
+    assert {what: problem for what, problem in found.items() if problem is not None} == {}
+    assert len(found) == 10
+
+
+def test_the_embedded_world_conforms() -> None:
+    class Few(type(BENCHMARKS["shapes"])):  # type: ignore[misc]
+        def items(self, side: Side, *, data: Path | None, protocol: str) -> Sequence[Item]:
+            return super().items(side, data=data, protocol=protocol)[:30]  # type: ignore[no-any-return]
+
+    found = conformance(Few())
+    assert {what: problem for what, problem in found.items() if problem is not None} == {}
+
+
+class Own(Benchmark):
+    """As a user writes it."""
+
+    version = "own-1"
+    metrics = {"right": MetricInfo(unit="percent", goal="maximize")}
+    ids: Sequence[str] = ("a", "b", "c")
+
+    def items(self, side: Side, *, data: Path | None, protocol: str) -> Sequence[Item]:
+        def draw() -> Image.Image:
+            return Image.new("RGB", (8, 8))
+
+        return [
+            Item(id=name, prompt="is it?", pictures=(Picture(key=name, read=draw),))
+            for name in self.ids
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path | None,
+        protocol: str,
+        resources: Resources,
+    ) -> Scored:
+        known = [answer for answer in answers if answer.item in self.ids]
+        outcomes = [
+            ItemOutcome(
+                item=answer.item,
+                numerator=float(answer.response == "yes"),
+                denominator=1.0,
+            )
+            for answer in known
+        ]
+        return Scored(
+            metrics=(percent("right", "maximize", outcomes),),
+            n=len(known),
+            missing=len(self.ids) - len(known),
+        )
+
+
+def test_a_users_own_conforms() -> None:
+    assert set(conformance(Own()).values()) == {None}
+
+
+class Twice(Own):
+    ids = ("a", "a")
+
+
+class Undeclared(Own):
+    metrics = {"wrong": MetricInfo(unit="percent", goal="maximize")}
+
+
+class Unsummed(Own):
+    def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
+        found = super().score(answers, **given)  # type: ignore[arg-type]
+        moved = tuple(replace(metric, value=17.0) for metric in found.metrics)
+        return replace(found, metrics=moved)
+
+
+class Ordered(Own):
+    ids = ("a", "b")
+
+    def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
+        return super().score(answers[:1], **given)  # type: ignore[arg-type]
+
+
+class Crashing(Own):
+    def score(self, answers: Sequence[Answer], **given: object) -> Scored:  # type: ignore[override]
+        if not any(answer.response for answer in answers):
+            raise ZeroDivisionError("division by zero")
+        return super().score(answers, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "problem"),
+    [
+        (Twice, "every question has an id of its own", "'a' stands twice"),
+        (Undeclared, "figures are the declared ones", "'right' is not declared"),
+        (Unsummed, "items come to the figure", r"right is 17.0, its items come to 66\.6"),
+        (Ordered, "the order of answers changes no figure", "right is another"),
+        (Crashing, "empty answers give figures, or a sentence", "ZeroDivisionError: division"),
+    ],
+)
+def test_what_is_wrong_is_found(broken: type[Own], check: str, problem: str) -> None:
+    assert re.match(problem, conformance(broken())[check] or "")
+
+
+def config(name: str, **settings: object) -> BenchmarkConfig:
+    return BenchmarkConfig.model_validate({"name": name, **settings})
+
+
+def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
+    places = Places(benchmark_data=tmp_path)
+    made.pope(tmp_path, pictures=4)
+    benchmark = find_benchmark("pope")
+
+    def ids(limit: int | None) -> list[str]:
+        items, whole = asked_items("report", config("pope", limit=limit), benchmark, places)
+        assert whole == 72
+        return [item.id for item in items]
+
+    everything, ten, twenty = ids(None), ids(10), ids(20)
+    assert len(everything) == 72
+    assert len(ten) == 10
+    assert ten == ids(10)
+    assert set(ten) < set(twenty)  # a larger limit asks the same and more
+    assert ten == [item for item in everything if item in set(ten)]  # in the benchmark's order
+    assert ten != everything[:10]
+    assert len({item.partition("/")[0] for item in twenty}) == 3  # not the first split alone
+    assert ids(72) == everything
+
+
+def test_decoding_is_the_protocols_unless_it_is_set() -> None:
+    amber = BENCHMARKS["amber"]
+    assert decoding_of(config("amber"), amber) == Decoding(max_new_tokens=512, num_beams=1)
+    paper = decoding_of(config("amber", protocol="chip"), amber)
+    assert paper == Decoding(max_new_tokens=256, num_beams=3)
+    own = decoding_of(config("amber", protocol="chip", num_beams=1, max_new_tokens=9), amber)
+    assert own == Decoding(max_new_tokens=9, num_beams=1)
+
+
+def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
+    made.pope(tmp_path)
+    made.mmhal(tmp_path)
+    places = Places(benchmark_data=tmp_path)
+
+    def mark(**settings: object) -> dict[str, object]:
+        return identity(config("pope", **settings), places)
+
+    assert mark(num_beams=1) == mark()  # written out or not
+    # how picture files are read counts where there are any
+    assert mark()["pictures"] == READER
+    assert "pictures" not in identity(config("shapes"), Places())
+    assert mark(num_beams=3) != mark()
+    before = mark()
+    file = tmp_path / "pope" / "coco_pope_random.json"
+    file.write_text(file.read_text().replace('"yes"', '"no"', 1))
+    assert mark() != before
+    # a judge that is not asked is without effect; replies stand in place of who gives them
+    assert mark()["judge"] is None
+    assert "judge" not in identity(config("mmhal", judge="gpt-4o"), places)
+    (tmp_path / "replies.jsonl").write_text("{}\n")
+    replayed = Places(benchmark_data=tmp_path, judge_replies=tmp_path / "replies.jsonl")
+    assert identity(config("mmhal"), replayed)["judge"] is not None
+
+
+def test_all_that_is_missing_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    made.pope(tmp_path)
+    made.mmhal(tmp_path)
+    made.llava_bench(tmp_path)
+    (tmp_path / "coco/val2014/COCO_val2014_000000000002.png").unlink()
+    asked = BenchmarksConfig.model_validate(
+        {
+            "report": [
+                "pope",
+                "mmhal",
+                {"name": "llava_bench", "judge": "gpt-4o"},
+                "hallusionbench",
+                {"name": "mmmu", "protocol": "chip"},
+            ]
+        }
+    )
+    said = problems(asked, Places(benchmark_data=tmp_path))
+    assert [line.partition(":")[0] for line in said] == [
+        "pope", "mmhal", "llava_bench", "hallusionbench", "hallusionbench", "mmmu",
+    ]  # fmt: skip
+    assert "1 of 2 pictures are not there: " in said[0]
+    assert "read by a judge and there is none" in said[1]
+    assert "OPENAI_API_KEY is not set" in said[2]
+    assert said[3].startswith(f"hallusionbench: there is no folder {tmp_path}/hallusionbench")
+    assert "'mmmu' knows no protocol 'chip': choices: corrected, official" in said[5]
+    (nowhere,) = problems(BenchmarksConfig.model_validate({"report": ["pope"]}), Places())
+    assert "--benchmark-data or CHIP_ABLATE_BENCHMARK_DATA" in nowhere
+    assert problems(BenchmarksConfig.model_validate({"report": ["shapes"]}), Places()) == []
+
+
+def test_descriptions_need_language_tools_and_yes_or_no_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chip_core.evaluation import resources
+
+    monkeypatch.setattr(resources, "nltk_problems", lambda: ["NLTK has no wordnet"])
+    asked = BenchmarksConfig.model_validate({"report": ["amber"]})
+    folder = made.amber(tmp_path, describe=False)
+    assert problems(asked, Places(benchmark_data=tmp_path)) == []
+    made.amber(tmp_path)
+    (folder / "similarity.json").unlink()
+    monkeypatch.setattr(resources, "spacy_problems", lambda model: [f"no {model}"])
+    said = problems(asked, Places(benchmark_data=tmp_path))
+    assert said[0] == "amber: NLTK has no wordnet"
+    assert said[1].startswith("amber: no en_core_web_lg (or ")
+
+
+def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
+    folder = made.pope(tmp_path)
+    broken = tmp_path / "coco/val2014/COCO_val2014_000000000001.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(TrialError, match=r"picture .*000000001.png cannot be read \("):
+        items_of("pope", folder)[0].pictures[0].read()
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "amber").mkdir()
+    with pytest.raises(UserError, match="query_all.json"):
+        items_of("amber", tmp_path / "amber")
+
+
+def test_a_name_that_is_none_is_told() -> None:
+    with pytest.raises(ValueError, match="unknown benchmark 'ambr': did you mean 'amber'"):
+        find_benchmark("ambr")
+    with pytest.raises(ValueError, match="make it a subclass of"):
+        find_benchmark("pathlib:Path")

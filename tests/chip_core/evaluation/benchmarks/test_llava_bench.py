@@ -1,0 +1,239 @@
+"""LLaVA-Bench in the Wild: two ratings an answer, and their ratio by category."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chip_core.evaluation.benchmarks.llava_bench.score import CATEGORIES, read_officially
+from chip_core.evaluation.scorer import (
+    SCORERS,
+    Answer,
+    JudgeRequest,
+    ProtocolName,
+    Resources,
+    Scored,
+)
+from chip_core.evaluation.text.reply_numbers import read_pair
+from chip_core.utils.errors import UserError
+
+BENCH = SCORERS["llava_bench"]
+
+
+class Judge:
+    """Replies by item; keeps what it was asked."""
+
+    model = "fake"
+
+    def __init__(self, replies: Mapping[str, str | None]) -> None:
+        self.replies = replies
+        self.asked: list[JudgeRequest] = []
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
+        self.asked += requests
+        return [self.replies.get(request.item) for request in requests]
+
+
+def lines(path: Path, rows: Sequence[object]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write(folder: Path) -> Path:
+    asked = [
+        {
+            "question_id": n,
+            "image": f"00{n % 2}.jpg",
+            "text": f"Q{n}?",
+            "category": CATEGORIES[n % 3],
+        }
+        for n in range(6)
+    ]
+    lines(folder / "questions.jsonl", asked)
+    lines(folder / "answers_gpt4.jsonl", [{"question_id": n, "text": f"R{n}"} for n in range(6)])
+    lines(
+        folder / "context.jsonl",
+        [{"image": "000.jpg", "caption": ["C", "D"]}, {"image": "001.jpg", "caption": "E"}],
+    )
+    rules = {
+        f"llava_bench_{name}": {"role": "Helper", "prompt": f"Rule {name}."} for name in CATEGORIES
+    }
+    (folder / "rule.json").write_text(json.dumps(rules))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path)
+
+
+def answers(size: int = 6) -> list[Answer]:
+    return [Answer(item=str(number), response=f"A{number}") for number in range(size)]
+
+
+def score(
+    given: Sequence[Answer],
+    folder: Path,
+    replies: Mapping[str, str | None] | Judge,
+    protocol: ProtocolName = "official",
+    only: frozenset[str] | None = None,
+) -> Scored:
+    judge = replies if isinstance(replies, Judge) else Judge(replies)
+    resources = Resources(judge=judge, only=only)
+    return BENCH.score(given, data=folder, protocol=protocol, resources=resources)
+
+
+def test_by_hand(data: Path) -> None:
+    """conv (0, 3): 8 8 and 10 5; detail (1, 4): 9 3 and none; complex (2, 5): 7 7 and a failure."""
+    replies = {
+        "0": "8 8\nFine",
+        "1": "9,3",
+        "2": "7 7",
+        "3": "10 5",
+        "4": "Assistant 1: 8",
+        "5": None,
+    }
+    official = score(answers(), data, replies)
+    # Unread is −1 and −1: means (8+9+7+10−1−1)/6 = 5.333 and (8+3+7+5−1−1)/6 = 3.5.
+    assert official.values["relative_score"] == 65.6  # 3.5 / 5.333
+    assert official.values["reference_score"] == 53.3
+    assert official.values["answer_score"] == 35.0
+    assert official.values["relative_score/conv"] == 72.2  # 6.5 / 9
+    assert official.values["relative_score/detail"] == 25.0  # (3−1)/(9−1)
+    assert (official.n, official.missing) == (6, 1)
+    corrected = score(answers(), data, replies, "corrected")
+    assert corrected.values["relative_score"] == pytest.approx(100 * 23 / 34)
+    assert corrected.values["reference_score"] == pytest.approx(10 * 34 / 4)
+    assert corrected.values["answer_score/complex"] == pytest.approx(70)
+    assert (corrected.n, corrected.missing) == (4, 2)
+    items = {metric.name: metric.items for metric in corrected.metrics}["relative_score/conv"]
+    assert [(i.item, i.numerator, i.denominator, i.group) for i in items] == [
+        ("0", 8, 8, "conv"),
+        ("3", 5, 10, "conv"),
+    ]
+
+
+def test_what_the_judge_is_asked(data: Path) -> None:
+    judge = Judge({"0": "8 8"})
+    score(answers(1), data, judge)
+    (request,) = judge.asked
+    assert (request.item, request.temperature, request.max_tokens) == ("0", 0.2, 1024)
+    system, user = request.messages
+    assert system["role"] == "system"
+    assert user["content"] == (
+        "[Context]\nC\nD\n\n[Question]\nQ0?\n\n[Helper 1]\nR0\n\n[End of Helper 1]\n\n"
+        "[Helper 2]\nA0\n\n[End of Helper 2]\n\n[System]\nRule conv.\n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "official", "corrected"),
+    [
+        ("8 9", (8, 9), (8, 9)),
+        ("8.5 9\nbecause", (8.5, 9), (8.5, 9)),
+        ("8,9", (8, 9), (8, 9)),
+        ("8, 9", (-1, -1), (8, 9)),  # two spaces
+        ("\n8 9", (-1, -1), (8, 9)),
+        ("8 9 10", (-1, -1), None),
+        ("8 / 9", (-1, -1), (8, 9)),
+        ("80 90", (80, 90), None),
+        ("0 5", (0, 5), None),
+        ("Assistant 1: 8", (-1, -1), None),
+        ("", (-1, -1), None),
+    ],
+)
+def test_reading_ratings(
+    reply: str, official: tuple[float, float], corrected: tuple[float, float] | None
+) -> None:
+    assert read_officially(reply) == official
+    assert read_pair(reply) == corrected
+
+
+def test_official_pairs_by_position_and_corrected_by_id(data: Path) -> None:
+    judge = Judge({})
+    score(answers()[::-1], data, judge)
+    assert "Q0?" in judge.asked[0].messages[1]["content"]
+    assert "A5" in judge.asked[0].messages[1]["content"]
+    judge = Judge(dict.fromkeys("012345", "8 8"))
+    score(answers()[::-1], data, judge, "corrected")
+    assert [request.item for request in judge.asked] == list("012345")
+    assert "A0" in judge.asked[0].messages[1]["content"]
+    part = score(answers()[2:3], data, {"2": "8 4"}, only=frozenset({"2"}))
+    assert (part.values["relative_score"], part.n, part.missing) == (50, 1, 0)
+
+
+def test_degenerate_answers(data: Path) -> None:
+    for protocol in ("official", "corrected"):
+        with pytest.raises(UserError, match="no answers"):
+            score([], data, {}, protocol)
+        one = score(answers(1), data, {"0": "8 4"}, protocol)
+        assert (one.values["relative_score"], one.n, one.missing) == (50, 1, 5)
+        assert one.values["relative_score/detail"] is None
+    many = [*answers(), Answer(item="x", response="")]
+    assert score(many, data, dict.fromkeys("012345", "8 4")).n == 6
+    with pytest.raises(UserError, match="'x' is the id of no question"):
+        score(many, data, {}, "corrected")
+    with pytest.raises(UserError, match="0 is answered 2 times"):
+        score(answers(1) * 2, data, {}, "corrected")
+    for reply in ("0 5", "nan 5", "5 inf"):
+        with pytest.raises(UserError, match="the official script has no figure"):
+            score(answers(1), data, {"0": reply})
+    assert score(answers(), data, {}, "corrected").values["relative_score"] is None
+    assert score(answers(1), data, {"0": "8" * 10_000_000}, "corrected").n == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("questions.jsonl", "", "0 questions.jsonl rows and 6"),
+        ("rule.json", "{}", "has no rule in"),
+        (
+            "rule.json",
+            '{"llava_bench_conv": {"role": "x"}}',
+            "llava_bench_conv: there is no prompt",
+        ),
+        ("context.jsonl", "", "says nothing of image 000.jpg"),
+    ],
+)
+def test_broken_benchmark_files(data: Path, file: str, text: str, said: str) -> None:
+    (data / file).write_text(text)
+    with pytest.raises(UserError, match=said):
+        score(answers(), data, {})
+    (data / file).unlink()
+    with pytest.raises(UserError, match=f"holds no {file}"):
+        score(answers(), data, {})
+
+
+def test_reading_files(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question_id": 3, "text": "a", "answer_id": "z"}')
+    assert BENCH.read_responses(file) == [Answer(item="3", response="a")]
+
+
+DRAWN = st.dictionaries(
+    st.sampled_from("012345"),
+    st.one_of(st.tuples(st.integers(1, 10), st.integers(1, 10)), st.none()),
+    min_size=1,
+)
+
+
+@given(DRAWN)
+def test_corrected_equals_a_plain_second_count(
+    tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, tuple[int, int] | None]
+) -> None:
+    folder = write(tmp_path_factory.mktemp("bench"))
+    replies = {item: f"{pair[0]} {pair[1]}" if pair else "?" for item, pair in drawn.items()}
+    given_answers = [answers()[int(item)] for item in drawn]
+    values = score(given_answers, folder, replies, "corrected").values
+    for end, numbers in {"": "012345", "/conv": "03", "/detail": "14", "/complex": "25"}.items():
+        kept = [pair for item, pair in drawn.items() if pair and item in numbers]
+        ours, theirs = sum(pair[1] for pair in kept), sum(pair[0] for pair in kept)
+        assert values[f"relative_score{end}"] == pytest.approx(
+            100 * ours / theirs if kept else None
+        )
+        mean = 10 * ours / len(kept) if kept else None
+        assert values[f"answer_score{end}"] == pytest.approx(mean)

@@ -1,0 +1,71 @@
+"""Keys and values that grow in place hold what transformers' own layers hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, MistralConfig
+from transformers.cache_utils import DynamicLayer
+
+from chip_core.evaluation.inference.kv_cache import STRIDE, GrowingLayer, growing_cache
+
+ROWS, HEADS, WIDTH = 3, 2, 4
+
+
+class Configured:
+    """As much of a model as a cache asks for."""
+
+    def __init__(self, config: object) -> None:
+        self.config = config
+
+
+def tokens(count: int, *, rows: int = ROWS) -> torch.Tensor:
+    return torch.randn(rows, HEADS, count, WIDTH)
+
+
+def test_a_layer_holds_all_that_was_added_to_it() -> None:
+    ours, theirs = GrowingLayer(), DynamicLayer()
+    for count in (7, *[1] * (2 * STRIDE + 3), 5):  # over the room that it made for itself twice
+        new = tokens(count), tokens(count)
+        for got, wanted in zip(ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(got, wanted)
+    assert ours.get_seq_length() == theirs.get_seq_length() == 7 + 2 * STRIDE + 3 + 5
+
+
+def test_a_token_is_written_and_the_others_are_not_copied() -> None:
+    layer = GrowingLayer()
+    layer.update(tokens(7), tokens(7))
+    layer.update(tokens(1), tokens(1))
+    before = layer.keys.data_ptr(), layer.values.data_ptr()
+    for _ in range(STRIDE - 1):
+        layer.update(tokens(1), tokens(1))
+    assert (layer.keys.data_ptr(), layer.values.data_ptr()) == before
+
+
+@pytest.mark.parametrize("change", ["rows", "crop", "reset"])
+def test_what_somebody_changed_is_what_it_goes_on_from(change: str) -> None:
+    ours, theirs = GrowingLayer(), DynamicLayer()
+    for layer in (ours, theirs):
+        torch.manual_seed(0)
+        layer.update(tokens(5), tokens(5))
+        layer.update(tokens(1), tokens(1))
+        if change == "rows":
+            layer.batch_select_indices(torch.tensor([2, 0]))
+        elif change == "crop":
+            layer.crop(-2)
+        else:
+            layer.reset()
+        for _ in range(2):
+            new = tokens(1, rows=2 if change == "rows" else ROWS)
+            layer.update(new, new + 1)
+    assert torch.equal(ours.keys, theirs.keys)
+    assert torch.equal(ours.values, theirs.values)
+
+
+def test_only_layers_that_keep_every_token_grow_in_place() -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
+    full = growing_cache(Configured(LlamaConfig(**sizes)))
+    assert [type(layer) for layer in full.layers] == [GrowingLayer, GrowingLayer]
+    sliding = growing_cache(Configured(MistralConfig(**sizes, sliding_window=16)))
+    assert isinstance(sliding, DynamicCache)
+    assert not any(isinstance(layer, GrowingLayer) for layer in sliding.layers)

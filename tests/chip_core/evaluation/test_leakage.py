@@ -1,0 +1,180 @@
+"""What is tuned on is not quoted: halves, sides, and questions that stand on both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.identity import evaluation_identity, fingerprint
+from chip_core.config.paths import Places
+from chip_core.evaluation.items import asked_items, find_benchmark, half_of
+from chip_core.evaluation.leakage import declared_overlaps, shared_questions
+from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.task import BENCHMARKS, Item, Picture
+from chip_core.utils.errors import UserError
+
+from . import made
+from .benchmarks.test_items import Own
+
+
+def config(**settings: Any) -> BenchmarkConfig:
+    return BenchmarkConfig.model_validate({"name": "pope", **settings})
+
+
+def both(select: Any, report: Any) -> BenchmarksConfig:
+    return BenchmarksConfig.model_validate({"select": [select], "report": [report]})
+
+
+def picture(key: str, colour: str = "red") -> Picture:
+    return Picture(key=key, read=lambda: Image.new("RGB", (4, 4), colour))
+
+
+def test_halves_are_disjoint_whole_and_by_picture(tmp_path: Path) -> None:
+    places = Places(benchmark_data=tmp_path)
+    made.pope(tmp_path, pictures=16)
+    benchmark = find_benchmark("pope")
+
+    def half(which: str, **settings: Any) -> list[Item]:
+        items, whole = asked_items("report", config(half=which, **settings), benchmark, places)
+        assert whole == 16 * 18  # three splits of six questions
+        return list(items)
+
+    tuned, quoted = half("select"), half("report")
+    everything, _ = asked_items("report", config(), benchmark, places)
+    ids = [{item.id for item in items} for items in (tuned, quoted)]
+    assert not ids[0] & ids[1]
+    assert ids[0] | ids[1] == {item.id for item in everything}
+    shown = [{item.pictures[0].key for item in items} for items in (tuned, quoted)]
+    assert not shown[0] & shown[1]
+    # a picture's half is the last bit of the first byte of a hash of seed and name alone
+    for key in shown[0] | shown[1]:
+        bit = hashlib.sha256(f"half\x1f0\x1f{key}".encode()).digest()[0] & 1
+        assert key in shown[bit]
+    assert [item.id for item in half("select", half_seed=1)] != [item.id for item in tuned]
+    ten = half("select", limit=10)
+    assert {item.id for item in ten} < ids[0]
+    assert len(ten) == 10
+
+
+def test_no_order_moves_a_question_to_the_other_half() -> None:
+    items = [Item(id=str(number), prompt="?", pictures=()) for number in range(40)]
+    settings = config(half="select")
+    forward = half_of(items, settings, Own())
+    backward = half_of(items[::-1], settings, Own())
+    assert [item.id for item in backward] == [item.id for item in forward][::-1]
+    fewer = half_of(items[:20], settings, Own())
+    assert [item.id for item in fewer] == [item.id for item in forward if int(item.id) < 20]
+
+
+def test_what_cannot_be_halved_is_told() -> None:
+    class ByItem(Own):
+        def group(self, item: Item) -> str:
+            return item.id
+
+    shared = [Item(id=str(n), prompt="?", pictures=(picture("a.png"),)) for n in range(20)]
+    with pytest.raises(UserError, match=r"pope: picture a.png is in both halves: let the"):
+        half_of(shared, config(half="select"), ByItem())
+    with pytest.raises(UserError, match=r"pope: nothing is in its (select|report) half"):
+        half_of(shared, config(half="select"), Own())  # by picture: one group
+
+
+def test_a_set_of_hallusionbench_is_never_cut(tmp_path: Path) -> None:
+    benchmark = BENCHMARKS["hallusionbench"]
+    folder = made.hallusionbench(tmp_path)
+    items = benchmark.items("report", data=folder, protocol="official")
+    for item in items:
+        category, subcategory, number, _, _ = item.id.split("_")
+        assert benchmark.group(item) == f"{category}_{subcategory}_{number}"
+
+
+def test_a_half_is_part_of_the_evaluations_identity() -> None:
+    def mark(**settings: Any) -> str:
+        return fingerprint(evaluation_identity("report", config(**settings), {}))
+
+    found = [mark(), mark(half="report"), mark(half="report", half_seed=1), mark(half="select")]
+    assert len(set(found)) == 4
+    with pytest.raises(ValidationError, match="half_seed draws nothing where all is asked"):
+        config(half_seed=1)
+    # asked whole, an evaluation is what it was before there were halves
+    known = {"name": "pope", "protocol": "official", "limit": None, "judge": None}
+    before = {"behaviour": 1, "side": "report", **known}
+    assert mark() == fingerprint(before)
+
+
+@pytest.mark.parametrize(
+    ("select", "report", "problem"),
+    [
+        ("pope", "pope", "has one set of questions: what was tuned on is not quoted"),
+        (
+            {"name": "pope", "half": "select"},
+            "pope",
+            "is halved on one side and asked whole under `report`: write `half: report` there",
+        ),
+        ("pope", {"name": "pope", "half": "report"}, "asked whole under `select`"),
+        (
+            {"name": "pope", "half": "select"},
+            {"name": "pope", "half": "report", "half_seed": 1},
+            "is halved by two seeds, so that its halves overlap",
+        ),
+        (
+            {"name": "shapes", "half": "select"},
+            "pope",
+            "has other questions on each side by itself: leave `half` out",
+        ),
+    ],
+)
+def test_what_stands_on_both_sides_is_refused(select: Any, report: Any, problem: str) -> None:
+    benchmarks = both(select, report)
+    ((_, _, said),) = declared_overlaps(benchmarks)
+    assert problem in said
+    assert any(problem in line for line in problems(benchmarks, Places()))  # of a trial, too
+
+
+def test_what_stands_apart_is_not() -> None:
+    halved = both({"name": "pope", "half": "select"}, {"name": "pope", "half": "report"})
+    assert not declared_overlaps(halved)
+    assert not declared_overlaps(both("shapes", "shapes"))
+    assert not shared_questions(both("shapes", "shapes"), Places())
+
+
+def test_the_half_of_the_other_side_is_no_configuration() -> None:
+    with pytest.raises(ValidationError, match="report: 'pope' asks the half that belongs to"):
+        both("shapes", {"name": "pope", "half": "select"})
+    with pytest.raises(ValidationError, match="select: 'pope' asks the half that belongs to"):
+        both({"name": "pope", "half": "report"}, "shapes")
+
+
+class SaysItSplits(Own):
+    """A user's own that says its sides differ, and asks the same on both."""
+
+    splits = True
+
+    def items(self, side: Any, *, data: Any, protocol: Any) -> Sequence[Item]:
+        return [Item(id=f"{side}/1", prompt="Is it red?", pictures=(picture("one.png"),))]
+
+
+class OtherPictures(SaysItSplits):
+    """Another benchmark, whose pictures happen to go by the same names."""
+
+    def items(self, side: Any, *, data: Any, protocol: Any) -> Sequence[Item]:
+        return [Item(id="1", prompt="Is it red?", pictures=(picture("one.png", "blue"),))]
+
+
+def test_the_same_question_on_both_sides_is_found_by_its_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {"a": SaysItSplits(), "b": SaysItSplits(), "c": OtherPictures()}
+    for module in ("leakage", "readiness"):
+        monkeypatch.setattr(f"chip_core.evaluation.{module}.find_benchmark", own.__getitem__)
+    said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
+    assert said in shared_questions(both("a", "a"), Places())[0]  # says of itself that it splits
+    assert said in shared_questions(both("a", "b"), Places())[0]  # under another name
+    assert not shared_questions(both("a", "c"), Places())
+    assert any(said in line for line in problems(both("a", "a"), Places()))
