@@ -38,7 +38,7 @@ from benchmarks.step import floor, has_trl
 from benchmarks.workload import Workload
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
@@ -105,7 +105,7 @@ def measure(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     prefixes = 1 if batch.rejected_image is None else 2
     tokens = prefixes * (batch.prompts.ids.numel() + batch.chosen.ids.numel())
     tokens += batch.rejected.ids.numel()
-    model = attach(workload.built(torch.bfloat16, device), config)
+    model = attach_adapters(workload.built(torch.bfloat16, device), config)
     set_trained(model, config)
     with packed_attention(model), FlopCounterMode(display=False) as counted:
         floor(model, batch).backward()

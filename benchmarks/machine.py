@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from chip_core.utils.machine import cores, processor
+from chip_core.utils.machine import cores, cpu_name
 
 _VERSIONS = ("torch", "transformers", "peft", "trl", "ray", "mlflow", "numpy")
 
@@ -23,7 +23,7 @@ def describe() -> dict[str, Any]:
 
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
+        "processor": cpu_name(),
         "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),

@@ -19,7 +19,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import key_problem, set_key, trial_config
 from chip_core.utils.errors import ConfigError, TrialError, UserError
 from chip_core.utils.machine import cpu_seconds
-from chip_core.utils.workers import Workers, joined
+from chip_core.utils.workers import Workers, join_workers
 
 if TYPE_CHECKING:
     from chip_core.reference_cache.spec import AvailableCaches
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         config = configuration(options.recipe, options.changes)
-        with joined() as workers:
+        with join_workers() as workers:
             return _train(config, options.out, options.resume, options.cache, workers)
     except (UserError, TrialError) as error:
         for line in str(error).splitlines():
@@ -186,7 +186,7 @@ def _stores(
     """Return the trial's reference passes; those that are missing are made."""
     from chip_core import data
     from chip_core.models import loading
-    from chip_core.reference_cache.build import ensure
+    from chip_core.reference_cache.build import ensure_caches
     from chip_core.reference_cache.spec import AvailableCaches, cache_specs, samples_read
 
     samples = data.count(config.data)
@@ -195,7 +195,7 @@ def _stores(
         for one in cache_specs(config, loading.identity(config.model), data.identity(config.data))
         if samples is None or samples_read(one, config, samples) > 0
     )
-    ensure(passes, config, cache=cache, report=report)
+    ensure_caches(passes, config, cache=cache, report=report)
     return AvailableCaches(cache=cache, passes=passes)
 
 

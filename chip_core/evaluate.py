@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation.inference.answering import InferenceContext, answer
 from chip_core.evaluation.readiness import problems
@@ -19,10 +19,10 @@ from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side
 from chip_core.models import loading
 from chip_core.results import Evaluation, Progress
-from chip_core.trained import require_model, weights_mark
+from chip_core.trained import check_model, weights_fingerprint
 from chip_core.utils.errors import ConfigError, UserError
 from chip_core.utils.files import read_json
-from chip_core.utils.workers import current
+from chip_core.utils.workers import current_workers
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def evaluate_model(
     benchmarks: Sequence[BenchmarkConfig],
     *,
     folder: Path,
-    places: Places,
+    places: DataPaths,
     base: str | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 64,
@@ -59,7 +59,7 @@ def evaluate_model(
     asked = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = _model(model, base, dtype)
     if (own := trained or loading.local_folder(config.path)) is not None:
-        require_model(own)
+        check_model(own)
     broken = loading.problem(config)
     if broken is not None and trained is not None and base is None:
         broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
@@ -115,7 +115,7 @@ def _same_model(one: str, other: str) -> bool:
 
 def _mark(config: ModelConfig, trained: Path | None) -> str:
     base = json.dumps(loading.identity(config), sort_keys=True)
-    return base if trained is None else f"{base} {weights_mark(trained)}"
+    return base if trained is None else f"{base} {weights_fingerprint(trained)}"
 
 
 def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> Evaluation:
@@ -131,7 +131,7 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     if isinstance(made, Evaluation):
         return made
     answers = made
-    return current().broadcast_from_rank0(
+    return current_workers().broadcast_from_rank0(
         lambda: score_answers(
             answers,
             side,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
-from chip_core.models.adapters import TRAINED_PARTS, merged
+from chip_core.models.adapters import TRAINED_PARTS, merge_adapters
 from chip_core.results import CONFIG, MODEL
-from chip_core.trained import require_model
+from chip_core.trained import check_model
 from chip_core.utils.errors import TrialError, UserError
 
 
@@ -32,7 +32,7 @@ def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
             f"{trial} holds no trained model: its weights were removed, or it never did"
         )
     try:
-        require_model(model)
+        check_model(model)
         return _export(model, trial, into.resolve(), merge)
     except TrialError as error:
         raise UserError(str(error)) from None
@@ -62,7 +62,7 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
             whole, processor = loading.load(config.model, trained=model)
         except TrialError as error:
             raise UserError(f"the base model is needed to merge: {error}") from None
-        merged(whole).save_pretrained(partial)
+        merge_adapters(whole).save_pretrained(partial)
         processor.save_pretrained(partial)
         said.append("the adapter is merged: a plain Hugging Face folder")
     else:

@@ -13,7 +13,7 @@ from chip_core.utils.machine import cpu_seconds
 REPORT_EVERY = 1.0
 
 
-def stopped_by(
+def stop_on_request(
     stop: Callable[[], bool], report: Callable[[Progress], None]
 ) -> Callable[[Progress], None]:
     """Return what reports progress, and ends the work there where it is asked to.
@@ -48,7 +48,7 @@ def throttled(
     return report
 
 
-class Spans:
+class PhaseTimer:
     """Where a trial's time goes, one phase after the other."""
 
     def __init__(self, began: float | None, began_cpu: float | None) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.utils.errors import notice
-from chip_core.utils.files import read_sealed, sha256_of, write_sealed
+from chip_core.utils.errors import warn_once
+from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 
 #: What lies in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
@@ -37,7 +37,20 @@ class Evaluation:
     responses: str
     #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing",
     #: "unreadable" where there is any, …
-    how: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as it lies in files, where its metadata is `how`."""
+        return _as_json(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Evaluation:
+        """Return what `as_json` made.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        return cls(**_fields(raw))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +59,9 @@ class Answers:
 
     items: int
     responses: str  # file in the trial's folder
-    how: dict[str, Any] = field(default_factory=dict)  # of an `Evaluation`: what is known by then
+    metadata: dict[str, Any] = field(
+        default_factory=dict
+    )  # of an `Evaluation`: what is known by then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +110,22 @@ class TrialResult:
 
 def write_result(folder: Path, result: TrialResult) -> None:
     """Leave a trial's result: the last that it writes."""
-    write_sealed(folder / RESULT, asdict(result))
+    write_checksummed(folder / RESULT, _with_json(result, "evaluations"))
 
 
 def read_result(folder: Path) -> TrialResult | None:
     """Return what a trial's folder holds; None where it did not end, or its file is damaged."""
     path = folder / RESULT
     try:
-        raw = read_sealed(path)
-        raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
+        raw = read_checksummed(path)
+        raw["evaluations"] = {
+            key: Evaluation.from_json(value) for key, value in raw["evaluations"].items()
+        }
         return TrialResult(**raw)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        notice(
+        warn_once(
             f"{path}: is not as it was written ({type(error).__name__}): what its trial came to "
             "is made again, by `chip-ablate run`, from what else is there"
         )
@@ -117,15 +134,17 @@ def read_result(folder: Path) -> TrialResult | None:
 
 def write_answered(folder: Path, answered: AnsweredTrial) -> None:
     """Note that a trial's answers are whole."""
-    write_sealed(folder / ANSWERED, asdict(answered))
+    write_checksummed(folder / ANSWERED, _with_json(answered, "answers", "evaluations"))
 
 
 def read_answered(folder: Path) -> AnsweredTrial | None:
     """Return the answers that a folder holds; None where they are not all there as written."""
     try:
-        raw = read_sealed(folder / ANSWERED)
-        raw["answers"] = {key: Answers(**value) for key, value in raw["answers"].items()}
-        raw["evaluations"] = {key: Evaluation(**value) for key, value in raw["evaluations"].items()}
+        raw = read_checksummed(folder / ANSWERED)
+        raw["answers"] = {key: Answers(**_fields(value)) for key, value in raw["answers"].items()}
+        raw["evaluations"] = {
+            key: Evaluation.from_json(value) for key, value in raw["evaluations"].items()
+        }
         answered = AnsweredTrial(**raw)
         whole = all(sha256_of(folder / name) == mark for name, mark in answered.files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -133,6 +152,23 @@ def read_answered(folder: Path) -> AnsweredTrial | None:
     return answered if whole else None
 
 
-def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def _with_json(result: TrialResult | AnsweredTrial, *keys: str) -> dict[str, Any]:
+    held = {
+        key: {name: _as_json(entry) for name, entry in getattr(result, key).items()} for key in keys
+    }
+    return {**asdict(result), **held}
+
+
+def _as_json(entry: Evaluation | Answers) -> dict[str, Any]:
+    raw = asdict(entry)
+    raw["how"] = raw.pop("metadata")  # as it was called when the first files were written
+    return raw
+
+
+def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {"metadata" if key == "how" else key: value for key, value in {**raw}.items()}
+
+
+def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the sha256 of a folder's files, of those that are there, by name."""
     return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}

@@ -15,11 +15,11 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.results import MODEL, TRAINED
 from chip_core.utils.errors import TrialError
-from chip_core.utils.files import read_sealed, sha256_of, sync_folder, write_sealed
+from chip_core.utils.files import read_checksummed, sha256_of, sync_folder, write_checksummed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedModel:
     """What a training came to."""
 
     steps: int
@@ -30,25 +30,25 @@ class Trained:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)  # of these weights, no others
     #: file of the model -> sha256; empty: written by a version that did not note it
     files: dict[str, str] = field(default_factory=dict)
-    training: str = ""  # `training_mark` of its configuration; empty: as `files`
+    training: str = ""  # `training_fingerprint` of its configuration; empty: as `files`
 
 
-def write_trained(folder: Path, trained: Trained) -> None:
+def write_trained(folder: Path, trained: TrainedModel) -> None:
     """Note that a folder's model is whole."""
-    write_sealed(folder / TRAINED, asdict(trained))
+    write_checksummed(folder / TRAINED, asdict(trained))
 
 
-def read_trained(folder: Path) -> Trained | None:
+def read_trained(folder: Path) -> TrainedModel | None:
     """Return what a folder's training came to; None where none can be told."""
-    if not left_model(folder):
+    if not has_model(folder):
         return None
     try:
-        return Trained(**read_sealed(folder / TRAINED))
+        return TrainedModel(**read_checksummed(folder / TRAINED))
     except (OSError, ValueError, TypeError):
         return None  # it was changed since: what it says of the model is not known
 
 
-def left_model(folder: Path) -> bool:
+def has_model(folder: Path) -> bool:
     """Return whether an attempt left a model that it called whole."""
     return (folder / MODEL).is_dir() and (folder / TRAINED).exists()
 
@@ -59,24 +59,24 @@ def model_files(model: Path) -> dict[str, str]:
     return {path.relative_to(model).as_posix(): sha256_of(path) for path in files}
 
 
-def training_mark(config: TrialConfig) -> str:
+def training_fingerprint(config: TrialConfig) -> str:
     """Return what tells a training from others by its settings, wherever model and data lie."""
     return fingerprint(training_identity(config, {}, {}))
 
 
-def broken_model(model: Path, config: TrialConfig | None = None) -> str | None:
+def model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
     """Return why a trained model is not the one that was written; None where nothing says so.
 
     Args:
         model: its folder.
         config: what it is to be trained with; None: whatever it was.
     """
-    if model.name != MODEL or not left_model(model.parent):
+    if model.name != MODEL or not has_model(model.parent):
         return None
     trained = read_trained(model.parent)
     if trained is None:
         return f"{model.parent / TRAINED} is not as it was written"
-    if config is not None and trained.training not in ("", training_mark(config)):
+    if config is not None and trained.training not in ("", training_fingerprint(config)):
         return f"{model} is of another training"
     for name, expected in trained.files.items():
         path = model / name
@@ -89,17 +89,17 @@ def broken_model(model: Path, config: TrialConfig | None = None) -> str | None:
     return None
 
 
-def require_model(model: Path, config: TrialConfig | None = None) -> None:
+def check_model(model: Path, config: TrialConfig | None = None) -> None:
     """Check that a trained model is the one that was written, before it is read.
 
     Args:
         model: its folder.
-        config: as for `broken_model`.
+        config: as for `model_problem`.
 
     Raises:
         TrialError: it is not.
     """
-    why = broken_model(model, config)
+    why = model_problem(model, config)
     if why is not None:
         raise TrialError(
             f"{why}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains "
@@ -107,7 +107,7 @@ def require_model(model: Path, config: TrialConfig | None = None) -> None:
         )
 
 
-def take_over(earlier: Path, folder: Path) -> Trained | None:
+def adopt_model(earlier: Path, folder: Path) -> TrainedModel | None:
     """Move an earlier attempt's trained model here; None where it has none.
 
     Killed at any point, one of the two folders holds it whole.
@@ -124,7 +124,7 @@ def take_over(earlier: Path, folder: Path) -> Trained | None:
     return trained
 
 
-def weights_mark(model: Path) -> str:
+def weights_fingerprint(model: Path) -> str:
     """Return what tells a trained model's weights from all others."""
     trained = read_trained(model.parent) if model.name == MODEL else None
     if trained is not None:

@@ -17,7 +17,7 @@ from chip_core.data.preferences import Pairs
 from chip_core.evaluation.inference.answering import InferenceContext, answer
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.models import loading
-from chip_core.models.adapters import attach, save_model
+from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
 from chip_core.reference_cache.reader import CacheReader
 from chip_core.results import (
@@ -28,17 +28,17 @@ from chip_core.results import (
     Evaluation,
     Progress,
     TrialResult,
-    hashes,
+    file_hashes,
     write_answered,
 )
 from chip_core.trained import (
-    Trained,
-    broken_model,
+    TrainedModel,
+    adopt_model,
+    check_model,
     model_files,
-    require_model,
-    take_over,
-    training_mark,
-    weights_mark,
+    model_problem,
+    training_fingerprint,
+    weights_fingerprint,
     write_trained,
 )
 from chip_core.training.checkpoint import remove_all
@@ -49,9 +49,9 @@ from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
-from chip_core.utils.machine import kind_of as machine_kind
+from chip_core.utils.machine import device_name as machine_kind
 from chip_core.utils.seeding import seed_process
-from chip_core.utils.workers import Workers, current
+from chip_core.utils.workers import Workers, current_workers
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
     context = TrialContext(folder=folder, **options)
     answer_trial(config, context)
     scoring = replace(context, began=None, began_cpu=None)
-    return current().broadcast_from_rank0(lambda: score_trial(config, scoring))
+    return current_workers().broadcast_from_rank0(lambda: score_trial(config, scoring))
 
 
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
@@ -102,7 +102,7 @@ class _Attempt:
     def __init__(self, config: TrialConfig, context: TrialContext) -> None:
         self._spans = context.spans()
         self._config, self._context = config, context
-        self._workers = current()
+        self._workers = current_workers()
         self._report = context.stopped_report()
         self._notes = list(context.notes)
 
@@ -136,7 +136,7 @@ class _Attempt:
             self._spans.seconds["train"] = trained.seconds
         return self._ask(loaded, trained, trained_model)
 
-    def _take_over(self) -> tuple[Trained | None, Path | None]:
+    def _take_over(self) -> tuple[TrainedModel | None, Path | None]:
         """Return an earlier attempt's training that is taken over; the trained model that answers.
 
         None where this attempt trains, or asks the base model.
@@ -144,17 +144,17 @@ class _Attempt:
         config, context = self._config, self._context
         if context.trained_model is not None:
             scored = context.trained_model
-            self._workers.broadcast_from_rank0(lambda: require_model(scored, config))
+            self._workers.broadcast_from_rank0(lambda: check_model(scored, config))
             return None, scored
         if not context.trains or context.resume_from is None:
             return None, None
         left = context.resume_from
-        why = self._workers.broadcast_from_rank0(lambda: broken_model(left / MODEL, config))
+        why = self._workers.broadcast_from_rank0(lambda: model_problem(left / MODEL, config))
         if why is not None:
             self._notes.append(f"a trained model is not taken over, and trained again: {why}")
             _log.warning(self._notes[-1])
             return None, None
-        trained = self._workers.broadcast_from_rank0(lambda: take_over(left, context.folder))
+        trained = self._workers.broadcast_from_rank0(lambda: adopt_model(left, context.folder))
         if trained is None:
             return None, None
         context.share()
@@ -171,7 +171,7 @@ class _Attempt:
         )
         parallelism: Parallelism = "single"
         if train:
-            model = attach(model, config)
+            model = attach_adapters(model, config)
             parallelism = choose_parallelism(config, model, device, self._workers)
             if device.type == "cuda":
                 parts = self._workers.size if parallelism == "fsdp" else 1
@@ -185,7 +185,7 @@ class _Attempt:
         self._spans.end("model")
         return _Model(model=model, processor=processor, parallelism=parallelism)
 
-    def _train(self, loaded: _Model, pairs: Pairs) -> tuple[_Model, Trained]:
+    def _train(self, loaded: _Model, pairs: Pairs) -> tuple[_Model, TrainedModel]:
         """Train the model and save it; return the model that answers, and what the training was."""
         config, context, workers, folder = (
             self._config,
@@ -216,14 +216,14 @@ class _Attempt:
         save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.first)
         self._spans.end("train")
         self._spans.seconds["first_step"] = done.first_step
-        trained = Trained(
+        trained = TrainedModel(
             steps=done.steps,
             seconds=self._spans.seconds["train"],
             data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut},
             notes=[*self._notes, *done.notes],
             engine=done.engine,
             files=model_files(folder / MODEL) if workers.first else {},
-            training=training_mark(config),
+            training=training_fingerprint(config),
         )
         if workers.first:
             write_trained(folder, trained)
@@ -241,7 +241,7 @@ class _Attempt:
         return _Model(model=model, processor=loaded.processor), trained
 
     def _ask(
-        self, loaded: _Model, trained: Trained | None, trained_model: Path | None
+        self, loaded: _Model, trained: TrainedModel | None, trained_model: Path | None
     ) -> AnsweredTrial:
         """Have the model answer its benchmarks; write what it said, answered.json last."""
         config, folder, workers = self._config, self._context.folder, self._workers
@@ -280,7 +280,7 @@ class _Attempt:
             engine={} if trained is None else trained.engine,
             cpu=self._spans.cpu,
             machine=machine_kind(self._device.type),
-            files=workers.broadcast_from_rank0(lambda: hashes(folder, told)),
+            files=workers.broadcast_from_rank0(lambda: file_hashes(folder, told)),
         )
         if workers.first:
             write_answered(folder, answered)
@@ -299,7 +299,7 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
 def _weights(config: TrialConfig, trained_model: Path | None) -> str:
     """Return a mark of the weights that answer."""
     if trained_model is not None:
-        return weights_mark(trained_model)
+        return weights_fingerprint(trained_model)
     return json.dumps(loading.identity(config.model), sort_keys=True)
 
 

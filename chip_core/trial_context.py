@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chip_core.config.paths import Places
-from chip_core.phases import Spans, stopped_by
+from chip_core.config.paths import DataPaths
+from chip_core.phases import PhaseTimer, stop_on_request
 from chip_core.reference_cache.spec import AvailableCaches
 from chip_core.results import Progress
 
@@ -23,7 +23,7 @@ class TrialContext:
     #: asked after each of them whether to end there; a training leaves a checkpoint
     stop: Callable[[], bool] = lambda: False
     #: where the benchmarks' data and the judges' replies lie
-    places: Places = field(default_factory=Places)
+    places: DataPaths = field(default_factory=DataPaths)
     #: ask the base model as it is
     untrained: bool = False
     #: ask this trained model; do not train
@@ -50,10 +50,10 @@ class TrialContext:
         """Whether a model is to be trained, or a trained one taken over from an earlier attempt."""
         return not self.untrained and self.trained_model is None
 
-    def spans(self) -> Spans:
+    def spans(self) -> PhaseTimer:
         """Return a new clock of the trial's phases."""
-        return Spans(self.began, self.began_cpu)
+        return PhaseTimer(self.began, self.began_cpu)
 
     def stopped_report(self) -> Callable[[Progress], None]:
         """Return what reports progress, and ends the attempt there where it is asked to stop."""
-        return stopped_by(self.stop, self.report)
+        return stop_on_request(self.stop, self.report)

@@ -13,7 +13,7 @@ from chip_core.results import (
     CURVES,
     Evaluation,
     TrialResult,
-    hashes,
+    file_hashes,
     read_answered,
     write_result,
 )
@@ -76,7 +76,7 @@ def score_trial(
         engine=answered.engine if same else {},
         cpu={**answered.cpu, **spans.cpu} if same else spans.cpu,
         machine=answered.machine,
-        files=hashes(folder, _read_later(evaluations)),
+        files=file_hashes(folder, _read_later(evaluations)),
     )
     write_result(folder, result)
     return result

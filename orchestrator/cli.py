@@ -135,9 +135,9 @@ def cli() -> None:
 
     A STUDY is a YAML file, or the name of a shipped one, or of one that was run.
     """
-    from chip_core.utils.errors import notice_anew
+    from chip_core.utils.errors import reset_warnings
 
-    notice_anew()
+    reset_warnings()
 
 
 _COMMANDS = (

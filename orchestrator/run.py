@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from chip_core.evaluation.readiness import problems
-from chip_core.utils.errors import ConfigError, UserError, notice
+from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import write_json
 from chip_core.utils.private import make_private
 from orchestrator.cost import trimmed_trials
@@ -162,7 +162,7 @@ def run_study(
         lost = lost_figures(plan, ledger) if (folder / PAGE).exists() else []
         made = None if lost else there
         if lost:
-            notice(kept_report_notice(folder / PAGE, plan, workdir, lost))
+            warn_once(kept_report_notice(folder / PAGE, plan, workdir, lost))
         elif made is None:
             made = rewrite_report(plan, ledger, storage, folder)
         summary = None if made is None else made.summary

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class DataPaths:
     """Folders and files of the machine that a trial runs on."""
 
     #: `--benchmark-data`: a folder for each benchmark, named as it, in its own published layout

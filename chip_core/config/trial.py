@@ -38,7 +38,7 @@ from chip_core.config.strategies import (
 )
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.utils import plugins
-from chip_core.utils.files import expanded
+from chip_core.utils.files import expand_path
 from chip_core.utils.registry import suggestion
 
 #: Raised whenever code changes figures; part of every fingerprint.
@@ -164,7 +164,7 @@ class RejectedImageConfig(Shorthand):
             return self
         if path is None:
             raise ValueError("'inpaint' needs rejected_image.inpaint.path: a pipeline's folder")
-        if not os.path.isfile(expanded(path) / "model_index.json"):
+        if not os.path.isfile(expand_path(path) / "model_index.json"):
             raise ValueError(f"inpaint.path: no diffusers pipeline in {path}: name its folder")
         return self
 

@@ -18,7 +18,7 @@ TRAINING = "training"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class EncodedResponse:
     """A response behind its prompt."""
 
     ids: list[int]  # behind the prompt
@@ -27,7 +27,7 @@ class Answer:
     leading: tuple[int, ...] = ()
 
 
-def check_rule(processor: Any, rule: str) -> None:
+def check_label_rule(processor: Any, rule: str) -> None:
     """Check that a processor knows `training.label_rule`.
 
     Raises:
@@ -46,9 +46,9 @@ def template_of(processor: Any) -> dict[str, str]:
     return {"chat_template": TRAINING} if isinstance(named, dict) and TRAINING in named else {}
 
 
-def answer(
+def encode_response(
     processor: Any, question: Mapping[str, Any], prompt: list[int], text: str, rule: str
-) -> Answer:
+) -> EncodedResponse:
     """Return a response behind a prompt.
 
     Args:
@@ -64,7 +64,7 @@ def answer(
     if not hasattr(processor, "labels"):
         tokenizer = processor.tokenizer
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Answer(ids=[*ids, tokenizer.eos_token_id], closing=1)
+        return EncodedResponse(ids=[*ids, tokenizer.eos_token_id], closing=1)
     said = {"role": "assistant", "content": [{"type": "text", "text": text}]}
     conversation = [question, said]
     whole, labels = processor.labels(conversation, rule)
@@ -76,7 +76,7 @@ def answer(
     places = _scored(labels)
     of_text = places if rule == "clean" else _scored(processor.labels(conversation, "clean")[1])
     end = places[-1] + 1 if places else len(prompt)
-    return Answer(
+    return EncodedResponse(
         ids=whole[len(prompt) : end],
         closing=end - (of_text[-1] + 1) if of_text else 0,
         leading=tuple(place for place in places if place < len(prompt)),

@@ -26,7 +26,7 @@ _TURN = 30 * _LEVEL  # degrees
 _FILL = (128, 128, 128)
 
 
-def augmented(image: Image.Image, size: tuple[int, int] | None, seed: int) -> Image.Image:
+def augment_image(image: Image.Image, size: tuple[int, int] | None, seed: int) -> Image.Image:
     """Return an image as a training's draw leaves it.
 
     Args:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.answers import Answer, answer, check_rule, template_of
-from chip_core.data.augment import augmented
+from chip_core.data.answers import EncodedResponse, check_label_rule, encode_response, template_of
+from chip_core.data.augment import augment_image
 from chip_core.data.encodings import Encodings
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb
-from chip_core.data.special_tokens import Marks
+from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
 from chip_core.objectives.segments import changed_tokens
 from chip_core.utils.errors import TrialError
@@ -34,7 +34,7 @@ class _Prompt:
 
 
 #: A response, and the places of its tokens that changed.
-_Marked = tuple[Answer, list[int]]
+_Marked = tuple[EncodedResponse, list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ class PairEncoder:
         Raises:
             TrialError: the processor does not know the label rule.
         """
-        check_rule(processor, config.training.label_rule)
-        self._processor, self._marks = processor, Marks(processor)
+        check_label_rule(processor, config.training.label_rule)
+        self._processor, self._marks = processor, SpecialTokens(processor)
         self._config = config
         self._pairs = pairs
         self._encodings = encodings
@@ -161,7 +161,7 @@ class PairEncoder:
         sides = [size[name] for name in ("width", "height") if name in size and size[name]]
         seed = derived_seed("augment", self._config.seed, pair.id, epoch)
         both = (sides[0], sides[1]) if len(sides) == 2 else None
-        return replace(pair, image=augmented(as_rgb(pair.image), both, seed))
+        return replace(pair, image=augment_image(as_rgb(pair.image), both, seed))
 
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
         processor, (asked,) = self._marks.hidden(pair.prompt)
@@ -194,13 +194,13 @@ class PairEncoder:
             if token != image or place == 0 or ids[place - 1] != image
         ]
 
-    def _answer(self, pair: PreferencePair, prompt: _Prompt, text: str) -> Answer:
+    def _answer(self, pair: PreferencePair, prompt: _Prompt, text: str) -> EncodedResponse:
         rule = self._config.training.label_rule
         processor, (asked, said) = self._marks.hidden(pair.prompt, text)
-        return answer(processor, _question(asked), prompt.ids, said, rule)
+        return encode_response(processor, _question(asked), prompt.ids, said, rule)
 
     def _changed(
-        self, prompt: _Prompt, chosen: Answer, rejected: Answer
+        self, prompt: _Prompt, chosen: EncodedResponse, rejected: EncodedResponse
     ) -> tuple[list[int], list[int]]:
         """Return which tokens of two responses changed."""
         settings = self._config.objective

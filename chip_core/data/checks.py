@@ -10,27 +10,28 @@ from PIL import Image
 
 from chip_core.data.answers import template_of
 from chip_core.data.rows import BadRow, RowError
-from chip_core.data.source import Row, Source
-from chip_core.data.special_tokens import Marks, unwritable
+from chip_core.data.source import DataSource, SourceRow
+from chip_core.data.special_tokens import SpecialTokens, special_token_problem
+from chip_core.utils.errors import brief
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoodRow:
     """A row that can be trained on."""
 
-    row: Row
+    row: SourceRow
     size: tuple[int, int]  # of the image: width, height
 
 
-class Checker(Protocol):
+class RowChecker(Protocol):
     """Looks at rows for what else has to take them: a model's processor."""
 
-    def check(self, row: Row, sizes: Sequence[tuple[int, int]]) -> None:
+    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]]) -> None:
         """Raise RowError where it does not take a row with images of these sizes."""
 
 
 def check_rows(
-    source: Source, *, rejected_images: bool = False, model: Checker | None = None
+    source: DataSource, *, rejected_images: bool = False, model: RowChecker | None = None
 ) -> Iterator[GoodRow | BadRow]:
     """Yield what every row is, in order; images are decoded one at a time and let go.
 
@@ -53,7 +54,7 @@ def check_rows(
         yield GoodRow(row=row, size=sizes[0])
 
 
-def _sizes(row: Row, rejected_images: bool) -> list[tuple[int, int]]:
+def _sizes(row: SourceRow, rejected_images: bool) -> list[tuple[int, int]]:
     """Return the sizes of a row's images, the rejected one's last."""
     sizes = [row.images.size(row.image)]
     try:
@@ -71,16 +72,16 @@ def _sizes(row: Row, rejected_images: bool) -> list[tuple[int, int]]:
 _SHORT, _LONG = 64, 20.0
 
 
-class ModelRows:
+class ProcessorChecker:
     """Tells rows that a model's processor refuses."""
 
     def __init__(self, processor: Any) -> None:
         """Make ready for a model's processor."""
-        self.marks = Marks(processor)
+        self.marks = SpecialTokens(processor)
         self._processor = processor
         self._refused: dict[tuple[int, int], str | None] = {}  # by size: the processor's words
 
-    def check(self, row: Row, sizes: Sequence[tuple[int, int]]) -> None:
+    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]]) -> None:
         """Check a row.
 
         Args:
@@ -93,7 +94,7 @@ class ModelRows:
         for name in ("prompt", "chosen", "rejected"):
             mark = self.marks.problem(getattr(row.texts, name))
             if mark is not None:
-                raise RowError(f"{name} {unwritable(mark)}")
+                raise RowError(f"{name} {special_token_problem(mark)}")
         for width, height in sizes:
             refused = self._refusal(width, height)
             if refused is not None:
@@ -121,5 +122,5 @@ class ModelRows:
         try:
             self._processor(images=[image], text=[text], return_tensors="pt")
         except Exception as error:  # whatever a family's processor raises
-            return (str(error).splitlines() or [type(error).__name__])[0]
+            return brief(error)
         return None

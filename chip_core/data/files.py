@@ -11,7 +11,7 @@ from pathlib import Path
 
 from chip_core.config.trial import DataConfig
 from chip_core.utils.errors import ConfigError
-from chip_core.utils.files import expanded
+from chip_core.utils.files import expand_path
 
 PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson")
 #: Read where they are named; a folder holds others, such as dataset_info.json.
@@ -28,7 +28,7 @@ def is_hub_name(source: str) -> bool:
         bool(_HUB_NAME.fullmatch(source))
         and not source.startswith(".")
         and Path(source).suffix not in (*PARQUET, *LINES, *NAMED)
-        and not os.path.exists(expanded(source))
+        and not os.path.exists(expand_path(source))
     )
 
 
@@ -39,7 +39,7 @@ def shards(data: DataConfig) -> list[Path]:
         ConfigError: there is none, or they are not of one kind.
     """
     source = data.source
-    path = expanded(source)
+    path = expand_path(source)
     if os.path.isdir(path):  # a name that no file can have is none
         found = _in_folder(path, data.split)
         if not found:
@@ -80,9 +80,9 @@ def cache_folder() -> Path:
     """Return where copies of data lie: $CHIP_ABLATE_CACHE, or the user's cache folder."""
     own = os.environ.get("CHIP_ABLATE_CACHE")
     if own:
-        return expanded(own)
+        return expand_path(own)
     above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(above) / "chip-ablate"
+    return expand_path(above) / "chip-ablate"
 
 
 def _in_folder(folder: Path, split: str | None) -> list[Path]:

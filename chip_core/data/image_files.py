@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from chip_core.config.trial import Transparency
 from chip_core.data.rows import ImageRef, RowError
+from chip_core.utils.errors import brief
 
 #: Pillow's own bound; an image's header is looked at before a pixel is decoded.
 MAX_PIXELS = 89_478_485
@@ -137,7 +138,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise RowError(f"the image is none of {', '.join(_KINDS)}") from None
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image cannot be read ({_brief(error)})") from None
+        raise RowError(f"the image cannot be read ({brief(error)})") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
@@ -180,7 +181,7 @@ def decoded(image: Image.Image) -> Image.Image:
             image.load()
         return image
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image is broken ({_brief(error)})") from None
+        raise RowError(f"the image is broken ({brief(error)})") from None
 
 
 def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
@@ -244,7 +245,7 @@ def _rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
             warnings.simplefilter("ignore")
             return to_rgb(_upright(image), transparency)
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image is broken ({_brief(error)})") from None
+        raise RowError(f"the image is broken ({brief(error)})") from None
 
 
 def _rgba(image: Image.Image) -> Image.Image:
@@ -320,7 +321,3 @@ def _orientation(image: Image.Image) -> int | None:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # broken EXIF says nothing of the picture
         return None
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

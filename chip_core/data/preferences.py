@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import Checker, check_rows
-from chip_core.data.rejected_images.images import same
+from chip_core.data.checks import RowChecker, check_rows
+from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
-from chip_core.data.source import SHAPES, Row, Source, is_at_hand, open_source
+from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_source
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
 
@@ -90,11 +90,11 @@ class SourcePairs(Pairs):
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         on_row: Callable[[int, int], None] | None = None,
         *,
         rejected_images: bool = False,
-        model: Checker | None = None,
+        model: RowChecker | None = None,
     ) -> None:
         """Look at every row once; `on_row` is told (done, total)."""
         self._source = source
@@ -148,7 +148,7 @@ def load_pairs(
     on_row: Callable[[int, int], None] | None = None,
     *,
     rejected_images: bool = False,
-    model: Checker | None = None,
+    model: RowChecker | None = None,
 ) -> Pairs:
     """Return the pairs that a configuration names, every row of them checked.
 
@@ -186,7 +186,7 @@ def first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
     """
     found: list[PreferencePair] = []
     for pair in _leading(config, LOOKED_AT):
-        if not any(same(pair.image, other.image) for other in found):
+        if not any(same_pixels(pair.image, other.image) for other in found):
             found.append(pair)
         if len(found) == count:
             break
@@ -198,7 +198,7 @@ def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
     if config.source == SHAPES:
         yield from itertools.islice(ShapesPairs(config.limit), rows)
         return
-    if not is_at_hand(config):
+    if not is_local(config):
         raise ConfigError([f"{config.source} is not among this machine's data sets"])
     source = open_source(config)
     for index, row in itertools.islice(source.scan(), rows):
@@ -210,7 +210,7 @@ def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
             continue  # its image is bad
 
 
-def _pair(row: Row, name: str) -> PreferencePair:
+def _pair(row: SourceRow, name: str) -> PreferencePair:
     """Return a row with its images decoded."""
     rejected = row.rejected_image
     return PreferencePair(

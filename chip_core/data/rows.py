@@ -17,7 +17,7 @@ class RowError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RowLocation:
     """Where a row lies."""
 
     file: str
@@ -32,7 +32,7 @@ class Place:
 class BadRow:
     """A row that is no preference pair, and why."""
 
-    place: Place
+    place: RowLocation
     reason: str
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class ImageRef:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Texts:
+class PreferenceTexts:
     """What a row says."""
 
     id: str | None  # the row's own
@@ -59,7 +59,7 @@ class Texts:
     anew: bool = False
 
 
-def check_texts(texts: Texts) -> None:
+def check_texts(texts: PreferenceTexts) -> None:
     """Raise where a row's texts are no preference.
 
     Raises:

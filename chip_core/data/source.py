@@ -16,22 +16,22 @@ from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, sha
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import REJECTED_IMAGE_COLUMNS
 from chip_core.data.image_files import ImageReader
-from chip_core.data.rows import ImageRef, Place, RowError, Texts, check_texts
-from chip_core.data.special_tokens import may_hold_marks
+from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation, check_texts
+from chip_core.data.special_tokens import may_hold_special_tokens
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
 from chip_core.utils import hub
-from chip_core.utils.errors import ConfigError
-from chip_core.utils.files import expanded
+from chip_core.utils.errors import ConfigError, brief
+from chip_core.utils.files import expand_path
 
 SHAPES = "shapes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SourceRow:
     """A row whose texts are a preference; its images are not decoded yet."""
 
     index: int
-    texts: Texts
+    texts: PreferenceTexts
     image: ImageRef
     rejected_image: ImageRef | None
     images: ImageReader
@@ -42,13 +42,13 @@ class Row:
         return self.texts.id
 
 
-class Source:
+class DataSource:
     """The rows of all shards, numbered through."""
 
     def __init__(self, data: DataConfig, tables: list[Table]) -> None:
         self.tables = tables
         self.format = _format(data, tables)
-        root = None if data.image_root is None else expanded(data.image_root)
+        root = None if data.image_root is None else expand_path(data.image_root)
         self._images = [ImageReader(root or table.folder, data.transparency) for table in tables]
         self._starts = [0]
         for table in tables:
@@ -59,7 +59,7 @@ class Source:
     def __len__(self) -> int:
         return self._length
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowLocation:
         """Return where a row lies."""
         shard, row = self._find(index)
         return self.tables[shard].place(row)
@@ -69,7 +69,7 @@ class Source:
         shard, row = self._find(index)
         return f"{self.tables[shard].name}:{row}"
 
-    def scan(self) -> Iterator[tuple[int, Row | RowError]]:
+    def scan(self) -> Iterator[tuple[int, SourceRow | RowError]]:
         """Yield each row with its number, in order; in place of a bad one the reason."""
         for index, shard, read in self._readers():
             try:
@@ -77,7 +77,7 @@ class Source:
             except RowError as error:
                 yield index, error
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> SourceRow:
         """Return one row.
 
         Raises:
@@ -97,7 +97,8 @@ class Source:
             except RowError:
                 continue  # told when the rows are checked
             if texts.anew or any(
-                may_hold_marks(text) for text in (texts.prompt, texts.chosen, texts.rejected)
+                may_hold_special_tokens(text)
+                for text in (texts.prompt, texts.chosen, texts.rejected)
             ):
                 return True
         return False
@@ -130,13 +131,13 @@ class Source:
                 yield index, shard, read
                 index += 1
 
-    def _row(self, index: int, shard: int, raw: Mapping[str, Any]) -> Row:
+    def _row(self, index: int, shard: int, raw: Mapping[str, Any]) -> SourceRow:
         texts = self.format.texts(raw)
         check_texts(texts)
         image = self.format.image(raw)
         if image == ImageRef():
             raise RowError("no image")
-        return Row(
+        return SourceRow(
             index=index,
             texts=texts,
             image=image,
@@ -151,7 +152,7 @@ class Source:
 
 def open_source(
     data: DataConfig, on_file: Callable[[int, int], None] = lambda done, total: None
-) -> Source:
+) -> DataSource:
     """Open a source that is not the embedded world's.
 
     Args:
@@ -162,16 +163,16 @@ def open_source(
         ConfigError: there is no such file, it cannot be read, or its columns fit no format.
     """
     if is_hub_name(data.source):
-        return Source(data, _hub_tables(data))
+        return DataSource(data, _hub_tables(data))
     tables: list[Table] = []
     files = shards(data)
     for file in files:
         tables.append(_file_table(file))
         on_file(len(tables), len(files))
-    return Source(data, tables)
+    return DataSource(data, tables)
 
 
-def is_at_hand(data: DataConfig) -> bool:
+def is_local(data: DataConfig) -> bool:
     """Return whether a source can be opened without fetching it from the hub."""
     if data.source == SHAPES or not is_hub_name(data.source):
         return True
@@ -191,7 +192,7 @@ def problem(data: DataConfig) -> str | None:
         return f"split '{data.split}': only a folder or a hub name has splits"
     if data.source == SHAPES or is_hub_name(data.source):
         return None
-    if data.image_root is not None and not os.path.isdir(expanded(data.image_root)):
+    if data.image_root is not None and not os.path.isdir(expand_path(data.image_root)):
         return f"no folder {data.image_root}: data.image_root names where image paths begin"
     try:
         source = open_source(data)
@@ -249,7 +250,7 @@ def _hub_tables(data: DataConfig) -> list[Table]:
 
     split = data.split or "train"
     away = hub.unreachable("dataset", data.source, data.revision)
-    if away is not None and not is_at_hand(data):
+    if away is not None and not is_local(data):
         raise ConfigError(
             [
                 f"{data.source}: the hub cannot be reached ({away}), and no copy of it is among "
@@ -262,7 +263,7 @@ def _hub_tables(data: DataConfig) -> list[Table]:
             table = HubTable(dataset, data.source)
             files = _json_files(data, split) if table.times else []
         except Exception as error:  # whatever the hub, the network or a loader raises
-            what = (str(error).splitlines() or [type(error).__name__])[0]
+            what = brief(error)
             raise ConfigError(
                 [f"{data.source}, split {split}, cannot be loaded ({what})"]
             ) from None

@@ -26,12 +26,12 @@ _PLACES = ("image_token", "video_token", "audio_token")
 _STAND_INS = range(0x100000, 0x10FFFE)
 
 
-def may_hold_marks(text: str) -> bool:
+def may_hold_special_tokens(text: str) -> bool:
     """Return whether a text holds what could be some family's mark; the family is not known."""
     return ("<" in text or "[" in text) and _LIKE_A_MARK.search(text) is not None
 
 
-class Marks:
+class SpecialTokens:
     """The marks of one processor, and texts in which they are text."""
 
     def __init__(self, processor: Any) -> None:
@@ -94,7 +94,7 @@ class Marks:
             if self._pattern.search(text):
                 mark = self.problem(text)
                 if mark is not None:
-                    raise TrialError(f"{printed(text)} {unwritable(mark)}")
+                    raise TrialError(f"{printed(text)} {special_token_problem(mark)}")
                 sign, said = next(signs), text.strip()
                 stand_ins[sign] = said
                 text = text.replace(said, sign, 1)  # a template may strip what is around it
@@ -224,7 +224,7 @@ class _Hiding:
         ]
 
 
-def unwritable(mark: str) -> str:
+def special_token_problem(mark: str) -> str:
     """Say what is wrong with a text that holds a mark."""
     return f"holds {mark}, a mark of the model that its tokenizer cannot write as text: take it out"
 

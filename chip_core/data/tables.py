@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chip_core.data.files import cache_folder, digest
-from chip_core.data.rows import Place, RowError
-from chip_core.utils.errors import ConfigError
+from chip_core.data.rows import RowError, RowLocation
+from chip_core.utils.errors import ConfigError, brief
 
 _ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
 _LONGEST_JSON = 2**31  # bytes of a file that is read whole, because its rows are no lines
@@ -55,7 +55,7 @@ class Table(Protocol):
     def __len__(self) -> int:
         """Return the number of rows."""
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowLocation:
         """Return where a row lies, for people."""
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
@@ -76,7 +76,7 @@ class ParquetTable:
         try:
             self._parquet = parquet.ParquetFile(file, memory_map=True)
         except (OSError, pa.ArrowException) as error:
-            raise ConfigError([f"{file} cannot be read as parquet ({_brief(error)})"]) from None
+            raise ConfigError([f"{file} cannot be read as parquet ({brief(error)})"]) from None
         self.kinds = {field.name: _arrow_kind(field.type) for field in self._parquet.schema_arrow}
         self._copy: Any = None
         self._starts: list[int] = []
@@ -99,9 +99,9 @@ class ParquetTable:
     def __len__(self) -> int:
         return int(self._parquet.metadata.num_rows)
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowLocation:
         """Return the file and the row, from 0."""
-        return Place(file=str(self._file), row=index)
+        return RowLocation(file=str(self._file), row=index)
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
         """Yield a reader for each row; a few rows are in memory at a time."""
@@ -136,7 +136,7 @@ class ParquetTable:
                 with suppress(OSError):
                     partial.unlink()
                 raise ConfigError(
-                    [f"{copy.parent} cannot be written ({_brief(error)}): set CHIP_ABLATE_CACHE"]
+                    [f"{copy.parent} cannot be written ({brief(error)}): set CHIP_ABLATE_CACHE"]
                 ) from None
         return pa.ipc.open_file(pa.memory_map(str(copy)))
 
@@ -148,7 +148,7 @@ class ParquetTable:
             try:
                 batch = next(batches, None)
             except (OSError, pa.ArrowException) as error:
-                raise ConfigError([f"{self._file} is damaged ({_brief(error)})"]) from None
+                raise ConfigError([f"{self._file} is damaged ({brief(error)})"]) from None
             if batch is None:
                 return
             yield batch
@@ -181,7 +181,7 @@ class LinesTable:
             else:
                 self._find_values()
         except OSError as error:
-            raise ConfigError([f"{file} cannot be read ({_brief(error)})"]) from None
+            raise ConfigError([f"{file} cannot be read ({brief(error)})"]) from None
         self.kinds = self._kinds_of(range(min(len(self), _ROWS)))
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
@@ -191,11 +191,11 @@ class LinesTable:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowLocation:
         """Return the file and the line, from 1; of an array on one line the row, from 0."""
         if self._lengths is not None and len(self) > 1 and self._lines[0] == self._lines[-1]:
-            return Place(file=str(self.file), row=index)
-        return Place(file=str(self.file), row=self._lines[index], unit="line")
+            return RowLocation(file=str(self.file), row=index)
+        return RowLocation(file=str(self.file), row=self._lines[index], unit="line")
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
         """Yield a reader for each row."""
@@ -356,9 +356,9 @@ class HubTable:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowLocation:
         """Return the data set's name and the row, from 0."""
-        return Place(file=self.name, row=index)
+        return RowLocation(file=self.name, row=index)
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
         """Yield a reader for each row."""
@@ -373,7 +373,7 @@ class HubTable:
 def _json_fault(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
-    return _brief(error)
+    return brief(error)
 
 
 def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
@@ -424,7 +424,3 @@ def _holds_times(kind: Any) -> bool:
     if types.is_dictionary(kind) or any(is_list(kind) for is_list in _lists()):
         return _holds_times(kind.value_type)
     return bool(types.is_temporal(kind))
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from chip_core.evaluation.outcomes import MetricOutcome
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Item
-from chip_core.utils.errors import TrialError, UserError
+from chip_core.utils.errors import TrialError, UserError, describe_error
 
 _READ = 20  # pictures that are read
 _TOLD = (UserError, TrialError, ValueError)  # how a benchmark says what is wrong
@@ -157,7 +157,7 @@ def _guarded(check: Callable[[], str | None]) -> str | None:
     try:
         return check()
     except Exception as error:  # whatever a user's code raises is what is wrong with it
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return describe_error(error)
 
 
 def _ids(items: Sequence[Item]) -> str | None:

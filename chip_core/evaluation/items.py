@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.data.files import digest
 from chip_core.data.image_files import READER
 from chip_core.evaluation.resources import resource_identity
-from chip_core.evaluation.task import BENCHMARKS, AsksByItself, Benchmark, Decoding, Item, Side
+from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import suggestion
@@ -49,7 +49,7 @@ def settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterat
         yield f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {known}"
     if settings.judge is not None and "judge" not in benchmark.needs:
         yield f"'{settings.name}' asks no judge: leave `judge` out"
-    if not isinstance(benchmark, AsksByItself):
+    if not isinstance(benchmark, ExternalBenchmark):
         return
     if settings.limit is not None:
         yield "takes no limit: its own program would ask the first questions, not a subset"
@@ -69,8 +69,8 @@ def decoding_of(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
     )
 
 
-def asked_items(
-    side: Side, settings: BenchmarkConfig, benchmark: Benchmark, places: Places
+def select_items(
+    side: Side, settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths
 ) -> tuple[Sequence[Item], int]:
     """Return the questions that are asked, in the benchmark's order, and how many it has.
 
@@ -83,7 +83,7 @@ def asked_items(
     items = benchmark.items(side, data=places.data(settings.name), protocol=settings.protocol)
     whole = len(items)
     if settings.half is not None:
-        items = half_of(items, settings, benchmark)
+        items = select_half(items, settings, benchmark)
     if settings.limit is None or settings.limit >= len(items):
         return items, whole
     drawn = sorted(items, key=lambda item: _lot(settings.name, item.id))[: settings.limit]
@@ -91,7 +91,7 @@ def asked_items(
     return [item for item in items if item.id in chosen], whole
 
 
-def half_of(
+def select_half(
     items: Sequence[Item], settings: BenchmarkConfig, benchmark: Benchmark
 ) -> Sequence[Item]:
     """Return the items of the half that is asked for, in their order.
@@ -123,7 +123,7 @@ def half_of(
     return halves[settings.half]
 
 
-def identity(settings: BenchmarkConfig, places: Places) -> dict[str, Any]:
+def identity(settings: BenchmarkConfig, places: DataPaths) -> dict[str, Any]:
     """Return what a fingerprint holds of a benchmark beside its settings.
 
     Its questions and truths count by content; pictures are taken to be the published ones, and
@@ -160,7 +160,7 @@ def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
     return {"answers": BEHAVIOUR, **reads}
 
 
-def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: Places) -> list[list[str]]:
+def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths) -> list[list[str]]:
     try:
         named = benchmark.files(places.data(settings.name))
         return sorted([file.name, digest(file)] for file in named)

@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Sequence
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import Places
-from chip_core.evaluation.items import asked_items, find_benchmark
+from chip_core.config.paths import DataPaths
+from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Item, Picture, Side
 from chip_core.utils.errors import TrialError, UserError
 
@@ -46,7 +46,7 @@ def declared_overlaps(benchmarks: BenchmarksConfig) -> list[tuple[Side, Benchmar
     return found
 
 
-def shared_questions(benchmarks: BenchmarksConfig, places: Places) -> list[str]:
+def shared_questions(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
     """Return a sentence for each benchmark of `report` that asks what one of `select` asks.
 
     A question is the same where prompt and pictures are, by the pictures' names and content.
@@ -82,9 +82,9 @@ def _halves_problem(tuned_on: BenchmarkConfig, quoted: BenchmarkConfig) -> str |
     return None
 
 
-def _items(side: Side, settings: BenchmarkConfig, places: Places) -> Sequence[Item]:
+def _items(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Sequence[Item]:
     with contextlib.suppress(UserError, ValueError, TrialError):
-        return asked_items(side, settings, find_benchmark(settings.name), places)[0]
+        return select_items(side, settings, find_benchmark(settings.name), places)[0]
     return ()
 
 

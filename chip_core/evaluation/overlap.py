@@ -23,7 +23,7 @@ _APART = 6.0  # mean difference of small copies, of 255, up to which images are 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Looks:
+class ImageSignature:
     """What is kept of an image."""
 
     bits: int  # its difference hash
@@ -36,16 +36,16 @@ def coco_number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def looks(image: Image.Image) -> Looks:
+def image_signature(image: Image.Image) -> ImageSignature:
     """Return what an image is compared by."""
     image = to_rgb(image)
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), np.int16)
     bits = int("".join("1" if more else "0" for more in (grey[:, 1:] > grey[:, :-1]).flat), 2)
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
-    return Looks(bits=bits, small=np.asarray(small, np.float32))
+    return ImageSignature(bits=bits, small=np.asarray(small, np.float32))
 
 
-def alike(one: Looks, other: Looks) -> bool:
+def same_picture(one: ImageSignature, other: ImageSignature) -> bool:
     """Return whether two images are the same picture."""
     if (one.bits ^ other.bits).bit_count() > _BITS:
         return False
@@ -63,12 +63,12 @@ def count_shared(
         shown: name and reader of each of a benchmark's pictures.
     """
     numbers: dict[int, str] = {}
-    kept: list[tuple[str, Looks]] = []
+    kept: list[tuple[str, ImageSignature]] = []
     for name, read in shown:
         number = coco_number(name)
         if number is not None:
             numbers.setdefault(number, name)
-        kept.append((name, looks(read())))
+        kept.append((name, image_signature(read())))
     hashes = np.array([entry.bits for _, entry in kept], dtype=np.uint64)
     found: dict[str, str] = {}
     for name, read_training in training:
@@ -79,10 +79,10 @@ def count_shared(
         image = read_training()
         if image is None or not kept:
             continue
-        own = looks(image)
+        own = image_signature(image)
         near = np.bitwise_count(hashes ^ np.uint64(own.bits)) <= _BITS
         for place in near.nonzero()[0]:
-            if alike(own, kept[place][1]):
+            if same_picture(own, kept[place][1]):
                 found[name] = kept[place][0]
                 break
     return list(found.items())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import Places
-from chip_core.evaluation.items import asked_items, find_benchmark, settings_problems
+from chip_core.config.paths import DataPaths
+from chip_core.evaluation.items import find_benchmark, select_items, settings_problems
 from chip_core.evaluation.leakage import declared_overlaps, shared_questions
 from chip_core.evaluation.resources import resource_problems
-from chip_core.evaluation.task import AsksByItself, Item, Side
+from chip_core.evaluation.task import ExternalBenchmark, Item, Side
 from chip_core.utils.errors import UserError
 
 _NAMED = 3  # missing pictures that are listed
@@ -23,7 +23,7 @@ def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
     ]
 
 
-def problems(benchmarks: BenchmarksConfig, places: Places) -> list[str]:
+def problems(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
     """Return what the benchmarks lack on this machine; empty where all can be scored.
 
     That a question is tuned on and quoted is one of these problems.
@@ -38,7 +38,7 @@ def problems(benchmarks: BenchmarksConfig, places: Places) -> list[str]:
     return list(dict.fromkeys([*lacking, *overlaps, *shared]))
 
 
-def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator[str]:
+def _problems(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Iterator[str]:
     try:
         benchmark = find_benchmark(settings.name)
     except ValueError as error:
@@ -46,9 +46,9 @@ def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator
         return
     wrong = list(settings_problems(settings, benchmark))
     yield from wrong
-    if isinstance(benchmark, AsksByItself):
+    if isinstance(benchmark, ExternalBenchmark):
         yield from benchmark.problems()
-    if wrong or isinstance(benchmark, AsksByItself):
+    if wrong or isinstance(benchmark, ExternalBenchmark):
         return
     data = places.data(settings.name)
     if "data" in benchmark.needs and (data is None or not data.is_dir()):
@@ -62,7 +62,7 @@ def _problems(side: Side, settings: BenchmarkConfig, places: Places) -> Iterator
         return
     try:
         benchmark.files(data)
-        items, _ = asked_items(side, settings, benchmark, places)
+        items, _ = select_items(side, settings, benchmark, places)
     except (UserError, ValueError) as error:
         yield str(error).removeprefix(f"{settings.name}: ")
         yield from resource_problems(settings, benchmark.needs, places)

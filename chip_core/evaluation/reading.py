@@ -18,7 +18,7 @@ from chip_core.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class FileRow:
     """One object of a file."""
 
     place: str  # "responses.json row 7"
@@ -33,7 +33,7 @@ class Row:
         value = self._first(keys)
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(
-                f"{self.place}: {keys[0]} must be text or a number, got {_brief(value)}"
+                f"{self.place}: {keys[0]} must be text or a number, got {_shortened(value)}"
             )
         return str(value)
 
@@ -45,7 +45,7 @@ class Row:
         """
         value = self._first(keys)
         if not isinstance(value, str):
-            raise UserError(f"{self.place}: {keys[0]} must be text, got {_brief(value)}")
+            raise UserError(f"{self.place}: {keys[0]} must be text, got {_shortened(value)}")
         return value
 
     def has(self, *keys: str) -> bool:
@@ -59,19 +59,21 @@ class Row:
         raise UserError(f"{self.place}: there is no {' or '.join(keys)}")
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[FileRow]:
     """Return the rows of a file: a JSON list of objects, or one JSON object a line.
 
     Raises:
         UserError: it cannot be read so.
     """
     return [
-        Row(place=f"{path} row {number}", values=values)
+        FileRow(place=f"{path} row {number}", values=values)
         for number, values in enumerate(read_objects(path), start=1)
     ]
 
 
-def by_item(found: Sequence[Row], key: Callable[[Row], str]) -> Iterator[tuple[str, Row]]:
+def by_item(
+    found: Sequence[FileRow], key: Callable[[FileRow], str]
+) -> Iterator[tuple[str, FileRow]]:
     """Yield a benchmark's rows by item.
 
     Raises:
@@ -101,7 +103,7 @@ def find(data: Path, names: Sequence[str], benchmark: str) -> Path:
     )
 
 
-def answered(
+def answers_by_item(
     answers: Sequence[Answer], known: Collection[str], benchmark: str
 ) -> dict[str, Answer]:
     """Return answers by item, under `corrected`: each item once, and all of this benchmark.
@@ -109,7 +111,7 @@ def answered(
     Raises:
         UserError: there is none; one is of no item of the benchmark, or an item has two.
     """
-    need_answers(answers, benchmark)
+    require_answers(answers, benchmark)
     for answer in answers:
         if answer.item not in known:
             raise UserError(
@@ -119,13 +121,13 @@ def answered(
     return {answer.item: answer for answer in answers}
 
 
-def need_answers(answers: Sequence[Answer], benchmark: str) -> None:
+def require_answers(answers: Sequence[Answer], benchmark: str) -> None:
     """Refuse an empty list."""
     if not answers:
         raise UserError(f"{benchmark}: there are no answers to score")
 
 
-def _brief(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.data.files import digest
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
 from chip_core.evaluation.judge.replay import ReplayJudge
@@ -24,7 +24,7 @@ TABLE = "similarity.json"
 def open_resources(
     settings: BenchmarkConfig,
     needs: frozenset[str],
-    places: Places,
+    places: DataPaths,
     *,
     only: frozenset[str] | None = None,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
@@ -53,7 +53,7 @@ def open_resources(
 
 
 def resource_problems(
-    settings: BenchmarkConfig, needs: frozenset[str], places: Places
+    settings: BenchmarkConfig, needs: frozenset[str], places: DataPaths
 ) -> list[str]:
     """Return what a benchmark's scorer lacks, each with what to do; nothing is asked or loaded."""
     problems = []
@@ -85,7 +85,7 @@ def resource_problems(
 
 
 def resource_identity(
-    settings: BenchmarkConfig, benchmark: Benchmark, places: Places
+    settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths
 ) -> dict[str, Any]:
     """Return what a fingerprint holds of what a scorer needs.
 
@@ -109,14 +109,14 @@ def resource_identity(
     return found
 
 
-def similarity_table(settings: BenchmarkConfig, places: Places) -> Path | None:
+def similarity_table(settings: BenchmarkConfig, places: DataPaths) -> Path | None:
     """Return the benchmark's own table of word similarities; None where there is none."""
     folder = places.data(settings.name)
     file = None if folder is None else folder / TABLE
     return file if file is not None and file.is_file() else None
 
 
-def coco_folder(places: Places) -> Path | None:
+def coco_folder(places: DataPaths) -> Path | None:
     """Return where COCO's annotation files are; None where they are not."""
     if places.benchmark_data is None:
         return None
@@ -126,17 +126,17 @@ def coco_folder(places: Places) -> Path | None:
     return None
 
 
-def _coco_wanted(places: Places) -> str:
+def _coco_wanted(places: DataPaths) -> str:
     within = places.benchmark_data
     return str((within or Path("DIR")) / "coco" / "annotations")
 
 
-def _similarity(settings: BenchmarkConfig, places: Places) -> Similarity:
+def _similarity(settings: BenchmarkConfig, places: DataPaths) -> Similarity:
     table = similarity_table(settings, places)
     return SpacySimilarity() if table is None else TableSimilarity.from_file(table)
 
 
-def _offer_nltk_data(places: Places) -> None:
+def _offer_nltk_data(places: DataPaths) -> None:
     """Let NLTK look in the benchmarks' folder, too: it lies where every worker sees it."""
     if places.benchmark_data is None or not (places.benchmark_data / "nltk_data").is_dir():
         return
@@ -148,7 +148,7 @@ def _offer_nltk_data(places: Places) -> None:
 
 
 def _judge(
-    settings: BenchmarkConfig, places: Places, on_reply: Callable[[int, int], None]
+    settings: BenchmarkConfig, places: DataPaths, on_reply: Callable[[int, int], None]
 ) -> Judge:
     if places.judge_replies is not None:
         return ReplayJudge.from_file(places.judge_replies)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
-from chip_core.evaluation.items import asked_items, find_benchmark
+from chip_core.config.paths import DataPaths
+from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, Scored
 from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
@@ -32,7 +32,7 @@ def score_answers(
     settings: BenchmarkConfig,
     *,
     folder: Path,
-    places: Places,
+    places: DataPaths,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Evaluation:
     """Score a benchmark's answers; leave its figures in `scores/`.
@@ -49,21 +49,21 @@ def score_answers(
         TrialError: something that the benchmark needs is not there, its judge does not answer, or
             the answers are to other questions.
     """
-    with reason_of_trial(settings.name):
+    with as_trial_error(settings.name):
         benchmark = find_benchmark(settings.name)
-        items, whole = asked_items(side, settings, benchmark, places)
+        items, whole = select_items(side, settings, benchmark, places)
         responses = _read_responses(folder / made.responses, items)
-        how = dict(made.how)
+        metadata = dict(made.metadata)
         if len(items) < whole:
-            how["limit"], how["of"] = len(items), whole
+            metadata["limit"], metadata["of"] = len(items), whole
         if settings.half is not None:
-            how["half"] = settings.half
+            metadata["half"] = settings.half
         report(Progress(phase=f"score {settings.name}", done=0, total=1))
         resources = open_resources(
             settings,
             benchmark.needs_of(items),
             places,
-            only=frozenset(item.id for item in items) if "limit" in how else None,
+            only=frozenset(item.id for item in items) if "limit" in metadata else None,
             on_reply=lambda done, total: report(
                 Progress(phase=f"judge {settings.name}", done=done, total=total)
             ),
@@ -78,10 +78,10 @@ def score_answers(
             resources=resources,
         )
         if resources.judge is not None:
-            how["judge"] = _judge(resources.judge)
-        how |= _named(similarity=resources.similarity, tagger=resources.tagger)
+            metadata["judge"] = _judge(resources.judge)
+        metadata |= _named(similarity=resources.similarity, tagger=resources.tagger)
         evaluation = write_scores(
-            folder, side, settings, benchmark, found, how, items=len(responses)
+            folder, side, settings, benchmark, found, metadata, items=len(responses)
         )
     report(Progress(phase=f"score {settings.name}", done=1, total=1))
     return evaluation
@@ -109,7 +109,7 @@ def write_scores(
     settings: BenchmarkConfig,
     benchmark: Benchmark,
     found: Scored,
-    how: dict[str, Any],
+    metadata: dict[str, Any],
     *,
     items: int = 0,
 ) -> Evaluation:
@@ -121,26 +121,26 @@ def write_scores(
         settings: the benchmark's.
         benchmark: the benchmark.
         found: what the scorer found.
-        how: what has to be known beside the figures.
+        metadata: what has to be known beside the figures.
         items: how many answers were scored; 0: as many as the scorer says.
     """
-    how = {
+    metadata = {
         "protocol": settings.protocol,
         "scorer": benchmark.version,
         "n": found.n,
         "missing": found.missing,
-        **how,
+        **metadata,
     }
     if found.unreadable:
-        how["unreadable"] = counts(found.unreadable)
+        metadata["unreadable"] = counts(found.unreadable)
     name = file_name(side, settings.name)
     scores = f"scores/{name}.json"
     write_json(
         folder / scores,
         {
-            "how": how,
+            "how": metadata,
             "metrics": [asdict(outcome) for outcome in found.metrics],
-            "unreadable": [asdict(one) for one in found.unreadable],
+            "unreadable": [asdict(entry) for entry in found.unreadable],
         },
     )
     return Evaluation(
@@ -152,7 +152,7 @@ def write_scores(
         items=items or found.n,
         scores=scores,
         responses=f"responses/{name}.jsonl",
-        how=how,
+        metadata=metadata,
     )
 
 
@@ -172,7 +172,7 @@ def _named(**tools: Any) -> dict[str, str]:
 
 
 @contextmanager
-def reason_of_trial(name: str) -> Iterator[None]:
+def as_trial_error(name: str) -> Iterator[None]:
     """Make what is wrong with a benchmark's files the trial's reason."""
     try:
         yield

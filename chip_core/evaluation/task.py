@@ -132,7 +132,7 @@ class Benchmark(ABC):
         return {}
 
 
-class AsksByItself(Benchmark):
+class ExternalBenchmark(Benchmark):
     """A benchmark that another program asks and scores, given a model's folder."""
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:

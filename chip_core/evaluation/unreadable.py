@@ -34,11 +34,11 @@ def unreadable(item: str, text: str, source: Source = "answer") -> Unreadable:
 def counts(found: Sequence[Unreadable]) -> dict[str, Any]:
     """Return how many answers and replies could not be read, with a few of them."""
     return {
-        "answers": sum(one.source == "answer" for one in found),
-        "replies": sum(one.source == "reply" for one in found),
+        "answers": sum(entry.source == "answer" for entry in found),
+        "replies": sum(entry.source == "reply" for entry in found),
         "examples": [
-            {"item": one.item, "text": _cut(one.text, _SHOWN_LONGEST), "source": one.source}
-            for one in _spread(found)
+            {"item": entry.item, "text": _cut(entry.text, _SHOWN_LONGEST), "source": entry.source}
+            for entry in _spread(found)
         ],
     }
 
@@ -66,7 +66,7 @@ def quoted(text: str) -> str:
 
 def _spread(found: Sequence[Unreadable]) -> list[Unreadable]:
     """Return a few different texts from beginning, middle and end."""
-    different = list({one.text: one for one in reversed(found)}.values())[::-1]
+    different = list({entry.text: entry for entry in reversed(found)}.values())[::-1]
     if len(different) <= _SHOWN:
         return different
     last = len(different) - 1

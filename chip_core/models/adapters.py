@@ -43,7 +43,7 @@ _PATTERNS = ("rank_pattern", "alpha_pattern")
 _log = logging.getLogger(__name__)
 
 
-def attach(model: Any, config: TrialConfig) -> Any:
+def attach_adapters(model: Any, config: TrialConfig) -> Any:
     """Return the model that is trained: with adapters where the configuration wants them.
 
     The adapters' first values are a function of the seed; they change no output.
@@ -95,7 +95,7 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-class Original:
+class OriginalModel:
     """A model as it was before training, computed by its own modules.
 
     Its adapter is switched off, and what is trained beside it stands aside for a copy taken here;
@@ -218,7 +218,7 @@ def read_adapter(model: Any, folder: Path) -> None:
     weights = _read(file)
     adapter = _fitting(model, file, weights, layout_of(base, weights))
     put_weights(base, beside)
-    # A file names no adapter: the one that `attach` makes is peft's default.
+    # A file names no adapter: the one that `attach_adapters` makes is peft's default.
     put_weights(
         model, {name.replace(".weight", ".default.weight"): adapter[name] for name in adapter}
     )
@@ -267,7 +267,7 @@ def with_adapter(base: Any, folder: Path) -> Any:
     return model.eval()
 
 
-def merged(model: Any) -> Any:
+def merge_adapters(model: Any) -> Any:
     """Return a model without adapters that answers as this one does; this one is used up."""
     return model.merge_and_unload() if is_adapted(model) else model
 

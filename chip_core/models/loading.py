@@ -14,7 +14,7 @@ from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
 from chip_core.models import own, remote, templates
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError, UnfitError, brief
-from chip_core.utils.files import expanded, read_json
+from chip_core.utils.files import expand_path, read_json
 
 #: Families that keep their projector, or a part of it, within the vision tower.
 PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
@@ -29,7 +29,7 @@ def local_folder(path: str) -> Path | None:
     """Return the folder that a model path means; None for a hub name."""
     if path == "shapes":
         return MODEL_FOLDER
-    folder = expanded(path)
+    folder = expand_path(path)
     there = os.path.exists(folder)  # a name that no file can have is not there
     if not there and _HUB_NAME.fullmatch(path) and not path.startswith("."):
         return None
@@ -368,7 +368,7 @@ def _processor(source: str, options: Mapping[str, Any]) -> Any:
 
     processor = load_processor(source, **options)
     revision = {name: options[name] for name in options.keys() & {"revision"}}
-    fault = templates.settle(processor, lambda name: json_beside(source, name, **revision))
+    fault = templates.set_template(processor, lambda name: json_beside(source, name, **revision))
     if fault is not None:
         raise TrialError(f"{source} {fault}")
     if processor.tokenizer.eos_token_id is None:

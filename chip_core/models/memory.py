@@ -84,11 +84,11 @@ def recompute_layers(model: Any) -> None:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    how = {"use_reentrant": False}
+    options = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:  # transformers before it had that name
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True

@@ -74,13 +74,13 @@ def trained_parts(model: Any, config: TrialConfig) -> dict[Part, dict[str, nn.Pa
     """Return the parameters that a configuration trains, by part and name; no part is empty."""
     trained: dict[Part, dict[str, nn.Parameter]] = {}
     for part, parameters in named_parts(model).items():
-        how = getattr(config, part)
-        if how == "frozen":
+        mode = getattr(config, part)
+        if mode == "frozen":
             continue
         kept = {
             name: parameter
             for name, parameter in parameters.items()
-            if how != "lora" or is_adapter(name)
+            if mode != "lora" or is_adapter(name)
         }
         if kept:
             trained[part] = kept

@@ -73,5 +73,5 @@ def _classes(held: Any) -> list[str]:
     """Return the names of classes of a file's `auto_map`."""
     named = held.get("auto_map") if isinstance(held, dict) else None
     values = named.values() if isinstance(named, dict) else ()
-    every = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    return [one for one in every if isinstance(one, str)]
+    every = [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+    return [entry for entry in every if isinstance(entry, str)]

@@ -45,7 +45,7 @@ def whole_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     return weights
 
 
-def held(weight: Tensor) -> Tensor:
+def local_weight(weight: Tensor) -> Tensor:
     """Return what this worker holds of a weight, spread or not, sharing its memory."""
     return local_part(weight) if _is_shard(weight) else weight.detach()
 

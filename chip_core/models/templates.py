@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from chip_core.utils.errors import brief
 from chip_core.utils.files import read_json
 
 DEFAULT = "default"
@@ -48,12 +49,12 @@ def problem(folder: Path, model_type: str) -> str | None:
         if broken.is_file():
             read_json(broken)
     except (OSError, ValueError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
+        what = brief(error)
         return f"has a {broken.name} that cannot be read ({what}): copy it again"
     return _chosen(_in_folder(folder), {}, _image_token(folder, model_type))[1]
 
 
-def settle(processor: Any, read: Callable[[str], Any]) -> str | None:
+def set_template(processor: Any, read: Callable[[str], Any]) -> str | None:
     """Give a processor the template that its prompts are written by.
 
     Args:
@@ -131,7 +132,7 @@ def _fault(template: str, tokens: Mapping[str, str], image: str | None) -> str |
     try:
         shown = _rendered(template, [{"type": "image"}, words], tokens)
     except Exception as error:  # a template is a program
-        what = (str(error).splitlines() or [type(error).__name__])[0]
+        what = brief(error)
         return (
             f"has a chat template that fails on a question with an image ({what}): put the one of "
             "the family's instruction-tuned model into chat_template.jinja"

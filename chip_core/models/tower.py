@@ -66,7 +66,7 @@ def inject_cached_features(model: Any, features: Features | None) -> Iterator[No
         yield
 
 
-def joined(rows: Sequence[Features]) -> dict[str, Tensor]:
+def join_features(rows: Sequence[Features]) -> dict[str, Tensor]:
     """Return the features of several samples as one batch's."""
     return {field: torch.cat([row[field] for row in rows]) for field in rows[0]}
 

@@ -9,7 +9,7 @@ from typing import Any
 from chip_core.recipes.text import LONGEST
 from chip_core.recipes.text import parse_yaml as parse_yaml
 from chip_core.utils.errors import ConfigError
-from chip_core.utils.files import expanded
+from chip_core.utils.files import expand_path
 from chip_core.utils.registry import join_names, suggestion
 
 FOLDER = Path(__file__).parent
@@ -60,7 +60,7 @@ def find(name: str, relative_to: Path | None = None) -> Path:
     """
     if name in names():
         return FOLDER / f"{name}.yaml"
-    places = [*([relative_to / name] if relative_to else []), expanded(name)]
+    places = [*([relative_to / name] if relative_to else []), expand_path(name)]
     for path in places:
         if os.path.isfile(path):  # a name that no file can have is no file
             return path

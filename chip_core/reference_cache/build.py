@@ -30,8 +30,8 @@ from chip_core.reference_cache.folder import (
     Manifest,
     build_lock,
     commit,
-    noted,
     partial_folder,
+    recorded_file,
     shard_count,
     shard_name,
     shard_rows,
@@ -39,11 +39,11 @@ from chip_core.reference_cache.folder import (
     verify,
 )
 from chip_core.reference_cache.rows import ImageFeatures, ResponseLogps
-from chip_core.reference_cache.shards import Row, write_shard, write_tensors
+from chip_core.reference_cache.shards import CacheRow, write_shard, write_tensors
 from chip_core.reference_cache.size import BYTES, check_room
-from chip_core.reference_cache.spec import BuildShard, CacheSpec, grouped
+from chip_core.reference_cache.spec import BuildShard, CacheSpec, group_specs
 from chip_core.results import RESULT, Progress, TrialResult
-from chip_core.training.exactness import shared_prefixes
+from chip_core.training.exactness import share_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.utils.errors import TrialError
@@ -65,7 +65,7 @@ PHASE = "reference pass"
 Report = Callable[[Progress], None]
 
 
-def ensure(
+def ensure_caches(
     passes: Sequence[CacheSpec],
     config: TrialConfig,
     *,
@@ -94,11 +94,11 @@ def ensure(
             locks.enter_context(build_lock(folder, lambda who: report(_waiting(who))))
             with suppress(BrokenStoreError):
                 found[spec.key] = verify(folder, spec.identity)
-        for group in grouped([spec for spec in passes if spec.key not in found]):
+        for group in group_specs([spec for spec in passes if spec.key not in found]):
             rows = build_shard(group, config, cache=cache, report=report)
             seconds = time.perf_counter() - began
             for spec in group:
-                found[spec.key] = finish(spec, cache=cache, rows=rows, seconds=seconds)
+                found[spec.key] = finish_cache(spec, cache=cache, rows=rows, seconds=seconds)
     return [found[spec.key] for spec in passes]
 
 
@@ -136,8 +136,8 @@ def build_shard(
     `build_lock` of each pass.
 
     Args:
-        passes: one of the groups of `grouped`.
-        config: `config_of` the group, or a trial's that has them all.
+        passes: one of the groups of `group_specs`.
+        config: `build_config` of the group, or a trial's that has them all.
         cache: where stores lie.
         part: counted from 0.
         parts: how many share the work.
@@ -161,7 +161,7 @@ def build_shard(
     return len(pairs)
 
 
-def finish(
+def finish_cache(
     spec: CacheSpec,
     *,
     cache: Path,
@@ -212,9 +212,9 @@ def _missing(passes: Sequence[CacheSpec], cache: Path, numbers: range) -> _Missi
     for spec in passes:
         partial = partial_folder(store_folder(cache, spec.key))
         for number in numbers:
-            if noted(partial, shard_name(number)) is None:
+            if recorded_file(partial, shard_name(number)) is None:
                 missing.shards.setdefault(number, []).append(spec)
-        if numbers.start == 0 and spec.hidden is not None and noted(partial, HEAD) is None:
+        if numbers.start == 0 and spec.hidden is not None and recorded_file(partial, HEAD) is None:
             missing.heads.append(spec)
     return missing
 
@@ -231,7 +231,7 @@ def _write(
 ) -> None:
     model, processor = loading.load(config.model, attention=config.engine.attention)
     device = device_of(config)
-    group = Group(passes, config, model.eval().to(device), processor, pairs)
+    group = BuildGroup(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
     needed = len(missing.heads) * weights.weight.numel() * BYTES["fp32"]
     for spec in passes:
@@ -247,7 +247,7 @@ def _write(
     done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in missing.shards)
     with group.ready():
         for number, specs in missing.shards.items():
-            rows: dict[str, list[Row]] = {spec.key: [] for spec in specs}
+            rows: dict[str, list[CacheRow]] = {spec.key: [] for spec in specs}
             of_shard = shard_rows(number, len(pairs))
             for start in range(of_shard.start, of_shard.stop, BATCH):
                 these = range(start, min(start + BATCH, of_shard.stop))
@@ -267,7 +267,7 @@ def _waiting(who: str) -> Progress:
     return Progress(phase=f"wait for {who}", done=0, total=1)
 
 
-class Group:
+class BuildGroup:
     """What a group of passes computes with."""
 
     def __init__(
@@ -318,7 +318,7 @@ class Group:
             yield
             return
         small = self.batch([0])
-        with shared_prefixes(self._policy, small, self._sharing) as sharing:
+        with share_prefixes(self._policy, small, self._sharing) as sharing:
             for said in self._of.values():
                 if isinstance(said, ResponseLogps):
                     said.facts["prefix_sharing"] = sharing

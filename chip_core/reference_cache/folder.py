@@ -223,7 +223,7 @@ def commit(
     partial = partial_folder(folder)
     files = {}
     for name in names:
-        facts = noted(partial, name)
+        facts = recorded_file(partial, name)
         if facts is None:
             raise BrokenStoreError(f"{name} was not made")
         files[name] = facts
@@ -238,7 +238,7 @@ def commit(
     return manifest
 
 
-def note(partial: Path, name: str) -> None:
+def record_file(partial: Path, name: str) -> None:
     """Make a file of a partial folder durable, and note its size and sha256 beside it."""
     path = partial / name
     path.chmod(partial.stat().st_mode & 0o666)  # whoever may look into the folder may read it
@@ -252,7 +252,7 @@ def note(partial: Path, name: str) -> None:
     )
 
 
-def noted(partial: Path, name: str) -> FileFacts | None:
+def recorded_file(partial: Path, name: str) -> FileFacts | None:
     """Return a file's facts where it is in a partial folder, and whole; None where not.
 
     Its sha256 is computed where this machine has not done so since it was written.

@@ -24,12 +24,12 @@ from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.reference_cache.build import HEAD
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import field_of
-from chip_core.reference_cache.shards import Store
+from chip_core.reference_cache.shards import ReferenceCacheStore
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, epochs_reached
 from chip_core.training.policy import Policy, spread
-from chip_core.training.reference import Live, ReferenceSource, TrainingReference
+from chip_core.training.reference import LiveSource, ReferenceSource, TrainingReference
 from chip_core.training.states import ResponseStates
-from chip_core.utils.errors import TrialError
+from chip_core.utils.errors import TrialError, brief
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def open_stores(
         processor: the model's.
         pairs: the preference pairs.
     """
-    stores: list[tuple[CacheSpec, Store]] = []
+    stores: list[tuple[CacheSpec, ReferenceCacheStore]] = []
     notes: list[str] = []
     spot_check = SpotCheck(policy, config, processor, pairs)
     for spec in available.passes:
         folder = store_folder(available.cache, spec.key)
         try:
-            store = Store(folder, spec.identity)
+            store = ReferenceCacheStore(folder, spec.identity)
             spot_check.verify(spec, store)
             stores.append((spec, store))
         except BrokenStoreError as error:
@@ -93,10 +93,10 @@ class OpenStores:
     policy: Policy
     config: TrialConfig
     pairs: int
-    whole: Sequence[tuple[CacheSpec, Store]]
+    whole: Sequence[tuple[CacheSpec, ReferenceCacheStore]]
     notes: tuple[str, ...]
 
-    def reference(self, live: Callable[[], Live]) -> TrainingReference:
+    def reference(self, live: Callable[[], LiveSource]) -> TrainingReference:
         """Return what the training reads.
 
         Args:
@@ -110,13 +110,13 @@ class OpenStores:
         wanted: set[int | None] = set()
         if self.config.objective.needs_rejected_image and None not in images:
             wanted = set(range(epochs_reached(self.config, self.pairs)))
-        computed: Live | None = None
-        how = "stored"
+        computed: LiveSource | None = None
+        mode = "stored"
         if text is None or not wanted <= set(images):
             computed = live()
-            how = "live" if text is None and not images else "partly stored"
+            mode = "live" if text is None and not images else "partly stored"
         reference: ReferenceSource
-        if computed is not None and how == "live":
+        if computed is not None and mode == "live":
             reference = computed
         else:
             hidden = self.config.objective.needs_divergence
@@ -130,16 +130,18 @@ class OpenStores:
             reference = StoredReference(
                 text=text, rejected_image=images, head=head, hidden=hidden, live=computed
             )
-        engine = {"reference": how, "image_features": features.how}
+        engine = {"reference": mode, "image_features": features.mode}
         return TrainingReference(
             source=reference, attach_features=features.attach, engine=engine, notes=self.notes
         )
 
-    def _of(self, kind: str) -> dict[int | None, Store]:
+    def _of(self, kind: str) -> dict[int | None, ReferenceCacheStore]:
         return {spec.epoch: store for spec, store in self.whole if spec.kind == kind}
 
 
-def _stored_head(policy: Policy, config: TrialConfig, text: Store | None) -> OutputHead | None:
+def _stored_head(
+    policy: Policy, config: TrialConfig, text: ReferenceCacheStore | None
+) -> OutputHead | None:
     """Return the reference's output head; None where the policy's own is frozen."""
     assert text is not None
     own = policy.model.get_output_embeddings().weight
@@ -181,7 +183,7 @@ class SpotCheck:
         self._scores: dict[int, ReferenceScores] = {}
         self._states: dict[int, ResponseStates] = {}
 
-    def verify(self, spec: CacheSpec, store: Store) -> None:
+    def verify(self, spec: CacheSpec, store: ReferenceCacheStore) -> None:
         """Check a store's first and last sample.
 
         Raises:
@@ -199,7 +201,7 @@ class SpotCheck:
         else:
             self._verify_responses(spec, store, epoch)
 
-    def _verify_responses(self, spec: CacheSpec, store: Store, epoch: int) -> None:
+    def _verify_responses(self, spec: CacheSpec, store: ReferenceCacheStore, epoch: int) -> None:
         batch = self._batches[epoch].to(self._device)
         if epoch not in self._scores:
             self._scores[epoch] = self._policy.reference_scores(batch)
@@ -219,7 +221,7 @@ class SpotCheck:
             )
 
     @torch.no_grad()
-    def _verify_features(self, spec: CacheSpec, store: Store, epoch: int) -> None:
+    def _verify_features(self, spec: CacheSpec, store: ReferenceCacheStore, epoch: int) -> None:
         if not is_frozen(self._policy.model, self._config):
             raise BrokenStoreError("what is trained lies within the tower")
         batch = self._batches[epoch]
@@ -232,7 +234,7 @@ class SpotCheck:
         try:
             states = self._policy.states(given.to(self._device))
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-            what = (str(error).splitlines() or [type(error).__name__])[0]
+            what = brief(error)
             raise BrokenStoreError(f"the model cannot be given them ({what})") from None
         gap = _apart(_of(states, rejected), _of(self._states[epoch], rejected))
         if not gap <= _STATES[self._config.model.dtype]:
@@ -257,11 +259,11 @@ def _apart(one: Tensor, other: Tensor) -> float:
 class StoredFeatures:
     """Gives batches what stores have of their images; the rest is computed."""
 
-    images: Store | None
-    rejected_images: Mapping[int | None, Store]  # by epoch; None: of all epochs
+    images: ReferenceCacheStore | None
+    rejected_images: Mapping[int | None, ReferenceCacheStore]  # by epoch; None: of all epochs
 
     @property
-    def how(self) -> Literal["stored", "computed"]:
+    def mode(self) -> Literal["stored", "computed"]:
         """Whether there is anything to give."""
         return "stored" if self.images is not None or self.rejected_images else "computed"
 
@@ -276,7 +278,7 @@ class StoredFeatures:
         return batch
 
 
-def _with(store: Store, places: tuple[int, ...], prompts: Prompts) -> Prompts:
+def _with(store: ReferenceCacheStore, places: tuple[int, ...], prompts: Prompts) -> Prompts:
     features = {field_of(name): store.rows(places, name) for name in store.columns}
     return replace(prompts, features=features)
 
@@ -287,11 +289,11 @@ class StoredReference:
     def __init__(
         self,
         *,
-        text: Store | None,
-        rejected_image: Mapping[int | None, Store],
+        text: ReferenceCacheStore | None,
+        rejected_image: Mapping[int | None, ReferenceCacheStore],
         head: OutputHead | None,
         hidden: bool,
-        live: Live | None,
+        live: LiveSource | None,
     ) -> None:
         """Put together a training's reference.
 
@@ -344,7 +346,12 @@ class StoredReference:
 
 
 def _read(
-    store: Store, group: str, places: tuple[int, ...], responses: Responses, *, hidden: bool
+    store: ReferenceCacheStore,
+    group: str,
+    places: tuple[int, ...],
+    responses: Responses,
+    *,
+    hidden: bool,
 ) -> ResponseReference:
     """Return what a store says of one response a pair."""
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import Pairs
-from chip_core.data.special_tokens import Marks
+from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.tower import is_frozen, tower_features
 from chip_core.objectives.terms import ResponseReference
-from chip_core.reference_cache.shards import Row
+from chip_core.reference_cache.shards import CacheRow
 from chip_core.reference_cache.size import bytes_a_token
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.training.policy import Policy
@@ -58,7 +58,7 @@ class ImageFeatures:
         sizes = [value.nbytes for place in some for value in self._alone(place).values()]
         return round(sum(sizes) / max(1, len(some)) * len(places))
 
-    def rows(self, batch: PairBatch) -> Iterator[Row]:
+    def rows(self, batch: PairBatch) -> Iterator[CacheRow]:
         """Yield what the tower says of each pair of a batch.
 
         Computed together where each pair is one image of one size. Else alone: which of a batch's
@@ -120,7 +120,7 @@ class ResponseLogps:
             pairs: all pairs.
         """
         self._spec, self._policy, self._pairs = spec, policy, pairs
-        self._marks = Marks(processor)
+        self._marks = SpecialTokens(processor)
         #: What is to be told of it: whether prefixes were shared, and by how much rounding to bf16
         #: moves a token's log-probability in the first batch.
         self.facts: dict[str, Any] = {}
@@ -136,7 +136,7 @@ class ResponseLogps:
             tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
         return tokens * bytes_a_token(self._spec, self._policy.head.weight.shape[1])
 
-    def rows(self, batch: PairBatch) -> Iterator[Row]:
+    def rows(self, batch: PairBatch) -> Iterator[CacheRow]:
         """Yield what the reference says of each pair of a batch."""
         said = self._said(batch)
         if self._spec.hidden == "bf16" and "rounding" not in self.facts:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
-    note,
+    record_file,
     shard_count,
     shard_name,
     shard_of,
@@ -28,10 +28,10 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.size import NoRoomError
 
-Row = Mapping[str, Tensor]
+CacheRow = Mapping[str, Tensor]
 
 
-def write_shard(partial: Path, number: int, rows: Sequence[Row]) -> None:
+def write_shard(partial: Path, number: int, rows: Sequence[CacheRow]) -> None:
     """Write a shard into a partial folder, durably.
 
     Raises:
@@ -56,7 +56,7 @@ def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> No
     partial.mkdir(parents=True, exist_ok=True)
     try:
         save_file(dict(tensors), partial / name)
-        note(partial, name)
+        record_file(partial, name)
     except (OSError, SafetensorError) as error:
         full = (errno.ENOSPC, errno.EDQUOT)
         code = getattr(error, "errno", None)
@@ -65,7 +65,7 @@ def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> No
         raise
 
 
-class Store:
+class ReferenceCacheStore:
     """A store that is open, by rows."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:

@@ -165,7 +165,7 @@ def with_hidden(spec: CacheSpec, precision: Literal["fp32", "bf16"]) -> CacheSpe
     return CacheSpec(kind=spec.kind, epoch=spec.epoch, identity=identity)
 
 
-def grouped(passes: Sequence[CacheSpec]) -> list[tuple[CacheSpec, ...]]:
+def group_specs(passes: Sequence[CacheSpec]) -> list[tuple[CacheSpec, ...]]:
     """Return passes in groups that are made together, so that samples are prepared once.
 
     A group is of the same pairs, and of one draw of rejected images at most.
@@ -195,7 +195,7 @@ def _together(spec: CacheSpec, other: CacheSpec) -> bool:
     )
 
 
-def config_of(group: Sequence[tuple[CacheSpec, TrialConfig]]) -> TrialConfig:
+def build_config(group: Sequence[tuple[CacheSpec, TrialConfig]]) -> TrialConfig:
     """Return a configuration that a group of passes is made with.
 
     Args:

@@ -21,7 +21,7 @@ PROMPT = "Describe the image."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
+class DescribedImage:
     """One image with a true and a hallucinated description."""
 
     id: str
@@ -31,7 +31,7 @@ class Described:
     hallucinated: str
 
 
-def read_set(source: str, items: int) -> list[Described]:
+def read_set(source: str, items: int) -> list[DescribedImage]:
     """Return the first items of a set.
 
     Args:
@@ -53,7 +53,7 @@ def read_set(source: str, items: int) -> list[Described]:
             f"--descriptions: {source} cannot be read ({reason}): "
             f"name a JSON-lines file, or {SHAPES}"
         ) from None
-    found: list[Described] = []
+    found: list[DescribedImage] = []
     for number, line in enumerate(lines, start=1):
         if line.strip() and len(found) < items:
             found.append(_row(line, f"{source}:{number}", file.parent))
@@ -64,18 +64,18 @@ def read_set(source: str, items: int) -> list[Described]:
     return found
 
 
-def _scenes(items: int) -> list[Described]:
+def _scenes(items: int) -> list[DescribedImage]:
     """Return the test split's scenes in which a usual partner is missing, in order.
 
     The hallucinated description is the true one with that partner named as if it were there.
     """
-    found: list[Described] = []
+    found: list[DescribedImage] = []
     for index in range(SPLIT_SIZES["test"]):
         shown = scene("test", index)
         hallucinated = partner_caption(shown)
         if hallucinated is not None and len(found) < items:
             found.append(
-                Described(
+                DescribedImage(
                     id=shown.id,
                     image=lambda shown=shown: draw(shown),  # type: ignore[misc]
                     prompt=question("test", index),
@@ -86,7 +86,7 @@ def _scenes(items: int) -> list[Described]:
     return found
 
 
-def _row(line: str, where: str, folder: Path) -> Described:
+def _row(line: str, where: str, folder: Path) -> DescribedImage:
     try:
         row: Any = parse_json(line)
     except ValueError:
@@ -101,7 +101,7 @@ def _row(line: str, where: str, folder: Path) -> Described:
         path = inside(folder.resolve(), row["image"])
     except RowError as error:
         raise UserError(f"{where}: {error}") from None
-    return Described(
+    return DescribedImage(
         id=str(row.get("id", path.stem)),
         image=lambda: _read_image(path),
         prompt=str(row.get("prompt", PROMPT)),

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chip_core.data.special_tokens import Marks
-from chip_core.representation.described import Described
+from chip_core.data.special_tokens import SpecialTokens
+from chip_core.representation.described import DescribedImage
 from chip_core.utils.errors import TrialError
 
 Pool = Literal["mean", "last"]
@@ -48,7 +48,7 @@ class Representations:
 def represent(
     model: Any,
     processor: Any,
-    described: Sequence[Described],
+    described: Sequence[DescribedImage],
     reading: Reading,
     on_item: Callable[[int, int], None] | None = None,
 ) -> Representations:
@@ -68,7 +68,7 @@ def represent(
         TrialError: the model has no such layer, or its inputs show no image tokens.
     """
     model.eval()
-    marks = Marks(processor)
+    marks = SpecialTokens(processor)
     vectors: dict[str, list[Vectors]] = {"image": [], "true": [], "hallucinated": []}
     layer = reading.layer
     for done, item in enumerate(described, start=1):
@@ -100,7 +100,7 @@ class _Prompt:
     places: list[int]  # of the image's tokens
 
 
-def _prompt(marks: Marks, item: Described) -> _Prompt:
+def _prompt(marks: SpecialTokens, item: DescribedImage) -> _Prompt:
     processor, (asked,) = marks.hidden(item.prompt)
     content = [{"type": "image"}, {"type": "text", "text": asked}]
     text = processor.apply_chat_template(

@@ -29,7 +29,7 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import write_weights
 from chip_core.models.loading import read_weights
-from chip_core.models.shards import held, is_sharded, shard_like
+from chip_core.models.shards import is_sharded, local_weight, shard_like
 from chip_core.results import CHECKPOINTS
 from chip_core.utils.errors import (
     DiskFullError,
@@ -121,7 +121,7 @@ class Checkpointer:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         # Each on its own machine, where they share no disk.
-        for old in checkpoints(folder)[:-KEPT]:
+        for old in list_checkpoints(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, partial: Path, whole: Path, step: int) -> None:
@@ -207,12 +207,12 @@ class Checkpointer:
             lambda: [
                 (place, path.name)
                 for place, attempt in enumerate(folders)
-                for path in reversed(checkpoints(attempt))
+                for path in reversed(list_checkpoints(attempt))
             ]
         )
         for place, name in found:
             checkpoint = folders[place] / CHECKPOINTS / name
-            problem = self._agreed(broken(checkpoint, self._config))
+            problem = self._agreed(checkpoint_problem(checkpoint, self._config))
             if problem is None:
                 problem = self._load(checkpoint)
             if problem is not None:
@@ -234,7 +234,7 @@ class Checkpointer:
         try:
             state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
         except Exception as error:  # a file that is not torch's may raise anything
-            problem = f"{STATE} ({_brief(error)})"
+            problem = f"{STATE} ({_described(error)})"
         problem = self._agreed(problem)
         if problem is not None:
             return problem
@@ -262,7 +262,7 @@ class Checkpointer:
             raise  # the checkpoint is not what is wrong
         except Exception as error:  # the policy may be half of it: nothing can go on from that
             raise TrialError(
-                f"{checkpoint} is whole and cannot be used ({_brief(error)}): remove it"
+                f"{checkpoint} is whole and cannot be used ({_described(error)}): remove it"
             ) from error
         return None
 
@@ -284,16 +284,16 @@ def _load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
 
 def _check_finite(model: Any, step: int) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(held(parameter)).all():
+        if parameter.requires_grad and not torch.isfinite(local_weight(parameter)).all():
             raise NonFiniteLossError(f"{name} is not finite after step {step}")
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a trial's folder, oldest first; none is checked."""
     return sorted((folder / CHECKPOINTS).glob("step-*"))
 
 
-def broken(checkpoint: Path, config: TrialConfig) -> str | None:
+def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
     """Return why a checkpoint cannot be used for a training; None if it can."""
     try:
         manifest = _manifest(checkpoint)
@@ -322,7 +322,7 @@ def broken(checkpoint: Path, config: TrialConfig) -> str | None:
 
 def remove_after(folder: Path, step: int) -> None:
     """Remove a folder's checkpoints of later steps: the training goes over them again."""
-    for checkpoint in checkpoints(folder):
+    for checkpoint in list_checkpoints(folder):
         if checkpoint.name > f"step-{step:08d}":
             shutil.rmtree(checkpoint, ignore_errors=True)  # several workers may remove it
 
@@ -338,7 +338,7 @@ def _said(resumed: Resumed) -> Resumed:
     return resumed
 
 
-def _brief(error: Exception) -> str:
+def _described(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
 

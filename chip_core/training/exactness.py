@@ -15,7 +15,7 @@ from chip_core.models.packing import packed_attention
 from chip_core.training.layout import pad
 from chip_core.training.policy import Policy
 from chip_core.training.states import response_states
-from chip_core.utils.errors import TrialError
+from chip_core.utils.errors import TrialError, brief
 
 ON = "on"
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def shared_prefixes(
+def share_prefixes(
     policy: Policy, batch: PairBatch, wanted: Literal["auto", "off"] = "auto"
 ) -> Iterator[str]:
     """Let a policy share prefixes for as long as the context is open, if it does so exactly.
@@ -50,7 +50,7 @@ def shared_prefixes(
     if wanted == "off":
         yield "off (engine.prefix_sharing: off)"
         return
-    reason = inexact(policy, batch)
+    reason = prefix_sharing_problem(policy, batch)
     if reason is not None:
         _log.warning("prefix sharing is off: %s", reason)
         yield f"off ({reason})"
@@ -63,7 +63,7 @@ def shared_prefixes(
             policy.prefix_sharing = False
 
 
-def inexact(policy: Policy, batch: PairBatch) -> str | None:
+def prefix_sharing_problem(policy: Policy, batch: PairBatch) -> str | None:
     """Return why a model cannot share prefixes exactly; None if it can."""
     try:
         with packed_attention(policy.model):
@@ -75,7 +75,7 @@ def inexact(policy: Policy, batch: PairBatch) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model does with a row that it was not made for
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return brief(error)
     for place, what in enumerate(("hidden states", "gradients")):
         differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
         if policy.bf16:

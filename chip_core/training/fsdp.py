@@ -25,7 +25,7 @@ from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores, ResponseReference
 from chip_core.training.parallel import SingleProcessStrategy
 from chip_core.training.policy import Policy
-from chip_core.training.reference import Live, rounded
+from chip_core.training.reference import LiveSource, rounded
 from chip_core.utils.workers import Workers
 
 #: Share of the free memory that weights, gradients and states may take.
@@ -47,7 +47,7 @@ class FSDPStrategy(SingleProcessStrategy):
         # Alike for all: they meet as often.
         self._each_pass = workers.sums({"short": float(short)}, device)["short"] > 0
 
-    def reference(self) -> Live:
+    def reference(self) -> LiveSource:
         """Return the policy as it is now, as the reference."""
         return ShardedReference(self._root, self.config)
 

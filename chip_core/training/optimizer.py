@@ -21,7 +21,7 @@ def make_optimizer(policy: Any, config: TrialConfig, steps: int) -> tuple[Any, A
     groups = [
         {
             "params": list(parameters.values()),
-            "lr": own_rate(settings, part) or settings.lr,
+            "lr": part_learning_rate(settings, part) or settings.lr,
             "part": part,
         }
         for part, parameters in trained_parts(policy, config).items()
@@ -35,12 +35,12 @@ def make_optimizer(policy: Any, config: TrialConfig, steps: int) -> tuple[Any, A
     )
     # transformers' own schedules are the same, and take 0.3 CPU s to import.
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, functools.partial(share_of_peak, settings, steps)
+        optimizer, functools.partial(schedule_factor, settings, steps)
     )
     return optimizer, schedule
 
 
-def share_of_peak(settings: OptimizerConfig, steps: int, done: int) -> float:
+def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
     """Return the share of the peak rate after so many updates: up in a line, then its shape."""
     warmup = math.ceil(settings.warmup * steps)
     if done < warmup:
@@ -51,7 +51,7 @@ def share_of_peak(settings: OptimizerConfig, steps: int, done: int) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def own_rate(settings: OptimizerConfig, part: Part) -> float | None:
+def part_learning_rate(settings: OptimizerConfig, part: Part) -> float | None:
     """Return a part's own learning rate; None where it has that of all."""
     return {
         "vision_encoder": settings.vision_lr,
@@ -64,12 +64,12 @@ def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[s
     """Return the current rate as `lr`, and `lr/PART` of each part that has its own."""
     rates: dict[str, float] = {}
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        own = own_rate(config.optimizer, group["part"]) is not None
+        own = part_learning_rate(config.optimizer, group["part"]) is not None
         rates[f"lr/{group['part']}" if own else "lr"] = rate
     return rates
 
 
-def encoder_alone_steps(config: TrialConfig, steps: int) -> int:
+def encoder_only_steps(config: TrialConfig, steps: int) -> int:
     """Return after how many updates a staged training goes on to all parts; 0 if not staged.
 
     Each stage has an update at least, where there are two.

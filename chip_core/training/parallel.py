@@ -22,7 +22,7 @@ from chip_core.models.memory import bytes_needed
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.policy import Policy
-from chip_core.training.reference import Live, LiveReference
+from chip_core.training.reference import LiveReference, LiveSource
 from chip_core.utils.workers import Workers
 
 Parallelism = Literal["single", "ddp", "fsdp"]
@@ -70,7 +70,7 @@ class SingleProcessStrategy:
     def __init__(self, policy: Policy, config: TrialConfig, workers: Workers) -> None:
         self.policy, self.config, self.workers = policy, config, workers
 
-    def reference(self) -> Live:
+    def reference(self) -> LiveSource:
         """Return the policy as it is now, as the reference."""
         return LiveReference(self.policy, self.config)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.checks import ModelRows
+from chip_core.data.checks import ProcessorChecker
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.source import SHAPES
@@ -38,7 +38,7 @@ def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pa
         config.data,
         on_row,
         rejected_images=given and config.objective.needs_rejected_image,
-        model=ModelRows(loading.processor_of(config.model)) if own else None,
+        model=ProcessorChecker(loading.processor_of(config.model)) if own else None,
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.models.adapters import Original
+from chip_core.models.adapters import OriginalModel
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 
@@ -33,7 +33,7 @@ class ReferenceSource(Protocol):
         """Return what the reference says of a batch, on the batch's device, without a graph."""
 
 
-class Live(ReferenceSource, Protocol):
+class LiveSource(ReferenceSource, Protocol):
     """A reference that is computed anew for every batch."""
 
     def rejected_image(self, batch: PairBatch) -> ResponseReference:
@@ -57,7 +57,7 @@ class TrainingReference:
 class OpenCaches(Protocol):
     """Reference caches that are whole and this model's."""
 
-    def reference(self, live: Callable[[], Live], /) -> TrainingReference:
+    def reference(self, live: Callable[[], LiveSource], /) -> TrainingReference:
         """Return what the training reads; `live` is asked where not all of it is stored."""
 
 
@@ -84,7 +84,7 @@ class LiveReference:
 
     def __init__(self, policy: Policy, config: TrialConfig) -> None:
         """Keep the policy's weights as they are now."""
-        self.original = Original(policy.model, config)
+        self.original = OriginalModel(policy.model, config)
         self._scorer = _AsReference(policy)
         self._head = policy.model.get_output_embeddings()
         self._rounded = config.reference_precision == "bf16"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
-from chip_core.models.tower import Features, inject_cached_features, joined, tower_features
+from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
 from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
 
 
@@ -109,7 +109,7 @@ def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
     """Return what the tower says of all images that are asked for at once; None: it is asked."""
     if all(part.features is None for part in prompts):
         return None
-    return joined(
+    return join_features(
         [
             tower_features(inner, part.images) if part.features is None else part.features
             for part in prompts

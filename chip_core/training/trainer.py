@@ -25,13 +25,13 @@ from chip_core.objectives.terms import BatchObjective
 from chip_core.results import CURVES
 from chip_core.training.batches import Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
-from chip_core.training.exactness import shared_prefixes
-from chip_core.training.optimizer import encoder_alone_steps, learning_rates, make_optimizer
+from chip_core.training.exactness import share_prefixes
+from chip_core.training.optimizer import encoder_only_steps, learning_rates, make_optimizer
 from chip_core.training.parallel import Compute, DDPStrategy, SingleProcessStrategy
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceCaches, TrainingReference
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
-from chip_core.utils.files import Spool, read_records, record_line, write_bytes
+from chip_core.utils.files import JsonlWriter, read_records, record_line, write_bytes
 
 #: What torch says where the machine's own memory does not hold a tensor.
 _NO_MEMORY = "can't allocate memory"
@@ -40,13 +40,13 @@ _NO_MEMORY = "can't allocate memory"
 StepReport = Callable[[int, int, dict[str, float]], None]
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """Nobody asks a training to stop."""
     return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingResult:
     """What a training came to."""
 
     steps: int
@@ -112,7 +112,7 @@ class Trainer:
         with ExitStack() as stack:
             small = self.batches.shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(
-                shared_prefixes(self.policy, small, config.engine.prefix_sharing)
+                share_prefixes(self.policy, small, config.engine.prefix_sharing)
             )
             opened = None
             if caches is not None:
@@ -149,8 +149,8 @@ class Trainer:
         on_step: StepReport,
         resume_from: Path | None = None,
         earlier: Sequence[Path] = (),
-        stop: Callable[[], bool] = never,
-    ) -> Training:
+        stop: Callable[[], bool] = never_stop,
+    ) -> TrainingResult:
         """Train to the last step.
 
         Args:
@@ -171,7 +171,7 @@ class Trainer:
                 resumed = self.checkpointer.restore(resume_from, earlier)
         shares = self.batches.shares(resumed.step)
         loader = self.batches.loader(shares, self.compute.device)
-        alone = encoder_alone_steps(config, steps)
+        alone = encoder_only_steps(config, steps)
         trained = set_trained(self.model, config, encoder_alone=resumed.step < alone)
         first_step = 0.0
         write = self.compute.workers.first
@@ -193,7 +193,7 @@ class Trainer:
                 on_step(step, steps, figures)
         if config.engine.gradient_checkpointing:
             keep_activations(self.model)
-        return Training(
+        return TrainingResult(
             steps=steps,
             notes=self.reference.notes + resumed.notes,
             cut=self.batches.cut.totals(),
@@ -297,7 +297,7 @@ def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:
 
 
 @contextmanager
-def _curves(folder: Path, resumed: Resumed, *, write: bool) -> Iterator[Spool | None]:
+def _curves(folder: Path, resumed: Resumed, *, write: bool) -> Iterator[JsonlWriter | None]:
     """Open the training's curves, with the points of the attempt that it goes on from.
 
     Args:
@@ -312,7 +312,7 @@ def _curves(folder: Path, resumed: Resumed, *, write: bool) -> Iterator[Spool | 
     earlier = [] if resumed.folder is None else read_records(resumed.folder / CURVES)
     kept = [record_line(record) for record in earlier if record["step"] <= resumed.step]
     write_bytes(folder / CURVES, b"".join(kept))
-    spool = Spool(folder / CURVES)
+    spool = JsonlWriter(folder / CURVES)
     try:
         yield spool
     finally:

@@ -21,7 +21,7 @@ def printable(line: str, longest: int = LONGEST_LINE) -> str:
     return seen if len(seen) <= longest else f"{seen[:longest]}…"
 
 
-def notice(line: str) -> None:
+def warn_once(line: str) -> None:
     """Tell a line on the error stream for which nothing stops; once, however often it is found."""
     global _notices
     _notices += 1
@@ -30,12 +30,12 @@ def notice(line: str) -> None:
         _log.warning("%s", printable(line))
 
 
-def noticed() -> int:
+def warning_count() -> int:
     """Return how often there was something to tell: who looks before and after knows of a part."""
     return _notices
 
 
-def notice_anew() -> None:
+def reset_warnings() -> None:
     """Begin a command: what was told in another is told again."""
     _noticed.clear()
 
@@ -43,6 +43,12 @@ def notice_anew() -> None:
 def brief(error: BaseException) -> str:
     """Return an error's first line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's type and first line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 class UserError(Exception):

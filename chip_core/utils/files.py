@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from chip_core.utils.errors import DiskFullError, UserError, notice
+from chip_core.utils.errors import DiskFullError, UserError, warn_once
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 #: Fewer free bytes than that, and a write that failed without a reason failed for want of room.
@@ -32,7 +32,7 @@ _LONGEST_PATH = 4096 - 1024
 Kind = Literal["file", "folder", "any"]
 
 
-def expanded(path: str) -> Path:
+def expand_path(path: str) -> Path:
     """Return a path with the user's home in place of `~`; of no known user it stays as it is."""
     return Path(os.path.expanduser(path))
 
@@ -111,22 +111,22 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as JSON, atomically, with a checksum by which `read_sealed` holds it."""
-    write_atomically(path, sealed(json.dumps(dict(value), indent=1, allow_nan=False)) + "\n")
+def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON, atomically, with a checksum by which `read_checksummed` holds it."""
+    write_atomically(path, with_checksum(json.dumps(dict(value), indent=1, allow_nan=False)) + "\n")
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_checksummed(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file that is as it was written; without a checksum, as it is.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it holds no object, or another than was written.
     """
-    return unsealed(path.read_bytes())
+    return without_checksum(path.read_bytes())
 
 
-def sealed(text: str) -> str:
+def with_checksum(text: str) -> str:
     """Return a JSON object's text with a checksum of it as its last key."""
     head = text.rstrip().removesuffix("}").rstrip()
     if head == "{":
@@ -135,8 +135,8 @@ def sealed(text: str) -> str:
     return f'{head}{comma}"{_SEAL}": "{_checksum(head.encode())}"{end}'
 
 
-def unsealed(content: bytes) -> dict[str, Any]:
-    """Return the object of a text that `sealed` may have made, without its checksum.
+def without_checksum(content: bytes) -> dict[str, Any]:
+    """Return the object of a text that `with_checksum` may have made, without its checksum.
 
     Raises:
         ValueError: it is no JSON object, or another than was sealed.
@@ -287,7 +287,7 @@ def read_lines(path: Path) -> list[Line]:
         if text.strip():
             record = None
             with suppress(ValueError):
-                record = unsealed(text)
+                record = without_checksum(text)
             last = start + len(text) == len(content)
             cut = last and record is None
             found.append(Line(number=number, start=start, text=text, record=record, cut=cut))
@@ -303,11 +303,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     try:
         lines = read_lines(path)
     except OSError as error:
-        notice(f"{path}: cannot be read ({error.strerror}): what it held is left out")
+        warn_once(f"{path}: cannot be read ({error.strerror}): what it held is left out")
         return []
     for line in lines:
         if line.record is None and not line.cut:
-            notice(f"{path}: line {line.number} is not as it was written: it is left out")
+            warn_once(f"{path}: line {line.number} is not as it was written: it is left out")
     return [line.record for line in lines if line.record is not None]
 
 
@@ -329,7 +329,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def record_line(record: Mapping[str, Any]) -> bytes:
     """Return a record as a line of a JSON-lines file."""
-    return sealed(json.dumps(dict(record), allow_nan=False)).encode() + b"\n"
+    return with_checksum(json.dumps(dict(record), allow_nan=False)).encode() + b"\n"
 
 
 def blank_line(path: Path, line: Line) -> None:
@@ -344,7 +344,7 @@ def blank_line(path: Path, line: Line) -> None:
             os.fsync(file.fileno())
 
 
-class Spool:
+class JsonlWriter:
     """An append-only JSON-lines file, fsynced in batches; one record a line."""
 
     def __init__(self, path: Path, *, sync_every: float = 1.0) -> None:

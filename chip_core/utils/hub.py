@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from chip_core.utils.errors import brief
+
 _SECONDS = 5.0  # that an answer is waited for
 
 
@@ -26,5 +28,5 @@ def unreachable(
     except ValueError:  # a name that no repository can have: told when it is loaded
         return None
     except Exception as error:  # whatever is between here and there
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return brief(error)
     return None

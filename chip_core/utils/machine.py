@@ -21,7 +21,7 @@ def cpu_seconds() -> float:
 
 
 @functools.cache
-def processor() -> str:
+def cpu_name() -> str:
     """Return the processor's name, with its kind where the system tells no more."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -39,14 +39,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def kind_of(device: str) -> str:
+def device_name(device: str) -> str:
     """Return what a device of this machine is, such that two of the same are about as fast.
 
     Args:
         device: "cpu" or "cuda".
     """
     if device != "cuda":
-        return processor()
+        return cpu_name()
     import torch
 
     return str(torch.cuda.get_device_name())

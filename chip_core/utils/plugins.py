@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chip_core.utils.errors import ConfigError
+from chip_core.utils.errors import ConfigError, describe_error
 
 
 def is_plugin(name: str) -> bool:
@@ -32,7 +32,7 @@ def load(name: str) -> Any:
         absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
         advice = "install it, or put its folder on PYTHONPATH" if absent else "mend it"
         raise ValueError(
-            f"'{name}': module {module} cannot be imported ({_brief(error)}): {advice}"
+            f"'{name}': module {module} cannot be imported ({describe_error(error)}): {advice}"
         ) from None
     try:
         return getattr(found, attribute)
@@ -60,8 +60,3 @@ def source_hash(name: str) -> str:
     if file is None or not Path(file).is_file():
         raise ConfigError([f"'{name}' has no source file: write it in a module of your own"])
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """The processes that share one trial: who this one is, and what passes between them.
 
 Whoever starts the processes has them joined by torch.distributed: Ray Train does so for its
-workers, `joined` does for torchrun's. One process needs neither.
+workers, `join_workers` does for torchrun's. One process needs neither.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _reason(failure: Exception | None) -> tuple[type[TrialError], str] | None:
     return TrialError, f"{type(failure).__name__}: {text}"
 
 
-def current() -> Workers:
+def current_workers() -> Workers:
     """Return the processes that this one is joined with."""
     import torch.distributed as dist
 
@@ -124,7 +124,7 @@ def current() -> Workers:
 
 
 @contextmanager
-def joined() -> Iterator[Workers]:
+def join_workers() -> Iterator[Workers]:
     """Be joined with the processes that torchrun started beside this one; alone without it.
 
     Raises:
@@ -146,7 +146,7 @@ def joined() -> Iterator[Workers]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        yield current()
+        yield current_workers()
         dist.barrier()  # they leave together: the first holds the store by which all take leave
     finally:
         dist.destroy_process_group()

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.files import read_sealed, write_sealed
+from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.cluster.check import require_good
 from orchestrator.cluster.checks.capacity import need_of
 from orchestrator.cluster.config import ClusterFile, read_cluster
@@ -149,7 +149,7 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
         )
         raise UserError(f"{workdir}: {what}: name its --cluster FILE, or the --workdir")
     try:
-        found = SubmittedJob(**read_sealed(wanted[-1]))
+        found = SubmittedJob(**read_checksummed(wanted[-1]))
     except (OSError, ValueError, TypeError):
         raise UserError(
             f"{wanted[-1]}: is not as it was written: remove it, and name the --cluster FILE"
@@ -173,7 +173,7 @@ def keep(job: SubmittedJob, workdir: Path) -> None:
     """Note a job, so that `attach` finds it."""
     folder = workdir / JOBS
     folder.mkdir(parents=True, exist_ok=True)
-    write_sealed(folder / f"{job.job}.json", job.as_json)
+    write_checksummed(folder / f"{job.job}.json", job.as_json)
 
 
 def _fetched(head: Head, job: SubmittedJob) -> dict[str, Any] | None:

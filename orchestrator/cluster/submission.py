@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from chip_core import recipes
 from chip_core.utils.errors import UserError
-from chip_core.utils.files import expanded
+from chip_core.utils.files import expand_path
 from orchestrator.study.load import find_study
 
 
@@ -56,7 +56,7 @@ def _own_recipe(recipe: str, folder: Path) -> str:
     if recipe in recipes.names():
         return recipe
     source = recipes.find(recipe)
-    if (folder / expanded(recipe).name).exists():
+    if (folder / expand_path(recipe).name).exists():
         raise UserError(f"--recipe: {recipe}: is named as the study's file: rename it")
     shutil.copyfile(source, folder / source.name)
     return source.name

@@ -175,7 +175,7 @@ def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, 
                     for metric, value in evaluation.metrics.items()
                 },
                 "unreadable": counts(()),
-                **evaluation.how,
+                **evaluation.metadata,
                 "scores": str(out / evaluation.scores),
                 "responses": str(out / evaluation.responses),
             }
@@ -201,7 +201,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
             table.add_row(Text(metric), f"{value:.4g}", unit)
     yield table
     for name, evaluation in found.items():
-        metadata = evaluation.how
+        metadata = evaluation.metadata
         subset = f", a seeded subset of {metadata['of']:,} questions" if "of" in metadata else ""
         yield Text(
             f"{name}: protocol {metadata['protocol']}, scorer {metadata['scorer']}, "

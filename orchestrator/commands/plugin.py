@@ -13,7 +13,7 @@ from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Location, Text
 
 if TYPE_CHECKING:
-    from chip_core.config.paths import Places
+    from chip_core.config.paths import DataPaths
 
 
 @click.group(epilog="Example: chip-ablate plugin check my_lab.terms:my_term")
@@ -95,7 +95,7 @@ def _kind(loaded: Any) -> str:
     return "benchmark" if isinstance(loaded, Benchmark) else "loss term"
 
 
-def _benchmark(name: str, places: Places) -> dict[str, str | None]:
+def _benchmark(name: str, places: DataPaths) -> dict[str, str | None]:
     from chip_core.evaluation.conformance import conformance
     from chip_core.evaluation.items import find_benchmark
     from chip_core.evaluation.judge.replay import ReplayJudge

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from chip_core.config.trial import TrialConfig
-from chip_core.utils.machine import cores, kind_of, processor
+from chip_core.utils.machine import cores, cpu_name, device_name
 from orchestrator.cost.workload import TrialWork
 
 
@@ -14,8 +14,8 @@ def machine_of(config: TrialConfig) -> str | None:
     """Return the device that a trial would run on here; None where there is no such one."""
     engine = config.engine
     if engine.device == "cuda" or (engine.device == "auto" and engine.gpus_per_worker > 0):
-        return kind_of("cuda") if gpus() else None
-    return processor()  # Ray hides the GPUs from a worker that asks for none
+        return device_name("cuda") if gpus() else None
+    return cpu_name()  # Ray hides the GPUs from a worker that asks for none
 
 
 def machines_of(work: Sequence[TrialWork]) -> set[str] | None:

@@ -96,7 +96,7 @@ def count_parameters(config: TrialConfig, *, reference: bool) -> Parameters | No
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from chip_core.models.adapters import attach
+    from chip_core.models.adapters import attach_adapters
     from chip_core.models.loading import local_folder
     from chip_core.models.memory import bytes_needed
     from chip_core.models.parts import is_adapter, trained_parts
@@ -111,7 +111,7 @@ def count_parameters(config: TrialConfig, *, reference: bool) -> Parameters | No
         )
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(found, trust_remote_code=False)
-            model = attach(model, config)
+            model = attach_adapters(model, config)
     except (OSError, ValueError, TrialError):
         return None
     trained = [

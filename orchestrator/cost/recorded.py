@@ -115,7 +115,7 @@ def _answers(record: TrialRecord, key: str) -> int:
     file = f"{side}-{re.sub(r'[^A-Za-z0-9_.-]', '.', name)}"  # as the evaluation names it
     for scored in record.evaluations.values():
         evaluation = scored.evaluation
-        if Path(evaluation.scores).stem == file and "taken_over" not in evaluation.how:
+        if Path(evaluation.scores).stem == file and "taken_over" not in evaluation.metadata:
             return evaluation.items
     return 0
 

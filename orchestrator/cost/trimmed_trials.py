@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chip_core.utils.errors import notice
-from chip_core.utils.files import read_sealed, write_sealed
+from chip_core.utils.errors import warn_once
+from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.cost.budget import Trimmed
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
@@ -19,19 +19,19 @@ def save_trimmed(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
     if trimmed is None or not trimmed.trials:
         file.unlink(missing_ok=True)
         return
-    write_sealed(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
+    write_checksummed(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
 
 
 def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     """Return what the report says of it; nothing once all that was left out is done."""
     file = _file(ledger.folder.parent, plan.study.name)
     try:
-        kept = read_sealed(file)
+        kept = read_checksummed(file)
         trials, sentence = set(map(str, kept["trials"])), str(kept["sentence"])
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except (OSError, ValueError, KeyError, TypeError):
-        notice(f"{file} is not as it was written: what was left out for a budget is not known")
+        warn_once(f"{file} is not as it was written: what was left out for a budget is not known")
         return ()
     waiting = {
         trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].done(trial)

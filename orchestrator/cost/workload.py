@@ -10,11 +10,11 @@ from pathlib import Path
 from chip_core import data as preference_data
 from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.trial import DataConfig, TrialConfig
-from chip_core.evaluation.items import asked_items, find_benchmark
+from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import sides
-from chip_core.evaluation.task import AsksByItself
+from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
-from chip_core.reference_cache.spec import CacheSpec, config_of, grouped
+from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
 from chip_core.results import MODEL
 from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
@@ -169,9 +169,9 @@ def _of_trial(
 def _groups(planned: list[PlannedCache]) -> list[CacheBuildWork]:
     by_key = {each.one.key: each for each in planned if each.state == "to make"}
     found = []
-    for group in grouped([each.one for each in by_key.values()]):
+    for group in group_specs([each.one for each in by_key.values()]):
         of_group = tuple(by_key[one.key] for one in group)
-        config = config_of([(each.one, each.config) for each in of_group])
+        config = build_config([(each.one, each.config) for each in of_group])
         samples = of_group[0].samples
         found.append(
             CacheBuildWork(
@@ -192,10 +192,10 @@ def questions_of(plan: Plan) -> dict[str, int | None]:
         key = f"{side}/{settings.name}"
         found[key] = None
         benchmark = find_benchmark(settings.name)
-        if isinstance(benchmark, AsksByItself):
+        if isinstance(benchmark, ExternalBenchmark):
             continue
         try:
-            found[key] = len(asked_items(side, settings, benchmark, plan.places)[0])
+            found[key] = len(select_items(side, settings, benchmark, plan.places)[0])
         except UserError:
             continue
     return found

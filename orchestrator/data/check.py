@@ -14,7 +14,7 @@ from rich.text import Text
 
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
-from chip_core.data.checks import GoodRow, ModelRows, check_rows
+from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
 from chip_core.models import loading
@@ -73,7 +73,7 @@ def check_data(
     broken = problem(data)
     if broken is not None:
         raise UserError(broken)
-    taken = None if model is None else ModelRows(_processor(model, where))
+    taken = None if model is None else ProcessorChecker(_processor(model, where))
     split = _words() if taken is None else taken.marks.ids
     with progress(console, "files opened") as opened:  # how many there are is not known yet
         source = open_source(data, opened)

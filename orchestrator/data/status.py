@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from chip_core.evaluation.benchmarks.status import BenchmarkStatus, Held
+from chip_core.evaluation.benchmarks.status import BenchmarkStatus, FileStatus
 
 STYLES = {"complete": "green", "scoring only": "yellow", "broken": "bold red"}
 
@@ -77,7 +77,7 @@ def _counted(benchmark: BenchmarkStatus) -> str:
     return f"all {benchmark.count:,} questions; "
 
 
-def _file(held: Held) -> Iterator[Text]:
+def _file(held: FileStatus) -> Iterator[Text]:
     word, style = ("there", "green") if held.whole else ("missing", "yellow")
     if held.path is not None and not held.whole:
         word = "in part"
@@ -89,7 +89,7 @@ def _file(held: Held) -> Iterator[Text]:
         yield Text(f"           from {held.file.source}")
 
 
-def _size(held: Held) -> str:
+def _size(held: FileStatus) -> str:
     file = held.file
     parts = f", {held.parts:,} of {file.parts:,} files" if file.parts > 1 else ""
     if held.path is None:

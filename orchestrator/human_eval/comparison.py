@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.utils.files import write_atomically, write_sealed
+from chip_core.utils.files import write_atomically, write_checksummed
 from orchestrator.human_eval.assignment import SheetKey
 from orchestrator.human_eval.preference import HumanFigures, human_figures
 from orchestrator.human_eval.replies import SheetReplies, judgements
@@ -54,7 +54,7 @@ def write_comparison(comparison: HumanComparison, report: Path) -> list[Path]:
     """Write a comparison into a study's report folder; return the files."""
     folder = report / HUMANS
     files = [folder / f"{comparison.name}.{kind}" for kind in ("json", "md")]
-    write_sealed(files[0], as_json(comparison))
+    write_checksummed(files[0], as_json(comparison))
     write_atomically(files[1], markdown(comparison))
     return files
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.config.trial import BenchmarkConfig
-from chip_core.evaluation.items import asked_items, find_benchmark
+from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Side
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import suggestion
@@ -102,7 +102,9 @@ def answer_pool(
     )
 
 
-def item_images(pool: Pool, items: Iterable[str], places: Places) -> dict[str, list[Image.Image]]:
+def item_images(
+    pool: Pool, items: Iterable[str], places: DataPaths
+) -> dict[str, list[Image.Image]]:
     """Return each item's images, those that are wanted.
 
     Args:
@@ -114,7 +116,7 @@ def item_images(pool: Pool, items: Iterable[str], places: Places) -> dict[str, l
         UserError: the benchmark has an item no longer.
     """
     wanted = set(items)
-    asked, _ = asked_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
+    asked, _ = select_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
     found = {
         entry.id: [picture.read() for picture in entry.pictures]
         for entry in asked

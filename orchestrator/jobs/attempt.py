@@ -40,10 +40,10 @@ def execute(
     began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
     if job.shard is not None:
-        from chip_core.phases import stopped_by
+        from chip_core.phases import stop_on_request
         from chip_core.reference_cache.build import run_shard
 
-        told = stopped_by(stop, report)
+        told = stop_on_request(stop, report)
         return run_shard(job.shard, job.config, folder=job.folder, report=told)
     from chip_core.trial_context import TrialContext
     from chip_core.trial_scoring import score_trial
@@ -59,7 +59,7 @@ def execute(
         )
         return score_trial(job.config, context, answers=job.answers)
     from chip_core.trial import answer_trial
-    from chip_core.utils.workers import current
+    from chip_core.utils.workers import current_workers
 
     context = TrialContext(
         folder=job.folder,
@@ -80,7 +80,7 @@ def execute(
     if answered.answers:
         return answered
     scoring = TrialContext(folder=job.folder, places=job.places)
-    return current().broadcast_from_rank0(lambda: score_trial(job.config, scoring))
+    return current_workers().broadcast_from_rank0(lambda: score_trial(job.config, scoring))
 
 
 def cause_of(error: BaseException) -> Cause:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.spec import AvailableCaches, BuildShard
 
@@ -31,7 +31,7 @@ class Job:
     untrained: bool = False  # ask the model as it is
     trained_model: Path | None = None  # ask this model, trained by an earlier attempt
     resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
-    places: Places = Places()  # where benchmarks' data and judges' replies lie
+    places: DataPaths = DataPaths()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
     offered: AvailableCaches | None = None  # the stores of reference passes that it may read
     shard: BuildShard | None = None  # make this share of a reference pass, and nothing else

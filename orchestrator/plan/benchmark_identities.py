@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.evaluation import items as benchmark_items
 from chip_core.evaluation.readiness import sides
-from chip_core.utils.errors import UserError, notice
-from chip_core.utils.files import read_sealed, write_sealed
+from chip_core.utils.errors import UserError, warn_once
+from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
 
 
-def identities(study: Study, places: Places, seen: Identities) -> dict[str, Mapping[str, Any]]:
+def identities(study: Study, places: DataPaths, seen: Identities) -> dict[str, Mapping[str, Any]]:
     """Return what fingerprints hold of a study's benchmarks.
 
     Args:
@@ -37,14 +37,14 @@ def read_identities(workdir: Path, study: str) -> Identities:
     """Return the identities that the last run of a study had; empty where there was none."""
     file = _file(workdir, study)
     try:
-        found = read_sealed(file)
+        found = read_checksummed(file)
         if all(isinstance(identity, dict) for identity in found.values()):
             return found
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError):
         pass
-    notice(
+    warn_once(
         f"{file} is not as it was written: what the benchmarks' data were is read from the data; "
         "`chip-ablate run` writes it again"
     )
@@ -59,11 +59,13 @@ def is_damaged(workdir: Path, study: str) -> bool:
 
 def save_identities(workdir: Path, study: str, found: Identities) -> None:
     """Keep the identities of a run."""
-    write_sealed(_file(workdir, study), {key: dict(identity) for key, identity in found.items()})
+    write_checksummed(
+        _file(workdir, study), {key: dict(identity) for key, identity in found.items()}
+    )
 
 
 def _identity(
-    settings: BenchmarkConfig, places: Places, seen: Mapping[str, Any]
+    settings: BenchmarkConfig, places: DataPaths, seen: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     benchmark = benchmark_items.find_benchmark(settings.name)
     current = benchmark_items.code_identity(benchmark)

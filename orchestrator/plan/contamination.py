@@ -17,12 +17,12 @@ from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
 from chip_core.data.files import is_hub_name
 from chip_core.data.rows import RowError
-from chip_core.data.source import SHAPES, Row, open_source
-from chip_core.evaluation.items import asked_items, find_benchmark
+from chip_core.data.source import SHAPES, SourceRow, open_source
+from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.overlap import count_shared
 from chip_core.evaluation.readiness import sides
-from chip_core.utils.errors import ConfigError, TrialError, UserError, notice
-from chip_core.utils.files import parse_json, read_sealed, write_sealed
+from chip_core.utils.errors import ConfigError, TrialError, UserError, warn_once
+from chip_core.utils.files import parse_json, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 
 OVERLAP = "overlap.json"  # in a study's folder
@@ -65,7 +65,7 @@ def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
         if identity.get("files")
     ]
     rows = [asdict(overlap) for overlap in found]
-    write_sealed(_file(workdir, plan.study.name), {"overlaps": rows})
+    write_checksummed(_file(workdir, plan.study.name), {"overlaps": rows})
     return found
 
 
@@ -75,7 +75,7 @@ def restore_overlaps(plan: Plan, workdir: Path) -> None:
     try:
         if not file.exists() or isinstance(parse_json(file.read_bytes()), list):
             return
-        read_sealed(file)
+        read_checksummed(file)
     except (OSError, ValueError):
         with suppress(UserError):
             count_overlaps(plan, workdir)
@@ -87,12 +87,12 @@ def read_overlap(workdir: Path, study: str) -> list[Overlap]:
     try:
         raw = parse_json(file.read_bytes())
         # A version that had no checksum kept a list.
-        rows = raw if isinstance(raw, list) else read_sealed(file)["overlaps"]
+        rows = raw if isinstance(raw, list) else read_checksummed(file)["overlaps"]
         return [_overlap(row) for row in rows]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        notice(
+        warn_once(
             f"{file} is not as it was written: what training data and benchmarks share is not told"
         )
         return []
@@ -115,7 +115,7 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         for side, settings in sides(plan.study.benchmarks)
         if f"{side}/{settings.name}" == key
     )
-    items, _ = asked_items(side, settings, find_benchmark(settings.name), plan.places)
+    items, _ = select_items(side, settings, find_benchmark(settings.name), plan.places)
     pictures = {picture.key: picture for item in items for picture in item.pictures}
     if is_hub_name(data.source):
         return Overlap(key=key, source=data.source, training=None, pictures=len(pictures), shared=0)
@@ -127,10 +127,10 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
     }
     kept = workdir / "cache" / "overlap" / f"{fingerprint(decided_by)[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # else counted again
-        return _overlap(read_sealed(kept))
+        return _overlap(read_checksummed(kept))
     try:
         source = open_source(data)
-        rows = [entry for _, entry in source.scan() if isinstance(entry, Row)]
+        rows = [entry for _, entry in source.scan() if isinstance(entry, SourceRow)]
         shared = count_shared(
             ((row.image.path or f"row {row.index}", _reader(row)) for row in rows),
             ((name, picture.read) for name, picture in pictures.items()),
@@ -145,15 +145,15 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         shared=len(shared),
         examples=tuple(shared[:_NAMED]),
     )
-    write_sealed(kept, asdict(overlap))
+    write_checksummed(kept, asdict(overlap))
     return overlap
 
 
-def _reader(row: Row) -> Callable[[], Image.Image | None]:
+def _reader(row: SourceRow) -> Callable[[], Image.Image | None]:
     return partial(_small, row)
 
 
-def _small(row: Row) -> Image.Image | None:
+def _small(row: SourceRow) -> Image.Image | None:
     try:
         return row.images.small(row.image)
     except RowError:

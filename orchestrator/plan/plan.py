@@ -16,7 +16,7 @@ from chip_core.config.identity import (
     training_identity,
     untrained_identity,
 )
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.readiness import sides
@@ -87,7 +87,7 @@ class Plan:
     base: Trial
     #: what the fingerprints hold of models and data, by their configuration as JSON
     identities: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    places: Places = Places()  # where its benchmarks' data lie
+    places: DataPaths = DataPaths()  # where its benchmarks' data lie
     benchmarks: benchmark_identities.Identities = field(default_factory=dict)  # what they are
 
     def identity(self, section: ModelConfig | DataConfig) -> Mapping[str, Any]:
@@ -128,7 +128,7 @@ def make_plan(
     model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity,
     data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
     *,
-    places: Places | None = None,
+    places: DataPaths | None = None,
     seen: benchmark_identities.Identities | None = None,
 ) -> Plan:
     """Expand a study into arms and trials.
@@ -178,7 +178,7 @@ def make_plan(
         more = [f"{study.source}: … and {len(problems) - _TOLD:,} more"] * (len(problems) > _TOLD)
         raise ConfigError(problems[:_TOLD] + more)
 
-    places = places or Places()
+    places = places or DataPaths()
     contents = benchmark_identities.identities(study, places, seen or {})
     evaluations = {
         f"{side}/{settings.name}": fingerprint(

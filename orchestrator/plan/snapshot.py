@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from chip_core import recipes
-from chip_core.config.paths import Places
-from chip_core.utils.errors import ConfigError, UserError, notice
-from chip_core.utils.files import read_sealed, write_sealed
+from chip_core.config.paths import DataPaths
+from chip_core.utils.errors import ConfigError, UserError, warn_once
+from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.study.load import is_study
 from orchestrator.study.model import StudyChanges
@@ -45,7 +45,7 @@ class PlanSnapshot:
     time: float = 0.0  # when it was last run, in seconds since 1970
     began: float | None = None  # when it was first run; None: not noted
     changes: StudyChanges = StudyChanges()  # of the command line
-    places: Places = Places()  # where its benchmarks' data lay
+    places: DataPaths = DataPaths()  # where its benchmarks' data lay
 
     def changed_by(self, changes: StudyChanges) -> StudyChanges:
         """Return its changes with further ones, which take the place of its own."""
@@ -55,9 +55,9 @@ class PlanSnapshot:
             overrides={**self.changes.overrides, **changes.overrides},
         )
 
-    def placed_by(self, places: Places) -> Places:
+    def placed_by(self, places: DataPaths) -> DataPaths:
         """Return its places with others, which take the place of its own."""
-        return Places(
+        return DataPaths(
             benchmark_data=places.benchmark_data or self.places.benchmark_data,
             judge_replies=places.judge_replies or self.places.judge_replies,
         )
@@ -107,10 +107,10 @@ def save_plan_snapshot(plan: Plan, workdir: Path, *, runs: bool = True) -> PlanS
     }
     if before is not None and not runs:
         same = {**record, "time": before.time}
-        if same == read_sealed(file):
+        if same == read_checksummed(file):
             return before
-    write_sealed(file, record)
-    return _read(read_sealed(file))
+    write_checksummed(file, record)
+    return _read(read_checksummed(file))
 
 
 def plan_snapshots(workdir: Path, *, all_of_them: bool = False) -> Iterator[PlanSnapshot]:
@@ -136,7 +136,7 @@ def plan_snapshots(workdir: Path, *, all_of_them: bool = False) -> Iterator[Plan
             )
             if all_of_them:
                 raise UserError(line)
-            notice(line)
+            warn_once(line)
 
 
 def plan_snapshot(workdir: Path, study: str) -> PlanSnapshot | None:
@@ -201,7 +201,7 @@ def require_same_file(plan: Plan, workdir: Path) -> None:
 def _kept(file: Path) -> PlanSnapshot | None:
     """Return what a file holds; None where it is not there or not as it was written."""
     try:
-        return _read(read_sealed(file))
+        return _read(read_checksummed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
 
@@ -220,7 +220,7 @@ def _read(raw: Mapping[str, Any]) -> PlanSnapshot:
         time=raw.get("time", 0.0),
         began=raw.get("began", raw.get("time")),
         changes=StudyChanges(**raw.get("changes", {})),
-        places=Places(**lay),
+        places=DataPaths(**lay),
         trials={
             entry["fingerprint"]: PlannedTrial(
                 arm=entry["arm"],

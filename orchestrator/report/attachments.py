@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.utils.files import read_sealed
+from chip_core.utils.files import read_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.report.layout import FIGURES, Block, Picture, Section, TextBlock
 from orchestrator.report.sections.human import CSV as HUMAN_COLUMNS
@@ -104,7 +104,7 @@ def _humans(folder: Path, plan: Plan, tables: dict[str, str]) -> list[Block]:
 def _read(file: Path, made: Callable[[Data], list[Block]]) -> list[Block]:
     """Return what a file's data make; a line in its place where they are broken."""
     try:
-        return made(read_sealed(file))
+        return made(read_checksummed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return [TextBlock(lines=(f"{file.name} is of another version or broken: make it again.",))]
 

@@ -25,8 +25,8 @@ import chip_core
 import orchestrator
 from chip_core.evaluation.readiness import sides
 from chip_core.results import CURVES
-from chip_core.utils.errors import notice, noticed
-from chip_core.utils.files import read_sealed, sha256_of, write_sealed
+from chip_core.utils.errors import warn_once, warning_count
+from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 from orchestrator.cost.trimmed_trials import LEFT_OUT
 from orchestrator.plan.contamination import OVERLAP
 from orchestrator.plan.plan import Plan, Trial
@@ -63,7 +63,7 @@ def find_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Writ
         folder: where the report lies, with what other commands left in it.
     """
     try:
-        raw = read_sealed(_mark_file(folder))
+        raw = read_checksummed(_mark_file(folder))
         files = {str(name): str(sha256) for name, sha256 in raw["files"].items()}
         results = Results.read(raw["results"])
         whole = all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
@@ -83,18 +83,18 @@ def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> W
     from orchestrator.report.build import make_report
     from orchestrator.report.writers.files import write_report
 
-    before = noticed()
+    before = warning_count()
     report = make_report(plan, ledger, storage, folder)
     written = write_report(report, folder)
     results = results_of(report.summary)
     mark = None
     # One of which something had to be told is made again, and it is told again.
-    if noticed() == before:
+    if warning_count() == before:
         files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
         with suppress(TypeError, ValueError):  # of what JSON has not: then it is made every time
             inputs = inputs_hash(plan, ledger, storage, folder, files)
             kept = {"inputs": inputs, "files": files, "results": results.kept()}
-            write_sealed(_mark_file(folder), kept)
+            write_checksummed(_mark_file(folder), kept)
             mark = _hash([inputs, files])
     return WrittenReport(results=results, files=tuple(written), mark=mark, summary=report.summary)
 
@@ -239,7 +239,7 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
     folder = report_folder(workdir, plan.study.name)
     lost = lost_figures(plan, ledger)
     if lost and (folder / PAGE).exists():
-        notice(kept_report_notice(folder / PAGE, plan, workdir, lost))
+        warn_once(kept_report_notice(folder / PAGE, plan, workdir, lost))
         return []
     files = rewrite_report(plan, ledger, workdir, folder).files
     return [(file, artifact_folder(file, folder)) for file in files]

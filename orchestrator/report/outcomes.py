@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chip_core.evaluation.task import MetricInfo, metric_name
-from chip_core.utils.errors import notice
+from chip_core.utils.errors import warn_once
 from orchestrator.analysis import MetricResults, StudyArm, StudyResults
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Arm, Plan, Trial
@@ -125,7 +125,7 @@ def _item_outcomes(file: Path) -> dict[str, Outcomes]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError):
-        notice(f"{file} cannot be read: its items are left out of every comparison")
+        warn_once(f"{file} cannot be read: its items are left out of every comparison")
         return {}
 
 

@@ -17,7 +17,9 @@ def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
         record = ledger[trial.fingerprint]
         for key, fingerprint in trial.evaluations.items():
             if fingerprint in record.evaluations:
-                found.setdefault(key, []).append(record.evaluations[fingerprint].evaluation.how)
+                found.setdefault(key, []).append(
+                    record.evaluations[fingerprint].evaluation.metadata
+                )
     lines = [
         f"{key.removeprefix('report/')}: {'; '.join(_protocol_notes(hows))}."
         for key, hows in found.items()

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.results import CONFIG, CURVES, MODEL
-from chip_core.utils.errors import notice
-from chip_core.utils.files import unsealed
+from chip_core.utils.errors import warn_once
+from chip_core.utils.files import without_checksum
 from orchestrator.jobs.attempt import TRACEBACK
 from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.report.formatting import NOTHING
@@ -57,7 +57,7 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
                 "evaluation": key,
                 "metrics": dict(scored.evaluation.metrics),
                 "items": scored.evaluation.items,
-                "how": dict(scored.evaluation.how),
+                "how": dict(scored.evaluation.metadata),
                 "scores": str(workdir / scored.folder / scored.evaluation.scores),
                 "responses": str(workdir / scored.folder / scored.evaluation.responses),
             }
@@ -171,14 +171,14 @@ def _config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
     for folder in [*([record.model] if record.model else []), *reversed(hashes)]:
         file = workdir / folder / CONFIG
         try:
-            found = unsealed(file.read_bytes())
+            found = without_checksum(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError):
             found = None
         if found is not None and not is_changed(file, hashes.get(folder)):
             return found
-        notice(f"{file} is not as it was written: the configuration is not shown")
+        warn_once(f"{file} is not as it was written: the configuration is not shown")
         return None
     return None
 

@@ -73,7 +73,7 @@ def _count(arm: str, key: str, trials: list[Trial], ledger: Ledger) -> UnreadCou
     for trial in trials:
         scored = ledger[trial.fingerprint].evaluations.get(trial.evaluations.get(key, ""))
         if scored is not None:
-            hows.append((trial.name, scored.evaluation.how))
+            hows.append((trial.name, scored.evaluation.metadata))
     if not hows:
         return None
     unread = [(name, how["unreadable"]) for name, how in hows if "unreadable" in how]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from chip_core.config.trial import EngineConfig, ModelConfig
 from chip_core.models import loading
-from chip_core.representation.described import Described
+from chip_core.representation.described import DescribedImage
 from chip_core.representation.geometry import Basis, Figure, common_basis, figures
 from chip_core.representation.states import Reading, Representations, represent
 from chip_core.results import MODEL
-from chip_core.trained import require_model
+from chip_core.trained import check_model
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.representation.results import RepresentationResults, RepresentationRow
@@ -72,7 +72,7 @@ def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Model
 
 def read_models(
     sources: Sequence[ModelSource],
-    described: Sequence[Described],
+    described: Sequence[DescribedImage],
     *,
     set_name: str,
     reading: Reading,
@@ -135,7 +135,10 @@ def read_models(
 
 
 def _read(
-    source: ModelSource, described: Sequence[Described], reading: Reading, on_model: OnModel | None
+    source: ModelSource,
+    described: Sequence[DescribedImage],
+    reading: Reading,
+    on_model: OnModel | None,
 ) -> Representations:
     import torch
 
@@ -155,7 +158,7 @@ def _read(
 
     try:
         if source.trained is not None:
-            require_model(source.trained)
+            check_model(source.trained)
         model, processor = loading.load(
             source.model, attention=source.engine.attention, trained=source.trained
         )

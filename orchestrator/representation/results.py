@@ -9,7 +9,7 @@ from typing import Any
 
 from chip_core.representation.geometry import Figure
 from chip_core.representation.states import Reading
-from chip_core.utils.files import write_atomically, write_sealed
+from chip_core.utils.files import write_atomically, write_checksummed
 from orchestrator.report.figures.representation import draw_representation
 from orchestrator.report.sections.representation import representation_blocks
 from orchestrator.report.writers.markdown import section_text
@@ -48,7 +48,7 @@ class RepresentationResults:
 def write_represented(found: RepresentationResults, folder: Path) -> list[Path]:
     """Write figure, table and figures as JSON into a folder; return the files."""
     files = [folder / f"{found.name}.{kind}" for kind in ("json", "md")]
-    write_sealed(files[0], as_json(found))
+    write_checksummed(files[0], as_json(found))
     write_atomically(files[1], markdown(found))
     pictures = [folder / "figures" / f"{found.name}.{kind}" for kind in ("png", "pdf")]
     pictures[0].parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,9 @@ from chip_core.reference_cache.folder import (
     store_folder,
 )
 from chip_core.reference_cache.size import gigabytes
-from chip_core.reference_cache.spec import AvailableCaches, BuildShard, config_of, grouped
+from chip_core.reference_cache.spec import AvailableCaches, BuildShard, build_config, group_specs
 from chip_core.utils.errors import StorageError
-from chip_core.utils.files import Spool
+from chip_core.utils.files import JsonlWriter
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
 from orchestrator.plan.plan import Trial
 from orchestrator.runner.display import display_for
@@ -144,7 +144,8 @@ def _make(
     """Make passes: groups at the same time, the samples of each shared out to workers."""
     by_key = {planned.one.key: planned for planned in wanted}
     groups = [
-        [by_key[one.key] for one in group] for group in grouped([planned.one for planned in wanted])
+        [by_key[one.key] for one in group]
+        for group in group_specs([planned.one for planned in wanted])
     ]
     parts = {group[0].one.key: _parts(group, caches, executor, len(groups)) for group in groups}
     jobs = [job for of_group in parts.values() for job in of_group]
@@ -203,11 +204,11 @@ def _finish(
     seconds: dict[str, float],
 ) -> None:
     # Imported here: it takes torch, which a study without a pass to make goes without.
-    from chip_core.reference_cache.build import finish
+    from chip_core.reference_cache.build import finish_cache
 
     try:
         caches.fetch_notes(store_folder(caches.cache, planned.one.key))
-        made = finish(
+        made = finish_cache(
             planned.one, cache=caches.cache, rows=rows, seconds=taken, commit=caches.commit
         )
         planned.take(made)
@@ -232,7 +233,7 @@ def _parts(
     whole = Job(
         id=f"pass-{folder.name[:12]}",
         name=f"reference pass {', '.join(repr(planned.one.name) for planned in group)}",
-        config=config_of([(planned.one, planned.config) for planned in group]),
+        config=build_config([(planned.one, planned.config) for planned in group]),
         folder=jobs_folder(folder),
     )
     caches.forget_jobs(folder)  # of an earlier attempt
@@ -269,7 +270,7 @@ def _note_uses(passes: Sequence[PlannedCache], study: str, cache: Path) -> None:
     used = [planned for planned in passes if planned.state != "in the step"]
     if not used:
         return
-    uses = Spool(cache / USES)
+    uses = JsonlWriter(cache / USES)
     for planned in used:
         key = store_folder(cache, planned.one.key).name
         uses.append({"time": time.time(), "study": study, "pass": key, "trials": planned.trials})

@@ -9,8 +9,8 @@ from typing import Any
 
 from chip_core.config.trial import BenchmarkConfig, TrialConfig
 from chip_core.results import MODEL
-from chip_core.trained import broken_model, left_model
-from chip_core.utils.errors import notice
+from chip_core.trained import has_model, model_problem
+from chip_core.utils.errors import warn_once
 from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import (
@@ -104,9 +104,9 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
         if (
             model is not None
             and not remote
-            and (why := broken_model(model, trial.config)) is not None
+            and (why := model_problem(model, trial.config)) is not None
         ):
-            notice(f"{trial.name}: {why}: it is trained again")
+            warn_once(f"{trial.name}: {why}: it is trained again")
             model = None
         answers = answers_of(trial, record, storage)
         if answers is not None:
@@ -198,9 +198,10 @@ def trial_view(
         data=record.data,
         engine=record.engine,
         metadata={
-            key: record.evaluations[fingerprint].evaluation.how
+            key: record.evaluations[fingerprint].evaluation.metadata
             for key, fingerprint in trial.evaluations.items()
-            if fingerprint in record.evaluations and record.evaluations[fingerprint].evaluation.how
+            if fingerprint in record.evaluations
+            and record.evaluations[fingerprint].evaluation.metadata
         },
         reason=record.failure,
         cut=record.cut,
@@ -242,9 +243,11 @@ def _to_resume(storage: Path, trial: Trial) -> Path | None:
 
     Whether they are whole, the worker sees.
     """
-    from chip_core.training.checkpoint import checkpoints  # torch: only where something is to run
+    from chip_core.training.checkpoint import (
+        list_checkpoints,  # torch: only where something is to run
+    )
 
     attempts = list(attempts_of(storage, trial).values())
-    trained = [folder for folder in attempts if left_model(folder)]
-    left = trained or [folder for folder in attempts if checkpoints(folder)]
+    trained = [folder for folder in attempts if has_model(folder)]
+    left = trained or [folder for folder in attempts if list_checkpoints(folder)]
     return left[-1] if left else None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chip_core.evaluation.task import metric_name
 from chip_core.results import MODEL, read_answered, read_result
-from chip_core.utils.errors import notice
+from chip_core.utils.errors import warn_once
 from chip_core.utils.files import read_lines, sha256_of
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger, ScoredBenchmark
@@ -101,7 +101,7 @@ def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
         untrained = record.model is not None and not (storage / record.model / MODEL).is_dir()
         again = "trains and scores it again" if untrained else "scores it again"
         for why in dict.fromkeys(lost.values()):
-            notice(
+            warn_once(
                 f"{trial.name}: {why}: `chip-ablate run` {again} "
                 "(`chip-ablate rm` takes a trial out instead)"
             )

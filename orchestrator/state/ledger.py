@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
-from chip_core.utils.errors import UserError, notice, printable
+from chip_core.utils.errors import UserError, printable, warn_once
 from chip_core.utils.files import (
     Line,
     append_record,
@@ -155,7 +155,7 @@ class Ledger:
                 self._apply(line.record)
             elif not line.cut:
                 self.bad.append(line)
-                notice(
+                warn_once(
                     f"{self._file}: line {line.number} is not as it was written: it is left out; "
                     "`chip-ablate run` keeps it aside and finds what it said in the trials' folders"
                 )
@@ -249,7 +249,7 @@ class Ledger:
                 **_training_of(result),
                 "files": result.files,
                 "evaluations": {
-                    trial.evaluations[key]: asdict(evaluation)
+                    trial.evaluations[key]: evaluation.as_json()
                     for key, evaluation in result.evaluations.items()
                     if key in trial.evaluations
                 },
@@ -336,7 +336,7 @@ class Ledger:
             for fingerprint, evaluation in entry["evaluations"].items():
                 record.evaluations[fingerprint] = ScoredBenchmark(
                     folder=entry["folder"],
-                    evaluation=Evaluation(**evaluation),
+                    evaluation=Evaluation.from_json(evaluation),
                     files=entry.get("files", {}),
                 )
         elif entry["event"] in ("failed", "killed", "cut"):
@@ -415,7 +415,7 @@ def _is_entry(record: Mapping[str, Any]) -> bool:
         if "code" in record:
             CodeVersion(**record["code"])
         for evaluation in record.get("evaluations", {}).values():
-            Evaluation(**evaluation)
+            Evaluation.from_json(evaluation)
     except TypeError:
         return False
     return True

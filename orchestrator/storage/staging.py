@@ -25,8 +25,8 @@ from chip_core.reference_cache.folder import (
     verify,
 )
 from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
-from chip_core.training.checkpoint import broken
-from chip_core.utils.workers import current
+from chip_core.training.checkpoint import checkpoint_problem
+from chip_core.utils.workers import current_workers
 from orchestrator.jobs.job import COPYING, STOP, Job
 from orchestrator.storage.download import OnFile, fetch_folder, node_folder
 from orchestrator.storage.judge_replies import JudgeReplies
@@ -164,7 +164,7 @@ class StagedWorkspace:
         Raises:
             StorageError: it cannot be copied.
         """
-        workers = current()
+        workers = current_workers()
         if workers.first:
             self.uploader.copy()
         workers.wait()
@@ -204,7 +204,7 @@ class StagedWorkspace:
         for attempt in dict.fromkeys([folder, *job.earlier]):
             for checkpoint in sorted((self.moved(attempt) / CHECKPOINTS).glob("step-*"))[::-1]:
                 self._fetch(self._below(checkpoint, self.here), on_file, weights=True)
-                if broken(checkpoint, job.config) is None:
+                if checkpoint_problem(checkpoint, job.config) is None:
                     return
 
     def _fetch_store(self, key: str, identity: Mapping[str, Any], on_file: OnFile) -> None:

@@ -17,7 +17,7 @@ from chip_core.config.trial import LARGEST_SEED, BenchmarksConfig
 from chip_core.config.validation import key_problem, set_key, trial_config
 from chip_core.models import loading
 from chip_core.utils.errors import ConfigError
-from chip_core.utils.files import expanded
+from chip_core.utils.files import expand_path
 from chip_core.utils.registry import suggestion
 from orchestrator.study.design import parse_layout
 from orchestrator.study.metrics import Wrong, benchmark_goals, parse_declared, parse_published
@@ -38,7 +38,7 @@ def find_study(name: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    path = expanded(name)
+    path = expand_path(name)
     if os.path.isfile(path):  # a name that no file can have is no file
         return path
     shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}

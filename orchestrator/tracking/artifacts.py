@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.results import CONFIG, CURVES
-from chip_core.utils.files import unsealed
+from chip_core.utils.files import without_checksum
 from orchestrator.tracking.client import MlflowStore, Point, Run
 
 _SAMPLE = 50  # responses shown of each benchmark
@@ -65,7 +65,7 @@ def _points(text: bytes) -> Iterator[Point]:
     for line in text.split(b"\n"):
         # A write that a crash cut off, or damage, is left out; the ledger holds the truth.
         with suppress(ValueError, KeyError, TypeError):
-            point = unsealed(line)
+            point = without_checksum(line)
             yield Point(
                 step=int(point["step"]),
                 milliseconds=int(point["time"] * 1000),
@@ -79,7 +79,7 @@ def _table(path: Path) -> dict[str, Any] | None:
     with path.open("rb") as file:
         for line in itertools.islice(file, _SAMPLE):
             with suppress(ValueError):
-                rows.append(unsealed(line))
+                rows.append(without_checksum(line))
     if not rows:
         return None
     columns = list(rows[0])

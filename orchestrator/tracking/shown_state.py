@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from chip_core.utils.files import read_sealed, write_sealed
+from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.storage.download import artifacts_of
 from orchestrator.tracking.address import own_uri, sqlite_file, tracking_uri
 
@@ -71,7 +71,7 @@ class ShownRecord:
         """
         if state := self._state():
             left = {"mark": mark, "state": state, **asdict(shown)}
-            write_sealed(self._file, {**self._known(), self._key: left})
+            write_checksummed(self._file, {**self._known(), self._key: left})
 
     def _left(self) -> Mapping[str, Any]:
         """Return what was noted of the store; nothing where it is not as it was left."""
@@ -80,7 +80,7 @@ class ShownRecord:
 
     def _known(self) -> dict[str, Any]:
         try:
-            return read_sealed(self._file)
+            return read_checksummed(self._file)
         except (OSError, ValueError):
             return {}
 

@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.trained import Trained, read_trained, take_over, weights_mark, write_trained
+from chip_core.trained import (
+    TrainedModel,
+    adopt_model,
+    read_trained,
+    weights_fingerprint,
+    write_trained,
+)
 from chip_core.trial import run_trial
 from chip_core.utils.errors import NonFiniteLossError, TrialError
 from chip_core.utils.files import read_records
@@ -249,7 +255,7 @@ def test_a_trial_killed_while_it_was_scored_goes_on_there(
     assert again.metrics == whole.metrics
     assert (again.steps, again.data) == (whole.steps, whole.data)
     assert again.seconds["train"] > 0
-    assert again.evaluations["report/shapes"].how["taken_over"] == 4
+    assert again.evaluations["report/shapes"].metadata["taken_over"] == 4
     assert [progress.done for progress in told if progress.phase == "answer shapes"] == [4, 6, 8]
     weights = [tmp_path / name / "model/model.safetensors" for name in ("whole", "two")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -259,13 +265,13 @@ def test_a_trial_killed_while_it_was_scored_goes_on_there(
 
 def test_a_model_is_whole_in_one_of_two_folders_at_any_time(tmp_path: Path) -> None:
     (tmp_path / "one" / "model").mkdir(parents=True)
-    trained = Trained(steps=3, seconds=1.0)
-    assert take_over(tmp_path / "one", tmp_path / "two") is None  # not noted as whole
+    trained = TrainedModel(steps=3, seconds=1.0)
+    assert adopt_model(tmp_path / "one", tmp_path / "two") is None  # not noted as whole
     write_trained(tmp_path / "one", trained)
     write_trained(tmp_path / "two", trained)  # as where it was killed before the move
     assert read_trained(tmp_path / "two") is None
-    assert take_over(tmp_path / "one", tmp_path / "two") == trained
-    assert weights_mark(tmp_path / "two" / "model") == trained.mark
+    assert adopt_model(tmp_path / "one", tmp_path / "two") == trained
+    assert weights_fingerprint(tmp_path / "two" / "model") == trained.mark
 
 
 def test_what_a_benchmark_lacks_is_said_before_the_training(

@@ -7,7 +7,7 @@ from typing import Any
 
 from chip_core.config.trial import TrialConfig
 from chip_core.training.parallel import Compute
-from chip_core.training.trainer import Trainer, Training
+from chip_core.training.trainer import Trainer, TrainingResult
 
 
 def train(
@@ -19,7 +19,7 @@ def train(
     folder: Path,
     compute: Compute | None = None,
     **options: Any,
-) -> Training:
+) -> TrainingResult:
     """Train a model in place; `options` are those of `Trainer.train`."""
     options.setdefault("on_step", lambda *_: None)
     with Trainer(

@@ -16,7 +16,7 @@ from chip_core.results import (
     Evaluation,
     Progress,
     TrialResult,
-    hashes,
+    file_hashes,
     write_answered,
     write_result,
 )
@@ -150,7 +150,7 @@ def leave_result(job: Job) -> TrialResult:
             metrics.append({"name": "chair_i", "value": value, "items": items})
         write_json(job.folder / evaluation.scores, {"metrics": metrics})
     scores = [evaluation.scores for evaluation in result.evaluations.values()]
-    result = replace(result, files=hashes(job.folder, scores))
+    result = replace(result, files=file_hashes(job.folder, scores))
     write_result(job.folder, result)
     return result
 

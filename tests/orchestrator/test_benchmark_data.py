@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.evaluation.inference import Decoder
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import read_records
@@ -62,7 +62,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def planned(tmp_path: Path, places: Places, text: str = STUDY, **overrides: object) -> Plan:
+def planned(tmp_path: Path, places: DataPaths, text: str = STUDY, **overrides: object) -> Plan:
     file = tmp_path / "scored.yaml"
     file.write_text(text)
     study = load_study(file, StudyChanges(overrides={**SHORT, **overrides}))
@@ -88,20 +88,20 @@ def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
     tmp_path: Path, data: Path
 ) -> None:
     """Those of the embedded world, which is drawn, are what they were."""
-    plan = planned(tmp_path, Places(benchmark_data=data))
+    plan = planned(tmp_path, DataPaths(benchmark_data=data))
     former = {
         key: {name: value for name, value in found.items() if name != "pictures"}
         for key, found in plan.benchmarks.items()
     }
     save_identities(tmp_path / "w", plan.study.name, former)
-    for places in (Places(benchmark_data=data), Places()):  # also where the data are not here
+    for places in (DataPaths(benchmark_data=data), DataPaths()):  # also where the data are not here
         found = planned(tmp_path, places).benchmarks
         assert found["report/pope"] != former["report/pope"]
         assert found["select/shapes"] == former["select/shapes"]
 
 
 def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
-    workdir, places = tmp_path / "w", Places(benchmark_data=data)
+    workdir, places = tmp_path / "w", DataPaths(benchmark_data=data)
     plan = planned(tmp_path, places)
     outcome = run(plan, workdir)
     assert outcome.executed == 3
@@ -145,7 +145,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     # Again: nothing is run, also where the data are not here; the figures are found all the same.
     again = planned(tmp_path, places)
     assert run(again, workdir).executed == 0
-    elsewhere = planned(tmp_path, Places())
+    elsewhere = planned(tmp_path, DataPaths())
     summary = summary_of(elsewhere, workdir)
     assert summary.rows[1].figures.keys() == outcome.summary.rows[1].figures.keys()
     # Other questions are other figures: they are scored, and nothing is trained again.
@@ -173,7 +173,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
 def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data: Path) -> None:
     (data / "amber" / "image" / "AMBER_1.png").unlink()
     text = STUDY.replace("    - {name: pope", "    - mmhal\n    - {name: pope")
-    plan = planned(tmp_path, Places(benchmark_data=data), text)
+    plan = planned(tmp_path, DataPaths(benchmark_data=data), text)
     executor = FakeExecutor()
     with pytest.raises(ConfigError) as raised:
         run_study(
@@ -194,7 +194,7 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data
 
 
 def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
-    plan = planned(tmp_path, Places(benchmark_data=data))
+    plan = planned(tmp_path, DataPaths(benchmark_data=data))
     amber = len(plan.benchmarks and made_items(data))
     line, step = evaluation_lines(plan, Ledger(tmp_path / "w"))
     assert str(step) == (
@@ -205,7 +205,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
         f"questions a trial: select/shapes 4 of 500, report/amber {amber}, report/pope 9 of 18; "
         f"{left} answers to make"
     )
-    unknown = planned(tmp_path, Places())
+    unknown = planned(tmp_path, DataPaths())
     line, _ = evaluation_lines(unknown, Ledger(tmp_path / "w"))
     assert "report/amber unknown, report/pope unknown; 12 answers to make" in str(line)
     trial = plan.arms[0].trials[0]
@@ -234,13 +234,13 @@ def made_items(data: Path) -> list[object]:
 def test_the_same_questions_are_not_tuned_on_and_quoted(tmp_path: Path) -> None:
     text = STUDY.replace("[{name: shapes, limit: 4}]", "[pope]")
     with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is under `select` too"):
-        planned(tmp_path, Places(), text)
+        planned(tmp_path, DataPaths(), text)
 
 
 def test_a_protocol_that_a_benchmark_does_not_know_is_told(tmp_path: Path) -> None:
     text = STUDY.replace("corrected", "chip")
     with pytest.raises(ConfigError, match="'pope' knows no protocol 'chip': choices: corrected, "):
-        planned(tmp_path, Places(), text)
+        planned(tmp_path, DataPaths(), text)
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     tmp_path: Path, data: Path, pairs: Path
 ) -> None:
     # POPE's picture 1 is scene 0, as AMBER's: the scaled one is in both.
-    plan = planned(tmp_path, Places(benchmark_data=data), **{"data.source": str(pairs)})
+    plan = planned(tmp_path, DataPaths(benchmark_data=data), **{"data.source": str(pairs)})
     amber, pope = count_overlaps(plan, tmp_path / "w")
     assert (amber.key, amber.training, amber.pictures, amber.shared) == ("report/amber", 3, 1, 1)
     assert amber.examples == (("scaled.jpg", "AMBER_1.png"),)

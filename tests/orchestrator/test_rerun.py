@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chip_core.utils.files import read_json, write_sealed
+from chip_core.utils.files import read_json, write_checksummed
 from orchestrator.executors.base import Executor
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report import cached
@@ -187,15 +187,15 @@ def test_what_lies_beside_changes_it(plan_of: PlanOf, tmp_path: Path) -> None:
         seen.append(inputs(plan, workdir))
         assert seen[-1] not in seen[:-1]
 
-    write_sealed(folder / "representation.json", {"rows": []})
+    write_checksummed(folder / "representation.json", {"rows": []})
     changed()
-    write_sealed(folder / "humans" / "sheet.json", {"figures": []})
+    write_checksummed(folder / "humans" / "sheet.json", {"figures": []})
     changed()
-    write_sealed(folder / "humans" / "sheet.json", {"figures": [1]})
+    write_checksummed(folder / "humans" / "sheet.json", {"figures": [1]})
     changed()
     (folder / "figures" / "representation.png").write_bytes(b"\x89PNG")
     changed()
-    write_sealed(folder.with_name("left_out.json"), {"trials": [], "sentence": "some"})
+    write_checksummed(folder.with_name("left_out.json"), {"trials": [], "sentence": "some"})
     changed()
     trial = plan.arms[1].trials[0]
     [attempt] = (workdir / "trials" / trial.fingerprint[:16]).iterdir()

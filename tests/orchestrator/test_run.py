@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from chip_core.results import write_answered
-from chip_core.trained import Trained, write_trained
+from chip_core.trained import TrainedModel, write_trained
 from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan
 from orchestrator.run import Outcome, run_study
@@ -185,7 +185,7 @@ def test_answers_that_were_changed_are_not_scored(plan_of: PlanOf, tmp_path: Pat
     (job.folder / "responses/report-shapes.jsonl").write_text("{}\n")
     marked = {"responses/report-shapes.jsonl": "0" * 64}
     write_answered(job.folder, replace(answered, files=marked))
-    write_trained(job.folder, Trained(steps=5, seconds=1.0))
+    write_trained(job.folder, TrainedModel(steps=5, seconds=1.0))
     _, executor, _ = run(plan_of(), tmp_path)
     (again,) = [other for other in executor.jobs if other.name == trial.name]
     assert again.answers is None
@@ -206,7 +206,7 @@ def test_an_attempt_that_had_trained_is_gone_on_from(plan_of: PlanOf, tmp_path: 
     plan = plan_of()
     job, trial, _ = jobs_for(plan, Ledger(tmp_path), tmp_path)[2]
     (job.folder / "model").mkdir(parents=True)
-    write_trained(job.folder, Trained(steps=5, seconds=1.0))
+    write_trained(job.folder, TrainedModel(steps=5, seconds=1.0))
     (tmp_path / "trials" / trial.fingerprint[:16] / "attempt-2").mkdir()  # a later one that died
     again = next(
         other for other, its, _ in jobs_for(plan, Ledger(tmp_path), tmp_path) if its == trial

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, time
 from typing import Any
 
-from chip_core.data.rows import IMAGE_PLACEHOLDER, ImageRef, RowError, Texts
+from chip_core.data.rows import IMAGE_PLACEHOLDER, ImageRef, PreferenceTexts, RowError
 
 Raw = Mapping[str, Any]
 #: Column -> "string", "binary", "struct", "list" or "other".
@@ -26,7 +26,7 @@ class Format:
     image_columns: tuple[str, ...]  # all that `image` looks at
     text_columns: tuple[str, ...]  # all that `texts` looks at
     fits: Callable[[Kinds], bool]
-    texts: Callable[[Raw], Texts]
+    texts: Callable[[Raw], PreferenceTexts]
     image: Callable[[Raw], ImageRef]
 
 

@@ -12,7 +12,7 @@ from chip_core.data.formats.base import (
     text_cell,
 )
 from chip_core.data.formats.trl import holds_messages, texts_of_messages
-from chip_core.data.rows import ImageRef, Texts
+from chip_core.data.rows import ImageRef, PreferenceTexts
 
 IMAGE_COLUMNS = ("image", "images", "image_path")
 
@@ -28,10 +28,10 @@ def _fits(kinds: Kinds) -> bool:
     return kinds.get("image") == "string" or elsewhere
 
 
-def _texts(raw: Raw) -> Texts:
+def _texts(raw: Raw) -> PreferenceTexts:
     if holds_messages(raw.get("chosen")):
         return texts_of_messages(raw)
-    return Texts(
+    return PreferenceTexts(
         id=own_id(raw),
         prompt=prompt_text(text_cell(raw, "prompt", "question")),
         chosen=text_cell(raw, "chosen"),

@@ -16,7 +16,7 @@ from chip_core.data.formats.base import (
     text_cell,
     time_error,
 )
-from chip_core.data.rows import ImageRef, RowError, Texts
+from chip_core.data.rows import ImageRef, PreferenceTexts, RowError
 
 IMAGE_COLUMNS = ("image", "images", "image_path")
 
@@ -25,7 +25,7 @@ def _fits(kinds: Kinds) -> bool:
     return "text" in kinds and bool(kinds.keys() & set(IMAGE_COLUMNS)) and "chosen" not in kinds
 
 
-def _texts(raw: Raw) -> Texts:
+def _texts(raw: Raw) -> PreferenceTexts:
     said = raw.get("text")
     if said is None:
         raise RowError("no text")
@@ -38,7 +38,7 @@ def _texts(raw: Raw) -> Texts:
         plain, said = False, json_value(said, "text")
     if not isinstance(said, dict):
         raise RowError("text is no JSON object of question, chosen, rejected")
-    return Texts(
+    return PreferenceTexts(
         id=own_id(raw),
         prompt=prompt_text(text_cell(said, "question")),
         chosen=text_cell(said, "chosen"),

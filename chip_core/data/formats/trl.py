@@ -21,7 +21,7 @@ from chip_core.data.formats.base import (
     prompt_text,
     time_error,
 )
-from chip_core.data.rows import ImageRef, RowError, Texts
+from chip_core.data.rows import ImageRef, PreferenceTexts, RowError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def _fits(kinds: Kinds) -> bool:
     return bool(kinds.keys() & {"prompt", "question"}) or kinds["chosen"] == "list"
 
 
-def texts_of_messages(raw: Raw) -> Texts:
+def texts_of_messages(raw: Raw) -> PreferenceTexts:
     """Return what a row's messages say."""
     said = {name: _conversation(raw, name) for name in ("chosen", "rejected")}
     chosen, rejected = (_without_empty_system(messages) for messages in said.values())
@@ -59,7 +59,7 @@ def texts_of_messages(raw: Raw) -> Texts:
         raise RowError("chosen and rejected do not begin alike")
     elif opening is None:
         raise RowError("no prompt, and chosen and rejected do not begin alike")
-    return Texts(
+    return PreferenceTexts(
         id=own_id(raw),
         prompt=prompt_text(_only(opening, "user", asked or "prompt")),
         chosen=_only(chosen, "assistant", "chosen"),

@@ -7,8 +7,8 @@ others act on the RGB image before the processor.
 from __future__ import annotations
 
 from chip_core.data.rejected_images.base import (
+    ImageSample,
     ImageStrategy,
-    Pictured,
     PixelStrategy,
     Source,
     Strategy,
@@ -38,13 +38,13 @@ __all__ = [
     "Crop",
     "Diffusion",
     "Given",
+    "ImageSample",
     "ImageStrategy",
     "Inpaint",
     "Lighting",
     "Mean",
     "Mixup",
     "Occlusion",
-    "Pictured",
     "PixelStrategy",
     "RandomImage",
     "RejectedImage",

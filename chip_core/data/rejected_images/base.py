@@ -32,7 +32,7 @@ class Traits:
     void_where: str | None = None  # on which images it has no effect
 
 
-class Pictured(Protocol):
+class ImageSample(Protocol):
     """A training sample, as far as a strategy looks at it."""
 
     @property
@@ -52,7 +52,7 @@ class Source:
     image: Image.Image  # RGB, bounded
     seed: int  # of this draw alone
     mean: Colour  # the processor's image mean: its normalised values are 0
-    others: Sequence[Pictured] = ()
+    others: Sequence[ImageSample] = ()
     given: Image.Image | None = None  # RGB, bounded
 
     def numbers(self) -> Random:

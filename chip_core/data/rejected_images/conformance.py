@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from chip_core.config.trial import RejectedImageConfig
-from chip_core.data.rejected_images.images import MOST_PIXELS, as_rgb, same
+from chip_core.data.rejected_images.images import MOST_PIXELS, as_rgb, same_pixels
 from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
-from chip_core.utils.errors import ConfigError, TrialError
+from chip_core.utils.errors import ConfigError, TrialError, describe_error
 
 MODES = ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F")
 #: A 4:3 photo, a tall one, one of the embedded world, thin ones, one above the bound.
@@ -29,7 +29,7 @@ class _Sample:
     rejected_image: Image.Image
 
 
-def picture(number: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
+def sample_image(number: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
     """Return an image with detail: a number of its own, bars and discs on a slope of colour."""
     width, height = size
     slope = Image.linear_gradient("L").resize(size)
@@ -43,14 +43,18 @@ def picture(number: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
     return image
 
 
-class Bench:
+class StrategyHarness:
     """A strategy, and the samples it is tried on."""
 
     def __init__(self, config: RejectedImageConfig) -> None:
         self.config = config
         self.traits = RejectedImages(config).traits
         self.samples = [
-            _Sample(id=f"s{number}", image=picture(number), rejected_image=picture(number + 50))
+            _Sample(
+                id=f"s{number}",
+                image=sample_image(number),
+                rejected_image=sample_image(number + 50),
+            )
             for number in range(6)
         ]
 
@@ -64,7 +68,7 @@ class Bench:
 
     def of(self, image: Image.Image) -> RejectedImage:
         """Return the rejected image of an image."""
-        return self.make(_Sample(id="x", image=image, rejected_image=picture(9)))
+        return self.make(_Sample(id="x", image=image, rejected_image=sample_image(9)))
 
 
 def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
@@ -74,31 +78,27 @@ def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
         ConfigError: it is no strategy.
     """
     try:
-        bench = Bench(config)
+        bench = StrategyHarness(config)
     except ConfigError:
         raise  # it is no strategy
     except Exception as error:  # whatever a user's strategy does
-        return {"it can be made": _brief(error)}
+        return {"it can be made": describe_error(error)}
     found: dict[str, str | None] = {}
     for name, check in CHECKS.items():
         try:
             found[name] = check(bench)
         except Exception as error:  # whatever a user's strategy does
-            found[name] = _brief(error)
+            found[name] = describe_error(error)
     return found
 
 
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _same_key_same_draw(bench: Bench) -> str | None:
-    if not same(bench.make(seed=3).image, bench.make(seed=3).image):
+def _same_key_same_draw(bench: StrategyHarness) -> str | None:
+    if not same_pixels(bench.make(seed=3).image, bench.make(seed=3).image):
         return "two draws of one key differ"
     return None
 
 
-def _another_key_another_draw(bench: Bench) -> str | None:
+def _another_key_another_draw(bench: StrategyHarness) -> str | None:
     one = bench.make().image
     first = bench.samples[0]
     twin = _Sample(id="twin", image=first.image, rejected_image=first.rejected_image)
@@ -109,74 +109,74 @@ def _another_key_another_draw(bench: Bench) -> str | None:
     }
     for what, image in others.items():
         # `random` has five other images to draw from: another key may hit the same one.
-        if same(one, image) == bench.traits.random and not bench.traits.needs_others:
+        if same_pixels(one, image) == bench.traits.random and not bench.traits.needs_others:
             if bench.traits.random:
                 return f"declared random, and another {what} gives the same image"
             return f"declared fixed, and another {what} gives another image"
     if bench.traits.needs_others:
         drawn = [bench.make(seed=seed).image for seed in range(12)]
-        if all(same(drawn[0], image) for image in drawn):
+        if all(same_pixels(drawn[0], image) for image in drawn):
             return "twelve seeds draw one image"
     return None
 
 
-def _epochs_once(bench: Bench) -> str | None:
-    if not same(bench.make(redraw="once").image, bench.make(epoch=1, redraw="once").image):
+def _epochs_once(bench: StrategyHarness) -> str | None:
+    if not same_pixels(bench.make(redraw="once").image, bench.make(epoch=1, redraw="once").image):
         return "redraw is once, and another epoch gives another image"
     return None
 
 
-def _sizes(bench: Bench) -> str | None:
+def _sizes(bench: StrategyHarness) -> str | None:
     on_pixels = RejectedImages(bench.config).acts_on_pixel_values
     for size in SIZES:
-        made = bench.of(picture(1, size)).image
+        made = bench.of(sample_image(1, size)).image
         whole = not on_pixels or size[0] * size[1] <= MOST_PIXELS  # else people see it smaller
         if bench.traits.keeps_size and whole and made.size != size:
             return f"declared to keep the size, and {size} becomes {made.size}"
     return None
 
 
-def _modes(bench: Bench) -> str | None:
-    plain = picture(2, (96, 64))
+def _modes(bench: StrategyHarness) -> str | None:
+    plain = sample_image(2, (96, 64))
     for mode in MODES:
         image = _in_mode(plain, mode)
         made, as_if = bench.of(image).image, bench.of(as_rgb(image)).image
-        if made.mode != "RGB" or not same(made, as_if):
+        if made.mode != "RGB" or not same_pixels(made, as_if):
             return f"mode {mode} gives another image than the same one in RGB"
     return None
 
 
-def _void(bench: Bench) -> str | None:
+def _void(bench: StrategyHarness) -> str | None:
     if bench.make().void:
         return "no effect on an image of 400 × 300 with detail"
     cases = [
-        picture(1, (1, 1)),
-        picture(1, (48, 48)),
+        sample_image(1, (1, 1)),
+        sample_image(1, (48, 48)),
         *(Image.new("RGB", (9, 9), c) for c in _FLAT),
     ]
     for image in cases:
         made = bench.of(image)
-        if made.void != same(made.image, image):
+        if made.void != same_pixels(made.image, image):
             return f"void is {made.void}, and the image is {'' if made.void else 'not '}another"
         if made.void and bench.traits.void_where is None:
             return f"no effect on an image of {image.size}, and void_where is not declared"
     return None
 
 
-def _leaves_the_rest_alone(bench: Bench) -> str | None:
+def _leaves_the_rest_alone(bench: StrategyHarness) -> str | None:
     import torch
 
-    image = picture(3)
+    image = sample_image(3)
     before = image.copy(), random.getstate(), torch.get_rng_state()
     bench.of(image)
-    if not same(image, before[0]):
+    if not same_pixels(image, before[0]):
         return "the true image is changed in place"
     if random.getstate() != before[1] or not torch.equal(torch.get_rng_state(), before[2]):
         return "the process's own random numbers are drawn from"
     return None
 
 
-def _pixel_values(bench: Bench) -> str | None:
+def _pixel_values(bench: StrategyHarness) -> str | None:
     import torch
 
     maker = RejectedImages(bench.config)
@@ -192,7 +192,7 @@ def _pixel_values(bench: Bench) -> str | None:
     return None
 
 
-def _says_what_it_lacks(bench: Bench) -> str | None:
+def _says_what_it_lacks(bench: StrategyHarness) -> str | None:
     maker, sample = RejectedImages(bench.config), bench.samples[0]
     needs = bench.traits.needs_others or bench.traits.needs_given
     try:
@@ -218,7 +218,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 _FLAT = ("black", "white", (122, 117, 104), "red")
 
 #: What every strategy is held to, by name.
-CHECKS: dict[str, Callable[[Bench], str | None]] = {
+CHECKS: dict[str, Callable[[StrategyHarness], str | None]] = {
     "the same key gives the same draw": _same_key_same_draw,
     "another key gives another draw where it is random": _another_key_another_draw,
     "once is once": _epochs_once,

@@ -40,7 +40,7 @@ def bounded(image: Image.Image, most_pixels: int = MOST_PIXELS) -> Image.Image:
     return image.resize((width, max(1, min(int(height * scale), most_pixels // width))))
 
 
-def another(source: Source) -> Image.Image:
+def other_image(source: Source) -> Image.Image:
     """Return another training image: another sample's, that does not show the same picture.
 
     Raises:
@@ -54,12 +54,12 @@ def another(source: Source) -> Image.Image:
         if other.id == source.id:
             continue
         image = bounded(as_rgb(other.image))
-        if not same(image, source.image):
+        if not same_pixels(image, source.image):
             return image
     raise TrialError(f"no training image differs from that of {source.id}: give more data")
 
 
-def same(one: Image.Image, other: Image.Image) -> bool:
+def same_pixels(one: Image.Image, other: Image.Image) -> bool:
     """Return whether two RGB images are equal in every pixel."""
     return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
 

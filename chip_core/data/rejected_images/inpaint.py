@@ -14,8 +14,8 @@ from chip_core.config.strategies import InpaintParameters
 from chip_core.data.rejected_images.base import ImageStrategy, Source, Traits
 from chip_core.data.rejected_images.images import content_boxes
 from chip_core.data.rejected_images.registry import REJECTED_IMAGES
-from chip_core.utils.errors import TrialError
-from chip_core.utils.files import expanded
+from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.files import expand_path
 
 #: Sides that every usual pipeline takes: 8 pixels a latent, 8 latents at the U-Net's bottom.
 MULTIPLE = 64
@@ -77,7 +77,7 @@ def _folder(path: str | None) -> Path:
     """
     if path is None:
         raise ValueError("rejected_image.inpaint.path is missing: name a folder with a pipeline")
-    folder = expanded(path)
+    folder = expand_path(path)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"rejected_image.inpaint.path: no diffusers pipeline in {folder}")
     return folder.absolute()
@@ -108,7 +108,7 @@ def _pipeline(folder: str) -> Any:
             folder, local_files_only=True, use_safetensors=True, **checker
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = brief(error)
         raise TrialError(f"rejected_image.inpaint.path: {folder}: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,13 +14,13 @@ from PIL import Image
 
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images.base import (
+    ImageSample,
     ImageStrategy,
-    Pictured,
     PixelStrategy,
     Source,
     Traits,
 )
-from chip_core.data.rejected_images.images import as_rgb, bounded, same
+from chip_core.data.rejected_images.images import as_rgb, bounded, same_pixels
 from chip_core.data.rejected_images.registry import strategy_class
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derived_seed
@@ -76,10 +76,10 @@ class RejectedImages:
 
     def image(
         self,
-        sample: Pictured,
+        sample: ImageSample,
         *,
         epoch: int = 0,
-        others: Sequence[Pictured] = (),
+        others: Sequence[ImageSample] = (),
         given: Image.Image | None = None,
     ) -> RejectedImage:
         """Return the image that goes to the processor in the true one's place.
@@ -111,7 +111,7 @@ class RejectedImages:
             raise TrialError(
                 f"rejected_image: '{self._config.strategy}' returned {what}, not an RGB image"
             )
-        if same(made, work):
+        if same_pixels(made, work):
             return RejectedImage(image=true, void=True)
         if self.traits.keeps_size:
             if made.size != work.size:
@@ -147,10 +147,10 @@ class RejectedImages:
 
     def preview(
         self,
-        sample: Pictured,
+        sample: ImageSample,
         *,
         epoch: int = 0,
-        others: Sequence[Pictured] = (),
+        others: Sequence[ImageSample] = (),
         given: Image.Image | None = None,
     ) -> RejectedImage:
         """Return a picture of the rejected image for people, at the true image's own size.
@@ -170,7 +170,7 @@ class RejectedImages:
         left = self.corrupt(values, sample=sample.id, epoch=epoch)[0] * std + mean
         seen = (left.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         made = Image.fromarray(seen)
-        return RejectedImage(image=made, void=same(made, true))
+        return RejectedImage(image=made, void=same_pixels(made, true))
 
     def _draw(self, sample: str, epoch: int) -> int:
         key = ("rejected_image", self._config.strategy, *self._strategy.key(), self._seed, sample)

@@ -23,7 +23,7 @@ from chip_core.config.strategies import (
     RotateParameters,
 )
 from chip_core.data.rejected_images.base import ImageStrategy, Source, Traits
-from chip_core.data.rejected_images.images import another, content_boxes
+from chip_core.data.rejected_images.images import content_boxes, other_image
 from chip_core.data.rejected_images.registry import REJECTED_IMAGES
 from chip_core.utils.errors import TrialError
 
@@ -150,7 +150,7 @@ class Mixup(ImageStrategy[MixupParameters]):
 
     def reject(self, source: Source) -> Image.Image:
         """Return the mixture, of the same size."""
-        other = another(source).resize(source.image.size, Image.Resampling.BICUBIC)
+        other = other_image(source).resize(source.image.size, Image.Resampling.BICUBIC)
         return Image.blend(source.image, other, self.settings.weight)
 
 
@@ -183,7 +183,7 @@ class RandomImage(ImageStrategy[NoParameters]):
 
     def reject(self, source: Source) -> Image.Image:
         """Return another image, of its own size."""
-        return another(source)
+        return other_image(source)
 
 
 @REJECTED_IMAGES.register("rotate")

@@ -90,7 +90,7 @@ def joined_words(pairs: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth:
+class GroundTruth:
     """What is in images."""
 
     objects: Mapping[str, frozenset[str]]  # image id -> categories; only the images asked for
@@ -113,7 +113,7 @@ class Truth:
                 )
 
 
-def read_truth(
+def read_ground_truth(
     coco: Path | None,
     images: Iterable[str],
     names: ObjectNames,
@@ -121,7 +121,7 @@ def read_truth(
     *,
     official: bool,
     who: str,
-) -> Truth:
+) -> GroundTruth:
     """Return what is in images.
 
     Args:
@@ -178,7 +178,7 @@ def _from_annotations(
     wanted: frozenset[str],
     names: ObjectNames,
     in_caption: Callable[[str], Sequence[str]],
-) -> Truth:
+) -> GroundTruth:
     objects: dict[str, set[str]] = defaultdict(set)
     known: set[str] = set()
     kinds: dict[Any, str] = {}
@@ -198,7 +198,7 @@ def _from_annotations(
                     objects[image].add(names.category[kinds[row["category_id"]]])
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not COCO's annotations ({error!r})") from None
-    return Truth(
+    return GroundTruth(
         objects={image: frozenset(found) for image, found in objects.items()},
         known=frozenset(known & wanted),
     )
@@ -206,7 +206,7 @@ def _from_annotations(
 
 def _from_lists(
     file: Path, held: Any, wanted: frozenset[str], names: ObjectNames, official: bool
-) -> Truth:
+) -> GroundTruth:
     if not isinstance(held, dict):
         raise UserError(f"{file}: neither COCO's annotations nor an object of image id: objects")
     objects: dict[str, frozenset[str]] = {}
@@ -217,4 +217,4 @@ def _from_lists(
             objects[image] = frozenset(
                 found if official else (names.category.get(name, name) for name in found)
             )
-    return Truth(objects=objects, known=frozenset(objects))
+    return GroundTruth(objects=objects, known=frozenset(objects))

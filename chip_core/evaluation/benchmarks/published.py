@@ -21,7 +21,7 @@ Use = Literal["scoring", "asking", "official judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedFile:
     """A file of a benchmark, or a folder of pictures."""
 
     names: tuple[str, ...]  # where it may lie, as published first; ending in /: a folder
@@ -32,11 +32,11 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BenchmarkSource:
     """A benchmark as it is published."""
 
     licence: str
-    files: tuple[Published, ...]
+    files: tuple[PublishedFile, ...]
     count: int | None = None  # questions
     counted: Callable[[Path], int] | None = None  # counts them in a folder
 
@@ -94,21 +94,23 @@ _LLAVA = "Hugging Face data set liuhaotian/llava-bench-in-the-wild"
 _COCO = "cocodataset.org, 2014"
 _QUERIES = ("query_all.json", "query/query_all.json", "data/query/query_all.json")
 
-SOURCES: Mapping[str, Source] = {
-    "amber": Source(
+SOURCES: Mapping[str, BenchmarkSource] = {
+    "amber": BenchmarkSource(
         licence="Apache-2.0",
         count=15_220,
         counted=rows_of(*_amber_names("annotations.json")),
         files=(
-            Published(
+            PublishedFile(
                 names=_amber_names("annotations.json"), source=f"{_AMBER}, data/", size=1_813_301
             ),
-            Published(names=_amber_names("relation.json"), source=f"{_AMBER}, data/", size=12_699),
-            Published(names=_amber_names("safe_words.txt"), source=f"{_AMBER}, data/", size=57),
-            Published(
+            PublishedFile(
+                names=_amber_names("relation.json"), source=f"{_AMBER}, data/", size=12_699
+            ),
+            PublishedFile(names=_amber_names("safe_words.txt"), source=f"{_AMBER}, data/", size=57),
+            PublishedFile(
                 names=_QUERIES, source=f"{_AMBER}, data/query/", use="asking", size=1_844_750
             ),
-            Published(
+            PublishedFile(
                 names=("image/", "images/", "data/image/"),
                 source=f"{_AMBER}, link in its README",
                 use="asking",
@@ -116,41 +118,41 @@ SOURCES: Mapping[str, Source] = {
             ),
         ),
     ),
-    "objhal": Source(
+    "objhal": BenchmarkSource(
         licence="RLHF-V: data CC BY-NC 4.0; CHiP: Apache-2.0; COCO: " + SEE,
         files=(
-            Published(names=("synonyms_refine.txt",), source=_CHIP, size=3_594),
-            Published(
+            PublishedFile(names=("synonyms_refine.txt",), source=_CHIP, size=3_594),
+            PublishedFile(
                 names=("../coco/annotations/*_*2014.json", "../coco/*_*2014.json"),
                 source=f"{_COCO}: instances and captions of train and val (241 MB)",
                 parts=4,
             ),
-            Published(
+            PublishedFile(
                 names=("obj_halbench_300_with_image.jsonl",),
                 source="github.com/RLHF-V/RLHF-V, eval/data/",
                 use="asking",
             ),
         ),
     ),
-    "chair": Source(
+    "chair": BenchmarkSource(
         licence=SEE,
         files=(
-            Published(
+            PublishedFile(
                 names=("synonyms.txt",),
                 source="github.com/LisaAnne/Hallucination, data/; "
                 "github.com/Maxlinn/CHAIR-metric-standalone holds it in chair.py",
             ),
-            Published(
+            PublishedFile(
                 names=("../coco/annotations/*_*2014.json", "../coco/*_*2014.json"),
                 source=f"{_COCO}: instances and captions of train and val (241 MB)",
                 parts=4,
             ),
-            Published(
+            PublishedFile(
                 names=("questions.jsonl",),
                 source="yours: rows of image_id, and question where you have one",
                 use="asking",
             ),
-            Published(
+            PublishedFile(
                 names=(
                     "val2014/",
                     "images/val2014/",
@@ -162,58 +164,60 @@ SOURCES: Mapping[str, Source] = {
             ),
         ),
     ),
-    "mmhal": Source(
+    "mmhal": BenchmarkSource(
         licence="Apache-2.0",
         count=96,
         counted=rows_of("mmhal-bench_answer_template.json", "response_template.json"),
         files=(
-            Published(
+            PublishedFile(
                 names=("response_template.json", "mmhal-bench_answer_template.json"),
                 source=f"{_MMHAL}; {_CHIP}",
                 size=50_519,
             ),
-            Published(
+            PublishedFile(
                 names=("images/", "mmhal-bench_with_image.jsonl"),
                 source=f"{_MMHAL}, test_data.zip (174 MB)",
                 use="asking",
                 parts=96,
             ),
-            Published(
+            PublishedFile(
                 names=("eval_gpt4.py", "eval_gpt_mmhal.py"),
                 source=f"{_MMHAL}; {_CHIP}",
                 use="official judge",
             ),
         ),
     ),
-    "hallusionbench": Source(
+    "hallusionbench": BenchmarkSource(
         licence="BSD-3-Clause",
         count=1_129,
         counted=rows_of("HallusionBench.json"),
         files=(
-            Published(names=("HallusionBench.json",), source=_HALLUSION, size=431_987),
-            Published(
+            PublishedFile(names=("HallusionBench.json",), source=_HALLUSION, size=431_987),
+            PublishedFile(
                 names=("hallusion_bench/", "./"),
                 source=f"{_HALLUSION}, link in its README",
                 use="asking",
                 parts=346,
             ),
-            Published(names=("utils.py",), source=_HALLUSION, use="official judge", size=17_600),
+            PublishedFile(
+                names=("utils.py",), source=_HALLUSION, use="official judge", size=17_600
+            ),
         ),
     ),
-    "pope": Source(
+    "pope": BenchmarkSource(
         licence="MIT; COCO: " + SEE,
         count=3 * 3_000,
         counted=_pope,
         files=(
             *(
-                Published(
+                PublishedFile(
                     names=_pope_names(split),
                     source="github.com/AoiDragon/POPE, output/coco/",
                     size=size,
                 )
                 for split, size in _POPE.items()
             ),
-            Published(
+            PublishedFile(
                 names=(
                     "val2014/",
                     "images/val2014/",
@@ -226,17 +230,17 @@ SOURCES: Mapping[str, Source] = {
             ),
         ),
     ),
-    "mmmu": Source(
+    "mmmu": BenchmarkSource(
         licence="Apache-2.0",
         count=900,
         counted=keys_of("answer_dict_val.json", "mmmu/answer_dict_val.json"),
         files=(
-            Published(
+            PublishedFile(
                 names=("answer_dict_val.json", "mmmu/answer_dict_val.json"),
                 source="github.com/MMMU-Benchmark/MMMU, mmmu/",
                 size=102_911,
             ),
-            Published(
+            PublishedFile(
                 names=("*/validation-*.parquet", "*/*/validation-*.parquet"),
                 source="Hugging Face data set MMMU/MMMU",
                 use="asking",
@@ -244,49 +248,49 @@ SOURCES: Mapping[str, Source] = {
             ),
         ),
     ),
-    "scienceqa": Source(
+    "scienceqa": BenchmarkSource(
         licence="CC BY-NC-SA 4.0",
         count=4_241,
         counted=_scienceqa,
         files=(
-            Published(
+            PublishedFile(
                 names=_scienceqa_names("problems.json"), source=f"{_SCIENCE}, data/scienceqa/"
             ),
-            Published(
+            PublishedFile(
                 names=_scienceqa_names("pid_splits.json"),
                 source=f"{_SCIENCE}, data/scienceqa/",
                 size=502_927,
             ),
-            Published(
+            PublishedFile(
                 names=("images/test/", "test/", "images/", "data/scienceqa/images/test/"),
                 source=f"{_SCIENCE}, tools/download.sh",
                 use="asking",
             ),
         ),
     ),
-    "llava_bench": Source(
+    "llava_bench": BenchmarkSource(
         licence="Apache-2.0",
         count=60,
         counted=rows_of("questions.jsonl"),
         files=(
             *(
-                Published(names=(file,), source=f"{_LLAVA} ({size})")
+                PublishedFile(names=(file,), source=f"{_LLAVA} ({size})")
                 for file, size in {
                     "questions.jsonl": "8.25 kB",
                     "context.jsonl": "8.04 kB",
                     "answers_gpt4.jsonl": "46.5 kB",
                 }.items()
             ),
-            Published(
+            PublishedFile(
                 names=("rule.json",),
                 source="github.com/haotian-liu/LLaVA, llava/eval/table/",
                 size=9_098,
             ),
-            Published(names=("images/", "./"), source=_LLAVA, use="asking", parts=24),
+            PublishedFile(names=("images/", "./"), source=_LLAVA, use="asking", parts=24),
         ),
     ),
     # lmms-eval fetches these by itself.
-    "mmbench": Source(licence=SEE, files=()),
-    "mmbench_cn": Source(licence=SEE, files=()),
-    "mmvet": Source(licence="data CC BY-NC 4.0", files=()),
+    "mmbench": BenchmarkSource(licence=SEE, files=()),
+    "mmbench_cn": BenchmarkSource(licence=SEE, files=()),
+    "mmvet": BenchmarkSource(licence="data CC BY-NC 4.0", files=()),
 }

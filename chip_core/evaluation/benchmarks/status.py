@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from chip_core.evaluation.benchmarks.published import SOURCES, Published, Source
+from chip_core.evaluation.benchmarks.published import SOURCES, BenchmarkSource, PublishedFile
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import suggestion
 
@@ -16,10 +16,10 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class FileStatus:
     """What is there of a published file."""
 
-    file: Published
+    file: PublishedFile
     path: Path | None = None  # the first of its parts; None: nothing is there
     parts: int = 0
     size: int = 0  # bytes
@@ -35,8 +35,8 @@ class BenchmarkStatus:
     """What is there of a benchmark."""
 
     name: str
-    source: Source
-    files: tuple[Held, ...]
+    source: BenchmarkSource
+    files: tuple[FileStatus, ...]
     count: int | None = None  # questions; None: not counted
     problem: str | None = None  # why they could not be counted
 
@@ -77,7 +77,7 @@ def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
     ]
 
 
-def _status(name: str, source: Source, folder: Path | None) -> BenchmarkStatus:
+def _status(name: str, source: BenchmarkSource, folder: Path | None) -> BenchmarkStatus:
     files = tuple(_held(file, folder) for file in source.files)
     count, problem = None, None
     # The files that questions are counted in are its own: not those of COCO beside it.
@@ -90,16 +90,16 @@ def _status(name: str, source: Source, folder: Path | None) -> BenchmarkStatus:
     return BenchmarkStatus(name=name, source=source, files=files, count=count, problem=problem)
 
 
-def _held(file: Published, folder: Path | None) -> Held:
+def _held(file: PublishedFile, folder: Path | None) -> FileStatus:
     if folder is None:
-        return Held(file=file)
+        return FileStatus(file=file)
     for name in file.names:
         found = _pictures(folder / name) if name.endswith("/") else sorted(_matching(folder, name))
         if found:
             size = sum(path.stat().st_size for path in found)
             path = folder / name if name.endswith("/") else found[0]
-            return Held(file=file, path=path, parts=len(found), size=size)
-    return Held(file=file)
+            return FileStatus(file=file, path=path, parts=len(found), size=size)
+    return FileStatus(file=file)
 
 
 def _matching(folder: Path, name: str) -> list[Path]:

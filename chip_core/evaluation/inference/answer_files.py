@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation.task import Item
-from chip_core.utils.files import Spool, read_lines
+from chip_core.utils.files import JsonlWriter, read_lines
 
 FOLDER = "answers"
 _KEYS = {"item", "asked", "response"}
@@ -23,11 +23,11 @@ _KEYS = {"item", "asked", "response"}
 class AnswerFile:
     """Where one worker puts its answers to one benchmark."""
 
-    def __init__(self, folder: Path, name: str, mark: str, worker: int) -> None:
+    def __init__(self, folder: Path, name: str, fingerprint: str, worker: int) -> None:
         """Open it; answers that are in it stay."""
-        path = folder / FOLDER / f"{name}.{mark[:16]}.{worker}.jsonl"
+        path = folder / FOLDER / f"{name}.{fingerprint[:16]}.{worker}.jsonl"
         cut_off = not _ends_whole(path)
-        self._spool = Spool(path)
+        self._spool = JsonlWriter(path)
         if cut_off:
             self._spool.append({})  # ends the line
 
@@ -45,21 +45,21 @@ class AnswerFile:
             self._spool.append({"item": item.id, "asked": _asked(item), "response": response})
 
 
-def made_before(
-    folders: Sequence[Path], name: str, mark: str, items: Sequence[Item]
+def previous_answers(
+    folders: Sequence[Path], name: str, fingerprint: str, items: Sequence[Item]
 ) -> dict[str, str]:
     """Return item id -> response of those items that were answered, by whichever worker."""
     asked = {item.id: _asked(item) for item in items}
     found: dict[str, str] = {}
     for folder in folders:
-        for path in sorted((folder / FOLDER).glob(f"{name}.{mark[:16]}.*.jsonl")):
+        for path in sorted((folder / FOLDER).glob(f"{name}.{fingerprint[:16]}.*.jsonl")):
             for record in _whole_records(path):
                 if asked.get(record["item"]) == record["asked"]:
                     found.setdefault(record["item"], record["response"])
     return found
 
 
-def answers_mark(decided_by: Mapping[str, Any]) -> str:
+def answers_fingerprint(decided_by: Mapping[str, Any]) -> str:
     """Return a hash of what decides answers beside the questions."""
     return hashlib.sha256(json.dumps(dict(decided_by), sort_keys=True).encode()).hexdigest()
 

@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.data.encodings import Encodings
 from chip_core.evaluation.inference import Decoder, make_batches
-from chip_core.evaluation.inference.answer_files import AnswerFile, answers_mark, made_before
-from chip_core.evaluation.inference.external import ask_by_itself
-from chip_core.evaluation.items import asked_items, asking_identity, decoding_of, find_benchmark
-from chip_core.evaluation.scoring import file_name, reason_of_trial, write_scores
-from chip_core.evaluation.task import AsksByItself, Benchmark, Item, Side
+from chip_core.evaluation.inference.answer_files import (
+    AnswerFile,
+    answers_fingerprint,
+    previous_answers,
+)
+from chip_core.evaluation.inference.external import run_external
+from chip_core.evaluation.items import asking_identity, decoding_of, find_benchmark, select_items
+from chip_core.evaluation.scoring import as_trial_error, file_name, write_scores
+from chip_core.evaluation.task import Benchmark, ExternalBenchmark, Item, Side
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_atomically
 from chip_core.utils.seeding import derived_seed
-from chip_core.utils.workers import current
+from chip_core.utils.workers import current_workers
 
 _CHECKED = 16  # answers made again alone in bf16
 
@@ -36,7 +40,7 @@ class InferenceContext:
     processor: Any
     weights: str  # a mark of the weights: answers of others are not taken over
     folder: Path  # gets answers/, responses/ and scores/
-    places: Places
+    places: DataPaths
     batch_size: int = 64  # items answered together
     encodings: Encodings | None = None  # of the same processor, kept by this process
     bf16: bool = False
@@ -60,19 +64,19 @@ def answer(
     Raises:
         TrialError: something that the benchmark needs is not there.
     """
-    with reason_of_trial(settings.name):
+    with as_trial_error(settings.name):
         benchmark = find_benchmark(settings.name)
-        if isinstance(benchmark, AsksByItself):
+        if isinstance(benchmark, ExternalBenchmark):
             asker = benchmark
-            return current().broadcast_from_rank0(
+            return current_workers().broadcast_from_rank0(
                 lambda: _by_itself(context, side, settings, asker)
             )
-        items, _ = asked_items(side, settings, benchmark, context.places)
+        items, _ = select_items(side, settings, benchmark, context.places)
     if not items:
         raise TrialError(f"{settings.name}: there are no questions")
     began = time.perf_counter()
-    responses, how = _responses(context, side, settings, benchmark, items)
-    how["seconds"] = round(time.perf_counter() - began, 3)
+    responses, metadata = _responses(context, side, settings, benchmark, items)
+    metadata["seconds"] = round(time.perf_counter() - began, 3)
     rows = [
         {
             "item": item.id,
@@ -83,9 +87,9 @@ def answer(
         for item, text in zip(items, responses, strict=True)
     ]
     lines = f"responses/{file_name(side, settings.name)}.jsonl"
-    if current().first:
+    if current_workers().first:
         write_atomically(context.folder / lines, "".join(json.dumps(row) + "\n" for row in rows))
-    return Answers(items=len(rows), responses=lines, how=how)
+    return Answers(items=len(rows), responses=lines, metadata=metadata)
 
 
 def _responses(
@@ -96,7 +100,7 @@ def _responses(
     items: Sequence[Item],
 ) -> tuple[list[str], dict[str, Any]]:
     """Return a response for each item, and how they were made, on every worker."""
-    workers = current()
+    workers = current_workers()
     decoding = decoding_of(settings, benchmark)
     decided_by = {
         **asking_identity(benchmark),
@@ -104,9 +108,11 @@ def _responses(
         "bf16": context.bf16,
         "decoding": asdict(decoding),
     }
-    mark, name = answers_mark(decided_by), file_name(side, settings.name)
+    fingerprint, name = answers_fingerprint(decided_by), file_name(side, settings.name)
     folders = [context.folder, *context.earlier]
-    before = workers.broadcast_from_rank0(lambda: made_before(folders, name, mark, items))
+    before = workers.broadcast_from_rank0(
+        lambda: previous_answers(folders, name, fingerprint, items)
+    )
     decoder = Decoder(
         context.model,
         context.processor,
@@ -125,7 +131,7 @@ def _responses(
         )
         clock = _Clock(context.report, f"answer {settings.name}", len(items), len(before))
         made: dict[str, str] = {}
-        with AnswerFile(context.folder, name, mark, workers.rank) as file:
+        with AnswerFile(context.folder, name, fingerprint, workers.rank) as file:
             if workers.first:
                 file.add((item, before[item.id]) for item in items if item.id in before)
             for batch in batches:
@@ -142,16 +148,16 @@ def _responses(
     answers = dict(before)
     for made, _, _ in shares:
         answers.update(made)
-    how: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     checked, differ = shares[0][1]
     if checked:
-        how["bf16"] = {"checked": checked, "differ": differ}
+        metadata["bf16"] = {"checked": checked, "differ": differ}
     notes = list(dict.fromkeys(note for _, _, said in shares for note in said))
     if notes:
-        how["notes"] = notes
+        metadata["notes"] = notes
     if before:
-        how["taken_over"] = len(before)
-    return [answers[item.id] for item in items], how
+        metadata["taken_over"] = len(before)
+    return [answers[item.id] for item in items], metadata
 
 
 class _Clock:
@@ -183,12 +189,12 @@ def _moved(decoder: Decoder, items: Sequence[Item], made: Mapping[str, str]) -> 
 
 
 def _by_itself(
-    context: InferenceContext, side: Side, settings: BenchmarkConfig, benchmark: AsksByItself
+    context: InferenceContext, side: Side, settings: BenchmarkConfig, benchmark: ExternalBenchmark
 ) -> Evaluation:
     """Let the benchmark's own program ask the model."""
     phase = f"answer {settings.name}"
     context.report(Progress(phase=phase, done=0, total=1))
-    found = ask_by_itself(
+    found = run_external(
         benchmark,
         settings,
         model=context.model,
@@ -200,4 +206,4 @@ def _by_itself(
     context.report(Progress(phase=phase, done=1, total=1))
     lines = f"responses/{file_name(side, settings.name)}.jsonl"
     write_atomically(context.folder / lines, "")  # they are the program's
-    return write_scores(context.folder, side, settings, benchmark, found.scored, found.how)
+    return write_scores(context.folder, side, settings, benchmark, found.scored, found.metadata)

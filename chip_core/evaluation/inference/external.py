@@ -15,20 +15,20 @@ import torch
 
 from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.evaluation.scorer import Scored
-from chip_core.evaluation.task import AsksByItself
-from chip_core.models.adapters import is_adapted, merged
+from chip_core.evaluation.task import ExternalBenchmark
+from chip_core.models.adapters import is_adapted, merge_adapters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ExternalResult:
     """What the program found."""
 
     scored: Scored
-    how: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def ask_by_itself(
-    benchmark: AsksByItself,
+def run_external(
+    benchmark: ExternalBenchmark,
     settings: BenchmarkConfig,
     *,
     model: Any,
@@ -36,7 +36,7 @@ def ask_by_itself(
     checkpoint_dir: Path | None,
     folder: Path,
     batch_size: int,
-) -> Found:
+) -> ExternalResult:
     """Let a benchmark's own program ask a model.
 
     Args:
@@ -56,9 +56,11 @@ def ask_by_itself(
     device = next(model.parameters()).device
     out = folder / "programs" / settings.name
     with _whole(model, processor, checkpoint_dir, folder) as whole:
-        scored, how = benchmark.ask(whole, folder=out, batch_size=batch_size, device=device.type)
+        scored, metadata = benchmark.ask(
+            whole, folder=out, batch_size=batch_size, device=device.type
+        )
     seconds = round(time.perf_counter() - began, 3)
-    return Found(scored=scored, how={**how, "seconds": seconds})
+    return ExternalResult(scored=scored, metadata={**metadata, "seconds": seconds})
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def _whole(model: Any, processor: Any, checkpoint_dir: Path | None, folder: Path
     made = folder / "whole-model"
     try:
         if checkpoint_dir is None:
-            plain = merged(copy.deepcopy(model)) if is_adapted(model) else model
+            plain = merge_adapters(copy.deepcopy(model)) if is_adapted(model) else model
             plain.save_pretrained(made)
             processor.save_pretrained(made)
             del plain

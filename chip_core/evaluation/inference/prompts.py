@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chip_core.data.encodings import Encodings
 from chip_core.data.image_files import to_rgb
-from chip_core.data.special_tokens import Marks
+from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import stack_inputs
 from chip_core.evaluation.task import Item
 
@@ -49,7 +49,7 @@ class Encoder:
             encodings: prompts that it encoded in this process before.
             asked: what the items' ids are ids of: a benchmark's name, say.
         """
-        self._processor, self._marks = processor, Marks(processor)
+        self._processor, self._marks = processor, SpecialTokens(processor)
         self._encodings, self._asked = encodings, asked
         self._composes: bool | None = None  # not known before it was tried
 

@@ -65,24 +65,24 @@ def published_template(
 
 
 @dataclass(frozen=True)
-class Place:
+class Placeholder:
     """A place in a prompt that a text goes to."""
 
     name: str
 
 
 #: A prompt is what is written and the places between.
-Part = str | Place
+Part = str | Placeholder
 
 
-def fill(parts: Sequence[Part], texts: Mapping[Place, str]) -> str:
+def fill(parts: Sequence[Part], texts: Mapping[Placeholder, str]) -> str:
     """Return a prompt with its places filled.
 
     Raises:
         UserError: there is a place that has no text.
     """
     for part in parts:
-        if isinstance(part, Place) and part not in texts:
+        if isinstance(part, Placeholder) and part not in texts:
             raise UserError(f"the judge's published prompt asks for '{part.name}': not known here")
     return "".join(part if isinstance(part, str) else texts[part] for part in parts)
 
@@ -119,12 +119,12 @@ def _parts(function: ast.FunctionDef) -> Iterator[Part]:
         if isinstance(value, ast.Subscript):
             value = value.slice
             if isinstance(value, ast.Constant):
-                yield Place(str(value.value))
+                yield Placeholder(str(value.value))
                 continue
         if isinstance(value, ast.Constant):
             yield str(value.value)
         elif isinstance(value, ast.Name):
-            yield Place(value.id)
+            yield Placeholder(value.id)
 
 
 def _is_prompt(target: ast.expr) -> bool:

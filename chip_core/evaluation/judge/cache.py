@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.utils.errors import notice
-from chip_core.utils.files import append_record, unsealed
+from chip_core.utils.errors import warn_once
+from chip_core.utils.files import append_record, without_checksum
 
 _LOCK_DIGITS = 3  # of the hash: 4096 locks, so that two calls seldom wait for each other
 
@@ -101,7 +101,7 @@ class ReplyCache:
     def _take(self, line: bytes) -> None:
         """Take a reply in; one that is not as it was written is asked for again."""
         try:
-            record = unsealed(line)
+            record = without_checksum(line)
             key, model = str(record["key"]), str(record["model"])
             reply = Reply(
                 text=str(record["reply"]),
@@ -109,7 +109,7 @@ class ReplyCache:
                 tokens=int(record["tokens"]),
             )
         except (ValueError, KeyError, TypeError):
-            notice(f"{self._file}: a reply is not as it was written: it is asked for again")
+            warn_once(f"{self._file}: a reply is not as it was written: it is asked for again")
             return
         self._replies.setdefault(key, reply)
         calls, tokens = self._spent.get(model, (0, 0))

@@ -12,7 +12,7 @@ from orchestrator.commands.common.output import json_option
 from orchestrator.commands.common.param_types import Location, Text, whole_numbers
 
 if TYPE_CHECKING:
-    from chip_core.config.paths import Places
+    from chip_core.config.paths import DataPaths
     from orchestrator.plan.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,15 +86,15 @@ def places_options(command: Any) -> Any:
 
 def places_of(
     benchmark_data: Path | None, judge_replies: Path | None = None, **others: Path
-) -> Places:
+) -> DataPaths:
     """Return where things lie, in paths that mean the same to workers that run elsewhere.
 
     Raises:
         UserError: what is named is not there, whether or not it will be needed.
     """
-    from chip_core.config.paths import Places
+    from chip_core.config.paths import DataPaths
     from chip_core.utils.errors import ConfigError
-    from chip_core.utils.files import Kind, expanded, path_problem
+    from chip_core.utils.files import Kind, expand_path, path_problem
 
     kinds: dict[str, tuple[Path | None, Kind]] = {
         "benchmark_data": (benchmark_data, "folder"),
@@ -105,7 +105,7 @@ def places_of(
     for name, (given, kind) in kinds.items():
         if given is None:
             continue
-        found[name] = expanded(str(given)).absolute()
+        found[name] = expand_path(str(given)).absolute()
         problem = path_problem(found[name], kind)
         option = f"--{name.replace('_', '-')}"
         if problem is not None:
@@ -114,7 +114,7 @@ def places_of(
             problems.append(f"{option}: no {kind} {given}")
     if problems:
         raise ConfigError(problems)
-    return Places(**found, **others)
+    return DataPaths(**found, **others)
 
 
 def planned(

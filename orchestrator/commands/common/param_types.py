@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from chip_core.utils.files import Kind, expanded, path_problem
+from chip_core.utils.files import Kind, expand_path, path_problem
 
 #: Above any hours, seconds or money that are meant, below what arithmetic overflows at.
 LARGEST = 1e9
@@ -153,7 +153,7 @@ class Location(click.ParamType[Any]):
             self.fail(f"'{_short(text)}' is an address, not a path: {self.instead}", param, ctx)
         if not self.is_local:
             return Path(text)
-        path = expanded(text)
+        path = expand_path(text)
         problem = path_problem(path, self.kind, exists=self.exists)
         if problem is not None:
             self.fail(f"{_short(text)}: {problem}", param, ctx)

@@ -22,10 +22,10 @@ from statistics import fmean
 from typing import Any, cast
 
 from chip_core.config.identity import fingerprint
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.config.trial import TrialConfig
-from chip_core.utils.files import read_sealed, write_json, write_sealed
-from chip_core.utils.machine import processor
+from chip_core.utils.files import read_checksummed, write_checksummed, write_json
+from chip_core.utils.machine import cpu_name
 from orchestrator.cost.calibration.measurements import Measurement, measurements
 from orchestrator.cost.estimate import OF_RAY, Way
 from orchestrator.cost.machines import gpus
@@ -57,7 +57,7 @@ def kept(work: Workload, workdir: Path, at_once: int, way: Way = "ray") -> RateS
 def calibrate(
     work: Workload,
     workdir: Path,
-    places: Places,
+    places: DataPaths,
     *,
     at_once: int,
     say: Say,
@@ -86,7 +86,7 @@ def calibrate(
             if "error" in found:
                 problems["Ray"] = found["error"]
             else:
-                write_sealed(_ray_file(workdir), found)
+                write_checksummed(_ray_file(workdir), found)
         for stage in (True, False):  # passes first: trainings read them
             these = [one for one in wanted if one.make == stage]
             # A step takes longer beside others: every place is filled, if need be with the same.
@@ -100,14 +100,14 @@ def calibrate(
                 if failed is not None:
                     problems[one.name] = failed
                     continue
-                write_sealed(_file(workdir, one, at_once), _mean(of_one))
+                write_checksummed(_file(workdir, one, at_once), _mean(of_one))
     return problems
 
 
 def _result(file: Path) -> Mapping[str, Any] | None:
     """Return what a measurement found; None where there is none, or it is damaged: made anew."""
     try:
-        found = read_sealed(file)
+        found = read_checksummed(file)
         for wall, cpu in found["seconds"].values():
             float(wall) + float(cpu)
         for size in found["sizes"].values():
@@ -119,7 +119,7 @@ def _result(file: Path) -> Mapping[str, Any] | None:
 
 def _ray_file(workdir: Path) -> Path:
     # Measured anew where the executor starts other processes for a trial than it did.
-    decided_by = {"machine": processor(), "ray": metadata.version("ray"), "processes": 2}
+    decided_by = {"machine": cpu_name(), "ray": metadata.version("ray"), "processes": 2}
     return folder(workdir) / f"ray-{fingerprint(decided_by)[:32]}.json"
 
 
@@ -135,7 +135,7 @@ def _file(workdir: Path, one: Measurement, at_once: int) -> Path:
 
 
 def _run(
-    wanted: Sequence[Measurement], place: Path, places: Places, at_once: int
+    wanted: Sequence[Measurement], place: Path, places: DataPaths, at_once: int
 ) -> list[tuple[Measurement, dict[str, Any]]]:
     """Measure, so many at a time; each place has GPUs of its own."""
     free: SimpleQueue[int] = SimpleQueue()
@@ -161,7 +161,7 @@ def _run(
 
 
 def _measure(
-    one: Measurement, place: Path, number: int, places: Places, slot: int, *, again: bool
+    one: Measurement, place: Path, number: int, places: DataPaths, slot: int, *, again: bool
 ) -> dict[str, Any]:
     # Two that make the same passes at once must not find each other's.
     cache = place / (f"stores-{number}" if again and one.make else "stores")

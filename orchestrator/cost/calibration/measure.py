@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.data import identity as data_identity
 from chip_core.data.files import is_hub_name
@@ -26,7 +26,7 @@ from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
     cache_specs,
-    grouped,
+    group_specs,
     with_hidden,
 )
 from chip_core.results import MODEL, Progress
@@ -103,7 +103,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         untrained=spec["untrained"],
         began=began,
         began_cpu=began_cpu,
-        places=Places(**{name: path and Path(path) for name, path in spec["places"].items()}),
+        places=DataPaths(**{name: path and Path(path) for name, path in spec["places"].items()}),
         caches=offered,
     )
     reference = result.engine.get("reference", LIVE)
@@ -134,16 +134,16 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str, Any]:
     """Make a group of passes, and tell what a sample took."""
-    from chip_core.reference_cache.build import PHASE, build_shard, finish
+    from chip_core.reference_cache.build import PHASE, build_shard, finish_cache
     from chip_core.utils.seeding import seed_process
 
     seed_process(config.seed, config.engine.threads)
     samples = _Points(PHASE)
     passes = find_passes(config, wanted)
-    for group in grouped(passes):
+    for group in group_specs(passes):
         rows = build_shard(group, config, cache=cache, report=samples)
         for one in group:
-            finish(one, cache=cache, rows=rows, seconds=0.0)
+            finish_cache(one, cache=cache, rows=rows, seconds=0.0)
     each = samples.each
     return {"seconds": {} if each is None else {"sample": each}, "sizes": {}}
 

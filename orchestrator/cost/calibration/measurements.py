@@ -10,7 +10,7 @@ from typing import Any
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import BEHAVIOUR, BenchmarksConfig, TrialConfig
 from chip_core.evaluation.items import find_benchmark
-from chip_core.evaluation.task import AsksByItself
+from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.spec import CacheSpec
 from orchestrator.cost.kinds import score_kind
 from orchestrator.cost.machines import machine_of
@@ -108,7 +108,9 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
 
 def _may_be_asked(settings: Any) -> bool:
     """Return whether answers cost nothing but time: a judge's are paid for."""
-    return settings.judge is None and not isinstance(find_benchmark(settings.name), AsksByItself)
+    return settings.judge is None and not isinstance(
+        find_benchmark(settings.name), ExternalBenchmark
+    )
 
 
 def _of_pass(work: CacheBuildWork) -> Measurement:

@@ -27,7 +27,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from chip_core.utils.errors import notice
+from chip_core.utils.errors import warn_once
 from orchestrator.executors.base import Event, Job, Retry
 from orchestrator.executors.ray.job_process import JobPayload
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
@@ -461,7 +461,7 @@ class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
         if wanted is None:
             return
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        notice(
+        warn_once(
             f"{config[PAYLOAD].job.name}{more}: no place yet after {seconds:.0f} s: {wanted}: "
             "wait until there is, or stop by Ctrl-C"
         )

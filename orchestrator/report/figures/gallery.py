@@ -16,7 +16,7 @@ from PIL import Image
 from chip_core.config.strategies import STRATEGIES
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.image_files import read_image
-from chip_core.data.rejected_images import Pictured, RejectedImages, strategy_class
+from chip_core.data.rejected_images import ImageSample, RejectedImages, strategy_class
 from chip_core.data.rejected_images.images import as_rgb, bounded
 from chip_core.data.rows import RowError
 from chip_core.shapes import world
@@ -72,7 +72,7 @@ def read_images(paths: Iterable[Path]) -> list[GalleryImage]:
 
 
 def gallery_cells(
-    images: Sequence[Pictured],
+    images: Sequence[ImageSample],
     *,
     timesteps: Sequence[int] = TIMESTEPS,
     settings: Mapping[str, Any] | None = None,
@@ -107,11 +107,11 @@ def gallery_cells(
 
 
 def _cell(
-    image: Pictured,
+    image: ImageSample,
     title: str,
     settings: Mapping[str, Any],
     strategy: str,
-    others: Sequence[Pictured],
+    others: Sequence[ImageSample],
     seed: int,
 ) -> GalleryCell:
     if strategy_class(strategy).traits.needs_given:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from PIL import Image
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.data.image_files import to_rgb
-from chip_core.evaluation.items import asked_items, find_benchmark
+from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Item, Picture, Side
 
 _SIDE = 240  # pixels of the longest side
@@ -22,7 +22,7 @@ Encoded = tuple[str, bytes]
 
 
 def item_images(
-    side: Side, settings: BenchmarkConfig, places: Places, items: Iterable[str]
+    side: Side, settings: BenchmarkConfig, places: DataPaths, items: Iterable[str]
 ) -> dict[str, tuple[Encoded, ...]]:
     """Return the pictures of items, those that can be had.
 
@@ -37,7 +37,7 @@ def item_images(
     wanted = set(items)
     found: Sequence[Item] = ()
     with contextlib.suppress(Exception):  # its data are not here, or a user's own raises anything
-        found, _ = asked_items(side, settings, find_benchmark(settings.name), places)
+        found, _ = select_items(side, settings, find_benchmark(settings.name), places)
     return {
         item.id: tuple(made for picture in item.pictures for made in _read(picture))
         for item in found

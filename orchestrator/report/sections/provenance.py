@@ -142,7 +142,7 @@ def _executed(trial: Trial, record: TrialRecord) -> dict[str, Any]:
         "notes": list(record.notes),
         "figures": record.metrics(trial),
         "scored": {
-            key: dict(record.evaluations[fingerprint].evaluation.how)
+            key: dict(record.evaluations[fingerprint].evaluation.metadata)
             for key, fingerprint in trial.evaluations.items()
             if fingerprint in record.evaluations
         },

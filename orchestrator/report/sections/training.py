@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from chip_core.results import CURVES
-from chip_core.utils.errors import notice
+from chip_core.utils.errors import warn_once
 from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Plan, Trial
@@ -62,7 +62,7 @@ def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, f
     trained = storage / model
     noted = [one.files.get(CURVES) for one in record.history.values() if one.folder == model]
     if any(is_changed(trained / CURVES, sha256) for sha256 in noted):
-        notice(
+        warn_once(
             f"{trial.name}: {trained / CURVES} is not as it was written: its training curve is "
             "drawn from what is left of it"
         )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from chip_core.evaluation.items import asked_items, find_benchmark
+from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import problems, sides
-from chip_core.evaluation.task import AsksByItself
+from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import ledger_of
@@ -22,12 +22,12 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     parts = []
     for side, settings in sides(plan.study.benchmarks):
         key = f"{side}/{settings.name}"
-        if isinstance(find_benchmark(settings.name), AsksByItself):
+        if isinstance(find_benchmark(settings.name), ExternalBenchmark):
             counted[key] = None
             parts.append(f"{key} its program's own")
             continue
         try:
-            asked, whole = asked_items(side, settings, find_benchmark(settings.name), plan.places)
+            asked, whole = select_items(side, settings, find_benchmark(settings.name), plan.places)
         except UserError:
             counted[key] = None
             parts.append(f"{key} unknown")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.answers import answer
+from chip_core.data.answers import encode_response
 from chip_core.data.batches import PairEncoder
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.objectives.segments import changed_in_sequences
@@ -43,7 +43,7 @@ def config(rule: str, **changes: Any) -> TrialConfig:
 
 def test_a_response_and_its_end_are_what_other_families_score() -> None:
     _, processor = families.build("llava")
-    made = answer(processor, {}, [], "a red dog", "clean")
+    made = encode_response(processor, {}, [], "a red dog", "clean")
     words = processor.tokenizer.convert_ids_to_tokens(made.ids)
     assert (words, made.closing, made.leading) == (["a", "red", "dog", "</s>"], 1, ())
     with pytest.raises(TrialError, match="label_rule: released: a LlavaProcessor scores the resp"):
@@ -101,7 +101,7 @@ def test_a_rule_changes_no_segment(built: tuple[Any, Any]) -> None:
 
 def moved(built: tuple[Any, Any], trial: TrialConfig) -> tuple[Policy, LiveReference]:
     """A policy that has moved away from its reference."""
-    model = attach(copy.deepcopy(built[0]), trial)
+    model = attach_adapters(copy.deepcopy(built[0]), trial)
     policy = Policy(model, trial.objective)
     reference = LiveReference(policy, trial)
     draw = torch.Generator().manual_seed(1)
@@ -192,4 +192,4 @@ def test_a_response_that_respells_its_prompt_is_refused() -> None:
             return [1, 9, 3], [-100, -100, 3]
 
     with pytest.raises(TrialError, match="the response 'a' changes how the tokens of its prompt"):
-        answer(Odd(), {}, [1, 2], "a", "clean")
+        encode_response(Odd(), {}, [1, 2], "a", "clean")

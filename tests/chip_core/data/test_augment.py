@@ -7,9 +7,9 @@ import torch
 from PIL import Image, ImageChops
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.augment import OPERATIONS, augmented
+from chip_core.data.augment import OPERATIONS, augment_image
 from chip_core.data.batches import PairBatch, PairEncoder
-from chip_core.data.rejected_images.images import same
+from chip_core.data.rejected_images.images import same_pixels
 from chip_core.reference_cache.spec import cache_specs
 
 from .. import families
@@ -25,14 +25,16 @@ def picture(width: int = 60, height: int = 40) -> Image.Image:
 
 def test_a_draw_is_its_seed_s() -> None:
     image = picture()
-    draws = [augmented(image, (32, 32), seed) for seed in range(20)]
+    draws = [augment_image(image, (32, 32), seed) for seed in range(20)]
     assert all(draw.size == (32, 32) for draw in draws)
-    assert all(same(augmented(image, (32, 32), seed), draw) for seed, draw in enumerate(draws))
-    assert sum(not same(draws[0], draw) for draw in draws[1:]) == 19
+    assert all(
+        same_pixels(augment_image(image, (32, 32), seed), draw) for seed, draw in enumerate(draws)
+    )
+    assert sum(not same_pixels(draws[0], draw) for draw in draws[1:]) == 19
 
 
 def test_an_image_of_no_fixed_size_keeps_the_crops() -> None:
-    sizes = [augmented(picture(), None, seed).size for seed in range(30)]
+    sizes = [augment_image(picture(), None, seed).size for seed in range(30)]
     for width, height in sizes:
         assert 0.5 * 60 * 40 * 0.95 <= width * height <= 60 * 40
         assert 3 / 4 * 0.95 <= width / height <= 4 / 3 * 1.05
@@ -41,8 +43,8 @@ def test_an_image_of_no_fixed_size_keeps_the_crops() -> None:
 
 def test_what_is_too_long_for_any_crop_keeps_its_middle() -> None:
     # A crop of half its area, 3:4 to 4:3, is wider than 10 pixels: 10 x round(10 / 0.75) is left.
-    assert augmented(picture(10, 300), None, 0).size == (10, 13)
-    assert augmented(picture(300, 10), None, 0).size == (13, 10)
+    assert augment_image(picture(10, 300), None, 0).size == (10, 13)
+    assert augment_image(picture(300, 10), None, 0).size == (13, 10)
 
 
 def test_operations() -> None:
@@ -50,7 +52,7 @@ def test_operations() -> None:
     made = [operation(image, 1) for operation in OPERATIONS]
     assert len(made) == 10
     assert all(one.size == image.size and one.mode == "RGB" for one in made)
-    assert [number for number, one in enumerate(made) if same(one, image)] == [0]
+    assert [number for number, one in enumerate(made) if same_pixels(one, image)] == [0]
     brightness = made[3].getpixel((5, 30))
     assert brightness == (min(255, int(200 * 1.36)), int(20 * 1.36), int(20 * 1.36))
     right, left = OPERATIONS[7](image, -1), OPERATIONS[7](image, 1)

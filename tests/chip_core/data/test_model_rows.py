@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import AddedToken
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.checks import ModelRows
+from chip_core.data.checks import ProcessorChecker
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
 from chip_core.training.prepare import checked_pairs
@@ -105,7 +105,7 @@ def test_a_training_begins_with_the_same(qwen: Path, rows: Path) -> None:
 
 def test_only_odd_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = loading.processor_of(TrialConfig(model="shapes").model)
-    rows = ModelRows(processor)
+    rows = ProcessorChecker(processor)
     tried: list[tuple[int, int]] = []
 
     def note(image: Image.Image) -> str | None:

@@ -19,7 +19,7 @@ from chip_core.data.checks import GoodRow, check_rows
 from chip_core.data.files import cache_folder
 from chip_core.data.image_files import ImageReader
 from chip_core.data.preferences import load_pairs
-from chip_core.data.source import Source, open_source
+from chip_core.data.source import DataSource, open_source
 from chip_core.data.tables import HubTable
 from chip_core.utils.errors import ConfigError, TrialError
 
@@ -30,7 +30,7 @@ def config(source: Path | str, **changes: Any) -> DataConfig:
     return DataConfig(source=str(source), **changes)
 
 
-def opened(source: Path | str, **changes: Any) -> Source:
+def opened(source: Path | str, **changes: Any) -> DataSource:
     return open_source(config(source, **changes))
 
 

@@ -22,7 +22,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.data.special_tokens import Marks, may_hold_marks
+from chip_core.data.special_tokens import SpecialTokens, may_hold_special_tokens
 from chip_core.evaluation.inference.prompts import Encoder
 from chip_core.evaluation.task import Item, Picture
 from chip_core.utils.errors import TrialError
@@ -84,7 +84,7 @@ TEXTS = ["What does the </s> tag do?", " <image> and </s>\n", "</s>", "a<s>b <s>
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_response_spells_marks(make: Any, text: str) -> None:
     tokenizer = fast(make(), MARKS)
-    marks = Marks(processor(tokenizer))
+    marks = SpecialTokens(processor(tokenizer))
     ids = marks.ids(text)
     # Those of a tokenizer that never knew the marks.
     assert ids == make().encode(text, add_special_tokens=False).ids
@@ -97,7 +97,7 @@ def test_a_response_spells_marks(make: Any, text: str) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_spells_marks_and_shows_its_image(make: Any, begins: bool, text: str) -> None:
     own = processor(fast(make(), MARKS, begins=begins))
-    hiding, (asked,) = Marks(own).hidden(text)
+    hiding, (asked,) = SpecialTokens(own).hidden(text)
     content = [{"type": "image"}, {"type": "text", "text": asked}]
     written = hiding.apply_chat_template([{"role": "user", "content": content}])
     made = hiding(images=[Image.new("RGB", (SIDE, SIDE))], text=[written], return_tensors="pt")
@@ -119,7 +119,7 @@ def test_a_prompt_spells_marks_and_shows_its_image(make: Any, begins: bool, text
 
 def test_texts_without_marks_go_by_untouched() -> None:
     own = processor(fast(byte_level(), MARKS))
-    marks = Marks(own)
+    marks = SpecialTokens(own)
     texts = ["What does <b> do?", "a < b > c", ""]
     hiding, shown = marks.hidden(*texts)
     assert hiding is own
@@ -131,7 +131,7 @@ def test_texts_without_marks_go_by_untouched() -> None:
 def test_a_slow_tokenizer_spells_marks() -> None:
     tokenizer = ByT5Tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    marks = Marks(processor(tokenizer))
+    marks = SpecialTokens(processor(tokenizer))
     # A byte is its value and three more; `</s>` is 1 where it is a mark.
     assert marks.ids("</s> <image>") == [byte + 3 for byte in b"</s> <image>"]
     assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [1]
@@ -145,7 +145,7 @@ def test_a_mark_that_no_tokenizer_setting_splits_is_told() -> None:
     """One that is no special token: `split_special_tokens` lets it be."""
     made = byte_level()
     made.add_tokens([AddedToken("<image>", special=False, normalized=False)])
-    marks = Marks(processor(PreTrainedTokenizerFast(tokenizer_object=made)))
+    marks = SpecialTokens(processor(PreTrainedTokenizerFast(tokenizer_object=made)))
     assert marks.problem("the <image> tag") == "<image>"
     with pytest.raises(TrialError, match="^the text 'the <image> tag' holds <image>, a mark of"):
         marks.hidden("What?", "the <image> tag")
@@ -162,8 +162,8 @@ def test_a_tokenizer_that_splits_nothing_is_told(monkeypatch: pytest.MonkeyPatch
         return whole(self, text, **options)
 
     monkeypatch.setattr(type(own.tokenizer), "__call__", call)
-    assert Marks(own).problem("the </s> tag") == "</s>"
-    assert Marks(own).problem("no tag") is None
+    assert SpecialTokens(own).problem("the </s> tag") == "</s>"
+    assert SpecialTokens(own).problem("no tag") is None
 
 
 def test_a_vocabulary_that_holds_the_mark_as_a_word_is_told() -> None:
@@ -172,8 +172,8 @@ def test_a_vocabulary_that_holds_the_mark_as_a_word_is_told() -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", additional_special_tokens=["<image>"]
     )
-    assert Marks(processor(tokenizer)).problem("the <image>") == "<image>"
-    assert Marks(processor(tokenizer)).problem("the <unk>") is None  # as good as what it is
+    assert SpecialTokens(processor(tokenizer)).problem("the <image>") == "<image>"
+    assert SpecialTokens(processor(tokenizer)).problem("the <unk>") is None  # as good as what it is
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -222,4 +222,4 @@ def test_every_family_trains_and_asks_with_its_own_marks_in_texts(family: str) -
     ],
 )
 def test_what_may_be_a_mark(text: str, held: bool) -> None:
-    assert may_hold_marks(text) is held
+    assert may_hold_special_tokens(text) is held

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.inference.answering import InferenceContext
@@ -24,7 +24,7 @@ def answering(folder: Path, **changes: Any) -> InferenceContext:
     """The embedded model, four items together."""
     torch.set_num_threads(1)
     model, processor = loading.load(ModelConfig(path="shapes"))
-    given = {"weights": "w", "places": Places(), "batch_size": 4, **changes}
+    given = {"weights": "w", "places": DataPaths(), "batch_size": 4, **changes}
     return InferenceContext(model=model, processor=processor, folder=folder, **given)
 
 
@@ -55,7 +55,7 @@ def work_in_a_group(rank: int, workers: int, store: str, folder: str, found: Any
         try:
             evaluate(asked, "report", longer)
         except Exception as error:
-            found[rank] = (made.metrics, made.how["n"], f"{type(error).__name__}: {error}")
+            found[rank] = (made.metrics, made.metadata["n"], f"{type(error).__name__}: {error}")
     finally:
         torch.distributed.destroy_process_group()
 

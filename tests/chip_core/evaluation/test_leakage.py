@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
 from chip_core.config.identity import evaluation_identity, fingerprint
-from chip_core.config.paths import Places
-from chip_core.evaluation.items import asked_items, find_benchmark, half_of
+from chip_core.config.paths import DataPaths
+from chip_core.evaluation.items import find_benchmark, select_half, select_items
 from chip_core.evaluation.leakage import declared_overlaps, shared_questions
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture
@@ -37,17 +37,17 @@ def picture(key: str, colour: str = "red") -> Picture:
 
 
 def test_halves_are_disjoint_whole_and_by_picture(tmp_path: Path) -> None:
-    places = Places(benchmark_data=tmp_path)
+    places = DataPaths(benchmark_data=tmp_path)
     made.pope(tmp_path, pictures=16)
     benchmark = find_benchmark("pope")
 
     def half(which: str, **settings: Any) -> list[Item]:
-        items, whole = asked_items("report", config(half=which, **settings), benchmark, places)
+        items, whole = select_items("report", config(half=which, **settings), benchmark, places)
         assert whole == 16 * 18  # three splits of six questions
         return list(items)
 
     tuned, quoted = half("select"), half("report")
-    everything, _ = asked_items("report", config(), benchmark, places)
+    everything, _ = select_items("report", config(), benchmark, places)
     ids = [{item.id for item in items} for items in (tuned, quoted)]
     assert not ids[0] & ids[1]
     assert ids[0] | ids[1] == {item.id for item in everything}
@@ -66,10 +66,10 @@ def test_halves_are_disjoint_whole_and_by_picture(tmp_path: Path) -> None:
 def test_no_order_moves_a_question_to_the_other_half() -> None:
     items = [Item(id=str(number), prompt="?", pictures=()) for number in range(40)]
     settings = config(half="select")
-    forward = half_of(items, settings, Own())
-    backward = half_of(items[::-1], settings, Own())
+    forward = select_half(items, settings, Own())
+    backward = select_half(items[::-1], settings, Own())
     assert [item.id for item in backward] == [item.id for item in forward][::-1]
-    fewer = half_of(items[:20], settings, Own())
+    fewer = select_half(items[:20], settings, Own())
     assert [item.id for item in fewer] == [item.id for item in forward if int(item.id) < 20]
 
 
@@ -80,9 +80,9 @@ def test_what_cannot_be_halved_is_told() -> None:
 
     shared = [Item(id=str(n), prompt="?", pictures=(picture("a.png"),)) for n in range(20)]
     with pytest.raises(UserError, match=r"pope: picture a.png is in both halves: let the"):
-        half_of(shared, config(half="select"), ByItem())
+        select_half(shared, config(half="select"), ByItem())
     with pytest.raises(UserError, match=r"pope: nothing is in its (select|report) half"):
-        half_of(shared, config(half="select"), Own())  # by picture: one group
+        select_half(shared, config(half="select"), Own())  # by picture: one group
 
 
 def test_a_set_of_hallusionbench_is_never_cut(tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def test_what_stands_on_both_sides_is_refused(select: Any, report: Any, problem:
     benchmarks = both(select, report)
     ((_, _, said),) = declared_overlaps(benchmarks)
     assert problem in said
-    assert any(problem in line for line in problems(benchmarks, Places()))  # of a trial, too
+    assert any(problem in line for line in problems(benchmarks, DataPaths()))  # of a trial, too
 
 
 def test_what_stands_apart_is_not() -> None:
     halved = both({"name": "pope", "half": "select"}, {"name": "pope", "half": "report"})
     assert not declared_overlaps(halved)
     assert not declared_overlaps(both("shapes", "shapes"))
-    assert not shared_questions(both("shapes", "shapes"), Places())
+    assert not shared_questions(both("shapes", "shapes"), DataPaths())
 
 
 def test_the_half_of_the_other_side_is_no_configuration() -> None:
@@ -174,7 +174,7 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
     for module in ("leakage", "readiness"):
         monkeypatch.setattr(f"chip_core.evaluation.{module}.find_benchmark", own.__getitem__)
     said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
-    assert said in shared_questions(both("a", "a"), Places())[0]  # says of itself that it splits
-    assert said in shared_questions(both("a", "b"), Places())[0]  # under another name
-    assert not shared_questions(both("a", "c"), Places())
-    assert any(said in line for line in problems(both("a", "a"), Places()))
+    assert said in shared_questions(both("a", "a"), DataPaths())[0]  # says of itself that it splits
+    assert said in shared_questions(both("a", "b"), DataPaths())[0]  # under another name
+    assert not shared_questions(both("a", "c"), DataPaths())
+    assert any(said in line for line in problems(both("a", "a"), DataPaths()))

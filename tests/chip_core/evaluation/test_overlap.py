@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image, ImageEnhance
 
-from chip_core.evaluation.overlap import alike, coco_number, count_shared, looks
+from chip_core.evaluation.overlap import coco_number, count_shared, image_signature, same_picture
 from chip_core.shapes.world import draw, scene
 
 
@@ -40,14 +40,22 @@ def test_scaled_and_recompressed_copies_are_found_and_others_are_not() -> None:
         held = io.BytesIO()
         original.resize((512, 384)).save(held, "JPEG", quality=60)
         copy = Image.open(held)
-        found = [other for other, image in enumerate(originals) if alike(looks(copy), looks(image))]
+        found = [
+            other
+            for other, image in enumerate(originals)
+            if same_picture(image_signature(copy), image_signature(image))
+        ]
         assert found == [place]
     grey = Image.new("RGB", (64, 64), (90, 90, 90))
     white = Image.new("RGB", (64, 64), (250, 250, 250))
-    assert looks(grey).bits == looks(white).bits == 0  # nothing is brighter than its neighbour
-    assert not alike(looks(grey), looks(white))  # but they are not the same picture
+    assert (
+        image_signature(grey).bits == image_signature(white).bits == 0
+    )  # nothing is brighter than its neighbour
+    assert not same_picture(
+        image_signature(grey), image_signature(white)
+    )  # but they are not the same picture
     dark = ImageEnhance.Brightness(originals[0]).enhance(0.3)
-    assert not alike(looks(originals[0]), looks(dark))
+    assert not same_picture(image_signature(originals[0]), image_signature(dark))
 
 
 def test_count_shared() -> None:

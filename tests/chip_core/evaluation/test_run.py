@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder
-from chip_core.evaluation.inference.answer_files import AnswerFile, made_before
+from chip_core.evaluation.inference.answer_files import AnswerFile, previous_answers
 from chip_core.evaluation.items import identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.scorer import Scored
-from chip_core.evaluation.task import AsksByItself, Item, MetricInfo
+from chip_core.evaluation.task import ExternalBenchmark, Item, MetricInfo
 from chip_core.results import Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
@@ -60,12 +60,12 @@ def test_what_is_left_on_disk(tmp_path: Path) -> None:
     told: list[Progress] = []
     found = evaluate(answering(tmp_path, report=told.append), "report", SHAPES)
     scores = json.loads((tmp_path / found.scores).read_text())
-    assert scores["how"] == found.how
-    assert found.how["protocol"] == "official"
-    assert found.how["scorer"] == "shapes-1"
-    assert (found.how["n"], found.how["missing"]) == (24, 0)
-    assert (found.how["limit"], found.how["of"]) == (24, 1000)
-    assert "bf16" not in found.how
+    assert scores["how"] == found.metadata
+    assert found.metadata["protocol"] == "official"
+    assert found.metadata["scorer"] == "shapes-1"
+    assert (found.metadata["n"], found.metadata["missing"]) == (24, 0)
+    assert (found.metadata["limit"], found.metadata["of"]) == (24, 1000)
+    assert "bf16" not in found.metadata
     lines = responses(tmp_path)
     assert len(lines) == found.items == 24
     assert set(lines[0]) == {"item", "prompt", "response", "truth"}
@@ -100,7 +100,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     assert left.isdisjoint(counting.items)
     assert again.metrics == whole.metrics
     assert responses(tmp_path / "again") == responses(tmp_path / "whole")
-    assert again.how["taken_over"] == 8
+    assert again.metadata["taken_over"] == 8
     # and once more, from the attempt that took them over
     counting.items.clear()
     evaluate(answering(tmp_path / "third", earlier=[tmp_path / "again"]), "report", SHAPES)
@@ -124,7 +124,7 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
     a, b, c = (Item(id=name, prompt="is it?", pictures=()) for name in "abc")
 
     def before(mark: str, *items: Item) -> dict[str, str]:
-        return made_before([tmp_path], "report-shapes", mark * 64, items)
+        return previous_answers([tmp_path], "report-shapes", mark * 64, items)
 
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
         file.add([(a, "one"), (b, "two")])
@@ -169,8 +169,8 @@ def test_two_workers_give_what_one_gives_and_fail_together(tmp_path: Path) -> No
 
 def test_in_bf16_the_share_that_differs_is_recorded(tmp_path: Path) -> None:
     found = evaluate(answering(tmp_path, bf16=True), "report", SHAPES)
-    assert found.how["bf16"]["checked"] == 16
-    assert 0 <= found.how["bf16"]["differ"] <= 16
+    assert found.metadata["bf16"]["checked"] == 16
+    assert 0 <= found.metadata["bf16"]["differ"] <= 16
 
 
 def test_no_reply_is_paid_for_twice_over_two_trials(
@@ -179,7 +179,7 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
     """Two trials whose models say the same: the second asks the judge nothing."""
     monkeypatch.setenv("JUDGE_KEY", "k")
     made.mmhal(tmp_path)
-    places = Places(benchmark_data=tmp_path, judge_cache=tmp_path / "cache")
+    places = DataPaths(benchmark_data=tmp_path, judge_cache=tmp_path / "cache")
     with serving(good) as server:
         judge = {"model": "judge", "base_url": server.url, "api_key_env": "JUDGE_KEY"}
         settings = BenchmarkConfig.model_validate(
@@ -193,9 +193,9 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
         ]
         assert len(server.calls) == 8
     assert found[0].metrics == found[1].metrics
-    how = found[1].how
-    assert how["judge"] == {"model": "judge", "returned": ["judge-2026-01-01"]}
-    assert (how["n"], how["missing"]) == (8, 0)
+    metadata = found[1].metadata
+    assert metadata["judge"] == {"model": "judge", "returned": ["judge-2026-01-01"]}
+    assert (metadata["n"], metadata["missing"]) == (8, 0)
 
 
 def test_what_could_not_be_read_is_counted_and_kept(
@@ -209,10 +209,10 @@ def test_what_could_not_be_read_is_counted_and_kept(
     made.pope(tmp_path, pictures=1)
     settings = BenchmarkConfig.model_validate({"name": "pope", "protocol": "corrected", "limit": 6})
     found = evaluate(
-        answering(tmp_path / "a", places=Places(benchmark_data=tmp_path)), "report", settings
+        answering(tmp_path / "a", places=DataPaths(benchmark_data=tmp_path)), "report", settings
     )
-    unread = found.how["unreadable"]
-    assert (unread["answers"], unread["replies"], found.how["missing"]) == (2, 0, 0)
+    unread = found.metadata["unreadable"]
+    assert (unread["answers"], unread["replies"], found.metadata["missing"]) == (2, 0, 0)
     assert {one["text"] for one in unread["examples"]} == {"A street.", "<think>yes</think>"}
     kept = json.loads((tmp_path / "a" / found.scores).read_text())
     assert [one["source"] for one in kept["unreadable"]] == ["answer"] * 2
@@ -224,7 +224,7 @@ def test_a_judges_failure_is_the_trials(tmp_path: Path) -> None:
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
     with pytest.raises(TrialError, match="mmhal: its answers are read by a judge and there is no"):
         evaluate(
-            answering(tmp_path / "a", places=Places(benchmark_data=tmp_path)), "report", settings
+            answering(tmp_path / "a", places=DataPaths(benchmark_data=tmp_path)), "report", settings
         )
 
 
@@ -233,10 +233,10 @@ def test_replies_stand_in_for_a_judge(tmp_path: Path) -> None:
     replies = tmp_path / "replies.jsonl"
     made.write(replies, [{"image_id": f"id{n}", "reply": "Rating: 4"} for n in range(8)])
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
-    places = Places(benchmark_data=tmp_path, judge_replies=replies)
+    places = DataPaths(benchmark_data=tmp_path, judge_replies=replies)
     found = evaluate(answering(tmp_path / "a", places=places), "report", settings)
     assert found.metrics["mmhal/score"] == 4.0
-    assert found.how["judge"] == {"model": "replay"}
+    assert found.metadata["judge"] == {"model": "replay"}
 
 
 def test_a_larger_limit_goes_on_from_a_smaller(
@@ -246,10 +246,10 @@ def test_a_larger_limit_goes_on_from_a_smaller(
     counting = Counting(monkeypatch)
     found = evaluate(answering(tmp_path), "report", SHAPES)
     assert len(counting.items) == 16
-    assert found.how["taken_over"] == 8
+    assert found.metadata["taken_over"] == 8
 
 
-class Program(AsksByItself):
+class Program(ExternalBenchmark):
     """Stands in for another program."""
 
     version = "stub-1"
@@ -283,18 +283,18 @@ def test_another_program_gets_a_whole_model_and_gives_figures(
     found = evaluate(asked, "report", settings)
     assert found.metrics == {"program/accuracy": 50.0}
     assert (
-        found.how.items()
+        found.metadata.items()
         >= {"scorer": "stub-1", "program": "stub 1.2", "n": 7, "missing": 1}.items()
     )
     ((folder, files, device),) = program.seen
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert device == "cpu"
     assert not folder.exists()  # it was made for this alone
-    assert identity(settings, Places())["tools"] == {"program": "stub 1.2"}
+    assert identity(settings, DataPaths())["tools"] == {"program": "stub 1.2"}
     lies = evaluate(answering(tmp_path, checkpoint_dir=tmp_path), "report", settings)
     assert program.seen[1][0] == tmp_path
     assert lies.metrics == found.metrics
     limited = BenchmarksConfig(report=(BenchmarkConfig(name="program", limit=3),))
-    assert problems(limited, Places()) == [
+    assert problems(limited, DataPaths()) == [
         "program: takes no limit: its own program would ask the first questions, not a subset"
     ]

@@ -16,10 +16,10 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairBatch, PairEncoder
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
-from chip_core.models.adapters import attach, decoder_linears, merged
+from chip_core.models.adapters import attach_adapters, decoder_linears, merge_adapters
 from chip_core.models.parts import named_parts, set_trained
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.training.optimizer import encoder_alone_steps
+from chip_core.training.optimizer import encoder_only_steps
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.trial import run_trial
@@ -45,7 +45,7 @@ def ready(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
     model, processor = loading.load(config.model)
     pairs = load_pairs(config.data)
     batch = PairEncoder(processor, config, pairs).batch(range(4))
-    return attach(model, config), processor, batch
+    return attach_adapters(model, config), processor, batch
 
 
 @pytest.mark.parametrize("changes", TRAINED, ids=lambda c: "-".join(c.values()))
@@ -109,7 +109,7 @@ def test_adapters_are_on_the_decoder_alone(shapes_config: Configured) -> None:
     model, _ = loading.load(config.model)
     names = decoder_linears(model, config.lora)
     assert len(names) == 4 * 7  # layers × (q k v o, gate up down)
-    policy = attach(model, config)
+    policy = attach_adapters(model, config)
     adapted = {name.split(".lora_")[0] for name, _ in policy.named_parameters() if ".lora_" in name}
     assert adapted == {f"base_model.model.{name}" for name in names}
     assert not any("vision" in name for name in adapted)
@@ -123,14 +123,14 @@ def test_targets_are_chosen_by_their_last_name(shapes_config: Configured) -> Non
     assert all("language_model" in name for name in names)
     wrong = shapes_config(language_model="lora", lora__targets=["q_proj", "query"])
     with pytest.raises(TrialError, match=r"no linear layer query: choose from down_proj, gate_pr"):
-        attach(model, wrong)
+        attach_adapters(model, wrong)
 
 
 def test_the_adapters_first_values_are_the_seeds(shapes_config: Configured) -> None:
     def first(seed: int) -> torch.Tensor:
         config = shapes_config(language_model="lora", seed=seed)
         torch.manual_seed(123)  # whatever was drawn before
-        policy = attach(loading.load(config.model)[0], config)
+        policy = attach_adapters(loading.load(config.model)[0], config)
         return next(p for n, p in policy.named_parameters() if ".lora_A" in n).detach()
 
     assert torch.equal(first(0), first(0))
@@ -147,7 +147,7 @@ def test_merged_answers_as_the_adapter_does(shapes_config: Configured, tmp_path:
     policy, _ = loading.load(config.model, trained=tmp_path / "model")
     batch = ready(config)[2]
     adapted = logits(policy, batch)
-    assert torch.allclose(adapted, logits(merged(policy), batch), atol=1e-4)
+    assert torch.allclose(adapted, logits(merge_adapters(policy), batch), atol=1e-4)
 
 
 def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_no_stage_is_left_out(
     shapes_config: Configured, steps: int, share: float, alone: int
 ) -> None:
     config = shapes_config(vision_encoder="staged", staged__share=share)
-    assert encoder_alone_steps(config, steps) == alone
-    assert encoder_alone_steps(shapes_config(staged__share=share), steps) == 0
+    assert encoder_only_steps(config, steps) == alone
+    assert encoder_only_steps(shapes_config(staged__share=share), steps) == 0
 
 
 def test_parts_have_their_own_learning_rates(shapes_config: Configured, tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from chip_core.data.batches import PairEncoder
 from chip_core.evaluation.inference import generate
 from chip_core.evaluation.inference.prompts import Encoder
 from chip_core.models import loading
-from chip_core.models.adapters import attach, save_model, write_weights
+from chip_core.models.adapters import attach_adapters, save_model, write_weights
 from chip_core.models.loading import read_weights
 from chip_core.models.parts import named_parts, set_trained, trained_parts
-from chip_core.representation.described import Described
+from chip_core.representation.described import DescribedImage
 from chip_core.representation.states import Reading, represent
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
@@ -86,7 +86,7 @@ def test_policy_is_reference_at_first_and_gradients_are_finite(
 ) -> None:
     config = configured(language_model=language_model)
     model, processor = loading.load(config.model)
-    model = attach(model, config)
+    model = attach_adapters(model, config)
     policy = Policy(model, config.objective)
     reference = LiveReference(policy, config)
     trained = set_trained(model, config)
@@ -138,7 +138,7 @@ def test_an_adapter_reloads_with_plain_transformers_and_peft(
 ) -> None:
     config = configured(language_model="lora", lora={"rank": 2})
     model, processor = loading.load(config.model)
-    policy = attach(model, config)
+    policy = attach_adapters(model, config)
     train(config, model=policy, processor=processor, pairs=PAIRS, folder=tmp_path)
     save_model(policy, processor, tmp_path / "model", config)
     batch = PairEncoder(processor, config, PAIRS).batch(range(3))
@@ -196,7 +196,7 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     model, processor = loading.load(ModelConfig(path=str(folder)))
     batch = PairEncoder(processor, configured(), PAIRS).batch(range(3))
     (asked,) = Encoder(processor).encode(families.items()[:1])
-    described = Described(
+    described = DescribedImage(
         id="0", image=lambda: PAIRS[0].image, prompt=PAIRS[0].prompt, true="a dog",
         hallucinated="a cat",
     )  # fmt: skip
@@ -248,7 +248,7 @@ def test_a_base_named_as_before_is_trained_and_read_again(
     assert torch.equal(
         logits(model, batch), logits(loading.load(ModelConfig(path=str(folder)))[0], batch)
     )
-    policy = attach(model, config)
+    policy = attach_adapters(model, config)
     with torch.no_grad():
         for parameter in set_trained(policy, config):
             parameter.add_(0.01)
@@ -264,7 +264,7 @@ def test_a_base_named_as_before_is_trained_and_read_again(
     processor.save_pretrained(tmp_path / "model")
     again, _ = loading.load(config.model, trained=tmp_path / "model")
     assert torch.equal(trained, logits(again, batch))
-    fresh = attach(loading.load(config.model)[0], config)
+    fresh = attach_adapters(loading.load(config.model)[0], config)
     read_weights(fresh, tmp_path / "model")
     assert torch.equal(trained, logits(fresh, batch))
 

@@ -20,7 +20,7 @@ from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.memory import (
     bytes_needed,
     check_room,
@@ -239,7 +239,7 @@ def test_computing_layers_again_asks_for_nothing_deprecated(
     config = shapes_config(language_model=language_model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = attach(loading.load(config.model)[0], config)
+        model = attach_adapters(loading.load(config.model)[0], config)
         layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
         recompute_layers(model)
         assert layers and all(each.gradient_checkpointing for each in layers)
@@ -250,7 +250,7 @@ def test_computing_layers_again_asks_for_nothing_deprecated(
 def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
     def needed(reference: bool = True, **changes: Any) -> int:
         config = shapes_config(**changes)
-        model = attach(loading.load(config.model)[0], config)
+        model = attach_adapters(loading.load(config.model)[0], config)
         return bytes_needed(model, config, reference=reference)
 
     model, _ = loading.load(ModelConfig(path="shapes"))

@@ -12,9 +12,9 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import set_trained
-from chip_core.models.tower import is_frozen, joined, tower_features, tower_of
+from chip_core.models.tower import is_frozen, join_features, tower_features, tower_of
 from chip_core.training.states import response_states
 
 from .. import families
@@ -64,7 +64,7 @@ def test_a_model_says_the_same_without_looking(
     trial = config(language_model=language_model, projector=projector)
     if language_model == "lora":
         model, processor = families.build(family)  # an adapter stays
-        model = attach(model, trial)
+        model = attach_adapters(model, trial)
     set_trained(model, trial)
     assert is_frozen(model, trial)
     encoder = PairEncoder(processor, trial, PAIRS)
@@ -79,7 +79,7 @@ def test_a_model_says_the_same_without_looking(
     tower = tower_of(model)
     tower.forward = blind
     try:
-        features = joined([alone[2], alone[0], alone[1]])
+        features = join_features([alone[2], alone[0], alone[1]])
         prompts = replace(batch.prompts, features=features)
         given, given_gradients = run(model, replace(batch, prompts=prompts))
         with pytest.raises(AssertionError, match="the tower was asked"):

@@ -23,14 +23,14 @@ from chip_core.reference_cache.folder import (
     build_lock,
     commit,
     lock_owner,
-    noted,
     partial_folder,
+    recorded_file,
     remove,
     shard_name,
     store_folder,
     verify,
 )
-from chip_core.reference_cache.shards import Store, write_shard
+from chip_core.reference_cache.shards import ReferenceCacheStore, write_shard
 from chip_core.reference_cache.size import NoRoomError, check_room
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
@@ -76,7 +76,7 @@ def flip(path: Path) -> None:
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    store = Store(made(tmp_path), IDENTITY)
+    store = ReferenceCacheStore(made(tmp_path), IDENTITY)
     assert len(store) == ROWS
     for number in (0, 1, SHARD - 1, SHARD, ROWS - 1):
         for column, values in row(number).items():
@@ -95,7 +95,7 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
     folder = store_folder(tmp_path, "ab")
     write_shard(partial_folder(folder), 0, [row(0)])
     with pytest.raises(BrokenStoreError, match="it is not there"):
-        Store(folder)
+        ReferenceCacheStore(folder)
     with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not made"):
         commit(folder, identity={}, rows=300, names=[shard_name(0), shard_name(1)], made={})
     assert not folder.exists()
@@ -132,10 +132,10 @@ def test_a_damaged_store_is_never_opened(
     tmp_path: Path, damage: Callable[[Path], object], said: str
 ) -> None:
     folder = made(tmp_path)
-    Store(folder, IDENTITY)
+    ReferenceCacheStore(folder, IDENTITY)
     damage(folder)
     with pytest.raises(BrokenStoreError, match=said):
-        Store(folder, IDENTITY)
+        ReferenceCacheStore(folder, IDENTITY)
 
 
 def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,23 +164,23 @@ def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_of_an_interrupted_making_is_taken_over_only_if_whole(tmp_path: Path) -> None:
     partial = tmp_path / "ab.partial"
     write_shard(partial, 0, [row(0)])
-    assert noted(partial, shard_name(0)) is not None
-    assert noted(partial, shard_name(1)) is None
+    assert recorded_file(partial, shard_name(0)) is not None
+    assert recorded_file(partial, shard_name(1)) is None
     flip(partial / shard_name(0))
-    assert noted(partial, shard_name(0)) is None
+    assert recorded_file(partial, shard_name(0)) is None
     write_shard(partial, 0, [row(0)])
     os.truncate(partial / shard_name(0), 10)
-    assert noted(partial, shard_name(0)) is None
+    assert recorded_file(partial, shard_name(0)) is None
 
 
 def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
     folder = made(tmp_path)
-    store = Store(folder)
+    store = ReferenceCacheStore(folder)
     remove(folder)
     assert not any(tmp_path.iterdir())
     assert torch.equal(store.row(SHARD + 1, "chosen.hidden"), row(SHARD + 1)["chosen.hidden"])
     with pytest.raises(BrokenStoreError, match="it is not there"):
-        Store(folder)
+        ReferenceCacheStore(folder)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

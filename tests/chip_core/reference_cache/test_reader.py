@@ -19,7 +19,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
 from chip_core.reference_cache import build, shards
 from chip_core.reference_cache import folder as folder_of_stores
-from chip_core.reference_cache.build import build_shard, ensure, finish
+from chip_core.reference_cache.build import build_shard, ensure_caches, finish_cache
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     partial_folder,
@@ -27,7 +27,7 @@ from chip_core.reference_cache.folder import (
     shard_name,
     store_folder,
 )
-from chip_core.reference_cache.shards import Store
+from chip_core.reference_cache.shards import ReferenceCacheStore
 from chip_core.reference_cache.size import NoRoomError
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, cache_specs
 from chip_core.results import CURVES, Progress, TrialResult
@@ -59,7 +59,7 @@ def passes(config: TrialConfig) -> tuple[CacheSpec, ...]:
 
 
 def offered(config: TrialConfig, cache: Path) -> AvailableCaches:
-    ensure(passes(config), config, cache=cache)
+    ensure_caches(passes(config), config, cache=cache)
     return AvailableCaches(cache=cache, passes=passes(config))
 
 
@@ -122,14 +122,14 @@ def test_what_rounding_does_is_noted(configured: Configured, tmp_path: Path) -> 
     def noted(**changes: Any) -> float:
         config = configured(objective="hdpo", reference_cache="bf16", **changes)
         (one,) = passes(config)
-        noted: float = ensure([one], config, cache=tmp_path)[0].made["rounding"]
+        noted: float = ensure_caches([one], config, cache=tmp_path)[0].made["rounding"]
         return noted
 
     # bf16 has 8 bits: what is rounded by at most 1 in 256 moves a logit of this model by less
     assert 0 < noted() < 0.05
     assert noted(model__path="shapes", model__dtype="bf16") == 0  # the head reads bf16 anyway
     config = configured(objective="hdpo")
-    made = ensure(passes(config), config, cache=tmp_path)[0].made
+    made = ensure_caches(passes(config), config, cache=tmp_path)[0].made
     assert made["prefix_sharing"] == "on"
     assert "rounding" not in made
 
@@ -143,8 +143,8 @@ def test_however_many_workers_and_passes_at_once_it_is_the_same_to_the_bit(
     for part in (1, 0):
         rows = build_shard(passes(config), other, cache=tmp_path / "two", part=part, parts=2)
     for one in passes(config):
-        ensure([one], config, cache=tmp_path / "alone")
-        finish(one, cache=tmp_path / "two", rows=rows, seconds=1.0)
+        ensure_caches([one], config, cache=tmp_path / "alone")
+        finish_cache(one, cache=tmp_path / "two", rows=rows, seconds=1.0)
         made = contents(store_folder(tmp_path / "alone", one.key))
         assert len(made) == (4 if one.hidden else 3)  # ceil(10 / 4), and the head
         assert made == contents(store_folder(tmp_path / "two", one.key))
@@ -155,14 +155,14 @@ def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -
     (one,) = passes(config)
     rows = build_shard([one], config, cache=tmp_path, part=0, parts=2)
     with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not made"):
-        finish(one, cache=tmp_path, rows=rows, seconds=1.0)
+        finish_cache(one, cache=tmp_path, rows=rows, seconds=1.0)
 
 
 def test_arms_with_text_terms_read_logps_alone(configured: Configured, tmp_path: Path) -> None:
     config = configured(objective="dpo")
     (one,) = passes(config)
-    (manifest,) = ensure([one], config, cache=tmp_path)
-    store = Store(store_folder(tmp_path, one.key))
+    (manifest,) = ensure_caches([one], config, cache=tmp_path)
+    store = ReferenceCacheStore(store_folder(tmp_path, one.key))
     tokens = sum(len(store.row(place, f"{side}.ids")) for place in range(ROWS)
                  for side in ("chosen", "rejected"))  # fmt: skip
     # 4 bytes for a token's id, 4 for its log-probability; offsets and headers come on top
@@ -196,20 +196,20 @@ def test_what_was_interrupted_goes_on_with_what_is_whole(
             raise _Stopped
 
     with pytest.raises(_Stopped):
-        ensure([one], config, cache=tmp_path / "cache", report=stop)
+        ensure_caches([one], config, cache=tmp_path / "cache", report=stop)
     assert not folder.exists()
     partial = partial_folder(folder)
     assert (partial / shard_name(1)).exists()
     os.truncate(partial / shard_name(1), 50)  # a crash may leave that
     told: list[int] = []
-    ensure([one], config, cache=tmp_path / "cache", report=lambda progress: told.append(
+    ensure_caches([one], config, cache=tmp_path / "cache", report=lambda progress: told.append(
         progress.total if progress.phase == "reference pass" else 0))  # fmt: skip
     assert max(told) == 4 + 2  # shards 1 and 2 of 4, 4 and 2 samples: shard 0 was whole
-    ensure([one], config, cache=tmp_path / "whole")
+    ensure_caches([one], config, cache=tmp_path / "whole")
     assert contents(folder) == contents(store_folder(tmp_path / "whole", one.key))
     assert not partial.exists()
     told.clear()
-    ensure([one], config, cache=tmp_path / "cache", report=lambda progress: told.append(1))
+    ensure_caches([one], config, cache=tmp_path / "cache", report=lambda progress: told.append(1))
     assert told == []  # it is there
 
 
@@ -233,7 +233,7 @@ def report(progress):
     if sys.argv[2] == "dies" and progress.done == 7:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
-build.ensure([one], config, cache=Path(sys.argv[1]), report=report)
+build.ensure_caches([one], config, cache=Path(sys.argv[1]), report=report)
 print(one.key)
 """
 
@@ -291,12 +291,12 @@ def refused(config: TrialConfig, stores: AvailableCaches, folder: Path) -> Trial
 def test_features_are_the_towers_and_no_more(configured: Configured, tmp_path: Path) -> None:
     config = configured(objective="dpo", engine__feature_cache="on")
     one = passes(config)[1]
-    (manifest,) = ensure([one], config, cache=tmp_path)
+    (manifest,) = ensure_caches([one], config, cache=tmp_path)
     assert one.name == "image features"
     model, processor = loading.load(config.model)
     vision = model.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    values = Store(store_folder(tmp_path, one.key)).row(3, "hidden_states:-2.values")
+    values = ReferenceCacheStore(store_folder(tmp_path, one.key)).row(3, "hidden_states:-2.values")
     assert values.shape == (1, patches, vision.hidden_size)
     a_sample = 4 * patches * vision.hidden_size
     assert ROWS * a_sample < manifest.bytes < ROWS * a_sample + 3 * 1024
@@ -330,7 +330,7 @@ def test_features_of_a_tower_that_is_another_are_not_used(
 
     with monkeypatch.context() as patched:
         patched.setattr(loading, "load", other)
-        ensure([one], config, cache=tmp_path / "cache")
+        ensure_caches([one], config, cache=tmp_path / "cache")
     stores = AvailableCaches(cache=tmp_path / "cache", passes=(one,))
     result = run_trial(config, folder=tmp_path / "trial", caches=stores)
     assert (result.engine["reference"], result.engine["image_features"]) == ("live", "computed")
@@ -371,14 +371,14 @@ def test_responses_that_changed_meanwhile_stop_the_trial(
     stores = offered(config, tmp_path / "cache")
     (one,) = stores.passes
     folder = store_folder(stores.cache, one.key)
-    whole = Store(folder)
+    whole = ReferenceCacheStore(folder)
     columns = [f"{side}.{name}" for side in ("chosen", "rejected") for name in ("ids", "logps")]
     rows = [{name: whole.row(place, name) for name in columns} for place in range(ROWS)]
     for place in range(1, ROWS - 1):  # of what is looked at before the first step, nothing
         rows[place]["chosen.ids"] = rows[place]["chosen.ids"] + 1
     for number in range(3):
         shards.write_shard(partial_folder(folder), number, rows[4 * number : 4 * number + 4])
-    finish(one, cache=stores.cache, rows=ROWS, seconds=1.0)
+    finish_cache(one, cache=stores.cache, rows=ROWS, seconds=1.0)
     with pytest.raises(TrialError, match="is of other chosen responses than this trial's"):
         run_trial(config, folder=tmp_path / "trial", caches=stores)
 
@@ -388,17 +388,17 @@ def test_no_room_is_told_before_anything_is_computed(
 ) -> None:
     config = configured(objective="hdpo")
     (one,) = passes(config)
-    (manifest,) = ensure([one], config, cache=tmp_path / "cache")
+    (manifest,) = ensure_caches([one], config, cache=tmp_path / "cache")
     free = math.inf
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": free})())
     asked: list[int] = []
     monkeypatch.setattr(build, "check_room", lambda cache, needed, what: asked.append(needed))
-    ensure([one], config, cache=tmp_path / "again")
+    ensure_caches([one], config, cache=tmp_path / "again")
     # All but offsets (2 × 5 numbers of 8 bytes a shard of 4) and headers (well under 1 kB a file).
     assert 0 < manifest.bytes - asked[0] < 4 * 1024
     monkeypatch.undo()
     monkeypatch.setattr(folder_of_stores, "SHARD", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 1000})())
     with pytest.raises(NoRoomError, match="no room for the reference pass 'text, hidden states"):
-        ensure([one], config, cache=tmp_path / "full")
+        ensure_caches([one], config, cache=tmp_path / "full")
     assert not list((tmp_path / "full").rglob("*.safetensors"))

@@ -12,9 +12,9 @@ from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
+    build_config,
     cache_specs,
-    config_of,
-    grouped,
+    group_specs,
     samples_read,
 )
 
@@ -200,7 +200,7 @@ def test_passes_of_the_same_samples_are_made_together() -> None:
         "training": {"epochs": 2},
         "engine": {"feature_cache": "on"},
     }
-    groups = grouped([*passes(**drawn), *passes(**{**drawn, "data": {"limit": 10}})[:1]])
+    groups = group_specs([*passes(**drawn), *passes(**{**drawn, "data": {"limit": 10}})[:1]])
     assert [[one.name for one in group] for group in groups] == [
         [
             "text, hidden states in fp32",
@@ -212,7 +212,7 @@ def test_passes_of_the_same_samples_are_made_together() -> None:
         ["text, hidden states in fp32"],  # of other pairs
     ]
     shorter = passes(**{**drawn, "training": {"max_length": 100}})[:2]  # the features are the same
-    assert [len(group) for group in grouped([*passes(**drawn)[:2], shorter[0]])] == [2, 1]
+    assert [len(group) for group in group_specs([*passes(**drawn)[:2], shorter[0]])] == [2, 1]
 
 
 def test_a_group_is_made_with_what_each_of_its_passes_needs() -> None:
@@ -225,12 +225,12 @@ def test_a_group_is_made_with_what_each_of_its_passes_needs() -> None:
     )
     text = cache_specs(dpo, MODEL, DATA)[0]
     by_kind = {one.kind: one for one in cache_specs(chip, MODEL, DATA)}
-    made = config_of([(text, dpo), (by_kind["rejected_image_features"], chip)])
+    made = build_config([(text, dpo), (by_kind["rejected_image_features"], chip)])
     assert made.training.max_length == 100  # the text's
     assert (made.rejected_image.strategy, made.seed) == ("crop", 7)
     assert made.objective.needs_rejected_image
     assert made.vision_encoder == "frozen"  # as whose features are kept has it
-    assert config_of([(text, dpo)]) == dpo
+    assert build_config([(text, dpo)]) == dpo
 
 
 def test_what_leaves_nothing_to_compute() -> None:

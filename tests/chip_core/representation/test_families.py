@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chip_core.representation.described import Described
+from chip_core.representation.described import DescribedImage
 from chip_core.representation.states import Reading, represent
 
 from .. import families
@@ -15,7 +15,7 @@ from .. import families
 def test_states_of_a_family(family: str) -> None:
     model, processor = families.build(family)
     described = [
-        Described(
+        DescribedImage(
             id=pair.id,
             image=lambda pair=pair: pair.image,  # type: ignore[misc]
             prompt=pair.prompt,
@@ -29,7 +29,7 @@ def test_states_of_a_family(family: str) -> None:
         assert part.shape[0] == 2 and np.isfinite(part).all()
     assert not np.allclose(found.true, found.hallucinated)
     swapped = [
-        Described(**{**vars(item), "true": item.hallucinated, "hallucinated": item.true})
+        DescribedImage(**{**vars(item), "true": item.hallucinated, "hallucinated": item.true})
         for item in described
     ]
     again = represent(model, processor, swapped, Reading())

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
@@ -58,7 +58,7 @@ def test_logits_are_of_a_chunk_of_response_positions(
     config = TrialConfig.model_validate({"model": "x", "language_model": language_model})
     made, processor = model()
     hidden = made.config.text_config.hidden_size
-    made = attach(made, config)
+    made = attach_adapters(made, config)
     set_trained(made, config)
     batch = PairEncoder(processor, config, families.pairs()).batch(range(3))
     of_responses = [batch.chosen, batch.rejected, batch.rejected_image]

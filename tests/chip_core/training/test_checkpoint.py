@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.training import checkpoint, trainer
-from chip_core.training.checkpoint import broken, checkpoints, remove_after
+from chip_core.training.checkpoint import checkpoint_problem, list_checkpoints, remove_after
 from chip_core.trial import run_trial
 from chip_core.utils.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.utils.files import read_records
@@ -198,7 +198,7 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_not_used(
     run_trial(config, folder=tmp_path / "whole")
     first = cut(config, tmp_path / "first", 6)
     rewrite(
-        checkpoints(first)[-1],
+        list_checkpoints(first)[-1],
         file,
         lambda name: None if "layers.1.self_attn.q_proj" in name else name,
     )
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_an_older_layout_goes_on_to_the_same_bits(
     config = several(shapes_config, **LORA)
     run_trial(config, folder=tmp_path / "whole")
     first = cut(config, tmp_path / "first", 6)
-    last = checkpoints(first)[-1]
+    last = list_checkpoints(first)[-1]
     rewrite(
         last,
         "adapter_model.safetensors",
@@ -249,7 +249,7 @@ def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
         result = run_trial(config, folder=tmp_path / "two", resume_from=tmp_path / "one")
     assert result.steps == 3
     assert (tmp_path / "two" / "model" / "model.safetensors").read_bytes() == weights
-    assert checkpoints(tmp_path / "two") == []  # it is done
+    assert list_checkpoints(tmp_path / "two") == []  # it is done
 
 
 def test_a_checkpoint_of_another_training_is_not_used(
@@ -276,14 +276,14 @@ def test_a_manifest_of_another_kind_is_not_read(
     shapes_config: Configured, tmp_path: Path, manifest: str, why: str
 ) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
-    assert re.fullmatch(why, str(broken(tmp_path, shapes_config())))
+    assert re.fullmatch(why, str(checkpoint_problem(tmp_path, shapes_config())))
 
 
 def test_checkpoints_that_are_gone_over_again_are_removed(tmp_path: Path) -> None:
     for step in (4, 6, 12):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     remove_after(tmp_path, 4)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004"]
 
 
 def test_a_write_that_was_cut_off_leaves_no_checkpoint(
@@ -312,14 +312,14 @@ def test_where_the_last_attempts_checkpoints_are_broken_the_one_befores_are_used
     second = tmp_path / "second"
     with pytest.raises(Cut):
         run_trial(config, folder=second, resume_from=first, report=at(5))  # left step 4
-    (left,) = checkpoints(second)
+    (left,) = list_checkpoints(second)
     state = left / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
-    third, (used,) = tmp_path / "third", checkpoints(first)
+    third, (used,) = tmp_path / "third", list_checkpoints(first)
     result = run_trial(config, folder=third, resume_from=second, earlier=[second, first])
     assert result.notes[-2].startswith("checkpoint step-00000004 is not used: state.pt is cut off")
     assert result.notes[-1] == f"resumed after step 2 from {used}"
-    assert checkpoints(first) == checkpoints(second) == []  # a model is there
+    assert list_checkpoints(first) == list_checkpoints(second) == []  # a model is there
     assert curves(third) == curves(whole)
     assert weights(third) == weights(whole)
 
@@ -338,7 +338,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_bits(
             report=lambda progress: steps.append(progress.done),
             stop=lambda: bool(steps) and steps[-1] == 2,  # asked within step 3
         )
-    assert [path.name for path in checkpoints(first)] == ["step-00000003"]
+    assert [path.name for path in list_checkpoints(first)] == ["step-00000003"]
     run_trial(config, folder=second, resume_from=first)
     assert curves(second) == curves(whole)
     assert weights(second) == weights(whole)

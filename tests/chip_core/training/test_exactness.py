@@ -19,13 +19,13 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import packing
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.memory import recompute_layers
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import read_result
-from chip_core.training.exactness import ON, inexact, shared_prefixes
+from chip_core.training.exactness import ON, prefix_sharing_problem, share_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
 from chip_core.trial import run_trial
@@ -67,7 +67,7 @@ def config_of(**changes: Any) -> TrialConfig:
 
 def policy_model(family: str, config: TrialConfig) -> Any:
     """A model that has moved away from the reference, adapters and all, by the config's seed."""
-    model = attach(copy.deepcopy(built(family)[0]), config)
+    model = attach_adapters(copy.deepcopy(built(family)[0]), config)
     draw = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         for parameter in set_trained(model, config):
@@ -128,7 +128,7 @@ def original(family: str, config: TrialConfig, policy: Policy) -> LiveReference:
     """A live reference of the weights before they moved."""
     model = policy.model
     moved = {name: value.clone() for name, value in model.state_dict().items()}
-    start = attach(copy.deepcopy(built(family)[0]), config).state_dict()
+    start = attach_adapters(copy.deepcopy(built(family)[0]), config).state_dict()
     model.load_state_dict(start)
     reference = LiveReference(policy, config)
     model.load_state_dict(moved)
@@ -245,7 +245,7 @@ def kind(policy: Policy) -> str:
 
 def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: PairBatch) -> None:
     marks = [parameter.requires_grad for parameter in policy.parameters()]
-    with shared_prefixes(policy, pair) as outcome:
+    with share_prefixes(policy, pair) as outcome:
         assert outcome == ON
         assert policy.prefix_sharing
         assert kind(policy) == packing.NAME
@@ -256,14 +256,14 @@ def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: Pa
 
 
 def test_it_can_be_switched_off(policy: Policy, pair: PairBatch) -> None:
-    with shared_prefixes(policy, pair, "off") as outcome:
+    with share_prefixes(policy, pair, "off") as outcome:
         assert outcome == "off (engine.prefix_sharing: off)"
         assert not policy.prefix_sharing
 
 
 def test_another_attention_is_left_alone(policy: Policy, pair: PairBatch) -> None:
     policy.model.set_attn_implementation("eager")
-    with shared_prefixes(policy, pair) as outcome:
+    with share_prefixes(policy, pair) as outcome:
         assert outcome == "off (its attention is eager, not sdpa)"
     assert kind(policy) == "eager"
 
@@ -275,7 +275,7 @@ def test_what_the_attention_cannot_do_is_refused(policy: Policy, pair: PairBatch
         return given, {**named, "sliding_window": 4}
 
     layers[0].self_attn.register_forward_pre_hook(windowed, with_kwargs=True)
-    assert inexact(policy, pair) == "its attention has sliding_window"
+    assert prefix_sharing_problem(policy, pair) == "its attention has sliding_window"
 
 
 def test_a_wrong_mask_is_found(
@@ -287,7 +287,7 @@ def test_a_wrong_mask_is_found(
         return right(*given, **named)  # every token sees all before it
 
     monkeypatch.setattr(packing, "attention", wrong)
-    reason = inexact(policy, pair)
+    reason = prefix_sharing_problem(policy, pair)
     assert reason is not None and reason.startswith("hidden states differ by ")
 
 
@@ -295,7 +295,7 @@ def test_a_model_that_scales_its_logits_is_refused(policy: Policy, pair: PairBat
     policy.model.lm_head.register_forward_hook(lambda module, given, made: made * 0.5)
     with (
         pytest.raises(Exception, match="logits are not its last hidden states times"),
-        shared_prefixes(policy, pair),
+        share_prefixes(policy, pair),
     ):
         pass
 
@@ -308,7 +308,7 @@ def test_running_out_of_memory_is_no_inexactness(
 
     monkeypatch.setattr("chip_core.training.exactness.response_states", full)
     with pytest.raises(torch.OutOfMemoryError):
-        inexact(policy, pair)
+        prefix_sharing_problem(policy, pair)
 
 
 @pytest.mark.gpu
@@ -317,7 +317,7 @@ def test_it_is_exact_on_a_gpu(family: str, bf16: bool) -> None:
     config = config_of()
     policy = Policy(copy.deepcopy(built(family)[0]).cuda(), config.objective, bf16=bf16)
     pair = PairEncoder(built(family)[1], config, PAIRS).batch([0]).to(torch.device("cuda"))
-    assert inexact(policy, pair) is None
+    assert prefix_sharing_problem(policy, pair) is None
 
 
 @pytest.mark.parametrize("wanted", ["auto", "off"])

@@ -27,13 +27,13 @@ from chip_core.data.batches import PairEncoder
 from chip_core.models import loading
 from chip_core.models.parts import set_trained
 from chip_core.models.shards import whole
-from chip_core.training.checkpoint import broken
+from chip_core.training.checkpoint import checkpoint_problem
 from chip_core.training.parallel import Compute, SingleProcessStrategy, choose_parallelism
 from chip_core.training.policy import Policy
 from chip_core.training.trainer import make_strategy
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError, UserError
-from chip_core.utils.workers import Workers, joined
+from chip_core.utils.workers import Workers, join_workers
 
 
 def _helper() -> Any:
@@ -180,9 +180,9 @@ def test_workers_on_machines_of_their_own_leave_one_checkpoint_together(quick: P
     assert [path.name for path in second.iterdir()] == ["shards"]
     config = helper.configured(there)
     (alone,) = (path.name for path in (second / "shards").iterdir())
-    assert broken(first, config) == f"shards/{alone} is missing"
+    assert checkpoint_problem(first, config) == f"shards/{alone} is missing"
     shutil.copytree(second, first, dirs_exist_ok=True)
-    assert broken(first, config) is None
+    assert checkpoint_problem(first, config) is None
     goes_on(quick, there)
 
 
@@ -250,10 +250,10 @@ def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> N
 
 def prepared(config: TrialConfig, kind: str) -> tuple[SingleProcessStrategy, Any]:
     from chip_core.data.preferences import load_pairs
-    from chip_core.models.adapters import attach
+    from chip_core.models.adapters import attach_adapters
 
     model, processor = loading.load(config.model)
-    model = attach(copy.deepcopy(model), config)
+    model = attach_adapters(copy.deepcopy(model), config)
     set_trained(model, config)
     policy = Policy(model, config.objective)
     batch = PairEncoder(processor, config, load_pairs(config.data)).batch([0, 1])
@@ -282,5 +282,5 @@ def test_a_trial_that_lacks_workers_is_told(tmp_path: Path) -> None:
 def test_torchruns_settings_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT is not"), joined():
+    with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT is not"), join_workers():
         pass

@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import set_trained, trained_parts
 from chip_core.models.shards import whole
 from chip_core.training import checkpoint, sharded_state
-from chip_core.training.checkpoint import Checkpointer, broken, checkpoints
+from chip_core.training.checkpoint import Checkpointer, checkpoint_problem, list_checkpoints
 from chip_core.training.optimizer import make_optimizer
 from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
@@ -55,7 +55,7 @@ class Trained:
     """A model and its optimizer, sharded or not."""
 
     def __init__(self, base: Any, *, sharded: bool = False) -> None:
-        self.model = attach(copy.deepcopy(base), CONFIG)
+        self.model = attach_adapters(copy.deepcopy(base), CONFIG)
         set_trained(self.model, CONFIG)
         if sharded:
             policy = Policy(self.model, CONFIG.objective)
@@ -181,7 +181,7 @@ def test_it_has_its_name_when_all_of_it_is_there(
     monkeypatch.setattr(checkpoint, "sync_files", cut)
     with pytest.raises(KeyboardInterrupt):
         Trained(base, sharded=True).checkpointer().save(tmp_path, 1)
-    assert checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path) == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
         ".step-00000001.partial"
     ]
@@ -189,14 +189,14 @@ def test_it_has_its_name_when_all_of_it_is_there(
 
 def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
     Trained(base, sharded=True).checkpointer().save(tmp_path, 1)
-    (left,) = checkpoints(tmp_path)
-    assert broken(left, CONFIG) is None
+    (left,) = list_checkpoints(tmp_path)
+    assert checkpoint_problem(left, CONFIG) is None
     save_file({"more": torch.zeros(1)}, left / "shards" / "more.safetensors")
-    assert broken(left, CONFIG) == "shards/more.safetensors is not of it"
+    assert checkpoint_problem(left, CONFIG) == "shards/more.safetensors is not of it"
 
 
 def test_two_are_kept(base: Any, tmp_path: Path) -> None:
     trained = Trained(base, sharded=True)
     for step in (1, 2, 3):
         trained.checkpointer().save(tmp_path, step)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]

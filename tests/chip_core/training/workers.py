@@ -25,12 +25,12 @@ from trainings import train  # noqa: E402
 
 from chip_core.config.trial import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
-from chip_core.models.adapters import attach, save_model  # noqa: E402
+from chip_core.models.adapters import attach_adapters, save_model  # noqa: E402
 from chip_core.training import fsdp  # noqa: E402
 from chip_core.training.parallel import Compute  # noqa: E402
-from chip_core.training.trainer import Training  # noqa: E402
+from chip_core.training.trainer import TrainingResult  # noqa: E402
 from chip_core.utils.files import read_records  # noqa: E402
-from chip_core.utils.workers import Workers, joined  # noqa: E402
+from chip_core.utils.workers import Workers, join_workers  # noqa: E402
 
 STEPS = 20
 
@@ -103,12 +103,12 @@ def configured(case: Case) -> TrialConfig:
     )
 
 
-def run(case: Case, out: Path, workers: Workers) -> Training:
+def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
     fsdp._room_for_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
     model, processor = families.build(case.family)
-    model = attach(model.to(getattr(torch, case.dtype)), config)
+    model = attach_adapters(model.to(getattr(torch, case.dtype)), config)
     folder = out / case.name
     if case.apart and not workers.first:
         folder = out / "elsewhere" / case.name
@@ -168,7 +168,7 @@ def launch(out: Path, cases: Sequence[Case], workers: int = 2, within: float = 1
 def main(out: Path, cases: Sequence[Case]) -> None:
     """Be one of the workers."""
     torch.set_num_threads(1)
-    with joined() as workers:
+    with join_workers() as workers:
         for case in cases:
             run(case, out, workers)
 

@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.utils.errors import DiskFullError, UserError, notice_anew
+from chip_core.utils.errors import DiskFullError, UserError, reset_warnings
 from chip_core.utils.files import (
-    Spool,
+    JsonlWriter,
     append_record,
     blank_line,
-    expanded,
+    expand_path,
     is_full,
+    read_checksummed,
     read_lines,
     read_records,
-    read_sealed,
     room_for,
     write_atomically,
+    write_checksummed,
     write_json,
-    write_sealed,
 )
 
 
 def test_a_record_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "a.jsonl")
+    spool = JsonlWriter(tmp_path / "a.jsonl")
     spool.append({"step": 1})
     spool.append({"step": 2})
     spool.close()
@@ -38,7 +38,7 @@ def test_a_record_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
 def test_a_record_broken_in_the_middle_is_left_out_and_told(
     bad: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notice_anew()
+    reset_warnings()
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"a": 1}\n' + bad + b'\n{"a": 3}\n')
     assert read_records(file) == [{"a": 1}, {"a": 3}]
@@ -57,14 +57,14 @@ def test_one_digit_of_a_record_is_not_taken_for_another(tmp_path: Path) -> None:
 
 def test_every_changed_byte_of_a_sealed_file_is_seen_or_changes_nothing(tmp_path: Path) -> None:
     file, value = tmp_path / "a.json", {"chair": 6.15, "of": [1, 2], "name": "é"}
-    write_sealed(file, value)
+    write_checksummed(file, value)
     whole = file.read_bytes()
-    assert read_sealed(file) == value
+    assert read_checksummed(file) == value
     for place in range(len(whole)):
         for other in (0x00, 0x20, 0x31, 0xFF):
             file.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
             try:
-                found = read_sealed(file)
+                found = read_checksummed(file)
             except ValueError:
                 continue
             # What is left then is a checksum that cannot be told for one.
@@ -73,10 +73,10 @@ def test_every_changed_byte_of_a_sealed_file_is_seen_or_changes_nothing(tmp_path
 
 def test_a_file_without_a_checksum_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"chair": 6.15}')
-    assert read_sealed(tmp_path / "a.json") == {"chair": 6.15}
+    assert read_checksummed(tmp_path / "a.json") == {"chair": 6.15}
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(ValueError, match="no JSON object"):
-        read_sealed(tmp_path / "a.json")
+        read_checksummed(tmp_path / "a.json")
 
 
 def test_what_stands_in_a_files_place_is_told(tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_users_home_is_put_in_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert expanded("~/a") == Path("/home/me/a")
-    assert expanded("~nobody-here/a") == Path("~nobody-here/a")
-    assert expanded("./~a") == Path("~a")
+    assert expand_path("~/a") == Path("/home/me/a")
+    assert expand_path("~nobody-here/a") == Path("~nobody-here/a")
+    assert expand_path("./~a") == Path("~a")
 
 
 def test_a_full_disk_is_told_in_one_line_whatever_a_library_raises(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from chip_core.recipes import parse_yaml
-from chip_core.utils.files import read_sealed
+from chip_core.utils.files import read_checksummed
 from orchestrator.cli import main
 from orchestrator.cluster import session
 from orchestrator.cluster.head import Head
@@ -159,7 +159,7 @@ def test_a_study_is_sent_with_its_options(
     assert job.study == "encoder+language_model=lora+optimizer.lr=1e-6"
     assert job.folder == f"/mnt/chip-ablate/chip-runs/jobs/{job.job}"
     assert job.local == str(tmp_path / "w/clusters/chip-ablate" / job.study)
-    kept = read_sealed(tmp_path / "w/jobs" / f"{job.job}.json")
+    kept = read_checksummed(tmp_path / "w/jobs" / f"{job.job}.json")
     assert kept == job.as_json
     assert "ssh -N -L 8265:127.0.0.1:8265 ubuntu@10.0.0.10" in err
     assert "ui --workdir /mnt/chip-ablate/chip-runs --port 5000" in err

@@ -27,7 +27,7 @@ def result(**changes: Any) -> TrialResult:
     spent["score report/shapes"] = 4.0
     how = changes.pop("how", {})
     evaluation = Evaluation(
-        metrics={}, items=20, scores="scores/report-shapes.json", responses="", how=how
+        metrics={}, items=20, scores="scores/report-shapes.json", responses="", metadata=how
     )
     made: dict[str, Any] = {
         "steps": 11,

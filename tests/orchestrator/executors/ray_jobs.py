@@ -24,7 +24,7 @@ from chip_core.utils.errors import (
     TrialError,
 )
 from chip_core.utils.files import write_json
-from chip_core.utils.workers import current
+from chip_core.utils.workers import current_workers
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.session import ENVIRONMENT
 from orchestrator.jobs.attempt import execute
@@ -43,7 +43,7 @@ def play(job: Job, report: Report, stop: Stop) -> None:
 def _steps(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / f"process-{current().rank}").write_text(str(os.getpid()))
+    (job.folder / f"process-{current_workers().rank}").write_text(str(os.getpid()))
     for step in range(1, 4):
         report(Progress(phase="train", done=step, total=3, figures={"loss": 1 / step}))
     report(Progress(phase="score shapes", done=0, total=1))
@@ -54,7 +54,7 @@ def _steps(job: Job, report: Report, stop: Stop) -> None:
 def _answers(job: Job, report: Report, stop: Stop) -> None:
     """Answer; and, as the next step, score that."""
     report(Progress(phase="start", done=0, total=1))
-    if not current().first:
+    if not current_workers().first:
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     step = "scoring" if job.scores else "answering"
@@ -108,7 +108,7 @@ def _waits(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="train", done=1, total=9, figures={"loss": 1.0}))
     while not stop():
         time.sleep(0.05)
-    if current().first:
+    if current_workers().first:
         (job.folder / "checkpoint").touch()
     raise StoppedError("stopped after step 1 of 9")
 
@@ -140,7 +140,7 @@ def _trains(job: Job, report: Report, stop: Stop) -> None:
 
 def _second_fails(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
-    workers = current()
+    workers = current_workers()
     assert workers.size == 2
     if not workers.first:
         raise TrialError("row 7 is bad")
@@ -149,7 +149,7 @@ def _second_fails(job: Job, report: Report, stop: Stop) -> None:
 
 def _second_dies(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
-    workers = current()
+    workers = current_workers()
     if not workers.first:
         os.kill(os.getpid(), signal.SIGKILL)
     workers.wait()
@@ -177,7 +177,7 @@ def _stands_still(job: Job, report: Report, stop: Stop) -> None:
 def _shares(job: Job, report: Report, stop: Stop) -> None:
     """Two workers on two machines: the second reads what the first wrote."""
     report(Progress(phase="start", done=0, total=1))
-    workers = current()
+    workers = current_workers()
     assert workers.size == 2 and job.share is not None
     if workers.first:
         (job.folder / "model").mkdir()

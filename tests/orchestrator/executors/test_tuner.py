@@ -15,7 +15,7 @@ from ray.exceptions import OutOfMemoryError
 
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
-from chip_core.utils.errors import notice_anew
+from chip_core.utils.errors import reset_warnings
 from chip_core.utils.files import write_json
 from orchestrator.executors.base import Event, Failed, Finished, Job, Started
 from orchestrator.executors.ray import session, tuner
@@ -105,7 +105,7 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
 def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_seldom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notice_anew()
+    reset_warnings()
     now = 0.0
     wanted = {"CPU": 2.0, "GPU": 1.0}
     there, free = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 5.0}  # Ray leaves out what is 0

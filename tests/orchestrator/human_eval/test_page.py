@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets
 from orchestrator.human_eval.comparison import compare
@@ -46,7 +46,7 @@ def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> Pool:
 
 
 def page_of(key: SheetKey, pool: Pool, folder: Path) -> Path:
-    images = item_images(pool, {entry.item for entry in key.sheets[0]}, Places())
+    images = item_images(pool, {entry.item for entry in key.sheets[0]}, DataPaths())
     page = folder / "sheet-1.html"
     page.write_text(sheet_page(key, 1, pool, images), encoding="utf-8")
     return page

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets, read_sheet_key
@@ -66,7 +66,7 @@ def test_the_seed_decides_the_draws(pool: Pool) -> None:
 
 def test_a_sheet_does_not_tell_the_arms(pool: Pool) -> None:
     key = draw(pool, items=5)
-    page = sheet_page(key, 1, pool, item_images(pool, ITEMS, Places()))
+    page = sheet_page(key, 1, pool, item_images(pool, ITEMS, DataPaths()))
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     for entry, asked in zip(data["entries"], key.sheets[0], strict=True):
         arms = ("dpo", "chip")
@@ -86,7 +86,7 @@ def test_an_answer_cannot_leave_its_place(pool: Pool) -> None:
     )
     hostile = Pool(**{**vars(pool), "pairs": pairs})
     key = draw(hostile, items=1)
-    page = sheet_page(key, 1, hostile, item_images(hostile, ITEMS, Places()))
+    page = sheet_page(key, 1, hostile, item_images(hostile, ITEMS, DataPaths()))
     assert page.count("</script>") == 2 and "<!--" not in page
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert "</script><script>alert(1)</script><!--" in data["entries"][0].values()

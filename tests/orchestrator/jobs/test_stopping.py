@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.config.trial import TrialConfig
-from chip_core.training.checkpoint import checkpoints
+from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_records
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
@@ -65,7 +65,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_begins_nothing_new(tmp_path: Path) -> No
         # the signal came with step 1's figures: step 2 is made, and is the last
         Failed(job=first, reason="stopped after step 2 of 4", cause="stopped"),
     ]
-    assert [path.name for path in checkpoints(first.folder)] == ["step-00000002"]
+    assert [path.name for path in list_checkpoints(first.folder)] == ["step-00000002"]
     assert [record["step"] for record in read_records(first.folder / "curves.jsonl")] == [1, 2]
 
 

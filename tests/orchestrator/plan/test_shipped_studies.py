@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chip_core import recipes
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.evaluation.readiness import problems
 from orchestrator.plan.plan import make_plan
 from orchestrator.state.ledger import Ledger
@@ -62,7 +62,7 @@ def test_it_says_in_lines_what_data_it_lacks(study: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         "chip_core.evaluation.benchmarks.lmms_eval.runner.problems", lambda names: []
     )
-    said = problems(load_study(ABLATIONS / f"{study}.yaml").benchmarks, Places())
+    said = problems(load_study(ABLATIONS / f"{study}.yaml").benchmarks, DataPaths())
     assert all("\n" not in line for line in said)
     told = {line.partition(":")[0] for line in said if "its questions are in files" in line}
     assert told == LACKING.get(study, set())

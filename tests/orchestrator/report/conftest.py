@@ -127,7 +127,7 @@ class Finished:
             items=items,
             scores="scores/report-shapes.json",
             responses="responses/report-shapes.jsonl",
-            how=dict(how(trial)) if how else {},
+            metadata=dict(how(trial)) if how else {},
         )
         self.ledger.started(trial, self.plan.study.name, 1)
         self.ledger.finished(

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from chip_core.models import loading
-from chip_core.models.adapters import attach, write_weights
+from chip_core.models.adapters import attach_adapters, write_weights
 from chip_core.results import MODEL, TrialResult
 from chip_core.shapes import MODEL_FOLDER
 from orchestrator.cli import main
@@ -115,7 +115,7 @@ ADAPTED = STUDY.replace("objective: [dpo, chip]", "language_model: [lora]").repl
 def adapted(workdir: Path, plan: Plan, trial: Trial, written: Callable[[str], str]) -> None:
     """Leave a trained adapter, its weights drawn and named in some way."""
     folder = workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
-    model = attach(loading.load(trial.config.model)[0], trial.config)
+    model = attach_adapters(loading.load(trial.config.model)[0], trial.config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -22,7 +22,7 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.shards import write_shard
 from chip_core.reference_cache.spec import CacheSpec
-from chip_core.utils.files import Spool, read_records
+from chip_core.utils.files import JsonlWriter, read_records
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.runner.jobs import jobs_for
@@ -51,7 +51,7 @@ def stores(plan_of: PlanOf, tmp_path: Path) -> list[Path]:
     plan = plan_of(overrides={"engine.feature_cache": "off"})
     passes = [planned.one for planned in plan_caches(plan, Ledger(tmp_path), tmp_path)]
     folders = [store(tmp_path, one) for one in passes]
-    uses = Spool(cache_folder(tmp_path) / USES)
+    uses = JsonlWriter(cache_folder(tmp_path) / USES)
     trials = [trial.fingerprint for trial in plan_of().trials if not trial.untrained]
     for folder in folders:
         use = {"time": time.time(), "study": "small", "pass": folder.name, "trials": trials}

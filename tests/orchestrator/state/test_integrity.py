@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from chip_core.utils.errors import UserError, notice_anew
+from chip_core.utils.errors import UserError, reset_warnings
 from chip_core.utils.files import read_records
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, make_plan
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 def run(plan: Plan, workdir: Path, **failures: str) -> tuple[Outcome, list[str]]:
-    notice_anew()
+    reset_warnings()
     executor = FakeExecutor(failures=failures)
     outcome = run_study(
         plan,
@@ -89,7 +89,7 @@ def test_a_bad_ledger_line_is_told_kept_aside_and_found_again(
     file = ledger_file(workdir)
     whole = figures(plan, Ledger(workdir))
     change_line(file, 4, BAD[bad])  # base: 1, 2; the first trial of the first arm ended there
-    notice_anew()
+    reset_warnings()
     told = (
         f"{file}: line 4 is not as it was written: it is left out; `chip-ablate run` keeps it "
         "aside and finds what it said in the trials' folders"
@@ -213,7 +213,7 @@ def test_scores_that_are_not_what_was_written_are_made_again(
     file = tmp_path / "trials" / trial.fingerprint[:16] / "attempt-1/scores/report-shapes.json"
     SPOILT[spoilt](file)
 
-    notice_anew()
+    reset_warnings()
     ledger = ledger_of(plan, tmp_path)
     assert ledger.lost == {trial.fingerprint: trial.name}
     assert ledger[trial.fingerprint].missing(trial) == ["report/shapes"]

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from chip_core.results import CURVES, Progress
-from chip_core.training.checkpoint import checkpoints
+from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_json, write_json
 from orchestrator.executors import inline
 from orchestrator.executors.base import Job
@@ -239,7 +239,7 @@ def test_an_attempt_of_a_driver_that_lost_its_ledger_is_counted(
     mark = next(mark for mark, record in Ledger(tmp_path / "plain").items() if record.model)
     remote.write(f"{trial_key(mark)}/attempt-1/config.json", b"{}")
     run(tmp_path / "work", uri)
-    assert checkpoints(tmp_path / "work") == []
+    assert list_checkpoints(tmp_path / "work") == []
     assert sorted(Ledger(tmp_path / "work")[mark].history) == [2]
 
 

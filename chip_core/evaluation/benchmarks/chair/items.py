@@ -20,7 +20,7 @@ from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
 DESCRIBE = "Please describe this image in detail."
 
 
-class Described(FileBenchmark):
+class Chair(FileBenchmark):
     """Pictures to describe."""
 
     questions: Sequence[str] = ("questions.jsonl",)
@@ -40,7 +40,7 @@ class Described(FileBenchmark):
         ]
 
 
-def _picture(row: reading.Row, item: str, pictures: Pictures) -> Picture:
+def _picture(row: reading.FileRow, item: str, pictures: Pictures) -> Picture:
     image = row.text("image") if row.has("image") else f"COCO_val2014_{int(item):012d}.jpg"
     if len(image) > 255 or "." not in image:  # no file's name: the picture itself
         return inside(item, lambda: image)
@@ -48,4 +48,4 @@ def _picture(row: reading.Row, item: str, pictures: Pictures) -> Picture:
     return pictures.file(image, *([train] if train != image and not row.has("image") else []))
 
 
-BENCHMARKS.register("chair")(Described(ChairScorer()))
+BENCHMARKS.register("chair")(Chair(ChairScorer()))

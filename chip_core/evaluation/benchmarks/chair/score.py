@@ -16,7 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.coco import ObjectNames, joined_words, read_names, read_truth
+from chip_core.evaluation.benchmarks.coco import (
+    ObjectNames,
+    joined_words,
+    read_ground_truth,
+    read_names,
+)
 from chip_core.evaluation.figures import as_printed, outcome, plain
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import first_of, read_objects, refuse_repeats
@@ -81,7 +86,7 @@ class ChairScorer:
             refuse_repeats(answers, self.name)
         else:
             _refuse_what_stops_the_script(answers)
-        truth = read_truth(
+        truth = read_ground_truth(
             resources.coco,
             (answer.item for answer in answers),
             names,

@@ -17,7 +17,7 @@ from chip_core.evaluation.benchmarks.hallusionbench.figures import (
     needs_same,
 )
 from chip_core.evaluation.judge import asking
-from chip_core.evaluation.judge.asking import Part, Place
+from chip_core.evaluation.judge.asking import Part, Placeholder
 from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources
 from chip_core.evaluation.text.reply_words import Vocabulary, Word
 from chip_core.evaluation.unreadable import Unreadable, unreadable
@@ -26,8 +26,8 @@ from chip_core.utils.errors import UserError
 #: Where the official prompts are published: a script, its function, the names it fills in.
 SCRIPT = "utils.py"
 VERDICT_FUNCTION, SAME_FUNCTION = "evaluate_by_chatgpt", "check_same_by_chatgpt"
-QUESTION, REFERENCE = Place("question"), Place("gt_answer_details")
-ANSWER, ORIGINAL = Place("output_entry"), Place("response2")
+QUESTION, REFERENCE = Placeholder("question"), Placeholder("gt_answer_details")
+ANSWER, ORIGINAL = Placeholder("output_entry"), Placeholder("response2")
 
 VERDICT_PROMPT: tuple[Part, ...] = (
     "You mark the answer to a question about an image that you do not see. Compare it with the "
@@ -286,7 +286,9 @@ class _Prompts:
     def _of_same(self) -> tuple[Part, ...]:
         return asking.published_prompt(self.data, SCRIPT, SAME_FUNCTION) or SAME_PROMPT
 
-    def _request(self, item: str, parts: tuple[Part, ...], texts: dict[Place, str]) -> JudgeRequest:
+    def _request(
+        self, item: str, parts: tuple[Part, ...], texts: dict[Placeholder, str]
+    ) -> JudgeRequest:
         return JudgeRequest(
             item=item,
             messages=asking.user_message(asking.fill(parts, texts)),

@@ -90,11 +90,11 @@ class HallusionBenchScorer:
         `chip` is `official` with the paper's clean-up of an answer before it is judged.
         """
         refuse_protocol(self, protocol)
-        reading.need_answers(answers, self.name)
+        reading.require_answers(answers, self.name)
         rows = _benchmark(data, resources)
         corrected = protocol == "corrected"
         if corrected:
-            reading.answered(answers, rows, self.name)
+            reading.answers_by_item(answers, rows, self.name)
         else:
             _refuse_repeats(answers)
         questions = {
@@ -132,7 +132,7 @@ def _refuse_repeats(answers: Sequence[Answer]) -> None:
             )
 
 
-def _answer(row: reading.Row) -> Answer:
+def _answer(row: reading.FileRow) -> Answer:
     verdict = next((row.id(key) for key in VERDICTS if row.has(key)), None)
     said = verdict is None or row.has("model_prediction", "response")
     fields = {key: row.id(key) for key in (*KEY, *TRUTH, "same") if row.has(key)}
@@ -144,7 +144,7 @@ def _answer(row: reading.Row) -> Answer:
     )
 
 
-def _item(row: reading.Row) -> str:
+def _item(row: reading.FileRow) -> str:
     return "_".join(row.id(key) for key in KEY)
 
 

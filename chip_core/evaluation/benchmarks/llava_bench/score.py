@@ -100,14 +100,14 @@ class LlavaBenchScorer:
     ) -> Scored:
         """Have a judge rate the answers beside answers_gpt4.jsonl."""
         refuse_protocol(self, protocol)
-        reading.need_answers(answers, self.name)
+        reading.require_answers(answers, self.name)
         questions = _questions(data, resources)
         official = protocol == "official"
         if official and resources.only is None:
             # The official script pairs by position, whatever the ids.
             pairs = list(zip(questions.values(), answers, strict=False))
         else:
-            given = reading.answered(answers, questions, self.name)
+            given = reading.answers_by_item(answers, questions, self.name)
             pairs = [(questions[item], given[item]) for item in questions if item in given]
         requests = [_request(question, answer.response) for question, answer in pairs]
         replies = asking.ask(resources, requests, self.name)
@@ -147,7 +147,7 @@ def read_officially(reply: str) -> tuple[float, float]:
 def _questions(data: Path, resources: Resources) -> dict[str, _Question]:
     """Return the questions in order; the reference answers pair with them by position."""
 
-    def rows(file: str) -> list[reading.Row]:
+    def rows(file: str) -> list[reading.FileRow]:
         return reading.read_rows(reading.find(data, [file], "llava_bench"))
 
     asked, references = rows("questions.jsonl"), rows("answers_gpt4.jsonl")
@@ -168,7 +168,7 @@ def _questions(data: Path, resources: Resources) -> dict[str, _Question]:
             raise UserError(f"{row.place}: category '{category}' has no rule in {rules_file}")
         if row.id("image") not in contexts:
             raise UserError(f"{row.place}: context.jsonl says nothing of image {row.id('image')}")
-        told = reading.Row(place=f"{rules_file} llava_bench_{category}", values=rule)
+        told = reading.FileRow(place=f"{rules_file} llava_bench_{category}", values=rule)
         found[item] = _Question(
             item=item,
             category=category,
@@ -185,7 +185,7 @@ def _questions(data: Path, resources: Resources) -> dict[str, _Question]:
     }
 
 
-def _description(row: reading.Row) -> str:
+def _description(row: reading.FileRow) -> str:
     caption = row.values.get("caption")
     return "\n".join(map(str, caption)) if isinstance(caption, list) else row.text("caption")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from chip_core.evaluation.benchmarks.lmms_eval import runner
 from chip_core.evaluation.scorer import Scored
-from chip_core.evaluation.task import BENCHMARKS, AsksByItself, MetricInfo
+from chip_core.evaluation.task import BENCHMARKS, ExternalBenchmark, MetricInfo
 
 
-class ByLmmsEval(AsksByItself):
+class LmmsEvalBenchmark(ExternalBenchmark):
     """A benchmark that lmms-eval has."""
 
     version = "lmms-1"  # of the link to it; its own is recorded with the figures
@@ -48,4 +48,4 @@ def _version(python: str) -> str:
 
 
 for _name, _metrics in runner.METRICS.items():
-    BENCHMARKS.register(_name)(ByLmmsEval(_name, _metrics))
+    BENCHMARKS.register(_name)(LmmsEvalBenchmark(_name, _metrics))

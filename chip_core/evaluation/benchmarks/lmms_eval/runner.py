@@ -40,7 +40,7 @@ PERCENT = MetricInfo(unit="percent", goal="maximize")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class LmmsTask:
     """A benchmark as lmms-eval knows it."""
 
     name: str
@@ -48,10 +48,10 @@ class Task:
     rated: bool = False  # whether each question has a score of its own in the samples
 
 
-TASKS: Mapping[str, Task] = {
-    "mmbench": Task(name="mmbench_en_dev", metric="accuracy"),
-    "mmbench_cn": Task(name="mmbench_cn_dev", metric="accuracy"),
-    "mmvet": Task(name="mmvet", metric="score", rated=True),
+TASKS: Mapping[str, LmmsTask] = {
+    "mmbench": LmmsTask(name="mmbench_en_dev", metric="accuracy"),
+    "mmbench_cn": LmmsTask(name="mmbench_cn_dev", metric="accuracy"),
+    "mmvet": LmmsTask(name="mmvet", metric="score", rated=True),
 }
 METRICS: Mapping[str, Mapping[str, MetricInfo]] = {
     name: {task.metric: PERCENT} for name, task in TASKS.items()
@@ -210,7 +210,7 @@ def _adapter(model: Path) -> str:
     return ADAPTERS[kind]
 
 
-def _scored(task: Task, results: Any, folder: Path) -> Scored:
+def _scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
     try:
         own = results["results"][task.name]
         value = next(float(own[key]) for key in own if key.split(",")[0] == RAW)
@@ -235,7 +235,7 @@ def _scored(task: Task, results: Any, folder: Path) -> Scored:
     return Scored(metrics=(metric,), n=n, missing=missing)
 
 
-def _samples(task: Task, folder: Path) -> list[dict[str, Any]]:
+def _samples(task: LmmsTask, folder: Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob(f"*_samples_{task.name}.jsonl"))
     rows = read_objects(files[-1]) if files else []
     return [row for row in rows if isinstance(row.get(RAW), dict) and "score" in row[RAW]]

@@ -108,11 +108,11 @@ class MmhalScorer:
     ) -> Scored:
         """Have a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
         refuse_protocol(self, protocol)
-        reading.need_answers(answers, self.name)
+        reading.require_answers(answers, self.name)
         questions = _questions(data, resources)
         corrected = protocol == "corrected"
         given = (
-            reading.answered(answers, questions, self.name)
+            reading.answers_by_item(answers, questions, self.name)
             if corrected
             else _each_question(answers, questions)
         )
@@ -148,7 +148,7 @@ def read_officially(reply: str) -> int:
     return found[0] if len(found) == 1 else 0
 
 
-def _questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.Row]]:
+def _questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.FileRow]]:
     """Return each question's kind and row."""
     rows = reading.read_rows(reading.find(data, FILES, "mmhal"))
     found = reading.by_item(rows, lambda row: row.id("image_id"))
@@ -171,7 +171,7 @@ def _each_question(answers: Sequence[Answer], questions: Mapping[str, object]) -
     return {item: given[item] for item in questions}
 
 
-def _request(item: str, row: reading.Row, answer: Answer, template: str) -> JudgeRequest:
+def _request(item: str, row: reading.FileRow, answer: Answer, template: str) -> JudgeRequest:
     contents = row.values.get("image_content")
     if not isinstance(contents, list) or not all(isinstance(name, str) for name in contents):
         raise UserError(f"{row.place}: image_content must be a list of names")

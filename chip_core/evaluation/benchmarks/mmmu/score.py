@@ -93,7 +93,7 @@ class MmmuScorer:
         if pairs is None:
             return [_answer(row) for row in reading.read_rows(path)]
         rows = [
-            reading.Row(place=f"{path} '{item}'", values={"id": item, "response": said})
+            reading.FileRow(place=f"{path} '{item}'", values={"id": item, "response": said})
             for item, said in pairs
         ]
         return [
@@ -115,7 +115,7 @@ class MmmuScorer:
         or `options`; else they are read from the benchmark's validation-*.parquet in `data`.
         """
         refuse_protocol(self, protocol)
-        reading.need_answers(answers, self.name)
+        reading.require_answers(answers, self.name)
         truths = _truths(data, resources)
         official = protocol == "official"
         if official:
@@ -125,7 +125,7 @@ class MmmuScorer:
             )
             given = {answer.item: answer for answer in answers}
         else:
-            given = reading.answered(answers, truths, self.name)
+            given = reading.answers_by_item(answers, truths, self.name)
         questions = _by_subject(given, truths)
         options = _Options(data)
         draw = random.Random(SEED) if official else None
@@ -206,7 +206,7 @@ def _listed(options: Any) -> list[str]:
     return found
 
 
-def _answer(row: reading.Row) -> Answer:
+def _answer(row: reading.FileRow) -> Answer:
     fields = {
         key: row.values[key] for key in ("all_choices", "index2ans", "options") if row.has(key)
     }

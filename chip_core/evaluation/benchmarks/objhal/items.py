@@ -5,12 +5,12 @@ Folder: `obj_halbench_300_with_image.jsonl`, as RLHF-V publishes it, with the pi
 
 from __future__ import annotations
 
-from chip_core.evaluation.benchmarks.chair.items import Described
+from chip_core.evaluation.benchmarks.chair.items import Chair
 from chip_core.evaluation.benchmarks.objhal.score import ObjHalScorer
 from chip_core.evaluation.task import BENCHMARKS
 
 
-class ObjectHalBench(Described):
+class ObjectHalBench(Chair):
     """Object HalBench's pictures and questions."""
 
     questions = ("obj_halbench_300_with_image.jsonl", "questions.jsonl")

@@ -19,7 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.coco import ObjectNames, joined_words, read_names, read_truth
+from chip_core.evaluation.benchmarks.coco import (
+    ObjectNames,
+    joined_words,
+    read_ground_truth,
+    read_names,
+)
 from chip_core.evaluation.benchmarks.objhal.judge import (
     UnreadableReplyError,
     prompt_of,
@@ -95,7 +100,7 @@ class ObjHalScorer:
         category = read_names(data / "synonyms_refine.txt", strip=True)
         pairs = [name for name in category if len(name.split(" ")) >= 2]
         names = ObjectNames(category=category, joined=joined_words(pairs))
-        truth = read_truth(
+        truth = read_ground_truth(
             resources.coco,
             (answer.item for answer in answers),
             names,

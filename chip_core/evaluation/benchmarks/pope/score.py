@@ -106,7 +106,7 @@ class PopeScorer:
     ) -> Scored:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
         refuse_protocol(self, protocol)
-        reading.need_answers(answers, self.name)
+        reading.require_answers(answers, self.name)
         questions = {split: _questions(data, split, resources) for split in SPLITS}
         labels = {
             split: {item: question.label for item, question in found.items()}
@@ -207,7 +207,7 @@ def _by_id(
     from chip_core.evaluation.text.verdicts import read_verdict
 
     known = {item: asked for split in SPLITS for item, asked in questions[split].items()}
-    by_item = reading.answered(answers, known, "pope")
+    by_item = reading.answers_by_item(answers, known, "pope")
     pairs: dict[str, list[_Pair]] = {}
     for item, question in known.items():
         if item in by_item:

@@ -92,14 +92,14 @@ class ScienceQaScorer:
         from chip_core.evaluation.text.letters import read_letter
 
         refuse_protocol(self, protocol)
-        reading.need_answers(answers, self.name)
+        reading.require_answers(answers, self.name)
         problems = _problems(data, resources)
         official = protocol == "official"
         if official:  # the last answer counts, none is a wrong one, unknown ids are passed over
             given = {answer.item: answer for answer in answers if answer.item in problems}
             scored = problems
         else:
-            given = reading.answered(answers, problems, self.name)
+            given = reading.answers_by_item(answers, problems, self.name)
             scored = {item: problem for item, problem in problems.items() if item in given}
         items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
         unread: list[Unreadable] = []

@@ -13,7 +13,7 @@ import pytest
 from chip_core.config.strategies import STRATEGIES, NoParameters
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images import REJECTED_IMAGES
-from chip_core.data.rejected_images.conformance import CHECKS, Bench, conformance
+from chip_core.data.rejected_images.conformance import CHECKS, StrategyHarness, conformance
 
 
 def config(strategy: str, pipeline: Path, **settings: Any) -> RejectedImageConfig:
@@ -36,7 +36,7 @@ def test_registry_and_configuration_name_the_same_strategies() -> None:
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_conformance(strategy: str, check: str, pipeline: Path) -> None:
-    assert CHECKS[check](Bench(config(strategy, pipeline))) is None
+    assert CHECKS[check](StrategyHarness(config(strategy, pipeline))) is None
 
 
 FALSE = """

@@ -13,8 +13,8 @@ from PIL import Image, ImageChops, ImageStat
 
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images import RejectedImage, RejectedImages
-from chip_core.data.rejected_images.conformance import picture
-from chip_core.data.rejected_images.images import as_rgb, bounded, content_boxes, same
+from chip_core.data.rejected_images.conformance import sample_image
+from chip_core.data.rejected_images.images import as_rgb, bounded, content_boxes, same_pixels
 from chip_core.shapes.processor import build_processor
 from chip_core.utils.errors import TrialError
 
@@ -32,22 +32,22 @@ def make(image: Image.Image, settings: Any, **given: Any) -> RejectedImage:
 
 
 def test_black_is_black() -> None:
-    assert make(picture(0), "black").image.getextrema() == ((0, 0),) * 3
+    assert make(sample_image(0), "black").image.getextrema() == ((0, 0),) * 3
 
 
 def test_the_mean_is_0_once_it_is_normalised() -> None:
     # 8 bits: a value is within 0.5/255 of the mean, over the smallest deviation, 0.261
     processor = build_processor().image_processor
     maker = RejectedImages(RejectedImageConfig(strategy="mean"), image_mean=processor.image_mean)
-    made = maker.image(Sample("x", picture(0)))
+    made = maker.image(Sample("x", sample_image(0)))
     values = processor(made.image, return_tensors="pt")["pixel_values"]
     assert values.abs().max() <= 0.5 / 255 / 0.2613 + 1e-6
 
 
 def test_released_crop_leaves_small_images_and_says_so() -> None:
-    assert make(picture(0, (320, 240)), "crop").void
-    assert not make(picture(0, (321, 240)), "crop").void
-    small = picture(0, (48, 48))
+    assert make(sample_image(0, (320, 240)), "crop").void
+    assert not make(sample_image(0, (321, 240)), "crop").void
+    small = sample_image(0, (48, 48))
     assert make(small, "crop").image is small
     assert not make(small, {"strategy": "crop", "crop": {"share": 0.25}}).void
 
@@ -75,18 +75,19 @@ def test_rotation_lies_between_its_angles(seed: int) -> None:
 
 
 def test_random_is_never_the_image_itself() -> None:
-    image = picture(0)
-    others = [Sample("x", image), Sample("same picture", image), Sample("y", picture(1))]
+    image = sample_image(0)
+    others = [Sample("x", image), Sample("same picture", image), Sample("y", sample_image(1))]
     for seed in range(20):
-        assert same(make(image, "random", others=others, seed=seed).image, picture(1))
+        assert same_pixels(make(image, "random", others=others, seed=seed).image, sample_image(1))
     with pytest.raises(TrialError, match="no training image differs from that of x"):
         make(image, "random", others=others[:2])
 
 
 def test_random_reaches_every_other() -> None:
-    others = [Sample(str(number), picture(number, (40, 30))) for number in range(5)]
+    others = [Sample(str(number), sample_image(number, (40, 30))) for number in range(5)]
     drawn = {
-        make(picture(9), "random", others=others, seed=seed).image.tobytes() for seed in range(60)
+        make(sample_image(9), "random", others=others, seed=seed).image.tobytes()
+        for seed in range(60)
     }
     assert len(drawn) == 5
 
@@ -110,7 +111,7 @@ def test_lighting_darkens_and_brightens() -> None:
 
 def test_boxes_lie_on_content_and_within_their_share() -> None:
     image = Image.new("RGB", (200, 200), "white")
-    image.paste(picture(2, (60, 60)), (130, 10))
+    image.paste(sample_image(2, (60, 60)), (130, 10))
     hits = 0
     for seed in range(20):
         made = make(image, {"strategy": "occlusion", "occlusion": {"boxes": 1, "share": 0.1}},
@@ -125,13 +126,15 @@ def test_boxes_lie_on_content_and_within_their_share() -> None:
 def test_boxes_fit_images_of_any_size() -> None:
     numbers = Random(0)
     for size in ((1, 1), (1, 50), (300, 2), (17, 31)):
-        for left, top, right, bottom in content_boxes(picture(0, size), numbers, count=5, share=1):
+        for left, top, right, bottom in content_boxes(
+            sample_image(0, size), numbers, count=5, share=1
+        ):
             assert 0 <= left < right <= size[0]
             assert 0 <= top < bottom <= size[1]
 
 
 def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
-    image = picture(3)
+    image = sample_image(3)
     made = make(image, "blur").image
     before, after = ImageStat.Stat(image.convert("L")), ImageStat.Stat(made.convert("L"))
     assert after.mean[0] == pytest.approx(before.mean[0], abs=2)
@@ -139,10 +142,10 @@ def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
 
 
 def test_given_is_the_samples_own() -> None:
-    own = picture(7, (30, 20))
-    assert same(make(picture(0), "given", given=own.convert("RGBA")).image, own)
+    own = sample_image(7, (30, 20))
+    assert same_pixels(make(sample_image(0), "given", given=own.convert("RGBA")).image, own)
     with pytest.raises(TrialError, match="sample x has no rejected image of its own"):
-        make(picture(0), "given")
+        make(sample_image(0), "given")
 
 
 def test_inpaint_changes_its_boxes_alone(pipeline: Path) -> None:
@@ -150,7 +153,7 @@ def test_inpaint_changes_its_boxes_alone(pipeline: Path) -> None:
         "strategy": "inpaint",
         "inpaint": {"path": str(pipeline), "steps": 2, "side": 64, "boxes": 1, "share": 0.1},
     }
-    image = picture(0)
+    image = sample_image(0)
     changed = ImageChops.difference(make(image, settings).image, image)
     left, top, right, bottom = changed.getbbox()
     assert (right - left) * (bottom - top) <= 0.105 * 400 * 300
@@ -160,7 +163,7 @@ def test_a_broken_pipeline_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "None"}')
     settings = {"strategy": "inpaint", "inpaint": {"path": str(tmp_path)}}
     with pytest.raises(TrialError, match=r"inpaint.path: \S+: .+") as raised:
-        make(picture(0), settings)
+        make(sample_image(0), settings)
     assert "\n" not in str(raised.value)
 
 

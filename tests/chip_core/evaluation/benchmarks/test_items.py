@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.data.image_files import READER
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.base import YES_OR_NO
 from chip_core.evaluation.conformance import conformance
-from chip_core.evaluation.items import asked_items, decoding_of, find_benchmark, identity
+from chip_core.evaluation.items import decoding_of, find_benchmark, identity, select_items
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.scorer import Answer, JudgeRequest, Resources, Scored
@@ -247,12 +247,12 @@ def config(name: str, **settings: object) -> BenchmarkConfig:
 
 
 def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
-    places = Places(benchmark_data=tmp_path)
+    places = DataPaths(benchmark_data=tmp_path)
     made.pope(tmp_path, pictures=4)
     benchmark = find_benchmark("pope")
 
     def ids(limit: int | None) -> list[str]:
-        items, whole = asked_items("report", config("pope", limit=limit), benchmark, places)
+        items, whole = select_items("report", config("pope", limit=limit), benchmark, places)
         assert whole == 72
         return [item.id for item in items]
 
@@ -279,7 +279,7 @@ def test_decoding_is_the_protocols_unless_it_is_set() -> None:
 def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     made.pope(tmp_path)
     made.mmhal(tmp_path)
-    places = Places(benchmark_data=tmp_path)
+    places = DataPaths(benchmark_data=tmp_path)
 
     def mark(**settings: object) -> dict[str, object]:
         return identity(config("pope", **settings), places)
@@ -287,7 +287,7 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     assert mark(num_beams=1) == mark()  # written out or not
     # how picture files are read counts where there are any
     assert mark()["pictures"] == READER
-    assert "pictures" not in identity(config("shapes"), Places())
+    assert "pictures" not in identity(config("shapes"), DataPaths())
     assert mark(num_beams=3) != mark()
     before = mark()
     file = tmp_path / "pope" / "coco_pope_random.json"
@@ -297,7 +297,7 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     assert mark()["judge"] is None
     assert "judge" not in identity(config("mmhal", judge="gpt-4o"), places)
     (tmp_path / "replies.jsonl").write_text("{}\n")
-    replayed = Places(benchmark_data=tmp_path, judge_replies=tmp_path / "replies.jsonl")
+    replayed = DataPaths(benchmark_data=tmp_path, judge_replies=tmp_path / "replies.jsonl")
     assert identity(config("mmhal"), replayed)["judge"] is not None
 
 
@@ -320,7 +320,7 @@ def test_all_that_is_missing_is_said_at_once(
             ]
         }
     )
-    said = problems(asked, Places(benchmark_data=tmp_path))
+    said = problems(asked, DataPaths(benchmark_data=tmp_path))
     assert [line.partition(":")[0] for line in said] == [
         "pope", "mmhal", "llava_bench", "hallusionbench", "hallusionbench", "mmmu",
     ]  # fmt: skip
@@ -329,9 +329,9 @@ def test_all_that_is_missing_is_said_at_once(
     assert "OPENAI_API_KEY is not set" in said[2]
     assert said[3].startswith(f"hallusionbench: there is no folder {tmp_path}/hallusionbench")
     assert "'mmmu' knows no protocol 'chip': choices: corrected, official" in said[5]
-    (nowhere,) = problems(BenchmarksConfig.model_validate({"report": ["pope"]}), Places())
+    (nowhere,) = problems(BenchmarksConfig.model_validate({"report": ["pope"]}), DataPaths())
     assert "--benchmark-data or CHIP_ABLATE_BENCHMARK_DATA" in nowhere
-    assert problems(BenchmarksConfig.model_validate({"report": ["shapes"]}), Places()) == []
+    assert problems(BenchmarksConfig.model_validate({"report": ["shapes"]}), DataPaths()) == []
 
 
 def test_descriptions_need_language_tools_and_yes_or_no_does_not(
@@ -342,11 +342,11 @@ def test_descriptions_need_language_tools_and_yes_or_no_does_not(
     monkeypatch.setattr(resources, "nltk_problems", lambda: ["NLTK has no wordnet"])
     asked = BenchmarksConfig.model_validate({"report": ["amber"]})
     folder = made.amber(tmp_path, describe=False)
-    assert problems(asked, Places(benchmark_data=tmp_path)) == []
+    assert problems(asked, DataPaths(benchmark_data=tmp_path)) == []
     made.amber(tmp_path)
     (folder / "similarity.json").unlink()
     monkeypatch.setattr(resources, "spacy_problems", lambda model: [f"no {model}"])
-    said = problems(asked, Places(benchmark_data=tmp_path))
+    said = problems(asked, DataPaths(benchmark_data=tmp_path))
     assert said[0] == "amber: NLTK has no wordnet"
     assert said[1].startswith("amber: no en_core_web_lg (or ")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.adapters import attach
+from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import named_parts
 
 from ... import families
@@ -33,7 +33,7 @@ def trained(trial: TrialConfig, folder: Path, **options: Any) -> tuple[Any, dict
     """Train; return the model and its weights as they were before."""
     model, processor = families.build("muffin")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model = attach(model, trial)
+    model = attach_adapters(model, trial)
     train(
         trial, model=model, processor=processor, pairs=families.pairs(), folder=folder,
         **options,

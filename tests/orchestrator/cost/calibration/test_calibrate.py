@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from chip_core.evaluation.task import BENCHMARKS
 from orchestrator.cost.calibration import calibrate as calibration
 from orchestrator.cost.calibration.calibrate import calibrate, kept
@@ -42,7 +42,7 @@ def test_each_kind_once_and_kept(
 ) -> None:
     work, said = work_of(small), list[str]()
     assert kept(work, tmp_path, 1) is None
-    assert calibrate(work, tmp_path, Places(), at_once=1, say=said.append) == {}
+    assert calibrate(work, tmp_path, DataPaths(), at_once=1, say=said.append) == {}
     # Two objectives; the learning rate changes no time. The first one's model answers.
     assert said == ["calibrating: dpo, 1e-5", "calibrating: chip, 1e-5"]
     assert [len(one.config.benchmarks.report) for one in measured] == [1, 0]
@@ -60,7 +60,7 @@ def test_each_kind_once_and_kept(
     # Both measured the start, which is one kind: the mean.
     assert found.rates["model", work.trials[0].start] == seconds(1.5, 0.75)
 
-    calibrate(work, tmp_path, Places(), at_once=1, say=said.append)
+    calibrate(work, tmp_path, DataPaths(), at_once=1, say=said.append)
     assert len(measured) == 2
     assert {path.parent.name for path in tmp_path.rglob("*.json")} == {"cost"}
     assert not (tmp_path / "ledger").exists()
@@ -70,7 +70,7 @@ def test_every_place_is_filled(
     small: Plan, work_of: WorkOf, measured: list[Measurement], tmp_path: Path
 ) -> None:
     work = work_of(small)
-    calibrate(work, tmp_path, Places(), at_once=4, say=lambda _: None)
+    calibrate(work, tmp_path, DataPaths(), at_once=4, say=lambda _: None)
     assert [one.name for one in measured].count("dpo, 1e-5") == 2  # of four at a time
     assert kept(work, tmp_path, 4) is not None
     assert kept(work, tmp_path, 1) is None  # beside others a step takes longer
@@ -80,7 +80,7 @@ def test_passes_come_first_and_are_read(
     plan_of: Callable[..., Plan], work_of: WorkOf, measured: list[Measurement], tmp_path: Path
 ) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, "training.max_steps": 60})
-    calibrate(work_of(plan), tmp_path, Places(), at_once=1, say=lambda _: None)
+    calibrate(work_of(plan), tmp_path, DataPaths(), at_once=1, say=lambda _: None)
     assert [one.make for one in measured] == [True, False, False]
     assert measured[0].passes == (("text", None, "fp32"), ("rejected_image", None, None))
     # DPO reads what holds hidden states for the other too.
@@ -110,7 +110,7 @@ def test_what_cannot_be_measured_is_told_and_not_kept(
 ) -> None:
     monkeypatch.setattr(calibration, "_measure", lambda *_, **__: {"error": "it fails"})
     work = work_of(small)
-    found = calibrate(work, tmp_path, Places(), at_once=1, say=lambda _: None)
+    found = calibrate(work, tmp_path, DataPaths(), at_once=1, say=lambda _: None)
     assert found == {"dpo, 1e-5": "it fails", "chip, 1e-5": "it fails"}
     assert kept(work, tmp_path, 1) is None
 

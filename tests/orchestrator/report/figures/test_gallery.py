@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from chip_core.config.strategies import STRATEGIES
-from chip_core.data.rejected_images.conformance import picture
+from chip_core.data.rejected_images.conformance import sample_image
 from orchestrator.report.figures.gallery import draw_gallery, gallery_cells, read_images, scenes
 
 from ...test_cli import call
@@ -28,8 +28,8 @@ def test_all_strategies_and_the_series(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_given_images_of_any_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture(0, (400, 300)).convert("CMYK").save(tmp_path / "one.tiff")
-    picture(1, (90, 200)).convert("P").save(tmp_path / "two.png")
+    sample_image(0, (400, 300)).convert("CMYK").save(tmp_path / "one.tiff")
+    sample_image(1, (90, 200)).convert("P").save(tmp_path / "two.png")
     out = tmp_path / "deep" / "figure.svg"
     files = [str(tmp_path / name) for name in ("one.tiff", "two.png")]
     assert call("gallery", *files, "--out", str(out), "--timesteps", "500") == 0
@@ -56,7 +56,7 @@ def test_two_files_of_one_name_are_two_images(
     names = []
     for number, folder in enumerate("abc"):
         (tmp_path / folder).mkdir()
-        picture(number, (60, 40)).save(tmp_path / folder / "photo.png")
+        sample_image(number, (60, 40)).save(tmp_path / folder / "photo.png")
         names.append(str(tmp_path / folder / "photo.png"))
     assert call("gallery", *names, "--timesteps", "", "--json") == 0
     cells = json.loads(capsys.readouterr().out)["cells"]

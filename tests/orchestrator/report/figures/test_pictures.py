@@ -16,7 +16,7 @@ from PIL import Image
 from chip_core.config.trial import DataConfig, Transparency
 from chip_core.data.preferences import first_pairs, load_pairs
 from chip_core.data.rejected_images.images import as_rgb
-from chip_core.data.source import Row, open_source
+from chip_core.data.source import SourceRow, open_source
 from chip_core.evaluation.benchmarks.base import Pictures, inside
 from chip_core.evaluation.inference.prompts import Encoder
 from chip_core.evaluation.task import Item, Picture
@@ -70,7 +70,7 @@ def drawn_of_a_study(folder: Path, path: Path) -> Image.Image:
 
 def compared(folder: Path, path: Path) -> Image.Image:
     (row,) = (row for _, row in open_source(_pairs(folder, path, transparency="drop")).scan())
-    assert isinstance(row, Row)
+    assert isinstance(row, SourceRow)
     return row.images.small(row.image)
 
 

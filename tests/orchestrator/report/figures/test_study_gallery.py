@@ -14,7 +14,7 @@ from rich.console import Console
 
 from chip_core.config.trial import DataConfig, RejectedImageConfig
 from chip_core.data.preferences import first_pairs
-from chip_core.data.rejected_images.conformance import picture
+from chip_core.data.rejected_images.conformance import sample_image
 from orchestrator.plan.plan import Plan
 from orchestrator.report.figures import study_gallery
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
@@ -131,8 +131,8 @@ def test_a_figure_that_fails_fails_no_study(
 def write_pairs(folder: Path) -> Path:
     """Write rows as data sets have them: a broken one, two on one picture, three good ones."""
     for number in range(3):
-        picture(number, (60 + 20 * number, 40)).save(folder / f"{number}.png")
-    picture(9).save(folder / "other.png")
+        sample_image(number, (60 + 20 * number, 40)).save(folder / f"{number}.png")
+    sample_image(9).save(folder / "other.png")
     (folder / "broken.png").write_bytes(b"\x89PNG no")
     texts = {"question": "What is there?", "chosen": "A disc.", "rejected": "A cat."}
     names = ["broken.png", "0.png", "0.png", "1.png", "2.png"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import Places
+from chip_core.config.paths import DataPaths
 from orchestrator.report.figures.thumbnails import item_images
 from orchestrator.report.sections.changes import _benchmark
 
@@ -16,7 +16,7 @@ POPE = BenchmarkConfig(name="pope")
 
 def test_pictures_are_read_from_the_benchmarks_files(tmp_path: Path) -> None:
     made.pope(tmp_path, pictures=2)
-    places = Places(benchmark_data=tmp_path)
+    places = DataPaths(benchmark_data=tmp_path)
     found = item_images("report", POPE, places, ["random/1", "random/0"])
     assert list(found) == ["random/1"]  # there is no question 0
     ((media, content),) = found["random/1"]
@@ -25,11 +25,11 @@ def test_pictures_are_read_from_the_benchmarks_files(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_gone_fails_nothing(tmp_path: Path) -> None:
     made.pope(tmp_path, pictures=1)
-    places = Places(benchmark_data=tmp_path)
+    places = DataPaths(benchmark_data=tmp_path)
     for file in tmp_path.glob("**/*.png"):
         file.unlink()
     assert item_images("report", POPE, places, ["random/1"]) == {"random/1": ()}
-    assert item_images("report", POPE, Places(), ["random/1"]) == {}
+    assert item_images("report", POPE, DataPaths(), ["random/1"]) == {}
 
 
 def test_the_name_of_a_metric_may_have_parts() -> None:
