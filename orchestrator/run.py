@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from orchestrator.tracking.shown_state import ShownRecord, ShownState
 from orchestrator.utils.cluster_address import check_address
 
 OnEvent = Callable[[Event], None]
+Jobs = list[tuple[Job, Trial, int]]
 CACHE_RECORDS = "reference_passes.json"  # in a study's report folder
 
 
@@ -66,10 +68,7 @@ def run_study(
     executor: Callable[[], Executor],
     tracker: Tracker,
     console: Console,
-    shown: ShownRecord | None = None,
-    trimmed: Trimmed | None = None,
-    stop: Stop | None = None,
-    limits: Limits | None = None,
+    **options: Any,
 ) -> Outcome:
     """Run what is missing of a study and report the whole.
 
@@ -79,108 +78,164 @@ def run_study(
         executor: makes the executor; asked only if something is to be run.
         tracker: shows the runs.
         console: where progress goes.
-        shown: what the tracker's store was shown last; None: it is asked in any case.
-        trimmed: what of the plan is run, where a budget bounds it; the report is of the whole.
-        stop: asked by Ctrl-C and SIGTERM while trials run; the executor looks at the same.
-        limits: where the run stops, whatever is left.
+        **options: further fields of `StudyRun`: `limits`, `stop`, `trimmed`, `shown`.
 
     Raises:
         UserError: another driver runs this study, the work directory cannot be written, a
             benchmark lacks something, or a limit can never be reached.
     """
-    study = plan.study.name
-    stop = stop or Stop()
-    _check_writable(workdir)
-    folder = report_folder(workdir, study)
-    require_room_for_report(folder)  # now, and not after the trials
-    with study_lock(workdir, study), exclusive_lease(storage_of(workdir), workdir):
-        ledger, storage = Ledger(workdir), workdir
-        require_same_file(plan, workdir)
-        plan = refresh_plan(plan, ledger, storage)
-        bounded = plan if trimmed is None else trimmed.plan
-        jobs = jobs_for(bounded, ledger, storage)
-        if limits is not None:
-            check_limits(limits, plan)
+    run = StudyRun(
+        plan=plan,
+        workdir=workdir,
+        executor=executor,
+        tracker=tracker,
+        console=console,
+        **options,
+    )
+    return run.run()
+
+
+@dataclass(kw_only=True)
+class StudyRun:
+    """One run of a study: prepare, run what is missing, report, show."""
+
+    plan: Plan
+    workdir: Path
+    executor: Callable[[], Executor]
+    tracker: Tracker
+    console: Console
+    #: what the tracker's store was shown last; None: it is asked in any case
+    shown: ShownRecord | None = None
+    #: what of the plan is run, where a budget bounds it; the report is of the whole
+    trimmed: Trimmed | None = None
+    #: asked by Ctrl-C and SIGTERM while trials run; the executor looks at the same
+    stop: Stop = field(default_factory=Stop)
+    #: where the run stops, whatever is left
+    limits: Limits | None = None
+
+    def run(self) -> Outcome:
+        """Run what is missing; see `run_study`."""
+        study = self.plan.study.name
+        _check_writable(self.workdir)
+        self._folder = report_folder(self.workdir, study)
+        require_room_for_report(self._folder)  # now, and not after the trials
+        lease = exclusive_lease(storage_of(self.workdir), self.workdir)
+        with study_lock(self.workdir, study), lease:
+            self._ledger = Ledger(self.workdir)
+            jobs = self._prepare()
+            there = None
+            if not jobs:
+                _draw_gallery(self.plan, self._folder, self.console)
+                there = find_report(self.plan, self._ledger, self.workdir, self._folder)
+                before = self._shown_before(there)
+                if there is not None and before is not None:
+                    return _nothing_anew(self.plan, self._ledger, self.workdir, there, before)
+            self._recorder.open(self.plan, jobs)
+            interrupted, limit = self._run_jobs(jobs)
+            self.plan = resolve_search(self.plan, self._ledger)
+            if jobs and not interrupted:
+                _draw_gallery(self.plan, self._folder, self.console)
+            return self._conclude(there, interrupted, limit)
+
+    def _prepare(self) -> Jobs:
+        """Bring the plan up to what the ledger says; return the jobs that are left.
+
+        Raises:
+            UserError: something that they need is missing.
+        """
+        workdir, ledger = self.workdir, self._ledger
+        require_same_file(self.plan, workdir)
+        self.plan = plan = refresh_plan(self.plan, ledger, workdir)
+        self._bounded = plan if self.trimmed is None else self.trimmed.plan
+        jobs = jobs_for(self._bounded, ledger, workdir)
+        if self.limits is not None:
+            check_limits(self.limits, plan)
         if jobs:
             check_ready(plan)
-            require_disk_space(plan_caches(bounded, ledger, storage), storage)
+            require_disk_space(plan_caches(self._bounded, ledger, workdir), workdir)
         kept = save_plan_snapshot(plan, workdir, runs=bool(jobs))
-        trimmed_trials.save_trimmed(workdir, study, trimmed)
+        self._planned_at = kept.time
+        trimmed_trials.save_trimmed(workdir, plan.study.name, self.trimmed)
+        if jobs or benchmark_identities.is_damaged(workdir, plan.study.name):
+            benchmark_identities.save_identities(workdir, plan.study.name, plan.benchmarks)
         if jobs:
-            benchmark_identities.save_identities(workdir, study, plan.benchmarks)
             for overlap in count_overlaps(plan, workdir):
-                console.print(overlap.sentence, markup=False, highlight=False)
+                self.console.print(overlap.sentence, markup=False, highlight=False)
         else:
-            if benchmark_identities.is_damaged(workdir, study):
-                benchmark_identities.save_identities(workdir, study, plan.benchmarks)
             restore_overlaps(plan, workdir)
-        recorder = Recorder(plan, ledger, storage, tracker, stop, kept.began)
-        there = None
-        if not jobs:
-            _draw_gallery(plan, folder, console)
-            there = find_report(plan, ledger, storage, folder)
-            if there is not None and shown is not None and not lost_figures(plan, ledger):
-                before = shown.shown(_shown_mark(there, failures_of(plan)))
-                if before is not None:
-                    return _nothing_anew(plan, ledger, workdir, there, before)
-        recorder.open(plan, jobs)
-        interrupted, limit = False, None
-        records: list[dict[str, Any]] = []  # of the reference passes
+        self._recorder = Recorder(plan, ledger, workdir, self.tracker, self.stop, kept.began)
+        return jobs
+
+    def _shown_before(self, there: WrittenReport | None) -> ShownState | None:
+        """Return what the tracker was shown, where report and store need nothing anew."""
+        if there is None or self.shown is None or lost_figures(self.plan, self._ledger):
+            return None
+        return self.shown.shown(_shown_mark(there, failures_of(self.plan)))
+
+    def _run_jobs(self, jobs: Jobs) -> tuple[bool, str | None]:
+        """Run all phases; return whether the user interrupted them, and the limit they stopped at.
+
+        What fails otherwise is told the tracker, and raised.
+        """
         try:
             if jobs:
                 with (
-                    stop.install_signal_handlers(),
-                    _opened(executor(), limits, stop, jobs) as running,
+                    self.stop.install_signal_handlers(),
+                    _opened(self.executor(), self.limits, self.stop, jobs) as executor,
                 ):
-                    refresh = partial(refresh_plan, ledger=ledger, storage=storage)
-                    for known, wanted in iter_phases(bounded, ledger, storage, refresh):
-                        if known is not bounded:  # arms have chosen: these are the seeds' trials
-                            save_plan_snapshot(known, workdir)
-                        recorder.open(known if trimmed is None else plan, wanted)
-                        passes = plan_caches(known, ledger, storage)
-                        records = _make_passes(
-                            passes, known, workdir, storage, running, console, earlier=records
-                        )
-                        jobs = attach_caches(wanted, passes, storage)
-                        with display_for(console, jobs) as display:
-                            listener = _both(recorder.take, display.take)
-                            running.run([job for job, _, _ in jobs], listener, recorder.retry)
+                    self._run_phases(executor)
         except KeyboardInterrupt:
-            limit = stop.limit
-            interrupted = limit is None
-            recorder.stop("stopped by the user" if limit is None else f"stopped at {limit}")
+            limit = self.stop.limit
+            self._recorder.stop("stopped by the user" if limit is None else f"stopped at {limit}")
+            return limit is None, limit
         except BaseException as error:
             # What failed may be what these write to; the next run sets it right.
             with suppress(UserError, OSError):
-                recorder.stop(reason_of(error))
-                tracker.close([], "FAILED", None)
+                self._recorder.stop(reason_of(error))
+                self.tracker.close([], "FAILED", None)
             raise
-        plan = resolve_search(plan, ledger)
+        return False, None
+
+    def _run_phases(self, executor: Executor) -> None:
+        """Run the trials of each phase, and the reference caches that they read before them."""
+        workdir, ledger, recorder = self.workdir, self._ledger, self._recorder
+        refresh = partial(refresh_plan, ledger=ledger, storage=workdir)
+        records: list[dict[str, Any]] = []  # of the reference caches
+        for known, wanted in iter_phases(self._bounded, ledger, workdir, refresh):
+            if known is not self._bounded:  # arms have chosen: these are the seeds' trials
+                save_plan_snapshot(known, workdir)
+            recorder.open(known if self.trimmed is None else self.plan, wanted)
+            passes = plan_caches(known, ledger, workdir)
+            records = _make_passes(passes, known, workdir, executor, self.console, earlier=records)
+            jobs = attach_caches(wanted, passes, workdir)
+            with display_for(self.console, jobs) as display:
+                listener = _both(recorder.take, display.take)
+                executor.run([job for job, _, _ in jobs], listener, recorder.retry)
+
+    def _conclude(
+        self, there: WrittenReport | None, interrupted: bool, limit: str | None
+    ) -> Outcome:
+        """Write the report, show the study, and return how it ended."""
+        plan, ledger, tracker, recorder = self.plan, self._ledger, self.tracker, self._recorder
         failed = {**recorder.failed, **failures_of(plan)}
-        if jobs and not interrupted:
-            _draw_gallery(plan, folder, console)
-        lost = lost_figures(plan, ledger) if (folder / PAGE).exists() else []
-        made = None if lost else there
-        if lost:
-            warn_once(kept_report_notice(folder / PAGE, plan, workdir, lost))
-        elif made is None:
-            made = rewrite_report(plan, ledger, storage, folder)
+        made = self._report(there)
         summary = None if made is None else made.summary
         if summary is None:  # the report was there, or is kept as it was
-            summary = _summary(plan, ledger, storage)
+            summary = _summary(plan, ledger, self.workdir)
         if not summary.left:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
         if failed or interrupted or limit:
             status = "KILLED" if interrupted or limit else "FAILED"
         arms, ended = arm_views(summary), last_ended(plan, ledger)
-        keep_snapshot(workdir, study, arms, status, ended, since=kept.time)
-        tracker.close(arms, status, folder, ended)
+        keep_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
+        tracker.close(arms, status, self._folder, ended)
         waiting, refused, compare = tracker.waiting(), tracker.refused(), tracker.compare_address()
-        if shown is not None and made is not None and made.mark is not None:
-            ended_well = not interrupted and limit is None and failed == failures_of(plan)
-            if ended_well and waiting is None:
-                shown.keep(_shown_mark(made, failed), ShownState(compare=compare, refused=refused))
+        ended_well = not interrupted and limit is None and failed == failures_of(plan)
+        if ended_well and waiting is None and made is not None and made.mark is not None:
+            self._keep_shown(
+                _shown_mark(made, failed), ShownState(compare=compare, refused=refused)
+            )
         return Outcome(
             results=results_of(summary) if made is None else made.results,
             summarised=partial(_given, summary),
@@ -190,10 +245,23 @@ def run_study(
             limit=limit,
             report=[] if made is None else list(made.files),
             compare=compare,
-            held_back=stop.why,
+            held_back=self.stop.why,
             waiting=waiting,
             refused=refused,
         )
+
+    def _keep_shown(self, mark: str, state: ShownState) -> None:
+        if self.shown is not None:
+            self.shown.keep(mark, state)
+
+    def _report(self, there: WrittenReport | None) -> WrittenReport | None:
+        """Return the report, written anew where it has to be; None: a richer one is kept."""
+        plan, page = self.plan, self._folder / PAGE
+        lost = lost_figures(plan, self._ledger) if page.exists() else []
+        if lost:
+            warn_once(kept_report_notice(page, plan, self.workdir, lost))
+            return None
+        return there or rewrite_report(plan, self._ledger, self.workdir, self._folder)
 
 
 def _nothing_anew(
@@ -280,7 +348,7 @@ def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
 
 @contextmanager
 def _opened(
-    executor: Executor, limits: Limits | None, stop: Stop, jobs: list[tuple[Job, Trial, int]]
+    executor: Executor, limits: Limits | None, stop: Stop, jobs: Jobs
 ) -> Iterator[Executor]:
     with executor.opened([job for job, _, _ in jobs]):
         yield executor if limits is None else LimitedExecutor(executor, limits, stop)
@@ -290,7 +358,6 @@ def _make_passes(
     passes: list[PlannedCache],
     plan: Plan,
     workdir: Path,
-    storage: Path,
     executor: Executor,
     console: Console,
     *,
@@ -301,8 +368,7 @@ def _make_passes(
     Args:
         passes: those of the jobs to come.
         plan: the study's plan.
-        workdir: where the report's folder lies.
-        storage: where the passes lie.
+        workdir: where they and the report's folder lie.
         executor: within `opened`.
         console: where progress goes.
         earlier: what became of those that this run made before: it stays written.
@@ -310,7 +376,7 @@ def _make_passes(
     if not passes:
         return earlier
     study = plan.study.name
-    records = build_caches(passes, study=study, storage=storage, executor=executor, console=console)
+    records = build_caches(passes, study=study, storage=workdir, executor=executor, console=console)
     made = {record["hash"]: record for record in earlier}
     for record in records:
         before = made.get(record["hash"])

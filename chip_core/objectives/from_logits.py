@@ -8,6 +8,7 @@ Shapes: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -91,35 +92,7 @@ def objective_from_logits(
         insertions=objective.segment.insertions,
         eos_id=eos_id,
     )
-
-    def scores(
-        what: str,
-        ids: Tensor,
-        changed: list[int],
-        policy: Tensor | None,
-        reference: Tensor | None,
-    ) -> ResponseScores:
-        start, length = len(prompt_ids), len(ids)
-        for who, logits in (("policy", policy), ("reference", reference)):
-            rows = "None" if logits is None else f"{len(logits)} rows"
-            if logits is None or len(logits) < start + length - 1:
-                raise ValueError(
-                    f"{who}_{what}_logits: {rows}, fewer than {start} tokens of the prompt and "
-                    f"{length} of the response take"
-                )
-        assert policy is not None and reference is not None
-        places = slice(start - 1, start - 1 + length)  # row t predicts token t + 1
-        policy_rows, reference_rows = policy[places].unsqueeze(0), reference[places].unsqueeze(0)
-        marks = torch.zeros(1, length, dtype=torch.bool, device=ids.device)
-        marks[0, changed] = True
-        return ResponseScores(
-            policy_logps=token_logps(policy_rows, ids.long().unsqueeze(0)),
-            reference_logps=token_logps(reference_rows, ids.long().unsqueeze(0)),
-            mask=torch.ones_like(marks),
-            changed=marks,
-            kl=token_kl(reference_rows, policy_rows),
-        )
-
+    scores = partial(_scores, len(prompt_ids))
     rejected_image = None
     if objective.needs_rejected_image:
         rejected_image = scores(
@@ -148,4 +121,44 @@ def objective_from_logits(
         terms={name: value[0] for name, value in result.terms.items()},
         chosen_reward=result.chosen_reward[0],
         rejected_reward=result.rejected_reward[0],
+    )
+
+
+def _scores(
+    start: int,
+    what: str,
+    ids: Tensor,
+    changed: list[int],
+    policy: Tensor | None,
+    reference: Tensor | None,
+) -> ResponseScores:
+    """Return what a term reads of one response.
+
+    Args:
+        start: tokens of the prompt.
+        what: the logits' name, as an error says it.
+        ids: (C,) the response.
+        changed: places of its tokens that changed.
+        policy: at least (start + C - 1, V).
+        reference: as the policy's.
+    """
+    length = len(ids)
+    for who, logits in (("policy", policy), ("reference", reference)):
+        rows = "None" if logits is None else f"{len(logits)} rows"
+        if logits is None or len(logits) < start + length - 1:
+            raise ValueError(
+                f"{who}_{what}_logits: {rows}, fewer than {start} tokens of the prompt and "
+                f"{length} of the response take"
+            )
+    assert policy is not None and reference is not None
+    places = slice(start - 1, start - 1 + length)  # row t predicts token t + 1
+    policy_rows, reference_rows = policy[places].unsqueeze(0), reference[places].unsqueeze(0)
+    marks = torch.zeros(1, length, dtype=torch.bool, device=ids.device)
+    marks[0, changed] = True
+    return ResponseScores(
+        policy_logps=token_logps(policy_rows, ids.long().unsqueeze(0)),
+        reference_logps=token_logps(reference_rows, ids.long().unsqueeze(0)),
+        mask=torch.ones_like(marks),
+        changed=marks,
+        kl=token_kl(reference_rows, policy_rows),
     )

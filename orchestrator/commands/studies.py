@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,16 @@ from orchestrator.commands.common.output import print_json
 from orchestrator.commands.common.param_types import Address, Location, Real, Text, Whole
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.cost.budget import Trimmed
+    from orchestrator.cost.study_cost import CostRequest
+    from orchestrator.executors.base import Executor
+    from orchestrator.jobs.stopping import Stop
     from orchestrator.plan.plan import Plan
+    from orchestrator.report.results import Outcome
     from orchestrator.state.ledger import Ledger
+    from orchestrator.storage.remote import Remote
     from orchestrator.study.limits import Limits
 
 
@@ -65,48 +74,16 @@ _OF_COST = (
     "default: WORKDIR.",
 )
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
-def run(
-    study: str,
-    workdir: Path,
-    executor: str,
-    address: str | None,
-    max_concurrent: int | None,
-    storage: str | None,
-    tracking_uri: str | None,
-    max_hours: float | None,
-    max_gpu_hours: float | None,
-    max_failures: int | None,
-    as_json: bool,
-    cluster: Path | None,
-    **changes: Any,
-) -> int:
+def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given: Any) -> int:
     """Run what is missing of a study, and report the whole."""
     if cluster is not None:
         from orchestrator.commands.common.remote_run import run_remotely
 
-        return run_remotely(
-            cluster,
-            study,
-            workdir=workdir,
-            executor=executor,
-            address=address,
-            max_concurrent=max_concurrent,
-            storage=storage,
-            tracking_uri=tracking_uri,
-            as_json=as_json,
-            max_hours=max_hours,
-            max_gpu_hours=max_gpu_hours,
-            max_failures=max_failures,
-            **changes,
-        )
+        return run_remotely(cluster, study, workdir=workdir, as_json=as_json, **given)
     from rich.console import Console
 
-    from chip_core.utils.errors import UserError
-    from orchestrator.executors.base import Executor
     from orchestrator.jobs.stopping import Stop
-    from orchestrator.plan.snapshot import require_same_file
-    from orchestrator.report.writers.next_steps import same_command, sync_command, untracked_json
-    from orchestrator.report.writers.plan import cache_lines, plan_lines
+    from orchestrator.report.writers.next_steps import same_command, sync_command
     from orchestrator.report.writers.terminal import result_lines, show
     from orchestrator.run import check_startable, run_study
     from orchestrator.storage.binding import bind_storage
@@ -115,63 +92,34 @@ def run(
     from orchestrator.tracking.projection import MlflowTracker
     from orchestrator.tracking.shown_state import ShownRecord
 
-    _check_inline(executor, address=address, max_concurrent=max_concurrent)
-    asked = {name: changes.pop(name) for name in _OF_COST}
+    options = _RunOptions(**{name: given.pop(name) for name in _RunOptions.__annotations__})
+    _check_inline(options.executor, address=options.address, max_concurrent=options.max_concurrent)
+    asked = {name: given.pop(name) for name in _OF_COST}
     request = cost_request(
-        **asked, executor=executor, max_concurrent=max_concurrent, address=address
+        **asked,
+        executor=options.executor,
+        max_concurrent=options.max_concurrent,
+        address=options.address,
     )
-    plan = planned(study, workdir=workdir, **changes)
-    require_same_file(plan, workdir)
-    limits = _limits(plan.study.limits, max_hours, max_gpu_hours, max_failures)
-    if executor == "inline" and plan.study.early_stopping is not None:
-        raise UserError(
-            f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
-            "executor has one at a time: use --executor ray, or leave the block out"
-        )
-    check_startable(plan, workdir, limits, address)
-    tracker = BackgroundTracker(MlflowTracker(workdir, tracking_uri))
-    shown = ShownRecord(workdir, plan.study.name, tracking_uri)
+    plan = _startable_plan(study, workdir, options, given)
+    limits = options.limits(plan)
+    check_startable(plan, workdir, limits, options.address)
+    tracker = BackgroundTracker(MlflowTracker(workdir, options.tracking_uri))
+    shown = ShownRecord(workdir, plan.study.name, options.tracking_uri)
     if not shown.untouched():
         tracker.check()
-    if storage is not None:
-        checked_uri(storage)
+    if options.storage is not None:
+        checked_uri(options.storage)
     _single_threaded_waits()
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
-    for line in (*plan_lines(plan, workdir), *cache_lines(plan, workdir)):
-        console.print(line)
-    trimmed = None
-    if plan.study.budget is not None or any(asked.values()):
-        from orchestrator.cost.render import cost_lines
-
-        found = study_cost(plan, workdir, request, console.print)
-        trimmed = found.trimmed
-        for line in cost_lines(found):
-            console.print(line)
-    remote = bind_storage(workdir, storage)  # the first thing that is written
-
+    trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
+    remote = bind_storage(workdir, options.storage)  # the first thing that is written
     stop = Stop()
-
-    def make_executor() -> Executor:
-        if executor == "inline":
-            from orchestrator.executors.inline import InlineExecutor
-
-            return InlineExecutor(stop, workdir=workdir, remote=remote)
-        from orchestrator.executors.ray.tuner import RayTuneExecutor
-
-        return RayTuneExecutor(
-            workdir=workdir,
-            address=address,
-            max_concurrent=max_concurrent,
-            stop=stop,
-            early_stopping=plan.study.early_stopping,
-            remote=remote,
-        )
-
     outcome = run_study(
         plan,
         workdir=workdir,
-        executor=make_executor,
+        executor=lambda: _make_executor(options, plan, workdir, stop, remote),
         tracker=tracker,
         shown=shown,
         console=console,
@@ -180,29 +128,115 @@ def run(
         stop=stop,
     )
     command = same_command(click.get_current_context().find_root().obj)
-    again = sync_command(plan.study.name, workdir, tracking_uri)
+    again = sync_command(plan.study.name, workdir, options.tracking_uri)
     show(console, result_lines(outcome, workdir, tracker.address, command, again))
     if as_json:
-        print_json(
-            {
-                **outcome.results.data,
-                "executed": outcome.executed,
-                "failed": outcome.failed,
-                "stopped_at": outcome.limit,
-                "left": outcome.results.left,
-                "go_on": command,
-                "report": [str(path) for path in outcome.report],
-                "tracking": tracker.address,
-                "untracked": untracked_json(outcome.waiting, again),
-                "refused": dict(outcome.refused),
-                "compare": outcome.compare,
-            }
-        )
+        print_json(_outcome_json(outcome, command, again, tracker.address))
     if outcome.interrupted:
         return 130
     if outcome.limit is not None:
         return 3
     return 1 if outcome.failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunOptions:
+    """How `run` runs a study; what does not change the study itself."""
+
+    executor: str
+    address: str | None
+    max_concurrent: int | None
+    storage: str | None
+    tracking_uri: str | None
+    max_hours: float | None
+    max_gpu_hours: float | None
+    max_failures: int | None
+
+    def limits(self, plan: Plan) -> Limits | None:
+        """Return where the run stops: the study's limits, with the command's in their place."""
+        return _limits(plan.study.limits, self.max_hours, self.max_gpu_hours, self.max_failures)
+
+
+def _startable_plan(
+    study: str, workdir: Path, options: _RunOptions, changes: dict[str, Any]
+) -> Plan:
+    """Return the plan of a study that the executor can run.
+
+    Raises:
+        UserError: it cannot, or the work directory has another study of this name.
+    """
+    from chip_core.utils.errors import UserError
+    from orchestrator.plan.snapshot import require_same_file
+
+    plan = planned(study, workdir=workdir, **changes)
+    require_same_file(plan, workdir)
+    if options.executor == "inline" and plan.study.early_stopping is not None:
+        raise UserError(
+            f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
+            "executor has one at a time: use --executor ray, or leave the block out"
+        )
+    return plan
+
+
+def _print_plan(
+    plan: Plan, workdir: Path, console: Console, request: CostRequest, *, always: bool
+) -> Trimmed | None:
+    """Print what will run, and what it costs where that was asked for or bounded.
+
+    Returns:
+        what of the plan is run, where a budget bounds it.
+    """
+    from orchestrator.report.writers.plan import cache_lines, plan_lines
+
+    for line in (*plan_lines(plan, workdir), *cache_lines(plan, workdir)):
+        console.print(line)
+    if plan.study.budget is None and not always:
+        return None
+    from orchestrator.cost.render import cost_lines
+
+    found = study_cost(plan, workdir, request, console.print)
+    for line in cost_lines(found):
+        console.print(line)
+    return found.trimmed
+
+
+def _make_executor(
+    options: _RunOptions, plan: Plan, workdir: Path, stop: Stop, remote: Remote | None
+) -> Executor:
+    if options.executor == "inline":
+        from orchestrator.executors.inline import InlineExecutor
+
+        return InlineExecutor(stop, workdir=workdir, remote=remote)
+    from orchestrator.executors.ray.tuner import RayTuneExecutor
+
+    return RayTuneExecutor(
+        workdir=workdir,
+        address=options.address,
+        max_concurrent=options.max_concurrent,
+        stop=stop,
+        early_stopping=plan.study.early_stopping,
+        remote=remote,
+    )
+
+
+def _outcome_json(
+    outcome: Outcome, command: str, again: str, tracking: str | None
+) -> dict[str, Any]:
+    from orchestrator.report.writers.next_steps import untracked_json
+
+    return {
+        **outcome.results.data,
+        "executed": outcome.executed,
+        "failed": outcome.failed,
+        "stopped_at": outcome.limit,
+        "left": outcome.results.left,
+        "go_on": command,
+        "report": [str(path) for path in outcome.report],
+        "tracking": tracking,
+        "untracked": untracked_json(outcome.waiting, again),
+        "refused": dict(outcome.refused),
+        "compare": outcome.compare,
+    }
 
 
 @click.command(epilog="Example: chip-ablate plan encoder --set optimizer.lr=2e-5")

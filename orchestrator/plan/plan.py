@@ -143,20 +143,74 @@ def make_plan(
     Raises:
         ConfigError: a cell is no valid configuration, or no cell is left.
     """
-    identities: dict[str, Mapping[str, Any]] = {}
+    asked = _Identities(model_identity, data_identity)
+    groups = _group_cells(study, asked)
+    places = places or DataPaths()
+    contents = benchmark_identities.identities(study, places, seen or {})
+    evaluations = {
+        f"{side}/{settings.name}": fingerprint(
+            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
+        )
+        for side, settings in sides(study.scored)
+    }
+    params = [_params(study, group.cells) for group in groups]
+    arms = tuple(
+        _arm(study, group, name, levels, evaluations)
+        for group, name, levels in zip(groups, _names(params), params, strict=True)
+    )
+    base_config = _with(study.base, study, None)
+    base = Trial(
+        fingerprint=fingerprint(
+            untrained_identity(base_config.model, asked.model(base_config.model))
+        ),
+        arm=BASE,
+        seed=None,
+        config=base_config,
+        evaluations=evaluations,
+        params={},
+    )
+    return Plan(
+        study=study,
+        arms=arms,
+        base=base,
+        identities=asked.found,
+        places=places,
+        benchmarks=contents,
+    )
 
-    def identity(model: ModelConfig) -> Mapping[str, Any]:
-        key = model.model_dump_json()
-        if key not in identities:
-            identities[key] = model_identity(model)
-        return identities[key]
 
-    def trained_on(data: DataConfig) -> Mapping[str, Any]:
-        key = data.model_dump_json()
-        if key not in identities:
-            identities[key] = data_identity(data)
-        return identities[key]
+class _Identities:
+    """What fingerprints hold of models and data; each is asked for once."""
 
+    def __init__(
+        self,
+        of_model: Callable[[ModelConfig], Mapping[str, Any]],
+        of_data: Callable[[DataConfig], Mapping[str, Any]],
+    ) -> None:
+        self._of_model, self._of_data = of_model, of_data
+        self.found: dict[str, Mapping[str, Any]] = {}  # by configuration, as JSON
+
+    def model(self, config: ModelConfig) -> Mapping[str, Any]:
+        """Return a model's."""
+        key = config.model_dump_json()
+        if key not in self.found:
+            self.found[key] = self._of_model(config)
+        return self.found[key]
+
+    def data(self, config: DataConfig) -> Mapping[str, Any]:
+        """Return data's."""
+        key = config.model_dump_json()
+        if key not in self.found:
+            self.found[key] = self._of_data(config)
+        return self.found[key]
+
+
+def _group_cells(study: Study, identities: _Identities) -> list[_Group]:
+    """Return a study's cells by training: those that train alike are one arm.
+
+    Raises:
+        ConfigError: a cell is no valid configuration.
+    """
     groups: dict[str, _Group] = {}
     problems: list[str] = []
     level_of = {
@@ -168,7 +222,9 @@ def make_plan(
         except ConfigError as error:
             problems.extend(error.problems)
             continue
-        training = training_identity(config, identity(config.model), trained_on(config.data))
+        training = training_identity(
+            config, identities.model(config.model), identities.data(config.data)
+        )
         key = fingerprint(training)
         if key in groups:
             groups[key].cells.append(cell)
@@ -177,37 +233,7 @@ def make_plan(
     if problems:
         more = [f"{study.source}: … and {len(problems) - _TOLD:,} more"] * (len(problems) > _TOLD)
         raise ConfigError(problems[:_TOLD] + more)
-
-    places = places or DataPaths()
-    contents = benchmark_identities.identities(study, places, seen or {})
-    evaluations = {
-        f"{side}/{settings.name}": fingerprint(
-            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
-        )
-        for side, settings in sides(study.scored)
-    }
-    params = [_params(study, group.cells) for group in groups.values()]
-    arms = tuple(
-        _arm(study, group, name, levels, evaluations)
-        for group, name, levels in zip(groups.values(), _names(params), params, strict=True)
-    )
-    base_config = _with(study.base, study, None)
-    base = Trial(
-        fingerprint=fingerprint(untrained_identity(base_config.model, identity(base_config.model))),
-        arm=BASE,
-        seed=None,
-        config=base_config,
-        evaluations=evaluations,
-        params={},
-    )
-    return Plan(
-        study=study,
-        arms=arms,
-        base=base,
-        identities=identities,
-        places=places,
-        benchmarks=contents,
-    )
+    return list(groups.values())
 
 
 def _configuration(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:

@@ -71,49 +71,13 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
     spent = arm_costs(plan, ledger)
     origin = provenance(plan, ledger)
     beside = find_attachments(folder, plan)
-    pdfs: dict[str, bytes] = {}
-
-    def pictures(drawings: Iterable[_Drawn]) -> list[Picture]:
-        found = [one for one in drawings if one is not None]
-        pdfs.update({picture.name: pdf for picture, pdf in found})
-        return [picture for picture, _ in found]
-
+    drawn = _Drawings()
     under = TextBlock(lines=tuple(footnotes(summary, origin)), bulleted=True)
-    decided = [metric for metric in summary.decided if metric in summary.compared]
-    effects = [effect_table(summary, metric) for metric in decided]
     changes = largest_changes(summary, loaded, ledger, storage)
     curves = training_curves(plan, ledger, storage)
     sections = [
-        _section(
-            "arms",
-            "Arms against the baseline",
-            [verdict_table(summary, metric) for metric in summary.decided],
-            [under] if summary.decided else [],
-            pictures(draw_differences(summary, metric) for metric in decided),
-        ),
-        _section(
-            "effects",
-            "What each change does",
-            [table for table in effects if table is not None],
-            pictures(draw_effects(summary, metric) for metric in decided),
-        ),
-        _section("search", "What each arm chose", search_blocks(plan, ledger)),
-        _section(
-            "response",
-            "Response curves",
-            pictures(
-                draw_response(summary, factor, _along(summary))
-                for factor in numeric_factors(summary)
-            ),
-        ),
-        _section(
-            "figures",
-            "All figures",
-            benchmark_tables(summary),
-            [] if summary.decided else [under],
-            pictures(draw_pair(summary, across, up) for across, up in pairs(summary)),
-        ),
-        _section("training", "Training curves", pictures([draw_training(summary, curves)])),
+        *_comparison_sections(summary, under, drawn, search_blocks(plan, ledger)),
+        _section("training", "Training curves", drawn.add([draw_training(summary, curves)])),
         _section("items", "The items that changed most", _item_blocks(changes), in_paper=False),
         _section(
             "unreadable",
@@ -126,7 +90,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             "cost",
             "What it cost",
             [cost_table(spent)] if spent else [],
-            pictures([draw_costs(spent)]),
+            drawn.add([draw_costs(spent)]),
         ),
         _section("power", "What more seeds would buy", power_blocks(summary)),
         _section("notes", "Notes", [TextBlock(lines=tuple(notes(summary)), bulleted=True)]),
@@ -143,10 +107,62 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         ended=when(last_ended(plan, ledger)),
         sections=tuple(section for section in sections if section.blocks),
         footnotes=under.lines,
-        pdfs=pdfs,
+        pdfs=drawn.pdfs,
         tables=beside.tables,
         provenance=origin,
     )
+
+
+class _Drawings:
+    """The report's figures: a picture where it stands, a PDF beside the page."""
+
+    def __init__(self) -> None:
+        self.pdfs: dict[str, bytes] = {}  # by figure name
+
+    def add(self, drawings: Iterable[_Drawn]) -> list[Picture]:
+        """Keep the PDFs of those that there are; return their pictures."""
+        found = [one for one in drawings if one is not None]
+        self.pdfs.update({picture.name: pdf for picture, pdf in found})
+        return [picture for picture, _ in found]
+
+
+def _comparison_sections(
+    summary: Summary, under: TextBlock, drawn: _Drawings, search: Iterable[Block]
+) -> list[Section]:
+    """Return the sections that compare arms, with the notes under the first table."""
+    decided = [metric for metric in summary.decided if metric in summary.compared]
+    effects = [effect_table(summary, metric) for metric in decided]
+    return [
+        _section(
+            "arms",
+            "Arms against the baseline",
+            [verdict_table(summary, metric) for metric in summary.decided],
+            [under] if summary.decided else [],
+            drawn.add(draw_differences(summary, metric) for metric in decided),
+        ),
+        _section(
+            "effects",
+            "What each change does",
+            [table for table in effects if table is not None],
+            drawn.add(draw_effects(summary, metric) for metric in decided),
+        ),
+        _section("search", "What each arm chose", search),
+        _section(
+            "response",
+            "Response curves",
+            drawn.add(
+                draw_response(summary, factor, _along(summary))
+                for factor in numeric_factors(summary)
+            ),
+        ),
+        _section(
+            "figures",
+            "All figures",
+            benchmark_tables(summary),
+            [] if summary.decided else [under],
+            drawn.add(draw_pair(summary, across, up) for across, up in pairs(summary)),
+        ),
+    ]
 
 
 def _along(summary: Summary) -> list[str]:

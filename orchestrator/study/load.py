@@ -110,12 +110,8 @@ def load_study(
         written.early_stopping, factors, goals, tuned=written.tune is not None, wrong=wrong
     )
     if problems:
-        causes, others = problems[:of_shape], problems[of_shape:]
-        raise ConfigError(
-            dict.fromkeys(
-                [*causes, *(line for line in others if not follows(line, source, broken))]
-            )
-        )
+        others = [line for line in problems[of_shape:] if not follows(line, source, broken)]
+        raise ConfigError(dict.fromkeys([*problems[:of_shape], *others]))
     assert layout.baseline is not None, "what is wrong with a layout is told"
     return Study(
         name=variant_name(written.study, changes),
