@@ -27,7 +27,7 @@ from chip_core.utils.workers import current_workers
 _log = logging.getLogger(__name__)
 
 
-def evaluate_model(
+def evaluate_model(  # noqa: PLR0913 (options of the public function)
     model: str,
     benchmarks: Sequence[BenchmarkConfig],
     *,

@@ -46,7 +46,7 @@ class ObjectiveOutput:
     rejected_reward: Tensor  # 0-d
 
 
-def objective_from_logits(
+def objective_from_logits(  # noqa: PLR0913 (a tensor each)
     objective: ObjectiveConfig,
     *,
     prompt_ids: Tensor,

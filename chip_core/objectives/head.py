@@ -95,7 +95,7 @@ class _HeadScores(torch.autograd.Function):
     """See `head_scores`; the module's docstring has the gradients."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 (autograd's form)
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,

@@ -64,7 +64,7 @@ class Trainer:
     manager: the model's attention is changed while it is open.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (its components)
         self,
         config: TrialConfig,
         *,

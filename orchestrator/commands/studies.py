@@ -14,18 +14,16 @@ from orchestrator.commands.common.cost import cost_options, cost_request, study_
 from orchestrator.commands.common.options import planned, study_options
 from orchestrator.commands.common.output import print_json
 from orchestrator.commands.common.param_types import Address, Location, Real, Text, Whole
+from orchestrator.executors import EXECUTORS, make_executor
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.cost.budget import Trimmed
     from orchestrator.cost.study_cost import CostRequest
-    from orchestrator.executors.base import Executor
-    from orchestrator.jobs.stopping import Stop
     from orchestrator.plan.plan import Plan
     from orchestrator.report.results import Outcome
     from orchestrator.state.ledger import Ledger
-    from orchestrator.storage.remote import Remote
     from orchestrator.study.limits import Limits
 
 
@@ -33,7 +31,7 @@ def _executor_options(command: Any) -> Any:
     for option in (
         click.option(
             "--executor",
-            type=click.Choice(["ray", "inline"]),
+            type=click.Choice([*EXECUTORS]),
             default="ray",
             show_default=True,
             help="ray: Tune schedules, Train executes. inline: one after another in this process.",
@@ -82,6 +80,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
         return run_remotely(cluster, study, workdir=workdir, as_json=as_json, **given)
     from rich.console import Console
 
+    from orchestrator.executors.base import ExecutorSettings
     from orchestrator.jobs.stopping import Stop
     from orchestrator.report.writers.next_steps import same_command, sync_command
     from orchestrator.report.writers.terminal import result_lines, show
@@ -116,10 +115,18 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
     remote = bind_storage(workdir, options.storage)  # the first thing that is written
     stop = Stop()
+    settings = ExecutorSettings(
+        workdir=workdir,
+        stop=stop,
+        remote=remote,
+        address=options.address,
+        max_concurrent=options.max_concurrent,
+        early_stopping=plan.study.early_stopping,
+    )
     outcome = run_study(
         plan,
         workdir=workdir,
-        executor=lambda: _make_executor(options, plan, workdir, stop, remote),
+        executor=lambda: make_executor(options.executor, settings),
         tracker=tracker,
         shown=shown,
         console=console,
@@ -198,25 +205,6 @@ def _print_plan(
     for line in cost_lines(found):
         console.print(line)
     return found.trimmed
-
-
-def _make_executor(
-    options: _RunOptions, plan: Plan, workdir: Path, stop: Stop, remote: Remote | None
-) -> Executor:
-    if options.executor == "inline":
-        from orchestrator.executors.inline import InlineExecutor
-
-        return InlineExecutor(stop, workdir=workdir, remote=remote)
-    from orchestrator.executors.ray.tuner import RayTuneExecutor
-
-    return RayTuneExecutor(
-        workdir=workdir,
-        address=options.address,
-        max_concurrent=options.max_concurrent,
-        stop=stop,
-        early_stopping=plan.study.early_stopping,
-        remote=remote,
-    )
 
 
 def _outcome_json(

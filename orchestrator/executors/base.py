@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from chip_core.results import AnsweredTrial, Progress, TrialResult
@@ -14,6 +15,9 @@ from orchestrator.jobs.attempt import Cause
 from orchestrator.jobs.job import COPYING as COPYING
 from orchestrator.jobs.job import STOP as STOP
 from orchestrator.jobs.job import Job as Job
+from orchestrator.jobs.stopping import Stop
+from orchestrator.storage.remote import Remote
+from orchestrator.study.early_stopping import EarlyStopping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,18 @@ class EarlyStopped:
 
 
 Event = Started | Progressed | Answered | Finished | Failed | EarlyStopped
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorSettings:
+    """What a study's executor is made of."""
+
+    workdir: Path
+    stop: Stop  # looked at while jobs run
+    remote: Remote | None = None  # by which jobs have and leave files, if not the work directory
+    address: str | None = None  # of a running Ray cluster
+    max_concurrent: int | None = None  # jobs at once; None: as many as fit
+    early_stopping: EarlyStopping | None = None  # by what trainings are cut that may be
 
 
 class Executor(Protocol):

@@ -14,6 +14,7 @@ from chip_core.utils.machine import free_memory
 from orchestrator.executors.base import (
     Answered,
     Event,
+    ExecutorSettings,
     Failed,
     Finished,
     Job,
@@ -24,6 +25,11 @@ from orchestrator.executors.base import (
 from orchestrator.jobs.attempt import cause_of, execute, keep_traceback, reason_of
 from orchestrator.jobs.stopping import Stop
 from orchestrator.storage.remote import Remote
+
+
+def make_executor(settings: ExecutorSettings) -> InlineExecutor:
+    """Make it for a study."""
+    return InlineExecutor(settings.stop, workdir=settings.workdir, remote=settings.remote)
 
 
 class InlineExecutor:

@@ -62,7 +62,7 @@ class TuneFile(BaseModel):
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = SEED
 
 
-def parse_tune(
+def parse_tune(  # noqa: PLR0913 (blocks of a study file)
     written: TuneFile | None,
     *,
     benchmarks: BenchmarksConfig,

@@ -1,13 +1,11 @@
-"""The benchmarks, one a folder: `items` asks its questions, `score` scores the answers."""
+"""The benchmarks, one a folder: `items` asks its questions, `score` scores the answers.
 
-from chip_core.evaluation.benchmarks import amber as amber
-from chip_core.evaluation.benchmarks import chair as chair
-from chip_core.evaluation.benchmarks import hallusionbench as hallusionbench
-from chip_core.evaluation.benchmarks import llava_bench as llava_bench
-from chip_core.evaluation.benchmarks import lmms_eval as lmms_eval
-from chip_core.evaluation.benchmarks import mmhal as mmhal
-from chip_core.evaluation.benchmarks import mmmu as mmmu
-from chip_core.evaluation.benchmarks import objhal as objhal
-from chip_core.evaluation.benchmarks import pope as pope
-from chip_core.evaluation.benchmarks import scienceqa as scienceqa
-from chip_core.evaluation.benchmarks import shapes as shapes
+A folder here is a benchmark: importing it registers it.
+"""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.ispkg:
+        importlib.import_module(f"{__name__}.{_module.name}")

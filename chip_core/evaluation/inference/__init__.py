@@ -12,7 +12,7 @@ from chip_core.evaluation.task import Decoding, Item
 __all__ = ["Decoder", "generate", "make_batches"]
 
 
-def generate(
+def generate(  # noqa: PLR0913 (options of the public function)
     model: Any,
     processor: Any,
     items: Sequence[Item],

@@ -13,7 +13,7 @@ class MuffinVisionConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "muffin_vision"
     base_config_key = "vision_config"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (transformers' form)
         self,
         *,
         hidden_size: int = 1024,

@@ -140,7 +140,7 @@ class MuffinForConditionalGeneration(MuffinPreTrainedModel, GenerationMixin):  #
         """Return what the language model reads of images as `pooler_output`, (N, Q, D)."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def forward(
+    def forward(  # noqa: PLR0913 (transformers' form)
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,

@@ -28,7 +28,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from chip_core.utils.errors import warn_once
-from orchestrator.executors.base import Event, Job, Retry
+from orchestrator.executors.base import Event, ExecutorSettings, Job, Retry
 from orchestrator.executors.ray.job_process import JobPayload
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
 from orchestrator.executors.ray.scoring import ScoringPool
@@ -51,6 +51,11 @@ from orchestrator.study.early_stopping import EarlyStopping
 TOLD_AFTER = 60.0
 #: Attempts in all of a run: as many as there ever are, and Tune wants a number.
 _ATTEMPTS = 2**31
+
+
+def make_executor(settings: ExecutorSettings) -> RayTuneExecutor:
+    """Make it for a study."""
+    return RayTuneExecutor(**vars(settings))
 
 
 @dataclass(kw_only=True)

@@ -121,7 +121,7 @@ def problems(benchmarks: Sequence[str]) -> list[str]:
     return found
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (lmms-eval's options)
     model: Path,
     benchmarks: Sequence[str],
     *,
