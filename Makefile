@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 0
 N ?= 10
 SEED ?= 0
 
-.PHONY: demo install test test-ray test-cluster coverage check lint audit schemas faults clean
+.PHONY: demo install test test-ray test-lowest test-cluster coverage check lint audit schemas faults clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -37,6 +37,15 @@ test-ray:
 	.venv-ray-$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c .venv-ray-$(RAY)/constraints.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-ray-$(RAY)/bin/python -m pytest tests/orchestrator/executors -m "ray and not gpu"
+
+# The lower bounds of pyproject.toml, in an environment of its own: what needs no Ray.
+test-lowest:
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c .venv-lowest/constraints.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile \
+		-m "not slow and not gpu and not ray and not e2e"
 
 # Lines and branches of chip_core that its own tests do not reach.
 coverage: install
