@@ -10,7 +10,7 @@ PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
 def main() -> None:
-    """Print `name==version` for each requirement of the package; tools of the tests are left out."""
+    """Print `name==version` for each requirement of the package; not for those of its tests."""
     for requirement in tomllib.loads(PROJECT.read_text())["project"]["dependencies"]:
         name, version = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+).*", requirement).groups()
         print(f"{name}=={version}")

@@ -55,7 +55,8 @@ class PreferenceTexts:
     prompt: str
     chosen: str
     rejected: str
-    #: Whether builds before 2026-11-28 read the row otherwise, or refused it (`DataSource.read_anew`).
+    #: Whether builds before 2026-11-28 read the row otherwise, or refused it
+    #: (`DataSource.read_anew`).
     anew: bool = False
 
 
