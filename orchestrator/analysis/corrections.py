@@ -38,12 +38,9 @@ def benjamini_hochberg(p: Sequence[float | None]) -> list[float | None]:
     Raises:
         ValueError: a p-value is not between 0 and 1.
     """
+    from scipy.stats import false_discovery_control  # half a second, which a plan goes without
 
-    def adjust(ascending: Array) -> Array:
-        scaled = ascending * len(ascending) / np.arange(1, len(ascending) + 1)
-        return np.asarray(np.minimum.accumulate(scaled[::-1])[::-1])
-
-    return _adjusted(p, adjust)
+    return _adjusted(p, lambda ascending: np.asarray(false_discovery_control(ascending)))
 
 
 def _adjusted(p: Sequence[float | None], adjust: Callable[[Array], Array]) -> list[float | None]:
@@ -53,6 +50,8 @@ def _adjusted(p: Sequence[float | None], adjust: Callable[[Array], Array]) -> li
         raise ValueError("a p-value is not between 0 and 1")
     order = known[np.argsort(given[known], kind="stable")]
     adjusted: list[float | None] = [None] * len(given)
+    if not len(order):
+        return adjusted
     for place, value in zip(order, np.minimum(adjust(given[order]), 1.0), strict=True):
         adjusted[place] = float(value)
     return adjusted
