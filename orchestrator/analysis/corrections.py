@@ -38,7 +38,7 @@ def benjamini_hochberg(p: Sequence[float | None]) -> list[float | None]:
     Raises:
         ValueError: a p-value is not between 0 and 1.
     """
-    from scipy.stats import false_discovery_control  # half a second, which a plan goes without
+    from scipy.stats import false_discovery_control  # about a CPU second to import: not for `plan`
 
     return _adjusted(p, lambda ascending: np.asarray(false_discovery_control(ascending)))
 
