@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.util import remove_placement_group
 
 from chip_core.results import Progress, read_answered, read_result
 from chip_core.utils.errors import StorageError
@@ -54,6 +55,7 @@ class Running:
     told_to_stop: bool = False
     process: tuple[str, int] | None = None  # the address of its node, and its id there
     waited: float = 0.0  # seconds without a report in which there was a look at it
+    place: Any = None  # the placement group of its several workers
 
     def hanging_process(self) -> tuple[str, int] | None:
         """Return its process where that is past the time in which it ends itself.
@@ -130,6 +132,10 @@ class JobMonitor:
         if running is None:  # its process never came
             running = Running(job=job)
             self._call(self.on_event, Started(job=job))
+        if running.place is not None:
+            # Where its slot ended before its workers, they keep it: Train frees it by what Ray's
+            # dashboard says, if there is one and no other Ray is on the machine (Ray 2.60).
+            remove_placement_group(running.place)
         away = self._away(job)
         result = read_result(job.folder)
         if result is not None:  # written last: whatever came after it took nothing away

@@ -168,9 +168,7 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
                 num_gpus=int(machine["GPU"]),
                 resources={DRIVER: max(len(jobs), int(machine["CPU"]))},
                 object_store_memory=OBJECT_STORE,
-                # Where early stopping ends a slot before its workers, Train frees their place once
-                # the dashboard has told it that they have no controller any more (Ray 2.60).
-                include_dashboard=any(job.workers > 1 for job in jobs),
+                include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.util import get_current_placement_group
 from ray.util.queue import Empty, Queue
 
 from chip_core.phases import REPORT_EVERY, throttled
@@ -32,8 +33,10 @@ from orchestrator.executors.ray.job_process import (
 PAYLOAD = "payload"
 #: Beside it for several workers: the queue by which the first says where they are.
 REPORTS = "reports"
-#: The key of a trial's reports: where the job is, and in the last one how it ended.
+#: The keys of a trial's reports: where the job is, and in the last one how it ended.
 PROGRESS, OUTCOME = "progress", "outcome"
+#: Before them for several workers: the placement group that they have.
+PLACE = "place"
 #: How far a training is, of 100: schedulers compare trainings of different lengths by it.
 PERCENT = "percent"
 #: Products that oneDNN keeps compiled, of each length of rows in bf16 on a CPU: by itself it keeps
@@ -158,6 +161,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     payload: JobPayload = config[PAYLOAD]
     first = train.get_context().get_world_rank() == 0
+    if first:
+        config[REPORTS].put({PLACE: get_current_placement_group()})
     outcome = run_job(payload, throttled(send) if first else lambda progress: None)
     if outcome.cause is not None:
         raise JobFailed(outcome)

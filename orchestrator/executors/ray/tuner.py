@@ -40,7 +40,7 @@ from orchestrator.executors.ray.session import (
     request_of,
     session,
 )
-from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, PROGRESS, run_slot
+from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, PLACE, PROGRESS, run_slot
 from orchestrator.jobs.placement import DRIVER, placement_of
 from orchestrator.jobs.stopping import Stop
 from orchestrator.storage.channel import JobChannel, RemoteJobChannel
@@ -382,8 +382,9 @@ class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
         job = trial.config[PAYLOAD].job
         running = self.monitor.running[job.id]
         running.process = (result[NODE_IP], result[PID])
+        running.place = result.get(PLACE, running.place)
         running.outcome = result.get(OUTCOME)
-        if running.outcome is None:
+        if PROGRESS in result:
             self.monitor.progress(job, result[PROGRESS])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

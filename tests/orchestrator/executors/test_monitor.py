@@ -115,3 +115,17 @@ def test_a_process_that_stands_still_is_ended_once_it_should_have_ended_itself(
     clock.now += 1000  # this process was stopped, not the job's: it counts as five seconds
     monitor.look()
     assert len(ended) == 1
+
+
+def test_the_place_of_several_workers_is_free_once_their_job_has_ended(
+    monitor: JobMonitor, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[object] = []
+    monkeypatch.setattr(module, "remove_placement_group", freed.append)
+    monitor.begin(job)
+    monitor.end(job, DIED)
+    assert freed == []  # of one worker, Tune frees it
+    monitor.begin(job)
+    monitor.running[job.id].place = "two workers'"
+    monitor.end(job, DIED)
+    assert freed == ["two workers'"]

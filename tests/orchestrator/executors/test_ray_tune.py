@@ -143,19 +143,6 @@ def test_as_many_run_at_once_as_fit_and_are_wanted(
     assert at_once == [4, 3, 4, 2, 2, 2]  # 4 CPU hold four jobs of one, two of two
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_ray_for_several_workers_has_its_dashboard_by_which_train_frees_their_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    started: list[bool] = []
-    monkeypatch.setattr(session, "keep_token_private", lambda: None)
-    monkeypatch.setattr(session, "_machine", lambda: {"CPU": 4.0, "GPU": 0.0})
-    monkeypatch.setattr("ray.init", lambda **given: started.append(given["include_dashboard"]))
-    jobs = [job(tmp_path, 1, "steps"), job(tmp_path, 2, "steps", workers_per_trial=workers)]
-    with RayTuneExecutor(workdir=tmp_path).opened(jobs):
-        assert started == [workers == 2]
-
-
 @pytest.mark.ray
 def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
     # A shell starts what it puts in the background with Ctrl-C switched off: on again for this.
