@@ -10,8 +10,9 @@ PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
 def main() -> None:
-    """Print `name==version` for each requirement of the package; not for those of its tests."""
-    for requirement in tomllib.loads(PROJECT.read_text())["project"]["dependencies"]:
+    """Print `name==version` for each requirement of the package and of its tests."""
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         name, version = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+).*", requirement).groups()
         print(f"{name}=={version}")
 

@@ -39,7 +39,8 @@ def test_make_test_lowest_installs_the_lower_bounds() -> None:
         [sys.executable, ROOT / ".ci" / "lowest.py"], capture_output=True, text=True, check=True
     )
     lowest = dict(line.split("==") for line in done.stdout.splitlines())
-    for requirement in REQUIRED:
+    tests = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+    for requirement in [*REQUIRED, *tests]:
         (bound,) = [each.version for each in requirement.specifier if each.operator == ">="]
         assert lowest.pop(requirement.name) == bound
     assert not lowest
