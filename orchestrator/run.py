@@ -231,11 +231,11 @@ class StudyRun:
         keep_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
         tracker.close(arms, status, self._folder, ended)
         waiting, refused, compare = tracker.waiting(), tracker.refused(), tracker.compare_address()
-        ended_well = not interrupted and limit is None and failed == failures_of(plan)
-        if ended_well and waiting is None and made is not None and made.mark is not None:
-            self._keep_shown(
-                _shown_mark(made, failed), ShownState(compare=compare, refused=refused)
-            )
+        complete = waiting is None and not interrupted and limit is None
+        ended_well = complete and failed == failures_of(plan)
+        if self.shown is not None and made is not None and made.mark is not None and ended_well:
+            state = ShownState(compare=compare, refused=refused)
+            self.shown.keep(_shown_mark(made, failed), state)
         return Outcome(
             results=results_of(summary) if made is None else made.results,
             summarised=partial(_given, summary),
@@ -249,10 +249,6 @@ class StudyRun:
             waiting=waiting,
             refused=refused,
         )
-
-    def _keep_shown(self, mark: str, state: ShownState) -> None:
-        if self.shown is not None:
-            self.shown.keep(mark, state)
 
     def _report(self, there: WrittenReport | None) -> WrittenReport | None:
         """Return the report, written anew where it has to be; None: a richer one is kept."""

@@ -105,7 +105,8 @@ class Decoder:
         ties = None
         if self._decoding.num_beams == 1 and not self._bf16:
             ties = NearTies(self._model, prompts, start, self._ends)
-        if self._decoding.num_beams == 1:
+        # An encoder-decoder has a cache of two parts, which `generate` makes.
+        if self._decoding.num_beams == 1 and not self._model.config.is_encoder_decoder:
             inputs.setdefault("past_key_values", growing_cache(self._model))
         made: Tensor = self._model.generate(
             **inputs,

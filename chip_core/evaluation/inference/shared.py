@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
@@ -64,7 +65,8 @@ def share(
     begins = [prompt.ids[:start] for prompt, start in zip(firsts, starts, strict=True)]
     positions = [[_positions(model, prompt) for prompt in prompts] for prompts in groups]
     begin_positions = [own[0][..., :start] for own, start in zip(positions, starts, strict=True)]
-    cache = growing_cache(model)
+    # Beams change rows at each token, which copies all keys and values anyway.
+    cache = growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
         **padded(firsts, begins, device, pad=pad),
         position_ids=_side_by_side(begin_positions),
