@@ -21,7 +21,7 @@ from chip_core.utils.files import write_json
 from chip_core.utils.private import make_private
 from orchestrator.cost import trimmed_trials
 from orchestrator.cost.budget import Trimmed
-from orchestrator.executors.base import Event, Executor, Job
+from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import reason_of
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan import benchmark_identities
@@ -40,12 +40,11 @@ from orchestrator.report.writers.files import (
     report_folder,
     require_room_for_report,
 )
-from orchestrator.runner.cache_build import attach_caches, build_caches
-from orchestrator.runner.display import display_for
 from orchestrator.runner.jobs import iter_phases, jobs_for, refresh_plan
 from orchestrator.runner.limits import LimitedExecutor, check_limits
+from orchestrator.runner.phase import PhaseRun
 from orchestrator.runner.recorder import Recorder
-from orchestrator.state.cache_plan import PlannedCache, plan_caches, require_disk_space
+from orchestrator.state.cache_plan import plan_caches, require_disk_space
 from orchestrator.state.integrity import kept_report_notice, lost_figures
 from orchestrator.state.ledger import Ledger, study_lock
 from orchestrator.state.search import failures_of, resolve_search
@@ -56,7 +55,6 @@ from orchestrator.tracking.final_snapshot import keep_snapshot
 from orchestrator.tracking.shown_state import ShownRecord, ShownState
 from orchestrator.utils.cluster_address import check_address
 
-OnEvent = Callable[[Event], None]
 Jobs = list[tuple[Job, Trial, int]]
 CACHE_RECORDS = "reference_passes.json"  # in a study's report folder
 
@@ -118,6 +116,7 @@ class StudyRun:
         study = self.plan.study.name
         _check_writable(self.workdir)
         self._folder = report_folder(self.workdir, study)
+        self._passes: dict[str, dict[str, Any]] = {}  # what became of reference passes, by hash
         require_room_for_report(self._folder)  # now, and not after the trials
         lease = exclusive_lease(storage_of(self.workdir), self.workdir)
         with study_lock(self.workdir, study), lease:
@@ -197,20 +196,38 @@ class StudyRun:
         return False, None
 
     def _run_phases(self, executor: Executor) -> None:
-        """Run the trials of each phase, and the reference caches that they read before them."""
+        """Run the trials of each phase, and the reference caches that they read."""
         workdir, ledger, recorder = self.workdir, self._ledger, self._recorder
         refresh = partial(refresh_plan, ledger=ledger, storage=workdir)
-        records: list[dict[str, Any]] = []  # of the reference caches
         for known, wanted in iter_phases(self._bounded, ledger, workdir, refresh):
             if known is not self._bounded:  # arms have chosen: these are the seeds' trials
                 save_plan_snapshot(known, workdir)
             recorder.open(known if self.trimmed is None else self.plan, wanted)
             passes = plan_caches(known, ledger, workdir)
-            records = _make_passes(passes, known, workdir, executor, self.console, earlier=records)
-            jobs = attach_caches(wanted, passes, workdir)
-            with display_for(self.console, jobs) as display:
-                listener = _both(recorder.take, display.take)
-                executor.run([job for job, _, _ in jobs], listener, recorder.retry)
+            phase = PhaseRun(
+                wanted,
+                passes,
+                study=known.study.name,
+                storage=workdir,
+                recorder=recorder,
+                console=self.console,
+                made=self._note_passes,
+            )
+            phase.run(executor)
+
+    def _note_passes(self, records: list[dict[str, Any]]) -> None:
+        """Write what became of reference passes, of earlier phases too, to the report's folder."""
+        if not records:
+            return
+        made = self._passes
+        for record in records:
+            before = made.get(record["hash"])
+            if before is not None:
+                record["trials"] += before["trials"]
+                if before["seconds"] is not None:
+                    record |= {key: before[key] for key in ("state", "seconds")}
+            made[record["hash"]] = record
+        write_json(self._folder / CACHE_RECORDS, list(made.values()))
 
     def _conclude(
         self, there: WrittenReport | None, interrupted: bool, limit: str | None
@@ -348,49 +365,6 @@ def _opened(
 ) -> Iterator[Executor]:
     with executor.opened([job for job, _, _ in jobs]):
         yield executor if limits is None else LimitedExecutor(executor, limits, stop)
-
-
-def _make_passes(
-    passes: list[PlannedCache],
-    plan: Plan,
-    workdir: Path,
-    executor: Executor,
-    console: Console,
-    *,
-    earlier: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Make the reference passes; what became of each goes to the report's folder.
-
-    Args:
-        passes: those of the jobs to come.
-        plan: the study's plan.
-        workdir: where they and the report's folder lie.
-        executor: within `opened`.
-        console: where progress goes.
-        earlier: what became of those that this run made before: it stays written.
-    """
-    if not passes:
-        return earlier
-    study = plan.study.name
-    records = build_caches(passes, study=study, storage=workdir, executor=executor, console=console)
-    made = {record["hash"]: record for record in earlier}
-    for record in records:
-        before = made.get(record["hash"])
-        if before is not None:
-            record["trials"] += before["trials"]
-            if before["seconds"] is not None:
-                record |= {key: before[key] for key in ("state", "seconds")}
-        made[record["hash"]] = record
-    write_json(report_folder(workdir, study) / CACHE_RECORDS, list(made.values()))
-    return list(made.values())
-
-
-def _both(one: OnEvent, other: OnEvent) -> OnEvent:
-    def listener(event: Event) -> None:
-        one(event)
-        other(event)
-
-    return listener
 
 
 def _check_writable(workdir: Path) -> None:

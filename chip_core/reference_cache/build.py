@@ -21,6 +21,7 @@ import transformers
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
+from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
@@ -295,8 +296,9 @@ class BuildGroup:
         self._alone = all(spec.of_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
         self._device = next(model.parameters()).device
+        encodings = ENCODINGS.of(loading.content_key(config.model))  # the trials' that follow, too
         self._encoder = PairEncoder(
-            processor, config.model_copy(update={"objective": objective}), pairs
+            processor, config.model_copy(update={"objective": objective}), pairs, encodings
         )
         self._policy = Policy(
             model,

@@ -66,6 +66,10 @@ class Failed:
 #: Says how a job that failed is tried again, as another job; None where it is not.
 Retry = Callable[[Failed], Job | None]
 
+#: Says what else there is to run. Asked whenever no job is left to begin: None where that is not
+#: known before one that runs has ended, no jobs where nothing else is to come.
+More = Callable[[], Sequence[Job] | None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopped:
@@ -108,10 +112,12 @@ class Executor(Protocol):
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
-        """Run all jobs and return when they have ended.
+        """Run all jobs, and those that `more` adds to them; return when they have ended.
 
-        `on_event` and `retry` are called in the caller's thread or another, never from two at once.
+        `on_event`, `retry` and `more` are called in the caller's thread or another, never from two
+        at once.
 
         Raises:
             KeyboardInterrupt: the user stopped it; jobs that have not ended were stopped.

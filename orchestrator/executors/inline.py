@@ -18,6 +18,7 @@ from orchestrator.executors.base import (
     Failed,
     Finished,
     Job,
+    More,
     Progressed,
     Retry,
     Started,
@@ -66,21 +67,24 @@ class InlineExecutor:
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
-        """Run all jobs in order.
+        """Run all jobs in order, and what comes to them.
 
         Raises:
             UserError: a job needs more workers than this process.
             KeyboardInterrupt: the user stopped it.
         """
-        most = max((job.workers for job in jobs), default=1)
-        if most > 1:
-            raise UserError(
-                f"engine.workers_per_trial is {most}, and the inline executor has one process: "
-                "use --executor ray, or set engine.workers_per_trial=1"
-            )
         left = deque(jobs)
-        while left and not self._stop.no_more:
+        _require_one_worker(jobs)
+        while not self._stop.no_more:
+            if not left:
+                following = () if more is None else more()
+                assert following is not None, "nothing runs that is to be waited for"
+                _require_one_worker(following)
+                left.extend(following)
+                if not left:
+                    break
             job: Job | None = left.popleft()
             while job is not None:
                 job = self._run(job, on_event, retry)
@@ -130,6 +134,15 @@ class InlineExecutor:
             raise
         channel.ended(job)
         return result
+
+
+def _require_one_worker(jobs: Sequence[Job]) -> None:
+    most = max((job.workers for job in jobs), default=1)
+    if most > 1:
+        raise UserError(
+            f"engine.workers_per_trial is {most}, and the inline executor has one process: "
+            "use --executor ray, or set engine.workers_per_trial=1"
+        )
 
 
 class _Listener:

@@ -23,13 +23,12 @@ from chip_core.utils.errors import StorageError
 from chip_core.utils.files import JsonlWriter
 from orchestrator.executors.base import Event, Executor, Failed, Finished, Job
 from orchestrator.plan.plan import Trial
-from orchestrator.runner.display import display_for
 from orchestrator.state.cache_plan import USES, PlannedCache, cache_folder
 from orchestrator.storage.reference_cache import ReferenceCacheStore, jobs_folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shown:
+class DisplayedPart:
     """A share of a pass, for the display."""
 
     fingerprint: str
@@ -38,68 +37,176 @@ class _Shown:
     seed: int | None = None
 
 
-def build_caches(
-    passes: Sequence[PlannedCache],
-    *,
-    study: str,
-    storage: Path,
-    executor: Executor,
-    console: Console,
-) -> list[dict[str, Any]]:
-    """Make what is to be made, and check what is there; say what became of each pass.
+class CacheBuild:
+    """The reference caches that trials are to read: what is there is checked, the rest is built.
 
     A pass that cannot be made, or that turns out broken and is not worth making anew, is computed
-    by its trials: its state says so.
-
-    Args:
-        passes: of `plan_caches`; their states are brought up to date.
-        study: its name.
-        storage: where stores lie.
-        executor: within `opened`.
-        console: where progress goes.
-
-    Returns:
-        a record of each pass: what, hash, samples, bytes, seconds, by how much bf16 moves a token's
-        log-probability at most, state, trials.
+    by its trials: its state says so. Use it as a context manager: within it no other driver builds
+    the same. An executor runs its `jobs`; when all `ended`, `finish` gives passes their names.
     """
-    caches = ReferenceCacheStore(storage)
-    cache = caches.cache
-    _note_uses(passes, study, cache)  # first of all: what is used is not pruned
-    reasons: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    with ExitStack() as locks:
-        # In one order: two drivers never wait for each other.
-        for planned in sorted(passes, key=lambda planned: planned.one.key):
-            _look(planned, caches, console)
-            if planned.state != "to make":
-                continue
-            folder = store_folder(cache, planned.one.key)
-            locks.enter_context(build_lock(folder, _waits(planned, console)))
-            _look(planned, caches, console)  # it may be what was waited for
-        wanted = [planned for planned in passes if planned.state == "to make"]
-        if wanted:
-            _make(wanted, caches, executor, console, reasons, seconds)
-    records = []
-    for planned in passes:
+
+    def __init__(
+        self, passes: Sequence[PlannedCache], *, study: str, storage: Path, console: Console
+    ) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            passes: of `plan_caches`; their states are brought up to date.
+            study: its name.
+            storage: where stores lie.
+            console: where it is said what became of passes.
+        """
+        self._passes, self._study, self._console = passes, study, console
+        self._caches = ReferenceCacheStore(storage)
+        self._groups: list[list[PlannedCache]] = []
+        self._parts: dict[str, list[Job]] = {}  # of each group, by its first pass
+        self._began = time.perf_counter()
+        self._results: dict[Path, Finished] = {}
+        self._ended: dict[Path, float] = {}
+        self._lost: dict[Path, int] = {}
+        self._left = 0
+        self._reasons: dict[str, str] = {}  # why passes failed
+        self._seconds: dict[str, float] = {}  # that passes took
+        self._held = ExitStack()
+
+    def __enter__(self) -> CacheBuild:
+        """Look at all passes; keep the others' hands off those that are to be made."""
+        cache = self._caches.cache
+        _note_uses(self._passes, self._study, cache)  # first of all: what is used is not pruned
+        with ExitStack() as locks:
+            # In one order: two drivers never wait for each other.
+            for planned in sorted(self._passes, key=lambda planned: planned.one.key):
+                _look(planned, self._caches, self._console)
+                if planned.state != "to make":
+                    continue
+                folder = store_folder(cache, planned.one.key)
+                locks.enter_context(build_lock(folder, _waits(planned, self._console)))
+                _look(planned, self._caches, self._console)  # it may be what was waited for
+            self._held = locks.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Let others build."""
+        self._held.close()
+
+    def jobs(self, executor: Executor) -> list[Job]:
+        """Return what is to be run: groups of passes, the samples of each shared out to workers.
+
+        Args:
+            executor: within `opened`.
+        """
+        by_key = {planned.one.key: planned for planned in self._passes}
+        wanted = [planned.one for planned in self._passes if planned.state == "to make"]
+        self._groups = [[by_key[one.key] for one in group] for group in group_specs(wanted)]
+        self._parts = {
+            group[0].one.key: _parts(group, self._caches, executor, len(self._groups))
+            for group in self._groups
+        }
+        jobs = [job for of_group in self._parts.values() for job in of_group]
+        self._left, self._began = len(jobs), time.perf_counter()
+        return jobs
+
+    @property
+    def reads(self) -> set[str]:
+        """The fingerprints of trials that read what is to be made."""
+        made = (planned for group in self._groups for planned in group)
+        return {fingerprint for planned in made for fingerprint in planned.trials}
+
+    @property
+    def ended(self) -> bool:
+        """Whether all jobs have ended."""
+        return self._left == 0
+
+    def take(self, event: Event) -> None:
+        """Note what becomes of a job."""
+        if isinstance(event, Failed) and event.retry is None:
+            assert event.job.shard is not None
+            for one in event.job.shard.passes:
+                self._reasons.setdefault(one.key, event.reason)
+            self._left -= 1
+        elif isinstance(event, Finished):
+            self._results[event.job.folder] = event
+            self._ended[event.job.folder] = time.perf_counter() - self._began
+            self._left -= 1
+
+    def retry(self, failed: Failed) -> Job | None:
+        """Go on with a part whose worker was lost: the shards that it made are there."""
+        job, tried = failed.job, self._lost.get(failed.job.folder, 0)
+        if failed.cause != "worker_lost" or tried >= job.config.engine.retries:
+            return None
+        self._lost[job.folder] = tried + 1
+        return replace(job, id=f"{job.id}-again")
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Give what was made its name, let others build, and say what became of each pass.
+
+        Returns:
+            a record of each pass: what, hash, samples, bytes, seconds, by how much bf16 moves a
+            token's log-probability at most, state, trials.
+        """
+        for group in self._groups:
+            self._finish_group(group)
+        self._held.close()
+        return [self._record(planned) for planned in self._passes]
+
+    def _finish_group(self, group: Sequence[PlannedCache]) -> None:
+        of_group = self._parts[group[0].one.key]
+        for planned in group:
+            key = planned.one.key
+            if key not in self._reasons:
+                rows = self._results[of_group[0].folder].result.data["samples"]
+                taken = max(self._ended[job.folder] for job in of_group)
+                self._finish_pass(planned, rows, taken)
+            if key in self._reasons:
+                planned.state = "in the step"
+                _say(
+                    self._console,
+                    f"the reference pass '{planned.one.name}' failed: {self._reasons[key]}: the "
+                    "trials compute it themselves",
+                )
+        if not any(planned.one.key in self._reasons for planned in group):
+            self._caches.forget_jobs(store_folder(self._caches.cache, group[0].one.key))
+
+    def _finish_pass(self, planned: PlannedCache, rows: int, taken: float) -> None:
+        # Imported here: it takes torch, which a study without a pass to make goes without.
+        from chip_core.reference_cache.build import finish_cache
+
+        caches = self._caches
+        try:
+            caches.fetch_notes(store_folder(caches.cache, planned.one.key))
+            made = finish_cache(
+                planned.one, cache=caches.cache, rows=rows, seconds=taken, commit=caches.commit
+            )
+            planned.take(made)
+        except (BrokenStoreError, StorageError) as error:
+            self._reasons[planned.one.key] = str(error)
+            return
+        self._seconds[planned.one.key] = taken
+        moved = planned.rounding
+        rounded = "" if moved is None else f", bf16 moves a token's log p by {moved:.1g}"
+        _say(
+            self._console,
+            f"reference pass '{planned.one.name}': {rows} samples, "
+            f"{gigabytes(planned.bytes or 0)}, {taken:.0f} s{rounded}",
+        )
+
+    def _record(self, planned: PlannedCache) -> dict[str, Any]:
         key = planned.one.key
         state = "computed in the step" if planned.state == "in the step" else "found"
-        if key in seconds:
+        if key in self._seconds:
             state = "made"
-        if key in reasons:
-            state = f"failed: {reasons[key]}"
-        records.append(
-            {
-                "pass": planned.one.name,
-                "hash": store_folder(cache, key).name,
-                "samples": planned.samples,
-                "bytes": planned.bytes if planned.state == "cached" else None,
-                "seconds": seconds.get(key),
-                "rounding": planned.rounding,
-                "state": state,
-                "trials": len(planned.trials),
-            }
-        )
-    return records
+        if key in self._reasons:
+            state = f"failed: {self._reasons[key]}"
+        return {
+            "pass": planned.one.name,
+            "hash": store_folder(self._caches.cache, key).name,
+            "samples": planned.samples,
+            "bytes": planned.bytes if planned.state == "cached" else None,
+            "seconds": self._seconds.get(key),
+            "rounding": planned.rounding,
+            "state": state,
+            "trials": len(planned.trials),
+        }
 
 
 def attach_caches(
@@ -133,98 +240,6 @@ def _look(planned: PlannedCache, caches: ReferenceCacheStore, console: Console) 
             _say(console, f"the reference pass '{planned.one.name}' is broken: {error}: {what}")
 
 
-def _make(
-    wanted: Sequence[PlannedCache],
-    caches: ReferenceCacheStore,
-    executor: Executor,
-    console: Console,
-    reasons: dict[str, str],
-    seconds: dict[str, float],
-) -> None:
-    """Make passes: groups at the same time, the samples of each shared out to workers."""
-    by_key = {planned.one.key: planned for planned in wanted}
-    groups = [
-        [by_key[one.key] for one in group]
-        for group in group_specs([planned.one for planned in wanted])
-    ]
-    parts = {group[0].one.key: _parts(group, caches, executor, len(groups)) for group in groups}
-    jobs = [job for of_group in parts.values() for job in of_group]
-    entries = [(job, _shown(job), 1) for job in jobs]
-    results: dict[Path, Finished] = {}
-    ended: dict[Path, float] = {}
-    lost: dict[Path, int] = {}
-    began = time.perf_counter()
-
-    def listener(event: Event) -> None:
-        if isinstance(event, Failed) and event.retry is None:
-            assert event.job.shard is not None
-            for one in event.job.shard.passes:
-                reasons.setdefault(one.key, event.reason)
-        elif isinstance(event, Finished):
-            results[event.job.folder] = event
-            ended[event.job.folder] = time.perf_counter() - began
-        display.take(event)
-
-    def retry(failed: Failed) -> Job | None:
-        """Go on with a part whose worker was lost: the shards that it made are there."""
-        job, tried = failed.job, lost.get(failed.job.folder, 0)
-        if failed.cause != "worker_lost" or tried >= job.config.engine.retries:
-            return None
-        lost[job.folder] = tried + 1
-        return replace(job, id=f"{job.id}-again")
-
-    with display_for(console, entries) as display:
-        executor.run(jobs, listener, retry)
-    for group in groups:
-        of_group = parts[group[0].one.key]
-        for planned in group:
-            if planned.one.key not in reasons:
-                rows = results[of_group[0].folder].result.data["samples"]
-                taken = max(ended[job.folder] for job in of_group)
-                _finish(planned, caches, rows, taken, console, reasons, seconds)
-            if planned.one.key in reasons:
-                planned.state = "in the step"
-                reason = reasons[planned.one.key]
-                _say(
-                    console,
-                    f"the reference pass '{planned.one.name}' failed: {reason}: the trials "
-                    "compute it themselves",
-                )
-        if not any(planned.one.key in reasons for planned in group):
-            caches.forget_jobs(store_folder(caches.cache, group[0].one.key))
-
-
-def _finish(
-    planned: PlannedCache,
-    caches: ReferenceCacheStore,
-    rows: int,
-    taken: float,
-    console: Console,
-    reasons: dict[str, str],
-    seconds: dict[str, float],
-) -> None:
-    # Imported here: it takes torch, which a study without a pass to make goes without.
-    from chip_core.reference_cache.build import finish_cache
-
-    try:
-        caches.fetch_notes(store_folder(caches.cache, planned.one.key))
-        made = finish_cache(
-            planned.one, cache=caches.cache, rows=rows, seconds=taken, commit=caches.commit
-        )
-        planned.take(made)
-    except (BrokenStoreError, StorageError) as error:
-        reasons[planned.one.key] = str(error)
-        return
-    seconds[planned.one.key] = taken
-    moved = planned.rounding
-    rounded = "" if moved is None else f", bf16 moves a token's log p by {moved:.1g}"
-    _say(
-        console,
-        f"reference pass '{planned.one.name}': {rows} samples, {gigabytes(planned.bytes or 0)}, "
-        f"{taken:.0f} s{rounded}",
-    )
-
-
 def _parts(
     group: Sequence[PlannedCache], caches: ReferenceCacheStore, executor: Executor, groups: int
 ) -> list[Job]:
@@ -254,10 +269,11 @@ def _parts(
     ]
 
 
-def _shown(job: Job) -> _Shown:
+def displayed_part(job: Job) -> DisplayedPart:
+    """Return what a part of a pass shows as."""
     assert job.shard is not None
     arm = job.name.replace("reference pass ", "reference: ", 1)
-    return _Shown(fingerprint=job.shard.passes[0].key, arm=arm, name=job.name)
+    return DisplayedPart(fingerprint=job.shard.passes[0].key, arm=arm, name=job.name)
 
 
 def _waits(planned: PlannedCache, console: Console) -> Any:

@@ -135,9 +135,13 @@ class Board:
                 line.state, line.ended, line.reason = "cut", time.monotonic(), reason
         return line
 
-    def count(self, state: str) -> int:
-        """Return how many trials are in a state."""
-        return sum(line.state == state for line in self.lines.values())
+    def count(self, *states: str, passes: bool = False) -> int:
+        """Return how many trials are in one of some states; or parts of reference passes."""
+        return sum(line.state in states for line in self.of(passes=passes))
+
+    def of(self, *, passes: bool) -> list[_Line]:
+        """Return the lines of trials, or of parts of reference passes."""
+        return [line for line in self.lines.values() if (line.job.shard is not None) == passes]
 
     def eta(self, line: _Line) -> float | None:
         """Return the seconds a running trial has left; None where nothing tells yet."""
@@ -149,7 +153,8 @@ class Board:
     def overall_eta(self) -> float | None:
         """Return the seconds the run has left, from the share done so far."""
         over = ("done", "failed", "killed", "cut")
-        weights = {line.job.id: 0.25 if line.job.untrained else 1.0 for line in self.lines.values()}
+        short = {id: line.job.untrained or line.job.shard for id, line in self.lines.items()}
+        weights = {id: 0.25 if is_short else 1.0 for id, is_short in short.items()}
         done = sum(
             weights[line.job.id] * (1.0 if line.state in over else line.share())
             for line in self.lines.values()
@@ -209,13 +214,17 @@ class LiveDisplay:
         for line in lines[:ROWS]:
             table.add_row(*self._cells(line))
         hidden = len(lines) - ROWS
-        passes = all(line.job.shard is not None for line in lines)
-        what = "parts of reference passes" if passes else "trials"
-        head = f"{board.count('done')} of {len(lines)} {what} done"
-        for state in ("failed", "killed", "cut"):
-            if board.count(state):
-                head += f", {board.count(state)} {state}"
-        head += f" · {_left(board.overall_eta())} left"
+        heads = []
+        for passes, what in ((True, "parts of reference passes"), (False, "trials")):
+            whole = len(board.of(passes=passes))
+            if not whole:
+                continue
+            said = f"{board.count('done', passes=passes)} of {whole} {what} done"
+            for state in ("failed", "killed", "cut"):
+                count = board.count(state, passes=passes)
+                said += f", {count} {state}" if count else ""
+            heads.append(said)
+        head = " · ".join([*heads, f"{_left(board.overall_eta())} left"])
         more = [Text(f"… and {hidden} more", style="dim")] if hidden > 0 else []
         return Group(Text(head, style="bold"), table, *more)
 
@@ -251,8 +260,10 @@ class PlainDisplay:
         """Say an event, progress at most every ten seconds a trial."""
         board = self._board
         line = board.take(event)
-        ended = sum(board.count(state) for state in ("done", "failed", "killed", "cut"))
-        tally = f"[{ended}/{len(board.lines)}, {_left(board.overall_eta())} left]"
+        passes = line.job.shard is not None
+        ended = board.count("done", "failed", "killed", "cut", passes=passes)
+        whole = len(board.of(passes=passes))
+        tally = f"[{ended}/{whole}, {_left(board.overall_eta())} left]"
         match event:
             case Started() if line.job.scores and line.progress is not None:
                 pass  # a further step of a trial that has begun

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from chip_core.utils.errors import UserError
-from orchestrator.executors.base import Event, Executor, Failed, Job, Progressed, Retry, Started
+from orchestrator.executors.base import (
+    Event,
+    Executor,
+    Failed,
+    Job,
+    More,
+    Progressed,
+    Retry,
+    Started,
+)
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan
 from orchestrator.study.limits import Limits
@@ -67,6 +76,7 @@ class LimitedExecutor:
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
         """Run all jobs, as the executor does.
 
@@ -79,7 +89,7 @@ class LimitedExecutor:
             on_event(event)
             self._check()
 
-        self._executor.run(jobs, listener, retry)
+        self._executor.run(jobs, listener, retry, more)
 
     def _note(self, event: Event) -> None:
         now = self._clock()

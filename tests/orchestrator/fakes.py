@@ -27,6 +27,7 @@ from orchestrator.executors.base import (
     Failed,
     Finished,
     Job,
+    More,
     Progressed,
     Retry,
     Started,
@@ -82,9 +83,14 @@ class FakeExecutor:
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
         left = deque(jobs)
-        while left and not self.stop.no_more:
+        while not self.stop.no_more:
+            if not left:
+                left.extend((more() if more is not None else None) or ())
+            if not left:
+                break
             job = left.popleft()
             if job.shard is not None:
                 self.parts.append(job)

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from orchestrator.executors.base import (
     Failed,
     Finished,
     Job,
+    More,
     Progressed,
     Retry,
     Started,
@@ -199,12 +200,17 @@ class JobMonitor:
             return f"{reason_of(error)}: give the same command again when it is back"
         return None
 
-    def _call(self, function: Callable[[Any], Any], event: Event) -> Any:
+    def asked(self, more: More) -> Sequence[Job] | None:
+        """Return what else there is to run."""
+        found: Sequence[Job] | None = self._call(more)
+        return found
+
+    def _call(self, function: Callable[..., Any], *given: Event) -> Any:
         """Call what is not ours; where it raises, keep that, and call nothing more."""
         if self.error is not None:
             return None
         try:
-            return function(event)
+            return function(*given)
         except Exception as error:
             self.error = error
             raise

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -89,6 +89,13 @@ class ScoringPool:
     def submit(self, job: Job) -> None:
         """Take a job; `poll` begins it."""
         self._left.append(job)
+
+    def sorted_out(self, jobs: Sequence[Job]) -> list[Job]:
+        """Take the jobs that score; return the others."""
+        for job in jobs:
+            if job.scores:
+                self.submit(job)
+        return [job for job in jobs if not job.scores]
 
     def finish(self) -> None:
         """Wait until all jobs have ended; where the run is to stop, those that have begun."""

@@ -28,7 +28,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from chip_core.utils.errors import warn_once
-from orchestrator.executors.base import Event, ExecutorSettings, Job, Retry
+from orchestrator.executors.base import Event, ExecutorSettings, Job, More, Retry
 from orchestrator.executors.ray.job_process import JobPayload
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
 from orchestrator.executors.ray.scoring import ScoringPool
@@ -87,6 +87,7 @@ class RayTuneExecutor:
     early_stopping: EarlyStopping | None = None
     remote: Remote | None = None
     _folder: str | None = field(default=None, init=False)  # Tune's and Train's, while it is open
+    _largest: Sequence[Job] = field(default=(), init=False)  # what it was opened for
 
     @contextlib.contextmanager
     def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -100,10 +101,11 @@ class RayTuneExecutor:
             self._files() as folder,
         ):
             self._folder = folder
+            self._largest = [job for job in jobs if not job.scores]
             try:
                 yield
             finally:
-                self._folder = None
+                self._folder, self._largest = None, ()
 
     def slots(self, job: Job) -> int:
         """Return how many jobs as large as this run at once; within `opened`."""
@@ -114,8 +116,11 @@ class RayTuneExecutor:
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
-        """Run all jobs, taken in their order, and return when they have ended.
+        """Run all jobs, taken in their order, and what comes to them; return when all have ended.
+
+        What comes to them runs in the same slots, where these are as large as its own.
 
         Raises:
             UserError: no such cluster, or a worker can never be placed.
@@ -125,7 +130,7 @@ class RayTuneExecutor:
             return
         if self._folder is None:
             with self.opened(jobs):
-                self.run(jobs, on_event, retry)
+                self.run(jobs, on_event, retry, more)
             return
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
         channel = JobChannel()
@@ -141,21 +146,35 @@ class RayTuneExecutor:
         )
         try:
             with ScoringPool(monitor, self._payload) as scoring:
-                for job in jobs:
-                    if job.scores:
-                        scoring.submit(job)
-                training = [job for job in jobs if not job.scores]
-                if training:
-                    self._train(training, monitor, scoring)
+                following = more or (lambda: ())
+                while jobs:
+                    training = scoring.sorted_out(jobs)
+                    if training:
+                        go_on = following if self._same_slots(training) else None
+                        self._train(training, monitor, scoring, go_on)
+                    jobs = () if self.stop.no_more else following() or ()
                 scoring.finish()
         finally:
             channel.close()
         if self.stop.asked:
             raise KeyboardInterrupt
 
-    def _train(self, jobs: Sequence[Job], monitor: JobMonitor, scoring: ScoringPool) -> None:
+    def _same_slots(self, jobs: Sequence[Job]) -> bool:
+        """Return whether slots of these jobs may run all others that this was opened for."""
+        every = [*jobs, *self._largest]
+        first = request_of(every[0])
+        return _reusable(every) and all(request_of(job) == first for job in every)
+
+    def _train(
+        self, jobs: Sequence[Job], monitor: JobMonitor, scoring: ScoringPool, more: More | None
+    ) -> None:
         """Run the jobs that need a model, by Tune."""
-        searcher = JobSearcher(jobs, payload=self._payload, stop=self.stop)
+
+        def added() -> Sequence[Job] | None:
+            found = () if more is None else monitor.asked(more)
+            return None if found is None else scoring.sorted_out(found)
+
+        searcher = JobSearcher(jobs, payload=self._payload, stop=self.stop, more=added)
         callback = TuneJobCallback(searcher=searcher, monitor=monitor, scoring=scoring)
         rule = self.early_stopping
         tune_config = tune.TuneConfig(
@@ -163,11 +182,7 @@ class RayTuneExecutor:
             scheduler=FIFOScheduler() if rule is None else scheduler_of(rule),
             num_samples=_ATTEMPTS,
             max_concurrent_trials=at_once(self.address, jobs, self.max_concurrent),
-            # A slot that only waits for its workers has nothing to keep, and where early stopping
-            # cuts their training, they end with it.
-            reuse_actors=not any(
-                job.config.engine.fresh_process or job.workers > 1 for job in jobs
-            ),
+            reuse_actors=_reusable(jobs),
             trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
             trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,
         )
@@ -225,6 +240,15 @@ class RayTuneExecutor:
             storage=tempfile.mkdtemp(prefix="train-", dir=self._folder),
             staging=staging,
         )
+
+
+def _reusable(jobs: Sequence[Job]) -> bool:
+    """Return whether a slot may run one of these jobs after another.
+
+    One that only waits for its workers has nothing to keep, and where early stopping cuts their
+    training, they end with it.
+    """
+    return not any(job.config.engine.fresh_process or job.workers > 1 for job in jobs)
 
 
 def slot_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -309,6 +333,7 @@ class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
         *,
         payload: Callable[[Job], JobPayload],
         stop: Stop,
+        more: More = lambda: (),
     ) -> None:
         """Nothing is given out yet.
 
@@ -316,9 +341,11 @@ class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
             jobs: in their order.
             payload: makes what travels of a job, when its turn has come.
             stop: looked at before each.
+            more: jobs that come to these.
         """
         super().__init__()
         self._left = deque(jobs)
+        self._more = more
         self._payload = payload
         self._stop = stop
         self._given: dict[str, Job] = {}  # by id, those that have not ended
@@ -327,6 +354,8 @@ class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
         """Return the next job's settings; None: not now; FINISHED: never."""
         if self._stop.no_more:
             self._left.clear()
+        if not self._left and not self._stop.no_more:
+            self._left.extend(self._more() or ())
         if not self._left:
             return None if self._given else Searcher.FINISHED
         job = self._left.popleft()

@@ -51,6 +51,7 @@ class Backend:
     workers: int = 1
     jobs: list[Job] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    later: tuple[Job, Job] | None = None  # jobs of which one came after the other
     look: Callable[[], None] = lambda: None  # called while a job of the first run is at work
 
     def job(self, number: int, name: str) -> Job:
@@ -144,6 +145,36 @@ def a_second_run_is_a_run(backend: Backend) -> None:
     backend.executor.run([], events.append)
 
 
+def what_comes_later_begins_when_it_is_known(backend: Backend) -> None:
+    first, second = backend.job(93, "steps"), backend.job(94, "steps")
+    events: list[Event] = []
+    to_come = [second]
+
+    def more() -> list[Job] | None:
+        if not any(isinstance(event, Finished) for event in events):
+            return None
+        given = to_come[:]
+        to_come.clear()
+        return given
+
+    backend.executor.run([first], events.append, backend.retry, more)
+    order = [event.job.id for event in events if isinstance(event, Started | Finished)]
+    assert order == [first.id, first.id, second.id, second.id]
+    backend.later = first, second
+
+
+def what_is_raised_by_what_comes_later_comes_out(backend: Backend) -> None:
+    def more() -> list[Job] | None:
+        raise OSError("no file says what comes")
+
+    raised: Exception | None = None
+    try:
+        backend.executor.run([backend.job(71, "steps")], lambda event: None, None, more)
+    except OSError as error:
+        raised = error
+    assert str(raised) == "no file says what comes"
+
+
 def what_a_listener_raises_comes_out(backend: Backend) -> None:
     def full(event: Event) -> None:
         raise OSError("no space left on device")
@@ -185,4 +216,6 @@ QUESTIONS: list[Callable[[Backend], None]] = [
     answers_are_scored_by_a_job_of_their_own,
     what_a_listener_raises_comes_out,
     a_second_run_is_a_run,
+    what_comes_later_begins_when_it_is_known,
+    what_is_raised_by_what_comes_later_comes_out,
 ]

@@ -194,6 +194,9 @@ def test_a_slot_is_used_again_until_a_job_fails_in_it(
         for step in ("answering", "scoring")
     )
     assert backend.process(backend.jobs[at + 1]) == answering != scoring
+    # What comes later finds the slot of what it came after.
+    assert backend.later is not None
+    assert len({backend.process(job) for job in backend.later}) == 1
     # A trial of one worker is its slot: Train starts no process beside it.
     kinds = set((backend.folder / "processes").read_text().split())
     assert "ray::ImplicitFunc" in kinds

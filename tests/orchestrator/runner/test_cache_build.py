@@ -77,9 +77,9 @@ class Inline(InlineExecutor):
         super().__init__()
         self.jobs: list[Job] = []
 
-    def run(self, jobs: Any, on_event: Any, retry: Any = None) -> None:
+    def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
         self.jobs += jobs
-        super().run(jobs, on_event, retry)
+        super().run(jobs, on_event, retry, more)
 
     @property
     def parts(self) -> list[str]:
@@ -316,7 +316,7 @@ def test_without_room_nothing_is_begun(
 
 def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_path: Path) -> None:
     class LosesOne(Inline):
-        def run(self, jobs: Any, on_event: Any, retry: Any = None) -> None:
+        def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
             if not self.jobs:
                 first, *rest = jobs
                 assert first.shard is not None
@@ -325,7 +325,7 @@ def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_pat
                 retry_job = retry(failed)
                 on_event(replace(failed, retry=retry_job))
                 jobs = [retry_job, *rest]
-            super().run(jobs, on_event, retry)
+            super().run(jobs, on_event, retry, more)
 
     records, executor = run(plan_of(TINY, overrides=SHORT), tmp_path, LosesOne())
     assert {record["state"] for record in records} == {"made"}
@@ -336,12 +336,12 @@ def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> N
     events: list[Event] = []
 
     class Watched(Inline):
-        def run(self, jobs: Any, on_event: Any, retry: Any = None) -> None:
+        def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
             def both(event: Event) -> None:
                 events.append(event)
                 on_event(event)
 
-            super().run(jobs, both, retry)
+            super().run(jobs, both, retry, more)
 
     run(plan_of(TINY, overrides=SHORT), tmp_path, Watched())
     of_text = [event for event in events if event.job.shard is not None]

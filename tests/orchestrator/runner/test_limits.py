@@ -80,13 +80,13 @@ class Working(FakeExecutor):
 
     clock: Clock
 
-    def run(self, jobs, on_event, retry=None):  # type: ignore[no-untyped-def]
+    def run(self, jobs, on_event, retry=None, more=None):  # type: ignore[no-untyped-def]
         def listener(event: Event) -> None:
             if not isinstance(event, Started) and event.job.shard is None:
                 self.clock.seconds += 1800
             on_event(event)
 
-        super().run(jobs, listener, retry)
+        super().run(jobs, listener, retry, more)
 
 
 def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list[str], str]:
@@ -206,7 +206,7 @@ def test_progress_of_a_pass_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -
     part = replace(job, shard=object())  # type: ignore[arg-type]
 
     class Failing(FakeExecutor):
-        def run(self, jobs, on_event, retry=None):  # type: ignore[no-untyped-def]
+        def run(self, jobs, on_event, retry=None, more=None):  # type: ignore[no-untyped-def]
             on_event(Started(job=part))
             on_event(Progressed(job=part, progress=Progress(phase="start", done=0, total=1)))
             on_event(Failed(job=part, reason="nothing is computed here"))
