@@ -107,7 +107,6 @@ class Board:
         self.lines = {job.id: _Line(job=job, trial=trial) for job, trial, _ in jobs}
         for line in self.lines.values():
             line.begin(line.job)
-        self._began = time.monotonic()
 
     def take(self, event: Event) -> _Line:
         """Note an event; return its line."""
@@ -150,20 +149,26 @@ class Board:
             return None
         return (time.monotonic() - line.worked_from) * (1 - share) / share
 
-    def overall_eta(self) -> float | None:
-        """Return the seconds the run has left, from the share done so far."""
+    def overall_eta(self, *, passes: bool = False) -> float | None:
+        """Return the seconds that all trials have left, from the share of them done so far.
+
+        Args:
+            passes: of parts of reference passes, in place of trials.
+        """
+        lines = self.of(passes=passes)
+        begun = [line for line in lines if line.state != "waiting"]
+        if not begun:
+            return None
         over = ("done", "failed", "killed", "cut")
-        short = {id: line.job.untrained or line.job.shard for id, line in self.lines.items()}
-        weights = {id: 0.25 if is_short else 1.0 for id, is_short in short.items()}
+        weights = {line.job.id: 0.25 if line.job.untrained else 1.0 for line in lines}
         done = sum(
-            weights[line.job.id] * (1.0 if line.state in over else line.share())
-            for line in self.lines.values()
-            if line.state != "waiting"
+            weights[line.job.id] * (1.0 if line.state in over else line.share()) for line in begun
         )
         whole = sum(weights.values())
         if done / whole < 0.01:
             return None
-        return (time.monotonic() - self._began) * (whole - done) / done
+        since = time.monotonic() - min(line.began for line in begun)
+        return since * (whole - done) / done
 
 
 class Display(Protocol):
@@ -223,8 +228,10 @@ class LiveDisplay:
             for state in ("failed", "killed", "cut"):
                 count = board.count(state, passes=passes)
                 said += f", {count} {state}" if count else ""
-            heads.append(said)
-        head = " · ".join([*heads, f"{_left(board.overall_eta())} left"])
+            eta = board.overall_eta(passes=passes)
+            over = board.count("done", "failed", "killed", "cut", passes=passes) == whole
+            heads.append(said if over else f"{said}, {_left(eta)} left")
+        head = " · ".join(heads)
         more = [Text(f"… and {hidden} more", style="dim")] if hidden > 0 else []
         return Group(Text(head, style="bold"), table, *more)
 
@@ -263,7 +270,7 @@ class PlainDisplay:
         passes = line.job.shard is not None
         ended = board.count("done", "failed", "killed", "cut", passes=passes)
         whole = len(board.of(passes=passes))
-        tally = f"[{ended}/{whole}, {_left(board.overall_eta())} left]"
+        tally = f"[{ended}/{whole}, {_left(board.overall_eta(passes=passes))} left]"
         match event:
             case Started() if line.job.scores and line.progress is not None:
                 pass  # a further step of a trial that has begun

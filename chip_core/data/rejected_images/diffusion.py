@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 from chip_core.config.strategies import DiffusionParameters
 from chip_core.data.rejected_images.base import PixelStrategy, Traits
@@ -12,22 +13,39 @@ from chip_core.data.rejected_images.registry import REJECTED_IMAGES
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Each schedule as diffusers' DDPMScheduler takes it: the released CHiP code's sigmoid one, DDPM's
-#: linear one, Stable Diffusion's scaled linear one, and the cosine one of improved DDPM.
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "sigmoid": {"beta_schedule": "sigmoid", "beta_start": 1e-5, "beta_end": 5e-3},
-    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
-    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
-}
+#: Steps of every schedule.
+STEPS = 1000
+#: The first and the last beta: of the released CHiP code's sigmoid schedule, of DDPM's linear one,
+#: and of Stable Diffusion's scaled linear one. Improved DDPM's cosine one has none.
+BETAS = {"sigmoid": (1e-5, 5e-3), "linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
+
+
+def _betas(schedule: str) -> Tensor:
+    """Return each step's beta in float32, to the bit as diffusers' DDPMScheduler has them.
+
+    diffusers itself takes seconds to import, and a training needs no more of it than this.
+    """
+    import torch
+
+    if schedule == "cosine":
+
+        def kept(step: int) -> float:
+            return math.cos((step / STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        betas = [min(1 - kept(step + 1) / kept(step), 0.999) for step in range(STEPS)]
+        return torch.tensor(betas, dtype=torch.float32)
+    first, last = BETAS[schedule]
+    if schedule == "sigmoid":
+        return torch.sigmoid(torch.linspace(-6, 6, STEPS)) * (last - first) + first
+    if schedule == "scaled_linear":
+        return torch.linspace(first**0.5, last**0.5, STEPS, dtype=torch.float32) ** 2
+    return torch.linspace(first, last, STEPS, dtype=torch.float32)
 
 
 @functools.cache
-def _signal_share(schedule: str) -> Tensor:
-    from diffusers import DDPMScheduler
-
-    scheduler = DDPMScheduler(num_train_timesteps=1000, **SCHEDULES[schedule])
-    cumulative: Tensor = scheduler.alphas_cumprod  # float32, as released
+def signal_share(schedule: str) -> Tensor:
+    """Return ᾱ of each step, (1000,) in float32, as released."""
+    cumulative: Tensor = (1.0 - _betas(schedule)).cumprod(0)
     return cumulative
 
 
@@ -39,7 +57,7 @@ def diffusion_coefficients(timestep: int, schedule: str = "sigmoid") -> tuple[fl
     """
     if not 0 <= timestep <= 999:
         raise ValueError(f"timestep {timestep} is not from 0 to 999")
-    cumulative = _signal_share(schedule)[timestep]
+    cumulative = signal_share(schedule)[timestep]
     return float(cumulative.sqrt()), float((1 - cumulative).sqrt())
 
 

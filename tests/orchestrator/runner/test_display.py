@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from chip_core.config.trial import ModelConfig, TrialConfig
-from chip_core.results import AnsweredTrial, Progress
-from orchestrator.executors.base import COPYING, Answered, Failed, Job, Progressed, Started
+from chip_core.reference_cache.spec import BuildShard
+from chip_core.results import AnsweredTrial, Progress, TrialResult
+from orchestrator.executors.base import (
+    COPYING,
+    Answered,
+    Failed,
+    Finished,
+    Job,
+    Progressed,
+    Started,
+)
 from orchestrator.runner.display import Board, LiveDisplay
 
 
@@ -67,3 +76,33 @@ def test_what_was_stopped_did_not_fail(tmp_path: Path) -> None:
     text = console.export_text()
     assert "1 failed, 1 killed" in text
     assert "failed: the loss is nan" in text and "killed: asked to" in text
+
+
+def test_passes_and_trials_have_their_own_counts_and_times_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("orchestrator.runner.display.time.monotonic", lambda: now)
+    config = TrialConfig(
+        model=ModelConfig(path="shapes"), benchmarks={"report": [{"name": "shapes"}]}
+    )
+    jobs = [Job(id=name, name=name, config=config, folder=tmp_path) for name in ("part", "trial")]
+    jobs[0] = replace(jobs[0], shard=BuildShard(passes=(), cache=tmp_path, number=0, of=1))
+    board = Board([(job, Shown(), 1) for job in jobs])
+
+    def far(job: Job, phase: str, done: int, total: int) -> None:
+        board.take(Progressed(job=job, progress=Progress(phase=phase, done=done, total=total)))
+
+    board.take(Started(job=jobs[0]))
+    now = 110.0
+    far(jobs[0], "reference pass", 1, 4)
+    assert board.overall_eta(passes=True) == pytest.approx(30)  # a quarter took 10 s
+    assert board.overall_eta() is None
+    board.take(Finished(job=jobs[0], result=TrialResult(steps=0, evaluations={}, seconds={})))
+    now = 150.0
+    board.take(Started(job=jobs[1]))
+    now = 160.0
+    far(jobs[1], "train", 60, 60)  # 4 of 5.1 of it
+    assert board.overall_eta() == pytest.approx(10 * 1.1 / 4)
+    assert board.overall_eta(passes=True) == 0
+    assert (board.count("done", passes=True), board.count("done")) == (1, 0)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images import RejectedImages, diffusion_coefficients
+from chip_core.data.rejected_images.diffusion import signal_share
 from chip_core.utils.seeding import generator
 
 
@@ -75,3 +77,24 @@ def test_every_schedule_falls_from_all_signal_to_its_end(schedule: str, last: fl
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.999
     assert diffusion_coefficients(999, schedule)[0] ** 2 == pytest.approx(last, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "theirs"),
+    [
+        ("sigmoid", {"beta_schedule": "sigmoid", "beta_start": 1e-5, "beta_end": 5e-3}),
+        ("linear", {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
+        (
+            "scaled_linear",
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        ),
+        ("cosine", {"beta_schedule": "squaredcos_cap_v2"}),
+    ],
+)
+def test_every_schedule_is_that_of_diffusers_to_the_bit(
+    schedule: str, theirs: dict[str, Any]
+) -> None:
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(num_train_timesteps=1000, **theirs)
+    assert torch.equal(signal_share(schedule), scheduler.alphas_cumprod)
