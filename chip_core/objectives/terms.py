@@ -20,6 +20,11 @@ class ResponseScores:
     mask: Tensor  # (B, T) bool, true on response tokens
     changed: Tensor  # (B, T) bool, true on tokens of a segment
     kl: Tensor | None = None  # (B, T) KL(reference || policy); only the token term needs it
+    #: (B, T) the raw logit of each token, and log p of the most likely other one; where declared
+    policy_logits: Tensor | None = None
+    reference_logits: Tensor | None = None
+    policy_best_other: Tensor | None = None
+    reference_best_other: Tensor | None = None
 
     @property
     def any_changed(self) -> Tensor:
@@ -55,6 +60,10 @@ class ResponseScores:
         assert self.kl is not None, "the token term needs the divergence"
         return self._sum(self.kl, None, False)
 
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of a value of each token over the response, (B,)."""
+        return self._sum(values, None, False)
+
     def _sum(self, values: Tensor, weights: Tensor | None, average: bool) -> Tensor:
         # where() and not a product alone: padding may hold anything, infinities included.
         kept = torch.where(self.mask, values, torch.zeros_like(values))
@@ -71,8 +80,8 @@ class BatchObjective:
 
     loss: Tensor  # (B,)
     terms: dict[str, Tensor]  # active term -> (B,); see the form for what it is
-    chosen_reward: Tensor  # (B,)
-    rejected_reward: Tensor  # (B,)
+    chosen_reward: Tensor | None  # (B,); None where the objective does not read what it takes
+    rejected_reward: Tensor | None  # (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
