@@ -48,6 +48,10 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
         settings += [term] if own.get(term) else []
         for key in settings:
             reasons[f"objective.{key}"] = f"{objective} has no {term} term"
+    if config.objective.method_name is None:
+        reasons["objective.method"] = f"{objective} is a sum of terms"
+    for key in config.objective.inert_settings:
+        reasons[f"objective.method.{key}"] = f"{objective} has no {key}"
     if config.objective.form == "released":
         reasons["objective.segment.scope"] = "form released always compares whole sequences"
     if not config.objective.needs_divergence:
@@ -91,6 +95,10 @@ def training_identity(
     # What the preset and the terms come to, in place of how they were written.
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
+    method = config.objective.resolved_method
+    if method is not None:
+        name = "sequence losses" if "losses" in method.settings else config.objective.method_name
+        kept["objective"]["method"] = {"name": name, **method.settings}
     kept["objective"]["custom"] = {
         name: [config.objective.custom[name], plugins.source_hash(name)]
         for name in config.objective.active_custom

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -21,6 +21,9 @@ SHOWN = 10  # bad rows that a trial's reason lists
 LOOKED_AT = 64  # rows that `first_pairs` goes through at most
 
 
+Score = float | Sequence[tuple[str, float]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
     """One training sample."""
@@ -31,6 +34,11 @@ class PreferencePair:
     chosen: str
     rejected: str
     rejected_image: Image.Image | None = None  # where the data gives one
+    other: str | None = None  # a third response, where the data gives one
+    second_image: Image.Image | None = None  # a further image, where the data gives one
+    second_prompt: str | None = None  # its own prompt; None: the pair's
+    #: `COLUMN/KEY` of `objectives.parts.COLUMNS` -> a number, or (sentence, number) in order
+    scores: Mapping[str, Score] = field(default_factory=dict)
 
 
 class Pairs(Sequence[PreferencePair]):
@@ -51,6 +59,10 @@ class Pairs(Sequence[PreferencePair]):
         """Return a pair's chosen and rejected response; its images are let be."""
         pair = self[index]
         return pair.chosen, pair.rejected
+
+    def other(self, index: int) -> str | None:
+        """Return a pair's third response; its images are let be."""
+        return self[index].other
 
 
 class ShapesPairs(Pairs):

@@ -15,10 +15,12 @@ from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolv
 from chip_core.objectives.parts import VIEWS, Method, Quantity, Reads
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
-Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo", "rdpo", "chairdpo", "ipo", "hinge",
-    "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
-    "apo_down", "discopop", "sigmoid_norm", "sft", "forward_kl", "js_divergence",
-    "alpha_divergence", "ld_dpo", "mpo", "tpo", "vdpo", "dama", "dadpo", "symmpo", "opadpo"]  # fmt: skip
+Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo", "rdpo", "chairdpo",
+    "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft", "forward_kl",
+    "js_divergence", "alpha_divergence", "ld_dpo", "mpo", "tpo", "vdpo", "dama", "dadpo",
+    "symmpo", "opadpo",
+]  # fmt: skip
 Form = Literal["paper", "one_sigmoid", "released"]
 
 TERMS: tuple[Term, ...] = get_args(Term)
@@ -199,16 +201,20 @@ class ObjectiveConfig(Shorthand):
                 reads["rejected_image"] = reads.get("rejected_image", logps) | logps
         return {view: reads[view] for view in VIEWS if view in reads}
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that are read of, by policy or reference."""
+        read = {**self.policy_reads, **self.reference_reads}
+        return tuple(view for view in VIEWS if view in read)
+
     def reads_image(self, image: str) -> bool:
         """Return whether a term looks at any response under an image."""
-        return any(VIEWS[view][0] == image for view in {**self.policy_reads, **self.reference_reads})
+        return any(VIEWS[view][0] == image for view in self.views)
 
     @property
     def needs_other(self) -> bool:
         """Whether a term looks at a third response."""
-        return any(
-            VIEWS[view][1] == "other" for view in {**self.policy_reads, **self.reference_reads}
-        )
+        return any(VIEWS[view][1] == "other" for view in self.views)
 
     @property
     def active_custom(self) -> tuple[str, ...]:
@@ -218,6 +224,8 @@ class ObjectiveConfig(Shorthand):
     @property
     def needs_rejected_image(self) -> bool:
         """Whether a term looks at a response under the rejected image."""
+        if self.method_name is None:  # plans ask it of thousands
+            return "visual" in self.active_terms or self._custom_need("rejected_image")
         return self.reads_image("rejected_image")
 
     @property

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.custom import computed
-from chip_core.objectives.global_batch import BatchTable, batch_facts, table_columns
+from chip_core.objectives.global_batch import BatchFacts, BatchTable, batch_facts, table_columns
 from chip_core.objectives.losses import Inputs, part_losses
+from chip_core.objectives.parts import Method
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
@@ -48,7 +49,7 @@ def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
 
     Args:
         config: the objective.
-        inputs: all that it declares. Without facts, its pairs are the global batch.
+        inputs: all that it declares. Without facts, its pairs are the first global batch.
     """
     views, method = inputs.views, config.resolved_method
     if method is None:
@@ -58,13 +59,8 @@ def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
             rejected=views["rejected"],
             rejected_image=views.get("rejected_image"),
         )
-    if method.scope is not None and inputs.facts is None:
-        table = BatchTable(
-            tokens=int(views["chosen"].mask.sum()),
-            pairs=len(views["chosen"].mask),
-            columns=table_columns(method, views, inputs.fields),
-        )
-        inputs = replace(inputs, facts=batch_facts(config, table, {})[0])
+    if method.scope is not None:
+        inputs = replace(inputs, facts=_facts(config, method, inputs))
     terms = part_losses(method, config.beta, inputs)
     weighted = [part.weight * terms[part.name] for part in method.parts if part.weight]
     for name in config.active_custom:
@@ -85,6 +81,19 @@ def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
         chosen_reward=rewards.get("chosen"),
         rejected_reward=rewards.get("rejected"),
     )
+
+
+def _facts(config: ObjectiveConfig, method: Method, inputs: Inputs) -> BatchFacts:
+    """Return what is known of the global batch, made here where these pairs are all of it."""
+    chosen, facts = inputs.views["chosen"], inputs.facts
+    if not isinstance(facts, BatchFacts):
+        table = BatchTable(
+            tokens=int(chosen.mask.sum()),
+            pairs=len(chosen.mask),
+            columns=table_columns(method, inputs.views, inputs.fields),
+        )
+        facts = batch_facts(config, table, {})[0] if facts is None else facts(table)
+    return facts.to(chosen.policy_logps.dtype)
 
 
 def _paper(

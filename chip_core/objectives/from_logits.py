@@ -119,9 +119,7 @@ def batch_from_logits(
         facts, after = batch_facts(objective, table, state or {}, kept=kept)
         inputs = Inputs(views=views, fields=inputs.fields, facts=facts)
     result = objective_of(objective, inputs)
-    return BatchOutput(
-        loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after
-    )
+    return BatchOutput(loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after)
 
 
 def objective_from_logits(  # noqa: PLR0913 (a tensor each)
@@ -240,7 +238,9 @@ def _views(
         if ids is None:
             raise ValueError(f"other_ids: None, and {view} is read")
         rows = {
-            who: _rows(f"{who}_{view}_logits", getattr(pair, who).get(view), len(pair.prompt_ids), ids)
+            who: _rows(
+                f"{who}_{view}_logits", getattr(pair, who).get(view), len(pair.prompt_ids), ids
+            )
             for who in reads
             if view in reads[who]
         }
@@ -311,7 +311,9 @@ def _fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Te
         for name in pairs[0].fields[column]:
             values = [torch.as_tensor(pair.fields[column][name], dtype=dtype) for pair in pairs]
             if values[0].ndim:
-                known[f"{column}/{name}"] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+                known[f"{column}/{name}"] = torch.nn.utils.rnn.pad_sequence(
+                    values, batch_first=True
+                )
             else:
                 known[f"{column}/{name}"] = torch.stack(values)
     return known

@@ -9,7 +9,7 @@ Shapes: N pairs of the global batch, B of a pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,8 @@ from chip_core.objectives.terms import ResponseScores
 #: What is carried from batch to batch: how many there were, and a running mean.
 State = dict[str, float]
 
-#: Columns of a table.
-SUMS = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+#: Columns of rows that a table may hold.
+_SCORES = ("image_text_scores/chosen", "image_text_scores/rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class BatchTable:
 
     tokens: int  # of all chosen responses
     pairs: int
-    #: Of `SUMS` and of fields -> (N,), without a graph; where the scope is `scores`.
+    #: Of `table_columns` -> (N,), without a graph; none where the scope is `tokens`.
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -44,12 +44,22 @@ class BatchFacts:
     scalar: Mapping[str, float]
     pair: Mapping[str, Tensor]  # (N,), or (B,) once chosen
 
+    def to(self, to: torch.device | torch.dtype) -> BatchFacts:
+        """Return the same on a device, or of a precision."""
+        pair = {name: values.to(to) for name, values in self.pair.items()}
+        return BatchFacts(scalar=self.scalar, pair=pair)
+
     def of(self, index: Tensor) -> BatchFacts:
         """Return the same for pairs by their number."""
         return BatchFacts(
             scalar=self.scalar,
             pair={name: values[index.to(values.device)] for name, values in self.pair.items()},
         )
+
+
+#: What a pass is given: the facts of its pairs; or what makes them where its pairs are all of the
+#: global batch; None: they are, and it is the first.
+Facts = BatchFacts | Callable[[BatchTable], BatchFacts] | None
 
 
 def table_columns(
@@ -66,14 +76,12 @@ def table_columns(
         for who in ("policy", "reference")
         for view in ("chosen", "rejected")
     }
-    wanted = {name: values for name, values in fields.items() if name.split("/")[0] in method.fields}
+    wanted = {name: values for name, values in fields.items() if name in _SCORES}
     return {name: values.detach().double() for name, values in {**columns, **wanted}.items()}
 
 
-def lead_weights(
-    method: Method, views: Mapping[str, ResponseScores], view: str
-) -> Tensor | None:
-    """Return the weights of LD-DPO, (B, T): 1 up to the shorter response's length, then ld_alpha."""
+def lead_weights(method: Method, views: Mapping[str, ResponseScores], view: str) -> Tensor | None:
+    """Return LD-DPO's token weights, (B, T): 1 up to the shorter response's length, then alpha."""
     beyond = method.settings.get("ld_alpha")
     if beyond is None:
         return None
@@ -156,9 +164,8 @@ def _dama(  # noqa: PLR0913 (what a batch is made of)
     places = sorted(set(kept))
     keep = torch.zeros_like(gaps)
     keep[places] = 1.0
-    scores = (
-        table.columns["image_text_scores/chosen"] - table.columns["image_text_scores/rejected"]
-    )
+    better, worse = (table.columns[name] for name in _SCORES)
+    scores = better - worse
     of_data = torch.sigmoid(scores) / _logistic(settings["score_mean"])
     of_model = torch.sigmoid(gaps)[places].mean() / _logistic(before)
     momentum = settings["momentum"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chip_core.objectives.global_batch import BatchFacts, lead_weights
+from chip_core.objectives.global_batch import BatchFacts, Facts, lead_weights
 from chip_core.objectives.parts import VIEWS, Method, Part, view_of
 from chip_core.objectives.terms import ResponseScores
 
@@ -28,7 +28,7 @@ class Inputs:
     views: Mapping[str, ResponseScores]
     #: Of rows: `COLUMN/chosen` and its like -> (B,), or (B, T) of a response's tokens.
     fields: Mapping[str, Tensor] = field(default_factory=dict)
-    facts: BatchFacts | None = None  # of the global batch
+    facts: Facts = None  # of the global batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Rewards:
     @property
     def facts(self) -> BatchFacts:
         """What is known of the global batch."""
-        assert self.inputs.facts is not None
+        assert isinstance(self.inputs.facts, BatchFacts)
         return self.inputs.facts
 
     def of(self, view: str) -> Tensor:
@@ -111,9 +111,7 @@ class Rewards:
         guided = gamma * scores.policy_logps - (gamma - 1) * blank.detach()
         return scores.total(guided) - scores.reference_sum()
 
-    def _seen(
-        self, view: str, scores: ResponseScores, who: str, *, multiplied: bool
-    ) -> Tensor:
+    def _seen(self, view: str, scores: ResponseScores, who: str, *, multiplied: bool) -> Tensor:
         """Return Σ (log p + log c), c from how the image moves each token's logit. TPO.
 
         With `multiplied` Σ sg(c)·log p.

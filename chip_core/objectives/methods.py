@@ -55,7 +55,9 @@ class MethodConfig(Section):
         None, doc="vdpo: whose log-probability without the image"
     )
     keep: float | None = figure(None, gt=0, le=1, doc="dama: share of the batch that is kept")
-    score_mean: float | None = figure(None, doc="dama: mean score of the data, chosen less rejected")
+    score_mean: float | None = figure(
+        None, doc="dama: mean score of the data, chosen less rejected"
+    )
     momentum: float | None = figure(None, ge=0, lt=1, doc="dama: of the running mean of gaps")
     smallest_beta: float | None = figure(None, gt=0, doc="dama: no pair's beta is below it")
     alpha: float | None = figure(None, gt=0, doc="dadpo: what the scores' weight is multiplied by")
@@ -90,9 +92,7 @@ class Row:
 def resolve(row: Row, config: MethodConfig) -> Settings:
     """Return a preset's settings, its own where none is given."""
     given = {name: getattr(config, name) for name in row.settings}
-    return {
-        name: row.settings[name] if value is None else value for name, value in given.items()
-    }
+    return {name: row.settings[name] if value is None else value for name, value in given.items()}
 
 
 def _reads(*views: str, what: Quantity = "logps") -> Reads:

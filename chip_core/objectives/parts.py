@@ -34,6 +34,15 @@ Quantity = Literal["logps", "logits", "best_other", "kl"]
 #: View -> what is read of it.
 Reads = Mapping[str, frozenset[Quantity]]
 
+#: Columns of rows that objectives read, each an object: its key -> the response whose sentences it
+#: has a number for; None: it is one number.
+COLUMNS: dict[str, dict[str, Response | None]] = {
+    "clip_scores": {"chosen": None, "rejected": None},
+    "image_text_scores": {"chosen": None, "rejected": None},
+    "opa_scores": {"rejected_score": "rejected", "revised_score": "other",
+                   "revised_image": "other"},
+}  # fmt: skip
+
 #: What a loss that looks at other pairs needs of the global batch. tokens: how many it has, which
 #: its pairs alone say; scores: sums of log-probabilities, which take a pass over all of it.
 Scope = Literal["tokens", "scores"]

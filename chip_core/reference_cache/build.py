@@ -291,12 +291,14 @@ class BuildGroup:
             TrialError: features are asked of a tower that is trained.
         """
         objective = _objective(passes)
+        views = {view for spec in passes for view in spec.reads}
+        views |= {spec.view for spec in passes if spec.of_features and spec.of_rejected_image}
         self._sharing = config.engine.prefix_sharing
         self._alone = all(spec.of_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
         self._device = next(model.parameters()).device
         self._encoder = PairEncoder(
-            processor, config.model_copy(update={"objective": objective}), pairs
+            processor, config.model_copy(update={"objective": objective}), pairs, views=views
         )
         self._policy = Policy(
             model,
