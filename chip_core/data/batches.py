@@ -175,22 +175,21 @@ class PairEncoder:
     def _numbers(self, pairs: Sequence[PreferencePair]) -> dict[str, Tensor]:
         """Return the columns of numbers that the objective reads, (B,), or (B, T) by token."""
         numbers: dict[str, Tensor] = {}
-        for column, key, response in (
-            (column, key, of) for column in self._fields for key, of in COLUMNS[column].items()
-        ):
+        wanted = [(name, *item) for name in self._fields for item in COLUMNS[name].items()]
+        for column, key, response in wanted:
             name = f"{column}/{key}"
             rows: list[Tensor] = []
             for pair in pairs:
                 value = pair.scores.get(name)
                 if value is None:
                     raise TrialError(f"pair {pair.id} has no {column}.{key}, which is read")
-                if response is not None:
-                    assert not isinstance(value, float)
-                    value = self._by_token(pair, getattr(pair, response), value)
-                rows.append(torch.tensor(value, dtype=torch.float32))
-            numbers[name] = (
-                torch.nn.utils.rnn.pad_sequence(rows, True) if response else (torch.stack(rows))
-            )
+                if response is None or isinstance(value, float):
+                    rows.append(torch.tensor(value, dtype=torch.float32))
+                    continue
+                by_token = self._by_token(pair, getattr(pair, response), value)
+                rows.append(torch.tensor(by_token, dtype=torch.float32))
+            together = torch.stack if response is None else _padded_rows
+            numbers[name] = together(rows)
         return numbers
 
     def _by_token(
@@ -352,6 +351,10 @@ def _question(prompt: str) -> Mapping[str, Any]:
     """Return a question, with its image, as a message."""
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     return {"role": "user", "content": content}
+
+
+def _padded_rows(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 class CutCount:

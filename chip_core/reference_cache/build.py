@@ -292,7 +292,8 @@ class BuildGroup:
         """
         objective = _objective(passes)
         views = {view for spec in passes for view in spec.reads}
-        views |= {spec.view for spec in passes if spec.of_features and spec.of_rejected_image}
+        if any(spec.of_rejected_image for spec in passes):
+            views.add("rejected_image")  # its images, where no response is asked
         self._sharing = config.engine.prefix_sharing
         self._alone = all(spec.of_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from chip_core.config.identity import data_identity, fingerprint, rejected_image_identity
 from chip_core.config.trial import BEHAVIOUR, TrialConfig
+from chip_core.data.further import asks_of
 from chip_core.data.rejected_images import strategy_class
 from chip_core.models.loading import projector_in_tower
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
@@ -147,7 +148,9 @@ def cache_specs(
     traits = strategy_class(image.strategy).traits
     visual = config.objective.needs_rejected_image
     # Where rows without a rejected image of their own are left out, there are other pairs.
-    skipped = {"given": True} if visual and traits.needs_given else {}
+    skipped: dict[str, Any] = {"given": True} if visual and traits.needs_given else {}
+    asked = asks_of(config.objective).names
+    skipped |= {"asked": asked} if asked else {}
     common = {
         "format": FORMAT,
         "behaviour": BEHAVIOUR,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from chip_core.objectives import ObjectiveConfig
 from chip_core.objectives.from_logits import BatchOutput, PairLogits, batch_from_logits
-from chip_core.objectives.parts import VIEWS, view_of
+from chip_core.objectives.parts import view_of
 
 #: Case -> the objective that is to give it.
 CASES: dict[str, dict[str, Any]] = {
