@@ -6,21 +6,17 @@ w_r L_response + lambda L_segment + gamma L_token).
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import AfterValidator, WithJsonSchema, model_validator
 
 from chip_core.config.fields import Section, Shorthand, figure
 from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolve
 from chip_core.objectives.parts import VIEWS, Method, Quantity, Reads
+from chip_core.utils.registry import suggestion
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
-Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo", "rdpo", "chairdpo",
-    "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
-    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft", "forward_kl",
-    "js_divergence", "alpha_divergence", "ld_dpo", "mpo", "tpo", "vdpo", "dama", "dadpo",
-    "symmpo", "opadpo",
-]  # fmt: skip
+Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo", "rdpo", "chairdpo"]
 Form = Literal["paper", "one_sigmoid", "released"]
 
 TERMS: tuple[Term, ...] = get_args(Term)
@@ -86,6 +82,21 @@ class AnchorConfig(Section):
     weight: float = figure(1.0, ge=0, doc="of the anchor term")
 
 
+#: Presets of terms, then those of `METHODS`; a row with a colon is another form of a preset.
+PRESETS = (*get_args(Preset), *(name for name in METHODS if ":" not in name))
+
+
+def _known_preset(name: str) -> str:
+    if name not in PRESETS:
+        raise ValueError(f"unknown level '{name}': {suggestion(name, PRESETS)}")
+    return name
+
+
+PresetName = Annotated[
+    str, AfterValidator(_known_preset), WithJsonSchema({"enum": list(PRESETS), "type": "string"})
+]
+
+
 class ObjectiveConfig(Shorthand):
     """The training objective. A bare string is its preset."""
 
@@ -96,7 +107,7 @@ class ObjectiveConfig(Shorthand):
         doc="'paper': a sum of losses; 'one_sigmoid': all margins in one −log σ; 'released': the "
         "released code's arithmetic, its mis-scaled visual reference included",
     )
-    preset: Preset = figure("chip", doc="which terms are active, by name")
+    preset: PresetName = figure("chip", doc="which terms are active, by name")
     terms: tuple[Term, ...] | None = figure(
         None, doc="the active terms outright, in place of the preset's"
     )
@@ -157,7 +168,7 @@ class ObjectiveConfig(Shorthand):
         if self.terms is not None:
             return None
         if self.preset == "rdpo" and self.form == "released":
-            return "rdpo_released"
+            return "rdpo:released"
         return self.preset if self.preset in METHODS else None
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor
 from chip_core.objectives.global_batch import BatchFacts, Facts, lead_weights
 from chip_core.objectives.parts import VIEWS, Method, Part, view_of
 from chip_core.objectives.terms import ResponseScores
+
+Settings = Mapping[str, Any]
 
 #: exp(·) of more than this is no number in single precision.
 _LARGEST = 80.0
@@ -65,17 +68,9 @@ class Rewards:
         )
         return policy - reference
 
-    def pair(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return the rewards of a part's better and worse view, (B,) each."""
-        better, worse = part.views
-        return self.of(better), self.of(worse)
-
-    def means(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return the same, each divided by the response's tokens."""
-        better, worse = (
-            self.of(view) / self.inputs.views[view].mask.sum(-1).clamp(min=1) for view in part.views
-        )
-        return better, worse
+    def mean(self, view: str) -> Tensor:
+        """Return a view's reward by the token, (B,)."""
+        return self.of(view) / self.inputs.views[view].mask.sum(-1).clamp(min=1)
 
     def setting(self, name: str) -> float:
         """Return a setting of the method, a number."""
@@ -145,76 +140,61 @@ def _prefer(margin: Tensor, beta: float | Tensor) -> Tensor:
     return -F.logsigmoid(beta * margin)
 
 
-def _sigmoid(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    return _prefer(better - worse, beta)
+def _hinge(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    return torch.relu(1 - beta * (up - down))
 
 
-def _hinge(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    return torch.relu(1 - beta * (better - worse))
-
-
-def _ipo(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.means(part)
-    return (better - worse - 1 / (2 * beta)) ** 2
-
-
-def _sigmoid_norm(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.means(part)
-    return _prefer(better - worse, beta)
-
-
-def _robust(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    flipped, margin = rewards.setting("label_smoothing"), better - worse
-    clean = (1 - flipped) * _prefer(margin, beta) - flipped * _prefer(-margin, beta)
+def _robust(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    flipped = float(settings["label_smoothing"])
+    clean = (1 - flipped) * _prefer(up - down, beta) - flipped * _prefer(down - up, beta)
     return clean / (1 - 2 * flipped)
 
 
-def _exo_pair(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    smooth, h = rewards.setting("label_smoothing"), beta * (better - worse)
+def _exo_pair(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    smooth, h = settings["label_smoothing"], beta * (up - down)
     won = torch.sigmoid(h) * (F.logsigmoid(h) - math.log1p(-smooth))
     return won + torch.sigmoid(-h) * (F.logsigmoid(-h) - math.log(smooth))
 
 
-def _nca_pair(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    return _prefer(better, beta) + 0.5 * _prefer(-better, beta) + 0.5 * _prefer(-worse, beta)
+def _discopop(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    h = beta * (up - down)
+    turned = torch.sigmoid(h / settings["tau"])
+    return (1 - turned) * -F.logsigmoid(h) + turned * torch.exp(-h)
 
 
-def _bco_pair(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    return _prefer(better, beta) + _prefer(-worse, beta)
+def _sppo_hard(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    return (up - 0.5 / beta) ** 2 + (down + 0.5 / beta) ** 2
+
+
+#: Losses of a better and a worse reward, `up` and `down`, (B,) each.
+OF_REWARDS: dict[str, Callable[[Tensor, Tensor, float, Settings], Tensor]] = {
+    "sigmoid": lambda up, down, beta, _: _prefer(up - down, beta),
+    "hinge": _hinge,
+    "robust": _robust,
+    "exo_pair": _exo_pair,
+    "nca_pair": lambda up, down, beta, _: (
+        _prefer(up, beta) + 0.5 * _prefer(-up, beta) + 0.5 * _prefer(-down, beta)
+    ),
+    "bco_pair": lambda up, down, beta, _: _prefer(up, beta) + _prefer(-down, beta),
+    "sppo_hard": _sppo_hard,
+    "apo_zero": lambda up, down, beta, _: 1 - torch.sigmoid(beta * up) + torch.sigmoid(beta * down),
+    "apo_down": lambda up, down, beta, _: (
+        torch.sigmoid(beta * up) + 1 - torch.sigmoid(beta * (up - down))
+    ),
+    "discopop": _discopop,
+}
+
+#: The same of rewards per token.
+OF_MEANS: dict[str, Callable[[Tensor, Tensor, float, Settings], Tensor]] = {
+    "ipo": lambda up, down, beta, _: (up - down - 1 / (2 * beta)) ** 2,
+    "sigmoid_norm": lambda up, down, beta, _: _prefer(up - down, beta),
+}
 
 
 def _bco_pair_shift(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
+    up, down = map(rewards.of, part.views)
     shift = rewards.facts.scalar["shift"]
-    return -F.logsigmoid(beta * better - shift) - F.logsigmoid(shift - beta * worse)
-
-
-def _sppo_hard(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    return (better - 0.5 / beta) ** 2 + (worse + 0.5 / beta) ** 2
-
-
-def _apo_zero(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    return 1 - torch.sigmoid(beta * better) + torch.sigmoid(beta * worse)
-
-
-def _apo_down(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    return torch.sigmoid(beta * better) + 1 - torch.sigmoid(beta * (better - worse))
-
-
-def _discopop(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = rewards.pair(part)
-    h = beta * (better - worse)
-    turned = torch.sigmoid(h / rewards.setting("tau"))
-    return (1 - turned) * -F.logsigmoid(h) + turned * torch.exp(-h)
+    return -F.logsigmoid(beta * up - shift) - F.logsigmoid(shift - beta * down)
 
 
 def _smooth(rewards: Rewards, margin: Tensor, beta: float) -> Tensor:
@@ -226,10 +206,8 @@ def _smooth(rewards: Rewards, margin: Tensor, beta: float) -> Tensor:
 
 def _aot(rewards: Rewards, part: Part, beta: float) -> Tensor:
     """Compare the policy's margins with the reference's of the same rank in the global batch."""
-    win, lose = (rewards.inputs.views[view] for view in part.views)
-    weights = [rewards.lead(view) for view in part.views]
-    margin = win.policy_sum(weights[0]) - lose.policy_sum(weights[1])
-    return _smooth(rewards, margin - rewards.facts.pair["reference_at_rank"], beta)
+    win, lose = (rewards.inputs.views[view].policy_sum(rewards.lead(view)) for view in part.views)
+    return _smooth(rewards, win - lose - rewards.facts.pair["reference_at_rank"], beta)
 
 
 def _aot_unpaired(rewards: Rewards, part: Part, beta: float) -> Tensor:
@@ -238,9 +216,9 @@ def _aot_unpaired(rewards: Rewards, part: Part, beta: float) -> Tensor:
     Each pair's value is that of its chosen response and the rejected one of its rank; both
     responses' gradients are their own.
     """
-    better, worse = rewards.pair(part)
-    loss = _smooth(rewards, better - rewards.facts.pair["rejected_at_rank"], beta)
-    of_worse = _smooth(rewards, rewards.facts.pair["chosen_at_rank"] - worse, beta)
+    up, down = map(rewards.of, part.views)
+    loss = _smooth(rewards, up - rewards.facts.pair["rejected_at_rank"], beta)
+    of_worse = _smooth(rewards, rewards.facts.pair["chosen_at_rank"] - down, beta)
     return loss + (of_worse - of_worse.detach())
 
 
@@ -253,22 +231,17 @@ def _sft(rewards: Rewards, part: Part, beta: float) -> Tensor:
 
 def _sigmoid_kept(rewards: Rewards, part: Part, beta: float) -> Tensor:
     """DAMA: a pair's own beta; pairs that are not kept weigh 0."""
-    better, worse = rewards.pair(part)
+    up, down = map(rewards.of, part.views)
     facts = rewards.facts.pair
-    return facts["keep"] * _prefer(better - worse, facts["beta"])
+    return facts["keep"] * _prefer(up - down, facts["beta"])
 
 
 def _sigmoid_scored(rewards: Rewards, part: Part, beta: float) -> Tensor:
     """DA-DPO: a pair's beta grows with the gap of its scores, whichever is higher."""
-    better, worse = rewards.pair(part)
+    up, down = map(rewards.of, part.views)
     fields = rewards.inputs.fields
     gap = (fields["clip_scores/chosen"] - fields["clip_scores/rejected"]).abs()
-    return _prefer(better - worse, beta * rewards.setting("alpha") * (1 + gap))
-
-
-def _anchor(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    (view,) = part.views
-    return _prefer(rewards.of(view), beta)
+    return _prefer(up - down, beta * rewards.setting("alpha") * (1 + gap))
 
 
 def _equal_margins(rewards: Rewards, part: Part, beta: float) -> Tensor:
@@ -284,70 +257,51 @@ def _positions(rewards: Rewards, view: str) -> Tensor:
     return F.pad(gap[:, :length], (0, max(0, length - gap.shape[1])))
 
 
-def _token_field(rewards: Rewards, name: str, like: Tensor, beyond: float) -> Tensor:
+def _token_field(rewards: Rewards, name: str, like: Tensor) -> Tensor:
     values = rewards.inputs.fields[f"opa_scores/{name}"][:, : like.shape[1]]
-    return F.pad(values, (0, like.shape[1] - values.shape[1]), value=beyond)
+    return F.pad(values, (0, like.shape[1] - values.shape[1]))
 
 
 def _by_position(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = (_positions(rewards, view) for view in part.views)
-    return _prefer(better - worse, beta).mean(-1)
+    """OPA-DPO: a loss at each position, of log-ratios there, and its mean over all positions."""
+    one, other = (_positions(rewards, view) for view in part.views)
+    if part.name == "anchor":  # up the one and down the other, as the released code signs them
+        return (2 * _prefer(one, beta) + 2 * _prefer(-other, beta)).mean(-1)
+    if part.name == "revised_over_own":
+        one = _token_field(rewards, "revised_score", one) * one
+        other = _token_field(rewards, "rejected_score", other) * other
+    margin = one - other
+    if part.name == "revised_over_masked":
+        margin = _token_field(rewards, "revised_image", one) * margin
+    return _prefer(margin, beta).mean(-1)
 
 
-def _revised_over_own(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = (_positions(rewards, view) for view in part.views)
-    up = _token_field(rewards, "revised_score", better, 0.0)
-    down = _token_field(rewards, "rejected_score", worse, 0.0)
-    return _prefer(up * better - down * worse, beta).mean(-1)
-
-
-def _revised_over_masked(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    better, worse = (_positions(rewards, view) for view in part.views)
-    weight = _token_field(rewards, "revised_image", better, 0.0)
-    return _prefer(weight * (better - worse), beta).mean(-1)
-
-
-def _opposed_anchors(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    """Return 2ℓ(βρ) of one response and 2ℓ(−βρ) of the other, as the released code signs them."""
-    up, down = (_positions(rewards, view) for view in part.views)
-    return (2 * _prefer(up, beta) + 2 * _prefer(-down, beta)).mean(-1)
-
-
-Loss = Callable[[Rewards, Part, float], Tensor]
-
-#: Name of a part's loss -> what computes it of each pair, (B,), before its weight.
-LOSSES: dict[str, Loss] = {
-    "sigmoid": _sigmoid,
-    "hinge": _hinge,
-    "ipo": _ipo,
-    "sigmoid_norm": _sigmoid_norm,
-    "robust": _robust,
-    "exo_pair": _exo_pair,
-    "nca_pair": _nca_pair,
-    "bco_pair": _bco_pair,
+#: Losses of anything else that a part declares.
+OF_INPUTS: dict[str, Callable[[Rewards, Part, float], Tensor]] = {
     "bco_pair_shift": _bco_pair_shift,
-    "sppo_hard": _sppo_hard,
     "aot": _aot,
     "aot_unpaired": _aot_unpaired,
-    "apo_zero": _apo_zero,
-    "apo_down": _apo_down,
-    "discopop": _discopop,
     "sft": _sft,
     "sigmoid_kept": _sigmoid_kept,
     "sigmoid_scored": _sigmoid_scored,
-    "anchor": _anchor,
+    "anchor": lambda rewards, part, beta: _prefer(rewards.of(part.views[0]), beta),
     "equal_margins": _equal_margins,
     "by_position": _by_position,
-    "revised_over_own": _revised_over_own,
-    "revised_over_masked": _revised_over_masked,
-    "opposed_anchors": _opposed_anchors,
 }
 
 
 def part_losses(method: Method, beta: float, inputs: Inputs) -> dict[str, Tensor]:
     """Return each part's loss of each pair, (B,), before its weight."""
     rewards = Rewards(method=method, beta=beta, inputs=inputs)
-    return {
-        part.name: LOSSES[part.loss](rewards, part, beta if part.beta is None else part.beta)
-        for part in method.parts
-    }
+    losses = {}
+    for part in method.parts:
+        own = beta if part.beta is None else part.beta
+        if part.loss in OF_INPUTS:
+            losses[part.name] = OF_INPUTS[part.loss](rewards, part, own)
+        elif part.loss in OF_MEANS:
+            up, down = map(rewards.mean, part.views)
+            losses[part.name] = OF_MEANS[part.loss](up, down, own, method.settings)
+        else:
+            up, down = map(rewards.of, part.views)
+            losses[part.name] = OF_REWARDS[part.loss](up, down, own, method.settings)
+    return losses

@@ -255,22 +255,21 @@ def _opadpo(settings: Settings) -> Method:
     return Method(
         parts=(
             Part(name="standard_over_own", loss="by_position"),
-            Part(name="revised_over_own", loss="revised_over_own", views=("other", "rejected")),
+            Part(name="revised_over_own", loss="by_position", views=("other", "rejected")),
             Part(
                 name="standard_over_masked", loss="by_position",
                 views=("chosen", "rejected_image"), weight=masked,
             ),
             Part(
-                name="revised_over_masked", loss="revised_over_masked",
+                name="revised_over_masked", loss="by_position",
                 views=("other", "rejected_image_other"), weight=masked,
             ),
-            Part(name="anchor", loss="opposed_anchors", views=("chosen", "other")),
+            Part(name="anchor", loss="by_position", views=("chosen", "other")),
         ),
         settings=settings,
         policy=_reads(*views),
         reference=_reads(*views),
         fields=("opa_scores",),
-        by_position=True,
     )  # fmt: skip
 
 
@@ -296,7 +295,7 @@ METHODS: dict[str, Row] = {
     "mpo": _of({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}),
     "tpo": Row(settings={"token_weights": "added"}, make=_tpo),
     "vdpo": Row(settings={"gamma": 0.75, "guidance": "policy"}, make=_vdpo),
-    "rdpo_released": Row(make=_rdpo_released),
+    "rdpo:released": Row(make=_rdpo_released),
     "dama": Row(
         settings={
             "keep": 0.8, "score_mean": 0.0482190464911681, "momentum": 0.9, "smallest_beta": 1e-3,

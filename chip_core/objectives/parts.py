@@ -58,7 +58,7 @@ class Part:
     """One summand: a loss of the rewards of some views, times a weight."""
 
     name: str  # as it is logged
-    loss: str  # of chip_core.objectives.losses.LOSSES
+    loss: str  # of chip_core/objectives/losses.py
     views: tuple[str, ...] = ("chosen", "rejected")  # whose rewards it takes, the better one first
     weight: float = 1.0
     beta: float | None = None  # None: the objective's
@@ -83,4 +83,3 @@ class Method:
     scope: Scope | None = None
     #: What is carried from batch to batch: `mean_reward` (BCO's shift), `gap` (DAMA's mean gap).
     state: Literal["mean_reward", "gap"] | None = None
-    by_position: bool = False  # margins of each token, not of each response

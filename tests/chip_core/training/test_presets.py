@@ -24,7 +24,7 @@ from .. import families
 from ..plain import plain_loss
 
 OBJECTIVES: dict[str, Any] = {
-    **{name: name for name in METHODS if name != "rdpo_released"},
+    **{name: name for name in METHODS if ":" not in name},
     "rdpo_released": {"preset": "rdpo", "form": "released"},
     "rdpo": "rdpo",
     "bco_pair_shift": {"preset": "bco_pair", "method": {"shift": True}},
