@@ -8,6 +8,7 @@ loss is then its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,13 +42,21 @@ class GlobalBatchScope:
         self._state: State = {}
         self._after: State = {}
 
-    def own(self, step: int) -> Callable[[BatchTable], BatchFacts]:
+    def own(self, batch: PairBatch, step: int) -> Callable[[BatchTable], BatchFacts]:
         """Return what makes the facts of a batch that one pass computes.
 
         Args:
+            batch: the pass.
             step: counted from 1.
         """
-        return lambda table: self._facts(table, step)
+        order = torch.tensor(batch.places).argsort()  # of the data, as `gather` has it
+
+        def facts(table: BatchTable) -> BatchFacts:
+            columns = {name: values.cpu()[order] for name, values in table.columns.items()}
+            known = self._facts(replace(table, columns=columns), step)
+            return known.of(order.argsort()).to(self._device)
+
+        return facts
 
     def gather(
         self, batches: Sequence[tuple[PairBatch, bool]], columns: Columns, step: int

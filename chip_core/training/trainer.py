@@ -271,9 +271,9 @@ class Trainer:
         source, device = self.reference.source, self.compute.device
         alone = self.compute.workers.alone and len(share) == 1
         if self.scope.scope is None or alone:
-            facts = None if self.scope.scope is None else self.scope.own(step)
             for _ in share:
                 batch = self.reference.attach_features(loader.next()).to(device)
+                facts = None if self.scope.scope is None else self.scope.own(batch, step)
                 yield batch, source.scores(batch), facts
             return
         batches = [self.reference.attach_features(loader.next()) for _ in share]
