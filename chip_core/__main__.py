@@ -92,6 +92,7 @@ def _train(
     broken = {
         "model.path": loading.problem(config.model),
         "data.source": data.problem(config.data),
+        "objective": data.objective_problem(config.data, config.objective),
         "training.label_rule": loading.label_rule_problem(config),
     }
     problems = [f"{key}: {what}" for key, what in broken.items() if what is not None]

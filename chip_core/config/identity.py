@@ -33,23 +33,8 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     if config.data.source == "shapes":
         for key in ("split", "revision", "format", "transparency", "on_bad_row"):
             reasons[f"data.{key}"] = "data.source is shapes"
-    active = config.objective.active_terms
-    objective = (
-        f"objective {config.objective.preset}"
-        if config.objective.terms is None
-        else f"objective terms {', '.join(config.objective.terms)}"
-    )
-    for term in TERMS:
-        if term in active:
-            continue
-        settings = [f"weights.{term}", f"betas.{term}"]
-        # A term of the user's own may look at what has changed.
-        own = {"segment": not config.objective.active_custom, "token": True, "anchor": True}
-        settings += [term] if own.get(term) else []
-        for key in settings:
-            reasons[f"objective.{key}"] = f"{objective} has no {term} term"
-    if config.objective.form == "released":
-        reasons["objective.segment.scope"] = "form released always compares whole sequences"
+    objective, of_objective = _inert_of_objective(config)
+    reasons |= of_objective
     if not config.objective.needs_divergence:
         reasons["reference_cache"] = f"{objective} has no token term"
     if config.language_model != "lora":
@@ -75,6 +60,34 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     return reasons
 
 
+def _inert_of_objective(config: TrialConfig) -> tuple[str, dict[str, str]]:
+    """Return what the objective is called, and which of its keys have no effect, with why."""
+    own, inert = config.objective, dict[str, str]()
+    active = own.active_terms
+    objective = (
+        f"objective {own.preset}"
+        if own.terms is None
+        else f"objective terms {', '.join(own.terms)}"
+    )
+    for term in TERMS:
+        if term in active:
+            continue
+        settings = [f"weights.{term}", f"betas.{term}"]
+        # A term of the user's own may look at what has changed.
+        kept = {"segment": not own.active_custom, "token": True, "anchor": True}
+        settings += [term] if kept.get(term) else []
+        for key in settings:
+            inert[f"objective.{key}"] = f"{objective} has no {term} term"
+    if own.method_name is None:
+        inert["objective.method"] = f"{objective} is a sum of terms"
+    else:
+        for key in own.inert_settings:
+            inert[f"objective.method.{key}"] = f"{objective} has no {key}"
+    if own.form == "released":
+        inert["objective.segment.scope"] = "form released always compares whole sequences"
+    return objective, inert
+
+
 def training_identity(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -91,6 +104,10 @@ def training_identity(
     # What the preset and the terms come to, in place of how they were written.
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
+    method = config.objective.resolved_method
+    if method is not None:
+        name = "sequence losses" if "losses" in method.settings else config.objective.method_name
+        kept["objective"]["method"] = {"name": name, **method.settings}
     kept["objective"]["custom"] = {
         name: [config.objective.custom[name], plugins.source_hash(name)]
         for name in config.objective.active_custom

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from chip_core.config.trial import SHORTHANDS, TrialConfig
+from chip_core.objectives.config import PRESET_BETAS
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.registry import suggestion
 
@@ -120,7 +121,16 @@ def set_key(tree: dict[str, Any], path: str, value: Any) -> None:
         value = {**(section if isinstance(section, dict) else {}), SHORTHANDS[path]: value}
         if path == "objective":
             value.pop("terms", None)  # a preset names the active terms
+            value |= preset_beta(value["preset"])
     node[last] = value
+    if path == "objective.preset":
+        node |= preset_beta(value)
+
+
+def preset_beta(preset: Any) -> dict[str, float]:
+    """Return the temperature that goes with a preset, as a key of the objective; none if none."""
+    own = PRESET_BETAS.get(str(preset))
+    return {} if own is None else {"beta": own}
 
 
 def key_problem(path: str) -> str | None:

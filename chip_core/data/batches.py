@@ -5,7 +5,8 @@ Shapes: B pairs, T tokens of a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
+from chip_core.objectives.parts import COLUMNS, VIEWS, Image
 from chip_core.objectives.segments import changed_tokens
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derived_seed, generator
@@ -56,6 +58,8 @@ class PairEncoder:
         config: TrialConfig,
         pairs: Sequence[PreferencePair],
         encodings: Encodings | None = None,
+        *,
+        views: Collection[str] | None = None,
     ) -> None:
         """Make ready.
 
@@ -64,6 +68,7 @@ class PairEncoder:
             config: the trial.
             pairs: all training pairs.
             encodings: of the same processor, kept by this process from trial to trial.
+            views: what is encoded beside chosen and rejected; None: what the objective reads.
 
         Raises:
             TrialError: the processor does not know the label rule.
@@ -73,7 +78,10 @@ class PairEncoder:
         self._config = config
         self._pairs = pairs
         self._encodings = encodings
-        self._visual = config.objective.needs_rejected_image
+        self._views = tuple(config.objective.views if views is None else views)
+        self._images = {VIEWS[view][0] for view in self._views}
+        method = config.objective.resolved_method if views is None else None
+        self._fields = () if method is None else method.fields
         per_trial = config.rejected_image.corruption_seed == "per_trial"
         image_processor = getattr(processor, "image_processor", None)
         mean = getattr(image_processor, "image_mean", None)
@@ -86,45 +94,128 @@ class PairEncoder:
     @property
     def may_be_void(self) -> bool:
         """Whether there are images on which the rejected-image strategy has no effect."""
-        return self._visual and self._rejected_images.traits.void_where is not None
+        return (
+            "rejected_image" in self._images and self._rejected_images.traits.void_where is not None
+        )
 
     def batch(self, places: Sequence[int], epoch: int = 0) -> PairBatch:
         """Encode and pad pairs, named by their places in the data, of an epoch counted from 0."""
-        prompts, rejected_prompts = [], []
-        chosen: list[_Marked] = []
-        rejected: list[_Marked] = []
-        unseen: list[_Marked] = []  # the chosen ones behind the prompts with the rejected images
+        prompts: dict[Image, list[_Prompt]] = {"image": []}
+        answers: dict[str, list[_Marked]] = {"chosen": [], "rejected": []}
+        pairs: list[PreferencePair] = []
         void = 0
         cut: list[tuple[str, str, int]] = []
         for place in places:
             encoded = self._encoded(place, epoch)
             pair, prompt = encoded.pair, encoded.prompt
-            prompts.append(prompt)
-            chosen.append(encoded.chosen)
-            rejected.append(encoded.rejected)
+            pairs.append(pair)
+            prompts["image"].append(prompt)
+            answers["chosen"].append(encoded.chosen)
+            answers["rejected"].append(encoded.rejected)
             room = self._config.training.max_length - len(prompt.ids)
             for side, (response, _) in (("chosen", encoded.chosen), ("rejected", encoded.rejected)):
                 if 0 < room < len(response.ids):
                     cut.append((pair.id, side, len(response.ids) - room))
-            if self._visual:
-                rejected_prompt, is_void = self._rejected_prompt(pair, prompt, epoch)
-                rejected_prompts.append(rejected_prompt)
-                again, marks = encoded.chosen
-                if rejected_prompt.ids != prompt.ids:
-                    again = self._answer(pair, rejected_prompt, pair.chosen)
-                unseen.append((again, marks))
+            asked: dict[Image, _Prompt] = {"image": prompt}
+            if "rejected_image" in self._images:
+                asked["rejected_image"], is_void = self._rejected_prompt(pair, prompt, epoch)
                 void += is_void
+            if "second_image" in self._images:
+                asked["second_image"] = self._second_prompt(pair)
+            for image, under in asked.items():
+                if image != "image":
+                    prompts.setdefault(image, []).append(under)
+            for view in self._views:
+                if view not in ("chosen", "rejected"):
+                    marked = self._under(encoded, asked[VIEWS[view][0]], view)
+                    answers.setdefault(view, []).append(marked)
+        stacked = {image: self._stacked(under) for image, under in prompts.items()}
+        responses = {
+            view: self._responses(prompts[VIEWS[view][0]], marked)
+            for view, marked in answers.items()
+        }
         return PairBatch(
             places=tuple(places),
             epoch=epoch,
-            prompts=self._stacked(prompts),
-            chosen=self._responses(prompts, chosen),
-            rejected=self._responses(prompts, rejected),
-            rejected_image_prompts=self._stacked(rejected_prompts) if self._visual else None,
-            rejected_image=self._responses(rejected_prompts, unseen) if self._visual else None,
+            prompts=stacked["image"],
+            chosen=responses.pop("chosen"),
+            rejected=responses.pop("rejected"),
+            rejected_image_prompts=stacked.get("rejected_image"),
+            rejected_image=responses.pop("rejected_image", None),
             void=void,
             cut=tuple(cut),
+            second_image_prompts=stacked.get("second_image"),
+            more=responses,
+            fields=self._numbers(pairs),
         )
+
+    def _under(self, encoded: _EncodedPair, prompt: _Prompt, view: str) -> _Marked:
+        """Return a pair's response behind a prompt, and which of its tokens changed."""
+        image, response = VIEWS[view]
+        pair, behind = encoded.pair, encoded.prompt
+        if image == "second_image" and pair.second_prompt is not None:
+            pair = replace(pair, prompt=pair.second_prompt)
+        if response == "other":
+            if pair.other is None:
+                raise TrialError(f"pair {pair.id} has no third response, which the objective reads")
+            return self._answer(pair, prompt, pair.other), []
+        again, marks = encoded.chosen if response == "chosen" else encoded.rejected
+        if prompt.ids != behind.ids:
+            text = pair.chosen if response == "chosen" else pair.rejected
+            again = self._answer(pair, prompt, text)
+        return again, marks
+
+    def _second_prompt(self, pair: PreferencePair) -> _Prompt:
+        """Return the prompt with the second image: that one's own, or the pair's."""
+        if pair.second_image is None:
+            raise TrialError(f"pair {pair.id} has no second image, which the objective reads")
+        text = pair.prompt if pair.second_prompt is None else pair.second_prompt
+        return self._prompt(replace(pair, prompt=text), pair.second_image)
+
+    def _numbers(self, pairs: Sequence[PreferencePair]) -> dict[str, Tensor]:
+        """Return the columns of numbers that the objective reads, (B,), or (B, T) by token."""
+        numbers: dict[str, Tensor] = {}
+        wanted = [(name, *item) for name in self._fields for item in COLUMNS[name].items()]
+        for column, key, response in wanted:
+            name = f"{column}/{key}"
+            rows: list[Tensor] = []
+            for pair in pairs:
+                value = pair.scores.get(name)
+                if value is None:
+                    raise TrialError(f"pair {pair.id} has no {column}.{key}, which is read")
+                if response is None or isinstance(value, float):
+                    rows.append(torch.tensor(value, dtype=torch.float32))
+                    continue
+                by_token = self._by_token(pair, getattr(pair, response), value)
+                rows.append(torch.tensor(by_token, dtype=torch.float32))
+            together = torch.stack if response is None else _padded_rows
+            numbers[name] = together(rows)
+        return numbers
+
+    def _by_token(
+        self, pair: PreferencePair, text: str, sentences: Sequence[tuple[str, float]]
+    ) -> list[float]:
+        """Return each token's number: that of the sentence in which it begins; of ends the last."""
+        tokenizer = self._processor.tokenizer
+        if hasattr(self._processor, "labels") or not tokenizer.is_fast:
+            raise TrialError("scores of sentences need a fast tokenizer, and one end of sequence")
+        ends, end = [], 0
+        for sentence, _ in sentences:
+            begins = text.find(sentence.strip(), end)
+            if begins < 0:
+                raise TrialError(
+                    f"pair {pair.id}: '{sentence[:40]}' is no sentence of its response"
+                )
+            end = begins + len(sentence.strip())
+            ends.append(end)
+        _, (said,) = self._marks.hidden(text)
+        offsets = tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)
+        values = [value for _, value in sentences]
+        last = len(ends) - 1
+        by_token = [
+            values[min(bisect_right(ends, start), last)] for start, _ in offsets["offset_mapping"]
+        ]
+        return [*by_token, values[last]]
 
     def _encoded(self, place: int, epoch: int) -> _EncodedPair:
         """Return a pair as this epoch sees it, encoded; a kept one where there is one."""
@@ -260,6 +351,10 @@ def _question(prompt: str) -> Mapping[str, Any]:
     """Return a question, with its image, as a message."""
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     return {"role": "user", "content": content}
+
+
+def _padded_rows(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 class CutCount:

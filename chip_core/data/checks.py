@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from chip_core.data.answers import template_of
-from chip_core.data.rows import BadRow, RowError
+from chip_core.data.further import Asks, Further, further_of
+from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
 from chip_core.utils.errors import brief
@@ -20,24 +21,30 @@ class GoodRow:
     """A row that can be trained on."""
 
     row: SourceRow
+    further: Further
     size: tuple[int, int]  # of the image: width, height
 
 
 class RowChecker(Protocol):
     """Looks at rows for what else has to take them: a model's processor."""
 
-    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]]) -> None:
+    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further) -> None:
         """Raise RowError where it does not take a row with images of these sizes."""
 
 
 def check_rows(
-    source: DataSource, *, rejected_images: bool = False, model: RowChecker | None = None
+    source: DataSource,
+    *,
+    rejected_images: bool = False,
+    asks: Asks | None = None,
+    model: RowChecker | None = None,
 ) -> Iterator[GoodRow | BadRow]:
     """Yield what every row is, in order; images are decoded one at a time and let go.
 
     Args:
         source: the rows.
         rejected_images: whether a row needs a rejected image of its own.
+        asks: what an objective asks of it beside that.
         model: what else is to take the rows; None: no model is known.
     """
     for index, row in source.scan():
@@ -46,12 +53,15 @@ def check_rows(
             continue
         try:
             sizes = _sizes(row, rejected_images)
+            further = further_of(row.raw, asks or Asks())
+            if further.second_image is not None:
+                sizes.append(_second(row, further.second_image))
             if model is not None:
-                model.check(row, sizes)
+                model.check(row, sizes, further)
         except RowError as error:
             yield BadRow(place=source.place(index), reason=str(error))
             continue
-        yield GoodRow(row=row, size=sizes[0])
+        yield GoodRow(row=row, further=further, size=sizes[0])
 
 
 def _sizes(row: SourceRow, rejected_images: bool) -> list[tuple[int, int]]:
@@ -65,6 +75,13 @@ def _sizes(row: SourceRow, rejected_images: bool) -> list[tuple[int, int]]:
     except RowError as error:
         raise RowError(f"rejected image: {error}") from None
     return sizes
+
+
+def _second(row: SourceRow, image: ImageRef) -> tuple[int, int]:
+    try:
+        return row.images.size(image)
+    except RowError as error:
+        raise RowError(f"second image: {error}") from None
 
 
 #: Images with a shorter side, in pixels, or a larger ratio of their sides are tried; any other is
@@ -81,18 +98,21 @@ class ProcessorChecker:
         self._processor = processor
         self._refused: dict[tuple[int, int], str | None] = {}  # by size: the processor's words
 
-    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]]) -> None:
+    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further) -> None:
         """Check a row.
 
         Args:
             row: its texts are a preference.
             sizes: of its images, width and height.
+            further: what is read of it beside that.
 
         Raises:
             RowError: the processor would refuse it.
         """
-        for name in ("prompt", "chosen", "rejected"):
-            mark = self.marks.problem(getattr(row.texts, name))
+        texts = {name: getattr(row.texts, name) for name in ("prompt", "chosen", "rejected")}
+        texts |= {"other": further.other, "second_prompt": further.second_prompt}
+        for name, text in texts.items():
+            mark = None if text is None else self.marks.problem(text)
             if mark is not None:
                 raise RowError(f"{name} {special_token_problem(mark)}")
         for width, height in sizes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
 from chip_core.data.checks import RowChecker, check_rows
+from chip_core.data.further import Asks, Score, further_of
 from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
 from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_source
@@ -31,6 +32,11 @@ class PreferencePair:
     chosen: str
     rejected: str
     rejected_image: Image.Image | None = None  # where the data gives one
+    other: str | None = None  # a third response, where the data gives one
+    second_image: Image.Image | None = None  # a further image, where the data gives one
+    second_prompt: str | None = None  # its own prompt; None: the pair's
+    #: `COLUMN/KEY` of `objectives.parts.COLUMNS` -> a number, or (sentence, number) in order
+    scores: Mapping[str, Score] = field(default_factory=dict)
 
 
 class Pairs(Sequence[PreferencePair]):
@@ -51,6 +57,10 @@ class Pairs(Sequence[PreferencePair]):
         """Return a pair's chosen and rejected response; its images are let be."""
         pair = self[index]
         return pair.chosen, pair.rejected
+
+    def other(self, index: int) -> str | None:
+        """Return a pair's third response; its images are let be."""
+        return self[index].other
 
 
 class ShapesPairs(Pairs):
@@ -94,15 +104,16 @@ class SourcePairs(Pairs):
         on_row: Callable[[int, int], None] | None = None,
         *,
         rejected_images: bool = False,
+        asks: Asks | None = None,
         model: RowChecker | None = None,
     ) -> None:
         """Look at every row once; `on_row` is told (done, total)."""
-        self._source = source
+        self._source, self._asks = source, asks or Asks()
         self._good, self._repeated = array("Q"), set[int]()
         skipped: list[BadRow] = []
         lengths = array("Q")
         seen: set[str] = set()
-        checks = check_rows(source, rejected_images=rejected_images, model=model)
+        checks = check_rows(source, rejected_images=rejected_images, asks=asks, model=model)
         for done, checked in enumerate(checks, start=1):
             if isinstance(checked, BadRow):
                 skipped.append(checked)
@@ -130,7 +141,8 @@ class SourcePairs(Pairs):
             row = self._source.row(number)
             name = row.id or self._source.fallback_id(number)
             # A draw belongs to one sample: an id that was there before gets its number.
-            return _pair(row, f"{name}@{number}" if number in self._repeated else name)
+            name = f"{name}@{number}" if number in self._repeated else name
+            return _pair(row, name, self._asks)
         except RowError as error:
             place = self._source.place(number)
             raise TrialError(f"{place}: {error}: it changed since training began") from None
@@ -142,12 +154,17 @@ class SourcePairs(Pairs):
         texts = self._source.row(self._good[index]).texts
         return texts.chosen, texts.rejected
 
+    def other(self, index: int) -> str | None:
+        """Return a pair's third response; its images are not decoded."""
+        return further_of(self._source.row(self._good[index]).raw, self._asks).other
+
 
 def load_pairs(
     config: DataConfig,
     on_row: Callable[[int, int], None] | None = None,
     *,
     rejected_images: bool = False,
+    asks: Asks | None = None,
     model: RowChecker | None = None,
 ) -> Pairs:
     """Return the pairs that a configuration names, every row of them checked.
@@ -156,16 +173,23 @@ def load_pairs(
         config: the data.
         on_row: told (rows checked, rows).
         rejected_images: whether a row without a rejected image of its own is bad.
+        asks: what an objective asks of each row beside that.
         model: what else is to take the rows; None: no model is known.
 
     Raises:
         TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
     """
     if config.source == SHAPES:
+        if asks is not None and asks.names:
+            raise TrialError(f"the embedded world's pairs have no {', '.join(asks.names)}")
         return ShapesPairs(config.limit)
     try:
         pairs = SourcePairs(
-            open_source(config), on_row, rejected_images=rejected_images, model=model
+            open_source(config),
+            on_row,
+            rejected_images=rejected_images,
+            asks=asks,
+            model=model,
         )
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None
@@ -210,9 +234,10 @@ def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
             continue  # its image is bad
 
 
-def _pair(row: SourceRow, name: str) -> PreferencePair:
-    """Return a row with its images decoded."""
-    rejected = row.rejected_image
+def _pair(row: SourceRow, name: str, asks: Asks | None = None) -> PreferencePair:
+    """Return a row with its images decoded, and what is asked of it beside that."""
+    rejected, further = row.rejected_image, further_of(row.raw, asks or Asks())
+    second = further.second_image
     return PreferencePair(
         id=name,
         image=row.images.read(row.image),
@@ -220,6 +245,10 @@ def _pair(row: SourceRow, name: str) -> PreferencePair:
         chosen=row.texts.chosen,
         rejected=row.texts.rejected,
         rejected_image=None if rejected is None else row.images.read(rejected),
+        other=further.other,
+        second_image=None if second is None else row.images.read(second),
+        second_prompt=further.second_prompt,
+        scores=further.scores,
     )
 
 

@@ -68,14 +68,22 @@ def check_texts(texts: PreferenceTexts) -> None:
     """
     _check_encoding("id", texts.id or "")  # what is drawn for a sample is drawn by it
     for name in ("prompt", "chosen", "rejected"):
-        text = getattr(texts, name)
-        if not text.strip():
-            raise RowError(f"{name} is empty")
-        if "\0" in text:
-            raise RowError(f"{name} holds a null byte")
-        _check_encoding(name, text)
+        check_text(name, getattr(texts, name))
     if texts.chosen.strip() == texts.rejected.strip():
         raise RowError("chosen and rejected are equal")
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise where a text of a row cannot be trained on.
+
+    Raises:
+        RowError: the first thing that is wrong.
+    """
+    if not text.strip():
+        raise RowError(f"{name} is empty")
+    if "\0" in text:
+        raise RowError(f"{name} holds a null byte")
+    _check_encoding(name, text)
 
 
 def _check_encoding(name: str, text: str) -> None:

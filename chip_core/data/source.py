@@ -14,7 +14,11 @@ from typing import Any
 from chip_core.config.trial import DataConfig
 from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
-from chip_core.data.formats.base import REJECTED_IMAGE_COLUMNS
+from chip_core.data.formats.base import (
+    REJECTED_IMAGE_COLUMNS,
+    SECOND_IMAGE_COLUMNS,
+    first_image,
+)
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation, check_texts
 from chip_core.data.special_tokens import may_hold_special_tokens
@@ -35,6 +39,7 @@ class SourceRow:
     image: ImageRef
     rejected_image: ImageRef | None
     images: ImageReader
+    raw: Mapping[str, Any]  # for what an objective asks beside that (`further_of`)
 
     @property
     def id(self) -> str | None:
@@ -105,13 +110,21 @@ class DataSource:
 
     def image_files(self) -> Iterator[tuple[str, Path | None]]:
         """Yield each image that is named by a path, and its file where there is one."""
-        columns = (*self.format.image_columns, *REJECTED_IMAGE_COLUMNS)
+        columns = (
+            *self.format.image_columns,
+            *REJECTED_IMAGE_COLUMNS,
+            *SECOND_IMAGE_COLUMNS,
+        )
         if all(table.names_no_image(columns) for table in self.tables):
             return
         for _, shard, read in self._readers(columns):
             try:
                 raw = read()
-                refs = (self.format.image(raw), rejected_image(raw))
+                refs = (
+                    self.format.image(raw),
+                    rejected_image(raw),
+                    first_image(raw, *SECOND_IMAGE_COLUMNS),
+                )
             except RowError:
                 continue  # told when the rows are checked
             for ref in refs:
@@ -143,6 +156,7 @@ class DataSource:
             image=image,
             rejected_image=rejected_image(raw),
             images=self._images[shard],
+            raw=raw,
         )
 
     def _find(self, index: int) -> tuple[int, int]:

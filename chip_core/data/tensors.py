@@ -6,11 +6,13 @@ the right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from chip_core.objectives.parts import VIEWS, Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,9 @@ class PairBatch:
     rejected_image: Responses | None  # the chosen responses, cut by those prompts' lengths
     void: int = 0  # rejected images that are the true ones after all
     cut: tuple[tuple[str, str, int], ...] = ()  # (sample, side, tokens) of each response cut
+    second_image_prompts: Prompts | None = None  # the prompts with the rows' second image
+    more: Mapping[str, Responses] = field(default_factory=dict)  # of further views, by name
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # of rows; see `losses.Inputs`
 
     def __len__(self) -> int:
         return len(self.places)
@@ -102,6 +107,7 @@ class PairBatch:
     def to(self, device: torch.device) -> PairBatch:
         """Return the same on a device."""
         prompts, response = self.rejected_image_prompts, self.rejected_image
+        second = self.second_image_prompts
         return replace(
             self,
             prompts=self.prompts.to(device),
@@ -109,12 +115,41 @@ class PairBatch:
             rejected=self.rejected.to(device),
             rejected_image_prompts=None if prompts is None else prompts.to(device),
             rejected_image=None if response is None else response.to(device),
+            second_image_prompts=None if second is None else second.to(device),
+            more={view: responses.to(device) for view, responses in self.more.items()},
+            fields={name: values.to(device) for name, values in self.fields.items()},
         )
 
     @property
-    def text(self) -> PairBatch:
-        """The same without the rejected images."""
-        return replace(self, rejected_image_prompts=None, rejected_image=None)
+    def responses(self) -> dict[str, Responses]:
+        """The responses by view, those that are there, in the order of `VIEWS`."""
+        named = {"chosen": self.chosen, "rejected": self.rejected, **self.more}
+        if self.rejected_image is not None:
+            named["rejected_image"] = self.rejected_image
+        return {view: named[view] for view in VIEWS if view in named}
+
+    def prompts_of(self, image: Image) -> Prompts:
+        """Return the prompts with an image."""
+        found = {
+            "image": self.prompts,
+            "rejected_image": self.rejected_image_prompts,
+            "second_image": self.second_image_prompts,
+        }[image]
+        assert found is not None
+        return found
+
+    def only(self, views: Collection[str]) -> PairBatch:
+        """Return the same without further views and images that they are not of."""
+        images = {VIEWS[view][0] for view in views}
+        return replace(
+            self,
+            rejected_image_prompts=self.rejected_image_prompts
+            if "rejected_image" in images
+            else None,
+            rejected_image=self.rejected_image if "rejected_image" in views else None,
+            second_image_prompts=self.second_image_prompts if "second_image" in images else None,
+            more={view: self.more[view] for view in self.more if view in views},
+        )
 
     @property
     def tokens(self) -> int:
@@ -122,13 +157,10 @@ class PairBatch:
 
         A prompt counts once for each response to it, however it is computed.
         """
-        responses = [self.chosen, self.rejected]
-        parts = [self.prompts.mask, self.prompts.mask]
-        if self.rejected_image is not None and self.rejected_image_prompts is not None:
-            responses.append(self.rejected_image)
-            parts.append(self.rejected_image_prompts.mask)
-        parts += [response.behind.mask for response in responses]
-        return sum(int(part.sum()) for part in parts)
+        return sum(
+            int(self.prompts_of(VIEWS[view][0]).mask.sum()) + int(responses.behind.mask.sum())
+            for view, responses in self.responses.items()
+        )
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

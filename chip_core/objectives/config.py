@@ -6,14 +6,17 @@ w_r L_response + lambda L_segment + gamma L_token).
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import AfterValidator, WithJsonSchema, model_validator
 
 from chip_core.config.fields import Section, Shorthand, figure
+from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolve
+from chip_core.objectives.parts import VIEWS, Method, Quantity, Reads
+from chip_core.utils.registry import suggestion
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
-Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo"]
+Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo", "rdpo", "chairdpo"]
 Form = Literal["paper", "one_sigmoid", "released"]
 
 TERMS: tuple[Term, ...] = get_args(Term)
@@ -25,7 +28,12 @@ PRESET_TERMS: dict[str, tuple[Term, ...]] = {
     "chip": ("response", "segment", "token", "visual"),
     "tdpo": ("response", "token"),
     "mdpo": ("response", "visual", "anchor"),
+    "rdpo": ("response", "visual"),
+    "chairdpo": ("response",),
 }
+
+#: Presets with a temperature of their own.
+PRESET_BETAS = {"chairdpo": 0.2}
 
 
 class Weights(Section):
@@ -74,6 +82,21 @@ class AnchorConfig(Section):
     weight: float = figure(1.0, ge=0, doc="of the anchor term")
 
 
+#: Presets of terms, then those of `METHODS`; a row with a colon is another form of a preset.
+PRESETS = (*get_args(Preset), *(name for name in METHODS if ":" not in name))
+
+
+def _known_preset(name: str) -> str:
+    if name not in PRESETS:
+        raise ValueError(f"unknown level '{name}': {suggestion(name, PRESETS)}")
+    return name
+
+
+PresetName = Annotated[
+    str, AfterValidator(_known_preset), WithJsonSchema({"enum": list(PRESETS), "type": "string"})
+]
+
+
 class ObjectiveConfig(Shorthand):
     """The training objective. A bare string is its preset."""
 
@@ -84,7 +107,7 @@ class ObjectiveConfig(Shorthand):
         doc="'paper': a sum of losses; 'one_sigmoid': all margins in one −log σ; 'released': the "
         "released code's arithmetic, its mis-scaled visual reference included",
     )
-    preset: Preset = figure("chip", doc="which terms are active, by name")
+    preset: PresetName = figure("chip", doc="which terms are active, by name")
     terms: tuple[Term, ...] | None = figure(
         None, doc="the active terms outright, in place of the preset's"
     )
@@ -100,6 +123,17 @@ class ObjectiveConfig(Shorthand):
     average_logps: bool = figure(
         False, doc="divide each sum of log-probabilities by its (weighted) token count"
     )
+    method: MethodConfig = figure(
+        MethodConfig, doc="settings of presets that are sums of losses of margins"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_beta(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "beta" not in value:
+            beta = PRESET_BETAS.get(value.get("preset", ""))
+            return value if beta is None else {**value, "beta": beta}
+        return value
 
     @model_validator(mode="after")
     def _can_be_computed(self) -> ObjectiveConfig:
@@ -109,7 +143,11 @@ class ObjectiveConfig(Shorthand):
             if weight < 0:
                 raise ValueError(f"custom: the weight of '{name}' is negative: use 0 or more")
             self._custom_needs(name)
-        if not self.active_terms and not self.active_custom:
+        if self.method_name is not None:
+            reason = METHODS[self.method_name].refused(self.method_settings)
+            if reason is not None:
+                raise ValueError(f"preset {self.preset}: method: {reason}")
+        elif not self.active_terms and not self.active_custom:
             raise ValueError("no term is active: name a term, or give one a weight above 0")
         refused = self._refused()
         if refused:
@@ -119,8 +157,75 @@ class ObjectiveConfig(Shorthand):
     @property
     def active_terms(self) -> tuple[Term, ...]:
         """The terms that take part: named by `terms` or the preset, with a weight above 0."""
+        if self.method_name is not None:
+            return ()
         named = self.terms if self.terms is not None else PRESET_TERMS[self.preset]
         return tuple(term for term in TERMS if term in named and self._weight(term) > 0)
+
+    @property
+    def method_name(self) -> str | None:
+        """The preset among `METHODS`; None where the objective is a sum of terms."""
+        if self.terms is not None:
+            return None
+        if self.preset == "rdpo" and self.form == "released":
+            return "rdpo:released"
+        return self.preset if self.preset in METHODS else None
+
+    @property
+    def method_settings(self) -> Settings:
+        """The settings that the preset has, its own where none is given."""
+        assert self.method_name is not None
+        return resolve(METHODS[self.method_name], self.method)
+
+    @property
+    def resolved_method(self) -> Method | None:
+        """What the preset and its settings come to; None where the objective is a sum of terms."""
+        if self.method_name is None:
+            return None
+        return METHODS[self.method_name].make(self.method_settings)
+
+    @property
+    def inert_settings(self) -> tuple[str, ...]:
+        """Keys of `method` that change nothing here."""
+        method = self.resolved_method
+        kept = {} if method is None else method.settings
+        return tuple(name for name in MethodConfig.model_fields if name not in kept)
+
+    @property
+    def policy_reads(self) -> Reads:
+        """What is read of each view, of the policy."""
+        return self._reads("policy")
+
+    @property
+    def reference_reads(self) -> Reads:
+        """What is read of each view, of the reference."""
+        return self._reads("reference")
+
+    def _reads(self, who: Literal["policy", "reference"]) -> Reads:
+        method, reads = self.resolved_method, dict[str, frozenset[Quantity]]()
+        logps: frozenset[Quantity] = frozenset(["logps"])
+        if method is not None:
+            reads |= method.policy if who == "policy" else method.reference
+        if method is None or self.active_custom:
+            reads |= {view: reads.get(view, logps) | logps for view in ("chosen", "rejected")}
+            if "visual" in self.active_terms or self._custom_need("rejected_image"):
+                reads["rejected_image"] = reads.get("rejected_image", logps) | logps
+        return {view: reads[view] for view in VIEWS if view in reads}
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that are read of, by policy or reference."""
+        read = {**self.policy_reads, **self.reference_reads}
+        return tuple(view for view in VIEWS if view in read)
+
+    def reads_image(self, image: str) -> bool:
+        """Return whether a term looks at any response under an image."""
+        return any(VIEWS[view][0] == image for view in self.views)
+
+    @property
+    def needs_other(self) -> bool:
+        """Whether a term looks at a third response."""
+        return any(VIEWS[view][1] == "other" for view in self.views)
 
     @property
     def active_custom(self) -> tuple[str, ...]:
@@ -129,8 +234,10 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def needs_rejected_image(self) -> bool:
-        """Whether a term looks at the chosen response under the rejected image."""
-        return "visual" in self.active_terms or self._custom_need("rejected_image")
+        """Whether a term looks at a response under the rejected image."""
+        if self.method_name is None:  # plans ask it of thousands
+            return "visual" in self.active_terms or self._custom_need("rejected_image")
+        return self.reads_image("rejected_image")
 
     @property
     def needs_divergence(self) -> bool:
@@ -148,7 +255,15 @@ class ObjectiveConfig(Shorthand):
     @property
     def caution(self) -> str | None:
         """What a user of this objective has to know; None if nothing."""
-        if self.form != "released":
+        if self.method_name == "vdpo" and self.method_settings == {
+            "gamma": 0,
+            "guidance": "policy",
+        }:
+            return (
+                "vdpo with gamma 0 and the policy's guidance, as its released script has it, has "
+                "no gradient: nothing is trained. Set objective.method.gamma above 0"
+            )
+        if self.form != "released" or self.method_name is not None:
             return None
         return (
             "form 'released' repeats the released code to the digit, errors included: with a "
@@ -185,6 +300,12 @@ class ObjectiveConfig(Shorthand):
 
     def _refused(self) -> list[str]:
         """Return what this form has no way to compute."""
+        if self.method_name is not None:
+            unable = {
+                f"preset {self.preset}": self.form != "paper" and self.method_name == self.preset,
+                f"average_logps with preset {self.preset}": self.average_logps,
+            }
+            return [what for what, is_so in unable.items() if is_so]
         if self.form == "paper":
             return []
         active = self.active_terms

@@ -7,12 +7,17 @@ KL(reference || policy), sg stop-gradient.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.custom import computed
+from chip_core.objectives.global_batch import BatchFacts, BatchTable, batch_facts, table_columns
+from chip_core.objectives.losses import Inputs, part_losses
+from chip_core.objectives.parts import Method
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
@@ -23,7 +28,7 @@ def batch_objective(
     rejected: ResponseScores,
     rejected_image: ResponseScores | None,
 ) -> BatchObjective:
-    """Return the objective of each pair.
+    """Return the objective of each pair, a sum of terms.
 
     Args:
         config: the objective.
@@ -37,6 +42,58 @@ def batch_objective(
     if config.form == "one_sigmoid":
         return _one_sigmoid(config, chosen, rejected, rejected_image)
     return _released(config, chosen, rejected, rejected_image)
+
+
+def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
+    """Return the objective of each pair, whatever it reads.
+
+    Args:
+        config: the objective.
+        inputs: all that it declares. Without facts, its pairs are the first global batch.
+    """
+    views, method = inputs.views, config.resolved_method
+    if method is None:
+        return batch_objective(
+            config,
+            chosen=views["chosen"],
+            rejected=views["rejected"],
+            rejected_image=views.get("rejected_image"),
+        )
+    if method.scope is not None:
+        inputs = replace(inputs, facts=_facts(config, method, inputs))
+    terms = part_losses(method, config.beta, inputs)
+    weighted = [part.weight * terms[part.name] for part in method.parts if part.weight]
+    for name in config.active_custom:
+        other = views.get("rejected_image")
+        terms[name] = computed(name, views["chosen"], views["rejected"], other, config.beta)
+        weighted.append(config.custom[name] * terms[name])
+    rewards = {
+        view: (config.beta * views[view].log_ratio()).detach()
+        for view in ("chosen", "rejected")
+        if all(
+            "logps" in reads.get(view, ())
+            for reads in (config.policy_reads, config.reference_reads)
+        )
+    }
+    return BatchObjective(
+        loss=torch.stack(weighted).sum(0),
+        terms=terms,
+        chosen_reward=rewards.get("chosen"),
+        rejected_reward=rewards.get("rejected"),
+    )
+
+
+def _facts(config: ObjectiveConfig, method: Method, inputs: Inputs) -> BatchFacts:
+    """Return what is known of the global batch, made here where these pairs are all of it."""
+    chosen, facts = inputs.views["chosen"], inputs.facts
+    if not isinstance(facts, BatchFacts):
+        table = BatchTable(
+            tokens=int(chosen.mask.sum()),
+            pairs=len(chosen.mask),
+            columns=table_columns(method, inputs.views, inputs.fields),
+        )
+        facts = batch_facts(config, table, {})[0] if facts is None else facts(table)
+    return facts.to(chosen.policy_logps.dtype)
 
 
 def _paper(

@@ -1,20 +1,24 @@
-"""The objective of one pair from whole logits: slow and plain.
+"""The objective from whole logits: slow and plain.
 
-Every faster path is compared with this function, in float64 where exactness is promised.
+Every faster path is compared with these functions, in float64 where exactness is promised.
 
-Shapes: B sequences, T tokens, V vocabulary.
+Shapes: B sequences, T tokens, V vocabulary, P tokens of the prompt.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import batch_objective
+from chip_core.objectives.forms import objective_of
+from chip_core.objectives.global_batch import BatchTable, State, batch_facts, table_columns
+from chip_core.objectives.losses import Inputs
+from chip_core.objectives.parts import VIEWS
 from chip_core.objectives.segments import changed_tokens
 from chip_core.objectives.terms import ResponseScores
 
@@ -36,6 +40,12 @@ def token_kl(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
     return (reference.exp() * (reference - policy)).sum(-1)
 
 
+def best_other_logps(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return log p of the most likely token that is not in ids, per token, (B, T)."""
+    logps = torch.log_softmax(logits, dim=-1)
+    return logps.scatter(-1, ids.unsqueeze(-1), -torch.inf).amax(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOutput:
     """The objective of one pair."""
@@ -44,6 +54,72 @@ class ObjectiveOutput:
     terms: dict[str, Tensor]  # active term -> 0-d; see the form for what it is
     chosen_reward: Tensor  # 0-d
     rejected_reward: Tensor  # 0-d
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLogits:
+    """One pair as whole logits.
+
+    Logits by view (`chosen`, `rejected`, `rejected_image`, `other`, `rejected_image_rejected` and
+    so on: see `parts.VIEWS`), (P + tokens of the response, V): row t predicts token t + 1. Rows
+    beyond are padding, and not looked at.
+    """
+
+    prompt_ids: Tensor  # (P,) the image's placeholders included
+    chosen_ids: Tensor
+    rejected_ids: Tensor
+    other_ids: Tensor | None = None  # a third response
+    policy: Mapping[str, Tensor] = field(default_factory=dict)
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    #: Columns of the row: name -> {what of: a number, or a list with one a token}.
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOutput:
+    """The objective of a global batch."""
+
+    loss: Tensor  # 0-d
+    losses: Tensor  # (B,), whose mean it is
+    terms: dict[str, Tensor]  # (B,) each
+    state: State  # after the batch
+
+
+def batch_from_logits(
+    objective: ObjectiveConfig,
+    pairs: Sequence[PairLogits],
+    *,
+    state: State | None = None,
+    kept: Sequence[int] | None = None,
+    eos_id: int | None = None,
+) -> BatchOutput:
+    """Return the objective of a global batch; differentiable in the policy's logits.
+
+    Args:
+        objective: the objective as configured.
+        pairs: the batch.
+        state: what earlier batches left (`BatchOutput.state`); None: it is the first.
+        kept: the pairs that DAMA keeps; None: they are drawn.
+        eos_id: see `objective_from_logits`.
+
+    Raises:
+        ValueError: logits are not there or shorter than their ids, or a prompt or field is not.
+    """
+    own = [_views(objective, pair, eos_id) for pair in pairs]
+    views = {view: _stacked([pair[view] for pair in own]) for view in own[0]}
+    method = objective.resolved_method
+    inputs = Inputs(views=views, fields={} if method is None else _fields(method.fields, pairs))
+    after: State = {}
+    if method is not None and method.scope is not None:
+        table = BatchTable(
+            tokens=sum(len(pair.chosen_ids) for pair in pairs),
+            pairs=len(pairs),
+            columns=table_columns(method, views, inputs.fields),
+        )
+        facts, after = batch_facts(objective, table, state or {}, kept=kept)
+        inputs = Inputs(views=views, fields=inputs.fields, facts=facts)
+    result = objective_of(objective, inputs)
+    return BatchOutput(loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after)
 
 
 def objective_from_logits(  # noqa: PLR0913 (a tensor each)
@@ -58,6 +134,10 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
     reference_chosen_logits: Tensor,
     reference_rejected_logits: Tensor,
     reference_rejected_image_logits: Tensor | None,
+    other_ids: Tensor | None = None,
+    policy_logits: Mapping[str, Tensor] | None = None,
+    reference_logits: Mapping[str, Tensor] | None = None,
+    fields: Mapping[str, Mapping[str, Any]] | None = None,
     eos_id: int | None = None,
 ) -> ObjectiveOutput:
     """Return the objective of one pair; differentiable in the policy's logits.
@@ -76,89 +156,164 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
         reference_chosen_logits: as the policy's.
         reference_rejected_logits: as the policy's.
         reference_rejected_image_logits: as the policy's.
+        other_ids: a third response; see `PairLogits`, also for what follows.
+        policy_logits: of further views, by name.
+        reference_logits: as the policy's.
+        fields: of the pair's row.
         eos_id: an end of sequence with which both responses end; scored, and changed in
             the scope `sequence` only.
 
     Raises:
         ValueError: logits are not there or shorter than their ids, or there is no prompt.
     """
-    if not len(prompt_ids):
-        raise ValueError("prompt_ids is empty: nothing predicts a response's first token")
-    changed_chosen, changed_rejected = changed_tokens(
-        objective.segment_scope,
-        prompt_ids.tolist(),
-        chosen_ids.tolist(),
-        rejected_ids.tolist(),
-        insertions=objective.segment.insertions,
-        eos_id=eos_id,
+    given = {
+        "policy": {
+            "chosen": policy_chosen_logits,
+            "rejected": policy_rejected_logits,
+            "rejected_image": policy_rejected_image_logits,
+            **(policy_logits or {}),
+        },
+        "reference": {
+            "chosen": reference_chosen_logits,
+            "rejected": reference_rejected_logits,
+            "rejected_image": reference_rejected_image_logits,
+            **(reference_logits or {}),
+        },
+    }
+    pair = PairLogits(
+        prompt_ids=prompt_ids,
+        chosen_ids=chosen_ids,
+        rejected_ids=rejected_ids,
+        other_ids=other_ids,
+        fields=fields or {},
+        **{
+            who: {view: logits for view, logits in by_view.items() if logits is not None}
+            for who, by_view in given.items()
+        },
     )
-    scores = partial(_scores, len(prompt_ids))
-    rejected_image = None
-    if objective.needs_rejected_image:
-        rejected_image = scores(
-            "rejected_image",
-            chosen_ids,
-            changed_chosen,
-            policy_rejected_image_logits,
-            reference_rejected_image_logits,
-        )
-    result = batch_objective(
+    views = _views(objective, pair, eos_id)
+    method = objective.resolved_method
+    result = objective_of(
         objective,
-        chosen=scores(
-            "chosen", chosen_ids, changed_chosen, policy_chosen_logits, reference_chosen_logits
-        ),
-        rejected=scores(
-            "rejected",
-            rejected_ids,
-            changed_rejected,
-            policy_rejected_logits,
-            reference_rejected_logits,
-        ),
-        rejected_image=rejected_image,
+        Inputs(views=views, fields={} if method is None else _fields(method.fields, [pair])),
+    )
+    zero = torch.zeros_like(result.loss)
+    chosen, rejected = (
+        zero if reward is None else reward
+        for reward in (result.chosen_reward, result.rejected_reward)
     )
     return ObjectiveOutput(
         loss=result.loss[0],
         terms={name: value[0] for name, value in result.terms.items()},
-        chosen_reward=result.chosen_reward[0],
-        rejected_reward=result.rejected_reward[0],
+        chosen_reward=chosen[0],
+        rejected_reward=rejected[0],
     )
+
+
+def _views(
+    objective: ObjectiveConfig, pair: PairLogits, eos_id: int | None
+) -> dict[str, ResponseScores]:
+    """Return what is read of a pair's views, (1, T) each."""
+    if not len(pair.prompt_ids):
+        raise ValueError("prompt_ids is empty: nothing predicts a response's first token")
+    in_chosen, in_rejected = changed_tokens(
+        objective.segment_scope,
+        pair.prompt_ids.tolist(),
+        pair.chosen_ids.tolist(),
+        pair.rejected_ids.tolist(),
+        insertions=objective.segment.insertions,
+        eos_id=eos_id,
+    )
+    responses = {
+        "chosen": (pair.chosen_ids, in_chosen),
+        "rejected": (pair.rejected_ids, in_rejected),
+        "other": (pair.other_ids, []),
+    }
+    reads = {"policy": objective.policy_reads, "reference": objective.reference_reads}
+    scores = {}
+    for view, (_, response) in VIEWS.items():
+        if not any(view in views for views in reads.values()):
+            continue
+        ids, changed = responses[response]
+        if ids is None:
+            raise ValueError(f"other_ids: None, and {view} is read")
+        rows = {
+            who: _rows(
+                f"{who}_{view}_logits", getattr(pair, who).get(view), len(pair.prompt_ids), ids
+            )
+            for who in reads
+            if view in reads[who]
+        }
+        scores[view] = _scores(ids, changed, rows.get("policy"), rows.get("reference"))
+    return scores
+
+
+def _rows(name: str, logits: Tensor | None, start: int, ids: Tensor) -> Tensor:
+    """Return the rows that predict a response, (1, T, V)."""
+    rows = "None" if logits is None else f"{len(logits)} rows"
+    if logits is None or len(logits) < start + len(ids) - 1:
+        raise ValueError(
+            f"{name}: {rows}, fewer than {start} tokens of the prompt and "
+            f"{len(ids)} of the response take"
+        )
+    return logits[start - 1 : start - 1 + len(ids)].unsqueeze(0)  # row t predicts token t + 1
 
 
 def _scores(
-    start: int,
-    what: str,
-    ids: Tensor,
-    changed: list[int],
-    policy: Tensor | None,
-    reference: Tensor | None,
+    ids: Tensor, changed: list[int], policy: Tensor | None, reference: Tensor | None
 ) -> ResponseScores:
-    """Return what a term reads of one response.
+    """Return all that can be said of one response.
 
     Args:
-        start: tokens of the prompt.
-        what: the logits' name, as an error says it.
-        ids: (C,) the response.
+        ids: (T,) the response.
         changed: places of its tokens that changed.
-        policy: at least (start + C - 1, V).
+        policy: (1, T, V); None: nothing is read of it.
         reference: as the policy's.
     """
-    length = len(ids)
-    for who, logits in (("policy", policy), ("reference", reference)):
-        rows = "None" if logits is None else f"{len(logits)} rows"
-        if logits is None or len(logits) < start + length - 1:
-            raise ValueError(
-                f"{who}_{what}_logits: {rows}, fewer than {start} tokens of the prompt and "
-                f"{length} of the response take"
-            )
-    assert policy is not None and reference is not None
-    places = slice(start - 1, start - 1 + length)  # row t predicts token t + 1
-    policy_rows, reference_rows = policy[places].unsqueeze(0), reference[places].unsqueeze(0)
-    marks = torch.zeros(1, length, dtype=torch.bool, device=ids.device)
+    marks = torch.zeros(1, len(ids), dtype=torch.bool, device=ids.device)
     marks[0, changed] = True
+    tokens = ids.long().unsqueeze(0)
+    said: dict[str, Tensor] = {}
+    for who, logits in (("policy", policy), ("reference", reference)):
+        if logits is None:
+            nothing = torch.full(marks.shape, torch.nan, device=ids.device)
+            said[f"{who}_logps"] = nothing.to((policy if reference is None else reference).dtype)  # type: ignore[union-attr]
+            continue
+        said[f"{who}_logps"] = token_logps(logits, tokens)
+        said[f"{who}_logits"] = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        said[f"{who}_best_other"] = best_other_logps(logits, tokens)
+    if policy is not None and reference is not None:
+        said["kl"] = token_kl(reference, policy)
+    return ResponseScores(mask=torch.ones_like(marks), changed=marks, **said)
+
+
+def _stacked(rows: Sequence[ResponseScores]) -> ResponseScores:
+    """Return single responses as a batch, padded on the right."""
+    names = [name for name, value in vars(rows[0]).items() if value is not None]
     return ResponseScores(
-        policy_logps=token_logps(policy_rows, ids.long().unsqueeze(0)),
-        reference_logps=token_logps(reference_rows, ids.long().unsqueeze(0)),
-        mask=torch.ones_like(marks),
-        changed=marks,
-        kl=token_kl(reference_rows, policy_rows),
+        **{
+            name: torch.nn.utils.rnn.pad_sequence(
+                [getattr(row, name)[0] for row in rows], batch_first=True
+            )
+            for name in names
+        }
     )
+
+
+def _fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Tensor]:
+    """Return columns of rows as numbers, (B,), or (B, T) where there is one a token."""
+    dtype = next(iter(pairs[0].policy.values())).dtype
+    known: dict[str, Tensor] = {}
+    for column in columns:
+        for pair in pairs:
+            if column not in pair.fields:
+                raise ValueError(f"fields: no {column}, which the objective reads")
+        for name in pairs[0].fields[column]:
+            values = [torch.as_tensor(pair.fields[column][name], dtype=dtype) for pair in pairs]
+            if values[0].ndim:
+                known[f"{column}/{name}"] = torch.nn.utils.rnn.pad_sequence(
+                    values, batch_first=True
+                )
+            else:
+                known[f"{column}/{name}"] = torch.stack(values)
+    return known

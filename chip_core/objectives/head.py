@@ -91,6 +91,38 @@ def head_scores(
     return HeadScores(logps=logps, kl=None if reference_hidden is None else kl)
 
 
+def token_logits(hidden: Tensor, ids: Tensor, head: OutputHead) -> Tensor:
+    """Return the raw logit of one token at each position, (N,), and of no other; differentiable.
+
+    Args:
+        hidden: (N, D).
+        ids: (N,) the tokens.
+        head: the output head.
+    """
+    wide = torch.float64 if head.weight.dtype == torch.float64 else torch.float32
+    kind = hidden.device.type
+    with torch.autocast(kind, enabled=False):
+        logits = (hidden.to(wide) * head.weight[ids].to(wide)).sum(-1)
+        return logits if head.bias is None else logits + head.bias[ids].to(wide)
+
+
+@torch.no_grad()
+def best_other(hidden: Tensor, ids: Tensor, head: OutputHead, chunk: int = CHUNK) -> Tensor:
+    """Return the most likely token that is not the given one at each position, (N,).
+
+    Args:
+        hidden: (N, D).
+        ids: (N,) the tokens.
+        head: the output head.
+        chunk: positions whose logits are held together.
+    """
+    found = torch.empty_like(ids)
+    for rows in _chunks(len(hidden), chunk):
+        logits = F.linear(hidden[rows].to(head.weight.dtype), head.weight, head.bias)
+        found[rows] = logits.scatter_(-1, ids[rows].unsqueeze(-1), -torch.inf).argmax(-1)
+    return found
+
+
 class _HeadScores(torch.autograd.Function):
     """See `head_scores`; the module's docstring has the gradients."""
 

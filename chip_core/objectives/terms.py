@@ -5,7 +5,8 @@ Shapes: B pairs, T and C response tokens (padded on the right), D hidden.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ class ResponseScores:
     mask: Tensor  # (B, T) bool, true on response tokens
     changed: Tensor  # (B, T) bool, true on tokens of a segment
     kl: Tensor | None = None  # (B, T) KL(reference || policy); only the token term needs it
+    #: (B, T) the raw logit of each token, and log p of the most likely other one; where declared
+    policy_logits: Tensor | None = None
+    reference_logits: Tensor | None = None
+    policy_best_other: Tensor | None = None
+    reference_best_other: Tensor | None = None
 
     @property
     def any_changed(self) -> Tensor:
@@ -55,6 +61,10 @@ class ResponseScores:
         assert self.kl is not None, "the token term needs the divergence"
         return self._sum(self.kl, None, False)
 
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of a value of each token over the response, (B,)."""
+        return self._sum(values, None, False)
+
     def _sum(self, values: Tensor, weights: Tensor | None, average: bool) -> Tensor:
         # where() and not a product alone: padding may hold anything, infinities included.
         kept = torch.where(self.mask, values, torch.zeros_like(values))
@@ -71,15 +81,17 @@ class BatchObjective:
 
     loss: Tensor  # (B,)
     terms: dict[str, Tensor]  # active term -> (B,); see the form for what it is
-    chosen_reward: Tensor  # (B,)
-    rejected_reward: Tensor  # (B,)
+    chosen_reward: Tensor | None  # (B,); None where the objective does not read what it takes
+    rejected_reward: Tensor | None  # (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseReference:
-    """What the reference says of one response a pair."""
+    """What the reference says of one response a pair; what is not declared is not there."""
 
-    logps: Tensor  # (B, C) log p of each response token; padding may hold anything finite
+    logps: Tensor | None = None  # (B, C) log p of each token; padding may hold anything finite
+    logits: Tensor | None = None  # (B, C) the raw logit of each token
+    best_other: Tensor | None = None  # (B, C) log p of the most likely other token
     #: (B, C, D) the decoder's last hidden state that predicts each token; only where the
     #: divergence is needed
     hidden: Tensor | None = None
@@ -89,6 +101,29 @@ class ResponseReference:
 class ReferenceScores:
     """What the reference says of a batch."""
 
-    chosen: ResponseReference
-    rejected: ResponseReference
+    chosen: ResponseReference | None = None
+    rejected: ResponseReference | None = None
     rejected_image: ResponseReference | None = None  # never needs hidden states
+    more: Mapping[str, ResponseReference] = field(default_factory=dict)  # of further views
+
+    @property
+    def views(self) -> dict[str, ResponseReference]:
+        """All that is said, by view."""
+        named = {
+            "chosen": self.chosen,
+            "rejected": self.rejected,
+            "rejected_image": self.rejected_image,
+            **self.more,
+        }
+        return {view: said for view, said in named.items() if said is not None}
+
+
+def reference_scores(views: Mapping[str, ResponseReference]) -> ReferenceScores:
+    """Return what is said of views as a batch's."""
+    named = {"chosen", "rejected", "rejected_image"}
+    return ReferenceScores(
+        chosen=views.get("chosen"),
+        rejected=views.get("rejected"),
+        rejected_image=views.get("rejected_image"),
+        more={view: said for view, said in views.items() if view not in named},
+    )

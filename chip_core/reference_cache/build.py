@@ -292,13 +292,20 @@ class BuildGroup:
             TrialError: features are asked of a tower that is trained.
         """
         objective = _objective(passes)
+        views = {view for spec in passes for view in spec.reads}
+        if any(spec.of_rejected_image for spec in passes):
+            views.add("rejected_image")  # its images, where no response is asked
         self._sharing = config.engine.prefix_sharing
         self._alone = all(spec.of_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
         self._device = next(model.parameters()).device
         encodings = ENCODINGS.of(loading.content_key(config.model))  # the trials' that follow, too
         self._encoder = PairEncoder(
-            processor, config.model_copy(update={"objective": objective}), pairs, encodings
+            processor,
+            config.model_copy(update={"objective": objective}),
+            pairs,
+            encodings,
+            views=views,
         )
         self._policy = Policy(
             model,

@@ -20,7 +20,8 @@ from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import trained_parts
 from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
-from chip_core.objectives.terms import ReferenceScores, ResponseReference
+from chip_core.objectives.parts import VIEWS, Quantity, Reads
+from chip_core.objectives.terms import ReferenceScores, ResponseReference, reference_scores
 from chip_core.reference_cache.build import HEAD
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import field_of
@@ -106,20 +107,33 @@ class OpenStores:
             images=self._of("features").get(None),
             rejected_images=self._of("rejected_image_features"),
         )
-        text, images = self._of("text").get(None), self._of("rejected_image")
-        wanted: set[int | None] = set()
-        if self.config.objective.needs_rejected_image and None not in images:
-            wanted = set(range(epochs_reached(self.config, self.pairs)))
+        text = self._of("text").get(None)
+        objective = self.config.objective
+        stores: dict[tuple[str, Quantity], dict[int | None, ReferenceCacheStore]] = {
+            (view, quantity): {
+                spec.epoch: store
+                for spec, store in self.whole
+                if quantity in spec.reads.get(view, ())
+            }
+            for view, quantities in objective.reference_reads.items()
+            for quantity in quantities
+        }
+        reached = set(range(epochs_reached(self.config, self.pairs)))
+        missing = any(
+            None not in epochs
+            and not (VIEWS[view][0] == "rejected_image" and reached <= set(epochs))
+            for (view, _), epochs in stores.items()
+        )
         computed: LiveSource | None = None
         mode = "stored"
-        if text is None or not wanted <= set(images):
+        if missing:
             computed = live()
-            mode = "live" if text is None and not images else "partly stored"
+            mode = "partly stored" if any(stores.values()) else "live"
         reference: ReferenceSource
         if computed is not None and mode == "live":
             reference = computed
         else:
-            hidden = self.config.objective.needs_divergence
+            hidden = objective.needs_divergence
             head = None
             if hidden:
                 head = (
@@ -127,9 +141,7 @@ class OpenStores:
                     if computed is None
                     else computed.head
                 )
-            reference = StoredReference(
-                text=text, rejected_image=images, head=head, hidden=hidden, live=computed
-            )
+            reference = StoredReference(stores, head=head, hidden=hidden, live=computed)
         engine = {"reference": mode, "image_features": features.mode}
         return TrainingReference(
             source=reference, attach_features=features.attach, engine=engine, notes=self.notes
@@ -205,16 +217,18 @@ class SpotCheck:
         batch = self._batches[epoch].to(self._device)
         if epoch not in self._scores:
             self._scores[epoch] = self._policy.reference_scores(batch)
-        scores = self._scores[epoch]
-        responses, said = batch.chosen, scores.chosen
-        if spec.of_rejected_image:
-            assert batch.rejected_image is not None and scores.rejected_image is not None
-            responses, said = batch.rejected_image, scores.rejected_image
+        scores = self._scores[epoch].views
+        quantity: Quantity = spec.identity.get("quantity", "logps")
+        responses = batch.responses[spec.view]
+        said = None if spec.view not in scores else getattr(scores[spec.view], quantity)
+        if said is None:  # of a wider store the objective reads another side alone
+            one: Reads = {spec.view: frozenset([quantity])}
+            said = getattr(self._policy.reference_scores(batch, one).views[spec.view], quantity)
         ids = store.rows(batch.places, "chosen.ids")
         if ids.tolist() != responses.ids[responses.mask].tolist():
             raise BrokenStoreError("its responses are not the data's")
-        stored = store.rows(batch.places, "chosen.logps").to(said.logps.device)
-        gap = float((stored - said.logps[responses.mask]).abs().mean())
+        stored = store.rows(batch.places, "chosen.logps").to(said.device)
+        gap = float((stored - said[responses.mask]).abs().mean())
         if not gap <= _LOGPS[self._config.model.dtype]:
             raise BrokenStoreError(
                 f"its log-probabilities are not this model's (they differ by {gap:.3g} a token)"
@@ -288,9 +302,8 @@ class StoredReference:
 
     def __init__(
         self,
+        stores: Mapping[tuple[str, Quantity], Mapping[int | None, ReferenceCacheStore]],
         *,
-        text: ReferenceCacheStore | None,
-        rejected_image: Mapping[int | None, ReferenceCacheStore],
         head: OutputHead | None,
         hidden: bool,
         live: LiveSource | None,
@@ -298,15 +311,13 @@ class StoredReference:
         """Put together a training's reference.
 
         Args:
-            text: the store of the responses under the image; None: they are computed.
-            rejected_image: the stores under the rejected image, by epoch; None: of all epochs.
-                What is not here is computed.
+            stores: of each quantity of a view that is read, by epoch; None: of all epochs. What
+                is not here is computed.
             head: what turns the hidden states into logits; None: the policy's own, frozen.
             hidden: whether hidden states are read.
             live: computes what no store has.
         """
-        self._text, self._rejected_image = text, rejected_image
-        self._head, self._hidden, self._live = head, hidden, live
+        self._stores, self._head, self._hidden, self._live = stores, head, hidden, live
 
     @property
     def head(self) -> OutputHead | None:
@@ -319,30 +330,33 @@ class StoredReference:
         Raises:
             TrialError: a store is of other responses than the batch's.
         """
-        chosen, rejected = self._of_text(batch)
-        return ReferenceScores(
-            chosen=chosen, rejected=rejected, rejected_image=self._of_rejected_image(batch)
-        )
-
-    def _of_text(self, batch: PairBatch) -> tuple[ResponseReference, ResponseReference]:
-        if self._text is None:
+        known: dict[str, dict[str, Tensor]] = {}
+        missing: dict[str, frozenset[Quantity]] = {}
+        for (view, quantity), epochs in self._stores.items():
+            store = epochs.get(None if None in epochs else batch.epoch)
+            if store is None:
+                missing[view] = missing.get(view, frozenset()) | {quantity}
+                continue
+            known.setdefault(view, {})
+            text = view in ("chosen", "rejected")
+            said = _read(
+                store,
+                view if text and quantity == "logps" else "chosen",
+                batch.places,
+                batch.responses[view],
+                hidden=self._hidden and text and quantity == "logps",
+            )
+            known[view][quantity] = said["logps"]
+            if "hidden" in said:
+                known[view]["hidden"] = said["hidden"]
+        views = {view: ResponseReference(**said) for view, said in known.items()}
+        if missing:
             assert self._live is not None
-            scores = self._live.scores(batch.text)
-            return scores.chosen, scores.rejected
-        return (
-            _read(self._text, "chosen", batch.places, batch.chosen, hidden=self._hidden),
-            _read(self._text, "rejected", batch.places, batch.rejected, hidden=self._hidden),
-        )
-
-    def _of_rejected_image(self, batch: PairBatch) -> ResponseReference | None:
-        if batch.rejected_image is None:
-            return None
-        of_epoch = None if None in self._rejected_image else batch.epoch
-        if of_epoch not in self._rejected_image:
-            assert self._live is not None
-            return self._live.rejected_image(batch)
-        store = self._rejected_image[of_epoch]
-        return _read(store, "chosen", batch.places, batch.rejected_image, hidden=False)
+            computed = self._live.scores_of(batch.only(missing), missing).views
+            for view, rest in computed.items():
+                own = known.get(view, {})
+                views[view] = replace(rest, **own) if own else rest
+        return reference_scores(views)
 
 
 def _read(
@@ -352,8 +366,8 @@ def _read(
     responses: Responses,
     *,
     hidden: bool,
-) -> ResponseReference:
-    """Return what a store says of one response a pair."""
+) -> dict[str, Tensor]:
+    """Return what a store says of one response a pair, (B, C) and (B, C, D)."""
 
     def column(name: str) -> Tensor:
         return store.rows(places, f"{group}.{name}").to(responses.ids.device)
@@ -364,7 +378,5 @@ def _read(
             f"trial's (among the pairs {', '.join(map(str, places))}): the data changed while it "
             "was trained on; remove that folder and run again"
         )
-    return ResponseReference(
-        logps=spread(column("logps"), responses.mask),
-        hidden=spread(column("hidden"), responses.mask) if hidden else None,
-    )
+    names = ("logps", "hidden") if hidden else ("logps",)
+    return {name: spread(column(name), responses.mask) for name in names}

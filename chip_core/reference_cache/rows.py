@@ -14,6 +14,7 @@ from chip_core.data.preferences import Pairs
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.tower import is_frozen, tower_features
+from chip_core.objectives.parts import VIEWS
 from chip_core.objectives.terms import ResponseReference
 from chip_core.reference_cache.shards import CacheRow
 from chip_core.reference_cache.size import bytes_a_token
@@ -127,14 +128,21 @@ class ResponseLogps:
 
     def bytes(self, places: Sequence[int]) -> int:
         """Return the bytes of samples whose responses are not cut."""
-        sides = 2 if self._spec.kind == "text" else 1
         tokens = 0
         for start in range(0, len(places), 1000):
             these = places[start : start + 1000]
-            texts = [text for place in these for text in self._pairs.responses(place)[:sides]]
+            texts = [text for place in these for text in self._texts(place)]
             ids = [self._marks.ids(text) for text in texts]
             tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
         return tokens * bytes_a_token(self._spec, self._policy.head.weight.shape[1])
+
+    def _texts(self, place: int) -> list[str]:
+        """Return a pair's responses that the pass is of."""
+        kinds = {VIEWS[view][1] for view in self._spec.reads}
+        texts = dict(zip(("chosen", "rejected"), self._pairs.responses(place), strict=True))
+        if "other" in kinds:
+            texts["other"] = self._pairs.other(place) or ""
+        return [text for kind, text in texts.items() if kind in kinds]
 
     def rows(self, batch: PairBatch) -> Iterator[CacheRow]:
         """Yield what the reference says of each pair of a batch."""
@@ -151,21 +159,17 @@ class ResponseLogps:
 
     def _said(self, batch: PairBatch) -> list[tuple[str, Responses, ResponseReference]]:
         """Return what the reference says of a batch, by group of columns."""
+        said = self._policy.reference_scores(batch, self._spec.reads).views
         if self._spec.kind == "text":
-            scores = self._policy.reference_scores(batch.text)
-            return [
-                ("chosen", batch.chosen, scores.chosen),
-                ("rejected", batch.rejected, scores.rejected),
-            ]
-        assert batch.rejected_image is not None
-        said = self._policy.rejected_image_reference(batch)
-        return [("chosen", batch.rejected_image, said)]
+            return [(view, batch.responses[view], said[view]) for view in ("chosen", "rejected")]
+        (view,) = self._spec.reads
+        return [("chosen", batch.responses[view], said[view])]
 
     def _rounding(self, said: list[tuple[str, Responses, ResponseReference]]) -> float:
         """Return by how much rounding the hidden states moves a log-probability at most."""
         furthest = 0.0
         for _, responses, reference in said:
-            assert reference.hidden is not None
+            assert reference.hidden is not None and reference.logps is not None
             rounded = reference.hidden[responses.mask].bfloat16()
             gap = (self._policy.logps(rounded, responses) - reference.logps)[responses.mask]
             furthest = max(furthest, float(gap.abs().max()))
@@ -175,7 +179,8 @@ class ResponseLogps:
         self, responses: Responses, reference: ResponseReference
     ) -> dict[str, list[Tensor]]:
         """Return each column's rows, on the CPU, without padding."""
-        columns = {"ids": responses.ids.int(), "logps": reference.logps.float()}
+        values = getattr(reference, self._spec.identity.get("quantity", "logps"))
+        columns = {"ids": responses.ids.int(), "logps": values.float()}
         if self._spec.hidden is not None:
             assert reference.hidden is not None
             columns["hidden"] = reference.hidden.to(_DTYPE[self._spec.hidden])

@@ -18,6 +18,7 @@ from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
 from chip_core.models import own
 from chip_core.models.loading import local_folder
+from chip_core.objectives.parts import VIEWS
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_json
@@ -61,8 +62,9 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
     if not texts:
         return None
     count = _counter(config.model)
-    both = spec.kind == "text"
-    tokens = fmean(count(pair[0]) + (count(pair[1]) if both else 0) for pair in texts)
+    # A third response is taken to be as long as the chosen one.
+    sides = [VIEWS[view][1] == "rejected" for view in spec.reads]
+    tokens = fmean(sum(count(pair[side]) for side in sides) for pair in texts)
     head = 0 if spec.hidden is None else BYTES["fp32"] * width * vocabulary
     return round(samples * tokens * bytes_a_token(spec, width)) + head
 

@@ -15,8 +15,10 @@ from typing import Any, Literal, get_args
 
 from chip_core.config.identity import data_identity, fingerprint, rejected_image_identity
 from chip_core.config.trial import BEHAVIOUR, TrialConfig
+from chip_core.data.further import asks_of
 from chip_core.data.rejected_images import strategy_class
 from chip_core.models.loading import projector_in_tower
+from chip_core.objectives.parts import VIEWS, Quantity, Reads
 from chip_core.reference_cache.folder import FORMAT
 
 #: What a pass says of each sample.
@@ -25,7 +27,8 @@ from chip_core.reference_cache.folder import FORMAT
 #: rejected_image: each token's log-probability of the chosen response under the rejected image.
 #: features, rejected_image_features: what a frozen vision tower says of the image, and of the
 #: rejected one.
-Kind = Literal["text", "features", "rejected_image", "rejected_image_features"]
+#: view: one quantity (`quantity`) of each token of one further view (`view`), as presets read it.
+Kind = Literal["text", "features", "rejected_image", "rejected_image_features", "view"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -57,7 +60,27 @@ class CacheSpec:
     @property
     def of_rejected_image(self) -> bool:
         """Whether it looks at the rejected images."""
-        return self.kind in ("rejected_image", "rejected_image_features")
+        return (
+            self.kind in ("rejected_image", "rejected_image_features")
+            or VIEWS[self.view][0] == "rejected_image"
+        )
+
+    @property
+    def view(self) -> str:
+        """The view whose tokens it is of; `chosen` where it is of more, or of images."""
+        if self.kind == "view":
+            return str(self.identity["view"])
+        return "rejected_image" if self.kind == "rejected_image" else "chosen"
+
+    @property
+    def reads(self) -> Reads:
+        """What it holds of each view; nothing where it is of images."""
+        logps: frozenset[Quantity] = frozenset(["logps"])
+        if self.kind == "view":
+            return {self.view: frozenset([self.identity["quantity"]])}
+        if self.kind == "rejected_image":
+            return {"rejected_image": logps}
+        return {"rejected": logps, "chosen": logps} if self.kind == "text" else {}
 
     @property
     def name(self) -> str:
@@ -66,6 +89,11 @@ class CacheSpec:
             return "text" if self.hidden is None else f"text, hidden states in {self.hidden}"
         if self.kind == "features":
             return "image features"
+        if self.kind == "view":
+            what = f"{self.view.replace('_', ' ')}, {self.identity['quantity'].replace('_', ' ')}"
+            if not self.of_rejected_image:
+                return what
+            return f"{what}, rejected image {self.identity['rejected_image']['strategy']}"
         image = self.identity["rejected_image"]
         what = f"{'features of ' if self.of_features else ''}rejected image {image['strategy']}"
         drawn = [f"{key} {image[key]}" for key in ("epoch", "seed") if key in image]
@@ -81,10 +109,17 @@ class AvailableCaches:
 
     def covers(self, config: TrialConfig) -> bool:
         """Return whether a trial that reads all of them computes nothing of the reference."""
-        epochs = {spec.epoch for spec in self.passes if spec.kind == "rejected_image"}
-        drawn = None in epochs or epochs >= set(range(config.training.epochs))
-        text = any(spec.kind == "text" for spec in self.passes)
-        return text and (drawn or not config.objective.needs_rejected_image)
+        for view, quantities in config.objective.reference_reads.items():
+            drawn = VIEWS[view][0] == "rejected_image"
+            for quantity in quantities:
+                epochs = {
+                    spec.epoch for spec in self.passes if quantity in spec.reads.get(view, ())
+                }
+                if None not in epochs and not (
+                    drawn and epochs >= set(range(config.training.epochs))
+                ):
+                    return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +148,9 @@ def cache_specs(
     traits = strategy_class(image.strategy).traits
     visual = config.objective.needs_rejected_image
     # Where rows without a rejected image of their own are left out, there are other pairs.
-    skipped = {"given": True} if visual and traits.needs_given else {}
+    skipped: dict[str, Any] = {"given": True} if visual and traits.needs_given else {}
+    asked = asks_of(config.objective).names
+    skipped |= {"asked": asked} if asked else {}
     common = {
         "format": FORMAT,
         "behaviour": BEHAVIOUR,
@@ -128,9 +165,11 @@ def cache_specs(
         of_text["label_rule"] = config.training.label_rule
     of_tower = {**common, "engine": tower}
     hidden = config.reference_precision if config.objective.needs_divergence else None
-    made: list[tuple[Kind, int | None, dict[str, Any]]] = [
-        ("text", None, {**of_text, "hidden": hidden})
-    ]
+    reads = config.objective.reference_reads
+    made: list[tuple[Kind, int | None, dict[str, Any]]] = []
+    if any("logps" in reads.get(view, ()) for view in ("chosen", "rejected")):
+        made.append(("text", None, {**of_text, "hidden": hidden}))
+    made += [("view", None, {**of_text, **further}) for further in _further(config, drawn=False)]
     features = _keeps_features(config)
     if features:
         made.append(("features", None, of_tower))
@@ -138,13 +177,34 @@ def cache_specs(
         anew = traits.random and image.redraw == "each_epoch"
         for epoch in range(config.training.epochs) if anew else [None]:
             drawn = {"rejected_image": rejected_image_identity(config, epoch)}
-            made.append(("rejected_image", epoch, {**of_text, **drawn}))
+            if "logps" in reads.get("rejected_image", ()):
+                made.append(("rejected_image", epoch, {**of_text, **drawn}))
+            made += [
+                ("view", epoch, {**of_text, **drawn, **further})
+                for further in _further(config, drawn=True)
+            ]
             if features:
                 made.append(("rejected_image_features", epoch, {**of_tower, **drawn}))
     return tuple(
         CacheSpec(kind=kind, epoch=epoch, identity={"kind": kind, **identity})
         for kind, epoch, identity in made
     )
+
+
+def _further(config: TrialConfig, *, drawn: bool) -> list[dict[str, Any]]:
+    """Return what passes over single views are of, beside text and rejected images.
+
+    Args:
+        config: the trial.
+        drawn: whether under the rejected images, or under all others.
+    """
+    return [
+        {"view": view, "quantity": quantity}
+        for view, quantities in config.objective.reference_reads.items()
+        for quantity in sorted(quantities)
+        if (VIEWS[view][0] == "rejected_image") == drawn
+        and not (quantity == "logps" and view in ("chosen", "rejected", "rejected_image"))
+    ]
 
 
 def _keeps_features(config: TrialConfig) -> bool:
@@ -187,7 +247,7 @@ def _together(spec: CacheSpec, other: CacheSpec) -> bool:
         (spec.identity, other.identity),
         (spec.identity["engine"], other.identity["engine"]),
     ]
-    apart = {"kind", "hidden", "engine"}
+    apart = {"kind", "hidden", "engine", "view", "quantity"}
     return all(
         mine[key] == others[key]
         for mine, others in pairs
@@ -203,9 +263,11 @@ def build_config(group: Sequence[tuple[CacheSpec, TrialConfig]]) -> TrialConfig:
     """
     config = next((config for spec, config in group if not spec.of_features), group[0][1])
     towers = (config for spec, config in group if spec.of_features)
+    further = (config for spec, config in group if spec.kind == "view")
     drawn = (config for spec, config in group if spec.of_rejected_image)
     for other, names in (
         (next(towers, None), ("vision_encoder", "projector")),
+        (next(further, None), ("objective",)),
         (next(drawn, None), ("objective", "rejected_image", "seed")),
     ):
         if other is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch
 from chip_core.models.packing import packed_attention
-from chip_core.training.layout import pad
+from chip_core.training.layout import lying, pad
 from chip_core.training.policy import Policy
 from chip_core.training.states import response_states
 from chip_core.utils.errors import TrialError, brief
@@ -105,8 +105,7 @@ def _measured(
     try:
         with torch.enable_grad():
             states = response_states(policy.model, batch, prefix_sharing=shared, bf16=bf16)
-            found = (states.chosen, states.rejected, states.rejected_image)
-            hidden = torch.cat([part for part in found if part is not None])
+            hidden = torch.cat([states.views[view] for view in lying(states.views)])
             # Fixed and without a pattern, so that nothing cancels and no draw is taken.
             by = torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
             gradients = torch.autograd.grad((hidden * by).sum(), vectors, allow_unused=True)

@@ -21,8 +21,10 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.shards import local_part, whole
+from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.head import OutputHead
-from chip_core.objectives.terms import BatchObjective, ReferenceScores, ResponseReference
+from chip_core.objectives.parts import Reads
+from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.parallel import SingleProcessStrategy
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveSource, rounded
@@ -57,13 +59,22 @@ class FSDPStrategy(SingleProcessStrategy):
         return nullcontext()
 
     def __call__(
-        self, batch: PairBatch, reference: ReferenceScores, head: OutputHead | None
+        self,
+        batch: PairBatch,
+        reference: ReferenceScores,
+        head: OutputHead | None,
+        facts: Facts = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs."""
-        loss, terms, chosen, rejected = self._root(batch, reference, head)
+        loss, terms, chosen, rejected = self._root(batch, reference, head, facts)
         return BatchObjective(
             loss=loss, terms=terms, chosen_reward=chosen, rejected_reward=rejected
         )
+
+    def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
+        """Return what the global batch's table holds of this worker's pairs."""
+        columns: dict[str, Tensor] = self._root.table_columns(batch, reference)
+        return columns
 
     def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
@@ -105,22 +116,18 @@ class ShardedReference:
         """The output head as it was, whole; None: the policy's own, which is frozen."""
         return self._head
 
-    @torch.no_grad()
     def scores(self, batch: PairBatch) -> ReferenceScores:
         """Return what the policy said of a batch before it was trained."""
+        return self.scores_of(batch, None)
+
+    @torch.no_grad()
+    def scores_of(self, batch: PairBatch, reads: Reads | None) -> ReferenceScores:
+        """Return what `scores` says of some views, and compute no more; None: of all."""
         with self._exchanged(), without_adapter(self._model):
-            scores: ReferenceScores = self._root.reference_scores(batch)
+            scores: ReferenceScores = self._root.reference_scores(batch, reads)
             # The root's weights would stay together, the old ones, for the next pass.
             self._root.reshard()
         return rounded(scores) if self._rounded else scores
-
-    @torch.no_grad()
-    def rejected_image(self, batch: PairBatch) -> ResponseReference:
-        """Return what `scores` says under the rejected image, and compute no more."""
-        with self._exchanged(), without_adapter(self._model):
-            said: ResponseReference = self._root.rejected_image_reference(batch)
-            self._root.reshard()
-        return said
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
@@ -146,16 +153,20 @@ class _Root(nn.Module):
         self.policy = policy
 
     def forward(
-        self, batch: PairBatch, reference: ReferenceScores, head: OutputHead | None
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        result = self.policy(batch, reference, head)
+        self,
+        batch: PairBatch,
+        reference: ReferenceScores,
+        head: OutputHead | None,
+        facts: Facts = None,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor | None]:
+        result = self.policy(batch, reference, head, facts)
         return result.loss, result.terms, result.chosen_reward, result.rejected_reward
 
-    def reference_scores(self, batch: PairBatch) -> ReferenceScores:
-        return self.policy.reference_scores(batch)
+    def reference_scores(self, batch: PairBatch, reads: Reads | None) -> ReferenceScores:
+        return self.policy.reference_scores(batch, reads)
 
-    def rejected_image_reference(self, batch: PairBatch) -> ResponseReference:
-        return self.policy.rejected_image_reference(batch)
+    def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
+        return self.policy.table_columns(batch, reference)
 
 
 def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
@@ -196,7 +207,7 @@ def _shard(policy: Policy, device: torch.device, *, bf16: bool) -> Any:
             fully_shard(module, mesh=mesh, mp_policy=precision)
     fully_shard(root, mesh=mesh)
     register_fsdp_forward_method(root, "reference_scores")
-    register_fsdp_forward_method(root, "rejected_image_reference")
+    register_fsdp_forward_method(root, "table_columns")
     for module in root.modules():
         # A weight keeps the mark that it has when it is first brought together, and a reference
         # pass takes an adapter's marks away for a while.

@@ -1,15 +1,15 @@
 """How prompts and responses lie in the rows that a decoder reads.
 
 Padded: `[prompt][response]` is a row of its own. Packed: all of a batch lies in one row without
-padding, chosen and rejected behind one prompt, and the image with it; each response's positions
-go on where its prompt ends.
+padding, all responses under an image behind one prompt, and the image with it; each response's
+positions go on where its prompt ends.
 
 Shapes: B pairs, T tokens of a row, P of a prompt, C of a response, N tokens of all responses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses, is_by_token, stack_inputs
 from chip_core.models.packing import Span
+from chip_core.objectives.parts import VIEWS, Image, Response
+
+_IMAGES: tuple[Image, ...] = ("image", "rejected_image", "second_image")
+_RESPONSES: tuple[Response, ...] = ("chosen", "rejected", "other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +72,40 @@ def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
     )
 
 
-def pack(batch: PairBatch, model: Any) -> PackedRow:
-    """Return a batch as one row: each pair's prompt, chosen and rejected response; then, where
-    there are rejected images, each pair's prompt with that and the chosen response.
+#: The views in the order in which they lie in a packed row.
+_LYING = sorted(
+    VIEWS, key=lambda view: (_IMAGES.index(VIEWS[view][0]), _RESPONSES.index(VIEWS[view][1]))
+)
+
+
+def lying(views: Collection[str]) -> list[str]:
+    """Return views in the order in which they lie in a packed row."""
+    return [view for view in _LYING if view in views]
+
+
+def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> PackedRow:
+    """Return a batch as one row: each pair's prompt and the responses under its image; then, where
+    there are rejected images, each pair's prompt with that and its responses; then second images.
 
     Args:
         batch: the batch.
         model: says how positions are counted, if it has its own way (`get_rope_index` of Qwen-VL).
+        views: those that are wanted; None: all that the batch has.
 
     Returns:
-        the row; `predicting` is of chosen, rejected and, if there, rejected image.
+        the row; `predicting` is of the views in the order of `lying`.
     """
-    parts = [pack_prompts(batch.prompts, (batch.chosen, batch.rejected), model)]
-    if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
-        parts.append(pack_prompts(batch.rejected_image_prompts, (batch.rejected_image,), model))
-    starts = [0, parts[0].input_ids.shape[1]]
+    responses = batch.responses
+    wanted = lying(responses if views is None else views)
+    parts = []
+    for image in _IMAGES:
+        own = tuple(responses[view] for view in wanted if VIEWS[view][0] == image)
+        if own:
+            parts.append(pack_prompts(batch.prompts_of(image), own, model))
     if len(parts) == 1:
         return parts[0]
+    lengths = [part.input_ids.shape[1] for part in parts]
+    starts = [sum(lengths[:number]) for number in range(len(parts))]
     by_token = {name for name in parts[0].inputs if is_by_token(name)}
     inputs = stack_inputs(
         [{k: v for k, v in part.inputs.items() if k not in by_token} for part in parts], tokens=0
@@ -94,7 +115,7 @@ def pack(batch: PairBatch, model: Any) -> PackedRow:
         input_ids=torch.cat([part.input_ids for part in parts], 1),
         positions=torch.cat([part.positions for part in parts], -1),
         inputs=inputs,
-        spans=parts[0].spans + parts[1].spans,
+        spans=tuple(span for part in parts for span in part.spans),
         predicting=tuple(
             place + start
             for part, start in zip(parts, starts, strict=True)

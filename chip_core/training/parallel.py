@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.memory import bytes_needed
+from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.policy import Policy
@@ -83,11 +84,19 @@ class SingleProcessStrategy:
         return nullcontext()
 
     def __call__(
-        self, batch: PairBatch, reference: ReferenceScores, head: OutputHead | None
+        self,
+        batch: PairBatch,
+        reference: ReferenceScores,
+        head: OutputHead | None,
+        facts: Facts = None,
     ) -> BatchObjective:
-        """Return the objective of this worker's pairs."""
-        result: BatchObjective = self.policy(batch, reference, head)
+        """Return the objective of this worker's pairs; `facts` are of the global batch."""
+        result: BatchObjective = self.policy(batch, reference, head, facts)
         return result
+
+    def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
+        """Return what the global batch's table holds of this worker's pairs."""
+        return self.policy.table_columns(batch, reference)
 
     def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
@@ -114,8 +123,12 @@ class DDPStrategy(SingleProcessStrategy):
         return nullcontext() if last else self._wrapped.no_sync()
 
     def __call__(
-        self, batch: PairBatch, reference: ReferenceScores, head: OutputHead | None
+        self,
+        batch: PairBatch,
+        reference: ReferenceScores,
+        head: OutputHead | None,
+        facts: Facts = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs."""
-        result: BatchObjective = self._wrapped(batch, reference, head)
+        result: BatchObjective = self._wrapped(batch, reference, head, facts)
         return result

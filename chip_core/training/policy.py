@@ -8,6 +8,7 @@ Shapes: B pairs, C tokens of a response, N tokens of all responses of one kind, 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,24 +16,19 @@ from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import batch_objective
-from chip_core.objectives.head import CHUNK, OutputHead, head_scores
+from chip_core.objectives.forms import objective_of
+from chip_core.objectives.global_batch import Facts, table_columns
+from chip_core.objectives.head import CHUNK, OutputHead, best_other, head_scores, token_logits
+from chip_core.objectives.losses import Inputs
+from chip_core.objectives.parts import VIEWS, Reads
 from chip_core.objectives.terms import (
     BatchObjective,
     ReferenceScores,
     ResponseReference,
     ResponseScores,
+    reference_scores,
 )
-from chip_core.training.states import (
-    ResponseStates,
-    autocast,
-    rejected_image_states,
-    response_states,
-)
-
-#: The responses of a batch in the order in which they go through the output head: those with a
-#: divergence first, and of them first the one whose divergence is always trained.
-_ORDER = ("rejected", "chosen", "rejected_image")
+from chip_core.training.states import ResponseStates, autocast, response_states
 
 
 class Policy(nn.Module):
@@ -68,6 +64,7 @@ class Policy(nn.Module):
         batch: PairBatch,
         reference: ReferenceScores,
         reference_head: OutputHead | None = None,
+        facts: Facts = None,
     ) -> BatchObjective:
         """Return the objective of each pair.
 
@@ -75,77 +72,133 @@ class Policy(nn.Module):
             batch: on the model's device.
             reference: what the reference says of the same batch.
             reference_head: `ReferenceSource.head`; None: this model's own.
+            facts: of the global batch; see `losses.Inputs`.
         """
-        responses = _responses(batch)
-        hidden = self._hidden(batch)
-        of_reference, trained = None, 0
-        if self.objective.needs_divergence:
-            known = {"rejected": reference.rejected.hidden, "chosen": reference.chosen.hidden}
-            of_reference = torch.cat(
-                [value[responses[kind].mask] for kind, value in known.items() if value is not None]
-            )
-            both = self.objective.trains_chosen_divergence
-            trained = sum(len(hidden[kind]) for kind in known if both or kind == "rejected")
-        with autocast(batch.prompts.ids.device, bf16=self.bf16):
-            scores = head_scores(
-                torch.cat(list(hidden.values())),
-                torch.cat([of.ids[of.mask] for of in responses.values()]),
-                self.head,
-                reference_hidden=of_reference,
-                reference_head=reference_head,
-                kl_gradients=trained,
-                chunk=self.logits_chunk,
-            )
-        logps = _by_kind(scores.logps, responses)
-        kl = {} if scores.kl is None else _by_kind(scores.kl, responses)
-        scored = {
-            kind: ResponseScores(
-                policy_logps=logps[kind],
-                reference_logps=getattr(reference, kind).logps,
+        views = self._scored(batch, reference, reference_head)
+        inputs = Inputs(views=views, fields=batch.fields, facts=facts)
+        return objective_of(self.objective, inputs)
+
+    @torch.no_grad()
+    def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
+        """Return what the global batch's table holds of each pair, (B,) each; without a graph."""
+        method = self.objective.resolved_method
+        assert method is not None
+        return table_columns(method, self._scored(batch, reference, None), batch.fields)
+
+    def _scored(
+        self, batch: PairBatch, reference: ReferenceScores, reference_head: OutputHead | None
+    ) -> dict[str, ResponseScores]:
+        """Return all that the objective reads of each view."""
+        responses, said = batch.responses, reference.views
+        reads = self.objective.policy_reads
+        policy, kl = self._said(batch, reads, reference, reference_head)
+        scored = {}
+        for view in VIEWS:
+            if view not in policy and view not in said:
+                continue
+            own, other = policy.get(view), said.get(view)
+            of = responses[view]
+            nothing = torch.full(of.mask.shape, torch.nan, device=of.mask.device)
+            logps = [None if part is None else part.logps for part in (own, other)]
+            scored[view] = ResponseScores(
+                policy_logps=nothing if logps[0] is None else logps[0],
+                reference_logps=nothing if logps[1] is None else logps[1],
                 mask=of.mask,
                 changed=of.changed,
-                kl=kl.get(kind),
+                kl=kl.get(view),
+                policy_logits=None if own is None else own.logits,
+                reference_logits=None if other is None else other.logits,
+                policy_best_other=None if own is None else own.best_other,
+                reference_best_other=None if other is None else other.best_other,
             )
-            for kind, of in responses.items()
-        }
-        return batch_objective(
-            self.objective,
-            chosen=scored["chosen"],
-            rejected=scored["rejected"],
-            rejected_image=scored.get("rejected_image"),
-        )
+        return scored
 
-    @torch.no_grad()
-    def reference_scores(self, batch: PairBatch) -> ReferenceScores:
-        """Return what a training needs of a reference, of this model as it is now."""
-        responses = _responses(batch)
-        hidden = self._hidden(batch)
+    def _said(
+        self,
+        batch: PairBatch,
+        reads: Reads,
+        reference: ReferenceScores | None = None,
+        reference_head: OutputHead | None = None,
+        *,
+        keep_hidden: bool = False,
+    ) -> tuple[dict[str, ResponseReference], dict[str, Tensor]]:
+        """Return what this model says of a batch's views, and the divergence from a reference.
+
+        Args:
+            batch: on the model's device.
+            reads: what is wanted of each view.
+            reference: with hidden states, where the divergence is wanted.
+            reference_head: what turns those into logits; None: this model's own.
+            keep_hidden: whether the hidden states of chosen and rejected go with it.
+        """
+        wanted = [view for view in reads if view in batch.responses]
+        responses = {view: batch.responses[view] for view in wanted}
+        hidden = self.states(batch, views=wanted).views
+        found: dict[str, dict[str, Tensor]] = {view: {} for view in wanted}
+        scored = {view: of for view, of in responses.items() if "logps" in reads[view]}
+        kl: dict[str, Tensor] = {}
         with autocast(batch.prompts.ids.device, bf16=self.bf16):
-            scores = head_scores(
-                torch.cat(list(hidden.values())),
-                torch.cat([of.ids[of.mask] for of in responses.values()]),
-                self.head,
-                chunk=self.logits_chunk,
-            )
-        kept = ("rejected", "chosen") if self.objective.needs_divergence else ()
-        return ReferenceScores(
-            **{
-                kind: ResponseReference(
-                    logps=logps,
-                    hidden=spread(hidden[kind], responses[kind].mask) if kind in kept else None,
+            if scored:
+                of_reference, trained = self._divergent(reference, scored, hidden)
+                scores = head_scores(
+                    torch.cat([hidden[view] for view in scored]),
+                    torch.cat([of.ids[of.mask] for of in scored.values()]),
+                    self.head,
+                    reference_hidden=of_reference,
+                    reference_head=reference_head,
+                    kl_gradients=trained,
+                    chunk=self.logits_chunk,
                 )
-                for kind, logps in _by_kind(scores.logps, responses).items()
-            }
+                for view, logps in _by_kind(scores.logps, scored).items():
+                    found[view]["logps"] = logps
+                kl = {} if scores.kl is None else _by_kind(scores.kl, scored)
+            for view, of in responses.items():
+                if "logits" in reads[view]:
+                    values = token_logits(hidden[view], of.ids[of.mask], self.head)
+                    found[view]["logits"] = spread(values, of.mask)
+                if "best_other" in reads[view]:
+                    ids = best_other(hidden[view], of.ids[of.mask], self.head, self.logits_chunk)
+                    of_best = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
+                    found[view]["best_other"] = spread(of_best.logps, of.mask)
+        if keep_hidden:
+            for view in ("rejected", "chosen"):
+                if view in found:
+                    found[view]["hidden"] = spread(hidden[view], responses[view].mask)
+        return {view: ResponseReference(**said) for view, said in found.items()}, kl
+
+    def _divergent(
+        self,
+        reference: ReferenceScores | None,
+        scored: dict[str, Responses],
+        hidden: Mapping[str, Tensor],
+    ) -> tuple[Tensor | None, int]:
+        """Return the reference's hidden states, and how many positions' divergence is trained."""
+        if reference is None or not self.objective.needs_divergence:
+            return None, 0
+        known = {"rejected": reference.rejected, "chosen": reference.chosen}
+        of_reference = torch.cat(
+            [
+                said.hidden[scored[view].mask]
+                for view, said in known.items()
+                if said is not None and said.hidden is not None
+            ]
         )
+        both = self.objective.trains_chosen_divergence
+        return of_reference, sum(len(hidden[view]) for view in known if both or view == "rejected")
 
     @torch.no_grad()
-    def rejected_image_reference(self, batch: PairBatch) -> ResponseReference:
-        """Return what `reference_scores` says under the rejected image, and compute no more."""
-        assert batch.rejected_image is not None
-        hidden = rejected_image_states(
-            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
-        )
-        return ResponseReference(logps=self.logps(hidden, batch.rejected_image))
+    def reference_scores(self, batch: PairBatch, reads: Reads | None = None) -> ReferenceScores:
+        """Return what a training needs of a reference, of this model as it is now.
+
+        Args:
+            batch: on the model's device.
+            reads: what is wanted of each view; None: all that the objective reads.
+        """
+        wanted = self.objective.reference_reads if reads is None else reads
+        if not any(view in batch.responses for view in wanted):
+            return ReferenceScores()
+        said, _ = self._said(batch, wanted, keep_hidden=self.objective.needs_divergence)
+        return reference_scores(said)
 
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
@@ -155,10 +208,10 @@ class Policy(nn.Module):
             scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
         return spread(scores.logps, responses.mask)
 
-    def states(self, batch: PairBatch) -> ResponseStates:
-        """Return the hidden states that predict a batch's responses."""
+    def states(self, batch: PairBatch, views: Collection[str] | None = None) -> ResponseStates:
+        """Return the hidden states that predict a batch's responses; None: of all its views."""
         return response_states(
-            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
+            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16, views=views
         )
 
     @property
@@ -167,20 +220,11 @@ class Policy(nn.Module):
         layer = self.model.get_output_embeddings()
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
-    def _hidden(self, batch: PairBatch) -> dict[str, Tensor]:
-        states = self.states(batch)
-        return {kind: getattr(states, kind) for kind in _responses(batch)}
-
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
     """Return values of a mask's true entries in their places, (N, …) to (B, C, …); else 0."""
     whole = values.new_zeros((*mask.shape, *values.shape[1:]))
     return whole.index_put(mask.nonzero(as_tuple=True), values)
-
-
-def _responses(batch: PairBatch) -> dict[str, Responses]:
-    found = {kind: getattr(batch, kind) for kind in _ORDER}
-    return {kind: responses for kind, responses in found.items() if responses is not None}
 
 
 def _by_kind(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
+from chip_core.data.further import asks_of
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.source import SHAPES
@@ -38,6 +39,7 @@ def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pa
         config.data,
         on_row,
         rejected_images=given and config.objective.needs_rejected_image,
+        asks=asks_of(config.objective),
         model=ProcessorChecker(loading.processor_of(config.model)) if own else None,
     )
 

@@ -15,6 +15,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import OriginalModel
 from chip_core.objectives.head import OutputHead
+from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class ReferenceSource(Protocol):
 class LiveSource(ReferenceSource, Protocol):
     """A reference that is computed anew for every batch."""
 
-    def rejected_image(self, batch: PairBatch) -> ResponseReference:
-        """Return what `scores` says under the rejected image, and compute no more."""
+    def scores_of(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
+        """Return what `scores` says of some views, and compute no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +104,10 @@ class LiveReference:
         scores: ReferenceScores = self.original(self._scorer, batch)
         return rounded(scores) if self._rounded else scores
 
-    def rejected_image(self, batch: PairBatch) -> ResponseReference:
-        """Return what `scores` says under the rejected image, and compute no more."""
-        said: ResponseReference = self.original(self._scorer, batch, rejected_image_alone=True)
-        return said
+    def scores_of(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
+        """Return what `scores` says of some views, and compute no more."""
+        scores: ReferenceScores = self.original(self._scorer, batch, reads)
+        return rounded(scores) if self._rounded else scores
 
 
 class _AsReference(nn.Module):
@@ -116,18 +117,16 @@ class _AsReference(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(
-        self, batch: PairBatch, *, rejected_image_alone: bool = False
-    ) -> ReferenceScores | ResponseReference:
-        if rejected_image_alone:
-            return self.policy.rejected_image_reference(batch)
-        return self.policy.reference_scores(batch)
+    def forward(self, batch: PairBatch, reads: Reads | None = None) -> ReferenceScores:
+        return self.policy.reference_scores(batch, reads)
 
 
 def rounded(scores: ReferenceScores) -> ReferenceScores:
     """Round hidden states as a store in bf16 does: whether there is one changes no figure."""
 
-    def of(said: ResponseReference) -> ResponseReference:
-        return said if said.hidden is None else replace(said, hidden=said.hidden.bfloat16())
+    def of(said: ResponseReference | None) -> ResponseReference | None:
+        if said is None or said.hidden is None:
+            return said
+        return replace(said, hidden=said.hidden.bfloat16())
 
     return replace(scores, chosen=of(scores.chosen), rejected=of(scores.rejected))

@@ -7,7 +7,7 @@ Shapes: B pairs, D hidden, N tokens of all of a batch's responses of one kind, r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
-from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
+from chip_core.objectives.parts import VIEWS
+from chip_core.training.layout import PackedRow, lying, pack, pad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,50 +30,56 @@ class ResponseStates:
     `Responses.ids[Responses.mask]` are the tokens predicted.
     """
 
-    chosen: Tensor  # (N, D)
-    rejected: Tensor  # (N, D)
-    rejected_image: Tensor | None = None  # (N, D), the chosen response under the rejected image
+    views: Mapping[str, Tensor]  # (N, D) each, in the order of `VIEWS`
+
+    @property
+    def chosen(self) -> Tensor:
+        """Of the chosen response."""
+        return self.views["chosen"]
+
+    @property
+    def rejected(self) -> Tensor:
+        """Of the rejected response."""
+        return self.views["rejected"]
+
+    @property
+    def rejected_image(self) -> Tensor | None:
+        """Of the chosen response under the rejected image."""
+        return self.views.get("rejected_image")
 
 
 def response_states(
-    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
+    model: Any,
+    batch: PairBatch,
+    *,
+    prefix_sharing: bool,
+    bf16: bool = False,
+    views: Collection[str] | None = None,
 ) -> ResponseStates:
     """Compute the hidden states that predict a batch's responses.
 
     Args:
         model: the policy or a reference, with or without adapters.
         batch: on the model's device.
-        prefix_sharing: whether all is computed in one packed row, chosen and rejected behind one
-            prompt; the model must be within `packed_attention`. Else one pass a response.
+        prefix_sharing: whether all is computed in one packed row, the responses under an image
+            behind one prompt; the model must be within `packed_attention`. Else one pass a
+            response.
         bf16: whether to compute under autocast.
+        views: those that are computed; None: all that the batch has.
     """
     inner = without_head(model)
+    responses = batch.responses
+    wanted = lying(responses if views is None else views)
     with autocast(batch.prompts.ids.device, bf16=bf16):
         if prefix_sharing:
-            return _packed(inner, batch)
-        rejected_image = None
-        if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
-            rejected_image = _padded(inner, batch.rejected_image_prompts, batch.rejected_image)
-        return ResponseStates(
-            chosen=_padded(inner, batch.prompts, batch.chosen),
-            rejected=_padded(inner, batch.prompts, batch.rejected),
-            rejected_image=rejected_image,
-        )
-
-
-def rejected_image_states(
-    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
-) -> Tensor:
-    """Compute `ResponseStates.rejected_image` alone; see `response_states`."""
-    prompts, responses = batch.rejected_image_prompts, batch.rejected_image
-    assert prompts is not None and responses is not None
-    inner = without_head(model)
-    with autocast(prompts.ids.device, bf16=bf16):
-        if not prefix_sharing:
-            return _padded(inner, prompts, responses)
-        with inject_cached_features(inner, prompts.features):
-            (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
-        return states
+            found = _packed(inner, batch, wanted)
+        else:
+            found = {
+                view: _padded(inner, batch.prompts_of(VIEWS[view][0]), responses[view])
+                # First what was always first: the order of passes is the order of sums.
+                for view in sorted(wanted, key=lambda view: view != "rejected_image")
+            }
+    return ResponseStates(views={view: found[view] for view in VIEWS if view in found})
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
@@ -92,17 +99,11 @@ def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
     return hidden[rows.predicting]
 
 
-def _packed(inner: Any, batch: PairBatch) -> ResponseStates:
-    prompts = [batch.prompts]
-    if batch.rejected_image_prompts is not None:
-        prompts.append(batch.rejected_image_prompts)
+def _packed(inner: Any, batch: PairBatch, views: Sequence[str]) -> dict[str, Tensor]:
+    images = {VIEWS[view][0]: None for view in views}  # in the order of the row
+    prompts = [batch.prompts_of(image) for image in images]
     with inject_cached_features(inner, _features(inner, prompts)):
-        chosen, rejected, *rejected_image = _of_row(inner, pack(batch, inner))
-    return ResponseStates(
-        chosen=chosen,
-        rejected=rejected,
-        rejected_image=rejected_image[0] if rejected_image else None,
-    )
+        return dict(zip(views, _of_row(inner, pack(batch, inner, views)), strict=True))
 
 
 def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:

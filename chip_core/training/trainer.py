@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models.memory import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
-from chip_core.objectives.terms import BatchObjective
+from chip_core.objectives.global_batch import Facts
+from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.results import CURVES
 from chip_core.training.batches import Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
@@ -30,6 +31,7 @@ from chip_core.training.optimizer import encoder_only_steps, learning_rates, mak
 from chip_core.training.parallel import Compute, DDPStrategy, SingleProcessStrategy
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceCaches, TrainingReference
+from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.utils.files import JsonlWriter, read_records, record_line, write_bytes
 
@@ -123,11 +125,13 @@ class Trainer:
             else:
                 self.reference = opened.reference(self.strategy.reference)
             self.optimizer, self.schedule = make_optimizer(model, config, self.batches.steps)
+            self.scope = GlobalBatchScope(config, workers, self.compute.device)
+            carried = {"objective": self.scope} if self.scope.has_state else {}
             self.checkpointer = Checkpointer(
                 config,
                 model=model,
                 optimizer=self.optimizer,
-                stateful={"schedule": self.schedule, "encoder": self.batches.cut},
+                stateful={"schedule": self.schedule, "encoder": self.batches.cut, **carried},
                 workers=workers,
             )
             self._within = stack.pop_all()
@@ -211,7 +215,7 @@ class Trainer:
     ) -> tuple[dict[str, float], bool]:
         """Make one update; return its figures, and whether any worker was asked to stop."""
         began, waited = time.perf_counter(), loader.waited
-        sums = self._accumulate(share, loader)
+        sums = self._accumulate(step, share, loader)
         sums["stop"] = float(stop())
         # From here on, known to all workers alike.
         sums = self.compute.workers.sums(sums, self.compute.device)
@@ -230,12 +234,13 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
+        self.scope.commit()
         seconds = time.perf_counter() - began
         figures["tokens_per_second"] = tokens / seconds
         figures["data_wait"] = (loader.waited - waited) / seconds
         return figures, stopping
 
-    def _accumulate(self, share: Share, loader: Loader) -> dict[str, float]:
+    def _accumulate(self, step: int, share: Share, loader: Loader) -> dict[str, float]:
         """Add up the gradient of this worker's share of a global batch; return sums of figures.
 
         The gradient is this worker's until its last pass, in which it becomes the mean over the
@@ -244,11 +249,11 @@ class Trainer:
         size = self.config.training.batch_size
         reference, cut = self.reference.source, self.batches.cut
         sums: dict[str, float] = {}
-        for number, (portion, _) in enumerate(share, start=1):
-            batch = self.reference.attach_features(loader.next()).to(self.compute.device)
-            known = reference.scores(batch)
+        for number, ((portion, _), (batch, known, facts)) in enumerate(
+            zip(share, self._passes(step, share, loader), strict=True), start=1
+        ):
             with self.strategy.accumulate(last=number == len(share)):
-                result = self.strategy(batch, known, reference.head)
+                result = self.strategy(batch, known, reference.head, facts)
                 # Gradients are averaged over workers: a share's are to be as many times as large.
                 scale = self.compute.workers.size if portion.counts else 0
                 loss: Tensor = result.loss.sum() * scale / size
@@ -258,6 +263,32 @@ class Trainer:
             if portion.counts:
                 cut.add(batch)
         return sums
+
+    def _passes(
+        self, step: int, share: Share, loader: Loader
+    ) -> Iterator[tuple[PairBatch, ReferenceScores, Facts]]:
+        """Yield the batch of each pass, on the device, what the reference says, and the facts."""
+        source, device = self.reference.source, self.compute.device
+        alone = self.compute.workers.alone and len(share) == 1
+        if self.scope.scope is None or alone:
+            for _ in share:
+                batch = self.reference.attach_features(loader.next()).to(device)
+                facts = None if self.scope.scope is None else self.scope.own(batch, step)
+                yield batch, source.scores(batch), facts
+            return
+        batches = [self.reference.attach_features(loader.next()) for _ in share]
+        known: list[ReferenceScores] = []
+
+        def columns(batch: PairBatch) -> Mapping[str, Tensor]:
+            batch = batch.to(device)
+            known.append(source.scores(batch))
+            return self.strategy.table_columns(batch, known[-1])
+
+        counted = [portion.counts for portion, _ in share]
+        gathered = self.scope.gather(list(zip(batches, counted, strict=True)), columns, step)
+        for number, (batch, of_batch) in enumerate(zip(batches, gathered, strict=True)):
+            batch = batch.to(device)
+            yield batch, known[number] if known else source.scores(batch), of_batch
 
     def _checkpoint_due(self, step: int) -> bool:
         every = self.config.engine.checkpoint_every
@@ -283,15 +314,16 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
 
 def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:
     """Return what is shown of a batch, each summed over its pairs."""
-    margin = result.chosen_reward - result.rejected_reward
     parts: dict[str, Tensor] = {
         "loss": result.loss,
         **{f"term/{name}": value for name, value in result.terms.items()},
-        "reward/chosen": result.chosen_reward,
-        "reward/rejected": result.rejected_reward,
-        "reward/margin": margin,
-        "reward/accuracy": (margin > 0).float(),
     }
+    chosen, rejected = result.chosen_reward, result.rejected_reward
+    parts |= {} if chosen is None else {"reward/chosen": chosen}
+    parts |= {} if rejected is None else {"reward/rejected": rejected}
+    if chosen is not None and rejected is not None:
+        margin = chosen - rejected
+        parts |= {"reward/margin": margin, "reward/accuracy": (margin > 0).float()}
     sums = {name: value.detach().double().sum().item() for name, value in parts.items()}
     return {**sums, "void": float(batch.void), "tokens": float(batch.tokens)}
 

@@ -40,6 +40,7 @@ def data() -> None:
     help="Which is to take the rows, and whose tokenizer counts; without it words are compared.",
 )
 @click.option("--recipe", type=Text(), help="In place of --model: the recipe that names it.")
+@click.option("--objective", type=Text(), help="A preset: rows that lack what it reads are bad.")
 @json_option()
 def check(
     path: str,
@@ -49,6 +50,7 @@ def check(
     image_root: str | None,
     model: str | None,
     recipe: str | None,
+    objective: str | None,
     as_json: bool,
 ) -> int:
     """Count, measure, and name every bad row with its place; exit code 1 where there is one.
@@ -66,13 +68,19 @@ def check(
 
     if model is not None and recipe is not None:
         raise click.UsageError("--model and --recipe: give one of them")
+    read = None
+    if objective is not None:
+        tree = {"model": "shapes", "objective": objective}
+        read = trial_config(tree, "--objective").objective
     named = None if model is None else ModelConfig(path=model)
     if recipe is not None:
         file = recipes.find(recipe)
         named = trial_config(recipes.read_yaml(file), str(file)).model
     source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
     where = "--model" if recipe is None else f"{recipe}: model.path"
-    found = check_data(source, model=named, console=Console(stderr=True), where=where)
+    found = check_data(
+        source, model=named, console=Console(stderr=True), where=where, objective=read
+    )
     if as_json:
         print_json(data_json(found))
     else:

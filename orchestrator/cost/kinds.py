@@ -32,12 +32,14 @@ def reference_of(config: TrialConfig, offered: Sequence[CacheSpec]) -> str:
         config: the trial.
         offered: stores that are there, or are made before it.
     """
-    kinds = {one.kind for one in offered}
-    if "text" not in kinds:
-        return PARTLY if "rejected_image" in kinds else LIVE
-    if config.objective.needs_rejected_image and "rejected_image" not in kinds:
-        return PARTLY
-    return STORED
+    stored = [
+        any(quantity in one.reads.get(view, ()) for one in offered)
+        for view, quantities in config.objective.reference_reads.items()
+        for quantity in quantities
+    ]
+    if all(stored):
+        return STORED
+    return PARTLY if any(stored) else LIVE
 
 
 def start_kind(config: TrialConfig) -> str:
@@ -59,8 +61,10 @@ def training_kind(config: TrialConfig, reference: str, *, features: bool) -> str
         features: whether a frozen vision tower's output is read, and not computed.
     """
     objective = config.objective.model_dump(mode="json")
-    for name in ("preset", "terms", "weights", "betas", "beta", "custom"):
+    for name in ("preset", "terms", "weights", "betas", "beta", "custom", "method"):
         objective.pop(name, None)
+    if config.objective.method_name is not None:
+        objective["preset"] = config.objective.method_name
     engine = config.engine.model_dump(mode="json")
     return _hash(
         "training",

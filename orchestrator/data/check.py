@@ -15,9 +15,11 @@ from rich.text import Text
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
 from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows
+from chip_core.data.further import Asks, asks_of
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
 from chip_core.models import loading
+from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
 from chip_core.utils import hub
 from chip_core.utils.errors import TrialError, UserError
@@ -40,6 +42,7 @@ class DataReport:
     unit: str  # of `changed`: "tokens" or "words"
     good: int = 0
     rejected_images: int = 0
+    asked: list[str] = field(default_factory=list)  # columns that the objective reads
     bad: list[BadRow] = field(default_factory=list)
     figures: dict[str, array[float]] = field(default_factory=dict)  # one value a good row
 
@@ -54,7 +57,12 @@ class DataReport:
 
 
 def check_data(
-    data: DataConfig, *, model: ModelConfig | None, console: Console, where: str = "--model"
+    data: DataConfig,
+    *,
+    model: ModelConfig | None,
+    console: Console,
+    where: str = "--model",
+    objective: ObjectiveConfig | None = None,
 ) -> DataReport:
     """Look at every row of a data source.
 
@@ -64,6 +72,7 @@ def check_data(
             known, and whitespace splits them.
         where: what named the model.
         console: where progress is shown.
+        objective: which is to be trained on the rows; None: one that reads no more than all do.
 
     Raises:
         UserError: the data or the model cannot be read.
@@ -73,6 +82,7 @@ def check_data(
     broken = problem(data)
     if broken is not None:
         raise UserError(broken)
+    asks = Asks() if objective is None else asks_of(objective)
     taken = None if model is None else ProcessorChecker(_processor(model, where))
     split = _words() if taken is None else taken.marks.ids
     with progress(console, "files opened") as opened:  # how many there are is not known yet
@@ -83,9 +93,10 @@ def check_data(
         files=len(source.tables),
         read=[table.place(0).file for table in source.tables if len(table)][:_NAMED],
         unit="words" if model is None else "tokens",
+        asked=asks.names,
     )
     with progress(console, "rows checked", len(source)) as step:
-        for done, checked in enumerate(check_rows(source, model=taken), start=1):
+        for done, checked in enumerate(check_rows(source, asks=asks, model=taken), start=1):
             if isinstance(checked, BadRow):
                 report.bad.append(checked)
             else:
@@ -114,6 +125,8 @@ def data_lines(report: DataReport) -> Iterator[RenderableType]:
         yield Text(f"changed: share of a response's {report.unit} that differ, split {how}")
         if report.rejected_images:
             yield Text(f"{report.rejected_images} rows give a rejected image")
+    if report.asked:
+        yield Text(f"the objective asks of each row: {', '.join(report.asked)}")
     yield Text(
         f"{len(report.bad)} bad row{'s' if len(report.bad) != 1 else ''}",
         style="bold red" if report.bad else "green",
@@ -131,6 +144,7 @@ def data_json(report: DataReport) -> dict[str, Any]:
         "rows": report.rows,
         "good": report.good,
         "rejected_images": report.rejected_images,
+        **({"asked": report.asked} if report.asked else {}),
         "changed_unit": report.unit,
         "figures": summary(report),
         "bad": [

@@ -148,6 +148,7 @@ def _of_trials(
             config.rejected_image.corruption_seed == "per_trial" and config.seed,
             config.objective.needs_divergence,
             config.objective.needs_rejected_image,
+            config.objective.resolved_method and str(config.objective.reference_reads),
             config.vision_encoder,
             config.projector,
             config.reference_cache,

@@ -174,6 +174,7 @@ def _base(
     for key, problem in (
         ("model.path", loading.problem(config.model)),
         ("data.source", data.problem(config.data)),
+        ("objective", data.objective_problem(config.data, config.objective)),
         ("training.label_rule", loading.label_rule_problem(config)),
     ):
         if problem is not None:

@@ -94,6 +94,9 @@ def _level_problems(level: Level, base: dict[str, Any]) -> Iterator[str]:
     for broken in (
         loading.problem(config.model) if "model" in sections else None,
         data.problem(config.data) if "data" in sections else None,
+        data.objective_problem(config.data, config.objective)
+        if sections & {"data", "objective"}
+        else None,
         loading.label_rule_problem(config) if sections & {"model", "training"} else None,
     ):
         if broken is not None:

@@ -8,7 +8,8 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.objectives import objective_from_logits
+from chip_core.objectives.from_logits import PairLogits, batch_from_logits
+from chip_core.objectives.parts import COLUMNS, VIEWS
 from chip_core.training.layout import PaddedRows, pad
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
@@ -68,31 +69,49 @@ def _own(prompts: Prompts, name: str, row: int) -> torch.Tensor:
 def plain_loss(
     policy: Any, reference: Any, batch: PairBatch, config: TrialConfig, eos_id: int
 ) -> torch.Tensor:
-    """Return the mean objective of a batch from whole logits, 3 + 3 sequences a pair."""
-    losses = []
-    visual = config.objective.needs_rejected_image
+    """Return the mean objective of a batch from whole logits, each view alone."""
+    views = config.objective.views
+    pairs = []
     for row in range(len(batch)):
-        given = {}
+        given: dict[str, dict[str, torch.Tensor]] = {}
         for who, model, grad in (("policy", policy, True), ("reference", reference, False)):
             with torch.set_grad_enabled(grad):
-                for what in ("chosen", "rejected"):
-                    part = getattr(batch, what)
-                    given[f"{who}_{what}_logits"] = _alone(model, batch.prompts, part, row)
-                given[f"{who}_rejected_image_logits"] = (
-                    _alone(model, batch.rejected_image_prompts, batch.rejected_image, row)
-                    if visual
-                    else None
-                )
-        ids = {
-            f"{what}_ids": getattr(batch, what).ids[row][getattr(batch, what).mask[row]]
-            for what in ("chosen", "rejected")
-        }
-        output = objective_from_logits(
-            config.objective,
-            prompt_ids=batch.prompts.ids[row][batch.prompts.mask[row]],
-            **ids,
-            **given,
-            eos_id=eos_id,
-        )
-        losses.append(output.loss)
-    return torch.stack(losses).mean()
+                given[who] = {
+                    view: _alone(
+                        model, batch.prompts_of(VIEWS[view][0]), batch.responses[view], row
+                    )
+                    for view in views
+                }
+        pairs.append(_pair(batch, row, given, config))
+    return batch_from_logits(config.objective, pairs, eos_id=eos_id).loss
+
+
+def _pair(
+    batch: PairBatch, row: int, logits: dict[str, dict[str, torch.Tensor]], config: TrialConfig
+) -> PairLogits:
+    """Return a pair as the slow truth takes it; every prompt is as long as the first here."""
+    own = {
+        VIEWS[view][1]: of.ids[row][of.mask[row]] for view, of in batch.responses.items()
+    }  # fmt: skip
+    length = int(batch.prompts.mask[row].sum())
+    fields: dict[str, dict[str, Any]] = {}
+    for name, values in batch.fields.items():
+        column, _, key = name.partition("/")
+        response = COLUMNS[column][key]
+        value = values[row] if response is None else values[row, : len(own[response])]
+        fields.setdefault(column, {})[key] = value.tolist()
+    for by_view in logits.values():
+        for view, rows in by_view.items():
+            start = int(batch.prompts_of(VIEWS[view][0]).mask[row].sum())
+            # The truth knows one prompt: what another is longer by, or shorter, is not looked at.
+            kept = rows[start - 1 :]
+            by_view[view] = torch.cat([kept.new_zeros(length - 1, kept.shape[1]), kept])
+    return PairLogits(
+        prompt_ids=batch.prompts.ids[row][batch.prompts.mask[row]],
+        chosen_ids=own["chosen"],
+        rejected_ids=own["rejected"],
+        other_ids=own.get("other"),
+        policy=logits["policy"],
+        reference=logits["reference"],
+        fields=fields,
+    )

@@ -15,6 +15,7 @@ Raw = Mapping[str, Any]
 Kinds = Mapping[str, str]
 
 REJECTED_IMAGE_COLUMNS = ("rejected_image", "rejected_images")
+SECOND_IMAGE_COLUMNS = ("second_image", "second_images")
 
 
 @dataclass(frozen=True, kw_only=True)

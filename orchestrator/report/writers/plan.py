@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from chip_core.data import asks_of
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import gigabytes
 from orchestrator.plan.plan import Plan, Trial
@@ -43,6 +44,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     yield Text(line)
     for note in layout_notes(study):
         yield Text(note)
+    yield from _asked_lines(plan)
     yield from trust_warning_lines(plan)
     yield from search_lines(plan, ledger)
     yield from evaluation_lines(plan, ledger)
@@ -55,6 +57,17 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
+
+
+def _asked_lines(plan: Plan) -> Iterator[Text]:
+    """Say what objectives ask of the data's rows beside image, prompt, chosen and rejected."""
+    asked: dict[tuple[str, ...], list[str]] = {}
+    for arm in plan.arms:
+        names = tuple(asks_of(arm.trials[0].config.objective).names)
+        if names:
+            asked.setdefault(names, []).append(arm.name)
+    for names, arms in asked.items():
+        yield Text(f"rows are to have {', '.join(names)}: {'; '.join(arms)}")
 
 
 def cache_table(passes: Sequence[PlannedCache]) -> Table:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import set_key
+from chip_core.objectives.methods import METHODS
 
 MODEL, DATA = {"content": "abc"}, {"files": [["a.jsonl", "def"]], "format": "jsonl"}
 #: Where as many fields count as can at a time: every term, a staged encoder, adapters.
@@ -95,6 +96,29 @@ UNDER_STRATEGY: dict[str, Any] = {
     "blur.radius": 0.5,
     "mixup.weight": 0.3,
 }
+#: Settings of presets that are sums of losses of margins -> (a preset that has it, a value).
+UNDER_PRESET: dict[str, tuple[str, Any]] = {
+    "losses": ("ipo", {"hinge": 1.0}),
+    "label_smoothing": ("robust", 0.2),
+    "tau": ("discopop", 0.1),
+    "f_divergence": ("ipo", "forward_kl"),
+    "f_alpha": ("alpha_divergence", 0.3),
+    "ld_alpha": ("ld_dpo", 0.3),
+    "shift": ("bco_pair", True),
+    "symmetric": ("symmpo", 1.0),
+    "second_beta": ("symmpo", 0.2),
+    "consistency": ("symmpo", 0.0),
+    "token_weights": ("tpo", "multiplied"),
+    "gamma": ("vdpo", 1.5),
+    "guidance": ("vdpo", "reference"),
+    "keep": ("dama", 0.5),
+    "score_mean": ("dama", 0.1),
+    "momentum": ("dama", 0.5),
+    "smallest_beta": ("dama", 0.01),
+    "alpha": ("dadpo", 0.5),
+    "length": ("opadpo", 24),
+    "masked": ("opadpo", 0.3),
+}
 #: Fields that count by what they come to, and the test of that.
 RESOLVED = {
     "model.path": "by its weights: test_identity",
@@ -169,6 +193,7 @@ plain = functools.cache(lambda: mark({}))
 def test_every_field_is_in_one_of_the_tables() -> None:
     found = dict(leaves(TrialConfig))
     counts = {*COUNTS, *RESOLVED, *(f"rejected_image.{name}" for name in UNDER_STRATEGY)}
+    counts |= {f"objective.method.{name}" for name in UNDER_PRESET}
     assert {path for path, declared in found.items() if declared == "in"} == counts
     assert {path for path, declared in found.items() if declared == "out"} == set(CHANGES_NOTHING)
 
@@ -185,6 +210,17 @@ def test_a_strategys_setting_counts_under_that_strategy_alone(path: str) -> None
     edit = {f"rejected_image.{path}": UNDER_STRATEGY[path]}
     assert mark({**under, **edit}) != mark(under)
     assert mark(edit) == plain()
+
+
+@pytest.mark.parametrize("name", UNDER_PRESET)
+def test_a_presets_setting_counts_under_presets_that_have_it_alone(name: str) -> None:
+    preset, value = UNDER_PRESET[name]
+    edit = {f"objective.method.{name}": value}
+    under = {"objective": preset}
+    assert mark({**under, **edit}) != mark(under)
+    assert mark(edit) == plain()
+    default = METHODS[preset].settings[name]
+    assert mark({**under, f"objective.method.{name}": default}) == mark(under)  # null means it
 
 
 @settings(max_examples=40, deadline=None)

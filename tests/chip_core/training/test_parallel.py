@@ -53,8 +53,13 @@ QUICK = [
     Case("fsdp", "full", "float32", checkpoint_every=10, micro_batch=2),
     Case("fsdp", "lora", checkpoint_every=10, micro_batch=2, apart=True),
     Case("fsdp", "released", micro_batch=2, family="muffin"),
+    Case("ddp", "mpo"),
+    Case("fsdp", "dama", micro_batch=2),
 ]
 SLOW = [
+    *(Case(kind, preset) for kind in ("ddp", "fsdp") for preset in ("aot", "aot_unpaired", "sft")),
+    Case("fsdp", "mpo"),
+    Case("ddp", "dama"),
     Case("ddp", "lora"),
     Case("fsdp", "full"),
     Case("fsdp", "lora"),

@@ -5,6 +5,7 @@ python workers.py OUT CASE…        with RANK, WORLD_SIZE, MASTER_ADDR and MAST
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -66,6 +67,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "training": {"label_rule": "released", "augment": "released"},
     },
     "bf16": {"model": {"path": "shapes", "dtype": "bf16"}},
+    # Losses that look at other pairs.
+    "aot": {"objective": {"preset": "aot", "beta": 0.5}},
+    "aot_unpaired": {"objective": {"preset": "aot_unpaired", "beta": 0.5}},
+    "sft": {"objective": "sft"},
+    "mpo": {"objective": {"preset": "mpo", "method": {"shift": True}}},
+    "dama": {"objective": {"preset": "dama", "beta": 0.5}},
 }
 
 
@@ -103,6 +110,17 @@ def configured(case: Case) -> TrialConfig:
     )
 
 
+def scored_pairs() -> list[PreferencePair]:
+    """The families' pairs with scores of image and text."""
+    return [
+        dataclasses.replace(
+            pair,
+            scores={"image_text_scores/chosen": 0.3 * place, "image_text_scores/rejected": 0.1},
+        )
+        for place, pair in enumerate(families.pairs())
+    ]
+
+
 def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
     fsdp._room_for_gradients = lambda root, device: case.changes != "each_pass"
@@ -116,7 +134,7 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
         config,
         model=model,
         processor=processor,
-        pairs=ListPairs(families.pairs()),
+        pairs=ListPairs(scored_pairs()),
         folder=folder,
         compute=Compute(workers=workers, parallelism=case.kind),  # type: ignore[arg-type]
         resume_from=out / case.resume if case.resume else None,

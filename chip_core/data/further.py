@@ -1,0 +1,153 @@
+"""What an objective asks of a row beside image, prompt, chosen and rejected.
+
+Every format may have these columns: `other`, a third response; `second_image` (or `second_images`)
+and `second_prompt`; and the objects of `objectives.parts.COLUMNS`. They are read where they are
+asked for alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chip_core.config.trial import DataConfig
+from chip_core.data.formats.base import (
+    SECOND_IMAGE_COLUMNS,
+    Raw,
+    first_image,
+    json_value,
+    prompt_text,
+    text_cell,
+)
+from chip_core.data.rows import ImageRef, RowError, check_text
+from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.parts import COLUMNS
+
+#: A number, or one for each sentence of a response, in their order.
+Score = float | tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asks:
+    """What is asked of each row."""
+
+    other: bool = False
+    second_image: bool = False
+    columns: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The columns asked for."""
+        return [
+            *(["other"] if self.other else []),
+            *(["second_image"] if self.second_image else []),
+            *self.columns,
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """What a row has of it."""
+
+    other: str | None = None
+    second_image: ImageRef | None = None
+    second_prompt: str | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)  # `COLUMN/KEY`
+
+
+def asks_of(objective: ObjectiveConfig) -> Asks:
+    """Return what an objective asks of each row."""
+    method = objective.resolved_method
+    return Asks(
+        other=objective.needs_other,
+        second_image=objective.reads_image("second_image"),
+        columns=() if method is None else method.fields,
+    )
+
+
+def objective_problem(data: DataConfig, objective: ObjectiveConfig) -> str | None:
+    """Return why a source has nothing that an objective asks for; None if it may have it."""
+    asked = asks_of(objective).names
+    if not asked or data.source != "shapes":
+        return None
+    return (
+        f"{objective.preset} reads {', '.join(asked)} of each row, and the embedded world's pairs "
+        "have none: name a data.source whose rows have"
+    )
+
+
+def further_of(raw: Raw, asks: Asks) -> Further:
+    """Return what is asked of a row.
+
+    Raises:
+        RowError: it lacks it, or it is wrong.
+    """
+    other = second_prompt = None
+    second_image: ImageRef | None = None
+    if asks.other:
+        other = _response(raw)
+        check_text("other", other)
+    if asks.second_image:
+        second_image = first_image(raw, *SECOND_IMAGE_COLUMNS)
+        if second_image == ImageRef():
+            raise RowError("no second_image, which the objective reads")
+        if raw.get("second_prompt") is not None:
+            second_prompt = prompt_text(text_cell(raw, "second_prompt"))
+            check_text("second_prompt", second_prompt)
+    scores = {
+        f"{column}/{key}": value
+        for column in asks.columns
+        for key, value in _scores(raw, column).items()
+    }
+    return Further(
+        other=other, second_image=second_image, second_prompt=second_prompt, scores=scores
+    )
+
+
+def _response(raw: Raw) -> str:
+    """Return the third response: a text, or a conversation of one message."""
+    value = raw.get("other")
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        content = value[0].get("content")
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) for part in content if part)
+        return text_cell({"other": content}, "other")
+    if value is None:
+        raise RowError("no other, a third response, which the objective reads")
+    return text_cell(raw, "other")
+
+
+def _scores(raw: Raw, column: str) -> dict[str, Score]:
+    said = raw.get(column)
+    if isinstance(said, str):
+        said = json_value(said, column)
+    if not isinstance(said, dict):
+        what = "no" if said is None else f"{type(said).__name__} in"
+        wanted = json.dumps({key: "…" for key in COLUMNS[column]}, ensure_ascii=False)
+        raise RowError(f"{what} {column}, which the objective reads: write {wanted}")
+    found: dict[str, Score] = {}
+    for key, response in COLUMNS[column].items():
+        value = said.get(key)
+        if response is None:
+            found[key] = _number(value, f"{column}.{key}")
+        elif isinstance(value, list) and value:
+            found[key] = tuple(_sentence(entry, f"{column}.{key}") for entry in value)
+        else:
+            raise RowError(f"{column}.{key} is no list of [sentence, number] of {response}")
+    return found
+
+
+def _sentence(entry: Any, name: str) -> tuple[str, float]:
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+        raise RowError(f"{name} holds what is no [sentence, number]")
+    return entry[0], _number(entry[1], name)
+
+
+def _number(value: Any, name: str) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value):
+        raise RowError(f"{name} is {'missing' if value is None else 'no finite number'}")
+    return float(value)

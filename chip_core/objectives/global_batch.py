@@ -1,0 +1,188 @@
+"""What a loss that looks at other pairs is told of the global batch.
+
+Whoever computes a batch in parts, or on several workers, gathers a `BatchTable` of all of it first;
+the facts made of that are then the same everywhere, and each pair's loss is its own.
+
+Shapes: N pairs of the global batch, B of a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.parts import Method
+from chip_core.objectives.terms import ResponseScores
+
+#: What is carried from batch to batch: how many there were, and a running mean.
+State = dict[str, float]
+
+#: Columns of rows that a table may hold.
+_SCORES = ("image_text_scores/chosen", "image_text_scores/rejected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTable:
+    """A global batch as numbers, its pairs in one order whoever gathers them."""
+
+    tokens: int  # of all chosen responses
+    pairs: int
+    #: Of `table_columns` -> (N,), without a graph; none where the scope is `tokens`.
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchFacts:
+    """What the losses of some pairs read of their global batch."""
+
+    scalar: Mapping[str, float]
+    pair: Mapping[str, Tensor]  # (N,), or (B,) once chosen
+
+    def to(self, to: torch.device | torch.dtype) -> BatchFacts:
+        """Return the same on a device, or of a precision."""
+        pair = {name: values.to(to) for name, values in self.pair.items()}
+        return BatchFacts(scalar=self.scalar, pair=pair)
+
+    def of(self, index: Tensor) -> BatchFacts:
+        """Return the same for pairs by their number."""
+        return BatchFacts(
+            scalar=self.scalar,
+            pair={name: values[index.to(values.device)] for name, values in self.pair.items()},
+        )
+
+
+#: What a pass is given: the facts of its pairs; or what makes them where its pairs are all of the
+#: global batch; None: they are, and it is the first.
+Facts = BatchFacts | Callable[[BatchTable], BatchFacts] | None
+
+
+def table_columns(
+    method: Method, views: Mapping[str, ResponseScores], fields: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the columns of some pairs, (B,) each, in float64; none where pairs alone suffice."""
+    if method.scope != "scores":
+        return {}
+    weights = {}
+    for view in ("chosen", "rejected"):
+        weights[view] = lead_weights(method, views, view)
+    columns = {
+        f"{who}_{view}": getattr(views[view], f"{who}_sum")(weights[view])
+        for who in ("policy", "reference")
+        for view in ("chosen", "rejected")
+    }
+    wanted = {name: values for name, values in fields.items() if name in _SCORES}
+    return {name: values.detach().double() for name, values in {**columns, **wanted}.items()}
+
+
+def lead_weights(method: Method, views: Mapping[str, ResponseScores], view: str) -> Tensor | None:
+    """Return LD-DPO's token weights, (B, T): 1 up to the shorter response's length, then alpha."""
+    beyond = method.settings.get("ld_alpha")
+    if beyond is None:
+        return None
+    counts = [views[name].mask.sum(-1) for name in ("chosen", "rejected")]
+    scores = views[view]
+    within = scores.mask.cumsum(-1) <= torch.minimum(*counts)[:, None]
+    return torch.where(within, 1.0, float(beyond)).to(scores.policy_logps.dtype) * scores.mask
+
+
+def batch_facts(
+    config: ObjectiveConfig,
+    table: BatchTable,
+    state: State,
+    *,
+    kept: Sequence[int] | None = None,
+    draw: torch.Generator | None = None,
+) -> tuple[BatchFacts, State]:
+    """Return what a batch's losses read of it, and the state after it.
+
+    Args:
+        config: the objective.
+        table: the batch.
+        state: before it; empty at the start.
+        kept: the pairs that DAMA keeps; None: they are drawn.
+        draw: what draws them.
+    """
+    method = config.resolved_method
+    assert method is not None
+    scalar: dict[str, float] = {"pairs": table.pairs, "tokens": table.tokens}
+    pair: dict[str, Tensor] = {}
+    after = dict(state)
+    if method.scope == "scores":
+        sums = table.columns
+        chosen = sums["policy_chosen"] - sums["reference_chosen"]
+        rejected = sums["policy_rejected"] - sums["reference_rejected"]
+        losses = {part.loss for part in method.parts}
+        if "aot" in losses:
+            margins = sums["policy_chosen"] - sums["policy_rejected"]
+            of_reference = sums["reference_chosen"] - sums["reference_rejected"]
+            pair["reference_at_rank"] = _at_rank(of_reference, margins)
+        if "aot_unpaired" in losses:
+            pair["rejected_at_rank"] = _at_rank(rejected, chosen)
+            pair["chosen_at_rank"] = _at_rank(chosen, rejected)
+        if method.state == "mean_reward":
+            after = _shifted(config.beta * (chosen + rejected) / 2, state)
+            scalar["shift"] = after["mean"]
+        if method.state == "gap":
+            known, after = _dama(config, method, chosen - rejected, table, state, kept, draw)
+            pair |= known
+    return BatchFacts(scalar=scalar, pair=pair), after
+
+
+def _at_rank(values: Tensor, by: Tensor) -> Tensor:
+    """Return for each pair that value whose rank is the pair's among others, (N,)."""
+    rank = torch.argsort(torch.argsort(by, stable=True), stable=True)
+    return values.sort().values[rank]
+
+
+def _shifted(means: Tensor, state: State) -> State:
+    """Return the running mean of rewards after a batch, which counts as one. TRL 0.10.1."""
+    batches = state.get("batches", 0.0)
+    mean = (state.get("mean", 0.0) * batches + float(means.mean())) / (batches + 1)
+    return {"batches": batches + 1, "mean": mean}
+
+
+def _dama(  # noqa: PLR0913 (what a batch is made of)
+    config: ObjectiveConfig,
+    method: Method,
+    gaps: Tensor,
+    table: BatchTable,
+    state: State,
+    kept: Sequence[int] | None,
+    draw: torch.Generator | None,
+) -> tuple[dict[str, Tensor], State]:
+    """Return DAMA's beta and weight of each pair, and the mean gap after the batch."""
+    settings: Mapping[str, Any] = method.settings
+    before, count = state.get("gap", 0.0), math.floor(settings["keep"] * len(gaps))
+    if kept is None:
+        kept = _draw(torch.exp(-0.5 * (gaps - before) ** 2), max(1, count), draw)
+    places = sorted(set(kept))
+    keep = torch.zeros_like(gaps)
+    keep[places] = 1.0
+    better, worse = (table.columns[name] for name in _SCORES)
+    scores = better - worse
+    of_data = torch.sigmoid(scores) / _logistic(settings["score_mean"])
+    of_model = torch.sigmoid(gaps)[places].mean() / _logistic(before)
+    momentum = settings["momentum"]
+    known = {
+        "keep": keep * (len(gaps) / keep.sum()),
+        "beta": (config.beta * of_data * of_model).clamp(min=settings["smallest_beta"]),
+    }
+    return known, {"gap": momentum * before + (1 - momentum) * float(gaps.mean())}
+
+
+def _draw(weights: Tensor, count: int, draw: torch.Generator | None) -> list[int]:
+    """Return pairs drawn without replacement; where all weights vanish, uniformly with it."""
+    weights = weights.cpu()
+    if int((weights > 0).sum()) < count:
+        return torch.randint(len(weights), (count,), generator=draw).tolist()
+    return torch.multinomial(weights, count, generator=draw).tolist()
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-value))

@@ -1,0 +1,307 @@
+"""Losses of margins: what a part of a preset computes. docs/objectives.md has the formulas.
+
+Shapes: B pairs, T response tokens. A reward is what enters a margin: lp_π − lp_ref and its like.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chip_core.objectives.global_batch import BatchFacts, Facts, lead_weights
+from chip_core.objectives.parts import VIEWS, Method, Part, view_of
+from chip_core.objectives.terms import ResponseScores
+
+Settings = Mapping[str, Any]
+
+#: exp(·) of more than this is no number in single precision.
+_LARGEST = 80.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a batch's parts may read."""
+
+    views: Mapping[str, ResponseScores]
+    #: Of rows: `COLUMN/chosen` and its like -> (B,), or (B, T) of a response's tokens.
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Facts = None  # of the global batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """The rewards of a batch's views, as a method takes them."""
+
+    method: Method
+    beta: float
+    inputs: Inputs
+
+    @property
+    def facts(self) -> BatchFacts:
+        """What is known of the global batch."""
+        assert isinstance(self.inputs.facts, BatchFacts)
+        return self.inputs.facts
+
+    def of(self, view: str) -> Tensor:
+        """Return a view's reward, (B,)."""
+        scores = self.inputs.views[view]
+        kind = self.method.reward
+        if kind == "log_ratio":
+            return self._diverged(scores.log_ratio(self.lead(view)))
+        if kind == "best_other":
+            if view == "chosen":
+                return scores.log_ratio()
+            assert scores.policy_best_other is not None
+            assert scores.reference_best_other is not None
+            return scores.total(scores.policy_best_other - scores.reference_best_other)
+        if kind == "guided":
+            return self._guided(view, scores)
+        policy, reference = (
+            self._seen(view, scores, who, multiplied=kind == "multiplied")
+            for who in ("policy", "reference")
+        )
+        return policy - reference
+
+    def mean(self, view: str) -> Tensor:
+        """Return a view's reward by the token, (B,)."""
+        return self.of(view) / self.inputs.views[view].mask.sum(-1).clamp(min=1)
+
+    def setting(self, name: str) -> float:
+        """Return a setting of the method, a number."""
+        return float(self.method.settings[name])
+
+    def _diverged(self, ratio: Tensor) -> Tensor:
+        """Return f'(π/ref) of an f-divergence, of the log-ratio. TRL 1.16."""
+        kind = self.method.settings.get("f_divergence", "reverse_kl")
+        if kind == "forward_kl":
+            return 1 - torch.exp(-ratio)
+        if kind == "js_divergence":
+            return math.log(2) + F.logsigmoid(ratio)
+        if kind == "alpha_divergence":
+            power = self.setting("f_alpha") - 1
+            if abs(power) >= 1e-6:  # else its limit: the log-ratio itself
+                return (torch.exp((power * ratio).clamp(max=_LARGEST)) - 1) / power
+        return ratio
+
+    def lead(self, view: str) -> Tensor | None:
+        """Return the weights of a view's tokens, (B, T); None: 1 on each."""
+        return lead_weights(self.method, self.inputs.views, view)
+
+    def _guided(self, view: str, scores: ResponseScores) -> Tensor:
+        """Return Σ [γ log p_π − (γ − 1) sg log p(blank image)] − lp_ref. V-DPO."""
+        gamma = self.setting("gamma")
+        if gamma == 1:
+            return scores.log_ratio()
+        other = self.inputs.views[_twin(view)]
+        blank = other.policy_logps
+        if self.method.settings["guidance"] == "reference":
+            blank = other.reference_logps
+        blank = _fitted(torch.where(other.mask, blank, torch.zeros_like(blank)), scores.mask)
+        guided = gamma * scores.policy_logps - (gamma - 1) * blank.detach()
+        return scores.total(guided) - scores.reference_sum()
+
+    def _seen(self, view: str, scores: ResponseScores, who: str, *, multiplied: bool) -> Tensor:
+        """Return Σ (log p + log c), c from how the image moves each token's logit. TPO.
+
+        With `multiplied` Σ sg(c)·log p.
+        """
+        other = self.inputs.views[_twin(view)]
+        logits, without = getattr(scores, f"{who}_logits"), getattr(other, f"{who}_logits")
+        logps = scores.policy_logps if who == "policy" else scores.reference_logps
+        without = torch.where(other.mask, without, torch.zeros_like(without))
+        # A token that is cut under the other image moves nowhere.
+        there = _fitted(other.mask, scores.mask) & scores.mask
+        gap = torch.where(there, logits - _fitted(without, scores.mask), torch.zeros_like(logits))
+        seen = torch.sigmoid(gap)
+        weight = 0.5 + seen if VIEWS[view][1] == "chosen" else 1.5 - seen
+        if multiplied:
+            return scores.total(weight.detach() * logps)
+        return scores.total(logps + weight.log())
+
+
+def _twin(view: str) -> str:
+    """Return the same response under the rejected image."""
+    return view_of("rejected_image", VIEWS[view][1])
+
+
+def _fitted(values: Tensor, mask: Tensor) -> Tensor:
+    """Return values of one response as wide as another mask of it, cut or filled with 0."""
+    width = mask.shape[1]
+    return F.pad(values[:, :width], (0, max(0, width - values.shape[1])))
+
+
+def _prefer(margin: Tensor, beta: float | Tensor) -> Tensor:
+    return -F.logsigmoid(beta * margin)
+
+
+def _hinge(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    return torch.relu(1 - beta * (up - down))
+
+
+def _robust(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    flipped = float(settings["label_smoothing"])
+    clean = (1 - flipped) * _prefer(up - down, beta) - flipped * _prefer(down - up, beta)
+    return clean / (1 - 2 * flipped)
+
+
+def _exo_pair(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    smooth, h = settings["label_smoothing"], beta * (up - down)
+    won = torch.sigmoid(h) * (F.logsigmoid(h) - math.log1p(-smooth))
+    return won + torch.sigmoid(-h) * (F.logsigmoid(-h) - math.log(smooth))
+
+
+def _discopop(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    h = beta * (up - down)
+    turned = torch.sigmoid(h / settings["tau"])
+    return (1 - turned) * -F.logsigmoid(h) + turned * torch.exp(-h)
+
+
+def _sppo_hard(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
+    return (up - 0.5 / beta) ** 2 + (down + 0.5 / beta) ** 2
+
+
+#: Losses of a better and a worse reward, `up` and `down`, (B,) each.
+OF_REWARDS: dict[str, Callable[[Tensor, Tensor, float, Settings], Tensor]] = {
+    "sigmoid": lambda up, down, beta, _: _prefer(up - down, beta),
+    "hinge": _hinge,
+    "robust": _robust,
+    "exo_pair": _exo_pair,
+    "nca_pair": lambda up, down, beta, _: (
+        _prefer(up, beta) + 0.5 * _prefer(-up, beta) + 0.5 * _prefer(-down, beta)
+    ),
+    "bco_pair": lambda up, down, beta, _: _prefer(up, beta) + _prefer(-down, beta),
+    "sppo_hard": _sppo_hard,
+    "apo_zero": lambda up, down, beta, _: 1 - torch.sigmoid(beta * up) + torch.sigmoid(beta * down),
+    "apo_down": lambda up, down, beta, _: (
+        torch.sigmoid(beta * up) + 1 - torch.sigmoid(beta * (up - down))
+    ),
+    "discopop": _discopop,
+}
+
+#: The same of rewards per token.
+OF_MEANS: dict[str, Callable[[Tensor, Tensor, float, Settings], Tensor]] = {
+    "ipo": lambda up, down, beta, _: (up - down - 1 / (2 * beta)) ** 2,
+    "sigmoid_norm": lambda up, down, beta, _: _prefer(up - down, beta),
+}
+
+
+def _bco_pair_shift(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    up, down = map(rewards.of, part.views)
+    shift = rewards.facts.scalar["shift"]
+    return -F.logsigmoid(beta * up - shift) - F.logsigmoid(shift - beta * down)
+
+
+def _smooth(rewards: Rewards, margin: Tensor, beta: float) -> Tensor:
+    flipped = rewards.setting("label_smoothing")
+    if not flipped:
+        return _prefer(margin, beta)
+    return (1 - flipped) * _prefer(margin, beta) + flipped * _prefer(-margin, beta)
+
+
+def _aot(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    """Compare the policy's margins with the reference's of the same rank in the global batch."""
+    win, lose = (rewards.inputs.views[view].policy_sum(rewards.lead(view)) for view in part.views)
+    return _smooth(rewards, win - lose - rewards.facts.pair["reference_at_rank"], beta)
+
+
+def _aot_unpaired(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    """Compare chosen and rejected of the same rank in the global batch.
+
+    Each pair's value is that of its chosen response and the rejected one of its rank; both
+    responses' gradients are their own.
+    """
+    up, down = map(rewards.of, part.views)
+    loss = _smooth(rewards, up - rewards.facts.pair["rejected_at_rank"], beta)
+    of_worse = _smooth(rewards, rewards.facts.pair["chosen_at_rank"] - down, beta)
+    return loss + (of_worse - of_worse.detach())
+
+
+def _sft(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    """Return what has −(Σ log p)/(tokens) over the global batch for its mean."""
+    (view,) = part.views
+    facts = rewards.facts.scalar
+    return -rewards.inputs.views[view].policy_sum() * (facts["pairs"] / facts["tokens"])
+
+
+def _sigmoid_kept(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    """DAMA: a pair's own beta; pairs that are not kept weigh 0."""
+    up, down = map(rewards.of, part.views)
+    facts = rewards.facts.pair
+    return facts["keep"] * _prefer(up - down, facts["beta"])
+
+
+def _sigmoid_scored(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    """DA-DPO: a pair's beta grows with the gap of its scores, whichever is higher."""
+    up, down = map(rewards.of, part.views)
+    fields = rewards.inputs.fields
+    gap = (fields["clip_scores/chosen"] - fields["clip_scores/rejected"]).abs()
+    return _prefer(up - down, beta * rewards.setting("alpha") * (1 + gap))
+
+
+def _equal_margins(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    one, two, three, four = (rewards.of(view) for view in part.views)
+    return ((one - two) - (three - four)) ** 2
+
+
+def _positions(rewards: Rewards, view: str) -> Tensor:
+    """Return log-ratios token by token, 0 beyond the response, as wide as is asked, (B, T)."""
+    scores, length = rewards.inputs.views[view], int(rewards.setting("length"))
+    gap = scores.policy_logps - scores.reference_logps
+    gap = torch.where(scores.mask, gap, torch.zeros_like(gap))
+    return F.pad(gap[:, :length], (0, max(0, length - gap.shape[1])))
+
+
+def _token_field(rewards: Rewards, name: str, like: Tensor) -> Tensor:
+    values = rewards.inputs.fields[f"opa_scores/{name}"][:, : like.shape[1]]
+    return F.pad(values, (0, like.shape[1] - values.shape[1]))
+
+
+def _by_position(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    """OPA-DPO: a loss at each position, of log-ratios there, and its mean over all positions."""
+    one, other = (_positions(rewards, view) for view in part.views)
+    if part.name == "anchor":  # up the one and down the other, as the released code signs them
+        return (2 * _prefer(one, beta) + 2 * _prefer(-other, beta)).mean(-1)
+    if part.name == "revised_over_own":
+        one = _token_field(rewards, "revised_score", one) * one
+        other = _token_field(rewards, "rejected_score", other) * other
+    margin = one - other
+    if part.name == "revised_over_masked":
+        margin = _token_field(rewards, "revised_image", one) * margin
+    return _prefer(margin, beta).mean(-1)
+
+
+#: Losses of anything else that a part declares.
+OF_INPUTS: dict[str, Callable[[Rewards, Part, float], Tensor]] = {
+    "bco_pair_shift": _bco_pair_shift,
+    "aot": _aot,
+    "aot_unpaired": _aot_unpaired,
+    "sft": _sft,
+    "sigmoid_kept": _sigmoid_kept,
+    "sigmoid_scored": _sigmoid_scored,
+    "anchor": lambda rewards, part, beta: _prefer(rewards.of(part.views[0]), beta),
+    "equal_margins": _equal_margins,
+    "by_position": _by_position,
+}
+
+
+def part_losses(method: Method, beta: float, inputs: Inputs) -> dict[str, Tensor]:
+    """Return each part's loss of each pair, (B,), before its weight."""
+    rewards = Rewards(method=method, beta=beta, inputs=inputs)
+    losses = {}
+    for part in method.parts:
+        own = beta if part.beta is None else part.beta
+        if part.loss in OF_INPUTS:
+            losses[part.name] = OF_INPUTS[part.loss](rewards, part, own)
+        elif part.loss in OF_MEANS:
+            up, down = map(rewards.mean, part.views)
+            losses[part.name] = OF_MEANS[part.loss](up, down, own, method.settings)
+        else:
+            up, down = map(rewards.of, part.views)
+            losses[part.name] = OF_REWARDS[part.loss](up, down, own, method.settings)
+    return losses

@@ -1,0 +1,310 @@
+"""The presets that are sums of losses of margins, one row each. docs/objectives.md has sources.
+
+A row says which settings a preset has, with their defaults, and what these come to. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from chip_core.config.fields import Section, figure
+from chip_core.objectives.parts import Method, Part, Quantity, Reads, Scope
+
+FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+#: Losses of the four sequence log-probabilities, by TRL's names.
+SEQUENCE_LOSSES = (
+    "sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "exo_pair", "nca_pair", "bco_pair",
+    "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
+)  # fmt: skip
+
+#: Those that another f-divergence leaves a meaning: β log Z cancels in a difference alone.
+_OF_DIFFERENCE = {
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft",
+}  # fmt: skip
+
+
+class MethodConfig(Section):
+    """Settings of presets that are sums of losses of margins; null: the preset's own value."""
+
+    losses: dict[str, float] | None = figure(
+        None, doc="losses by TRL's names -> their weights, in place of the preset's"
+    )
+    label_smoothing: float | None = figure(
+        None, ge=0, lt=0.5, doc="of robust, exo_pair, aot and aot_unpaired"
+    )
+    tau: float | None = figure(None, gt=0, doc="of discopop: where it turns")
+    f_divergence: FDivergence | None = figure(None, doc="what is kept near: of TRL's losses")
+    f_alpha: float | None = figure(None, doc="of alpha_divergence")
+    ld_alpha: float | None = figure(
+        None, ge=0, le=1, doc="weight of tokens beyond the shorter response's length"
+    )
+    shift: bool | None = figure(None, doc="of bco_pair: subtract the running mean of rewards")
+    symmetric: float | None = figure(None, ge=0, doc="symmpo: weight of the symmetric preferences")
+    second_beta: float | None = figure(None, gt=0, doc="symmpo: temperature of the second anchor")
+    consistency: float | None = figure(None, ge=0, doc="symmpo: weight of the equal margins")
+    token_weights: Literal["added", "multiplied"] | None = figure(
+        None, doc="tpo: 'added': log c is added to log p; 'multiplied': c times log p"
+    )
+    gamma: float | None = figure(None, ge=0, doc="vdpo: how strongly the image guides; 1: not")
+    guidance: Literal["policy", "reference"] | None = figure(
+        None, doc="vdpo: whose log-probability without the image"
+    )
+    keep: float | None = figure(None, gt=0, le=1, doc="dama: share of the batch that is kept")
+    score_mean: float | None = figure(
+        None, doc="dama: mean score of the data, chosen less rejected"
+    )
+    momentum: float | None = figure(None, ge=0, lt=1, doc="dama: of the running mean of gaps")
+    smallest_beta: float | None = figure(None, gt=0, doc="dama: no pair's beta is below it")
+    alpha: float | None = figure(None, gt=0, doc="dadpo: what the scores' weight is multiplied by")
+    length: int | None = figure(None, ge=1, doc="opadpo: positions that responses are padded to")
+    masked: float | None = figure(None, ge=0, doc="opadpo: weight of the masked image's terms")
+
+    @model_validator(mode="after")
+    def _known_losses(self) -> MethodConfig:
+        for name, weight in (self.losses or {}).items():
+            if name not in SEQUENCE_LOSSES:
+                raise ValueError(f"losses: '{name}' is none of {', '.join(SEQUENCE_LOSSES)}")
+            if weight < 0:
+                raise ValueError(f"losses: the weight of '{name}' is negative: use 0 or more")
+        if self.losses is not None and not any(self.losses.values()):
+            raise ValueError("losses: none has a weight above 0: name one")
+        return self
+
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A preset."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)  # those it has, with its defaults
+    make: Callable[[Settings], Method]
+    #: Returns why its settings cannot be; None if they can.
+    refused: Callable[[Settings], str | None] = lambda _: None
+
+
+def resolve(row: Row, config: MethodConfig) -> Settings:
+    """Return a preset's settings, its own where none is given."""
+    given = {name: getattr(config, name) for name in row.settings}
+    return {name: row.settings[name] if value is None else value for name, value in given.items()}
+
+
+def _reads(*views: str, what: Quantity = "logps") -> Reads:
+    return {view: frozenset([what]) for view in views}
+
+
+def _sequence(settings: Settings) -> Method:
+    """Return a weighted sum of losses of the four sequence log-probabilities."""
+    losses = {name: weight for name, weight in settings["losses"].items() if weight > 0}
+    kept = {"losses": losses}
+    needed: dict[str, set[str]] = {
+        "label_smoothing": {"robust", "exo_pair", "aot", "aot_unpaired"},
+        "tau": {"discopop"},
+        "shift": {"bco_pair"},
+    }
+    kept |= {name: settings[name] for name, of in needed.items() if of & set(losses)}
+    if set(losses) != {"sft"}:
+        kept |= {name: settings[name] for name in ("f_divergence", "ld_alpha")}
+    if settings["f_divergence"] == "alpha_divergence":
+        kept["f_alpha"] = settings["f_alpha"]
+    shifted = bool(kept.get("shift"))
+    scope: Scope | None = "tokens" if "sft" in losses else None
+    if shifted or {"aot", "aot_unpaired"} & set(losses):
+        scope = "scores"
+    alone = set(losses) == {"sft"}
+    both = _reads("chosen", "rejected")
+    return Method(
+        parts=tuple(
+            Part(
+                name=name,
+                loss="bco_pair_shift" if name == "bco_pair" and shifted else name,
+                views=("chosen",) if name == "sft" else ("chosen", "rejected"),
+                weight=weight,
+            )
+            for name, weight in losses.items()
+        ),
+        settings=kept,
+        policy=_reads("chosen") if alone else both,
+        reference={} if alone else both,
+        scope=scope,
+        state="mean_reward" if shifted else None,
+    )
+
+
+def _sequence_refused(settings: Settings) -> str | None:
+    losses = {name for name, weight in settings["losses"].items() if weight > 0}
+    divergence = settings["f_divergence"]
+    if "exo_pair" in losses and settings["label_smoothing"] == 0:
+        return "exo_pair takes a label_smoothing above 0: 0.001 is its paper's"
+    if divergence != "reverse_kl" and not losses <= _OF_DIFFERENCE:
+        wrong = ", ".join(sorted(losses - _OF_DIFFERENCE))
+        return f"f_divergence {divergence} has no meaning in {wrong}: use {sorted(_OF_DIFFERENCE)}"
+    return None
+
+
+def _of(losses: dict[str, float], **own: Any) -> Row:
+    settings = {
+        "losses": losses, "label_smoothing": 0.0, "tau": 0.05, "f_divergence": "reverse_kl",
+        "f_alpha": 0.5, "ld_alpha": None, "shift": False,
+    }  # fmt: skip
+    return Row(settings={**settings, **own}, make=_sequence, refused=_sequence_refused)
+
+
+def _tpo(settings: Settings) -> Method:
+    views = ("chosen", "rejected", "rejected_image", "rejected_image_rejected")
+    reads: dict[str, frozenset[Quantity]] = {
+        view: frozenset(["logits"] if view.startswith("rejected_image") else ["logps", "logits"])
+        for view in views
+    }
+    return Method(
+        parts=(Part(name="response", loss="sigmoid"),),
+        reward="visual_weights" if settings["token_weights"] == "added" else "multiplied",
+        settings=settings,
+        policy=reads,
+        reference=reads,
+    )
+
+
+def _vdpo(settings: Settings) -> Method:
+    text, blank = _reads("chosen", "rejected"), {}
+    if settings["gamma"] != 1:  # without guidance it is dpo: the blank image is let be
+        blank = dict(_reads("rejected_image", "rejected_image_rejected"))
+    of_policy = settings["guidance"] == "policy"
+    return Method(
+        parts=(Part(name="response", loss="sigmoid"),),
+        reward="guided",
+        settings=settings,
+        policy={**text, **(blank if of_policy else {})},
+        reference={**text, **({} if of_policy else blank)},
+    )
+
+
+def _rdpo_released(settings: Settings) -> Method:
+    reads: Reads = {
+        **_reads("chosen"), **_reads("rejected", "rejected_image", what="best_other")
+    }  # fmt: skip
+    return Method(
+        parts=(
+            Part(name="response", loss="sigmoid"),
+            Part(name="visual", loss="sigmoid", views=("chosen", "rejected_image")),
+        ),
+        reward="best_other",
+        settings=settings,
+        policy=reads,
+        reference=reads,
+    )
+
+
+def _dama(settings: Settings) -> Method:
+    both = _reads("chosen", "rejected")
+    return Method(
+        parts=(Part(name="response", loss="sigmoid_kept"),),
+        settings=settings,
+        policy=both,
+        reference=both,
+        fields=("image_text_scores",),
+        scope="scores",
+        state="gap",
+    )
+
+
+def _dadpo(settings: Settings) -> Method:
+    both = _reads("chosen", "rejected")
+    return Method(
+        parts=(Part(name="response", loss="sigmoid_scored"),),
+        settings=settings,
+        policy=both,
+        reference=both,
+        fields=("clip_scores",),
+    )
+
+
+def _symmpo(settings: Settings) -> Method:
+    views = ("chosen", "rejected", "other", "second_image", "second_image_other")
+    first, second = ("chosen", "other"), ("second_image_other", "second_image")
+    beta, weight = settings["second_beta"], settings["symmetric"]
+    return Method(
+        parts=(
+            Part(name="response", loss="sigmoid"),
+            Part(name="symmetric_1", loss="sigmoid", views=first, weight=weight),
+            Part(name="symmetric_2", loss="sigmoid", views=second, weight=weight),
+            Part(name="anchor_1", loss="anchor", views=("chosen",)),
+            Part(name="anchor_2", loss="anchor", views=("second_image_other",), beta=beta),
+            Part(
+                name="margin_consistency",
+                loss="equal_margins",
+                views=(*first, *second),
+                weight=settings["consistency"],
+            ),
+        ),
+        settings=settings,
+        policy=_reads(*views),
+        reference=_reads(*views),
+    )
+
+
+def _opadpo(settings: Settings) -> Method:
+    views = ("chosen", "rejected", "other", "rejected_image", "rejected_image_other")
+    masked = settings["masked"]
+    return Method(
+        parts=(
+            Part(name="standard_over_own", loss="by_position"),
+            Part(name="revised_over_own", loss="by_position", views=("other", "rejected")),
+            Part(
+                name="standard_over_masked", loss="by_position",
+                views=("chosen", "rejected_image"), weight=masked,
+            ),
+            Part(
+                name="revised_over_masked", loss="by_position",
+                views=("other", "rejected_image_other"), weight=masked,
+            ),
+            Part(name="anchor", loss="by_position", views=("chosen", "other")),
+        ),
+        settings=settings,
+        policy=_reads(*views),
+        reference=_reads(*views),
+        fields=("opa_scores",),
+    )  # fmt: skip
+
+
+METHODS: dict[str, Row] = {
+    "ipo": _of({"ipo": 1.0}),
+    "hinge": _of({"hinge": 1.0}),
+    "robust": _of({"robust": 1.0}, label_smoothing=0.1),
+    "exo_pair": _of({"exo_pair": 1.0}, label_smoothing=1e-3),
+    "nca_pair": _of({"nca_pair": 1.0}),
+    "bco_pair": _of({"bco_pair": 1.0}),
+    "sppo_hard": _of({"sppo_hard": 1.0}),
+    "aot": _of({"aot": 1.0}),
+    "aot_unpaired": _of({"aot_unpaired": 1.0}),
+    "apo_zero": _of({"apo_zero": 1.0}),
+    "apo_down": _of({"apo_down": 1.0}),
+    "discopop": _of({"discopop": 1.0}),
+    "sigmoid_norm": _of({"sigmoid_norm": 1.0}),
+    "sft": _of({"sft": 1.0}),
+    "forward_kl": _of({"sigmoid": 1.0}, f_divergence="forward_kl"),
+    "js_divergence": _of({"sigmoid": 1.0}, f_divergence="js_divergence"),
+    "alpha_divergence": _of({"sigmoid": 1.0}, f_divergence="alpha_divergence"),
+    "ld_dpo": _of({"sigmoid": 1.0}, ld_alpha=0.5),
+    "mpo": _of({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}),
+    "tpo": Row(settings={"token_weights": "added"}, make=_tpo),
+    "vdpo": Row(settings={"gamma": 0.75, "guidance": "policy"}, make=_vdpo),
+    "rdpo:released": Row(make=_rdpo_released),
+    "dama": Row(
+        settings={
+            "keep": 0.8, "score_mean": 0.0482190464911681, "momentum": 0.9, "smallest_beta": 1e-3,
+        },
+        make=_dama,
+    ),
+    "dadpo": Row(settings={"alpha": 1.0}, make=_dadpo),
+    "symmpo": Row(
+        settings={"symmetric": 0.5, "second_beta": 0.1, "consistency": 1e-4}, make=_symmpo
+    ),
+    "opadpo": Row(settings={"length": 896, "masked": 0.2}, make=_opadpo),
+}  # fmt: skip

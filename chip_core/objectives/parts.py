@@ -1,0 +1,85 @@
+"""What an objective is made of: what it reads of a pair, and the losses that it adds up.
+
+No torch here: planning a study needs none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Image = Literal["image", "rejected_image", "second_image"]
+Response = Literal["chosen", "rejected", "other"]
+
+#: A view is a response under an image: its name -> (image, response). `other` is a row's third
+#: response, `second_image` a further image of the row, with a prompt of its own or the row's.
+VIEWS: dict[str, tuple[Image, Response]] = {
+    "rejected": ("image", "rejected"),
+    "chosen": ("image", "chosen"),
+    "other": ("image", "other"),
+    "rejected_image": ("rejected_image", "chosen"),
+    "rejected_image_rejected": ("rejected_image", "rejected"),
+    "rejected_image_other": ("rejected_image", "other"),
+    "second_image": ("second_image", "chosen"),
+    "second_image_rejected": ("second_image", "rejected"),
+    "second_image_other": ("second_image", "other"),
+}
+
+#: What may be read of a view's tokens.
+#: logps: log p of each; logits: the raw logit of each; best_other: log p of the most likely token
+#: other than it; kl: KL(reference || policy).
+Quantity = Literal["logps", "logits", "best_other", "kl"]
+
+#: View -> what is read of it.
+Reads = Mapping[str, frozenset[Quantity]]
+
+#: Columns of rows that objectives read, each an object: its key -> the response whose sentences it
+#: has a number for; None: it is one number.
+COLUMNS: dict[str, dict[str, Response | None]] = {
+    "clip_scores": {"chosen": None, "rejected": None},
+    "image_text_scores": {"chosen": None, "rejected": None},
+    "opa_scores": {"rejected_score": "rejected", "revised_score": "other",
+                   "revised_image": "other"},
+}  # fmt: skip
+
+#: What a loss that looks at other pairs needs of the global batch. tokens: how many it has, which
+#: its pairs alone say; scores: sums of log-probabilities, which take a pass over all of it.
+Scope = Literal["tokens", "scores"]
+
+
+def view_of(image: Image, response: Response) -> str:
+    """Return the name of a response under an image."""
+    return next(name for name, pair in VIEWS.items() if pair == (image, response))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One summand: a loss of the rewards of some views, times a weight."""
+
+    name: str  # as it is logged
+    loss: str  # of chip_core/objectives/losses.py
+    views: tuple[str, ...] = ("chosen", "rejected")  # whose rewards it takes, the better one first
+    weight: float = 1.0
+    beta: float | None = None  # None: the objective's
+
+
+#: What enters a margin of each view; docs/objectives.md has the formulas.
+#: log_ratio: lp_π − lp_ref. visual_weights: with log c of TPO added. multiplied: c times log p.
+#: guided: V-DPO's log-probability. best_other: of Re-Align's trainer.
+Reward = Literal["log_ratio", "visual_weights", "multiplied", "guided", "best_other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """An objective as a sum of parts."""
+
+    parts: tuple[Part, ...]
+    reward: Reward = "log_ratio"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # resolved; those that matter
+    policy: Reads = field(default_factory=dict)
+    reference: Reads = field(default_factory=dict)
+    fields: tuple[str, ...] = ()  # columns of a row that it reads beside texts and images
+    scope: Scope | None = None
+    #: What is carried from batch to batch: `mean_reward` (BCO's shift), `gap` (DAMA's mean gap).
+    state: Literal["mean_reward", "gap"] | None = None

@@ -1,0 +1,178 @@
+"""Presets that are sums of losses of margins: published cases, and cases with their arithmetic."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chip_core.objectives import ObjectiveConfig
+from chip_core.objectives.from_logits import BatchOutput, PairLogits, batch_from_logits
+from chip_core.objectives.parts import view_of
+
+#: Case -> the objective that is to give it.
+CASES: dict[str, dict[str, Any]] = {
+    "trl_sigmoid": {"preset": "dpo"},
+    "trl_hinge": {"preset": "hinge"},
+    "trl_ipo": {"preset": "ipo"},
+    "trl_nca_pair": {"preset": "nca_pair"},
+    "trl_bco_pair": {"preset": "bco_pair"},
+    "trl_sppo_hard": {"preset": "sppo_hard"},
+    "trl_apo_zero": {"preset": "apo_zero"},
+    "trl_apo_down": {"preset": "apo_down"},
+    "trl_discopop": {"preset": "discopop"},
+    "trl_sft": {"preset": "sft"},
+    "trl_sigmoid_norm": {"preset": "sigmoid_norm"},
+    "trl_sigmoid_beta_0.5": {"preset": "dpo", "beta": 0.5},
+    "trl_hinge_beta_0.5": {"preset": "hinge", "beta": 0.5},
+    "trl_ipo_beta_0.5": {"preset": "ipo", "beta": 0.5},
+    "trl_sigmoid_norm_beta_2": {"preset": "sigmoid_norm", "beta": 2.0},
+    "trl_robust": {"preset": "robust"},
+    "trl_exo_pair": {"preset": "exo_pair"},
+    "trl_aot": {"preset": "aot"},
+    "trl_aot_unpaired": {"preset": "aot_unpaired"},
+    "trl_sigmoid_forward_kl": {"preset": "forward_kl"},
+    "trl_sigmoid_js_divergence": {"preset": "js_divergence"},
+    "trl_sigmoid_ld_alpha_0.5": {"preset": "ld_dpo"},
+    "trl_mpo": {"preset": "mpo"},
+    "bco_pair_shift_first_batch": {"preset": "bco_pair", "method": {"shift": True}},
+    "bco_pair_shift_second_batch": {"preset": "bco_pair", "method": {"shift": True}},
+    "mpo_shift_first_batch": {"preset": "mpo", "method": {"shift": True}},
+    "symmpo": {"preset": "symmpo"},
+    "symmpo_beta2_0.2_lambda_1": {
+        "preset": "symmpo", "method": {"second_beta": 0.2, "symmetric": 1.0},
+    },
+    "tpo": {"preset": "tpo"},
+    "tpo_multiplied": {"preset": "tpo", "method": {"token_weights": "multiplied"}},
+    "rdpo_released": {"preset": "rdpo", "form": "released"},
+    "rdpo": {"preset": "rdpo"},
+    "mdpo": {"preset": "mdpo"},
+    "vdpo_gamma_0_dynamic": {"preset": "vdpo", "method": {"gamma": 0.0}},
+    "vdpo_gamma_1": {"preset": "vdpo", "method": {"gamma": 1.0}},
+    "vdpo_gamma_0.75_dynamic": {"preset": "vdpo"},
+    "vdpo_gamma_1.5_dynamic": {"preset": "vdpo", "method": {"gamma": 1.5}},
+    "vdpo_gamma_1.5_reference": {
+        "preset": "vdpo", "method": {"gamma": 1.5, "guidance": "reference"},
+    },
+    "dama_first_step": {"preset": "dama"},
+    "dama_gap_mean_0.8": {"preset": "dama"},
+    "dadpo": {"preset": "dadpo"},
+    "dadpo_alpha_0.5": {"preset": "dadpo", "method": {"alpha": 0.5}},
+    "chairdpo": {"preset": "chairdpo"},
+    "opadpo_padded_to_24": {"preset": "opadpo", "method": {"length": 24}},
+    "opadpo_padded_to_896": {"preset": "opadpo"},
+}  # fmt: skip
+
+#: A response in the cases' names.
+LETTERS = {"w": "chosen", "l": "rejected", "2": "other"}
+
+
+def published(oracles: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((oracles / "methods" / "cases.json").read_text())
+    return loaded
+
+
+def view(objective: ObjectiveConfig, key: str) -> str:
+    """Return the view that a case's key means to an objective: its image 2 differs."""
+    image, letter = key.split("_")
+    second = "second_image" if objective.reads_image("second_image") else "rejected_image"
+    return view_of("image" if image == "1" else second, LETTERS[letter])
+
+
+def pairs_of(
+    objective: ObjectiveConfig, rows: list[dict[str, Any]]
+) -> tuple[list[PairLogits], list[dict[str, Tensor]]]:
+    """Return a case's pairs, and each one's policy logits by key."""
+    made, leaves = [], []
+    for row in rows:
+        start = len(row["prompt_ids"])
+
+        def padded(logits: Tensor, start: int = start) -> Tensor:
+            # Rows of the prompt but its last predict none of the response; nothing looks at them.
+            return torch.cat([logits.new_full((start - 1, logits.shape[1]), torch.nan), logits])
+
+        given = {
+            who: {
+                key: torch.tensor(values, dtype=torch.float64)
+                for key, values in row[f"{who}_logits"].items()
+            }
+            for who in ("policy", "reference")
+        }
+        for logits in given["policy"].values():
+            logits.requires_grad_()
+        leaves.append(given["policy"])
+        made.append(
+            PairLogits(
+                **{
+                    f"{name}_ids": torch.tensor(row[f"{name}_ids"])
+                    for name in ("prompt", "chosen", "rejected", "other")
+                },
+                **{
+                    who: {view(objective, key): padded(logits) for key, logits in by_key.items()}
+                    for who, by_key in given.items()
+                },
+                fields={name: row[name] for name in row if name.endswith("_scores")},
+            )
+        )
+    return made, leaves
+
+
+def run(
+    objective: ObjectiveConfig, case: dict[str, Any], rows: list[dict[str, Any]]
+) -> tuple[BatchOutput, list[dict[str, Tensor]]]:
+    """Return a case's batch, with what its settings say came before."""
+    settings = case["settings"]
+    state = None
+    if "first_batch" in settings:
+        first, _ = pairs_of(objective, [rows[place] for place in settings["first_batch"]])
+        state = batch_from_logits(objective, first).state
+        assert state["mean"] == pytest.approx(settings["delta_first"], rel=1e-12)
+        rows = [rows[place] for place in settings["this_batch"]]
+    if "gap_mean" in settings:
+        state = {"gap": settings["gap_mean"]}
+    pairs, leaves = pairs_of(objective, rows)
+    return batch_from_logits(objective, pairs, state=state, kept=settings.get("kept")), leaves
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_published_cases(name: str, oracles: Path) -> None:
+    cases = published(oracles)
+    case, rows = cases["expected"][name], cases["pairs"]
+    objective = ObjectiveConfig.model_validate(CASES[name])
+    found, leaves = run(objective, case, rows)
+    assert found.loss.item() == pytest.approx(case["loss_batch"], rel=1e-9, abs=1e-9)
+    for term, values in case.get("terms", {}).items():
+        if term in found.terms and isinstance(values, list):
+            assert found.terms[term].tolist() == pytest.approx(values, rel=1e-9, abs=1e-9)
+    if "delta" in case["settings"] and objective.method.shift:
+        assert found.state["mean"] == pytest.approx(case["settings"]["delta"], rel=1e-12)
+    if "gap_mean_after" in case:
+        assert found.state["gap"] == pytest.approx(case["gap_mean_after"], rel=1e-12)
+    if name.startswith("bco_pair_shift_second"):
+        return  # no norms are given
+    found.loss.backward()
+    for key in ("1_w", "1_l", "1_2", "2_w", "2_l", "2_2"):
+        gradients = [leaf[key].grad for leaf in leaves]
+        norm = math.sqrt(sum(float((one**2).sum()) for one in gradients if one is not None))
+        assert norm == pytest.approx(case.get("grad_norm", {}).get(key, 0.0), rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if not name.startswith(("dama", "bco_pair_shift", "mpo_shift"))]
+)
+def test_published_cases_pair_by_pair(name: str, oracles: Path) -> None:
+    cases = published(oracles)
+    case, rows = cases["expected"][name], cases["pairs"]
+    objective = ObjectiveConfig.model_validate(CASES[name])
+    for row, expected in zip(rows, case.get("loss_per_pair", []), strict=False):
+        found, _ = run(objective, case, [row])
+        assert found.loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_all_published_cases_are_here(oracles: Path) -> None:
+    assert set(published(oracles)["expected"]) == set(CASES)
