@@ -58,7 +58,9 @@ class ModelConfig(Shorthand):
 
     path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
     revision: str | None = figure(None, doc="a hub revision")
-    dtype: Literal["fp32", "bf16"] = figure("fp32", doc="precision of training and scoring")
+    dtype: Literal["fp32", "bf16"] = figure(
+        "fp32", doc="what the model computes in, and what its weights are held in"
+    )
     trust_remote_code: bool = figure(
         False,
         doc="true: code that comes with the model is run, with all your rights; a hub name needs "
@@ -200,6 +202,11 @@ class OptimizerConfig(Section):
     clip: float | None = figure(20.0, gt=0, doc="largest global gradient norm; null: no clipping")
     vision_lr: float | None = figure(None, gt=0, doc="the vision encoder's own peak; null: lr")
     projector_lr: float | None = figure(None, gt=0, doc="the projector's own peak; null: lr")
+    states: Literal["fp32", "int8"] = figure(
+        "fp32",
+        doc="what AdamW's two moments are held in; 'int8': in blocks of 256 with a scale each, "
+        "needs torchao",
+    )
 
 
 class LoraConfig(Section):
@@ -246,6 +253,14 @@ class TrainingConfig(Section):
         "off",
         doc="'released': each epoch sees its own draw of every image, as Muffin's released "
         "training does (docs/muffin.md)",
+    )
+    master: Literal["fp32"] = figure(
+        "fp32", doc="what the optimizer updates: trained weights in fp32, whatever model.dtype is"
+    )
+    gradients: Literal["fp32", "bf16"] = figure(
+        "fp32",
+        doc="what a batch's gradient is added up in; 'bf16' takes half the memory, and needs "
+        "model.dtype bf16",
     )
 
 
@@ -336,7 +351,7 @@ class TrialConfig(Section):
     reference_cache: Literal["fp32", "bf16", "off"] = figure(
         "fp32",
         doc="precision of the reference's hidden states, computed once and kept for all trials; "
-        "'off': nothing is kept, and it is fp32",
+        "'off': nothing is kept, and it is fp32. With model.dtype bf16 they are bf16",
     )
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
@@ -347,13 +362,23 @@ class TrialConfig(Section):
     @property
     def reference_precision(self) -> Literal["fp32", "bf16"]:
         """What the reference's hidden states are rounded to, kept or not."""
-        return "bf16" if self.reference_cache == "bf16" else "fp32"
+        bf16 = self.reference_cache == "bf16" or self.model.dtype == "bf16"
+        return "bf16" if bf16 else "fp32"
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> TrialConfig:
         if (self.vision_encoder, self.projector, self.language_model) == ("frozen",) * 3:
             raise ValueError(
                 "nothing is trained: vision_encoder, projector and language_model are all frozen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_as_they_are_made(self) -> TrialConfig:
+        if self.training.gradients == "bf16" and self.model.dtype != "bf16":
+            raise ValueError(
+                "training.gradients is bf16, and model.dtype is fp32: write model.dtype: bf16, or "
+                "training.gradients: fp32"
             )
         return self
 

@@ -279,7 +279,8 @@ def _adapted(model: Any, settings: Any) -> Any:
     with warnings.catch_warnings():
         # PEFT asks a model for what transformers is to call otherwise: nothing a user can change.
         warnings.simplefilter("ignore", FutureWarning)
-        return peft.get_peft_model(model, settings)
+        # An adapter is held in what its base model is.
+        return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
 def _settings(folder: Path) -> Any:

@@ -10,17 +10,28 @@ import torch
 
 from chip_core.config.trial import OptimizerConfig, TrialConfig
 from chip_core.models.parts import Part, trained_parts
+from chip_core.training.masters import Masters
 
 
-def make_optimizer(policy: Any, config: TrialConfig, steps: int) -> tuple[Any, Any]:
+def make_optimizer(
+    policy: Any, config: TrialConfig, steps: int, masters: Masters | None = None
+) -> tuple[Any, Any]:
     """Return (AdamW, schedule) over what is trained, one group of parameters a part.
 
     A parameter without a gradient (of a later stage) is passed over by AdamW, its weight decay too.
+
+    Args:
+        policy: the model.
+        config: the trial.
+        steps: updates in all.
+        masters: what is updated in place of the trained weights; None: they themselves.
     """
     settings = config.optimizer
     groups = [
         {
-            "params": list(parameters.values()),
+            "params": [
+                weight if masters is None else masters.of(weight) for weight in parameters.values()
+            ],
             "lr": part_learning_rate(settings, part) or settings.lr,
             "part": part,
         }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -22,8 +22,6 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import trained_parts
 from chip_core.utils.errors import UnfitError
 
 #: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds
@@ -45,7 +43,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def save_shards(
-    folder: Path, config: TrialConfig, *, model: Any, optimizer: Any
+    folder: Path, names: Mapping[str, nn.Parameter], *, optimizer: Any
 ) -> tuple[list[str], dict[str, Any]]:
     """Write what this worker holds of the trained weights and of the optimizer's state.
 
@@ -53,8 +51,7 @@ def save_shards(
 
     Args:
         folder: where all write; it is made.
-        config: the trial.
-        model: sharded.
+        names: what the optimizer updates, sharded, by the weights' names and in its order.
         optimizer: of `make_optimizer`.
 
     Returns:
@@ -64,7 +61,6 @@ def save_shards(
         Exception: what any worker failed by.
     """
     state = optimizer.state_dict()
-    names = _names(model, config)
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
     rest: dict[int, dict[str, Any]] = {}
     for number, (name, parameter) in enumerate(names.items()):
@@ -80,7 +76,7 @@ def save_shards(
 
 
 def load_shards(
-    folder: Path, config: TrialConfig, *, model: Any, optimizer: Any, state: Mapping[str, Any]
+    folder: Path, names: Mapping[str, nn.Parameter], *, optimizer: Any, state: Mapping[str, Any]
 ) -> None:
     """Put a checkpoint's shards into a model and its optimizer, sharded or not.
 
@@ -88,8 +84,7 @@ def load_shards(
 
     Args:
         folder: of all shards.
-        config: the trial.
-        model: takes the trained weights.
+        names: as for `save_shards`; they take what was saved.
         optimizer: over them.
         state: what `save_shards` returned beside.
 
@@ -98,7 +93,6 @@ def load_shards(
     """
     reader = HuggingFaceStorageReader(str(folder))
     there = reader.read_metadata().state_dict_metadata
-    names = _names(model, config)
     wanted: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
     own: dict[int, dict[str, Any]] = {}
     for number, (name, parameter) in enumerate(names.items()):
@@ -129,15 +123,6 @@ def _failing_as_it_did() -> Iterator[None]:
     except CheckpointException as error:
         failure, _ = next(iter(error.failures.values()))
         raise failure from None
-
-
-def _names(model: Any, config: TrialConfig) -> dict[str, Tensor]:
-    """Return the trained parameters by name, in the optimizer's order."""
-    return {
-        name: parameter
-        for parameters in trained_parts(model, config).values()
-        for name, parameter in parameters.items()
-    }
 
 
 def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -26,8 +26,14 @@ from chip_core.results import CURVES
 from chip_core.training.batches import Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
 from chip_core.training.exactness import share_prefixes
+from chip_core.training.masters import Masters
 from chip_core.training.optimizer import encoder_only_steps, learning_rates, make_optimizer
-from chip_core.training.parallel import Compute, DDPStrategy, SingleProcessStrategy
+from chip_core.training.parallel import (
+    Compute,
+    DDPStrategy,
+    ReplicatedStrategy,
+    SingleProcessStrategy,
+)
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceCaches, TrainingReference
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
@@ -106,7 +112,6 @@ class Trainer:
         self.policy = Policy(
             model,
             config.objective,
-            bf16=config.model.dtype == "bf16",
             logits_chunk=config.engine.logits_chunk,
         )
         with ExitStack() as stack:
@@ -122,11 +127,15 @@ class Trainer:
                 self.reference = TrainingReference(source=self.strategy.reference())
             else:
                 self.reference = opened.reference(self.strategy.reference)
-            self.optimizer, self.schedule = make_optimizer(model, config, self.batches.steps)
+            self.masters = Masters(model, config) if config.model.dtype == "bf16" else None
+            self.optimizer, self.schedule = make_optimizer(
+                model, config, self.batches.steps, self.masters
+            )
             self.checkpointer = Checkpointer(
                 config,
                 model=model,
                 optimizer=self.optimizer,
+                masters=self.masters,
                 stateful={"schedule": self.schedule, "encoder": self.batches.cut},
                 workers=workers,
             )
@@ -211,7 +220,7 @@ class Trainer:
     ) -> tuple[dict[str, float], bool]:
         """Make one update; return its figures, and whether any worker was asked to stop."""
         began, waited = time.perf_counter(), loader.waited
-        sums = self._accumulate(share, loader)
+        sums = self._accumulate(share, loader, trained)
         sums["stop"] = float(stop())
         # From here on, known to all workers alike.
         sums = self.compute.workers.sums(sums, self.compute.device)
@@ -223,19 +232,34 @@ class Trainer:
         if self.batches.may_be_void:
             figures["rejected_image/void"] = void
         figures |= learning_rates(self.optimizer, self.schedule, self.config)
-        norm = self.strategy.clip_grad_norm(trained, self.config.optimizer.clip)
-        if not torch.isfinite(norm):
-            raise NonFiniteLossError(f"the gradient's norm is {norm.item()} at step {step}")
-        figures["grad_norm"] = norm.item()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        figures["grad_norm"] = self._update(step, trained)
         self.schedule.step()
         seconds = time.perf_counter() - began
         figures["tokens_per_second"] = tokens / seconds
         figures["data_wait"] = (loader.waited - waited) / seconds
         return figures, stopping
 
-    def _accumulate(self, share: Share, loader: Loader) -> dict[str, float]:
+    def _update(self, step: int, trained: list[nn.Parameter]) -> float:
+        """Clip the gradient and update what is trained; return the gradient's norm before."""
+        limit, masters = self.config.optimizer.clip, self.masters
+        if masters is None:
+            norm = self.strategy.clip_grad_norm(trained, limit)
+        else:
+            self.strategy.average(masters, trained)
+            norm = masters.norm(trained, sharded=self.strategy.sharded)
+        told = norm.item()
+        if not math.isfinite(told):
+            raise NonFiniteLossError(f"the gradient's norm is {told} at step {step}")
+        if masters is None:
+            self.optimizer.step()
+        else:
+            masters.update(trained, self.optimizer, norm, limit)
+        self.optimizer.zero_grad(set_to_none=True)
+        return told
+
+    def _accumulate(
+        self, share: Share, loader: Loader, trained: list[nn.Parameter]
+    ) -> dict[str, float]:
         """Add up the gradient of this worker's share of a global batch; return sums of figures.
 
         The gradient is this worker's until its last pass, in which it becomes the mean over the
@@ -253,6 +277,8 @@ class Trainer:
                 scale = self.compute.workers.size if portion.counts else 0
                 loss: Tensor = result.loss.sum() * scale / size
                 loss.backward()  # type: ignore[no-untyped-call]
+            if self.masters is not None:
+                self.masters.collect(trained)
             for name, value in _figures(result, batch).items():
                 sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
             if portion.counts:
@@ -277,7 +303,9 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
         from chip_core.training.fsdp import FSDPStrategy
 
         return FSDPStrategy(policy, config, compute.workers, compute.device)
-    strategy = DDPStrategy if compute.parallelism == "ddp" else SingleProcessStrategy
+    if compute.parallelism != "ddp":
+        return SingleProcessStrategy(policy, config, compute.workers)
+    strategy = ReplicatedStrategy if config.model.dtype == "bf16" else DDPStrategy
     return strategy(policy, config, compute.workers)
 
 
