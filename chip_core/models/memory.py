@@ -18,27 +18,26 @@ _FREE = 0.8  # share of a device's free memory that weights may take while they 
 def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
     """Return the bytes that weights, gradients, optimizer and reference take; activations aside.
 
-    Weights are held as they are. Each trained one has a gradient, AdamW's two moments and, where it
-    is held in bf16, a master in fp32; the reference has a copy of it unless it is an adapter's.
+    Weights are held in `model.dtype`. Each trained one has a gradient, AdamW's two moments and,
+    where it is held in bf16, a master in fp32; the reference has a copy of it unless it is an
+    adapter's.
 
     Args:
         model: with its adapters.
         config: says which parts are trained.
         reference: whether the reference is computed, and not read from stores.
     """
-    needed: int = sum(p.numel() * p.element_size() for p in model.parameters())
-    moments = 2 * _BYTES[config.optimizer.states]
+    held, gradient = _BYTES[config.model.dtype], _BYTES[config.training.gradients]
+    needed: int = held * sum(parameter.numel() for parameter in model.parameters())
+    updated = gradient + 2 * _BYTES[config.optimizer.states]
+    if config.model.dtype == "bf16":
+        updated += _BYTES["fp32"]
+        if config.training.gradients == "fp32":
+            updated += held  # a pass leaves its gradient in bf16
     for parameters in trained_parts(model, config).values():
         for name, parameter in parameters.items():
-            held = parameter.element_size()
-            each = _BYTES[config.training.gradients] + moments
-            if config.model.dtype == "bf16":
-                each += _BYTES["fp32"]
-            if config.model.dtype == "bf16" and config.training.gradients == "fp32":
-                each += held  # a pass leaves its gradient in bf16
-            if reference and not is_adapter(name):
-                each += held
-            needed += each * parameter.numel()
+            copied = held if reference and not is_adapter(name) else 0
+            needed += (updated + copied) * parameter.numel()
     return needed
 
 

@@ -23,15 +23,16 @@ from typing import Any, Protocol
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import write_weights
 from chip_core.models.loading import read_weights
 from chip_core.models.parts import trained_parts
-from chip_core.models.shards import is_sharded, local_weight, shard_like
+from chip_core.models.shards import is_sharded, local_weight
 from chip_core.results import CHECKPOINTS
+from chip_core.training.int8_states import put_state, saved_state
 from chip_core.training.masters import Masters, read_masters, write_masters
 from chip_core.utils.errors import (
     DiskFullError,
@@ -147,7 +148,7 @@ class Checkpointer:
             own = self._workers.each(lambda: {n: _facts(shards / n) for n in names})
             facts = {f"{SHARDS}/{name}": each for part in own for name, each in part.items()}
         else:
-            facts, state["optimizer"] = {}, self._optimizer.state_dict()
+            facts, state["optimizer"] = {}, saved_state(self._optimizer)
         self._workers.broadcast_from_rank0(
             lambda: self._complete(partial, whole, step, state, facts)
         )
@@ -267,11 +268,11 @@ class Checkpointer:
                 )
             elif self._masters is not None:
                 read_masters(checkpoint / MASTERS, self._updated())
-                _load_optimizer(self._optimizer, state["optimizer"])
+                put_state(self._optimizer, state["optimizer"])
             else:
                 trusted = self._config.model.trust_remote_code
                 read_weights(self._model, checkpoint / MODEL, trust_remote_code=trusted)
-                _load_optimizer(self._optimizer, state["optimizer"])
+                put_state(self._optimizer, state["optimizer"])
             if self._masters is not None:
                 self._masters.round()
             for name, part in self._stateful.items():
@@ -286,21 +287,6 @@ class Checkpointer:
                 f"{checkpoint} is whole and cannot be used ({_described(error)}): remove it"
             ) from error
         return None
-
-
-def _load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Put a whole state into an optimizer, over sharded parameters or not."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    own = {
-        number: {
-            name: shard_like(value, parameters[number])
-            if isinstance(value, Tensor) and value.shape == parameters[number].shape
-            else value
-            for name, value in entries.items()
-        }
-        for number, entries in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": own})
 
 
 def _check_finite(model: Any, step: int) -> None:

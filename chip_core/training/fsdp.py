@@ -160,6 +160,9 @@ class _Root(nn.Module):
         result = self.policy(batch, reference, head)
         return result.loss, result.terms, result.chosen_reward, result.rejected_reward
 
+    def begin(self) -> None:
+        """Be a pass that computes nothing."""
+
     def reference_scores(self, batch: PairBatch) -> ReferenceScores:
         return self.policy.reference_scores(batch)
 
@@ -203,10 +206,15 @@ def _shard(policy: Policy, device: torch.device) -> Any:
     fully_shard(root, mesh=mesh, mp_policy=precision)
     register_fsdp_forward_method(root, "reference_scores")
     register_fsdp_forward_method(root, "rejected_image_reference")
+    register_fsdp_forward_method(root, "begin")
     for module in root.modules():
         # A weight keeps the mark that it has when it is first brought together, and a reference
         # pass takes an adapter's marks away for a while.
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
+    # At the first pass FSDP notes what gradients are to be held in, of what is trained then: a
+    # staged training begins with the encoder alone.
+    root.begin()
+    root.reshard()
     return root

@@ -1,7 +1,7 @@
 """fp32 masters of what is trained in bf16: the optimizer updates them, the weights are rounded.
 
 At a learning rate of 5e-7 an update of a weight of 0.02 is about 1/250 of its last bit in bf16:
-added to the weight itself it would be lost. A master keeps it, and the weight is the master rounded.
+added to the weight itself it would be lost. A master keeps it; the weight is the master rounded.
 
 A batch's gradient is added up in fp32, beside the masters (`training.gradients: fp32`), or in bf16,
 beside the weights: then the update widens it piece by piece, and half the memory holds it.

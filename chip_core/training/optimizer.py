@@ -10,6 +10,7 @@ import torch
 
 from chip_core.config.trial import OptimizerConfig, TrialConfig
 from chip_core.models.parts import Part, trained_parts
+from chip_core.training.int8_states import int8_adamw
 from chip_core.training.masters import Masters
 
 
@@ -37,18 +38,26 @@ def make_optimizer(
         }
         for part, parameters in trained_parts(policy, config).items()
     ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    optimizer = _adamw(settings, groups)
     # transformers' own schedules are the same, and take 0.3 CPU s to import.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, functools.partial(schedule_factor, settings, steps)
     )
     return optimizer, schedule
+
+
+def _adamw(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> Any:
+    options: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.states == "int8":
+        return int8_adamw()(groups, **options)
+    # One kernel for all; on a CPU it is torch's own way, parameter by parameter.
+    cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, **options, fused=True if cuda else None)
 
 
 def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
@@ -76,7 +85,7 @@ def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[s
     rates: dict[str, float] = {}
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         own = part_learning_rate(config.optimizer, group["part"]) is not None
-        rates[f"lr/{group['part']}" if own else "lr"] = rate
+        rates[f"lr/{group['part']}" if own else "lr"] = float(rate)
     return rates
 
 

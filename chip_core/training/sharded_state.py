@@ -22,6 +22,8 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from chip_core.models.shards import is_spread
+from chip_core.training.int8_states import put_state, saved_state
 from chip_core.utils.errors import UnfitError
 
 #: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds
@@ -60,12 +62,12 @@ def save_shards(
     Raises:
         Exception: what any worker failed by.
     """
-    state = optimizer.state_dict()
+    state = saved_state(optimizer)
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
     rest: dict[int, dict[str, Any]] = {}
     for number, (name, parameter) in enumerate(names.items()):
         for entry, value in state["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and (is_spread(value) or value.shape == parameter.shape):
                 tensors[f"optimizer.{name}.{entry}"] = value
             else:
                 rest.setdefault(number, {})[entry] = value
@@ -101,7 +103,7 @@ def load_shards(
         for key in there:
             entry = key.removeprefix(prefix)
             if key.startswith(prefix) and "." not in entry:
-                own[number][entry] = wanted[key] = torch.zeros_like(parameter)
+                own[number][entry] = wanted[key] = _empty(there[key], parameter)
     unfit = [key for key, value in wanted.items() if not _whole(there.get(key), value)]
     if unfit:
         raise UnfitError(
@@ -112,7 +114,7 @@ def load_shards(
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone
         load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
     filled = {number: entries for number, entries in own.items() if entries}
-    optimizer.load_state_dict({**state, "state": filled})
+    put_state(optimizer, {**state, "state": filled})
 
 
 @contextmanager
@@ -123,6 +125,18 @@ def _failing_as_it_did() -> Iterator[None]:
     except CheckpointException as error:
         failure, _ = next(iter(error.failures.values()))
         raise failure from None
+
+
+def _empty(found: Any, parameter: Tensor) -> Tensor:
+    """Return a tensor for what was saved, spread as a parameter is."""
+    whole = torch.empty(found.size, dtype=found.properties.dtype, device="meta")
+    if not is_spread(parameter):
+        return torch.zeros_like(whole, device=parameter.device)
+    from torch.distributed.tensor import zeros
+
+    spread: Any = parameter
+    mesh, placements = spread.device_mesh, spread.placements
+    return zeros(whole.shape, dtype=whole.dtype, device_mesh=mesh, placements=placements)
 
 
 def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:

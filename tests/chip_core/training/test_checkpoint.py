@@ -13,14 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.training import checkpoint, trainer
 from chip_core.training.checkpoint import checkpoint_problem, list_checkpoints, remove_after
+from chip_core.training.masters import read_masters, write_masters
 from chip_core.trial import run_trial
-from chip_core.utils.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
+from chip_core.utils.errors import (
+    DiskFullError,
+    MemoryFullError,
+    NonFiniteLossError,
+    StoppedError,
+    UnfitError,
+)
 from chip_core.utils.files import read_records
 
 Configured = Callable[..., TrialConfig]
