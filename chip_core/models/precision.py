@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 Precision = Literal["fp32", "bf16"]
 
@@ -73,10 +74,30 @@ def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[l
             wide = _Widened(stands.get(id(parameter)))
             parametrize.register_parametrization(module, name, wide, unsafe=True)
             done.append((module, name))
-        yield [stands[id(leaf)] for leaf in leaves]
+        with _Widening():
+            yield [stands[id(leaf)] for leaf in leaves]
     finally:
         for module, name in done:  # in this order, their names come back in theirs
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+
+class _Widening(TorchFunctionMode):
+    """Widens what is left in bf16 between layers: some families round to what they are held in."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return func(*_wide(args), **_wide(dict(kwargs or {})))
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+        return value.float()
+    if type(value) in (tuple, list):
+        return type(value)(map(_wide, value))
+    if type(value) is dict:
+        return {name: _wide(entry) for name, entry in value.items()}
+    return value
 
 
 class _Widened(nn.Module):
