@@ -272,7 +272,10 @@ class EngineConfig(Section):
     threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
     workers_per_trial: int = engine(1, ge=1, doc="processes that share a training")
     gpus_per_worker: float = engine(
-        0.0, ge=0, doc="GPUs each of them is given; a share of one, too"
+        0.0,
+        ge=0,
+        le=1,
+        doc="GPU each of them is given: one, or a share of one where a trial has one worker",
     )
     cpus_per_worker: int = engine(1, ge=1, doc="CPUs each of them is given")
     parallel: Literal["auto", "ddp", "fsdp"] = engine(
@@ -326,6 +329,26 @@ class EngineConfig(Section):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
         "auto", doc="kind of attention; 'auto': what transformers takes for the model"
     )
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _one_gpu_a_worker(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 1:
+            raise ValueError(
+                f"{value:g} GPUs are asked for, and a worker computes on one: write 1, and as "
+                "workers_per_trial how many are to share a training"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_worker(self) -> EngineConfig:
+        if self.workers_per_trial > 1 and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                f"{self.workers_per_trial} workers of a trial cannot share a GPU (NCCL refuses "
+                f"it), and gpus_per_worker is {self.gpus_per_worker:g}: write gpus_per_worker: 1, "
+                "or workers_per_trial: 1"
+            )
+        return self
 
 
 class TrialConfig(Section):

@@ -17,6 +17,7 @@ from chip_core.training.layout import pad
 from chip_core.training.policy import Policy
 from chip_core.training.states import response_states
 from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.workers import Workers
 
 ON = "on"
 
@@ -32,7 +33,10 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def share_prefixes(
-    policy: Policy, batch: PairBatch, wanted: Literal["auto", "off"] = "auto"
+    policy: Policy,
+    batch: PairBatch,
+    wanted: Literal["auto", "off"] = "auto",
+    workers: Workers | None = None,
 ) -> Iterator[str]:
     """Let a policy share prefixes for as long as the context is open, if it does so exactly.
 
@@ -40,6 +44,8 @@ def share_prefixes(
         policy: not yet sharded.
         batch: one pair to try it on, on the policy's device.
         wanted: `engine.prefix_sharing`.
+        workers: who share the training, each with a pair of its own: they share prefixes where all
+            of them can, or none does. None: this process alone.
 
     Yields:
         `on`, or `off (…)` with the reason: then every response has a pass of its own.
@@ -47,11 +53,13 @@ def share_prefixes(
     Raises:
         TrialError: the model's logits are not what its output head makes of its hidden states.
     """
-    _check_head(policy, batch)
+    workers = workers or Workers()
+    workers.each(lambda: _check_head(policy, batch))
     if wanted == "off":
         yield "off (engine.prefix_sharing: off)"
         return
-    reason = prefix_sharing_problem(policy, batch)
+    reasons = workers.each(lambda: prefix_sharing_problem(policy, batch))
+    reason = next((each for each in reasons if each is not None), None)
     if reason is not None:
         _log.warning("prefix sharing is off: %s", reason)
         yield f"off ({reason})"

@@ -117,11 +117,13 @@ class Trainer:
         with ExitStack() as stack:
             small = self.batches.shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(
-                share_prefixes(self.policy, small, config.engine.prefix_sharing)
+                share_prefixes(self.policy, small, config.engine.prefix_sharing, workers)
             )
             opened = None
             if caches is not None:
-                opened = caches.open(self.policy, config, processor=processor, pairs=pairs)
+                opened = caches.open(
+                    self.policy, config, processor=processor, pairs=pairs, workers=workers
+                )
             self.strategy = make_strategy(self.policy, config, self.compute)
             if opened is None:
                 self.reference = TrainingReference(source=self.strategy.reference())

@@ -30,6 +30,7 @@ from chip_core.training.exactness import ON, prefix_sharing_problem, share_prefi
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
 from chip_core.trial import run_trial
+from chip_core.utils.workers import Workers
 
 from .. import families
 from ..plain import plain_loss
@@ -361,3 +362,23 @@ def test_a_result_of_before_is_read(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"steps": 1, "evaluations": {}, "seconds": {}}')
     result = read_result(tmp_path)
     assert result is not None and result.engine == {}
+
+
+class OneOther(Workers):
+    """This worker and one more, which says of everything what it is told to."""
+
+    said: Any = None
+
+    def each(self, make: Callable[[], Any]) -> list[Any]:
+        return [make(), type(self).said]
+
+
+def test_where_one_worker_cannot_share_prefixes_none_does(policy: Policy, pair: PairBatch) -> None:
+    class Other(OneOther):
+        said = "its GPU rounds otherwise"
+
+    with share_prefixes(policy, pair, "auto", Other(size=2)) as sharing:
+        assert sharing == "off (its GPU rounds otherwise)"
+        assert not policy.prefix_sharing
+    with share_prefixes(policy, pair, "auto", OneOther(size=2)) as sharing:
+        assert sharing == ON
