@@ -32,8 +32,6 @@ def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> 
     updated = gradient + 2 * _BYTES[config.optimizer.states]
     if config.model.dtype == "bf16":
         updated += _BYTES["fp32"]
-        if config.training.gradients == "fp32":
-            updated += held  # a pass leaves its gradient in bf16
     for parameters in trained_parts(model, config).values():
         for name, parameter in parameters.items():
             copied = held if reference and not is_adapter(name) else 0

@@ -69,21 +69,18 @@ class FSDPStrategy(SingleProcessStrategy):
 
     def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
-        self._drop_others(trained)
-        norm: Tensor = whole(super().clip_grad_norm(trained, limit))
-        return norm
-
-    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
-        """Have no gradient but of what is trained: they are averaged as they are made."""
-        self._drop_others(trained)
-
-    def _drop_others(self, trained: Sequence[nn.Parameter]) -> None:
         kept = {id(parameter) for parameter in trained}
         for parameter in self._root.parameters():
             # The first stage of a staged training computes the others' gradients as well: what
             # is spread keeps the marks that it had when it was spread.
             if id(parameter) not in kept:
                 parameter.grad = None
+        norm: Tensor = whole(super().clip_grad_norm(trained, limit))
+        return norm
+
+    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
+        """Have no gradient but of what is trained: they are averaged as they are made."""
+        masters.drop_others(trained)
 
 
 class ShardedReference:

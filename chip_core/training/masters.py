@@ -32,34 +32,43 @@ class Masters:
     def __init__(self, model: Any, config: TrialConfig) -> None:
         """Copy the trained weights as they are now; sharded ones stay so."""
         self._wide = config.training.gradients == "fp32"
-        self._of: dict[nn.Parameter, nn.Parameter] = {
+        self._of: dict[Tensor, nn.Parameter] = {
             weight: nn.Parameter(weight.detach().float(), requires_grad=weight.requires_grad)
             for parameters in trained_parts(model, config).values()
             for weight in parameters.values()
         }
+        # Called as soon as a pass has made a weight's gradient: never are all there in bf16.
+        self._hooks = [
+            weight.register_post_accumulate_grad_hook(self._add)
+            for weight in (self._of if self._wide else ())
+        ]
 
     def of(self, weight: nn.Parameter) -> nn.Parameter:
         """Return a weight's master."""
         return self._of[weight]
 
-    @torch.no_grad()
-    def collect(self, trained: Sequence[nn.Parameter]) -> None:
-        """Add what a pass left beside the weights to the batch's gradient.
+    def close(self) -> None:
+        """Leave the weights alone: they may outlive their masters."""
+        for hook in self._hooks:
+            hook.remove()
 
-        Args:
-            trained: the weights that are trained at this stage; the others' gradients go.
-        """
-        if not self._wide:
-            return
-        for weight in trained:
-            if weight.grad is None:
-                continue
-            master = self._of[weight]
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad += weight.grad
-            weight.grad = None
+    @torch.no_grad()
+    def _add(self, weight: Tensor) -> None:
+        """Add what a pass left beside a weight to the gradient beside its master."""
+        assert weight.grad is not None
+        master = self._of[weight]
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    def drop_others(self, trained: Sequence[nn.Parameter]) -> None:
+        """Have no gradient but of what is trained at this stage."""
+        kept = {id(weight) for weight in trained}
+        for weight, master in self._of.items():
+            if id(weight) not in kept:
+                weight.grad = master.grad = None
 
     @torch.no_grad()
     def average(self, trained: Sequence[nn.Parameter], workers: Workers) -> None:

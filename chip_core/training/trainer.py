@@ -129,7 +129,10 @@ class Trainer:
                 self.reference = TrainingReference(source=self.strategy.reference())
             else:
                 self.reference = opened.reference(self.strategy.reference)
-            self.masters = Masters(model, config) if config.model.dtype == "bf16" else None
+            self.masters = None
+            if config.model.dtype == "bf16":
+                self.masters = Masters(model, config)
+                stack.callback(self.masters.close)
             self.optimizer, self.schedule = make_optimizer(
                 model, config, self.batches.steps, self.masters
             )
@@ -222,7 +225,7 @@ class Trainer:
     ) -> tuple[dict[str, float], bool]:
         """Make one update; return its figures, and whether any worker was asked to stop."""
         began, waited = time.perf_counter(), loader.waited
-        sums = self._accumulate(share, loader, trained)
+        sums = self._accumulate(share, loader)
         sums["stop"] = float(stop())
         # From here on, known to all workers alike.
         sums = self.compute.workers.sums(sums, self.compute.device)
@@ -259,9 +262,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return told
 
-    def _accumulate(
-        self, share: Share, loader: Loader, trained: list[nn.Parameter]
-    ) -> dict[str, float]:
+    def _accumulate(self, share: Share, loader: Loader) -> dict[str, float]:
         """Add up the gradient of this worker's share of a global batch; return sums of figures.
 
         The gradient is this worker's until its last pass, in which it becomes the mean over the
@@ -279,8 +280,6 @@ class Trainer:
                 scale = self.compute.workers.size if portion.counts else 0
                 loss: Tensor = result.loss.sum() * scale / size
                 loss.backward()  # type: ignore[no-untyped-call]
-            if self.masters is not None:
-                self.masters.collect(trained)
             for name, value in _figures(result, batch).items():
                 sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
             if portion.counts:

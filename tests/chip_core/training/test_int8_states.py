@@ -62,11 +62,10 @@ class Trained:
     def update(self, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
         for weight in self.trained[:-1]:  # as where a stage has not begun
-            made = torch.randn(weight.shape, generator=draw).bfloat16()
-            weight.grad = torch.zeros_like(weight)
-            local = weight.grad.to_local() if hasattr(weight.grad, "to_local") else weight.grad
-            local.copy_(made)  # of one process
-        self.masters.collect(self.trained)
+            made = torch.zeros_like(weight)
+            local = made.to_local() if hasattr(made, "to_local") else made
+            local.copy_(torch.randn(weight.shape, generator=draw))  # this process has all of it
+            torch.autograd.backward([weight], [made])
         norm = self.masters.norm(self.trained, sharded=False)
         self.masters.update(self.trained, self.optimizer, norm, None)
         self.schedule.step()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -58,9 +59,9 @@ def test_an_update_is_adamws_on_weights_in_fp32(
     for step in range(STEPS):
         passes = [gradients(trained, 2 * step), gradients(trained, 2 * step + 1)]
         for made in passes:
-            for weight, gradient in zip(trained, made, strict=False):
-                weight.grad = gradient.clone() if weight.grad is None else weight.grad + gradient
-            masters.collect(trained)
+            torch.autograd.backward(trained[:-1], made)
+            # In bf16 beside the weights, or in fp32 beside the masters, never both.
+            assert all((weight.grad is None) == (kind == "fp32") for weight in trained[:-1])
         for number, weight in enumerate(plain[:-1]):
             one, other = passes[0][number], passes[1][number]
             # Added up in fp32, or in bf16 as autograd does.
@@ -89,8 +90,7 @@ def test_steps_too_small_for_bf16_add_up(model: Any) -> None:
     masters = Masters(model, config)
     optimizer, _ = make_optimizer(model, config, STEPS, masters)
     for _ in range(STEPS):
-        weight.grad = torch.ones_like(weight)
-        masters.collect(trained)
+        torch.autograd.backward([weight], [torch.ones_like(weight)])
         masters.update(trained, optimizer, masters.norm(trained, sharded=False), None)
     assert bool((weight == 1).all())  # as it is read
     # AdamW with a constant gradient moves by lr a step, and decays by lr × 0.1 of the weight.
@@ -103,18 +103,37 @@ def test_one_worker_averages_nothing(model: Any) -> None:
     config = configured("fp32")
     trained = set_trained(model, config)
     masters = Masters(model, config)
-    trained[0].grad = torch.ones_like(trained[0])
-    masters.collect(trained)
+    torch.autograd.backward(trained[:1], [torch.ones_like(trained[0])])
     masters.average(trained, Workers())
     assert bool((masters.of(trained[0]).grad == 1).all())
 
 
-def test_what_is_not_trained_yet_leaves_no_gradient(model: Any) -> None:
+def test_what_is_not_trained_yet_is_not_updated(model: Any) -> None:
+    """Under FSDP, a first stage's passes leave gradients of the others too."""
     config = configured("fp32")
     trained = set_trained(model, config)
     masters = Masters(model, config)
-    first, other = copy.copy(trained[:1]), trained[1]
-    for weight in (first[0], other):
-        weight.grad = torch.ones_like(weight)
-    masters.collect(first)
-    assert masters.of(first[0]).grad is not None and masters.of(other).grad is None
+    optimizer, _ = make_optimizer(model, config, STEPS, masters)
+    first, other = trained[:1], trained[1]
+    torch.autograd.backward([first[0], other], [torch.ones_like(first[0]), torch.ones_like(other)])
+    before = other.detach().clone()
+    norm = masters.norm(first, sharded=False)
+    assert norm.item() == pytest.approx(first[0].numel() ** 0.5)
+    masters.drop_others(first)
+    masters.update(first, optimizer, norm, None)
+    assert torch.equal(other, before)
+    assert torch.equal(masters.of(other).detach(), before.float())
+    assert masters.of(other).grad is None
+
+
+def test_weights_outlive_their_masters(model: Any) -> None:
+    config = configured("fp32")
+    trained = set_trained(model, config)
+    masters = Masters(model, config)
+    gone = weakref.ref(masters)
+    masters.close()
+    del masters
+    gc.collect()
+    assert gone() is None
+    torch.autograd.backward(trained[:1], [torch.ones_like(trained[0])])
+    assert trained[0].grad is not None
