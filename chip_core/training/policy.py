@@ -28,7 +28,7 @@ from chip_core.objectives.terms import (
     ResponseScores,
     reference_scores,
 )
-from chip_core.training.states import ResponseStates, autocast, response_states
+from chip_core.training.states import ResponseStates, response_states
 
 
 class Policy(nn.Module):
@@ -39,7 +39,6 @@ class Policy(nn.Module):
         model: Any,
         objective: ObjectiveConfig,
         *,
-        bf16: bool = False,
         prefix_sharing: bool = False,
         logits_chunk: int = CHUNK,
     ) -> None:
@@ -48,14 +47,12 @@ class Policy(nn.Module):
         Args:
             model: the model that is trained, with its adapters.
             objective: what it is trained to.
-            bf16: whether to compute under autocast.
             prefix_sharing: whether chosen and rejected are computed behind one prompt.
             logits_chunk: positions whose logits are held together.
         """
         super().__init__()
         self.model = model
         self.objective = objective
-        self.bf16 = bf16
         self.prefix_sharing = prefix_sharing
         self.logits_chunk = logits_chunk
 
@@ -137,29 +134,28 @@ class Policy(nn.Module):
         found: dict[str, dict[str, Tensor]] = {view: {} for view in wanted}
         scored = {view: of for view, of in responses.items() if "logps" in reads[view]}
         kl: dict[str, Tensor] = {}
-        with autocast(batch.prompts.ids.device, bf16=self.bf16):
-            if scored:
-                of_reference, trained = self._divergent(reference, scored, hidden)
-                scores = head_scores(
-                    torch.cat([hidden[view] for view in scored]),
-                    torch.cat([of.ids[of.mask] for of in scored.values()]),
-                    self.head,
-                    reference_hidden=of_reference,
-                    reference_head=reference_head,
-                    kl_gradients=trained,
-                    chunk=self.logits_chunk,
-                )
-                for view, logps in _by_kind(scores.logps, scored).items():
-                    found[view]["logps"] = logps
-                kl = {} if scores.kl is None else _by_kind(scores.kl, scored)
-            for view, of in responses.items():
-                if "logits" in reads[view]:
-                    values = token_logits(hidden[view], of.ids[of.mask], self.head)
-                    found[view]["logits"] = spread(values, of.mask)
-                if "best_other" in reads[view]:
-                    ids = best_other(hidden[view], of.ids[of.mask], self.head, self.logits_chunk)
-                    of_best = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
-                    found[view]["best_other"] = spread(of_best.logps, of.mask)
+        if scored:
+            of_reference, trained = self._divergent(reference, scored, hidden)
+            scores = head_scores(
+                torch.cat([hidden[view] for view in scored]),
+                torch.cat([of.ids[of.mask] for of in scored.values()]),
+                self.head,
+                reference_hidden=of_reference,
+                reference_head=reference_head,
+                kl_gradients=trained,
+                chunk=self.logits_chunk,
+            )
+            for view, logps in _by_kind(scores.logps, scored).items():
+                found[view]["logps"] = logps
+            kl = {} if scores.kl is None else _by_kind(scores.kl, scored)
+        for view, of in responses.items():
+            if "logits" in reads[view]:
+                values = token_logits(hidden[view], of.ids[of.mask], self.head)
+                found[view]["logits"] = spread(values, of.mask)
+            if "best_other" in reads[view]:
+                ids = best_other(hidden[view], of.ids[of.mask], self.head, self.logits_chunk)
+                of_best = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
+                found[view]["best_other"] = spread(of_best.logps, of.mask)
         if keep_hidden:
             for view in ("rejected", "chosen"):
                 if view in found:
@@ -204,15 +200,12 @@ class Policy(nn.Module):
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
         ids = responses.ids[responses.mask]
-        with autocast(hidden.device, bf16=self.bf16):
-            scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
+        scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
         return spread(scores.logps, responses.mask)
 
     def states(self, batch: PairBatch, views: Collection[str] | None = None) -> ResponseStates:
         """Return the hidden states that predict a batch's responses; None: of all its views."""
-        return response_states(
-            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16, views=views
-        )
+        return response_states(self.model, batch, prefix_sharing=self.prefix_sharing, views=views)
 
     @property
     def head(self) -> OutputHead:

@@ -17,6 +17,7 @@ from chip_core.models.adapters import OriginalModel
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
+from chip_core.utils.workers import Workers
 
 if TYPE_CHECKING:
     from chip_core.data.preferences import PreferencePair
@@ -72,8 +73,9 @@ class ReferenceCaches(Protocol):
         *,
         processor: Any,
         pairs: Sequence[PreferencePair],
+        workers: Workers,
     ) -> OpenCaches:
-        """Open those that are whole and this model's, which is not yet sharded."""
+        """Open those that are whole and this model's, which is not yet sharded, on all workers."""
 
 
 class LiveReference:

@@ -8,7 +8,6 @@ Shapes: B pairs, D hidden, N tokens of all of a batch's responses of one kind, r
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
+from chip_core.models.precision import as_held
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
 from chip_core.objectives.parts import VIEWS
 from chip_core.training.layout import PackedRow, lying, pack, pad
@@ -53,7 +53,6 @@ def response_states(
     batch: PairBatch,
     *,
     prefix_sharing: bool,
-    bf16: bool = False,
     views: Collection[str] | None = None,
 ) -> ResponseStates:
     """Compute the hidden states that predict a batch's responses.
@@ -64,27 +63,20 @@ def response_states(
         prefix_sharing: whether all is computed in one packed row, the responses under an image
             behind one prompt; the model must be within `packed_attention`. Else one pass a
             response.
-        bf16: whether to compute under autocast.
         views: those that are computed; None: all that the batch has.
     """
     inner = without_head(model)
     responses = batch.responses
     wanted = lying(responses if views is None else views)
-    with autocast(batch.prompts.ids.device, bf16=bf16):
-        if prefix_sharing:
-            found = _packed(inner, batch, wanted)
-        else:
-            found = {
-                view: _padded(inner, batch.prompts_of(VIEWS[view][0]), responses[view])
-                # First what was always first: the order of passes is the order of sums.
-                for view in sorted(wanted, key=lambda view: view != "rejected_image")
-            }
+    if prefix_sharing:
+        found = _packed(inner, batch, wanted)
+    else:
+        found = {
+            view: _padded(inner, batch.prompts_of(VIEWS[view][0]), responses[view])
+            # First what was always first: the order of passes is the order of sums.
+            for view in sorted(wanted, key=lambda view: view != "rejected_image")
+        }
     return ResponseStates(views={view: found[view] for view in VIEWS if view in found})
-
-
-def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
-    """Return the precision that passes are computed in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
 def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
@@ -94,7 +86,7 @@ def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
             use_cache=False,
-            **rows.inputs,
+            **as_held(rows.inputs, inner),
         ).last_hidden_state
     return hidden[rows.predicting]
 
@@ -126,6 +118,6 @@ def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
         position_ids=row.positions,
         packing=row.spans,
         use_cache=False,
-        **row.inputs,
+        **as_held(row.inputs, inner),
     ).last_hidden_state
     return tuple(hidden[0, places] for places in row.predicting)

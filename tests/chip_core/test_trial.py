@@ -222,7 +222,7 @@ def test_bf16_trains_and_stays_near(shapes_config: Configured, tmp_path: Path) -
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
     weights = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
-    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}  # master weights
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}  # what answers
 
 
 def test_a_trial_killed_while_it_was_scored_goes_on_there(
