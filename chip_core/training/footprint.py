@@ -10,17 +10,17 @@ Shapes: T tokens of a packed row, N response positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from chip_core.config.trial import TrialConfig
@@ -44,6 +44,8 @@ class Precision:
     master: int = 0  # bytes of a trained weight that the optimizer holds beside the model's
     states: float = 8.0  # bytes of the optimizer's states, a trained weight: AdamW's two in fp32
     autocast: bool = False
+    wide: bool = False  # whether gradients are added up in fp32, beside the masters
+    piece: int | None = None  # bytes of gradients that an update widens at a time; None: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,11 @@ class RowShape:
     def prompt(self) -> int:
         """Tokens of a prompt."""
         return self.image + self.text
+
+    def tokens(self, *, rejected_image: bool) -> int:
+        """Return all that a pass computes: the prompt with both responses, and once more."""
+        first = self.prompt + self.chosen + self.rejected
+        return self.pairs * (first + (self.prompt + self.chosen if rejected_image else 0))
 
 
 #: The parts of a footprint, in the order in which they are shown.
@@ -82,7 +89,7 @@ class Footprint:
     activations: int  # all else: kept for the backward pass, or for a while
     trained: int  # parameters
     frozen: int  # parameters
-    flops: int = 0  # of a forward pass and its backward; 0: not counted
+    gathered: int  # bytes of what a worker has whole at a time where weights are spread
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -95,18 +102,17 @@ class Footprint:
         """Bytes by part."""
         return {name: getattr(self, name) for name in PARTS}
 
-    def sharded(self, workers: int, gathered: int) -> Footprint:
+    def sharded(self, workers: int) -> Footprint:
         """Return what a worker holds where weights, gradients and states are spread (FSDP2).
 
-        Args:
-            workers: who share the model.
-            gathered: bytes of the weights that a worker has whole at a time.
+        On paper: what is spread is divided, and embeddings, output head and two layers are whole
+        for a while, with their gradients.
         """
         if workers == 1:
             return self
         spread = ("weights", "masters", "gradients", "states", "reference")
         parts = {name: -(-getattr(self, name) // workers) for name in spread}
-        return replace(self, **parts | {"activations": self.activations + gathered})
+        return replace(self, **parts | {"activations": self.activations + self.gathered})
 
 
 def precision_of(config: TrialConfig) -> Precision:
@@ -121,7 +127,6 @@ def footprint(
     *,
     stored: bool,
     precision: Precision | None = None,
-    flops: bool = False,
 ) -> Footprint:
     """Return what a step of a training takes; nothing of the model's size is held.
 
@@ -131,28 +136,138 @@ def footprint(
         shape: of a forward pass.
         stored: whether the reference is read from a store, and not computed in the step.
         precision: None: the trial's own.
-        flops: whether to count operations, which takes a second step without checkpointing.
     """
     precision = precision or precision_of(config)
-    with FakeTensorMode():
-        made = _Step(found, config, shape, precision, stored=stored).measured()
-    if not flops:
-        return made
+
+    def of(layers: int) -> _Measured:
+        with FakeTensorMode():
+            step = _Step(_shortened(found, layers), config, shape, precision, stored=stored)
+            return step.measured()
+
+    layers = found.get_text_config().num_hidden_layers
+    if layers > _FEW + 1 and accumulates(config, shape):
+        # Each layer keeps as much, and the fullest moment is the same one: two tell all.
+        few, more = of(_FEW), of(_FEW + 1)
+        if more.passing > few.passing:
+            return few.extended(more, layers - _FEW).footprint(config, precision)
+    return of(layers).footprint(config, precision)
+
+
+#: Decoder layers of the smaller of the models that tell of a larger one.
+_FEW = 2
+
+
+def accumulates(config: TrialConfig, shape: RowShape) -> bool:
+    """Return whether a batch takes several passes: gradients are there from those before."""
+    return config.training.batch_size > shape.pairs * config.engine.workers_per_trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What a step was seen to take. Each number grows by as much with every decoder layer."""
+
+    trained: int  # parameters
+    frozen: int  # parameters
+    weights: int  # bytes, as all below but the last
+    gradients: int
+    copies: int
+    passing: int  # at the fullest moment of a pass, beside all above
+    of_head: int  # of that
+    read: int  # of that, of the reference
+    gathered: int
+    largest: int  # parameters of the largest trained weight
+    notes: tuple[str, ...]
+
+    def extended(self, more: _Measured, times: int) -> _Measured:
+        """Return what it is with so many layers more, given what it is with one more."""
+        numbers = [each.name for each in fields(self) if each.name not in ("largest", "notes")]
+        grown = {
+            name: getattr(self, name) + times * (getattr(more, name) - getattr(self, name))
+            for name in numbers
+        }
+        return replace(self, **grown)
+
+    def footprint(self, config: TrialConfig, precision: Precision) -> Footprint:
+        """Return the parts at the fullest moment: of a pass, or of the update."""
+        on_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
+        # On a GPU torch's AdamW takes all weights at once, or as many as are widened at a time.
+        at_once = min(_FP32 * self.trained, precision.piece or _FP32 * self.trained)
+        stepping = at_once if on_gpu else 2 * _FP32 * self.largest
+        if precision.piece is not None:
+            stepping += at_once
+        in_pass = self.passing >= stepping
+        of_head, read = (self.of_head, self.read) if in_pass else (0, 0)
+        return Footprint(
+            weights=self.weights,
+            masters=self.trained * precision.master,
+            gradients=self.gradients,
+            states=round(self.trained * precision.states),
+            reference=self.copies + read,
+            logits=of_head,
+            activations=max(self.passing, stepping) - of_head - read,
+            trained=self.trained,
+            frozen=self.frozen,
+            gathered=self.gathered,
+            notes=self.notes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Floating-point operations, nothing counted twice that a step computes again."""
+
+    step: int  # forward and backward of a pass
+    forward: int  # of a pass without gradients
+
+
+def operations(found: Any, config: TrialConfig, shape: RowShape) -> Operations:
+    """Return the operations of a pass, as its kernels count them.
+
+    Layers are alike, so two models of one and of two layers tell those of all.
+
+    Args:
+        found: the model's configuration, of transformers.
+        config: the trial.
+        shape: of a forward pass.
+    """
     plain = config.model_copy(
         update={"engine": config.engine.model_copy(update={"gradient_checkpointing": False})}
     )
-    with FakeTensorMode():
-        counted = _Step(found, plain, shape, precision, stored=stored)
-        with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
-            counted.run()
-    return replace(made, flops=counter.get_total_flops())
+
+    def of(layers: int) -> tuple[int, int]:
+        with FakeTensorMode():
+            step = _Step(_shortened(found, layers), plain, shape, Precision(), stored=True)
+            with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
+                forward: list[int] = []
+                step.run(between=lambda: forward.append(counter.get_total_flops()))
+            return int(counter.get_total_flops()), int(forward[0])
+
+    layers = found.get_text_config().num_hidden_layers
+    step, forward = (a + (b - a) * (layers - 1) for a, b in zip(of(1), of(2), strict=True))
+    return Operations(step=step, forward=forward)
+
+
+def _shortened(found: Any, layers: int) -> Any:
+    """Return a configuration of fewer decoder layers."""
+    made = copy.deepcopy(found)
+    text = made.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return made
 
 
 class _Step:
     """One forward and backward pass of a model that has no memory."""
 
     def __init__(
-        self, found: Any, config: TrialConfig, shape: RowShape, precision: Precision, *, stored: bool
+        self,
+        found: Any,
+        config: TrialConfig,
+        shape: RowShape,
+        precision: Precision,
+        *,
+        stored: bool,
     ) -> None:
         from transformers import AutoModelForImageTextToText
 
@@ -171,43 +286,37 @@ class _Step:
         self._trained = set_trained(model, config)
         self._notes: list[str] = []
 
-    def measured(self) -> Footprint:
+    def measured(self) -> _Measured:
         """Make the step and return what it takes."""
-        trained = sum(p.numel() for p in self._trained)
-        whole = sum(p.numel() for p in self._model.parameters())
-        accumulates = self._config.training.batch_size > (
-            self._shape.pairs * self._config.engine.workers_per_trial
-        )
-        if accumulates:  # the passes before have left their gradients
-            for parameter in self._trained:
-                parameter.grad = torch.empty_like(parameter)
-        with _Memory() as memory:
+        own = 0  # bytes of gradients that count as such and are in the pass's peak
+        if accumulates(self._config, self._shape):
+            if not self._precision.wide:  # those are beside the masters
+                for parameter in self._trained:  # the passes before have left their gradients
+                    parameter.grad = torch.empty_like(parameter)
+        else:
+            own = _bytes(self._trained)
+        there = [*self._model.parameters(), *self._model.buffers()]
+        with _Memory([*there, *(p.grad for p in self._trained if p.grad is not None)]) as memory:
             self.run(memory)
-        weights = _bytes(self._model.parameters()) + _bytes(self._model.buffers())
-        gradients = _bytes(self._trained)
-        copies = 0 if self._stored else _bytes(self._copied())
-        masters, states = precise(trained, self._precision)
-        # Gradients that the pass made are in its peak; those of earlier passes are beside it.
-        passing = memory.peak - (0 if accumulates else gradients)
-        stepping = self._optimizer_bytes()
-        peak = max(passing, stepping, 0)
-        of_head = memory.at_peak.get("logits", 0) if passing >= stepping else 0
-        read = memory.at_peak.get("reference", 0) if passing >= stepping else 0
-        return Footprint(
-            weights=weights,
-            masters=masters,
-            gradients=gradients,
-            states=states,
-            reference=copies + read,
-            logits=min(of_head, peak),
-            activations=max(peak - of_head - read, 0),
+        trained = sum(p.numel() for p in self._trained)
+        return _Measured(
             trained=trained,
-            frozen=whole - trained,
+            frozen=sum(p.numel() for p in self._model.parameters()) - trained,
+            weights=_bytes(there),
+            gradients=_FP32 * trained if self._precision.wide else _bytes(self._trained),
+            copies=0 if self._stored else _bytes(self._copied()),
+            passing=memory.peak - own,
+            of_head=memory.at_peak.get("logits", 0),
+            read=memory.at_peak.get("reference", 0),
+            gathered=self._gathered(),
+            largest=max((p.numel() for p in self._trained), default=0),
             notes=tuple(self._notes),
         )
 
-    def run(self, memory: _Memory | None = None) -> None:
-        """Make the pass and its backward."""
+    def run(
+        self, memory: _Memory | None = None, between: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make the pass and its backward, and between the two what is asked."""
         memory = memory or _Memory()
         with ExitStack() as stack:
             try:
@@ -218,6 +327,7 @@ class _Step:
                 with torch.no_grad():
                     self._scored(memory)
             loss, hidden = self._scored(memory)
+            between()
             memory.part = "logits"  # the head's backward is the first
             hidden.register_hook(lambda gradient: memory.name("activations"))
             loss.backward()
@@ -322,16 +432,18 @@ class _Step:
             if not is_adapter(name)
         ]
 
-    def _optimizer_bytes(self) -> int:
-        """Return what AdamW takes for a while: on a GPU torch takes all weights at once."""
-        sizes = [parameter.numel() * _FP32 for parameter in self._trained]
-        on_gpu = self._config.engine.gpus_per_worker > 0 or self._config.engine.device == "cuda"
-        return sum(sizes) if on_gpu else 2 * max(sizes, default=0)
+    def _gathered(self) -> int:
+        layers = [m for m in self._model.modules() if isinstance(m, _layer_class())]
+        largest = max((_bytes(layer.parameters()) for layer in layers), default=0)
+        within = {id(p) for layer in layers for p in layer.parameters()}
+        rest = [p for p in self._model.parameters() if id(p) not in within]
+        return 2 * largest + _bytes(rest) + _bytes(p for p in rest if p.requires_grad)
 
 
-def precise(trained: int, precision: Precision) -> tuple[int, int]:
-    """Return the bytes of masters and of the optimizer's states of so many trained weights."""
-    return trained * precision.master, round(trained * precision.states)
+def _layer_class() -> Any:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return GradientCheckpointingLayer
 
 
 def _held(model: nn.Module, trained: set[int], precision: Precision) -> None:
@@ -373,23 +485,23 @@ def _pictures(found: Any, images: int, tiles: int) -> dict[str, Any] | None:
 class _Memory(TorchDispatchMode):
     """Adds up the storages that operations make, from their making to their end."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: Iterable[Tensor] = ()) -> None:
+        """Begin with what is there, which does not count."""
         super().__init__()
         self.part = "activations"  # what is made now belongs to
         self.peak = 0
         self.at_peak: dict[str, int] = {}
         self._now: dict[str, int] = {}
-        self._there: set[int] = set()
+        self._there = {_key(value) for value in there}
 
     def name(self, part: str) -> None:
         """Say what is made from here on belongs to."""
         self.part = part
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {_key(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         made = op(*args, **(kwargs or {}))
-        for value in tree_leaves(made):
-            if isinstance(value, Tensor) and _key(value) not in before:
+        for value in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(value, Tensor):
                 self._add(value)
         return made
 
@@ -416,7 +528,7 @@ def _key(value: Tensor) -> int:
 
 
 def _attention_flops(query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Return the operations of two products of attention, forward; a causal half is not left out."""
+    """Return the operations of attention's two products; what a causal mask hides counts too."""
     batch, heads, queries, size = query
     return int(4 * batch * heads * queries * key[2] * size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import PreferencePair
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import is_adapter, trained_parts
-from chip_core.training.footprint import RowShape, footprint
+from chip_core.training.footprint import RowShape, footprint, operations
 from chip_core.training.trainer import Trainer
 
 from .. import families
 
-WORDS = "a red dog and a blue car on the green tree".split()
+WORDS = ["a", "red", "dog", "and", "a", "blue", "car", "on", "the", "green", "tree"]
 CHOSEN, REJECTED = 90, 120  # words, each a token
 
 
@@ -46,7 +47,10 @@ def pairs() -> families.ListPairs:
         image = Image.new("RGB", (64, 64), (200, 40 * number, 90))
         made.append(
             PreferencePair(
-                id=str(number), image=image, prompt="what is here ?", chosen=texts[0],
+                id=str(number),
+                image=image,
+                prompt="what is here ?",
+                chosen=texts[0],
                 rejected=texts[1],
             )  # fmt: skip
         )
@@ -152,3 +156,42 @@ def test_it_is_what_the_trainers_steps_take(
     estimated = found.total - found.weights - copies(config, family)  # which were there before
     print(f"{family} {given}: {estimated:,} estimated, {seen.steps:,} taken")
     assert estimated == pytest.approx(seen.steps, rel=0.05)
+
+
+@pytest.mark.parametrize("given", [{"language_model": "lora"}, {"engine": {"micro_batch": 1}}])
+def test_two_small_models_tell_of_a_large_one(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"model": "x", "training": {"batch_size": 4}, **given}
+    config = TrialConfig.model_validate(settings)
+    found = wider("llava")[0]
+    found.text_config.num_hidden_layers = 7
+    shape = RowShape(image=16, text=9, chosen=60, rejected=70)
+    told = footprint(found, config, shape, stored=True)
+    monkeypatch.setattr("chip_core.training.footprint._FEW", 7)  # all of it is made
+    assert told == footprint(found, config, shape, stored=True)
+
+
+def test_operations_are_those_of_every_layer() -> None:
+    """Three more layers, counted by hand."""
+    config = TrialConfig.model_validate({"model": "x", "objective": "dpo"})
+    found = wider("llava")[0]
+    text = found.text_config
+    shape = RowShape(image=16, text=9, chosen=60, rejected=70)
+    made = operations(found, config, shape)
+    more = copy.deepcopy(found)
+    more.text_config.num_hidden_layers += 3
+    width, inner = text.hidden_size, text.intermediate_size
+    heads = text.num_attention_heads * text.head_dim
+    # Queries and output, keys and values of half as many heads, three of the MLP.
+    weights = 2 * width * heads + 2 * width * heads // 2 + 3 * width * inner
+    tokens = 16 + 9 + 60 + 70
+    # Prompt and first response see each other (what a causal mask hides counts); the second sees
+    # the prompt and itself.
+    first, second = 16 + 9 + 60, 70
+    attention = 4 * heads * (first * first + second * (16 + 9 + second))
+    layer = 2 * weights * tokens + attention
+    grown = operations(more, config, shape)
+    assert grown.forward - made.forward == 3 * layer
+    # Backward: two products for each of the weights', five for attention's two.
+    assert grown.step - made.step == 3 * (3 * 2 * weights * tokens + attention * 7 // 2)
