@@ -329,8 +329,10 @@ class _Step:
             loss, hidden = self._scored(memory)
             between()
             memory.part = "logits"  # the head's backward is the first
-            hidden.register_hook(lambda gradient: memory.name("activations"))
-            loss.backward()
+            hidden.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: memory.name("activations")
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _scored(self, memory: _Memory) -> tuple[Tensor, Tensor]:
         """Return a number that depends on all that the objective does, and the states under it."""
@@ -417,7 +419,8 @@ class _Step:
         made = getattr(made, "pooler_output", made)
         if isinstance(made, (list, tuple)):
             made = torch.cat(list(made))
-        return made.reshape(-1, made.shape[-1])
+        features: Tensor = made.reshape(-1, made.shape[-1])
+        return features
 
     def _head(self) -> OutputHead:
         layer = self._model.get_output_embeddings()
@@ -470,7 +473,8 @@ def _held(model: nn.Module, trained: set[int], precision: Precision) -> None:
 
 def _pictures(found: Any, images: int, tiles: int) -> dict[str, Any] | None:
     """Return images as a model takes them; None where that needs more than their sizes."""
-    kind, side = found.model_type, getattr(found.vision_config, "image_size", None)
+    kind = found.model_type
+    side: int = getattr(found.vision_config, "image_size", None) or 0
     if kind in ("llava", "muffin"):
         return {"pixel_values": torch.empty(images, 3, side, side)}
     if kind == "llava_next":
@@ -482,12 +486,12 @@ def _pictures(found: Any, images: int, tiles: int) -> dict[str, Any] | None:
     return None
 
 
-class _Memory(TorchDispatchMode):
+class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operations make, from their making to their end."""
 
     def __init__(self, there: Iterable[Tensor] = ()) -> None:
         """Begin with what is there, which does not count."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.part = "activations"  # what is made now belongs to
         self.peak = 0
         self.at_peak: dict[str, int] = {}
@@ -524,7 +528,8 @@ class _Memory(TorchDispatchMode):
 
 
 def _key(value: Tensor) -> int:
-    return value.untyped_storage()._cdata
+    key: int = value.untyped_storage()._cdata
+    return key
 
 
 def _attention_flops(query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
