@@ -59,7 +59,9 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
                 "trial out by `chip-ablate rm TRIAL` and run its study again"
             ) from None
         try:
-            whole, processor = loading.load(config.model, trained=model)
+            # In fp32: of what an adapter adds, a weight in bf16 would keep little.
+            base = config.model.model_copy(update={"dtype": "fp32"})
+            whole, processor = loading.load(base, trained=model)
         except TrialError as error:
             raise UserError(f"the base model is needed to merge: {error}") from None
         merge_adapters(whole).save_pretrained(partial)

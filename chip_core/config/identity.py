@@ -21,7 +21,15 @@ from chip_core.objectives.config import TERMS
 from chip_core.utils import plugins
 
 #: What every training was before these were keys.
-_PLAIN_TRAINING = {"label_rule": "clean", "augment": "off"}
+_PLAIN_TRAINING = {
+    "label_rule": "clean",
+    "augment": "off",
+    "master": "fp32",
+    "gradients": "fp32",
+}
+
+#: What every optimizer was before these were keys.
+_PLAIN_OPTIMIZER = {"states": "fp32"}
 
 #: Asking pydantic whether these are sections takes most of a large plan's time.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
@@ -50,8 +58,7 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
             reasons[f"objective.{key}"] = f"{objective} has no {term} term"
     if config.objective.form == "released":
         reasons["objective.segment.scope"] = "form released always compares whole sequences"
-    if not config.objective.needs_divergence:
-        reasons["reference_cache"] = f"{objective} has no token term"
+    reasons |= _why_one_reference(config, objective)
     if config.language_model != "lora":
         reasons["lora"] = f"language_model is {config.language_model}"
     if config.vision_encoder != "staged":
@@ -75,6 +82,15 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     return reasons
 
 
+def _why_one_reference(config: TrialConfig, objective: str) -> dict[str, str]:
+    """Return why the precision of the reference's hidden states has no effect, by its key."""
+    if not config.objective.needs_divergence:
+        return {"reference_cache": f"{objective} has no token term"}
+    if config.model.dtype == "bf16":
+        return {"reference_cache": "model.dtype is bf16, and so are the reference's hidden states"}
+    return {}
+
+
 def training_identity(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -95,11 +111,12 @@ def training_identity(
         name: [config.objective.custom[name], plugins.source_hash(name)]
         for name in config.objective.active_custom
     }
-    kept["model"] = {"dtype": config.model.dtype, **model}
-    for name, plain in _PLAIN_TRAINING.items():
-        # So that what was computed before there was a choice is what it was.
-        if kept["training"][name] == plain:
-            del kept["training"][name]
+    kept["model"] = model_identity(config.model, model)
+    for section, plain in (("training", _PLAIN_TRAINING), ("optimizer", _PLAIN_OPTIMIZER)):
+        for name, value in plain.items():
+            # So that what was computed before there was a choice is what it was.
+            if kept[section][name] == value:
+                del kept[section][name]
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))
     kept["data"] = _data(config, data, inert)
@@ -136,7 +153,19 @@ def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str,
 
 def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that decides the untrained model's answers."""
-    return {"kind": "base", "behaviour": BEHAVIOUR, "model": {"dtype": config.dtype, **model}}
+    return {"kind": "base", "behaviour": BEHAVIOUR, "model": model_identity(config, model)}
+
+
+def model_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides what a model computes: its weights, and their precision.
+
+    Args:
+        config: the model.
+        model: its own identity (chip_core.models.loading.identity).
+    """
+    # Weights were held in fp32 once, whatever was computed in: those figures are others.
+    held = {"weights": "bf16"} if config.dtype == "bf16" else {}
+    return {"dtype": config.dtype, **held, **model}
 
 
 def evaluation_identity(

@@ -58,7 +58,9 @@ class ModelConfig(Shorthand):
 
     path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
     revision: str | None = figure(None, doc="a hub revision")
-    dtype: Literal["fp32", "bf16"] = figure("fp32", doc="precision of training and scoring")
+    dtype: Literal["fp32", "bf16"] = figure(
+        "fp32", doc="what the model computes in, and what its weights are held in"
+    )
     trust_remote_code: bool = figure(
         False,
         doc="true: code that comes with the model is run, with all your rights; a hub name needs "
@@ -200,6 +202,11 @@ class OptimizerConfig(Section):
     clip: float | None = figure(20.0, gt=0, doc="largest global gradient norm; null: no clipping")
     vision_lr: float | None = figure(None, gt=0, doc="the vision encoder's own peak; null: lr")
     projector_lr: float | None = figure(None, gt=0, doc="the projector's own peak; null: lr")
+    states: Literal["fp32", "int8"] = figure(
+        "fp32",
+        doc="what AdamW's two moments are held in; 'int8': in blocks of 256 with a scale each, "
+        "needs torchao",
+    )
 
 
 class LoraConfig(Section):
@@ -247,6 +254,14 @@ class TrainingConfig(Section):
         doc="'released': each epoch sees its own draw of every image, as Muffin's released "
         "training does (docs/muffin.md)",
     )
+    master: Literal["fp32"] = figure(
+        "fp32", doc="what the optimizer updates: trained weights in fp32, whatever model.dtype is"
+    )
+    gradients: Literal["fp32", "bf16"] = figure(
+        "fp32",
+        doc="what a batch's gradient is added up in; 'bf16' takes half the memory, and needs "
+        "model.dtype bf16",
+    )
 
 
 class EngineConfig(Section):
@@ -257,7 +272,10 @@ class EngineConfig(Section):
     threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
     workers_per_trial: int = engine(1, ge=1, doc="processes that share a training")
     gpus_per_worker: float = engine(
-        0.0, ge=0, doc="GPUs each of them is given; a share of one, too"
+        0.0,
+        ge=0,
+        le=1,
+        doc="GPU each of them is given: one, or a share of one where a trial has one worker",
     )
     cpus_per_worker: int = engine(1, ge=1, doc="CPUs each of them is given")
     parallel: Literal["auto", "ddp", "fsdp"] = engine(
@@ -312,6 +330,26 @@ class EngineConfig(Section):
         "auto", doc="kind of attention; 'auto': what transformers takes for the model"
     )
 
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _one_gpu_a_worker(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 1:
+            raise ValueError(
+                f"{value:g} GPUs are asked for, and a worker computes on one: write 1, and as "
+                "workers_per_trial how many are to share a training"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_worker(self) -> EngineConfig:
+        if self.workers_per_trial > 1 and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                f"{self.workers_per_trial} workers of a trial cannot share a GPU (NCCL refuses "
+                f"it), and gpus_per_worker is {self.gpus_per_worker:g}: write gpus_per_worker: 1, "
+                "or workers_per_trial: 1"
+            )
+        return self
+
 
 class TrialConfig(Section):
     """One trial: a model trained with one objective and one seed, and its benchmarks."""
@@ -336,7 +374,7 @@ class TrialConfig(Section):
     reference_cache: Literal["fp32", "bf16", "off"] = figure(
         "fp32",
         doc="precision of the reference's hidden states, computed once and kept for all trials; "
-        "'off': nothing is kept, and it is fp32",
+        "'off': nothing is kept, and it is fp32. With model.dtype bf16 they are bf16",
     )
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
@@ -347,13 +385,23 @@ class TrialConfig(Section):
     @property
     def reference_precision(self) -> Literal["fp32", "bf16"]:
         """What the reference's hidden states are rounded to, kept or not."""
-        return "bf16" if self.reference_cache == "bf16" else "fp32"
+        bf16 = self.reference_cache == "bf16" or self.model.dtype == "bf16"
+        return "bf16" if bf16 else "fp32"
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> TrialConfig:
         if (self.vision_encoder, self.projector, self.language_model) == ("frozen",) * 3:
             raise ValueError(
                 "nothing is trained: vision_encoder, projector and language_model are all frozen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_as_they_are_made(self) -> TrialConfig:
+        if self.training.gradients == "bf16" and self.model.dtype != "bf16":
+            raise ValueError(
+                "training.gradients is bf16, and model.dtype is fp32: write model.dtype: bf16, or "
+                "training.gradients: fp32"
             )
         return self
 

@@ -133,14 +133,20 @@ def without_adapter(model: Any) -> Iterator[None]:
     if not is_adapted(model):
         yield
         return
-    # Switching an adapter off and on marks all of it as trained: put back what was.
     marks = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
+
+    def put_back() -> None:
         for parameter, trained in marks:
             parameter.requires_grad_(trained)
+
+    try:
+        with model.disable_adapter():
+            # PEFT takes the adapter's marks away, and FSDP notes those that it finds when it first
+            # brings weights together.
+            put_back()
+            yield
+    finally:
+        put_back()  # and it marks all of the adapter as trained
 
 
 def save_model(
@@ -279,7 +285,8 @@ def _adapted(model: Any, settings: Any) -> Any:
     with warnings.catch_warnings():
         # PEFT asks a model for what transformers is to call otherwise: nothing a user can change.
         warnings.simplefilter("ignore", FutureWarning)
-        return peft.get_peft_model(model, settings)
+        # An adapter is held in what its base model is.
+        return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
 def _settings(folder: Path) -> Any:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
@@ -15,6 +15,9 @@ from chip_core.models import own, remote, templates
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError, UnfitError, brief
 from chip_core.utils.files import expand_path, read_json
+
+if TYPE_CHECKING:
+    from chip_core.models.precision import Precision
 
 #: Families that keep their projector, or a part of it, within the vision tower.
 PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
@@ -148,7 +151,7 @@ def load(
     trained: Path | None = None,
     config: TrialConfig | None = None,
 ) -> tuple[Any, Any]:
-    """Return (model, processor) in fp32, on the CPU, in evaluation mode.
+    """Return (model, processor) as `model.dtype` says, on the CPU, in evaluation mode.
 
     Weights come from safetensors alone. No code of the model's folder is run, unless
     `model.trust_remote_code` says so.
@@ -171,13 +174,15 @@ def load(
     source, options = _checked_source(model)
 
     def read() -> tuple[Any, Any]:
-        return load_whole(source, attention, **options).eval(), _processor(source, options)
+        whole = load_whole(source, attention, dtype=model.dtype, **options)
+        return whole.eval(), _processor(source, options)
 
     if trained is not None:  # of one attempt, and what lies beside an adapter is written into it
         BASE_MODELS.make_room()
         loaded, processor = read()
     else:
-        loaded, processor = BASE_MODELS.get((attention, content_key(model)), read, config)
+        key = (attention, model.dtype, content_key(model))
+        loaded, processor = BASE_MODELS.get(key, read, config)
     if adapter:
         assert trained is not None
         loaded = with_adapter(loaded, trained)
@@ -218,12 +223,15 @@ def import_libraries(*, adapters: bool) -> None:
         import peft  # noqa: F401
 
 
-def load_whole(source: str, attention: str = "auto", **options: Any) -> Any:
-    """Return a model, in fp32, each of whose weights is the source's, and all of the source's.
+def load_whole(
+    source: str, attention: str = "auto", *, dtype: Precision = "fp32", **options: Any
+) -> Any:
+    """Return a model each of whose weights is the source's, and all of the source's.
 
     Args:
         source: a folder or a hub name.
         attention: the kind of attention; "auto" leaves it to transformers.
+        dtype: what weights are held in.
         options: of `from_pretrained`: `revision`, `trust_remote_code`.
 
     Raises:
@@ -235,6 +243,7 @@ def load_whole(source: str, attention: str = "auto", **options: Any) -> Any:
     from transformers.utils import logging
 
     from chip_core.models.fit import check_finite
+    from chip_core.models.precision import DTYPES
 
     own.register()
     kind = {} if attention == "auto" else {"attn_implementation": attention}
@@ -244,7 +253,7 @@ def load_whole(source: str, attention: str = "auto", **options: Any) -> Any:
     try:
         loaded, found = AutoModelForImageTextToText.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=DTYPES[dtype],
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, all of them

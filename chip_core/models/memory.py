@@ -10,7 +10,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.utils.errors import TrialError
 
-_FP32 = 4  # bytes
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 _GIB = 2**30
 _FREE = 0.8  # share of a device's free memory that weights may take while they are looked at
 
@@ -18,21 +18,25 @@ _FREE = 0.8  # share of a device's free memory that weights may take while they 
 def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
     """Return the bytes that weights, gradients, optimizer and reference take; activations aside.
 
-    All weights are held in fp32; each trained one has a gradient and AdamW's two moments, and the
-    reference a copy of it unless it is an adapter's.
+    Weights are held in `model.dtype`. Each trained one has a gradient, AdamW's two moments and,
+    where it is held in bf16, a master in fp32; the reference has a copy of it unless it is an
+    adapter's.
 
     Args:
         model: with its adapters.
         config: says which parts are trained.
         reference: whether the reference is computed, and not read from stores.
     """
-    total: int = sum(parameter.numel() for parameter in model.parameters())
-    trained = copied = 0
+    held, gradient = _BYTES[config.model.dtype], _BYTES[config.training.gradients]
+    needed: int = held * sum(parameter.numel() for parameter in model.parameters())
+    updated = gradient + 2 * _BYTES[config.optimizer.states]
+    if config.model.dtype == "bf16":
+        updated += _BYTES["fp32"]
     for parameters in trained_parts(model, config).values():
         for name, parameter in parameters.items():
-            trained += parameter.numel()
-            copied += parameter.numel() if reference and not is_adapter(name) else 0
-    return _FP32 * (total + 3 * trained + copied)
+            copied = held if reference and not is_adapter(name) else 0
+            needed += (updated + copied) * parameter.numel()
+    return needed
 
 
 def weights_fit(model: Any, device: torch.device) -> bool:

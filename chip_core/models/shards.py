@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether a model's weights are spread over workers."""
-    return any(_is_shard(parameter) for parameter in model.parameters())
+    return any(is_spread(parameter) for parameter in model.parameters())
 
 
 def whole(value: Any, *, keep: bool = True) -> Any:
@@ -28,7 +28,7 @@ def whole(value: Any, *, keep: bool = True) -> Any:
         return {name: whole(entry, keep=keep) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(whole(entry, keep=keep) for entry in value)
-    if not _is_shard(value):
+    if not is_spread(value):
         return value
     together = value.full_tensor()
     return together.cpu() if keep else together.new_empty(0)
@@ -47,7 +47,7 @@ def whole_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
 
 def local_weight(weight: Tensor) -> Tensor:
     """Return what this worker holds of a weight, spread or not, sharing its memory."""
-    return local_part(weight) if _is_shard(weight) else weight.detach()
+    return local_part(weight) if is_spread(weight) else weight.detach()
 
 
 def local_part(shard: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def local_part(shard: Tensor) -> Tensor:
 
 def shard_like(value: Tensor, shard: Tensor) -> Tensor:
     """Return a whole tensor as it is spread in another; as it is where that is whole."""
-    if not _is_shard(shard):
+    if not is_spread(shard):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -79,5 +79,6 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         own[name].copy_(shard_like(weights[name], own[name]))
 
 
-def _is_shard(value: Any) -> bool:
+def is_spread(value: Any) -> bool:
+    """Return whether a tensor is spread over workers."""
     return hasattr(value, "full_tensor")

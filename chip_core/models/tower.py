@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import trained_parts
+from chip_core.models.precision import as_held
 
 #: Field of the output -> (rows, …): the images' tiles or patches one after the other. An entry of a
 #: list is `FIELD:INDEX`.
@@ -52,7 +53,7 @@ def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
         return _RecordingOutput(forward(*given, **options), taken)
 
     with _instead(tower, noted):
-        model.get_image_features(**inputs)
+        model.get_image_features(**as_held(inputs, model))
     return taken
 
 

@@ -301,7 +301,6 @@ class BuildGroup:
         self._policy = Policy(
             model,
             objective,
-            bf16=config.model.dtype == "bf16",
             logits_chunk=config.engine.logits_chunk,
         )
         self._of: dict[str, ImageFeatures | ResponseLogps] = {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,6 +32,7 @@ from chip_core.training.policy import Policy, spread
 from chip_core.training.reference import LiveSource, ReferenceSource, TrainingReference
 from chip_core.training.states import ResponseStates
 from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,12 @@ class CacheReader:
         *,
         processor: Any,
         pairs: Sequence[PreferencePair],
+        workers: Workers,
     ) -> OpenStores:
         """Open them for a training; see `open_stores`."""
-        return open_stores(self.available, policy, config, processor=processor, pairs=pairs)
+        return open_stores(
+            self.available, policy, config, processor=processor, pairs=pairs, workers=workers
+        )
 
 
 def open_stores(
@@ -57,8 +63,11 @@ def open_stores(
     *,
     processor: Any,
     pairs: Sequence[PreferencePair],
+    workers: Workers | None = None,
 ) -> OpenStores:
     """Open and spot-check the stores that a training may read, before its first step.
+
+    A store that one worker cannot use none does: they would compute different things.
 
     Args:
         available: the stores that may be read.
@@ -66,24 +75,40 @@ def open_stores(
         config: the trial.
         processor: the model's.
         pairs: the preference pairs.
+        workers: who share the training; None: this process alone.
     """
+    workers = workers or Workers()
     stores: list[tuple[CacheSpec, ReferenceCacheStore]] = []
     notes: list[str] = []
     spot_check = SpotCheck(policy, config, processor, pairs)
     for spec in available.passes:
         folder = store_folder(available.cache, spec.key)
-        try:
-            store = ReferenceCacheStore(folder, spec.identity)
-            spot_check.verify(spec, store)
-            stores.append((spec, store))
-        except BrokenStoreError as error:
+        found: list[ReferenceCacheStore] = []
+        problems = workers.each(partial(_problem, spot_check, spec, folder, found))
+        problem = next((each for each in problems if each is not None), None)
+        if problem is None:
+            stores.append((spec, found[0]))
+        else:
             notes.append(
-                f"the reference pass '{spec.name}' in {folder} is not used: {error}; "
+                f"the reference pass '{spec.name}' in {folder} is not used: {problem}; "
                 "computed in the step"
             )
     return OpenStores(
         policy=policy, config=config, pairs=len(pairs), whole=stores, notes=tuple(notes)
     )
+
+
+def _problem(
+    spot_check: SpotCheck, spec: CacheSpec, folder: Path, found: list[ReferenceCacheStore]
+) -> str | None:
+    """Open a store and add it to those found; return why it cannot be used, None where it can."""
+    try:
+        store = ReferenceCacheStore(folder, spec.identity)
+        spot_check.verify(spec, store)
+    except BrokenStoreError as error:
+        return str(error)
+    found.append(store)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

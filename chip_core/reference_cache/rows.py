@@ -19,7 +19,6 @@ from chip_core.reference_cache.shards import CacheRow
 from chip_core.reference_cache.size import bytes_a_token
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.training.policy import Policy
-from chip_core.training.states import autocast
 from chip_core.utils.errors import TrialError
 
 _SAMPLE = 8  # images by which the others' size is told
@@ -48,7 +47,6 @@ class ImageFeatures:
                 "projector: frozen, or engine.feature_cache: off"
             )
         self._spec, self._model, self._encoder = spec, model, encoder
-        self._bf16 = config.model.dtype == "bf16"
         self._device = next(model.parameters()).device
         self.facts: dict[str, Any] = {}
 
@@ -85,13 +83,8 @@ class ImageFeatures:
 
     def _computed(self, prompts: Prompts) -> dict[str, Tensor]:
         """Return the columns of some images, one image after the other."""
-        with autocast(self._device, bf16=self._bf16):
-            features = tower_features(self._model, prompts.images)
-        # In bf16 the projector's first product rounds to bf16 anyway.
-        return {
-            column(field): (value.to(torch.bfloat16) if self._bf16 else value).cpu()
-            for field, value in features.items()
-        }
+        features = tower_features(self._model, prompts.images)
+        return {column(field): value.cpu() for field, value in features.items()}
 
 
 def column(field: str) -> str:

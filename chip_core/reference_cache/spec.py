@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from chip_core.config.identity import data_identity, fingerprint, rejected_image_identity
+from chip_core.config.identity import (
+    data_identity,
+    fingerprint,
+    model_identity,
+    rejected_image_identity,
+)
 from chip_core.config.trial import BEHAVIOUR, TrialConfig
 from chip_core.data.rejected_images import strategy_class
 from chip_core.models.loading import projector_in_tower
@@ -117,7 +122,7 @@ def cache_specs(
     common = {
         "format": FORMAT,
         "behaviour": BEHAVIOUR,
-        "model": {"dtype": config.model.dtype, **model},
+        "model": model_identity(config.model, model),
         "data": data_identity(config, data) | (skipped if config.data.on_bad_row == "skip" else {}),
     }
     # What rounds differently.

@@ -7,7 +7,6 @@ trained and is asked (or, `alone`, without image and prompt). Shapes: N items, T
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chip_core.data.special_tokens import SpecialTokens
+from chip_core.models.precision import as_held
 from chip_core.representation.described import DescribedImage
 from chip_core.utils.errors import TrialError
 
@@ -31,7 +31,6 @@ class Reading:
     pool: Pool = "mean"
     layer: int = -1  # of the hidden states: 0 the embeddings, -1 the last layer's
     alone: bool = False  # descriptions without their image and prompt
-    bf16: bool = False  # forward passes in bfloat16 (autocast)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +121,14 @@ def _states(
     device = next(model.parameters()).device
     tokens = torch.tensor([ids], device=device)
     given = {name: _whole(name, value, len(ids)).to(device) for name, value in inputs.items()}
-    precision: AbstractContextManager[Any] = (
-        torch.autocast(device.type, dtype=torch.bfloat16) if reading.bf16 else nullcontext()
-    )
-    with precision:
-        states = model(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            output_hidden_states=True,
-            use_cache=False,
-            logits_to_keep=1,
-            **given,
-        ).hidden_states
+    states = model(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        output_hidden_states=True,
+        use_cache=False,
+        logits_to_keep=1,
+        **as_held(given, model),
+    ).hidden_states
     layer = reading.layer + len(states) if reading.layer < 0 else reading.layer
     if not 0 <= layer < len(states):
         raise TrialError(

@@ -3,10 +3,10 @@
 `checkpoints/step-00000012/` holds `state.pt` (schedule, counts, random generators, the optimizer's
 settings; read without pickle's code) and `manifest.json` (the step, the data position, what was
 being trained, and size and sha256 of every other file). Beside them, in format 1, lie `model/` (a
-Hugging Face or PEFT folder's weights), with the optimizer whole in `state.pt`; in format 2, of
-sharded weights, `shards/` (sharded_state.py), where each worker writes what it holds. Any number
-of workers, by any strategy, goes on from either. The folder gets its name last, when all of it is
-on the disk.
+Hugging Face or PEFT folder's weights) or, of a training in bf16, `masters.safetensors` (what is
+trained, in fp32, by name), with the optimizer whole in `state.pt`; in format 2, of sharded weights,
+`shards/` (sharded_state.py), where each worker writes what it holds. Any number of workers, by any
+strategy, goes on from either. The folder gets its name last, when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from typing import Any, Protocol
 
 import numpy
 import torch
-from torch import Tensor
+from torch import nn
 
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import write_weights
 from chip_core.models.loading import read_weights
-from chip_core.models.shards import is_sharded, local_weight, shard_like
+from chip_core.models.parts import trained_parts
+from chip_core.models.shards import is_sharded, local_weight
 from chip_core.results import CHECKPOINTS
+from chip_core.training.int8_states import put_state, saved_state
+from chip_core.training.masters import Masters, read_masters, write_masters
 from chip_core.utils.errors import (
     DiskFullError,
     NonFiniteLossError,
@@ -42,6 +45,7 @@ from chip_core.utils.files import read_json, room_for, sync_files, sync_folder, 
 from chip_core.utils.workers import Workers
 
 MANIFEST, MODEL, SHARDS, STATE = "manifest.json", "model", "shards", "state.pt"
+MASTERS = "masters.safetensors"
 
 #: Formats that are read: 1 has whole tensors, 2 sharded ones.
 WHOLE, SHARDED = 1, 2
@@ -84,6 +88,7 @@ class Checkpointer:
         model: Any,
         optimizer: Any,
         stateful: Mapping[str, Stateful],
+        masters: Masters | None = None,
         workers: Workers | None = None,
     ) -> None:
         """Keep what is saved and restored.
@@ -93,9 +98,11 @@ class Checkpointer:
             model: what is trained, sharded or not.
             optimizer: over the model's trained parameters.
             stateful: what else has a state: schedule, what was cut.
+            masters: what the optimizer updates in place of the model's weights; None: they.
             workers: who train it; None: this process alone.
         """
         self._config, self._model, self._optimizer = config, model, optimizer
+        self._masters = masters
         self._stateful, self._workers = stateful, workers or Workers()
 
     def save(self, folder: Path, step: int) -> None:
@@ -136,12 +143,12 @@ class Checkpointer:
 
             shards = partial / SHARDS
             names, state["optimizer"] = save_shards(
-                shards, self._config, model=self._model, optimizer=self._optimizer
+                shards, self._updated(), optimizer=self._optimizer
             )
             own = self._workers.each(lambda: {n: _facts(shards / n) for n in names})
             facts = {f"{SHARDS}/{name}": each for part in own for name, each in part.items()}
         else:
-            facts, state["optimizer"] = {}, self._optimizer.state_dict()
+            facts, state["optimizer"] = {}, saved_state(self._optimizer)
         self._workers.broadcast_from_rank0(
             lambda: self._complete(partial, whole, step, state, facts)
         )
@@ -172,8 +179,11 @@ class Checkpointer:
         config, files = self._config, dict(facts)
         partial.mkdir(parents=True, exist_ok=True)
         if not facts:
-            write_weights(self._model, partial / MODEL, config)
-            for path in sorted(each for each in (partial / MODEL).rglob("*") if each.is_file()):
+            if self._masters is None:
+                write_weights(self._model, partial / MODEL, config)
+            else:
+                write_masters(self._updated(), partial / MASTERS)
+            for path in sorted(each for each in partial.rglob("*") if each.is_file()):
                 files[path.relative_to(partial).as_posix()] = _facts(path)
         torch.save(state, partial / STATE)
         files[STATE] = _facts(partial / STATE)
@@ -224,6 +234,14 @@ class Checkpointer:
         notes.append(f"no whole checkpoint in {folder / CHECKPOINTS}: trained from the start")
         return _said(Resumed(step=0, folder=None, notes=tuple(notes)))
 
+    def _updated(self) -> dict[str, nn.Parameter]:
+        """Return what the optimizer updates, by the trained weights' names, in its order."""
+        return {
+            name: weight if self._masters is None else self._masters.of(weight)
+            for weights in trained_parts(self._model, self._config).values()
+            for name, weight in weights.items()
+        }
+
     def _agreed(self, problem: str | None) -> str | None:
         """Return the first worker's problem that has one: all pass a checkpoint over, or none."""
         return next((each for each in self._workers.gathered(problem) if each is not None), None)
@@ -244,15 +262,19 @@ class Checkpointer:
 
                 load_shards(
                     checkpoint / SHARDS,
-                    self._config,
-                    model=self._model,
+                    self._updated(),
                     optimizer=self._optimizer,
                     state=state["optimizer"],
                 )
+            elif self._masters is not None:
+                read_masters(checkpoint / MASTERS, self._updated())
+                put_state(self._optimizer, state["optimizer"])
             else:
                 trusted = self._config.model.trust_remote_code
                 read_weights(self._model, checkpoint / MODEL, trust_remote_code=trusted)
-                _load_optimizer(self._optimizer, state["optimizer"])
+                put_state(self._optimizer, state["optimizer"])
+            if self._masters is not None:
+                self._masters.round()
             for name, part in self._stateful.items():
                 part.load_state_dict(state[name])
             _set_random_state(state["random"])
@@ -265,21 +287,6 @@ class Checkpointer:
                 f"{checkpoint} is whole and cannot be used ({_described(error)}): remove it"
             ) from error
         return None
-
-
-def _load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Put a whole state into an optimizer, over sharded parameters or not."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    own = {
-        number: {
-            name: shard_like(value, parameters[number])
-            if isinstance(value, Tensor) and value.shape == parameters[number].shape
-            else value
-            for name, value in entries.items()
-        }
-        for number, entries in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": own})
 
 
 def _check_finite(model: Any, step: int) -> None:

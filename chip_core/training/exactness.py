@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch
 from chip_core.models.packing import packed_attention
+from chip_core.models.precision import dtype_of, in_fp32
 from chip_core.training.layout import pad
 from chip_core.training.policy import Policy
 from chip_core.training.states import response_states
 from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.workers import Workers
 
 ON = "on"
 
@@ -23,7 +25,7 @@ ON = "on"
 #: difference over the norm.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
-#: In bf16: how many times as far from fp32 as separate passes in bf16 are.
+#: Where weights are held in bf16, how many times as far from fp32 as separate passes in bf16 are.
 _BF16_FACTOR = 1.25
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,10 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def share_prefixes(
-    policy: Policy, batch: PairBatch, wanted: Literal["auto", "off"] = "auto"
+    policy: Policy,
+    batch: PairBatch,
+    wanted: Literal["auto", "off"] = "auto",
+    workers: Workers | None = None,
 ) -> Iterator[str]:
     """Let a policy share prefixes for as long as the context is open, if it does so exactly.
 
@@ -39,6 +44,8 @@ def share_prefixes(
         policy: not yet sharded.
         batch: one pair to try it on, on the policy's device.
         wanted: `engine.prefix_sharing`.
+        workers: who share the training, each with a pair of its own: they share prefixes where all
+            of them can, or none does. None: this process alone.
 
     Yields:
         `on`, or `off (…)` with the reason: then every response has a pass of its own.
@@ -46,11 +53,13 @@ def share_prefixes(
     Raises:
         TrialError: the model's logits are not what its output head makes of its hidden states.
     """
-    _check_head(policy, batch)
+    workers = workers or Workers()
+    workers.each(lambda: _check_head(policy, batch))
     if wanted == "off":
         yield "off (engine.prefix_sharing: off)"
         return
-    reason = prefix_sharing_problem(policy, batch)
+    reasons = workers.each(lambda: prefix_sharing_problem(policy, batch))
+    reason = next((each for each in reasons if each is not None), None)
     if reason is not None:
         _log.warning("prefix sharing is off: %s", reason)
         yield f"off ({reason})"
@@ -65,20 +74,21 @@ def share_prefixes(
 
 def prefix_sharing_problem(policy: Policy, batch: PairBatch) -> str | None:
     """Return why a model cannot share prefixes exactly; None if it can."""
+    bf16 = dtype_of(policy) == torch.bfloat16
     try:
         with packed_attention(policy.model):
             true = _measured(policy, batch, shared=False)
             shared = _measured(policy, batch, shared=True)
-            if policy.bf16:
-                true_in_bf16 = _measured(policy, batch, shared=False, bf16=True)
-                shared_in_bf16 = _measured(policy, batch, shared=True, bf16=True)
+            if bf16:
+                true_in_bf16 = _measured(policy, batch, shared=False, as_held=True)
+                shared_in_bf16 = _measured(policy, batch, shared=True, as_held=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model does with a row that it was not made for
         return brief(error)
     for place, what in enumerate(("hidden states", "gradients")):
         differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
-        if policy.bf16:
+        if bf16:
             separate = _apart(true_in_bf16[place], true[place])
             distance = _apart(shared_in_bf16[place], true[place])
             differences.append((distance, _BF16_FACTOR * separate, " in bf16"))
@@ -92,24 +102,32 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch) -> str | None:
 
 
 def _measured(
-    policy: Policy, batch: PairBatch, *, shared: bool, bf16: bool = False
+    policy: Policy, batch: PairBatch, *, shared: bool, as_held: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return hidden states, and the gradient in the vectors among the decoder's weights.
 
     Those are few, they lie in every layer, and a token that is seen wrongly moves them.
+
+    Args:
+        policy: not yet sharded.
+        batch: one pair.
+        shared: whether prefixes are shared.
+        as_held: whether to compute in bf16 where weights are held in that; else it is in fp32.
     """
     vectors = [p for p in policy.model.get_decoder().parameters() if p.ndim == 1]
     marks = [vector.requires_grad for vector in vectors]
     for vector in vectors:
         vector.requires_grad_(True)
     try:
-        with torch.enable_grad():
-            states = response_states(policy.model, batch, prefix_sharing=shared, bf16=bf16)
+        fp32 = nullcontext(vectors) if as_held else in_fp32(policy.model, vectors)
+        with torch.enable_grad(), fp32 as leaves:
+            states = response_states(policy.model, batch, prefix_sharing=shared)
             found = (states.chosen, states.rejected, states.rejected_image)
             hidden = torch.cat([part for part in found if part is not None])
             # Fixed and without a pattern, so that nothing cancels and no draw is taken.
             by = torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
-            gradients = torch.autograd.grad((hidden * by).sum(), vectors, allow_unused=True)
+            by = by.to(hidden.dtype)
+            gradients = torch.autograd.grad((hidden * by).sum(), leaves, allow_unused=True)
     finally:
         for vector, mark in zip(vectors, marks, strict=True):
             vector.requires_grad_(mark)
@@ -125,15 +143,16 @@ def _apart(one: Tensor, other: Tensor) -> float:
 def _check_head(policy: Policy, batch: PairBatch) -> None:
     """Check that logits are the hidden states' product with the output head, and nothing more."""
     rows = pad(batch.prompts, batch.chosen)
-    logits = policy.model(
-        input_ids=rows.input_ids,
-        attention_mask=rows.attention_mask,
-        use_cache=False,
-        logits_to_keep=2,
-        **rows.inputs,
-    ).logits[0, -2]  # what predicts the last token
-    states = response_states(policy.model, batch, prefix_sharing=False)
-    made = nn.functional.linear(states.chosen[-1], policy.head.weight, policy.head.bias)
+    with in_fp32(policy.model):
+        logits = policy.model(
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            use_cache=False,
+            logits_to_keep=2,
+            **rows.inputs,
+        ).logits[0, -2]  # what predicts the last token
+        states = response_states(policy.model, batch, prefix_sharing=False)
+        made = nn.functional.linear(states.chosen[-1], policy.head.weight, policy.head.bias)
     if not _apart(made, logits) <= 1e-4:
         raise TrialError(
             "the model's logits are not its last hidden states times its output head (it scales "

@@ -20,9 +20,11 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.models.precision import dtype_of
 from chip_core.models.shards import local_part, whole
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores, ResponseReference
+from chip_core.training.masters import Masters
 from chip_core.training.parallel import SingleProcessStrategy
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveSource, rounded
@@ -31,18 +33,18 @@ from chip_core.utils.workers import Workers
 #: Share of the free memory that weights, gradients and states may take.
 _ROOM = 0.7
 
-_NORMS = (nn.LayerNorm, nn.RMSNorm)
-
 
 class FSDPStrategy(SingleProcessStrategy):
     """Every layer's weights are sharded over the workers, and whole while it is computed."""
+
+    sharded = True
 
     def __init__(
         self, policy: Policy, config: TrialConfig, workers: Workers, device: torch.device
     ) -> None:
         """Shard a policy's weights, and take them to the device."""
         super().__init__(policy, config, workers)
-        self._root = _shard(policy, device, bf16=config.model.dtype == "bf16")
+        self._root = _shard(policy, device)
         short = not _room_for_gradients(self._root, device)
         # Alike for all: they meet as often.
         self._each_pass = workers.sums({"short": float(short)}, device)["short"] > 0
@@ -75,6 +77,10 @@ class FSDPStrategy(SingleProcessStrategy):
                 parameter.grad = None
         norm: Tensor = whole(super().clip_grad_norm(trained, limit))
         return norm
+
+    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
+        """Have no gradient but of what is trained: they are averaged as they are made."""
+        masters.drop_others(trained)
 
 
 class ShardedReference:
@@ -151,6 +157,9 @@ class _Root(nn.Module):
         result = self.policy(batch, reference, head)
         return result.loss, result.terms, result.chosen_reward, result.rejected_reward
 
+    def begin(self) -> None:
+        """Be a pass that computes nothing."""
+
     def reference_scores(self, batch: PairBatch) -> ReferenceScores:
         return self.policy.reference_scores(batch)
 
@@ -167,40 +176,42 @@ def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    # Added up in fp32, whatever the weights are held in.
     whole_gradient = 4 * sum(parameter.numel() for parameter in trained)
     parts = 4 * 4 * sum(local_part(parameter).numel() for parameter in trained)
     free: int = torch.cuda.mem_get_info(device)[0]
     return whole_gradient + parts <= _ROOM * free
 
 
-def _shard(policy: Policy, device: torch.device, *, bf16: bool) -> Any:
+def _shard(policy: Policy, device: torch.device) -> Any:
     """Return a policy's root with every layer a unit of its own; the rest is the root's.
 
-    In bf16 a layer's weights are brought together in bf16, as autocast would compute with them;
-    embeddings and output head stay in fp32, and with them what passes from layer to layer: so it
-    rounds as one worker does, but for the weights of the norms. Gradients are added up in fp32.
+    Weights are brought together in what they are held in. Gradients of bf16 weights are added up
+    over passes and workers in fp32, and rounded then.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    low = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    bf16 = dtype_of(policy) == torch.bfloat16
+    precision = MixedPrecisionPolicy(
+        reduce_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False
     )
     root: Any = _Root(policy)
     for module in reversed(list(policy.modules())):  # what is within a layer comes before it
         if isinstance(module, GradientCheckpointingLayer):
-            # torch's own norms take weights in what passes through them alone: vision encoders
-            # with those, the smaller part, come together in fp32.
-            fp32 = not bf16 or any(isinstance(within, _NORMS) for within in module.modules())
-            precision = MixedPrecisionPolicy() if fp32 else low
             fully_shard(module, mesh=mesh, mp_policy=precision)
-    fully_shard(root, mesh=mesh)
+    fully_shard(root, mesh=mesh, mp_policy=precision)
     register_fsdp_forward_method(root, "reference_scores")
     register_fsdp_forward_method(root, "rejected_image_reference")
+    register_fsdp_forward_method(root, "begin")
     for module in root.modules():
         # A weight keeps the mark that it has when it is first brought together, and a reference
         # pass takes an adapter's marks away for a while.
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
+    # At the first pass FSDP notes what gradients are to be held in, of what is trained then: a
+    # staged training begins with the encoder alone.
+    root.begin()
+    root.reshard()
     return root

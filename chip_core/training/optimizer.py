@@ -10,34 +10,54 @@ import torch
 
 from chip_core.config.trial import OptimizerConfig, TrialConfig
 from chip_core.models.parts import Part, trained_parts
+from chip_core.training.int8_states import int8_adamw
+from chip_core.training.masters import Masters
 
 
-def make_optimizer(policy: Any, config: TrialConfig, steps: int) -> tuple[Any, Any]:
+def make_optimizer(
+    policy: Any, config: TrialConfig, steps: int, masters: Masters | None = None
+) -> tuple[Any, Any]:
     """Return (AdamW, schedule) over what is trained, one group of parameters a part.
 
     A parameter without a gradient (of a later stage) is passed over by AdamW, its weight decay too.
+
+    Args:
+        policy: the model.
+        config: the trial.
+        steps: updates in all.
+        masters: what is updated in place of the trained weights; None: they themselves.
     """
     settings = config.optimizer
     groups = [
         {
-            "params": list(parameters.values()),
+            "params": [
+                weight if masters is None else masters.of(weight) for weight in parameters.values()
+            ],
             "lr": part_learning_rate(settings, part) or settings.lr,
             "part": part,
         }
         for part, parameters in trained_parts(policy, config).items()
     ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    optimizer = _adamw(settings, groups)
     # transformers' own schedules are the same, and take 0.3 CPU s to import.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, functools.partial(schedule_factor, settings, steps)
     )
     return optimizer, schedule
+
+
+def _adamw(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> Any:
+    options: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.states == "int8":
+        return int8_adamw()(groups, **options)
+    # One kernel for all; on a CPU it is torch's own way, parameter by parameter.
+    cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, **options, fused=True if cuda else None)
 
 
 def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
@@ -65,7 +85,7 @@ def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[s
     rates: dict[str, float] = {}
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         own = part_learning_rate(config.optimizer, group["part"]) is not None
-        rates[f"lr/{group['part']}" if own else "lr"] = rate
+        rates[f"lr/{group['part']}" if own else "lr"] = float(rate)
     return rates
 
 

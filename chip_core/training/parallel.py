@@ -1,8 +1,9 @@
 """Parallel strategies: how the workers of a training share each global batch.
 
-`ddp`: every worker holds the whole model, and gradients are averaged. `fsdp` (fsdp.py): weights,
-gradients and the optimizer's state are sharded over the workers, and a layer's weights are gathered
-while it is computed. Either way gradients are reduced once an update.
+`ddp`: every worker holds the whole model, and gradients are averaged (in bf16,
+those that are added up beside the masters, masters.py). `fsdp` (fsdp.py): weights, gradients and
+the optimizer's state are sharded over the workers, and a layer's weights are gathered while it is
+computed. Either way gradients are reduced once an update.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.memory import bytes_needed
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
+from chip_core.training.masters import Masters
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, LiveSource
 from chip_core.utils.workers import Workers
@@ -67,6 +69,9 @@ def choose_parallelism(
 class SingleProcessStrategy:
     """One worker computes everything: nothing is sharded or reduced."""
 
+    #: Whether each worker holds a part of every weight.
+    sharded = False
+
     def __init__(self, policy: Policy, config: TrialConfig, workers: Workers) -> None:
         self.policy, self.config, self.workers = policy, config, workers
 
@@ -93,9 +98,23 @@ class SingleProcessStrategy:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
         return nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
 
+    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
+        """Have every worker's gradient beside the masters be the mean over the global batch."""
+
+
+class ReplicatedStrategy(SingleProcessStrategy):
+    """Every worker holds the whole model in bf16: gradients are averaged once an update, in fp32.
+
+    DDP would average them in what they are made in.
+    """
+
+    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
+        """Have every worker's gradient beside the masters be the mean over the global batch."""
+        masters.average(trained, self.workers)
+
 
 class DDPStrategy(SingleProcessStrategy):
-    """Every worker holds the whole model."""
+    """Every worker holds the whole model in fp32."""
 
     def __init__(self, policy: Policy, config: TrialConfig, workers: Workers) -> None:
         super().__init__(policy, config, workers)

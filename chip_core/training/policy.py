@@ -23,12 +23,7 @@ from chip_core.objectives.terms import (
     ResponseReference,
     ResponseScores,
 )
-from chip_core.training.states import (
-    ResponseStates,
-    autocast,
-    rejected_image_states,
-    response_states,
-)
+from chip_core.training.states import ResponseStates, rejected_image_states, response_states
 
 #: The responses of a batch in the order in which they go through the output head: those with a
 #: divergence first, and of them first the one whose divergence is always trained.
@@ -43,7 +38,6 @@ class Policy(nn.Module):
         model: Any,
         objective: ObjectiveConfig,
         *,
-        bf16: bool = False,
         prefix_sharing: bool = False,
         logits_chunk: int = CHUNK,
     ) -> None:
@@ -52,14 +46,12 @@ class Policy(nn.Module):
         Args:
             model: the model that is trained, with its adapters.
             objective: what it is trained to.
-            bf16: whether to compute under autocast.
             prefix_sharing: whether chosen and rejected are computed behind one prompt.
             logits_chunk: positions whose logits are held together.
         """
         super().__init__()
         self.model = model
         self.objective = objective
-        self.bf16 = bf16
         self.prefix_sharing = prefix_sharing
         self.logits_chunk = logits_chunk
 
@@ -86,16 +78,15 @@ class Policy(nn.Module):
             )
             both = self.objective.trains_chosen_divergence
             trained = sum(len(hidden[kind]) for kind in known if both or kind == "rejected")
-        with autocast(batch.prompts.ids.device, bf16=self.bf16):
-            scores = head_scores(
-                torch.cat(list(hidden.values())),
-                torch.cat([of.ids[of.mask] for of in responses.values()]),
-                self.head,
-                reference_hidden=of_reference,
-                reference_head=reference_head,
-                kl_gradients=trained,
-                chunk=self.logits_chunk,
-            )
+        scores = head_scores(
+            torch.cat(list(hidden.values())),
+            torch.cat([of.ids[of.mask] for of in responses.values()]),
+            self.head,
+            reference_hidden=of_reference,
+            reference_head=reference_head,
+            kl_gradients=trained,
+            chunk=self.logits_chunk,
+        )
         logps = _by_kind(scores.logps, responses)
         kl = {} if scores.kl is None else _by_kind(scores.kl, responses)
         scored = {
@@ -120,13 +111,12 @@ class Policy(nn.Module):
         """Return what a training needs of a reference, of this model as it is now."""
         responses = _responses(batch)
         hidden = self._hidden(batch)
-        with autocast(batch.prompts.ids.device, bf16=self.bf16):
-            scores = head_scores(
-                torch.cat(list(hidden.values())),
-                torch.cat([of.ids[of.mask] for of in responses.values()]),
-                self.head,
-                chunk=self.logits_chunk,
-            )
+        scores = head_scores(
+            torch.cat(list(hidden.values())),
+            torch.cat([of.ids[of.mask] for of in responses.values()]),
+            self.head,
+            chunk=self.logits_chunk,
+        )
         kept = ("rejected", "chosen") if self.objective.needs_divergence else ()
         return ReferenceScores(
             **{
@@ -142,24 +132,19 @@ class Policy(nn.Module):
     def rejected_image_reference(self, batch: PairBatch) -> ResponseReference:
         """Return what `reference_scores` says under the rejected image, and compute no more."""
         assert batch.rejected_image is not None
-        hidden = rejected_image_states(
-            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
-        )
+        hidden = rejected_image_states(self.model, batch, prefix_sharing=self.prefix_sharing)
         return ResponseReference(logps=self.logps(hidden, batch.rejected_image))
 
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
         ids = responses.ids[responses.mask]
-        with autocast(hidden.device, bf16=self.bf16):
-            scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
+        scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
         return spread(scores.logps, responses.mask)
 
     def states(self, batch: PairBatch) -> ResponseStates:
         """Return the hidden states that predict a batch's responses."""
-        return response_states(
-            self.model, batch, prefix_sharing=self.prefix_sharing, bf16=self.bf16
-        )
+        return response_states(self.model, batch, prefix_sharing=self.prefix_sharing)
 
     @property
     def head(self) -> OutputHead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 
@@ -46,7 +47,7 @@ def device_of(config: TrialConfig) -> torch.device:
     """Return the device that `engine.device` means here.
 
     Raises:
-        TrialError: it is cuda, and there is none.
+        TrialError: it is cuda, and there is none, or none that computes in `model.dtype`.
     """
     wanted = config.engine.device
     if wanted == "auto":
@@ -55,5 +56,23 @@ def device_of(config: TrialConfig) -> torch.device:
         return torch.device(wanted)
     if not torch.cuda.is_available():
         raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
+    if config.model.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise TrialError(
+            f"model.dtype is bf16, and {torch.cuda.get_device_name()} does not compute in it: "
+            "write model.dtype: fp32, or take a GPU of NVIDIA's Ampere or later"
+        )
     # Of several, the one that was set for this process.
     return torch.device(wanted, torch.cuda.current_device())
+
+
+def check_packages(config: TrialConfig) -> None:
+    """Check that what a training is to be done with is installed.
+
+    Raises:
+        TrialError: it is not.
+    """
+    if config.optimizer.states == "int8" and find_spec("torchao") is None:
+        raise TrialError(
+            "optimizer.states is int8, and torchao is not installed here: "
+            "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
+        )

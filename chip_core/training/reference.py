@@ -16,6 +16,7 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import OriginalModel
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
+from chip_core.utils.workers import Workers
 
 if TYPE_CHECKING:
     from chip_core.data.preferences import PreferencePair
@@ -71,8 +72,9 @@ class ReferenceCaches(Protocol):
         *,
         processor: Any,
         pairs: Sequence[PreferencePair],
+        workers: Workers,
     ) -> OpenCaches:
-        """Open those that are whole and this model's, which is not yet sharded."""
+        """Open those that are whole and this model's, which is not yet sharded, on all workers."""
 
 
 class LiveReference:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import trained_parts
+from chip_core.models.shards import is_spread
+from chip_core.training.int8_states import put_state, saved_state
 from chip_core.utils.errors import UnfitError
 
 #: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds
@@ -45,7 +45,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def save_shards(
-    folder: Path, config: TrialConfig, *, model: Any, optimizer: Any
+    folder: Path, names: Mapping[str, nn.Parameter], *, optimizer: Any
 ) -> tuple[list[str], dict[str, Any]]:
     """Write what this worker holds of the trained weights and of the optimizer's state.
 
@@ -53,8 +53,7 @@ def save_shards(
 
     Args:
         folder: where all write; it is made.
-        config: the trial.
-        model: sharded.
+        names: what the optimizer updates, sharded, by the weights' names and in its order.
         optimizer: of `make_optimizer`.
 
     Returns:
@@ -63,13 +62,12 @@ def save_shards(
     Raises:
         Exception: what any worker failed by.
     """
-    state = optimizer.state_dict()
-    names = _names(model, config)
+    state = saved_state(optimizer)
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
     rest: dict[int, dict[str, Any]] = {}
     for number, (name, parameter) in enumerate(names.items()):
         for entry, value in state["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and (is_spread(value) or value.shape == parameter.shape):
                 tensors[f"optimizer.{name}.{entry}"] = value
             else:
                 rest.setdefault(number, {})[entry] = value
@@ -80,7 +78,7 @@ def save_shards(
 
 
 def load_shards(
-    folder: Path, config: TrialConfig, *, model: Any, optimizer: Any, state: Mapping[str, Any]
+    folder: Path, names: Mapping[str, nn.Parameter], *, optimizer: Any, state: Mapping[str, Any]
 ) -> None:
     """Put a checkpoint's shards into a model and its optimizer, sharded or not.
 
@@ -88,8 +86,7 @@ def load_shards(
 
     Args:
         folder: of all shards.
-        config: the trial.
-        model: takes the trained weights.
+        names: as for `save_shards`; they take what was saved.
         optimizer: over them.
         state: what `save_shards` returned beside.
 
@@ -98,7 +95,6 @@ def load_shards(
     """
     reader = HuggingFaceStorageReader(str(folder))
     there = reader.read_metadata().state_dict_metadata
-    names = _names(model, config)
     wanted: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
     own: dict[int, dict[str, Any]] = {}
     for number, (name, parameter) in enumerate(names.items()):
@@ -107,7 +103,7 @@ def load_shards(
         for key in there:
             entry = key.removeprefix(prefix)
             if key.startswith(prefix) and "." not in entry:
-                own[number][entry] = wanted[key] = torch.zeros_like(parameter)
+                own[number][entry] = wanted[key] = _empty(there[key], parameter)
     unfit = [key for key, value in wanted.items() if not _whole(there.get(key), value)]
     if unfit:
         raise UnfitError(
@@ -118,7 +114,7 @@ def load_shards(
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone
         load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
     filled = {number: entries for number, entries in own.items() if entries}
-    optimizer.load_state_dict({**state, "state": filled})
+    put_state(optimizer, {**state, "state": filled})
 
 
 @contextmanager
@@ -131,13 +127,16 @@ def _failing_as_it_did() -> Iterator[None]:
         raise failure from None
 
 
-def _names(model: Any, config: TrialConfig) -> dict[str, Tensor]:
-    """Return the trained parameters by name, in the optimizer's order."""
-    return {
-        name: parameter
-        for parameters in trained_parts(model, config).values()
-        for name, parameter in parameters.items()
-    }
+def _empty(found: Any, parameter: Tensor) -> Tensor:
+    """Return a tensor for what was saved, spread as a parameter is."""
+    whole = torch.empty(found.size, dtype=found.properties.dtype, device="meta")
+    if not is_spread(parameter):
+        return torch.zeros_like(whole, device=parameter.device)
+    from torch.distributed.tensor import zeros
+
+    spread: Any = parameter
+    mesh, placements = spread.device_mesh, spread.placements
+    return zeros(whole.shape, dtype=whole.dtype, device_mesh=mesh, placements=placements)
 
 
 def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -8,7 +8,6 @@ Shapes: B pairs, D hidden, N tokens of all of a batch's responses of one kind, r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
+from chip_core.models.precision import as_held
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
 from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
 
@@ -34,9 +34,7 @@ class ResponseStates:
     rejected_image: Tensor | None = None  # (N, D), the chosen response under the rejected image
 
 
-def response_states(
-    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
-) -> ResponseStates:
+def response_states(model: Any, batch: PairBatch, *, prefix_sharing: bool) -> ResponseStates:
     """Compute the hidden states that predict a batch's responses.
 
     Args:
@@ -44,40 +42,30 @@ def response_states(
         batch: on the model's device.
         prefix_sharing: whether all is computed in one packed row, chosen and rejected behind one
             prompt; the model must be within `packed_attention`. Else one pass a response.
-        bf16: whether to compute under autocast.
     """
     inner = without_head(model)
-    with autocast(batch.prompts.ids.device, bf16=bf16):
-        if prefix_sharing:
-            return _packed(inner, batch)
-        rejected_image = None
-        if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
-            rejected_image = _padded(inner, batch.rejected_image_prompts, batch.rejected_image)
-        return ResponseStates(
-            chosen=_padded(inner, batch.prompts, batch.chosen),
-            rejected=_padded(inner, batch.prompts, batch.rejected),
-            rejected_image=rejected_image,
-        )
+    if prefix_sharing:
+        return _packed(inner, batch)
+    rejected_image = None
+    if batch.rejected_image_prompts is not None and batch.rejected_image is not None:
+        rejected_image = _padded(inner, batch.rejected_image_prompts, batch.rejected_image)
+    return ResponseStates(
+        chosen=_padded(inner, batch.prompts, batch.chosen),
+        rejected=_padded(inner, batch.prompts, batch.rejected),
+        rejected_image=rejected_image,
+    )
 
 
-def rejected_image_states(
-    model: Any, batch: PairBatch, *, prefix_sharing: bool, bf16: bool = False
-) -> Tensor:
+def rejected_image_states(model: Any, batch: PairBatch, *, prefix_sharing: bool) -> Tensor:
     """Compute `ResponseStates.rejected_image` alone; see `response_states`."""
     prompts, responses = batch.rejected_image_prompts, batch.rejected_image
     assert prompts is not None and responses is not None
     inner = without_head(model)
-    with autocast(prompts.ids.device, bf16=bf16):
-        if not prefix_sharing:
-            return _padded(inner, prompts, responses)
-        with inject_cached_features(inner, prompts.features):
-            (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
-        return states
-
-
-def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
-    """Return the precision that passes are computed in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+    if not prefix_sharing:
+        return _padded(inner, prompts, responses)
+    with inject_cached_features(inner, prompts.features):
+        (states,) = _of_row(inner, pack_prompts(prompts, (responses,), inner))
+    return states
 
 
 def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
@@ -87,7 +75,7 @@ def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
             use_cache=False,
-            **rows.inputs,
+            **as_held(rows.inputs, inner),
         ).last_hidden_state
     return hidden[rows.predicting]
 
@@ -125,6 +113,6 @@ def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
         position_ids=row.positions,
         packing=row.spans,
         use_cache=False,
-        **row.inputs,
+        **as_held(row.inputs, inner),
     ).last_hidden_state
     return tuple(hidden[0, places] for places in row.predicting)

@@ -26,8 +26,14 @@ from chip_core.results import CURVES
 from chip_core.training.batches import Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
 from chip_core.training.exactness import share_prefixes
+from chip_core.training.masters import Masters
 from chip_core.training.optimizer import encoder_only_steps, learning_rates, make_optimizer
-from chip_core.training.parallel import Compute, DDPStrategy, SingleProcessStrategy
+from chip_core.training.parallel import (
+    Compute,
+    DDPStrategy,
+    ReplicatedStrategy,
+    SingleProcessStrategy,
+)
 from chip_core.training.policy import Policy
 from chip_core.training.reference import ReferenceCaches, TrainingReference
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
@@ -106,27 +112,35 @@ class Trainer:
         self.policy = Policy(
             model,
             config.objective,
-            bf16=config.model.dtype == "bf16",
             logits_chunk=config.engine.logits_chunk,
         )
         with ExitStack() as stack:
             small = self.batches.shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(
-                share_prefixes(self.policy, small, config.engine.prefix_sharing)
+                share_prefixes(self.policy, small, config.engine.prefix_sharing, workers)
             )
             opened = None
             if caches is not None:
-                opened = caches.open(self.policy, config, processor=processor, pairs=pairs)
+                opened = caches.open(
+                    self.policy, config, processor=processor, pairs=pairs, workers=workers
+                )
             self.strategy = make_strategy(self.policy, config, self.compute)
             if opened is None:
                 self.reference = TrainingReference(source=self.strategy.reference())
             else:
                 self.reference = opened.reference(self.strategy.reference)
-            self.optimizer, self.schedule = make_optimizer(model, config, self.batches.steps)
+            self.masters = None
+            if config.model.dtype == "bf16":
+                self.masters = Masters(model, config)
+                stack.callback(self.masters.close)
+            self.optimizer, self.schedule = make_optimizer(
+                model, config, self.batches.steps, self.masters
+            )
             self.checkpointer = Checkpointer(
                 config,
                 model=model,
                 optimizer=self.optimizer,
+                masters=self.masters,
                 stateful={"schedule": self.schedule, "encoder": self.batches.cut},
                 workers=workers,
             )
@@ -198,7 +212,11 @@ class Trainer:
             notes=self.reference.notes + resumed.notes,
             cut=self.batches.cut.totals(),
             first_step=first_step,
-            engine={**self.reference.engine, "prefix_sharing": self._prefix_sharing},
+            engine={
+                **self.reference.engine,
+                "prefix_sharing": self._prefix_sharing,
+                **_precision(config),
+            },
         )
 
     def _step(
@@ -223,17 +241,30 @@ class Trainer:
         if self.batches.may_be_void:
             figures["rejected_image/void"] = void
         figures |= learning_rates(self.optimizer, self.schedule, self.config)
-        norm = self.strategy.clip_grad_norm(trained, self.config.optimizer.clip)
-        if not torch.isfinite(norm):
-            raise NonFiniteLossError(f"the gradient's norm is {norm.item()} at step {step}")
-        figures["grad_norm"] = norm.item()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        figures["grad_norm"] = self._update(step, trained)
         self.schedule.step()
         seconds = time.perf_counter() - began
         figures["tokens_per_second"] = tokens / seconds
         figures["data_wait"] = (loader.waited - waited) / seconds
         return figures, stopping
+
+    def _update(self, step: int, trained: list[nn.Parameter]) -> float:
+        """Clip the gradient and update what is trained; return the gradient's norm before."""
+        limit, masters = self.config.optimizer.clip, self.masters
+        if masters is None:
+            norm = self.strategy.clip_grad_norm(trained, limit)
+        else:
+            self.strategy.average(masters, trained)
+            norm = masters.norm(trained, sharded=self.strategy.sharded)
+        told = norm.item()
+        if not math.isfinite(told):
+            raise NonFiniteLossError(f"the gradient's norm is {told} at step {step}")
+        if masters is None:
+            self.optimizer.step()
+        else:
+            masters.update(trained, self.optimizer, norm, limit)
+        self.optimizer.zero_grad(set_to_none=True)
+        return told
 
     def _accumulate(self, share: Share, loader: Loader) -> dict[str, float]:
         """Add up the gradient of this worker's share of a global batch; return sums of figures.
@@ -277,8 +308,23 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
         from chip_core.training.fsdp import FSDPStrategy
 
         return FSDPStrategy(policy, config, compute.workers, compute.device)
-    strategy = DDPStrategy if compute.parallelism == "ddp" else SingleProcessStrategy
+    if compute.parallelism != "ddp":
+        return SingleProcessStrategy(policy, config, compute.workers)
+    strategy = ReplicatedStrategy if config.model.dtype == "bf16" else DDPStrategy
     return strategy(policy, config, compute.workers)
+
+
+def _precision(config: TrialConfig) -> dict[str, str]:
+    """Return what is to be said of a training that is not in fp32 throughout."""
+    if config.model.dtype == "fp32" and config.optimizer.states == "fp32":
+        return {}
+    parts = {
+        "weights": config.model.dtype,
+        "masters": config.training.master,
+        "gradients": config.training.gradients,
+        "moments": config.optimizer.states,
+    }
+    return {"precision": ", ".join(f"{part} {held}" for part, held in parts.items())}
 
 
 def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:

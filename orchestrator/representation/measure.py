@@ -145,12 +145,6 @@ def _read(
     wanted = source.engine.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     name = source.row if source.seed is None else f"{source.row}, seed {source.seed}"
-    own = Reading(
-        pool=reading.pool,
-        layer=reading.layer,
-        alone=reading.alone,
-        bf16=source.model.dtype == "bf16",
-    )
 
     def on_item(done: int, total: int) -> None:
         if on_model is not None:
@@ -162,7 +156,7 @@ def _read(
         model, processor = loading.load(
             source.model, attention=source.engine.attention, trained=source.trained
         )
-        return represent(model.to(device), processor, described, own, on_item)
+        return represent(model.to(device), processor, described, reading, on_item)
     except TrialError as error:
         raise UserError(f"{name}: {error}") from None
 

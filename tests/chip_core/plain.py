@@ -53,7 +53,8 @@ def _alone(model: Any, prompts: Prompts, responses: Responses, row: int) -> torc
             inputs[name] = torch.nn.functional.pad(own, (0, ids.shape[1] - len(own)))[None]
         else:
             inputs[name] = _own(prompts, name, row)
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 def _own(prompts: Prompts, name: str, row: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ def generate(  # noqa: PLR0913 (options of the public function)
         max_new_tokens: longest response.
         num_beams: beams; 1 is greedy.
         batch_size: items decoded together; padded on the left.
-        bf16: whether to compute in bfloat16 (autocast).
+        bf16: whether the model is held, and so computes, in bfloat16.
         share_prefix: whether a picture that is asked about more than once is computed once.
         on_batch: called with (items done, items in all).
     """

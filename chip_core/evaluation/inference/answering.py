@@ -105,7 +105,8 @@ def _responses(
     decided_by = {
         **asking_identity(benchmark),
         "weights": context.weights,
-        "bf16": context.bf16,
+        # Once by autocast over weights in fp32: those answers are others.
+        "bf16": "held" if context.bf16 else False,
         "decoding": asdict(decoding),
     }
     fingerprint, name = answers_fingerprint(decided_by), file_name(side, settings.name)

@@ -15,6 +15,7 @@ from chip_core.evaluation.inference.prompts import Encoder, Prompt, padded
 from chip_core.evaluation.inference.shared import EXACT, inexactness, share
 from chip_core.evaluation.inference.ties import NearTies
 from chip_core.evaluation.task import Decoding, Item
+from chip_core.models.precision import as_held, in_fp32
 from chip_core.utils.errors import TrialError
 
 
@@ -38,7 +39,7 @@ class Decoder:
             model: an image-text-to-text model.
             processor: its processor.
             decoding: how answers are made.
-            bf16: whether to compute in bfloat16 (autocast).
+            bf16: whether the model is held, and so computes, in bfloat16.
             share_prefix: whether a picture that is asked about more than once is computed once.
             encodings: prompts that the processor encoded in this process before.
             asked: what the items' ids are ids of.
@@ -82,23 +83,21 @@ class Decoder:
         if any(len(group) > 1 and group[0].vision_end for group in groups) and self._may_share(
             groups
         ):
-            with self._precision():
-                rows = share(
-                    self._model,
-                    groups,
-                    copies=self._decoding.num_beams,
-                    pad=self._settings.pad_token_id,
-                )
-                if rows is not None:
-                    return self._generate(prompts, vars(rows))
+            rows = share(
+                self._model,
+                groups,
+                copies=self._decoding.num_beams,
+                pad=self._settings.pad_token_id,
+            )
+            if rows is not None:
+                return self._generate(prompts, vars(rows))
         return self._separate(prompts)
 
     def _separate(self, prompts: Sequence[Prompt]) -> list[str]:
         device = next(self._model.parameters()).device
         ids = [prompt.ids for prompt in prompts]
         batch = padded(prompts, ids, device, pad=self._settings.pad_token_id)
-        with self._precision():
-            return self._generate(prompts, batch)
+        return self._generate(prompts, as_held(batch, self._model))
 
     def _generate(self, prompts: Sequence[Prompt], inputs: dict[str, Any]) -> list[str]:
         start = inputs["input_ids"].shape[1]
@@ -123,7 +122,8 @@ class Decoder:
     def _may_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:
         """Return whether this family's rows may share, as tried on the first batch."""
         if self._shares is None:
-            off = inexactness(self._model, groups)
+            with in_fp32(self._model):
+                off = inexactness(self._model, groups)
             self._shares = off <= EXACT
             if not self._shares:
                 self.notes.append(
@@ -131,10 +131,6 @@ class Decoder:
                     f"on from a shared beginning is off by {off:.1g} of the largest logit here"
                 )
         return self._shares
-
-    def _precision(self) -> Any:
-        device = next(self._model.parameters()).device
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
 
 def _settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple[Any, set[int]]:

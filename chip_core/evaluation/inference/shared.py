@@ -24,6 +24,7 @@ from transformers import DynamicCache
 from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
 from chip_core.evaluation.inference.ties import next_logits
+from chip_core.models.precision import as_held
 
 #: Largest difference of logits from those of separate rows, as a share of the largest logit. What
 #: a family computes wrongly when it goes on from a cache is off by more than a hundredth.
@@ -68,7 +69,7 @@ def share(
     # Beams change rows at each token, which copies all keys and values anyway.
     cache = growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
-        **padded(firsts, begins, device, pad=pad),
+        **as_held(padded(firsts, begins, device, pad=pad), model),
         position_ids=_side_by_side(begin_positions),
         past_key_values=cache,
         use_cache=True,

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from chip_core.evaluation.inference.prompts import Prompt
+from chip_core.models.precision import as_held
 
 #: A lead under this share of the largest logit is a near tie. Rounding in fp32 moves logits by
 #: less than a millionth of it (docs/evaluation.md), so no larger lead is turned round by it.
@@ -61,7 +62,7 @@ def next_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tenso
     The answer goes on from the prompt: a token in it that stands for a picture is a word there.
     """
     device = next(model.parameters()).device
-    out = model(**prompt.inputs(device), use_cache=True)
+    out = model(**as_held(prompt.inputs(device), model), use_cache=True)
     if answer:
         said = torch.tensor([list(answer)], device=device)
         out = model(input_ids=said, past_key_values=out.past_key_values, use_cache=True)

@@ -53,6 +53,20 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 
+#: What the caller's own settings of these begin with goes to a cluster's processes too: where the
+#: hub's files lie, how GPUs talk to each other, how their memory is kept.
+FORWARDED = (
+    "HF_",
+    "HUGGINGFACE_",
+    "TRANSFORMERS_",
+    "NCCL_",
+    "TORCH_NCCL_",
+    "GLOO_",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "CUBLAS_WORKSPACE_CONFIG",
+)
+
 #: For Tune in this process: no tables, no log files of its own, no grip on Ctrl-C.
 TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -209,6 +223,19 @@ def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[byte
     )
 
 
+def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a cluster's processes get of this process's environment.
+
+    No token: Ray shows these to whoever may look at its dashboard.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in ENVIRONMENT
+        or (name.startswith(FORWARDED) and not name.endswith(("TOKEN", "TOKEN_PATH")))
+    }
+
+
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
     try:
@@ -217,7 +244,7 @@ def _connected(address: str) -> Iterator[None]:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
+                runtime_env={"env_vars": forwarded(os.environ)},
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise no_cluster(address, error) from None

@@ -14,6 +14,7 @@ from chip_core.config.identity import (
     untrained_identity,
 )
 from chip_core.config.trial import BenchmarkConfig, TrialConfig
+from chip_core.reference_cache.spec import cache_specs
 
 MODEL = {"content": "abc"}
 DATA = {"source": "shapes"}
@@ -177,6 +178,43 @@ def test_inert_keys_are_named_and_left_out(
 ) -> None:
     assert inert in inert_keys(config(**one))
     assert mark(**one) == mark(**other)
+
+
+def test_what_is_in_fp32_is_what_it_was_before_precision_had_more_keys() -> None:
+    """These fingerprints are of the build before."""
+    assert mark().startswith("7a8c9c5f96af")
+    assert fingerprint(untrained_identity(config().model, MODEL)).startswith("b17195441883")
+    keys = [spec.key[:8] for spec in cache_specs(config(), MODEL, DATA)]
+    assert keys == ["c88aeab0", "deff0174", "1e076ac6", "cec275a1"]
+    assert mark(training={"master": "fp32", "gradients": "fp32"}) == mark()
+    assert mark(optimizer={"states": "fp32"}) == mark()
+
+
+def test_bf16_counts_by_how_weights_gradients_and_moments_are_held() -> None:
+    """Once it was autocast over weights in fp32: those figures are not taken for these."""
+    bf16 = {"path": "shapes", "dtype": "bf16"}
+    before = "0c9de8cc6cce"  # of that build
+    found = [
+        mark(model=bf16),
+        mark(model=bf16, training={"gradients": "bf16"}),
+        mark(model=bf16, optimizer={"states": "int8"}),
+        mark(optimizer={"states": "int8"}),
+        mark(),
+    ]
+    assert len(set(found)) == 5
+    assert not any(each.startswith(before) for each in found)
+    old = {spec.key[:8] for spec in cache_specs(config(), MODEL, DATA)} | {"1fc07ce0", "e4124c48"}
+    assert old.isdisjoint(spec.key[:8] for spec in cache_specs(config(model=bf16), MODEL, DATA))
+    # Its hidden states are bf16, whatever they are kept in.
+    assert mark(model=bf16, reference_cache="bf16") == mark(model=bf16, reference_cache="off")
+    assert "reference_cache" in inert_keys(config(model=bf16))
+    hidden = [spec.hidden for spec in cache_specs(config(model=bf16), MODEL, DATA)]
+    assert hidden[0] == "bf16"
+
+
+def test_gradients_in_bf16_are_of_weights_in_bf16() -> None:
+    with pytest.raises(ValueError, match="gradients is bf16, and model.dtype is fp32: write"):
+        config(training={"gradients": "bf16"})
 
 
 def test_data_counts_by_content_not_by_place() -> None:

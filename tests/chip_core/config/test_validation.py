@@ -23,7 +23,7 @@ def complaints(**tree: Any) -> list[str]:
     ("tree", "expected"),
     [
         ({"vision_encoder": "frozn"}, "vision_encoder: unknown level 'frozn': did you mean 'froz"),
-        ({"optimizer": {"rate": 1}}, "optimizer.rate: unknown key: choices: betas, clip, eps, lr"),
+        ({"optimizer": {"k": 1}}, "optimizer.k: unknown key: choices: betas, clip, eps, lr"),
         ({"training": {"batch_size": 0}}, "training.batch_size: input should be greater than or"),
         ({"training": {"batch_size": [1]}}, "training.batch_size: input should be a valid integ"),
         ({"objective": {"beta": float("inf")}}, "objective.beta: input should be a finite number"),
@@ -39,6 +39,13 @@ def complaints(**tree: Any) -> list[str]:
         ({"training": {"max_steps": "few"}}, "a valid integer, not 'few'"),
         ({"optimizer": {"lr": "1e-6"}}, "a valid number, not '1e-6': write 1e-6 without quotes"),
         ({"optimizer": {"betas": [0.9, False]}}, "optimizer.betas[1]: input should be a valid num"),
+        ({"engine": {"gpus_per_worker": 2}}, "gpus_per_worker: 2 GPUs are asked for, and a worker"),
+        ({"engine": {"gpus_per_worker": 0.5, "workers_per_trial": 2}},
+         "engine: 2 workers of a trial cannot share a GPU (NCCL refuses it), and gpus_per_worker "
+         "is 0.5: write gpus_per_worker: 1, or workers_per_trial: 1"),
+        ({"training": {"gradients": "bf16"}}, "gradients is bf16, and model.dtype is fp32: write"),
+        ({"optimizer": {"states": "int4"}}, "optimizer.states: unknown level 'int4': "),
+        ({"training": {"master": "bf16"}}, "training.master: "),
         ({"engine": {"bucket": "off"}}, "a valid boolean, not 'off': write false"),
         ({"engine": {"bucket": 1}}, "a valid boolean, not 1: write true"),
         ({"objective": {"custom": {"a:b": "1"}}}, "custom.a:b: input should be a valid number"),

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,12 +27,16 @@ from chip_core.reference_cache.folder import (
     shard_name,
     store_folder,
 )
+from chip_core.reference_cache.reader import CacheReader
 from chip_core.reference_cache.shards import ReferenceCacheStore
 from chip_core.reference_cache.size import NoRoomError
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, cache_specs
 from chip_core.results import CURVES, Progress, TrialResult
+from chip_core.training.policy import Policy
+from chip_core.training.prepare import checked_pairs
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
+from chip_core.utils.workers import Workers
 
 Configured = Callable[..., TrialConfig]
 ROWS = 10
@@ -355,6 +359,33 @@ def test_a_store_of_another_model_is_not_used(
         stores = offered(config, tmp_path / "cache")
     (note,) = refused(config, stores, tmp_path / "trial").notes
     assert "its log-probabilities are not this model's" in note
+
+
+def test_a_store_that_one_worker_cannot_use_none_does(
+    configured: Configured, tmp_path: Path
+) -> None:
+    """Each worker's machine has a disk of its own: else one would read and another compute."""
+
+    class Other(Workers):
+        said: ClassVar[str | None] = None
+
+        def each(self, make: Any) -> list[Any]:
+            return [make(), type(self).said]
+
+    class Broken(Other):
+        said: ClassVar[str | None] = "part 3 is missing"
+
+    config = configured(objective="dpo")
+    stores = offered(config, tmp_path / "cache")
+    model, processor = loading.load(config.model)
+    pairs = checked_pairs(config, lambda _: None)
+    policy = Policy(model, config.objective)
+    for workers, opened in ((Other(size=2), 1), (Broken(size=2), 0)):
+        found = CacheReader(stores).open(
+            policy, config, processor=processor, pairs=pairs, workers=workers
+        )
+        assert len(found.whole) == opened
+        assert ["part 3 is missing" in note for note in found.notes] == [True] * (1 - opened)
 
 
 def test_a_store_of_other_data_is_not_used(configured: Configured, tmp_path: Path) -> None:

@@ -13,20 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.training import checkpoint, trainer
 from chip_core.training.checkpoint import checkpoint_problem, list_checkpoints, remove_after
+from chip_core.training.masters import read_masters, write_masters
 from chip_core.trial import run_trial
-from chip_core.utils.errors import DiskFullError, MemoryFullError, NonFiniteLossError, StoppedError
+from chip_core.utils.errors import (
+    DiskFullError,
+    MemoryFullError,
+    NonFiniteLossError,
+    StoppedError,
+    UnfitError,
+)
 from chip_core.utils.files import read_records
 
 Configured = Callable[..., TrialConfig]
 STEPS = 8
 INTERRUPTED = sorted(random.Random(7).sample(range(1, STEPS), 5))
 LORA = {"language_model": "lora", "lora": {"rank": 2, "alpha": 4}, "vision_encoder": "staged"}
+BF16 = {"model": {"path": "shapes", "dtype": "bf16"}}
 
 
 class Cut(Exception):
@@ -85,6 +94,43 @@ def test_an_interrupted_training_comes_to_the_same_bits(
         said = f"resumed after step {resumed}" if resumed else "no whole checkpoint"
         assert said in result.notes[-1]
         assert read_result(second) == result
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"language_model": "lora", "lora": {"rank": 2}}, {"training__gradients": "bf16"}],
+    ids=["lora", "full"],
+)
+def test_an_interrupted_training_in_bf16_comes_to_the_same_bits(
+    shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """What is kept are the masters: of the weights, an update of 5e-7 would be lost."""
+    config = several(shapes_config, **BF16, **changes, optimizer__lr=5e-7)
+    run_trial(config, folder=tmp_path / "whole")
+    first = cut(config, tmp_path / "first", 3)
+    (kept,) = (first / "checkpoints").iterdir()
+    assert sorted(file.name for file in kept.iterdir()) == [
+        "manifest.json",
+        "masters.safetensors",
+        "state.pt",
+    ]
+    masters = load_file(kept / "masters.safetensors")
+    assert {each.dtype for each in masters.values()} == {torch.float32}
+    assert any(not torch.equal(each, each.bfloat16().float()) for each in masters.values())
+    run_trial(config, folder=tmp_path / "second", resume_from=first)
+    assert curves(tmp_path / "second") == curves(tmp_path / "whole")
+    assert weights(tmp_path / "second") == weights(tmp_path / "whole")
+
+
+def test_masters_of_other_weights_are_not_used(tmp_path: Path) -> None:
+    one = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.ones(3))}
+    write_masters(one, tmp_path / "masters.safetensors")
+    for other in ({"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(2)}):
+        with pytest.raises(UnfitError, match=r"masters.safetensors is of other weights \(b"):
+            read_masters(
+                tmp_path / "masters.safetensors",
+                {name: torch.nn.Parameter(value) for name, value in other.items()},
+            )
 
 
 def test_a_training_can_be_cut_short_again_and_again(

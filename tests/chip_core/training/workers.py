@@ -26,6 +26,7 @@ from trainings import train  # noqa: E402
 from chip_core.config.trial import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
 from chip_core.models.adapters import attach_adapters, save_model  # noqa: E402
+from chip_core.models.precision import hold  # noqa: E402
 from chip_core.training import fsdp  # noqa: E402
 from chip_core.training.parallel import Compute  # noqa: E402
 from chip_core.training.trainer import TrainingResult  # noqa: E402
@@ -65,7 +66,22 @@ CHANGES: dict[str, dict[str, Any]] = {
         "vision_encoder": "trained",
         "training": {"label_rule": "released", "augment": "released"},
     },
-    "bf16": {"model": {"path": "shapes", "dtype": "bf16"}},
+    "bf16": {"model": {"path": "shapes", "dtype": "bf16"}, "vision_encoder": "trained"},
+    "bf16_gradients": {
+        "model": {"path": "shapes", "dtype": "bf16"},
+        "training": {"gradients": "bf16"},
+    },
+    "bf16_lora": {
+        "model": {"path": "shapes", "dtype": "bf16"},
+        "language_model": "lora",
+        "lora": {"rank": 2, "alpha": 4},
+    },
+    "bf16_staged": {
+        "model": {"path": "shapes", "dtype": "bf16"},
+        "vision_encoder": "staged",
+        "language_model": "lora",
+        "lora": {"rank": 2},
+    },
 }
 
 
@@ -108,7 +124,11 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     fsdp._room_for_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
     model, processor = families.build(case.family)
-    model = attach_adapters(model.to(getattr(torch, case.dtype)), config)
+    if case.dtype == "bfloat16":
+        model = hold(model, "bf16")
+    else:
+        model = model.to(getattr(torch, case.dtype))
+    model = attach_adapters(model, config)
     folder = out / case.name
     if case.apart and not workers.first:
         folder = out / "elsewhere" / case.name

@@ -390,8 +390,8 @@ def test_machines_of_ones_own_must_say_what_they_have(tmp_path: Path) -> None:
 
 def test_what_a_study_needs_is_its_largest_trial(load: Callable[..., Study]) -> None:
     assert need_of(load()) == ResourceNeed(workers=1, each={"CPU": 1.0}, trials=4 * 2)
-    found = need_of(load(overrides={"engine.workers_per_trial": 2, "engine.gpus_per_worker": 0.5}))
-    assert (found.workers, found.each) == (2, {"CPU": 1.0, "GPU": 0.5})
+    found = need_of(load(overrides={"engine.workers_per_trial": 2, "engine.gpus_per_worker": 1}))
+    assert (found.workers, found.each) == (2, {"CPU": 1.0, "GPU": 1.0})
 
 
 def test_programs_of_a_command_are_read_as_a_shell_does() -> None:

@@ -194,8 +194,8 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
 
 
 def test_a_worker_that_fits_nowhere(tmp_path: Path) -> None:
-    wanted = [job(tmp_path, 1, "steps", gpus_per_worker=99)]
-    with pytest.raises(UserError, match="a worker asks for 1 CPU and 99 GPU, and this machine has"):
+    wanted = [job(tmp_path, 1, "steps", cpus_per_worker=999)]
+    with pytest.raises(UserError, match="a worker asks for 999 CPU, and this machine has"):
         RayTuneExecutor(workdir=tmp_path).run(wanted, lambda event: None)
     assert not ray.is_initialized()
 

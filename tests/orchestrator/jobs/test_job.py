@@ -9,7 +9,7 @@ from orchestrator.jobs.job import Job
 
 
 def test_scoring_holds_one_process_and_no_gpu() -> None:
-    settings = {"model": "shapes", "engine": {"workers_per_trial": 4, "gpus_per_worker": 0.5}}
+    settings = {"model": "shapes", "engine": {"workers_per_trial": 4, "gpus_per_worker": 1}}
     folder = Path("attempt-2")
     job = Job(
         id="0123-2",
@@ -20,7 +20,7 @@ def test_scoring_holds_one_process_and_no_gpu() -> None:
         earlier=(Path("attempt-1"),),
         may_be_cut=True,
     )
-    assert (job.trains, job.workers, job.gpus) == (True, 4, 2.0)
+    assert (job.trains, job.workers, job.gpus) == (True, 4, 4.0)
     scoring = job.scoring()
     assert (scoring.id, scoring.folder, scoring.answers) == ("0123-score-2", folder, folder)
     assert (scoring.trains, scoring.workers, scoring.gpus) == (False, 1, 0.0)

@@ -1,0 +1,137 @@
+"""AdamW's moments in 8 bits, by torchao, and how a checkpoint keeps any optimizer's state.
+
+torchao holds a moment as codes, one a weight, and a scale for each 256 weights of a worker's part,
+in row order; weights of fewer than 4,096 entries keep theirs in fp32. A checkpoint has both, as
+`ENTRY_codes` and `ENTRY_scale`, so that a training goes on to the same bits. Only where weights are
+sharded and a block goes over the end of a row is it `ENTRY_wide`: what the codes stand for, which
+is rounded anew, since other parts have other blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chip_core.models.shards import is_spread, shard_like
+
+BLOCK = 256
+_CODES, _SCALE, _WIDE = "_codes", "_scale", "_wide"
+
+
+@functools.cache
+def int8_adamw() -> Any:
+    """Return torchao's AdamW with moments in 8 bits, as a class."""
+    from torchao.optim import AdamW8bit
+
+    class Int8AdamW(AdamW8bit):  # type: ignore[misc]
+        def step(self, closure: Any = None) -> Any:
+            # It compiles its update, which on a CPU takes a compiler and pays for nothing.
+            cuda = any(p.is_cuda for group in self.param_groups for p in group["params"])
+            with torch.compiler.set_stance("default" if cuda else "force_eager"):
+                return super().step(closure)
+
+    return Int8AdamW
+
+
+def saved_state(optimizer: Any) -> dict[str, Any]:
+    """Return an optimizer's state in plain tensors, spread as its parameters are."""
+    state: dict[str, Any] = optimizer.state_dict()
+    plain = {number: _plain(entries) for number, entries in state["state"].items()}
+    return {**state, "state": plain}
+
+
+@torch.no_grad()
+def put_state(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Have an optimizer go on from a `saved_state`, whole or spread as its parameters are."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    if not _in_8_bits(optimizer):
+        own = {
+            number: {
+                name: shard_like(value, parameters[number])
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                else value
+                for name, value in entries.items()
+            }
+            for number, entries in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": own})
+        return
+    _make_moments(optimizer)
+    made = optimizer.state_dict()["state"]
+    for number, entries in state["state"].items():
+        for name, moment in made[number].items():
+            _put(moment, name, entries, parameters[number])
+    kept = {number: made[number] for number in state["state"]}
+    optimizer.load_state_dict({**state, "state": kept})
+
+
+def _in_8_bits(optimizer: Any) -> bool:
+    return type(optimizer).__name__ == "Int8AdamW"
+
+
+def _make_moments(optimizer: Any) -> None:
+    """Have an optimizer hold moments: it makes them at its first update, here one of nothing."""
+    for group in optimizer.param_groups:
+        rate = group["lr"].clone()
+        group["lr"].zero_()
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            parameter.grad = None
+        group["lr"].copy_(rate)
+
+
+def _put(moment: Any, name: str, entries: Mapping[str, Any], parameter: nn.Parameter) -> None:
+    """Put what a checkpoint has of one entry of a parameter's state into it."""
+    parts = _plain({name: moment})
+    if parts.keys() <= entries.keys():
+        for part, own in parts.items():
+            own.copy_(_spread(entries[part], own))
+        return
+    wide = entries.get(name + _WIDE)
+    if wide is None:  # of a whole one, and here it is sharded within its blocks
+        codes, scale = entries[name + _CODES], entries[name + _SCALE]
+        values = _local(moment).qmap.to(codes.device)[codes.int()]
+        wide = (values.view(-1, BLOCK) * scale.view(-1, 1)).view(codes.shape)
+    moment.copy_(_spread(wide, parameter))
+
+
+def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a parameter's state in plain tensors that share its memory, where they can."""
+    plain: dict[str, Any] = {}
+    for name, value in entries.items():
+        held = _local(value)
+        if not hasattr(held, "codes"):
+            plain[name] = value
+        elif not is_spread(value):
+            plain[name + _CODES], plain[name + _SCALE] = held.codes, held.scale
+        elif value.numel() // len(value) % BLOCK == 0:  # blocks end with the rows
+            plain[name + _CODES] = _like(value, held.codes, value.shape)
+            blocks = value.numel() // len(value) // BLOCK
+            scale = held.scale.view(-1, blocks)
+            plain[name + _SCALE] = _like(value, scale, torch.Size((len(value), blocks)))
+        else:
+            plain[name + _WIDE] = _like(value, held.dequantize(), value.shape)
+    return plain
+
+
+def _local(value: Any) -> Any:
+    return value.to_local() if is_spread(value) else value
+
+
+def _like(spread: Any, part: Tensor, shape: torch.Size) -> Tensor:
+    """Return this worker's part of a tensor of some shape, spread as another one is, by rows."""
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(shape, device="meta").stride()
+    mesh, placements = spread.device_mesh, spread.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def _spread(value: Any, like: Tensor) -> Any:
+    """Return an entry as it is spread in another tensor of its size."""
+    return value if is_spread(value) else shard_like(value.view(like.shape), like)

@@ -1,0 +1,195 @@
+"""fp32 masters of what is trained in bf16: the optimizer updates them, the weights are rounded.
+
+At a learning rate of 5e-7 an update of a weight of 0.02 is about 1/250 of its last bit in bf16:
+added to the weight itself it would be lost. A master keeps it; the weight is the master rounded.
+
+A batch's gradient is added up in fp32, beside the masters (`training.gradients: fp32`), or in bf16,
+beside the weights: then the update widens it piece by piece, and half the memory holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chip_core.config.trial import TrialConfig
+from chip_core.models.parts import trained_parts
+from chip_core.models.shards import local_weight, shard_like
+from chip_core.utils.errors import UnfitError
+from chip_core.utils.workers import Workers
+
+#: Bytes of gradients that are widened to fp32, or averaged over workers, at the same time.
+PIECE_BYTES = 2**28
+
+
+class Masters:
+    """The masters of a model's trained weights, and the way from gradients to new weights."""
+
+    def __init__(self, model: Any, config: TrialConfig) -> None:
+        """Copy the trained weights as they are now; sharded ones stay so."""
+        self._wide = config.training.gradients == "fp32"
+        self._of: dict[Tensor, nn.Parameter] = {
+            weight: nn.Parameter(weight.detach().float(), requires_grad=weight.requires_grad)
+            for parameters in trained_parts(model, config).values()
+            for weight in parameters.values()
+        }
+        # Called as soon as a pass has made a weight's gradient: never are all there in bf16.
+        self._hooks = [
+            weight.register_post_accumulate_grad_hook(self._add)
+            for weight in (self._of if self._wide else ())
+        ]
+
+    def of(self, weight: nn.Parameter) -> nn.Parameter:
+        """Return a weight's master."""
+        return self._of[weight]
+
+    def close(self) -> None:
+        """Leave the weights alone: they may outlive their masters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _add(self, weight: Tensor) -> None:
+        """Add what a pass left beside a weight to the gradient beside its master."""
+        assert weight.grad is not None
+        master = self._of[weight]
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    def drop_others(self, trained: Sequence[nn.Parameter]) -> None:
+        """Have no gradient but of what is trained at this stage."""
+        kept = {id(weight) for weight in trained}
+        for weight, master in self._of.items():
+            if id(weight) not in kept:
+                weight.grad = master.grad = None
+
+    @torch.no_grad()
+    def average(self, trained: Sequence[nn.Parameter], workers: Workers) -> None:
+        """Average gradients over workers that each hold the whole model, summed in fp32."""
+        if workers.alone:
+            return
+        for piece in _pieces(self._with_gradient(trained)):
+            gradients = [self._gradient(weight) for weight in piece]
+            flat = torch.cat([gradient.float().flatten() for gradient in gradients])
+            torch.distributed.all_reduce(flat)
+            flat /= workers.size
+            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    @torch.no_grad()
+    def norm(self, trained: Sequence[nn.Parameter], *, sharded: bool) -> Tensor:
+        """Return the gradient's global norm, 0-d, in fp32.
+
+        Args:
+            trained: the weights that are trained at this stage.
+            sharded: whether each worker holds a part of every gradient.
+        """
+        norms = [
+            torch.linalg.vector_norm(local_weight(self._gradient(weight)), dtype=torch.float32)
+            for weight in self._with_gradient(trained)
+        ]
+        if not norms:
+            return torch.zeros(())
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if sharded:
+            squared = norm.square()
+            torch.distributed.all_reduce(squared)
+            norm = squared.sqrt()
+        return norm
+
+    @torch.no_grad()
+    def update(
+        self, trained: Sequence[nn.Parameter], optimizer: Any, norm: Tensor, limit: float | None
+    ) -> None:
+        """Have the optimizer update the masters, and round the weights from them.
+
+        Args:
+            trained: the weights that are trained at this stage.
+            optimizer: over the masters.
+            norm: of the gradient.
+            limit: the largest norm, to which it is clipped; None: it is not.
+        """
+        # As torch.nn.utils.clip_grad_norm_ does.
+        scale = None if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
+        weights = self._with_gradient(trained)
+        # An optimizer passes over what has no gradient: so pieces can come one after the other.
+        for piece in [weights] if self._wide else _pieces(weights):
+            for weight in piece:
+                gradient = self._gradient(weight).float()
+                if scale is not None:
+                    local_weight(gradient).mul_(scale)
+                self._of[weight].grad, weight.grad = gradient, None
+            optimizer.step()
+            for weight in piece:
+                self._of[weight].grad = None
+        self.round()
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Have every weight be its master, rounded."""
+        for weight, master in self._of.items():
+            weight.copy_(master)
+
+    def _with_gradient(self, trained: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        held = (lambda weight: self._of[weight]) if self._wide else (lambda weight: weight)
+        return [weight for weight in trained if held(weight).grad is not None]
+
+    def _gradient(self, weight: nn.Parameter) -> Tensor:
+        gradient = self._of[weight].grad if self._wide else weight.grad
+        assert gradient is not None
+        return gradient
+
+
+def write_masters(masters: Mapping[str, nn.Parameter], file: Path) -> None:
+    """Write masters, by the weights' names; none is sharded."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: master.detach().cpu().contiguous() for name, master in masters.items()},
+        file,
+        metadata={"format": "pt"},
+    )
+
+
+def read_masters(file: Path, masters: Mapping[str, nn.Parameter]) -> None:
+    """Put what `write_masters` wrote into masters, sharded or not.
+
+    Raises:
+        UnfitError: it is of other weights; the masters are as they were.
+    """
+    from safetensors.torch import load_file
+
+    there = load_file(file)
+    unfit = sorted(
+        name
+        for name in there.keys() | masters.keys()
+        if name not in there or name not in masters or there[name].shape != masters[name].shape
+    )
+    if unfit:
+        raise UnfitError(f"{file.name} is of other weights ({unfit[0]}, …)")
+    with torch.no_grad():
+        for name, master in masters.items():
+            master.copy_(shard_like(there[name], master))
+
+
+def _pieces(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield weights in pieces of some bytes, a larger one by itself."""
+    piece: list[nn.Parameter] = []
+    held = 0
+    for weight in weights:
+        size = 4 * local_weight(weight).numel()
+        if piece and held + size > PIECE_BYTES:
+            yield piece
+            piece, held = [], 0
+        piece.append(weight)
+        held += size
+    if piece:
+        yield piece
