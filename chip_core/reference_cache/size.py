@@ -56,17 +56,27 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
         return None
     width, vocabulary = shape
     try:
-        texts = list(islice(_responses(config.data), _SAMPLE))
+        lengths = list(islice(response_tokens(config), _SAMPLE))
     except ConfigError:
         return None
-    if not texts:
+    if not lengths:
         return None
-    count = _counter(config.model)
     # A third response is taken to be as long as the chosen one.
-    sides = [VIEWS[view][1] == "rejected" for view in spec.reads]
-    tokens = fmean(sum(count(pair[side]) for side in sides) for pair in texts)
+    sides = [int(VIEWS[view][1] == "rejected") for view in spec.reads]
+    tokens = fmean(sum(pair[side] for side in sides) for pair in lengths)
     head = 0 if spec.hidden is None else BYTES["fp32"] * width * vocabulary
     return round(samples * tokens * bytes_a_token(spec, width)) + head
+
+
+def response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
+    """Yield the tokens of each pair's chosen and rejected response, their ends included.
+
+    Raises:
+        ConfigError: the data cannot be read.
+    """
+    count = _counter(config.model)
+    for chosen, rejected in _responses(config.data):
+        yield count(chosen), count(rejected)
 
 
 def _shape(model: ModelConfig) -> tuple[int, int] | None:

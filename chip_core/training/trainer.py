@@ -216,7 +216,11 @@ class Trainer:
             notes=self.reference.notes + resumed.notes,
             cut=self.batches.cut.totals(),
             first_step=first_step,
-            engine={**self.reference.engine, "prefix_sharing": self._prefix_sharing},
+            engine={
+                **self.reference.engine,
+                "prefix_sharing": self._prefix_sharing,
+                **_precision(config),
+            },
         )
 
     def _step(
@@ -339,6 +343,19 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
         return SingleProcessStrategy(policy, config, compute.workers)
     strategy = ReplicatedStrategy if config.model.dtype == "bf16" else DDPStrategy
     return strategy(policy, config, compute.workers)
+
+
+def _precision(config: TrialConfig) -> dict[str, str]:
+    """Return what is to be said of a training that is not in fp32 throughout."""
+    if config.model.dtype == "fp32" and config.optimizer.states == "fp32":
+        return {}
+    parts = {
+        "weights": config.model.dtype,
+        "masters": config.training.master,
+        "gradients": config.training.gradients,
+        "moments": config.optimizer.states,
+    }
+    return {"precision": ", ".join(f"{part} {held}" for part, held in parts.items())}
 
 
 def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:

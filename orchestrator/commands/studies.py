@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.cost import cost_options, cost_request, study_cost
+from orchestrator.commands.common.cost import (
+    cost_options,
+    cost_request,
+    require_room,
+    study_cost,
+)
 from orchestrator.commands.common.options import planned, study_options
 from orchestrator.commands.common.output import print_json
 from orchestrator.commands.common.param_types import Address, Location, Real, Text, Whole
@@ -46,7 +51,7 @@ _HOURS = Real(above_zero=True, high=1e6)
 #: Options on cost, as `cost_request` takes them.
 _OF_COST = (
     "calibrate", "rates", "rate", "price_per_gpu_hour", "price_per_cpu_hour", "device_memory",
-    "budget",
+    "device", "gpus", "budget",
 )  # fmt: skip
 
 
@@ -113,6 +118,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
     trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
+    require_room(plan, workdir, request)
     remote = bind_storage(workdir, options.storage)  # the first thing that is written
     stop = Stop()
     settings = ExecutorSettings(

@@ -10,7 +10,13 @@ from typing import Literal
 from chip_core.config.trial import TrialConfig
 from orchestrator.cost.kinds import row_kind, score_kind, start_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
-from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload, steps_of
+from orchestrator.cost.workload import (
+    BenchmarkQuestions,
+    CacheBuildWork,
+    TrialWork,
+    Workload,
+    steps_of,
+)
 
 #: The kind of what Ray takes, whatever it runs.
 OF_RAY = "ray"
@@ -198,9 +204,10 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
         cost.train = add.of("setup", work.training, 1, work.trial.arm)
         cost.train += add.of("step", work.training, steps, work.trial.arm)
     for key, asked in work.asked.items():
+        questions = _questions(asked, rates)
         if not work.answered:
-            cost.answer += add.of("answer", asked.kind, asked.questions, key)
-        cost.score += add.of("score", score_kind(asked.settings), asked.questions, key)
+            cost.answer += add.of("answer", asked.kind, questions, key)
+        cost.score += add.of("score", score_kind(asked.settings), questions, key)
     cost.start *= work.processes
     cost.train *= work.processes  # a step is all workers' together; answers are shared out
     cost.gpu = (cost.whole - cost.score).wall * work.config.engine.gpus_per_worker
@@ -218,6 +225,14 @@ def _of_pass(work: CacheBuildWork, rates: Rates, parts: int, imports: _Imports) 
     cost.passes = once * parts + add.of("sample", work.kind, samples, work.name)
     cost.gpu = cost.whole.wall * work.config.engine.gpus_per_worker
     return cost
+
+
+def _questions(asked: BenchmarkQuestions, rates: Rates) -> int | None:
+    """Return how many questions are asked, as planning counted or as a source knows it."""
+    if asked.questions is not None:
+        return asked.questions
+    found = rates.size("questions", asked.kind)
+    return None if found is None else found[0]
 
 
 def rows_of(config: TrialConfig, counted: int | None, rates: Rates) -> int | None:

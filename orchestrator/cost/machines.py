@@ -38,6 +38,13 @@ def places_for(work: Sequence[TrialWork]) -> int | None:
     return fewest or None
 
 
+def places_on(work: Sequence[TrialWork], count: int) -> int | None:
+    """Return how many of the largest trial so many GPUs hold at a time; None: not one."""
+    needed = [each.config.engine.gpus_per_worker * each.processes for each in work]
+    most = max(needed, default=0.0)
+    return int(count / most) or None if most else 1
+
+
 @functools.cache
 def gpus() -> int:
     """Return how many GPUs torch finds."""

@@ -1,34 +1,44 @@
 """Estimate whether trials fit the memory of their device and the disk.
 
-What was measured is told first. Else it is reckoned from the number of parameters, which a model
-without weights has (torch's meta device): weights, gradients, optimizer and reference, without
-activations.
+What was measured is told first. Else a step is made with the model on torch's fake tensors
+(chip_core/training/footprint.py), which have its shapes and no memory.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from chip_core.config.trial import TrialConfig
-from chip_core.utils.errors import TrialError
+from chip_core.config.validation import set_key, trial_config
+from chip_core.utils.errors import ConfigError, TrialError
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.rates import Rates
 from orchestrator.cost.workload import TrialWork, Workload
+
+if TYPE_CHECKING:
+    from chip_core.training.footprint import Footprint
 
 _FP32 = 4  # bytes; trained models are written in it, as they are held
 _KEPT = 2  # checkpoints of a running training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """How many numbers a model has."""
+class Change:
+    """Settings with which a training would fit."""
 
-    held: int  # bytes of weights, gradients, optimizer and reference
-    saved: int  # bytes of a trained model's folder
-    trained: int  # parameters that are trained
+    settings: Mapping[str, Any]  # key -> value
+    bytes: int  # of one device
+    figures: bool  # whether it is another training, with figures of its own
+
+    @property
+    def words(self) -> str:
+        """Say it as options of the command line."""
+        return " ".join(f"--set {key}={value}" for key, value in self.settings.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +47,12 @@ class Fit:
 
     arms: tuple[str, ...]
     bytes: int | None  # None: not known
-    measured: bool  # activations and all, and not reckoned without them
+    measured: bool  # and not estimated
     device: int | None  # bytes of the device that one trial may take; None: not known
+    parts: Mapping[str, int] = field(default_factory=dict)  # bytes, where it is estimated
+    basis: str = ""  # what rows the estimate is of
+    changes: tuple[Change, ...] = ()  # with which it would fit, where it does not
+    gpu: bool = False  # whether the device is a GPU
 
     @property
     def fits(self) -> bool | None:
@@ -63,70 +77,87 @@ class Disk:
         return (self.passes or 0) + (self.models or 0) + (self.checkpoints or 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimated:
+    """What a step takes, and of what rows."""
+
+    footprint: Footprint  # of one worker, weights whole
+    basis: str
+    adapted: bool  # whether adapters are trained
+
+    @property
+    def saved(self) -> int:
+        """Bytes of a trained model's folder."""
+        found = self.footprint
+        return _FP32 * (found.trained if self.adapted else found.trained + found.frozen)
+
+    def of_worker(self, config: TrialConfig, device: int | None) -> Footprint:
+        """Return what one worker holds: `auto` spreads weights where they do not fit whole."""
+        engine, whole = config.engine, self.footprint
+        spread = engine.parallel == "fsdp"
+        if engine.parallel == "auto" and engine.gpus_per_worker and device is not None:
+            spread = whole.total > device
+        return whole.sharded(engine.workers_per_trial) if spread else whole
+
+
 class MemoryEstimator:
-    """Counts parameters, once for each model and what is trained of it."""
+    """Estimates steps, once for each kind."""
 
     def __init__(self, *, count: bool) -> None:
-        """Reckon, or tell only what was measured.
+        """Estimate, or tell only what was measured.
 
         Args:
-            count: whether models may be built to count their parameters, which takes torch.
+            count: whether models may be built, without weights, which takes torch.
         """
         self._count = count
-        self._known: dict[str, Parameters | None] = {}
 
-    def of(self, config: TrialConfig, *, reference: bool) -> Parameters | None:
-        """Return what a trial holds; None where its model's files are not on this machine."""
+    def of(self, config: TrialConfig, *, reference: bool) -> Estimated | None:
+        """Return what a trial's step takes; None where its model's sizes are not known.
+
+        Args:
+            config: the trial.
+            reference: whether the reference is computed, and not read from stores.
+        """
         if not self._count:
             return None
-        names = ("model", "lora", "vision_encoder", "projector", "language_model")
-        key = repr([getattr(config, name) for name in names] + [reference])
-        if key not in self._known:
-            self._known[key] = count_parameters(config, reference=reference)
-        return self._known[key]
-
-
-def count_parameters(config: TrialConfig, *, reference: bool) -> Parameters | None:
-    """Return what a trial holds and leaves, from its model's configuration alone.
-
-    Args:
-        config: the trial.
-        reference: whether the reference is computed, and not read from stores.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from chip_core.models.adapters import attach_adapters
-    from chip_core.models.loading import local_folder
-    from chip_core.models.memory import bytes_needed
-    from chip_core.models.parts import is_adapter, trained_parts
-
-    folder = local_folder(config.model.path)
-    try:
-        found = AutoConfig.from_pretrained(
-            str(folder or config.model.path),
-            revision=config.model.revision,
-            trust_remote_code=False,
-            local_files_only=True,  # planning downloads nothing
+        engine = config.engine
+        tree = config.model_dump(
+            mode="json",
+            include={"model", "lora", "data", "objective", "training", "optimizer"},
         )
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(found, trust_remote_code=False)
-            model = attach_adapters(model, config)
-    except (OSError, ValueError, TrialError):
+        passes = engine.micro_batch * engine.workers_per_trial < config.training.batch_size
+        key = json.dumps(
+            [
+                tree,
+                [config.vision_encoder, config.projector, config.language_model],
+                [engine.micro_batch, engine.gradient_checkpointing, engine.prefix_sharing],
+                [engine.logits_chunk, wants_gpu(config), passes],
+                [config.reference_precision, reference],
+            ]
+        )
+        if key not in _KNOWN:
+            _KNOWN[key] = _estimated(config, reference=reference)
+        return _KNOWN[key]
+
+
+#: Of this process: what a plan shows is what its run is checked by.
+_KNOWN: dict[str, Estimated | None] = {}
+
+
+def _estimated(config: TrialConfig, *, reference: bool) -> Estimated | None:
+    from chip_core.models.published import config_of
+    from chip_core.training.footprint import footprint
+    from orchestrator.cost.rows import rows_of_trial
+
+    try:
+        found = config_of(config.model)
+        if found is None:
+            return None
+        rows = rows_of_trial(found, config)
+        made = footprint(found, config, rows.longest, stored=not reference)
+    except (ValueError, AttributeError, TrialError):  # a family that this is not made for
         return None
-    trained = [
-        (name, parameter.numel())
-        for part in trained_parts(model, config).values()
-        for name, parameter in part.items()
-    ]
-    count = sum(numbers for _, numbers in trained)
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    adapted = any(is_adapter(name) for name, _ in trained)
-    return Parameters(
-        held=bytes_needed(model, config, reference=reference),
-        saved=_FP32 * (count if adapted else whole),
-        trained=count,
-    )
+    return Estimated(footprint=made, basis=rows.basis, adapted=config.language_model == "lora")
 
 
 def fits(
@@ -142,28 +173,124 @@ def fits(
     Args:
         work: what is left of a study.
         rates: what was measured.
-        estimator: counts what was not.
+        estimator: estimates what was not.
         at_once: trials that share this machine; a GPU is not shared, but by its shares.
         given: GiB of a device, in place of this machine's.
     """
     found = []
     for kind, trials in _by_training(work).items():
         first = trials[0]
+        config, device = first.config, _device(first.config, at_once, given)
         measured = rates.size("memory", kind)
-        size = None if measured is None else measured[0]
-        if size is None:
-            reckoned = estimator.of(first.config, reference=not first.offered)
-            sharing = first.processes if first.config.engine.parallel == "fsdp" else 1
-            size = None if reckoned is None else reckoned.held // sharing
+        reckoned = None if measured else estimator.of(config, reference=not first.offered)
+        worker = None if reckoned is None else reckoned.of_worker(config, device)
+        size = measured[0] if measured else None if worker is None else worker.total
+        changes: tuple[Change, ...] = ()
+        if worker is not None and device is not None and worker.total > device:
+            changes = tuple(changes_that_fit(config, device, estimator))
         found.append(
             Fit(
                 arms=tuple(dict.fromkeys(each.trial.arm for each in trials)),
                 bytes=size,
                 measured=measured is not None,
-                device=_device(first.config, at_once, given),
+                device=device,
+                parts={} if worker is None else worker.parts,
+                basis="" if reckoned is None else reckoned.basis,
+                changes=changes,
+                gpu=wants_gpu(config),
             )
         )
     return found
+
+
+#: Settings that take less memory, those that change nothing but rounding first. Each is tried with
+#: those before it of its kind.
+_ENGINE: tuple[Mapping[str, Any], ...] = (
+    {"engine.gradient_checkpointing": True},
+    {"engine.micro_batch": 1},
+)
+_WORKERS = (2, 4, 8)
+
+
+def changes_that_fit(
+    config: TrialConfig, device: int, estimator: MemoryEstimator
+) -> Iterator[Change]:
+    """Yield changes with which a training fits a device, the least first, one of each way.
+
+    Args:
+        config: the trial.
+        device: bytes of it.
+        estimator: of steps.
+    """
+    kept: dict[str, Any] = {}
+    for settings in _ENGINE:
+        changed = _with(config, {**kept, **settings})
+        if changed is None or changed == _with(config, kept):
+            continue
+        kept |= settings
+        size = _size(changed, device, estimator, stored=False)
+        if size is not None and size <= device:
+            yield Change(settings=kept, bytes=size, figures=False)
+            return
+    if wants_gpu(config) and config.engine.workers_per_trial == 1:
+        for workers in _WORKERS:
+            more = {**kept, "engine.workers_per_trial": workers, "engine.parallel": "fsdp"}
+            changed = _with(config, more)
+            size = None if changed is None else _size(changed, device, estimator, stored=True)
+            if size is not None and size <= device:
+                yield Change(settings=more, bytes=size, figures=False)
+                break
+    if config.language_model == "full":
+        adapted = {"language_model": "lora", **kept}
+        changed = _with(config, adapted)
+        size = None if changed is None else _size(changed, device, estimator, stored=True)
+        if size is not None and size <= device:
+            yield Change(settings=adapted, bytes=size, figures=True)
+
+
+def _size(
+    config: TrialConfig, device: int, estimator: MemoryEstimator, *, stored: bool
+) -> int | None:
+    found = estimator.of(config, reference=not stored or config.reference_cache == "off")
+    return None if found is None else found.of_worker(config, device).total
+
+
+def _with(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig | None:
+    """Return a configuration with other settings; None where they do not go together."""
+    tree = config.model_dump(mode="json")
+    for key, value in settings.items():
+        set_key(tree, key, value)
+    try:
+        return trial_config(tree, "a change")
+    except ConfigError:
+        return None
+
+
+def require_fit(found: Sequence[Fit]) -> None:
+    """Check that no training is estimated to be too large for its GPU.
+
+    Raises:
+        ConfigError: some are; each with what would fit.
+    """
+    wrong = []
+    for fit in found:
+        if not fit.gpu or fit.measured or fit.fits is not False:
+            continue
+        assert fit.bytes is not None and fit.device is not None
+        ways = "; or ".join(
+            f"{change.words} ({_gib(change.bytes)}{', another training' * change.figures})"
+            for change in fit.changes
+        )
+        wrong.append(
+            f"{fit.arms[0]}: a step takes about {_gib(fit.bytes)} of a GPU, and a trial may take "
+            f"{_gib(fit.device)}: {ways or 'choose a GPU with more memory, or a smaller model'}"
+        )
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def disk(
@@ -185,7 +312,8 @@ def disk(
             if saved is None or reckoned is None:
                 checkpoints = None
             else:  # weights, and AdamW's two moments of what is trained
-                running += [_KEPT * (saved + 2 * _FP32 * reckoned.trained)] * len(trials)
+                moments = 2 * _FP32 * reckoned.footprint.trained
+                running += [_KEPT * (saved + moments)] * len(trials)
     if checkpoints is not None:
         checkpoints = sum(sorted(running, reverse=True)[: at_once or len(running)])
     above = next(
@@ -207,6 +335,11 @@ def _by_training(work: Workload) -> dict[str, list[TrialWork]]:
     return found
 
 
+def wants_gpu(config: TrialConfig) -> bool:
+    """Return whether a trial is to run on a GPU."""
+    return config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
+
+
 def _device(config: TrialConfig, at_once: int | None, given: float | None) -> int | None:
     """Return the bytes of a device that one trial may take."""
     share = config.engine.gpus_per_worker
@@ -216,7 +349,7 @@ def _device(config: TrialConfig, at_once: int | None, given: float | None) -> in
     machine = machine_of(config)
     if machine is None:
         return None
-    if share or config.engine.device == "cuda":
+    if wants_gpu(config):
         import torch
 
         return int(torch.cuda.get_device_properties(0).total_memory * part)
@@ -230,11 +363,22 @@ def memory_words(fit: Fit) -> Iterator[str]:
     if fit.bytes is None:
         yield "unknown"
         return
-    size = f"{fit.bytes / 2**30:.1f} GiB"
-    yield size if fit.measured else f"{size} without activations"
+    yield _gib(fit.bytes) if fit.measured else f"about {_gib(fit.bytes)}, estimated"
     if fit.device is None:
         yield "of a device that is not here"
         return
-    yield f"of {fit.device / 2**30:.1f} GiB a trial"
+    yield f"of {_gib(fit.device)} a trial"
     if not fit.fits:
         yield "does not fit"
+
+
+def parts_words(fit: Fit) -> str:
+    """Say what an estimate is made of, the parts below a hundredth of a GiB left out."""
+    shown = [f"{name} {size / 2**30:.1f}" for name, size in fit.parts.items() if size > 2**30 / 100]
+    return f"GiB: {', '.join(shown)}; {fit.basis}" if shown else fit.basis
+
+
+def change_words(change: Change) -> str:
+    """Say with what a training would fit, and what that changes."""
+    changes = "another training, with figures of its own" if change.figures else "rounding alone"
+    return f"fits with {change.words}: about {_gib(change.bytes)} (changes {changes})"

@@ -20,8 +20,9 @@ Quantity = Literal[
 ]
 
 #: memory: the most that a trial held of its device, in bytes. saved: a trained model's folder, in
-#: bytes. rows: of data that planning does not open, as of a hub name.
-Size = Literal["memory", "saved", "rows"]
+#: bytes. rows: of data that planning does not open, as of a hub name. questions: of a benchmark
+#: whose files are not here.
+Size = Literal["memory", "saved", "rows", "questions"]
 
 #: A kind that stands for every kind: what the user gives is said of all.
 ANY = "*"

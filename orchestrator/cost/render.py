@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.size import gigabytes
 from orchestrator.cost.budget import amounts
-from orchestrator.cost.estimate import Cost
-from orchestrator.cost.memory import memory_words
+from orchestrator.cost.devices import DEVICES, EAGER_SOURCE, UTILIZATION
+from orchestrator.cost.estimate import Cost, Estimate
+from orchestrator.cost.memory import Fit, change_words, memory_words, parts_words
 from orchestrator.cost.power import PowerEstimate
+from orchestrator.cost.published import NAME
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
 from orchestrator.plan.plan import BASE
@@ -50,16 +53,18 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
             "--rate and --rates"
         )
     else:
-        yield _table(estimated)
-        yield Text(_in_all(estimated))
+        if estimated.fastest is None:
+            yield _table(estimated)
+            yield Text(_in_all(estimated))
+        else:
+            yield from _range_lines(estimated)
         if found.total.unknown:
             named = sorted(found.total.unknown)
             more = f", and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
             yield Text(f"not known, and in no sum: {', '.join(named[:_LISTED])}{more}")
     for fit in estimated.fits:
         if fit.bytes is not None:
-            style = "bold red" if fit.fits is False else ""
-            yield Text(f"memory: {_arms(fit.arms)}: {', '.join(memory_words(fit))}", style=style)
+            yield from _fit_lines(fit)
     disk = estimated.disk
     parts = [
         f"{what} {gigabytes(size)}"
@@ -81,6 +86,76 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
         yield Text(line, style="bold red" if disk.known > disk.free else "")
     if estimated.power is not None:
         yield from power_lines(estimated.power, len(estimated.plan.study.seeds))
+
+
+def _fit_lines(fit: Fit) -> Iterator[Text]:
+    """Say what trials take of a device, of what parts, and what would fit."""
+    style = "bold red" if fit.fits is False else ""
+    yield Text(f"memory: {_arms(fit.arms)}: {', '.join(memory_words(fit))}", style=style)
+    if fit.parts:
+        yield Text(f"  {parts_words(fit)}")
+    for change in fit.changes:
+        yield Text(f"  {change_words(change)}")
+
+
+def _range_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
+    """Say what a range of rates comes to, in GPU hours by arm and part, and who says so."""
+    fastest, device = estimated.fastest, estimated.device
+    if fastest is None or device is None:
+        return
+    slowest = estimated.estimate
+    table = Table(box=None, pad_edge=False, title=f"GPU hours on {device.name}, from {NAME}")
+    for title in ("", "training", "reference cache", "answers", "judges", "all"):
+        table.add_column(title, justify="right" if title else "left")
+
+    def row(name: str, fast: Cost, slow: Cost) -> None:
+        cells = [_hours(getattr(fast, part), getattr(slow, part), fast, slow) for part in _OF_GPU]
+        whole = "?" if slow.unknown else _span(fast.gpu / 3600, slow.gpu / 3600)
+        table.add_row(Text(name), *cells[:3], "none", whole)
+
+    for name, cost in slowest.passes.items():
+        row(f"reference pass {name}", fastest.passes[name], cost)
+    quick = _by_arm(estimated, fastest)
+    for name, (_, cost) in _by_arm(estimated).items():
+        row(name, quick[name][1], cost)
+    row("all", fastest.total, slowest.total)
+    yield table
+    if fastest.wall is not None and slowest.wall is not None:
+        yield Text(
+            f"from start to end {duration(fastest.wall)} to {duration(slowest.wall)}, from {NAME}: "
+            "without start-up, reading of data and what judges take"
+        )
+    yield Text(f"{device.name}: {device.bf16:g} TFLOP/s in bf16, {device.bandwidth:g} TB/s "
+               f"({DEVICES[device.name].source})")  # fmt: skip
+    for kind in sorted({_trained_as(each.config) for each in estimated.work.trials}):
+        share = UTILIZATION[kind]
+        yield Text(f"training {kind}: {share.low:.0%} to {share.high:.0%} of it ({share.source})")
+    yield Text(f"answers: {EAGER_SOURCE}")
+    yield Text("recorded timings take their place as soon as there are some")
+
+
+#: The parts of a cost that GPUs are held for.
+_OF_GPU = ("train", "passes", "answer")
+
+
+def _trained_as(config: TrialConfig) -> Literal["lora", "full"]:
+    return "lora" if config.language_model == "lora" else "full"
+
+
+def _hours(fast: Seconds, slow: Seconds, of_fast: Cost, of_slow: Cost) -> str:
+    """Return a part of the GPU hours; a cost's parts share its GPUs alike."""
+    if of_slow.unknown and not slow.wall:
+        return "?"
+    held = [
+        part.wall * (cost.gpu / (cost.whole - cost.score).wall if cost.gpu else 0.0) / 3600
+        for part, cost in ((fast, of_fast), (slow, of_slow))
+    ]
+    return _span(*held) if any(held) else "—"
+
+
+def _span(low: float, high: float) -> str:
+    texts = [f"{value:.2f}" if value < 1 else f"{value:,.1f}" for value in (low, high)]
+    return texts[0] if texts[0] == texts[1] else f"{texts[0]} to {texts[1]}"
 
 
 def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
@@ -129,6 +204,16 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
                 "measured": fit.measured,
                 "device_bytes": fit.device,
                 "fits": fit.fits,
+                "parts": dict(fit.parts),
+                "basis": fit.basis,
+                "would_fit": [
+                    {
+                        "settings": dict(change.settings),
+                        "bytes": change.bytes,
+                        "changes_figures": change.figures,
+                    }
+                    for change in fit.changes
+                ],
             }
             for fit in estimated.fits
         ],
@@ -137,6 +222,17 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
             "models": disk.models,
             "checkpoints": disk.checkpoints,
             "free": disk.free,
+        },
+        "device": None if estimated.device is None else estimated.device.name,
+        "fastest": None
+        if estimated.fastest is None
+        else {
+            "wall_seconds": estimated.fastest.wall,
+            "total": _cost_json(estimated.fastest.total, estimated),
+            "arms": [
+                {"arm": name, "trials": trials, **_cost_json(cost, estimated)}
+                for name, (trials, cost) in _by_arm(estimated, estimated.fastest).items()
+            ],
         },
         "budget_problem": estimated.budget_problem,
         "budget": None
@@ -231,12 +327,13 @@ def _in_all(estimated: CostEstimate) -> str:
     return f"{', '.join(parts)} (by {'; '.join(sorted(found.total.sources)) or 'nothing'})"
 
 
-def _by_arm(estimated: CostEstimate) -> dict[str, tuple[int, Cost]]:
+def _by_arm(estimated: CostEstimate, of: Estimate | None = None) -> dict[str, tuple[int, Cost]]:
+    costs = estimated.estimate if of is None else of
     found: dict[str, tuple[int, Cost]] = {}
     for each in estimated.work.trials:
         name = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
         trials, cost = found.get(name, (0, Cost()))
-        cost.add(estimated.estimate.trials[each.trial.fingerprint])
+        cost.add(costs.trials[each.trial.fingerprint])
         found[name] = trials + 1, cost
     return found
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from chip_core.utils.errors import UserError
 from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.calibration.calibrate import Say, calibrate, kept
+from orchestrator.cost.devices import GIB, Device
 from orchestrator.cost.estimate import Estimate, Way, estimate
-from orchestrator.cost.machines import machines_of, places_for
+from orchestrator.cost.machines import machines_of, places_for, places_on
 from orchestrator.cost.memory import Disk, Fit, MemoryEstimator, disk, fits
 from orchestrator.cost.power import PowerEstimate
+from orchestrator.cost.published import NAME, Range, published
 from orchestrator.cost.rates import Rates
 from orchestrator.cost.recorded import recorded
 from orchestrator.cost.user_rates import UserRates
@@ -28,6 +30,8 @@ class CostRequest:
     given: UserRates = UserRates()
     way: Way = "ray"
     max_concurrent: int | None = None  # in place of what fits this machine
+    device: Device | None = None  # in place of this machine's
+    gpus: int = 1  # of that device
     elsewhere: bool = False  # on a cluster: what fits this machine says nothing
     calibrate: bool = False
     budget: Budget | None = None  # in place of the study's
@@ -36,7 +40,14 @@ class CostRequest:
     @property
     def counts(self) -> bool:
         """Whether models may be built without weights, to count parameters: it takes torch."""
-        return self.calibrate or self.given != UserRates()
+        return self.calibrate or self.given != UserRates() or self.device is not None
+
+    @property
+    def memory(self) -> float | None:
+        """GiB of a device that a trial may take, where that is not this machine's to say."""
+        if self.given.device_memory is not None or self.device is None:
+            return self.given.device_memory
+        return self.device.room / GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,8 @@ class CostEstimate:
     plan: Plan  # what is run: within the budget
     work: Workload
     estimate: Estimate
+    fastest: Estimate | None  # where rates have a range: the other end of it
+    device: Device | None
     rates: Rates
     given: UserRates
     fits: tuple[Fit, ...]
@@ -72,22 +85,36 @@ def estimate_study_cost(
         UserError: the budget cannot be held, or what it bounds is not known.
     """
     whole = workload(plan, ledger, storage)
+
     at_once = request.max_concurrent or request.given.max_concurrent
-    if at_once is None and not request.elsewhere:
+    if at_once is None and request.device is not None:
+        at_once = places_on(whole.trials, request.gpus)
+    elif at_once is None and not request.elsewhere:
         at_once = places_for(whole.trials) if whole.trials else 1
     slots = 1 if request.way == "inline" else at_once
     problems: dict[str, str] = {}
+    ranges: list[tuple[Workload, Range | None]] = []
     tried: list[Workload] = []  # what fails to be measured is not tried again at once
     earlier = recorded(plan, ledger, storage, machines_of(whole.trials)) if whole.trials else None
 
-    def rates_of(work: Workload) -> Rates:
+    def rates_of(work: Workload, *, fast: bool = False) -> Rates:
         if request.calibrate and work.trials and not any(work is done for done in tried):
             tried.append(work)
             here = "inline" if request.elsewhere else request.way  # a cluster's Ray is not started
             problems.update(
                 calibrate(work, storage, plan.places, at_once=slots or 1, say=say, way=here)
             )
-        sources = (request.given.source, earlier, kept(work, storage, slots or 1, request.way))
+        ranged = None
+        if request.device is not None:
+            known = next((found for of, found in ranges if of is work), None)
+            ranged = known or published(work, request.device)
+            ranges.append((work, ranged))
+        sources = (
+            request.given.source,
+            earlier,
+            kept(work, storage, slots or 1, request.way),
+            None if ranged is None else ranged.fast if fast else ranged.slow,
+        )
         return Rates(sources=[source for source in sources if source is not None])
 
     def estimated(part: Plan) -> Estimate:
@@ -108,14 +135,20 @@ def estimate_study_cost(
     if trimmed is not None and trimmed.plan is not plan:
         plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
     rates = rates_of(work)
+    made = estimate(work, rates, at_once=at_once, way=request.way)
+    fastest = None
+    if NAME in made.total.sources:
+        fastest = estimate(work, rates_of(work, fast=True), at_once=at_once, way=request.way)
     estimator = MemoryEstimator(count=request.counts)
     return CostEstimate(
         plan=plan,
         work=work,
-        estimate=estimate(work, rates, at_once=at_once, way=request.way),
+        estimate=made,
+        fastest=fastest,
+        device=request.device,
         rates=rates,
         given=request.given,
-        fits=tuple(fits(work, rates, estimator, at_once=slots, given=request.given.device_memory)),
+        fits=tuple(fits(work, rates, estimator, at_once=slots, given=request.memory)),
         disk=disk(work, rates, estimator, at_once=slots, storage=storage),
         problems=problems,
         trimmed=trimmed,

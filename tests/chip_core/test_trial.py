@@ -214,13 +214,16 @@ def test_progress_is_told(shapes_config: Configured, tmp_path: Path) -> None:
 
 
 def test_bf16_trains_and_stays_near(shapes_config: Configured, tmp_path: Path) -> None:
-    losses = {}
+    losses, said = {}, {}
     for dtype in ("fp32", "bf16"):
         folder = tmp_path / dtype
-        run_trial(shapes_config(model={"path": "shapes", "dtype": dtype}), folder=folder)
+        config = shapes_config(model={"path": "shapes", "dtype": dtype})
+        said[dtype] = run_trial(config, folder=folder).engine.get("precision")
         losses[dtype] = [r["figures"]["loss"] for r in read_records(folder / "curves.jsonl")]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
+    precision = "weights bf16, masters fp32, gradients fp32, moments fp32"
+    assert said == {"fp32": None, "bf16": precision}
     weights = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}  # what answers
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.commands.common.options import each_once
-from orchestrator.commands.common.param_types import Location, Real, read_real
+from orchestrator.commands.common.param_types import Location, Real, Whole, read_real
+from orchestrator.cost.devices import DEVICES
 
 if TYPE_CHECKING:
     from orchestrator.cost.power import PowerEstimate
@@ -65,6 +66,12 @@ def cost_options(command: Any) -> Any:
             help="GiB of one device, where it is not this machine's.",
         ),
         click.option(
+            "--device",
+            type=click.Choice([*DEVICES]),
+            help="Estimate memory and time on this GPU, by published rates.",
+        ),
+        click.option("--gpus", type=Whole(1, 10**6), help="How many of --device; default: 1."),
+        click.option(
             "--budget",
             multiple=True,
             type=Amount(),
@@ -84,6 +91,8 @@ def cost_request(
     price_per_gpu_hour: float | None,
     price_per_cpu_hour: float | None,
     device_memory: float | None,
+    device: str | None,
+    gpus: int | None,
     budget: Sequence[tuple[str, float]],
     executor: str,
     max_concurrent: int | None,
@@ -103,6 +112,12 @@ def cost_request(
     from orchestrator.cost.user_rates import read_user_rates
     from orchestrator.study.limits import Budget
 
+    if gpus is not None and device is None:
+        raise click.UsageError("--gpus says how many of a --device there are: name that, too")
+    if gpus is not None and max_concurrent is not None:
+        raise click.UsageError(
+            "--gpus and --max-concurrent both say how many trials run at a time: give one of them"
+        )
     flags = {
         **each_once("--rate", rate),
         "price_per_gpu_hour": price_per_gpu_hour,
@@ -120,6 +135,8 @@ def cost_request(
         way="inline" if executor == "inline" else "ray",
         max_concurrent=max_concurrent,
         elsewhere=address is not None,
+        device=None if device is None else DEVICES[device],
+        gpus=gpus or 1,
         calibrate=calibrate,
         budget=bounds,
         looks=looks,
@@ -144,6 +161,30 @@ def study_cost(
     if not found.work.trials:
         return found
     return replace(found, power=_power(plan, ledger, workdir, request))
+
+
+def require_room(plan: Plan, workdir: Path, request: CostRequest) -> None:
+    """Check, before anything is computed, that no training is too large for its GPU.
+
+    Nothing is said where the GPU is not known: of a cluster, without --device.
+
+    Raises:
+        ConfigError: some are too large; each with what would fit.
+    """
+    from orchestrator.cost.memory import require_fit, wants_gpu
+
+    if not any(wants_gpu(trial.config) for trial in plan.trials):
+        return
+    if request.elsewhere and request.memory is None:
+        return
+    from orchestrator.cost.memory import MemoryEstimator, fits
+    from orchestrator.cost.rates import Rates
+    from orchestrator.cost.workload import workload
+    from orchestrator.state.integrity import ledger_of
+
+    work = workload(plan, ledger_of(plan, workdir), workdir)
+    estimator = MemoryEstimator(count=True)
+    require_fit(fits(work, Rates(), estimator, at_once=None, given=request.memory))
 
 
 def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> PowerEstimate | None:

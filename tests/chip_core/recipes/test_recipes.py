@@ -17,7 +17,8 @@ def config(name: str) -> TrialConfig:
 
 def test_these_are_shipped() -> None:
     assert recipes.names() == [
-        "llava-1.5-7b", "llava-1.6-7b", "muffin-13b", "qwen2.5-vl-3b", "shapes", "smolvlm-500m"
+        "llava-1.5-7b", "llava-1.6-7b", "llava-1.6-7b-full", "muffin-13b", "qwen2.5-vl-3b",
+        "shapes", "smolvlm-500m",
     ]  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def test_a_recipe_is_complete_and_needs_nothing_to_be_planned(name: str) -> None
 
 
 def test_the_papers_recipe_has_the_released_settings() -> None:
-    made = config("llava-1.6-7b")
+    made = config("llava-1.6-7b-full")
     assert made.optimizer.lr == 5e-7
     assert (made.optimizer.schedule, made.optimizer.warmup) == ("cosine", 0.03)
     assert (made.optimizer.weight_decay, made.optimizer.clip) == (0.0, 20.0)
@@ -42,7 +43,7 @@ def test_the_papers_recipe_has_the_released_settings() -> None:
 
 
 def test_muffins_recipe_has_the_released_settings_of_its_own() -> None:
-    made, other = config("muffin-13b"), config("llava-1.6-7b")
+    made, other = config("muffin-13b"), config("llava-1.6-7b-full")
     assert made.training.epochs == 3
     assert made.training.max_length == 2048
     assert made.objective.weight("segment") == 1.0  # dpo_token_weight 2.0 = 1 + λ

@@ -1,0 +1,222 @@
+"""Rates from operations, bytes and published figures, for a device that nothing was recorded on.
+
+A rate is a time with a range: at the most and at the least of a device's peak that work of its kind
+is taken to use (devices.py names the sources). Start-up, reading data and Ray are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.benchmarks.published import SOURCES
+from chip_core.evaluation.items import find_benchmark
+from chip_core.evaluation.task import ExternalBenchmark
+from chip_core.utils.errors import TrialError
+from orchestrator.cost.devices import EAGER_LAYERS, EAGER_TOKENS, ROWS, UTILIZATION, Device
+from orchestrator.cost.kinds import LIVE, reference_of, row_kind, score_kind
+from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size
+from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
+
+#: The name of both sources.
+NAME = "published rates"
+
+#: Tokens of an answer that is a yes, a no or a letter, at the least and at the most; of any other,
+#: as a share of the longest. Taken, not measured.
+_CLOSED, _OPEN = (2, 16), (0.1, 1.0)
+
+#: The share of a benchmark's questions whose answers are not closed; else all.
+_OPEN_SHARE = {
+    "amber": 1_004 / 15_220,
+    "hallusionbench": 0.0,
+    "mmmu": 0.0,
+    "pope": 0.0,
+    "scienceqa": 0.0,
+}
+
+#: Questions, where the publisher's own list has no count: docs/evaluation.md.
+_COUNTS = {"objhal": 300}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """What published figures say, at their best and at their worst."""
+
+    fast: RateSource
+    slow: RateSource
+
+
+def published(work: Workload, device: Device) -> Range | None:
+    """Return rates of a study's GPU work on a device; None where no model's sizes are known."""
+    found: dict[tuple[Quantity, str], tuple[float, float]] = {}
+    sizes: dict[tuple[Size, str], int] = {}
+    counter = _Counter()
+    for each in work.trials:
+        for key, value in _of_trial(each, device, counter):
+            found.setdefault(key, value)
+        sizes |= _rows(each.config)
+        for asked in each.asked.values():
+            count = _questions(asked.settings)
+            if count is not None:
+                sizes["questions", asked.kind] = count
+    for group in work.passes:
+        for key, value in _of_pass(group, device, counter):
+            found.setdefault(key, value)
+        sizes |= _rows(group.config)
+    if not counter.known:
+        return None
+    fast, slow = (
+        RateSource(
+            name=NAME,
+            rates={
+                key: Seconds(wall=value[end], cpu=value[end]) if value[end] else NOTHING
+                for key, value in found.items()
+            },
+            sizes=sizes,
+        )
+        for end in (0, 1)
+    )
+    return Range(fast=fast, slow=slow)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """What a trial's model computes and reads."""
+
+    step: int  # operations of a pair, forward and backward
+    forward: int  # of a pair
+    token: float  # of a token of a prompt, its image's share of the tower in it
+    prompt: int  # tokens of a question with its image
+    layers: int
+    weights: int  # bytes, as they are used
+
+
+class _Counter:
+    """Counts operations, once for each kind of pass."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Model | None] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was counted."""
+        return any(self._known.values())
+
+    def of(self, config: TrialConfig) -> _Model | None:
+        """Return what a pair takes; None where the model's sizes are not known."""
+        tree = config.model_dump(mode="json", include={"model", "lora", "data", "objective"})
+        parts = (config.vision_encoder, config.projector, config.language_model)
+        key = repr([tree, parts, config.training.max_length])
+        if key not in self._known:
+            self._known[key] = _counted(config)
+        return self._known[key]
+
+
+def _counted(config: TrialConfig) -> _Model | None:
+    from chip_core.models.published import config_of
+    from chip_core.training.footprint import operations
+    from orchestrator.cost.rows import rows_of_trial
+
+    one = config.model_copy(update={"engine": config.engine.model_copy(update={"micro_batch": 1})})
+    try:
+        found = config_of(config.model)
+        if found is None:
+            return None
+        shape = rows_of_trial(found, one).usual
+        made = operations(found, one, shape)
+    except (ValueError, AttributeError, TrialError):  # a family that this is not made for
+        return None
+    text = found.get_text_config()
+    layer = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size
+    numbers = text.num_hidden_layers * layer + text.vocab_size * text.hidden_size
+    return _Model(
+        step=made.step,
+        forward=made.forward,
+        token=made.forward / shape.tokens(rejected_image=config.objective.needs_rejected_image),
+        prompt=shape.prompt,
+        layers=text.num_hidden_layers,
+        weights=numbers * (2 if config.model.dtype == "bf16" else 4),
+    )
+
+
+def _of_trial(
+    work: TrialWork, device: Device, counter: _Counter
+) -> Iterator[tuple[tuple[Quantity, str], tuple[float, float]]]:
+    config = work.config
+    model = counter.of(config) if config.engine.gpus_per_worker else None
+    if model is None:
+        return
+    yield ("imports", work.start), (0.0, 0.0)
+    yield ("model", work.start), (0.0, 0.0)
+    yield ("row", work.row), (0.0, 0.0)
+    if work.training is not None:
+        live = reference_of(config, work.offered) == LIVE
+        pairs = config.training.batch_size / work.processes
+        yield ("setup", work.training), (0.0, 0.0)
+        yield (
+            ("step", work.training),
+            _computed((model.step + live * model.forward) * pairs, config, device),
+        )
+    for asked in work.asked.values():
+        fast, slow = _computed(model.prompt * model.token, config, device)
+        decoding = _longest(asked.settings)
+        if decoding is not None:
+            tokens, beams = decoding
+            rows = max(1, config.engine.generation_batch)
+            best = model.weights / (device.bandwidth * 1e12)
+            worst = model.layers / (EAGER_LAYERS * EAGER_TOKENS)
+            wide = _OPEN_SHARE.get(asked.settings.name, 1.0)
+            shortest, longest = (
+                wide * of_open * tokens + (1 - wide) * min(tokens, of_closed)
+                for of_open, of_closed in zip(_OPEN, _CLOSED, strict=True)
+            )
+            fast += shortest * best / rows
+            slow += longest * max(best, worst) * beams / rows
+            yield ("answer", asked.kind), (fast, slow)
+        yield ("score", score_kind(asked.settings)), (0.0, 0.0)
+
+
+def _of_pass(
+    group: CacheBuildWork, device: Device, counter: _Counter
+) -> Iterator[tuple[tuple[Quantity, str], tuple[float, float]]]:
+    config = group.config
+    model = counter.of(config) if config.engine.gpus_per_worker else None
+    if model is not None:
+        yield ("row", row_kind(config)), (0.0, 0.0)
+        yield ("sample", group.kind), _computed(model.forward, config, device)
+
+
+def _computed(operations: float, config: TrialConfig, device: Device) -> tuple[float, float]:
+    """Return the seconds of operations on a device: at most and at least of its peak used."""
+    peak = 1e12 * (device.bf16 if config.model.dtype == "bf16" else device.fp32)
+    share = UTILIZATION["lora" if config.language_model == "lora" else "full"]
+    return operations / (peak * share.high), operations / (peak * share.low)
+
+
+def _longest(settings: BenchmarkConfig) -> tuple[int, int] | None:
+    """Return the longest answer, in tokens, and the beams; None where a program asks."""
+    benchmark = find_benchmark(settings.name)
+    if isinstance(benchmark, ExternalBenchmark):
+        return None
+    decoding = benchmark.decoding(settings.protocol)
+    return (
+        settings.max_new_tokens or decoding.max_new_tokens,
+        settings.num_beams or decoding.num_beams,
+    )
+
+
+def _questions(settings: BenchmarkConfig) -> int | None:
+    """Return how many questions a benchmark publishes, of which so many are asked."""
+    source = SOURCES.get(settings.name)
+    whole = _COUNTS.get(settings.name, None if source is None else source.count)
+    if whole is None:
+        return None
+    count = whole // 2 if settings.half is not None else whole
+    return count if settings.limit is None else min(count, settings.limit)
+
+
+def _rows(config: TrialConfig) -> dict[tuple[Size, str], int]:
+    count = ROWS.get(config.data.source)
+    return {} if count is None else {("rows", row_kind(config)): count}

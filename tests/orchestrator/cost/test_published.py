@@ -1,0 +1,144 @@
+"""Cost and memory before anything ran: from operations, bytes and published figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chip_core.models.published import config_of
+from chip_core.training.footprint import operations
+from orchestrator.cli import main
+from orchestrator.cost.devices import DEVICES, RESERVED, UTILIZATION
+from orchestrator.cost.memory import MemoryEstimator, changes_that_fit
+from orchestrator.cost.published import published
+from orchestrator.cost.rows import rows_of_trial
+from orchestrator.cost.workload import Workload
+from orchestrator.plan.plan import Plan
+
+from .conftest import SHORT, STUDY
+
+H100 = DEVICES["h100-80gb"]
+ON_GPU = ["--set", "engine.gpus_per_worker=1", "--set", "training.max_steps=10"]
+
+
+@pytest.fixture
+def on_gpu(plan_of: Callable[..., Plan]) -> Plan:
+    return plan_of(STUDY, overrides={**SHORT, "engine.gpus_per_worker": 1})
+
+
+def test_a_step_is_its_operations_over_the_share_of_the_peak(
+    on_gpu: Plan, work_of: Callable[[Plan], Workload]
+) -> None:
+    work = work_of(on_gpu)
+    found = published(work, H100)
+    assert found is not None
+    trial = next(each for each in work.trials if each.trial.arm.startswith("dpo"))
+    assert trial.training is not None
+    engine = trial.config.engine.model_copy(update={"micro_batch": 1})
+    one = trial.config.model_copy(update={"engine": engine})
+    sizes = config_of(one.model)
+    made = operations(sizes, one, rows_of_trial(sizes, one).usual)
+    # The reference is computed in the step; the model is in fp32 and trained in whole.
+    needed = 16 * (made.step + made.forward)
+    share = UTILIZATION["full"]
+    for source, used in ((found.fast, share.high), (found.slow, share.low)):
+        rate = source.rates["step", trial.training].wall
+        assert rate == pytest.approx(needed / (H100.fp32 * 1e12 * used))
+
+
+def test_every_figure_has_its_source() -> None:
+    assert all(device.source for device in DEVICES.values())
+    assert all(0 < share.low < share.high < 1 and share.source for share in UTILIZATION.values())
+    assert H100.room == (80 - RESERVED) * 2**30
+
+
+@pytest.fixture
+def call(
+    write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def called(command: str, *arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(write_study(STUDY)), *ON_GPU, *arguments])
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return called
+
+
+def test_a_plan_on_eight_gpus(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = call("plan", "--device", "h100-80gb", "--gpus", "8", "--json")
+    cost = json.loads(out)["cost"]
+    assert (code, cost["sources"], cost["at_once"]) == (0, ["published rates"], 8)
+    assert cost["device"] == "h100-80gb"
+    low, high = cost["fastest"]["total"], cost["total"]
+    assert 0 < low["gpu_seconds"] < high["gpu_seconds"]
+    share = UTILIZATION["full"]
+    ratio = high["seconds"]["train"] / low["seconds"]["train"]
+    assert ratio == pytest.approx(share.high / share.low)
+    fit = cost["memory"][0]
+    assert fit["bytes"] == sum(fit["parts"].values())
+    assert (fit["device_bytes"], fit["fits"], fit["would_fit"]) == (H100.room, True, [])
+    flat = " ".join(call("plan", "--device", "h100-80gb")[1].split())
+    assert "GPU hours on h100-80gb, from published rates" in flat
+    assert "NVIDIA H100 datasheet" in flat
+
+
+def test_what_is_given_takes_the_place_of_what_is_published(
+    call: Callable[..., tuple[int, str, str]],
+) -> None:
+    out = call("plan", "--device", "h100-80gb", "--rate", "step=2", "--json")[1]
+    cost = json.loads(out)["cost"]
+    assert cost["total"]["seconds"]["train"] == 12 * 10 * 2
+    assert cost["fastest"]["total"]["seconds"]["train"] == 12 * 10 * 2
+    assert cost["sources"] == ["given rates", "published rates"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--gpus", "8"], "--gpus says how many of a --device there are: name that, too"),
+        (
+            ["--device", "a100-40gb", "--gpus", "8", "--max-concurrent", "2"],
+            "--gpus and --max-concurrent both say how many trials run at a time",
+        ),
+        (["--device", "abacus"], "'abacus' is not one of 'h100-80gb'"),
+    ],
+)
+def test_wrong_words(
+    call: Callable[..., tuple[int, str, str]], given: list[str], said: str
+) -> None:
+    code, _, error = call("plan", *given)
+    assert code == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_changes_that_fit_are_the_least_ones(on_gpu: Plan) -> None:
+    config = on_gpu.trials[1].config
+    estimator = MemoryEstimator(count=True)
+    whole = estimator.of(config, reference=False)
+    assert whole is not None
+    size = whole.footprint.total
+    # A byte too little: less is kept of the layers, or of the batch; figures stay.
+    (first,) = changes_that_fit(config, size - 1, estimator)
+    assert first.bytes < size
+    assert not first.figures
+    assert dict(first.settings) == {"engine.gradient_checkpointing": True}
+    # What a single GPU does not hold, adapters or more workers do.
+    small = first.bytes // 8
+    found = list(changes_that_fit(config, small, estimator))
+    assert all(change.bytes <= small for change in found)
+    assert not list(changes_that_fit(config, 1000, estimator))
+
+
+def test_a_run_that_cannot_fit_ends_before_anything_is_made(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, error = call("run", "--device-memory", "0.005", "--executor", "inline")
+    assert code == 2
+    assert "a step takes about" in error
+    assert "of a GPU, and a trial may take 0.0 GiB: choose a GPU" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}
