@@ -82,8 +82,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         {"objective": "chip", "reference_cache": "bf16"},
         {"objective": "chip", "vision_encoder": "trained"},
         {"objective": "chip", "engine__prefix_sharing": "off"},
+        {"objective": "tpo"},
+        {"objective": {"preset": "vdpo", "method": {"guidance": "reference"}},
+         "rejected_image": "mean"},
+        {"objective": {"preset": "rdpo", "form": "released"}},
+        {"objective": {"preset": "mpo", "method": {"shift": True}}},
     ],
-)
+)  # fmt: skip
 def test_figures_are_the_live_ones(
     configured: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
