@@ -71,8 +71,8 @@ class PairLogits:
     other_ids: Tensor | None = None  # a third response
     policy: Mapping[str, Tensor] = field(default_factory=dict)
     reference: Mapping[str, Tensor] = field(default_factory=dict)
-    #: Columns of the row: name -> {what of: a number, or a list with one a token}.
-    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Columns of the row: name -> {what of: a number, or a list with one a token}, or a number.
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +107,13 @@ def batch_from_logits(
     """
     own = [_views(objective, pair, eos_id) for pair in pairs]
     views = {view: _stacked([pair[view] for pair in own]) for view in own[0]}
-    method = objective.resolved_method
-    inputs = Inputs(views=views, fields={} if method is None else _fields(method.fields, pairs))
+    inputs = Inputs(views=views, fields=_fields(objective.fields, pairs))
     after: State = {}
-    if method is not None and method.scope is not None:
+    if objective.scope is not None:
         table = BatchTable(
             tokens=sum(len(pair.chosen_ids) for pair in pairs),
             pairs=len(pairs),
-            columns=table_columns(method, views, inputs.fields),
+            columns=table_columns(objective, views, inputs.fields),
         )
         facts, after = batch_facts(objective, table, state or {}, kept=kept)
         inputs = Inputs(views=views, fields=inputs.fields, facts=facts)
@@ -137,7 +136,7 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
     other_ids: Tensor | None = None,
     policy_logits: Mapping[str, Tensor] | None = None,
     reference_logits: Mapping[str, Tensor] | None = None,
-    fields: Mapping[str, Mapping[str, Any]] | None = None,
+    fields: Mapping[str, Any] | None = None,
     eos_id: int | None = None,
 ) -> ObjectiveOutput:
     """Return the objective of one pair; differentiable in the policy's logits.
@@ -192,11 +191,7 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
         },
     )
     views = _views(objective, pair, eos_id)
-    method = objective.resolved_method
-    result = objective_of(
-        objective,
-        Inputs(views=views, fields={} if method is None else _fields(method.fields, [pair])),
-    )
+    result = objective_of(objective, Inputs(views=views, fields=_fields(objective.fields, [pair])))
     zero = torch.zeros_like(result.loss)
     chosen, rejected = (
         zero if reward is None else reward
@@ -308,12 +303,15 @@ def _fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Te
         for pair in pairs:
             if column not in pair.fields:
                 raise ValueError(f"fields: no {column}, which the objective reads")
-        for name in pairs[0].fields[column]:
-            values = [torch.as_tensor(pair.fields[column][name], dtype=dtype) for pair in pairs]
-            if values[0].ndim:
-                known[f"{column}/{name}"] = torch.nn.utils.rnn.pad_sequence(
-                    values, batch_first=True
-                )
-            else:
-                known[f"{column}/{name}"] = torch.stack(values)
+        said = [pair.fields[column] for pair in pairs]
+        for key in said[0] if isinstance(said[0], Mapping) else ("",):
+            values = [torch.as_tensor(of[key] if key else of, dtype=dtype) for of in said]
+            name = f"{column}/{key}" if key else column
+            known[name] = _together(values)
     return known
+
+
+def _together(values: list[Tensor]) -> Tensor:
+    if not values[0].ndim:
+        return torch.stack(values)
+    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
