@@ -16,11 +16,11 @@ from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.forms import objective_of
-from chip_core.objectives.global_batch import BatchTable, State, batch_facts, table_columns
+from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, batch_facts
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import VIEWS
 from chip_core.objectives.segments import changed_tokens
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
 def token_logps(logits: Tensor, ids: Tensor) -> Tensor:
@@ -105,20 +105,28 @@ def batch_from_logits(
     Raises:
         ValueError: logits are not there or shorter than their ids, or a prompt or field is not.
     """
+    result, after = _computed(objective, pairs, state or {}, kept, eos_id)
+    return BatchOutput(loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after)
+
+
+def _computed(
+    objective: ObjectiveConfig,
+    pairs: Sequence[PairLogits],
+    state: State,
+    kept: Sequence[int] | None,
+    eos_id: int | None,
+) -> tuple[BatchObjective, State]:
     own = [_views(objective, pair, eos_id) for pair in pairs]
     views = {view: _stacked([pair[view] for pair in own]) for view in own[0]}
-    inputs = Inputs(views=views, fields=_fields(objective.fields, pairs))
     after: State = {}
-    if objective.scope is not None:
-        table = BatchTable(
-            tokens=sum(len(pair.chosen_ids) for pair in pairs),
-            pairs=len(pairs),
-            columns=table_columns(objective, views, inputs.fields),
-        )
-        facts, after = batch_facts(objective, table, state or {}, kept=kept)
-        inputs = Inputs(views=views, fields=inputs.fields, facts=facts)
-    result = objective_of(objective, inputs)
-    return BatchOutput(loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after)
+
+    def facts(table: BatchTable) -> BatchFacts:
+        made, known = batch_facts(objective, table, state, kept=kept)
+        after.update(known)
+        return made
+
+    inputs = Inputs(views=views, fields=_fields(objective.fields, pairs), facts=facts)
+    return objective_of(objective, inputs), after
 
 
 def objective_from_logits(  # noqa: PLR0913 (a tensor each)
@@ -190,8 +198,7 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
             for who, by_view in given.items()
         },
     )
-    views = _views(objective, pair, eos_id)
-    result = objective_of(objective, Inputs(views=views, fields=_fields(objective.fields, [pair])))
+    result, _ = _computed(objective, [pair], {}, None, eos_id)
     zero = torch.zeros_like(result.loss)
     chosen, rejected = (
         zero if reward is None else reward
