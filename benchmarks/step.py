@@ -2,6 +2,7 @@
 
     python -m benchmarks.step                      # CHiP and plain DPO at 36, 576 and 2,880 tokens
     python -m benchmarks.step --objective chip --image-tokens 576 --json
+    python -m benchmarks.step --beside chip dpo mpo tpo symmpo --image-tokens 576
     pip install 'chip-ablate[benchmarks]'          # for TRL
 
 A step is the loss of one pair and its gradients, in fp32; data loading and the optimizer are left
@@ -14,6 +15,8 @@ stored reference    and the reference read from memory, as a study's reference p
 trl                 TRL's DPOTrainer (plain DPO; 2 policy and 2 reference sequences)
 floor               forward and backward of the decoder over the unique tokens of both prefixes,
                     the output head and cross-entropy on response positions; no image is encoded
+
+`--beside` compares objectives with each other instead: each one's step with its reference stored.
 
 Ratios are medians over interleaved rounds. Gradients are compared with the naive ones by the norm
 of the difference over the norm. Memory is the peak of a process that does one step, over what it
@@ -62,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--beside", nargs="+", help="objectives to compare, the first with all")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one variant's memory, in a process
     given = parser.parse_args(arguments)
     if given.rounds < 1:
@@ -69,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     if given.only:
         print(_peak(given.objective[0], given.image_tokens[0], given.only))
+        return
+    if given.beside:
+        for tokens in given.image_tokens:
+            print(json.dumps(beside(given.beside, tokens, given.rounds, given.clock)))
         return
     found = [
         measure(objective, tokens, given.rounds, given.clock, memory=not given.no_memory)
@@ -119,6 +127,37 @@ def measure(
         if memory:
             variants[name]["peak MiB"] = round(_peak_apart(objective, tokens, name))
     return {"objective": objective, "image_tokens": tokens, "rounds": rounds, "variants": variants}
+
+
+def beside(names: Sequence[str], tokens: int, rounds: int, clock: Clock) -> dict[str, Any]:
+    """Return each objective's step, its reference stored, and how many of the others' it takes."""
+    workload = Workload(image_tokens=tokens)
+    policy, reference = workload.model()
+    steps = {}
+    with packed_attention(policy), packed_attention(reference):
+        for name in names:
+            settings = ObjectiveConfig.model_validate(name)
+            batch = workload.batch(visual=False, views=settings.views)
+            ours = Policy(policy, settings, prefix_sharing=True)
+            frozen = Policy(reference, settings, prefix_sharing=True)
+            stored = frozen.reference_scores(batch)
+
+            def step(ours: Any = ours, batch: Any = batch, stored: Any = stored) -> None:
+                policy.zero_grad(set_to_none=True)
+                ours(batch, stored, None).loss.mean().backward()
+
+            steps[name] = step
+        times = interleaved(steps, rounds=rounds, clock=clock)
+    return {
+        "image_tokens": tokens,
+        "rounds": rounds,
+        "clock": clock,
+        "seconds": {name: round(times[name].median, 4) for name in names},
+        "over": {
+            name: {other: round(times[name].over(times[other]), 3) for other in names[:2]}
+            for name in names
+        },
+    }
 
 
 def _step(name: str, objective: str, workload: Workload, policy: Any, reference: Any) -> Step:

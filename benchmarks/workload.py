@@ -8,12 +8,14 @@ a machine without a GPU. Weights are random; a step's cost does not depend on th
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.objectives.parts import VIEWS
 
 PATCH = 14
 
@@ -149,8 +151,13 @@ class Workload:
             for _ in range(number)
         ]
 
-    def batch(self, *, visual: bool) -> PairBatch:
-        """Return the pairs; half of each response is changed."""
+    def batch(self, *, visual: bool, views: Collection[str] = ()) -> PairBatch:
+        """Return the pairs; half of each response is changed.
+
+        Args:
+            visual: whether with the chosen response under the rejected image.
+            views: what else an objective reads (`chip_core.objectives.parts.VIEWS`).
+        """
         torch.manual_seed(1)
         images, side = self.images
         pairs, pixels = len(self.chosen), (3, side * PATCH, side * PATCH)
@@ -171,12 +178,20 @@ class Workload:
 
         under, chosen = prompts(), responses(self.chosen)
         other = Prompts(ids=under.ids, mask=under.mask, inputs=prompts().inputs)
+        answers = {"chosen": chosen, "rejected": responses(self.rejected), "other": chosen}
+        images = {VIEWS[view][0] for view in views}
         return PairBatch(
             places=tuple(range(pairs)),
             epoch=0,
             prompts=under,
             chosen=chosen,
-            rejected=responses(self.rejected),
-            rejected_image_prompts=other if visual else None,
-            rejected_image=chosen if visual else None,
+            rejected=answers["rejected"],
+            rejected_image_prompts=other if visual or "rejected_image" in images else None,
+            rejected_image=chosen if visual or "rejected_image" in views else None,
+            second_image_prompts=other if "second_image" in images else None,
+            more={
+                view: answers[VIEWS[view][1]]
+                for view in views
+                if view not in ("chosen", "rejected", "rejected_image")
+            },
         )

@@ -22,7 +22,7 @@ from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
-from chip_core.objectives.parts import COLUMNS, VIEWS, Image
+from chip_core.objectives.parts import COLUMNS, VIEWS, Image, Response
 from chip_core.objectives.segments import changed_tokens
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derived_seed, generator
@@ -80,8 +80,7 @@ class PairEncoder:
         self._encodings = encodings
         self._views = tuple(config.objective.views if views is None else views)
         self._images = {VIEWS[view][0] for view in self._views}
-        method = config.objective.resolved_method if views is None else None
-        self._fields = () if method is None else method.fields
+        self._fields = config.objective.fields if views is None else ()
         per_trial = config.rejected_image.corruption_seed == "per_trial"
         image_processor = getattr(processor, "image_processor", None)
         mean = getattr(image_processor, "image_mean", None)
@@ -175,14 +174,15 @@ class PairEncoder:
     def _numbers(self, pairs: Sequence[PreferencePair]) -> dict[str, Tensor]:
         """Return the columns of numbers that the objective reads, (B,), or (B, T) by token."""
         numbers: dict[str, Tensor] = {}
-        wanted = [(name, *item) for name in self._fields for item in COLUMNS[name].items()]
+        one: dict[str, Response | None] = {"": None}  # a column of the user's own is a number
+        wanted = [(name, *item) for name in self._fields for item in COLUMNS.get(name, one).items()]
         for column, key, response in wanted:
-            name = f"{column}/{key}"
+            name = f"{column}/{key}" if key else column
             rows: list[Tensor] = []
             for pair in pairs:
                 value = pair.scores.get(name)
                 if value is None:
-                    raise TrialError(f"pair {pair.id} has no {column}.{key}, which is read")
+                    raise TrialError(f"pair {pair.id} has no {name}, which is read")
                 if response is None or isinstance(value, float):
                     rows.append(torch.tensor(value, dtype=torch.float32))
                     continue

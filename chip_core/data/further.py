@@ -60,11 +60,10 @@ class Further:
 
 def asks_of(objective: ObjectiveConfig) -> Asks:
     """Return what an objective asks of each row."""
-    method = objective.resolved_method
     return Asks(
         other=objective.needs_other,
         second_image=objective.reads_image("second_image"),
-        columns=() if method is None else method.fields,
+        columns=objective.fields,
     )
 
 
@@ -98,7 +97,7 @@ def further_of(raw: Raw, asks: Asks) -> Further:
             second_prompt = prompt_text(text_cell(raw, "second_prompt"))
             check_text("second_prompt", second_prompt)
     scores = {
-        f"{column}/{key}": value
+        f"{column}/{key}" if key else column: value
         for column in asks.columns
         for key, value in _scores(raw, column).items()
     }
@@ -122,6 +121,8 @@ def _response(raw: Raw) -> str:
 
 def _scores(raw: Raw, column: str) -> dict[str, Score]:
     said = raw.get(column)
+    if column not in COLUMNS:
+        return {"": _number(said, column)}
     if isinstance(said, str):
         said = json_value(said, column)
     if not isinstance(said, dict):

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, WithJsonSchema, model_validator
 
 from chip_core.config.fields import Section, Shorthand, figure
 from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolve
-from chip_core.objectives.parts import VIEWS, Method, Quantity, Reads
+from chip_core.objectives.parts import VIEWS, Declared, Method, Quantity, Reads, Scope
 from chip_core.utils.registry import suggestion
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
@@ -130,9 +130,10 @@ class ObjectiveConfig(Shorthand):
     @model_validator(mode="before")
     @classmethod
     def _own_beta(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "beta" not in value:
-            beta = PRESET_BETAS.get(value.get("preset", ""))
-            return value if beta is None else {**value, "beta": beta}
+        if isinstance(value, str):  # the shorthand, which is read after this
+            value = {cls.shorthand: value}
+        if isinstance(value, dict) and value.get("preset") in PRESET_BETAS:
+            return {"beta": PRESET_BETAS[value["preset"]], **value}
         return value
 
     @model_validator(mode="after")
@@ -210,6 +211,8 @@ class ObjectiveConfig(Shorthand):
             reads |= {view: reads.get(view, logps) | logps for view in ("chosen", "rejected")}
             if "visual" in self.active_terms or self._custom_need("rejected_image"):
                 reads["rejected_image"] = reads.get("rejected_image", logps) | logps
+            for said in self._declared:
+                reads |= {view: reads.get(view, of) | of for view, of in said.reads.items()}
         return {view: reads[view] for view in VIEWS if view in reads}
 
     @property
@@ -217,6 +220,21 @@ class ObjectiveConfig(Shorthand):
         """The views that are read of, by policy or reference."""
         read = {**self.policy_reads, **self.reference_reads}
         return tuple(view for view in VIEWS if view in read)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns of a row that are read beside texts and images."""
+        method = self.resolved_method
+        own = [name for said in self._declared for name in said.fields]
+        return tuple(dict.fromkeys([*(() if method is None else method.fields), *own]))
+
+    @property
+    def scope(self) -> Scope | None:
+        """What is read of the global batch, beyond a pair's own."""
+        method = self.resolved_method
+        scopes = [said.scope for said in self._declared]
+        scopes += [] if method is None else [method.scope]
+        return "scores" if "scores" in scopes else "tokens" if "tokens" in scopes else None
 
     def reads_image(self, image: str) -> bool:
         """Return whether a term looks at any response under an image."""
@@ -235,8 +253,8 @@ class ObjectiveConfig(Shorthand):
     @property
     def needs_rejected_image(self) -> bool:
         """Whether a term looks at a response under the rejected image."""
-        if self.method_name is None:  # plans ask it of thousands
-            return "visual" in self.active_terms or self._custom_need("rejected_image")
+        if self.method_name is None and not self.custom:  # plans ask it of thousands
+            return "visual" in self.active_terms
         return self.reads_image("rejected_image")
 
     @property
@@ -284,6 +302,16 @@ class ObjectiveConfig(Shorthand):
         """The temperature of a term."""
         own: float | None = getattr(self.betas, term)
         return self.beta if own is None else own
+
+    @property
+    def _declared(self) -> list[Declared]:
+        """What the user's own terms read of `Inputs`."""
+        if not self.custom:
+            return []
+        from chip_core.objectives import custom
+
+        terms = (custom.declared(custom.load_term(name)) for name in self.active_custom)
+        return [said for said in terms if said is not None]
 
     def _custom_need(self, what: str) -> bool:
         return any(what in self._custom_needs(name) for name in self.active_custom)

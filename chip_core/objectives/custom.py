@@ -9,24 +9,31 @@ of three `ResponseScores` (the last is None unless asked for) and the objective'
 one loss a pair, (B,). What it needs beyond log-probabilities it says in an attribute:
 
     my_term.needs = {"rejected_image", "divergence"}
+
+A term that says `reads` is a function of `Inputs` and beta: `reads` names views (`parts.VIEWS`), or
+maps them to quantities; `fields` names columns of rows, `scope` what it takes of the global batch.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from chip_core.objectives.global_batch import BatchFacts, BatchTable
+from chip_core.objectives.losses import Inputs
+from chip_core.objectives.parts import COLUMNS, QUANTITIES, VIEWS, Declared, Quantity
 from chip_core.objectives.terms import ResponseScores
 from chip_core.utils import plugins
 from chip_core.utils.errors import TrialError
 
 NEEDS = frozenset({"rejected_image", "divergence"})
 
-CustomTerm = Callable[[ResponseScores, ResponseScores, ResponseScores | None, float], Tensor]
+CustomTerm = Callable[..., Tensor]
 
 
 def load_term(name: str) -> CustomTerm:
@@ -41,7 +48,35 @@ def load_term(name: str) -> CustomTerm:
     unknown = sorted(needs(term) - NEEDS)
     if unknown:
         raise ValueError(f"'{name}' needs {', '.join(unknown)}: it may need {sorted(NEEDS)}")
+    declared(term)
     return term  # type: ignore[no-any-return]
+
+
+def declared(term: Any) -> Declared | None:
+    """Return what a term of `Inputs` reads; None where it is one of three responses.
+
+    Raises:
+        ValueError: it names what there is not.
+    """
+    said = getattr(term, "reads", None)
+    if said is None:
+        return None
+    plain: frozenset[Quantity] = frozenset(["logps"])
+    reads = {view: plain for view in said} if not isinstance(said, Mapping) else {
+        view: frozenset(quantities) for view, quantities in said.items()
+    }  # fmt: skip
+    scope = getattr(term, "scope", None)
+    if scope == "scores":  # the table is of these
+        reads |= {view: reads.get(view, plain) | plain for view in ("chosen", "rejected")}
+    wrong = [view for view in reads if view not in VIEWS]
+    wrong += [name for of in reads.values() for name in of if name not in QUANTITIES]
+    wrong += [] if scope in (None, "tokens", "scores") else [str(scope)]
+    if wrong:
+        raise ValueError(
+            f"`reads` and `scope` name {', '.join(wrong)}: views are {', '.join(VIEWS)}; "
+            f"quantities {', '.join(QUANTITIES)}; scopes tokens and scores"
+        )
+    return Declared(reads=reads, fields=tuple(sorted(getattr(term, "fields", ()))), scope=scope)
 
 
 def needs(term: Any) -> frozenset[str]:
@@ -57,27 +92,28 @@ def needs(term: Any) -> frozenset[str]:
     return frozenset(names)
 
 
-def computed(
-    name: str,
-    chosen: ResponseScores,
-    rejected: ResponseScores,
-    rejected_image: ResponseScores | None,
-    beta: float,
-) -> Tensor:
+def computed(name: str, inputs: Inputs, beta: float) -> Tensor:
     """Return a term's loss of each pair, (B,).
 
     Raises:
         TrialError: it returned something else.
     """
-    term = load_term(name)
-    loss = term(chosen, rejected, rejected_image if "rejected_image" in needs(term) else None, beta)
-    pairs = chosen.mask.shape[:1]
+    loss = _called(load_term(name), inputs, beta)
+    pairs = next(iter(inputs.views.values())).mask.shape[:1]
     if not isinstance(loss, Tensor) or loss.shape != pairs:
         raise TrialError(
             f"objective.custom: '{name}' returned {_shape(loss)}, not one loss a pair, "
             f"{tuple(pairs)}: see `chip-ablate plugin check {shlex.quote(name)}`"
         )
     return loss
+
+
+def _called(term: CustomTerm, inputs: Inputs, beta: float) -> Tensor:
+    if declared(term) is not None:
+        return term(inputs, beta)
+    views = inputs.views
+    other = views.get("rejected_image") if "rejected_image" in needs(term) else None
+    return term(views["chosen"], views["rejected"], other, beta)
 
 
 def _shape(loss: Any) -> str:
@@ -89,14 +125,20 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
 
     The batch is made up: three pairs with responses of different lengths, in float64.
     """
-    scores = _made_up()
+    scores, said = _made_up(), declared(term)
+    names = [
+        f"{column}/{key}" if key else column
+        for column in (() if said is None else said.fields)
+        for key in COLUMNS.get(column, {"": None})
+    ]
 
     def loss(rows: slice = slice(None), pad: int = 0, **changed: Tensor) -> Tensor:
         given = {name: _cut(part, rows, pad) for name, part in scores.items()}
         if changed:
-            given["chosen"] = _with_policy(given["chosen"], changed["policy"])
-        other = given["rejected_image"] if "rejected_image" in needs(term) else None
-        return term(given["chosen"], given["rejected"], other, 0.1)
+            given["chosen"] = replace(given["chosen"], policy_logps=changed["policy"])
+        fields = {name: torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)[rows] for name in names}
+        facts = None if said is None or said.scope is None else _made_up_facts(scores)
+        return _called(term, Inputs(views=given, fields=fields, facts=facts), 0.1)
 
     try:
         value = loss()
@@ -111,14 +153,15 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
         return
     finite = bool(torch.isfinite(value).all())
     yield "finite", None if finite else f"it returned {value.tolist()}"
-    yield (
-        "a pair's loss is its own",
-        _differs(
-            value,
-            lambda: torch.cat([loss(slice(row, row + 1)) for row in range(3)]),
-            "a batch of 3 differs from 3 batches of 1",
-        ),
-    )
+    if said is None or said.scope is None:
+        yield (
+            "a pair's loss is its own",
+            _differs(
+                value,
+                lambda: torch.cat([loss(slice(row, row + 1)) for row in range(3)]),
+                "a batch of 3 differs from 3 batches of 1",
+            ),
+        )
     yield (
         "padding changes nothing",
         _differs(value, lambda: loss(pad=2), "two padded tokens changed the loss"),
@@ -162,40 +205,37 @@ def _made_up() -> dict[str, ResponseScores]:
             kl=-logps() if kl else None,
         )
 
-    return {
-        "chosen": scores((5, 3, 4), True),
-        "rejected": scores((2, 6, 4), True),
-        "rejected_image": scores((5, 3, 4), False),
+    lengths = {"chosen": (5, 3, 4), "rejected": (2, 6, 4), "other": (3, 3, 1)}
+    first = ("chosen", "rejected", "rejected_image")
+    order = sorted(VIEWS, key=lambda view: first.index(view) if view in first else len(first))
+    return {view: scores(lengths[VIEWS[view][1]], view in ("chosen", "rejected")) for view in order}
+
+
+def _made_up_facts(scores: Mapping[str, ResponseScores]) -> BatchFacts:
+    columns = {
+        f"{who}_{view}": getattr(scores[view], f"{who}_sum")()
+        for who in ("policy", "reference")
+        for view in ("chosen", "rejected")
     }
+    table = BatchTable(tokens=12, pairs=3, columns=columns)
+    return BatchFacts(scalar={"pairs": 3, "tokens": 12}, pair={}, table=table)
 
 
 def _cut(scores: ResponseScores, rows: slice, pad: int) -> ResponseScores:
     """Return some rows, with tokens of padding that hold anything."""
 
-    def part(values: Tensor | None, fill: float) -> Tensor | None:
-        if values is None:
-            return None
+    def part(values: Tensor, fill: float) -> Tensor:
         kept = values[rows]
         return torch.cat([kept, torch.full((len(kept), pad), fill).to(kept)], -1)
 
-    policy, reference = part(scores.policy_logps, -50.0), part(scores.reference_logps, -40.0)
-    mask, changed = part(scores.mask, 0), part(scores.changed, 0)
-    assert policy is not None and reference is not None
-    assert mask is not None and changed is not None
     return ResponseScores(
-        policy_logps=policy,
-        reference_logps=reference,
-        mask=mask,
-        changed=changed,
-        kl=part(scores.kl, 7.0),
+        **{
+            name: part(value, _BEYOND.get(name, 7.0))
+            for name, value in vars(scores).items()
+            if value is not None
+        }
     )
 
 
-def _with_policy(scores: ResponseScores, policy: Tensor) -> ResponseScores:
-    return ResponseScores(
-        policy_logps=policy,
-        reference_logps=scores.reference_logps,
-        mask=scores.mask,
-        changed=scores.changed,
-        kl=scores.kl,
-    )
+#: What padding is made to hold.
+_BEYOND = {"policy_logps": -50.0, "reference_logps": -40.0, "mask": 0, "changed": 0}

@@ -17,7 +17,6 @@ from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.custom import computed
 from chip_core.objectives.global_batch import BatchFacts, BatchTable, batch_facts, table_columns
 from chip_core.objectives.losses import Inputs, part_losses
-from chip_core.objectives.parts import Method
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
@@ -27,6 +26,7 @@ def batch_objective(
     chosen: ResponseScores,
     rejected: ResponseScores,
     rejected_image: ResponseScores | None,
+    inputs: Inputs | None = None,
 ) -> BatchObjective:
     """Return the objective of each pair, a sum of terms.
 
@@ -35,10 +35,14 @@ def batch_objective(
         chosen: the chosen response under the image.
         rejected: the rejected response under the image.
         rejected_image: the chosen response under the rejected image; None without a visual term.
+        inputs: what terms of a user's own read besides.
     """
     assert rejected_image is not None or not config.needs_rejected_image
     if config.form == "paper":
-        return _paper(config, chosen, rejected, rejected_image)
+        if inputs is None:
+            views = {"chosen": chosen, "rejected": rejected, "rejected_image": rejected_image}
+            inputs = Inputs(views={name: of for name, of in views.items() if of is not None})
+        return _paper(config, chosen, rejected, rejected_image, inputs)
     if config.form == "one_sigmoid":
         return _one_sigmoid(config, chosen, rejected, rejected_image)
     return _released(config, chosen, rejected, rejected_image)
@@ -52,20 +56,20 @@ def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
         inputs: all that it declares. Without facts, its pairs are the first global batch.
     """
     views, method = inputs.views, config.resolved_method
+    if config.scope is not None:
+        inputs = replace(inputs, facts=_facts(config, inputs))
     if method is None:
         return batch_objective(
             config,
             chosen=views["chosen"],
             rejected=views["rejected"],
             rejected_image=views.get("rejected_image"),
+            inputs=inputs,
         )
-    if method.scope is not None:
-        inputs = replace(inputs, facts=_facts(config, method, inputs))
     terms = part_losses(method, config.beta, inputs)
     weighted = [part.weight * terms[part.name] for part in method.parts if part.weight]
     for name in config.active_custom:
-        other = views.get("rejected_image")
-        terms[name] = computed(name, views["chosen"], views["rejected"], other, config.beta)
+        terms[name] = computed(name, inputs, config.beta)
         weighted.append(config.custom[name] * terms[name])
     rewards = {
         view: (config.beta * views[view].log_ratio()).detach()
@@ -83,21 +87,25 @@ def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
     )
 
 
-def _facts(config: ObjectiveConfig, method: Method, inputs: Inputs) -> BatchFacts:
+def _facts(config: ObjectiveConfig, inputs: Inputs) -> BatchFacts:
     """Return what is known of the global batch, made here where these pairs are all of it."""
     chosen, facts = inputs.views["chosen"], inputs.facts
     if not isinstance(facts, BatchFacts):
         table = BatchTable(
             tokens=int(chosen.mask.sum()),
             pairs=len(chosen.mask),
-            columns=table_columns(method, inputs.views, inputs.fields),
+            columns=table_columns(config, inputs.views, inputs.fields),
         )
         facts = batch_facts(config, table, {})[0] if facts is None else facts(table)
     return facts.to(chosen.policy_logps.dtype)
 
 
 def _paper(
-    config: ObjectiveConfig, win: ResponseScores, lose: ResponseScores, other: ResponseScores | None
+    config: ObjectiveConfig,
+    win: ResponseScores,
+    lose: ResponseScores,
+    other: ResponseScores | None,
+    inputs: Inputs,
 ) -> BatchObjective:
     """L = w_r(−log σ βΔ_r) + λ(−log σ βΔ_s) + w_v(−log σ βΔ_v) + γT, a sum of separate losses.
 
@@ -134,7 +142,7 @@ def _paper(
             terms[term] = -F.logsigmoid(reward - config.anchor.delta)
     weighted = [config.weight(term) * terms[term] for term in config.active_terms]
     for name in config.active_custom:
-        terms[name] = computed(name, win, lose, other, config.beta)
+        terms[name] = computed(name, inputs, config.beta)
         weighted.append(config.custom[name] * terms[name])
     chosen_reward, rejected_reward = _rewards(config, win, lose)
     return BatchObjective(

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.forms import objective_of
-from chip_core.objectives.global_batch import BatchTable, State, batch_facts, table_columns
+from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, batch_facts
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import VIEWS
 from chip_core.objectives.segments import changed_tokens
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.terms import BatchObjective, ResponseScores
 
 
 def token_logps(logits: Tensor, ids: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ class PairLogits:
     other_ids: Tensor | None = None  # a third response
     policy: Mapping[str, Tensor] = field(default_factory=dict)
     reference: Mapping[str, Tensor] = field(default_factory=dict)
-    #: Columns of the row: name -> {what of: a number, or a list with one a token}.
-    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Columns of the row: name -> {what of: a number, or a list with one a token}, or a number.
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +105,28 @@ def batch_from_logits(
     Raises:
         ValueError: logits are not there or shorter than their ids, or a prompt or field is not.
     """
+    result, after = _computed(objective, pairs, state or {}, kept, eos_id)
+    return BatchOutput(loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after)
+
+
+def _computed(
+    objective: ObjectiveConfig,
+    pairs: Sequence[PairLogits],
+    state: State,
+    kept: Sequence[int] | None,
+    eos_id: int | None,
+) -> tuple[BatchObjective, State]:
     own = [_views(objective, pair, eos_id) for pair in pairs]
     views = {view: _stacked([pair[view] for pair in own]) for view in own[0]}
-    method = objective.resolved_method
-    inputs = Inputs(views=views, fields={} if method is None else _fields(method.fields, pairs))
     after: State = {}
-    if method is not None and method.scope is not None:
-        table = BatchTable(
-            tokens=sum(len(pair.chosen_ids) for pair in pairs),
-            pairs=len(pairs),
-            columns=table_columns(method, views, inputs.fields),
-        )
-        facts, after = batch_facts(objective, table, state or {}, kept=kept)
-        inputs = Inputs(views=views, fields=inputs.fields, facts=facts)
-    result = objective_of(objective, inputs)
-    return BatchOutput(loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after)
+
+    def facts(table: BatchTable) -> BatchFacts:
+        made, known = batch_facts(objective, table, state, kept=kept)
+        after.update(known)
+        return made
+
+    inputs = Inputs(views=views, fields=_fields(objective.fields, pairs), facts=facts)
+    return objective_of(objective, inputs), after
 
 
 def objective_from_logits(  # noqa: PLR0913 (a tensor each)
@@ -137,7 +144,7 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
     other_ids: Tensor | None = None,
     policy_logits: Mapping[str, Tensor] | None = None,
     reference_logits: Mapping[str, Tensor] | None = None,
-    fields: Mapping[str, Mapping[str, Any]] | None = None,
+    fields: Mapping[str, Any] | None = None,
     eos_id: int | None = None,
 ) -> ObjectiveOutput:
     """Return the objective of one pair; differentiable in the policy's logits.
@@ -191,12 +198,7 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
             for who, by_view in given.items()
         },
     )
-    views = _views(objective, pair, eos_id)
-    method = objective.resolved_method
-    result = objective_of(
-        objective,
-        Inputs(views=views, fields={} if method is None else _fields(method.fields, [pair])),
-    )
+    result, _ = _computed(objective, [pair], {}, None, eos_id)
     zero = torch.zeros_like(result.loss)
     chosen, rejected = (
         zero if reward is None else reward
@@ -308,12 +310,15 @@ def _fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Te
         for pair in pairs:
             if column not in pair.fields:
                 raise ValueError(f"fields: no {column}, which the objective reads")
-        for name in pairs[0].fields[column]:
-            values = [torch.as_tensor(pair.fields[column][name], dtype=dtype) for pair in pairs]
-            if values[0].ndim:
-                known[f"{column}/{name}"] = torch.nn.utils.rnn.pad_sequence(
-                    values, batch_first=True
-                )
-            else:
-                known[f"{column}/{name}"] = torch.stack(values)
+        said = [pair.fields[column] for pair in pairs]
+        for key in said[0] if isinstance(said[0], Mapping) else ("",):
+            values = [torch.as_tensor(of[key] if key else of, dtype=dtype) for of in said]
+            name = f"{column}/{key}" if key else column
+            known[name] = _together(values)
     return known
+
+
+def _together(values: list[Tensor]) -> Tensor:
+    if not values[0].ndim:
+        return torch.stack(values)
+    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from chip_core.objectives.terms import ResponseScores
 #: What is carried from batch to batch: how many there were, and a running mean.
 State = dict[str, float]
 
-#: Columns of rows that a table may hold.
+_TEXT = ("chosen", "rejected")
 _SCORES = ("image_text_scores/chosen", "image_text_scores/rejected")
 
 
@@ -43,18 +43,17 @@ class BatchFacts:
 
     scalar: Mapping[str, float]
     pair: Mapping[str, Tensor]  # (N,), or (B,) once chosen
+    table: BatchTable | None = None  # of all pairs
 
     def to(self, to: torch.device | torch.dtype) -> BatchFacts:
         """Return the same on a device, or of a precision."""
         pair = {name: values.to(to) for name, values in self.pair.items()}
-        return BatchFacts(scalar=self.scalar, pair=pair)
+        return replace(self, pair=pair)
 
     def of(self, index: Tensor) -> BatchFacts:
         """Return the same for pairs by their number."""
-        return BatchFacts(
-            scalar=self.scalar,
-            pair={name: values[index.to(values.device)] for name, values in self.pair.items()},
-        )
+        pair = {name: values[index.to(values.device)] for name, values in self.pair.items()}
+        return replace(self, pair=pair)
 
 
 #: What a pass is given: the facts of its pairs; or what makes them where its pairs are all of the
@@ -63,29 +62,33 @@ Facts = BatchFacts | Callable[[BatchTable], BatchFacts] | None
 
 
 def table_columns(
-    method: Method, views: Mapping[str, ResponseScores], fields: Mapping[str, Tensor]
+    config: ObjectiveConfig, views: Mapping[str, ResponseScores], fields: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the columns of some pairs, (B,) each, in float64; none where pairs alone suffice."""
-    if method.scope != "scores":
+    """Return the columns of some pairs, (B,) each, in float64; none where pairs alone suffice.
+
+    Sums of log-probabilities as `policy_chosen`, `reference_rejected` and so on, and the fields of
+    one number a pair.
+    """
+    if config.scope != "scores":
         return {}
-    weights = {}
-    for view in ("chosen", "rejected"):
-        weights[view] = lead_weights(method, views, view)
+    weights = {view: lead_weights(config.resolved_method, views, view) for view in _TEXT}
     columns = {
         f"{who}_{view}": getattr(views[view], f"{who}_sum")(weights[view])
         for who in ("policy", "reference")
-        for view in ("chosen", "rejected")
+        for view in _TEXT
     }
-    wanted = {name: values for name, values in fields.items() if name in _SCORES}
-    return {name: values.detach().double() for name, values in {**columns, **wanted}.items()}
+    numbers = {name: values for name, values in fields.items() if values.ndim == 1}
+    return {name: values.detach().double() for name, values in {**columns, **numbers}.items()}
 
 
-def lead_weights(method: Method, views: Mapping[str, ResponseScores], view: str) -> Tensor | None:
+def lead_weights(
+    method: Method | None, views: Mapping[str, ResponseScores], view: str
+) -> Tensor | None:
     """Return LD-DPO's token weights, (B, T): 1 up to the shorter response's length, then alpha."""
-    beyond = method.settings.get("ld_alpha")
+    beyond = None if method is None else method.settings.get("ld_alpha")
     if beyond is None:
         return None
-    counts = [views[name].mask.sum(-1) for name in ("chosen", "rejected")]
+    counts = [views[name].mask.sum(-1) for name in _TEXT]
     scores = views[view]
     within = scores.mask.cumsum(-1) <= torch.minimum(*counts)[:, None]
     return torch.where(within, 1.0, float(beyond)).to(scores.policy_logps.dtype) * scores.mask
@@ -109,11 +112,10 @@ def batch_facts(
         draw: what draws them.
     """
     method = config.resolved_method
-    assert method is not None
     scalar: dict[str, float] = {"pairs": table.pairs, "tokens": table.tokens}
     pair: dict[str, Tensor] = {}
     after = dict(state)
-    if method.scope == "scores":
+    if method is not None and method.scope == "scores":
         sums = table.columns
         chosen = sums["policy_chosen"] - sums["reference_chosen"]
         rejected = sums["policy_rejected"] - sums["reference_rejected"]
@@ -131,7 +133,7 @@ def batch_facts(
         if method.state == "gap":
             known, after = _dama(config, method, chosen - rejected, table, state, kept, draw)
             pair |= known
-    return BatchFacts(scalar=scalar, pair=pair), after
+    return BatchFacts(scalar=scalar, pair=pair, table=table), after
 
 
 def _at_rank(values: Tensor, by: Tensor) -> Tensor:

@@ -99,6 +99,19 @@ def _reads(*views: str, what: Quantity = "logps") -> Reads:
     return {view: frozenset([what]) for view in views}
 
 
+def _method(settings: Settings, *parts: Part, reads: Reads | None = None, **more: Any) -> Method:
+    """Return the parts that weigh anything; policy and reference are read as their views need."""
+    kept = tuple(part for part in parts if part.weight)
+    both = _reads(*(view for part in kept for view in part.views)) if reads is None else reads
+    return Method(
+        **{"parts": kept, "settings": settings, "policy": both, "reference": both, **more}
+    )
+
+
+def _response(loss: str = "sigmoid") -> Part:
+    return Part(name="response", loss=loss)
+
+
 def _sequence(settings: Settings) -> Method:
     """Return a weighted sum of losses of the four sequence log-probabilities."""
     losses = {name: weight for name, weight in settings["losses"].items() if weight > 0}
@@ -117,24 +130,18 @@ def _sequence(settings: Settings) -> Method:
     scope: Scope | None = "tokens" if "sft" in losses else None
     if shifted or {"aot", "aot_unpaired"} & set(losses):
         scope = "scores"
-    alone = set(losses) == {"sft"}
-    both = _reads("chosen", "rejected")
-    return Method(
-        parts=tuple(
-            Part(
-                name=name,
-                loss="bco_pair_shift" if name == "bco_pair" and shifted else name,
-                views=("chosen",) if name == "sft" else ("chosen", "rejected"),
-                weight=weight,
-            )
-            for name, weight in losses.items()
-        ),
-        settings=kept,
-        policy=_reads("chosen") if alone else both,
-        reference={} if alone else both,
-        scope=scope,
-        state="mean_reward" if shifted else None,
-    )
+    parts = [
+        Part(
+            name=name,
+            loss="bco_pair_shift" if name == "bco_pair" and shifted else name,
+            views=("chosen",) if name == "sft" else ("chosen", "rejected"),
+            weight=weight,
+        )
+        for name, weight in losses.items()
+    ]
+    reference: dict[str, Reads] = {"reference": {}} if set(losses) == {"sft"} else {}
+    state = "mean_reward" if shifted else None
+    return _method(kept, *parts, scope=scope, state=state, **reference)
 
 
 def _sequence_refused(settings: Settings) -> str | None:
@@ -157,120 +164,66 @@ def _of(losses: dict[str, float], **own: Any) -> Row:
 
 
 def _tpo(settings: Settings) -> Method:
-    views = ("chosen", "rejected", "rejected_image", "rejected_image_rejected")
     reads: dict[str, frozenset[Quantity]] = {
-        view: frozenset(["logits"] if view.startswith("rejected_image") else ["logps", "logits"])
-        for view in views
+        **dict.fromkeys(("chosen", "rejected"), frozenset[Quantity](["logps", "logits"])),
+        **_reads("rejected_image", "rejected_image_rejected", what="logits"),
     }
-    return Method(
-        parts=(Part(name="response", loss="sigmoid"),),
-        reward="visual_weights" if settings["token_weights"] == "added" else "multiplied",
-        settings=settings,
-        policy=reads,
-        reference=reads,
-    )
+    reward = "visual_weights" if settings["token_weights"] == "added" else "multiplied"
+    return _method(settings, _response(), reads=reads, reward=reward)
 
 
 def _vdpo(settings: Settings) -> Method:
-    text, blank = _reads("chosen", "rejected"), {}
-    if settings["gamma"] != 1:  # without guidance it is dpo: the blank image is let be
-        blank = dict(_reads("rejected_image", "rejected_image_rejected"))
-    of_policy = settings["guidance"] == "policy"
-    return Method(
-        parts=(Part(name="response", loss="sigmoid"),),
-        reward="guided",
-        settings=settings,
-        policy={**text, **(blank if of_policy else {})},
-        reference={**text, **({} if of_policy else blank)},
-    )
+    blank = _reads("rejected_image", "rejected_image_rejected")
+    if settings["gamma"] == 1:  # without guidance it is dpo: the blank image is let be
+        blank = {}
+    who = settings["guidance"]
+    reads = {who: {**_reads("chosen", "rejected"), **blank}}
+    return _method(settings, _response(), reward="guided", **reads)
 
 
 def _rdpo_released(settings: Settings) -> Method:
-    reads: Reads = {
-        **_reads("chosen"), **_reads("rejected", "rejected_image", what="best_other")
-    }  # fmt: skip
-    return Method(
-        parts=(
-            Part(name="response", loss="sigmoid"),
-            Part(name="visual", loss="sigmoid", views=("chosen", "rejected_image")),
-        ),
-        reward="best_other",
-        settings=settings,
-        policy=reads,
-        reference=reads,
-    )
+    others = _reads("rejected", "rejected_image", what="best_other")
+    visual = Part(name="visual", loss="sigmoid", views=("chosen", "rejected_image"))
+    reads = {**_reads("chosen"), **others}
+    return _method(settings, _response(), visual, reads=reads, reward="best_other")
 
 
 def _dama(settings: Settings) -> Method:
-    both = _reads("chosen", "rejected")
-    return Method(
-        parts=(Part(name="response", loss="sigmoid_kept"),),
-        settings=settings,
-        policy=both,
-        reference=both,
-        fields=("image_text_scores",),
-        scope="scores",
-        state="gap",
-    )
+    fields = ("image_text_scores",)
+    return _method(settings, _response("sigmoid_kept"), fields=fields, scope="scores", state="gap")
 
 
 def _dadpo(settings: Settings) -> Method:
-    both = _reads("chosen", "rejected")
-    return Method(
-        parts=(Part(name="response", loss="sigmoid_scored"),),
-        settings=settings,
-        policy=both,
-        reference=both,
-        fields=("clip_scores",),
-    )
+    return _method(settings, _response("sigmoid_scored"), fields=("clip_scores",))
 
 
 def _symmpo(settings: Settings) -> Method:
-    views = ("chosen", "rejected", "other", "second_image", "second_image_other")
     first, second = ("chosen", "other"), ("second_image_other", "second_image")
-    beta, weight = settings["second_beta"], settings["symmetric"]
-    return Method(
-        parts=(
-            Part(name="response", loss="sigmoid"),
-            Part(name="symmetric_1", loss="sigmoid", views=first, weight=weight),
-            Part(name="symmetric_2", loss="sigmoid", views=second, weight=weight),
-            Part(name="anchor_1", loss="anchor", views=("chosen",)),
-            Part(name="anchor_2", loss="anchor", views=("second_image_other",), beta=beta),
-            Part(
-                name="margin_consistency",
-                loss="equal_margins",
-                views=(*first, *second),
-                weight=settings["consistency"],
-            ),
-        ),
-        settings=settings,
-        policy=_reads(*views),
-        reference=_reads(*views),
+    beta, weight, equal = (settings[name] for name in ("second_beta", "symmetric", "consistency"))
+    return _method(
+        settings,
+        _response(),
+        Part(name="symmetric_1", loss="sigmoid", views=first, weight=weight),
+        Part(name="symmetric_2", loss="sigmoid", views=second, weight=weight),
+        Part(name="anchor_1", loss="anchor", views=("chosen",)),
+        Part(name="anchor_2", loss="anchor", views=("second_image_other",), beta=beta),
+        Part(name="margin_consistency", loss="equal_margins", views=first + second, weight=equal),
     )
 
 
 def _opadpo(settings: Settings) -> Method:
-    views = ("chosen", "rejected", "other", "rejected_image", "rejected_image_other")
-    masked = settings["masked"]
-    return Method(
-        parts=(
-            Part(name="standard_over_own", loss="by_position"),
-            Part(name="revised_over_own", loss="by_position", views=("other", "rejected")),
-            Part(
-                name="standard_over_masked", loss="by_position",
-                views=("chosen", "rejected_image"), weight=masked,
-            ),
-            Part(
-                name="revised_over_masked", loss="by_position",
-                views=("other", "rejected_image_other"), weight=masked,
-            ),
-            Part(name="anchor", loss="by_position", views=("chosen", "other")),
-        ),
-        settings=settings,
-        policy=_reads(*views),
-        reference=_reads(*views),
-        fields=("opa_scores",),
-    )  # fmt: skip
+    parts = {  # name -> views, weight
+        "standard_over_own": (("chosen", "rejected"), 1.0),
+        "revised_over_own": (("other", "rejected"), 1.0),
+        "standard_over_masked": (("chosen", "rejected_image"), settings["masked"]),
+        "revised_over_masked": (("other", "rejected_image_other"), settings["masked"]),
+        "anchor": (("chosen", "other"), 1.0),
+    }
+    made = [
+        Part(name=name, loss="by_position", views=views, weight=weight)
+        for name, (views, weight) in parts.items()
+    ]
+    return _method(settings, *made, fields=("opa_scores",))
 
 
 METHODS: dict[str, Row] = {

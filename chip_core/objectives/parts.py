@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Image = Literal["image", "rejected_image", "second_image"]
 Response = Literal["chosen", "rejected", "other"]
@@ -28,8 +28,9 @@ VIEWS: dict[str, tuple[Image, Response]] = {
 
 #: What may be read of a view's tokens.
 #: logps: log p of each; logits: the raw logit of each; best_other: log p of the most likely token
-#: other than it; kl: KL(reference || policy).
-Quantity = Literal["logps", "logits", "best_other", "kl"]
+#: other than it.
+Quantity = Literal["logps", "logits", "best_other"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 #: View -> what is read of it.
 Reads = Mapping[str, frozenset[Quantity]]
@@ -51,6 +52,15 @@ Scope = Literal["tokens", "scores"]
 def view_of(image: Image, response: Response) -> str:
     """Return the name of a response under an image."""
     return next(name for name, pair in VIEWS.items() if pair == (image, response))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a term of a user's own reads of `losses.Inputs`."""
+
+    reads: Reads
+    fields: tuple[str, ...] = ()
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

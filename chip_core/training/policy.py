@@ -78,9 +78,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
         """Return what the global batch's table holds of each pair, (B,) each; without a graph."""
-        method = self.objective.resolved_method
-        assert method is not None
-        return table_columns(method, self._scored(batch, reference, None), batch.fields)
+        return table_columns(self.objective, self._scored(batch, reference, None), batch.fields)
 
     def _scored(
         self, batch: PairBatch, reference: ReferenceScores, reference_head: OutputHead | None

@@ -37,7 +37,7 @@ class GlobalBatchScope:
         """
         self._config, self._workers, self._device = config, workers, device
         method = config.objective.resolved_method
-        self.scope = None if method is None else method.scope
+        self.scope = config.objective.scope
         self.has_state = method is not None and method.state is not None
         self._state: State = {}
         self._after: State = {}

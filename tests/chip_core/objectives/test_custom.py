@@ -14,7 +14,9 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.objectives import ObjectiveConfig
 from chip_core.objectives.custom import check_term, load_term, needs
-from chip_core.objectives.forms import batch_objective
+from chip_core.objectives.forms import batch_objective, objective_of
+from chip_core.objectives.losses import Inputs
+from chip_core.objectives.terms import ResponseScores
 from chip_core.utils.errors import TrialError
 
 SOURCE = """
@@ -69,6 +71,26 @@ def of_three(chosen, rejected, rejected_image, beta):
     if len(chosen.mask) != 3:
         raise IndexError("not three")
     return chosen.log_ratio()
+
+def unseen(inputs, beta):
+    gap = inputs.views["chosen"].log_ratio() - inputs.views["rejected_image_rejected"].log_ratio()
+    return -F.logsigmoid(beta * gap) * inputs.fields["weight"]
+
+unseen.reads = {"chosen", "rejected_image_rejected"}
+unseen.fields = {"weight"}
+
+def over_the_mean(inputs, beta):
+    known = inputs.facts.table.columns
+    mean = (known["policy_chosen"] - known["reference_chosen"]).mean()
+    return beta * (inputs.views["chosen"].log_ratio() - mean) ** 2
+
+over_the_mean.reads = {"chosen"}
+over_the_mean.scope = "scores"
+
+def of_nothing(inputs, beta):
+    return inputs.views["third"].log_ratio()
+
+of_nothing.reads = {"third"}
 
 def fixed(chosen, rejected, rejected_image, beta):
     import torch
@@ -184,3 +206,31 @@ def test_its_source_is_part_of_the_fingerprint(module: Path) -> None:
     before = mark()
     assert mark() == before
     assert mark(lambda: module.write_text(SOURCE + "\n# changed\n")) != before
+
+
+def test_a_term_reads_what_it_declares(module: Path) -> None:
+    config = ObjectiveConfig(preset="dpo", custom={"own_terms:unseen": 1.0})
+    assert config.views == ("rejected", "chosen", "rejected_image_rejected")
+    assert (config.fields, config.scope, config.needs_rejected_image) == (("weight",), None, True)
+    of_batch = ObjectiveConfig(preset="dpo", custom={"own_terms:over_the_mean": 1.0})
+    assert (of_batch.scope, of_batch.fields) == ("scores", ())
+    for name in ("unseen", "over_the_mean"):
+        found = dict(check_term(load_term(f"own_terms:{name}")))
+        assert found.pop("a pair's loss is its own", None) is None
+        assert not any(found.values()), found
+    with pytest.raises(ValueError, match="name third: views are "):
+        load_term("own_terms:of_nothing")
+
+
+def test_a_term_of_the_batch_is_computed_over_it(module: Path) -> None:
+    def scores(ratio: list[float]) -> ResponseScores:
+        policy = torch.tensor(ratio, dtype=torch.float64)[:, None]
+        mask = torch.ones_like(policy, dtype=torch.bool)
+        zero = torch.zeros_like(policy)
+        return ResponseScores(policy_logps=policy, reference_logps=zero, mask=mask, changed=mask)
+
+    config = ObjectiveConfig(preset="dpo", custom={"own_terms:over_the_mean": 1.0})
+    views = {"chosen": scores([1.0, 2.0, 6.0]), "rejected": scores([0.0, 0.0, 0.0])}
+    terms = objective_of(config, Inputs(views=views)).terms
+    # beta 0.1 times the squares of 1 − 3, 2 − 3, 6 − 3
+    assert terms["own_terms:over_the_mean"].tolist() == pytest.approx([0.4, 0.1, 0.9])

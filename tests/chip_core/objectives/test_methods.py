@@ -11,9 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from chip_core.config.identity import fingerprint, training_identity
+from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import set_key
 from chip_core.objectives import ObjectiveConfig
+from chip_core.objectives.forms import objective_of
 from chip_core.objectives.from_logits import BatchOutput, PairLogits, batch_from_logits
+from chip_core.objectives.global_batch import BatchTable, batch_facts
+from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import view_of
+from chip_core.objectives.terms import ResponseScores
 
 #: Case -> the objective that is to give it.
 CASES: dict[str, dict[str, Any]] = {
@@ -176,3 +183,128 @@ def test_published_cases_pair_by_pair(name: str, oracles: Path) -> None:
 
 def test_all_published_cases_are_here(oracles: Path) -> None:
     assert set(published(oracles)["expected"]) == set(CASES)
+
+
+def by_hand(w: float, l: float, beta: float) -> dict[str, float]:  # noqa: E741
+    """Losses of two rewards, w of 4 tokens and l of 2, by the formulas of docs/objectives.md."""
+
+    def sigma(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    def nll(x: float) -> float:
+        return -math.log(sigma(x))
+
+    h, eps = beta * (w - l), 0.1
+    k = sigma(h / 0.05)
+    return {
+        "hinge": max(0.0, 1 - h),
+        "ipo": (w / 4 - l / 2 - 1 / (2 * beta)) ** 2,
+        "sigmoid_norm": nll(beta * (w / 4 - l / 2)),
+        "robust": ((1 - eps) * nll(h) - eps * nll(-h)) / (1 - 2 * eps),
+        "exo_pair": sigma(h) * math.log(sigma(h) / 0.999) + sigma(-h) * math.log(sigma(-h) / 0.001),
+        "nca_pair": nll(beta * w) + nll(-beta * w) / 2 + nll(-beta * l) / 2,
+        "bco_pair": nll(beta * w) + nll(-beta * l),
+        "sppo_hard": (w - 0.5 / beta) ** 2 + (l + 0.5 / beta) ** 2,
+        "apo_zero": 1 - sigma(beta * w) + sigma(beta * l),
+        "apo_down": sigma(beta * w) + 1 - sigma(h),
+        "discopop": (1 - k) * nll(h) + k * math.exp(-h),
+        "forward_kl": nll(beta * (math.exp(-l) - math.exp(-w))),
+        "js_divergence": nll(beta * math.log(sigma(w) / sigma(l))),
+        "alpha_divergence": nll(beta * (math.exp(-w / 2) - math.exp(-l / 2)) / -0.5),
+        # A fourth of w's log-ratio lies on each of four tokens: two of them are beyond l's two.
+        "ld_dpo": nll(beta * (0.75 * w - l)),
+        "dadpo": nll(1.3 * h),
+    }
+
+
+def two_rewards(w: float, l: float) -> Any:  # noqa: E741
+    """A pair whose log-ratios are w, spread over 4 tokens, and l, over 2."""
+
+    def scores(total: float, tokens: int) -> ResponseScores:
+        logps = torch.full((1, 4), -1.0, dtype=torch.float64)
+        mask = torch.arange(4)[None] < tokens
+        return ResponseScores(
+            policy_logps=logps + total / tokens, reference_logps=logps, mask=mask, changed=mask
+        )
+
+    fields = {
+        "clip_scores/chosen": torch.tensor([0.2]),
+        "clip_scores/rejected": torch.tensor([0.5]),
+    }
+    return Inputs(views={"chosen": scores(w, 4), "rejected": scores(l, 2)}, fields=fields)
+
+
+@pytest.mark.parametrize("preset", sorted(by_hand(1.0, 0.5, 0.3)))
+@pytest.mark.parametrize(("w", "l"), [(0.8, -0.4), (-1.2, 0.6), (0.0, 0.0)])
+def test_arithmetic(preset: str, w: float, l: float) -> None:  # noqa: E741
+    objective = ObjectiveConfig.model_validate({"preset": preset, "beta": 0.3})
+    found = objective_of(objective, two_rewards(w, l)).loss
+    assert found.tolist() == pytest.approx([by_hand(w, l, 0.3)[preset]], rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("objective", "reason"),
+    [
+        ({"preset": "exo_pair", "method": {"label_smoothing": 0.0}}, "label_smoothing above 0"),
+        ({"preset": "robust", "method": {"label_smoothing": 0.5}}, "less than 0.5"),
+        (
+            {"preset": "bco_pair", "method": {"f_divergence": "forward_kl"}},
+            "no meaning in bco_pair",
+        ),
+        ({"preset": "mpo", "method": {"losses": {"sigmoid": -1}}}, "'sigmoid' is negative"),
+        ({"preset": "mpo", "method": {"losses": {"sigmoit": 1}}}, "'sigmoit' is none of"),
+        ({"preset": "mpo", "method": {"losses": {"sigmoid": 0}}}, "none has a weight above 0"),
+        ({"preset": "symmpo", "method": {"symmetric": -0.5}}, "greater than or equal to 0"),
+        ({"preset": "dama", "method": {"keep": 0.0}}, "greater than 0"),
+        ({"preset": "ipo", "form": "one_sigmoid"}, "form one_sigmoid cannot do preset ipo"),
+        ({"preset": "ipo", "average_logps": True}, "cannot do average_logps with preset ipo"),
+        ({"preset": "ippo"}, "unknown level 'ippo': did you mean 'ipo'"),
+        ({"preset": "rdpo:released"}, "unknown level 'rdpo:released'"),
+    ],
+)
+def test_what_authors_code_cannot_have_is_refused(objective: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ObjectiveConfig.model_validate(objective)
+
+
+def test_what_trains_nothing_is_told() -> None:
+    still = {"preset": "vdpo", "method": {"gamma": 0.0}}
+    assert "nothing is trained" in str(ObjectiveConfig.model_validate(still).caution)
+    assert ObjectiveConfig.model_validate("vdpo").caution is None
+
+
+def test_presets_that_are_one_objective_are_one_trial() -> None:
+    def identity(objective: Any) -> str:
+        config = TrialConfig.model_validate({"model": "shapes", "objective": objective})
+        return fingerprint(training_identity(config, {}, {}))
+
+    assert identity("rdpo") == identity("cmdpo")
+    assert identity("chairdpo") == identity({"preset": "dpo", "beta": 0.2})
+    assert identity({"preset": "chairdpo", "beta": 0.1}) == identity("dpo")
+    assert identity("ipo") == identity({"preset": "mpo", "method": {"losses": {"ipo": 1.0}}})
+    assert identity("ipo") != identity("hinge")
+    assert identity("ipo") == identity({"preset": "ipo", "method": {"tau": 3.0}})
+    tree = {"objective": {"preset": "chip", "beta": 0.1}}  # as recipes have it
+    set_key(tree, "objective", "chairdpo")
+    assert tree["objective"]["beta"] == 0.2
+
+
+def test_a_draw_of_dama_keeps_four_fifths() -> None:
+    table = BatchTable(
+        tokens=1,
+        pairs=10,
+        columns={
+            **{f"{who}_{side}": torch.zeros(10, dtype=torch.float64)
+               for who in ("policy", "reference") for side in ("chosen", "rejected")},
+            "image_text_scores/chosen": torch.zeros(10, dtype=torch.float64),
+            "image_text_scores/rejected": torch.zeros(10, dtype=torch.float64),
+        },
+    )  # fmt: skip
+    objective = ObjectiveConfig.model_validate("dama")
+    facts, state = batch_facts(objective, table, {}, draw=torch.Generator().manual_seed(1))
+    assert sorted(facts.pair["keep"].tolist()) == [0.0] * 2 + [1.25] * 8
+    far = {**table.columns, "policy_chosen": torch.full((10,), 1e3, dtype=torch.float64)}
+    gone = BatchTable(tokens=1, pairs=10, columns=far)  # all weights are 0
+    facts, state = batch_facts(objective, gone, state, draw=torch.Generator().manual_seed(1))
+    assert facts.pair["keep"].sum().item() == pytest.approx(10.0)
+    assert state["gap"] == pytest.approx(100.0)  # 0.9·0 + 0.1·1000

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
@@ -86,8 +87,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         {"objective": "chip", "reference_cache": "bf16"},
         {"objective": "chip", "vision_encoder": "trained"},
         {"objective": "chip", "engine__prefix_sharing": "off"},
+        {"objective": "tpo"},
+        {"objective": {"preset": "vdpo", "method": {"guidance": "reference"}},
+         "rejected_image": "mean"},
+        {"objective": {"preset": "rdpo", "form": "released"}},
+        {"objective": {"preset": "mpo", "method": {"shift": True}}},
     ],
-)
+)  # fmt: skip
 def test_figures_are_the_live_ones(
     configured: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -433,3 +439,36 @@ def test_no_room_is_told_before_anything_is_computed(
     with pytest.raises(NoRoomError, match="no room for the reference pass 'text, hidden states"):
         ensure_caches([one], config, cache=tmp_path / "full")
     assert not list((tmp_path / "full").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("objective", ["symmpo", "opadpo"])
+def test_third_responses_and_second_images_are_stored_too(
+    configured: Configured, tmp_path: Path, objective: str
+) -> None:
+    rows = []
+    for number in range(ROWS):
+        for name, colour in (("a", 20 * number), ("b", 255 - 20 * number)):
+            Image.new("RGB", (64, 64), (colour, 90, 10)).save(tmp_path / f"{name}{number}.png")
+        chosen, rejected, other = "A red circle.", f"A blue square, {number}. Big.", "A circle."
+        rows.append(
+            {
+                "image": f"a{number}.png", "prompt": "What is there?", "chosen": chosen,
+                "rejected": rejected, "other": other, "second_image": f"b{number}.png",
+                "second_prompt": "And here?",
+                "opa_scores": {
+                    "rejected_score": [[rejected[:-5], 2.5], ["Big.", 1.0]],
+                    "revised_score": [[other, 2.0]],
+                    "revised_image": [[other, 3.0]],
+                },
+            }
+        )  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configured(objective=objective, data__source=str(tmp_path / "rows.jsonl"))
+    stored = run_trial(
+        config, folder=tmp_path / "stored", caches=offered(config, tmp_path / "cache")
+    )
+    live = run_trial(config, folder=tmp_path / "live")
+    assert (stored.engine["reference"], live.engine["reference"]) == ("stored", "live")
+    one, other_losses = losses(tmp_path / "stored"), losses(tmp_path / "live")
+    assert one == pytest.approx(other_losses, rel=1e-5)
+    assert one[-1] < one[0]

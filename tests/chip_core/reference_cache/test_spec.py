@@ -112,6 +112,30 @@ def test_another_reference_shares_nothing(change: dict[str, Any]) -> None:
     assert not set(keys(**change)) & set(keys())
 
 
+def test_presets_of_margins_share_what_others_have() -> None:
+    text, image = keys(objective="cmdpo")
+    released = {"preset": "rdpo", "form": "released"}
+    assert keys(objective="mpo") == keys(objective="dpo") == [text]
+    assert keys(objective="vdpo") == [text]  # the policy alone is asked without the image
+    assert keys(objective={"preset": "vdpo", "method": {"guidance": "reference"}})[:2] == (
+        [text, image]
+    )
+    assert keys(objective="sft") == []
+    assert [one.name for one in passes(objective="tpo")] == [
+        "text",
+        "rejected, logits",
+        "chosen, logits",
+        "rejected image, logits, rejected image diffusion",
+        "rejected image rejected, logits, rejected image diffusion",
+    ]
+    assert [one.name for one in passes(objective=released)] == [
+        "text",
+        "rejected, best other",
+        "rejected image, best other, rejected image diffusion",
+    ]
+    assert set(keys(objective="tpo")) & set(keys(objective=released)) == {text}
+
+
 def test_content_counts() -> None:
     for other in (({"content": "def"}, DATA), (MODEL, {"files": ["a"]})):
         assert not set(keys()) & {one.key for one in cache_specs(config(), *other)}

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +19,15 @@ from chip_core.data.preferences import PreferencePair
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.objectives.methods import METHODS
+from chip_core.objectives.parts import VIEWS
+from chip_core.training import policy as policies
+from chip_core.training.layout import pack
 from chip_core.training.policy import Policy
+from chip_core.utils.files import read_records
 
 from .. import families
 from ..plain import plain_loss
+from ..trainings import train
 
 OBJECTIVES: dict[str, Any] = {
     **{name: name for name in METHODS if ":" not in name},
@@ -110,3 +116,119 @@ def test_the_step_equals_the_plain_truth(family: str, name: str) -> None:
             found = gradient(loss, trained)
         assert loss.item() == pytest.approx(true.item(), rel=1e-5)
         assert float((found - true_gradient).norm()) <= 1e-5 * float(true_gradient.norm())
+
+
+@pytest.mark.parametrize(
+    ("objective", "policy", "reference"),
+    [
+        ("sft", {"chosen"}, set()),
+        ("mpo", {"chosen", "rejected"}, {"chosen", "rejected"}),
+        (
+            {"preset": "vdpo", "method": {"guidance": "reference"}},
+            {"chosen", "rejected"},
+            {"chosen", "rejected", "rejected_image", "rejected_image_rejected"},
+        ),
+        ({"preset": "vdpo", "method": {"gamma": 1.0}}, *[{"chosen", "rejected"}] * 2),
+        (
+            "symmpo",
+            *[{"chosen", "rejected", "other", "second_image", "second_image_other"}] * 2,
+        ),
+    ],
+)
+def test_nothing_is_computed_that_nobody_declares(
+    monkeypatch: pytest.MonkeyPatch, objective: Any, policy: set[str], reference: set[str]
+) -> None:
+    asked: list[set[str]] = []
+    true = policies.response_states
+
+    def noted(*given: Any, views: Any, **named: Any) -> Any:
+        asked.append(set(views))
+        return true(*given, views=views, **named)
+
+    monkeypatch.setattr(policies, "response_states", noted)
+    config = TrialConfig.model_validate({"model": "x", "objective": objective})
+    model, processor = built("llava")
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    made = Policy(model, config.objective)
+    made(batch, made.reference_scores(batch))
+    assert asked == [*([reference] if reference else []), policy]
+    images = {"image", *(VIEWS[view][0] for view in policy | reference)}
+    assert (batch.rejected_image_prompts is not None) == ("rejected_image" in images)
+    assert (batch.second_image_prompts is not None) == ("second_image" in images)
+
+
+def test_a_further_response_costs_its_own_tokens_alone() -> None:
+    config = TrialConfig.model_validate({"model": "x", "objective": "symmpo"})
+    batch = PairEncoder(built("llava")[1], config, PAIRS).batch(range(3))
+    lengths = {view: int(of.mask.sum()) for view, of in batch.responses.items()}
+    prompts = {name: int(batch.prompts_of(name).mask.sum()) for name in ("image", "second_image")}
+    row = pack(batch, model=None)
+    assert row.input_ids.shape[1] == sum(prompts.values()) + sum(lengths.values())
+    two = pack(batch, model=None, views=("chosen", "rejected"))
+    three = pack(batch, model=None, views=("chosen", "rejected", "other"))
+    assert three.input_ids.shape[1] - two.input_ids.shape[1] == lengths["other"]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["aot", "aot_unpaired", "sft", {"preset": "mpo", "method": {"shift": True}}, "dama"],
+)
+def test_the_division_of_a_batch_changes_nothing(objective: Any, tmp_path: Path) -> None:
+    curves = {}
+    for name, micro_batch in (("whole", 8), ("two", 2), ("one", 1)):
+        curves[name] = trained(objective, tmp_path / name, micro_batch)
+    assert len(curves["whole"]) == STEPS
+    losses = [figures["loss"] for figures in curves["whole"]]
+    assert max(losses) - min(losses) > 0.01  # it does train
+    for name in ("two", "one"):
+        for one, other in zip(curves[name], curves["whole"], strict=True):
+            for figure in ("loss", "grad_norm"):
+                assert one[figure] == pytest.approx(other[figure], rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", [{"preset": "mpo", "method": {"shift": True}}, "dama"])
+def test_running_means_go_on_from_a_checkpoint(objective: Any, tmp_path: Path) -> None:
+    # In fp32, which is what checkpoints hold.
+    kept = {"checkpoint_every": 2, "dtype": torch.float32}
+    whole = trained(objective, tmp_path / "whole", 2, **kept)
+    went_on = trained(objective, tmp_path / "on", 2, **kept, resume_from=tmp_path / "whole")
+    assert went_on == whole
+
+
+STEPS = 5
+
+
+def trained(
+    objective: Any,
+    folder: Path,
+    micro_batch: int,
+    *,
+    checkpoint_every: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """Train on three pairs a step; return the curve without times."""
+    config = TrialConfig.model_validate(
+        {
+            "model": "shapes",
+            "objective": objective,
+            "optimizer": {"lr": 3e-3},
+            "training": {"batch_size": 3, "epochs": STEPS},
+            "engine": {"micro_batch": micro_batch, "checkpoint_every": checkpoint_every or None},
+        }
+    )
+    model, processor = families.build("llava")
+    pairs = families.ListPairs(PAIRS)
+    train(
+        config,
+        model=model.to(dtype),
+        processor=processor,
+        pairs=pairs,
+        folder=folder,
+        **options,
+    )
+    timed = {"tokens_per_second", "data_wait"}
+    return [
+        {name: value for name, value in record["figures"].items() if name not in timed}
+        for record in read_records(folder / "curves.jsonl")
+    ]

@@ -37,7 +37,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "[dpo, chip]",
             "[dpo, chp]",
             "factors.objective[1]: unknown level 'chp': did you mean 'chip'? "
-            "choices: chip, cmdpo, dpo, hdpo, mdpo, tdpo",
+            "choices: alpha_divergence, aot, ",
         ),
         (
             "vision_encoder: [frozen, trained]",
