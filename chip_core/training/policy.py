@@ -136,7 +136,7 @@ class Policy(nn.Module):
             of_reference, trained = self._divergent(reference, scored, hidden)
             scores = head_scores(
                 torch.cat([hidden[view] for view in scored]),
-                torch.cat([of.ids[of.mask] for of in scored.values()]),
+                torch.cat([of.ids[of.places] for of in scored.values()]),
                 self.head,
                 reference_hidden=of_reference,
                 reference_head=reference_head,
@@ -148,16 +148,16 @@ class Policy(nn.Module):
             kl = {} if scores.kl is None else _by_kind(scores.kl, scored)
         for view, of in responses.items():
             if "logits" in reads[view]:
-                values = token_logits(hidden[view], of.ids[of.mask], self.head)
-                found[view]["logits"] = spread(values, of.mask)
+                values = token_logits(hidden[view], of.ids[of.places], self.head)
+                found[view]["logits"] = spread(values, of)
             if "best_other" in reads[view]:
-                ids = best_other(hidden[view], of.ids[of.mask], self.head, self.logits_chunk)
+                ids = best_other(hidden[view], of.ids[of.places], self.head, self.logits_chunk)
                 of_best = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
-                found[view]["best_other"] = spread(of_best.logps, of.mask)
+                found[view]["best_other"] = spread(of_best.logps, of)
         if keep_hidden:
             for view in ("rejected", "chosen"):
                 if view in found:
-                    found[view]["hidden"] = spread(hidden[view], responses[view].mask)
+                    found[view]["hidden"] = spread(hidden[view], responses[view])
         return {view: ResponseReference(**said) for view, said in found.items()}, kl
 
     def _divergent(
@@ -172,7 +172,7 @@ class Policy(nn.Module):
         known = {"rejected": reference.rejected, "chosen": reference.chosen}
         of_reference = torch.cat(
             [
-                said.hidden[scored[view].mask]
+                said.hidden[scored[view].places]
                 for view, said in known.items()
                 if said is not None and said.hidden is not None
             ]
@@ -197,9 +197,9 @@ class Policy(nn.Module):
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
-        ids = responses.ids[responses.mask]
+        ids = responses.ids[responses.places]
         scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
-        return spread(scores.logps, responses.mask)
+        return spread(scores.logps, responses)
 
     def states(self, batch: PairBatch, views: Collection[str] | None = None) -> ResponseStates:
         """Return the hidden states that predict a batch's responses; None: of all its views."""
@@ -212,18 +212,18 @@ class Policy(nn.Module):
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
 
-def spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Return values of a mask's true entries in their places, (N, …) to (B, C, …); else 0."""
-    whole = values.new_zeros((*mask.shape, *values.shape[1:]))
-    return whole.index_put(mask.nonzero(as_tuple=True), values)
+def spread(values: Tensor, responses: Responses) -> Tensor:
+    """Return values of responses' tokens in their places, (N, …) to (B, C, …); else 0."""
+    whole = values.new_zeros((*responses.mask.shape, *values.shape[1:]))
+    return whole.index_put(responses.places, values)
 
 
 def _by_kind(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tensor]:
     """Return values of the first of all positions as (B, C) of each response that they cover."""
     parted, start = {}, 0
     for kind, of in responses.items():
-        length = int(of.mask.sum())
+        length = len(of.places[0])
         if start < len(values):
-            parted[kind] = spread(values[start : start + length], of.mask)
+            parted[kind] = spread(values[start : start + length], of)
         start += length
     return parted

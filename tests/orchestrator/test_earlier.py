@@ -1,4 +1,4 @@
-"""What version 82a6933 left, a work directory and an MLflow store, is taken over; nothing runs again.
+"""A work directory and an MLflow store of version 82a6933 are taken over: nothing is run again.
 
 `earlier/82a6933.tar.xz` was made by that version, without trained models and figures:
 
