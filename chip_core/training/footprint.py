@@ -28,11 +28,14 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.memory import recompute_layers
 from chip_core.models.packing import Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
+from chip_core.models.precision import DTYPES, as_held
 from chip_core.objectives.head import OutputHead, head_scores
-from chip_core.training.states import autocast
+from chip_core.training.masters import PIECE_BYTES
 
 _FP32 = 4  # bytes
-_CPU = torch.device("cpu")
+
+#: Bytes of AdamW's two moments, a weight; int8 has a scale in fp32 for each 256.
+_STATES = {"fp32": 2.0 * 4, "int8": 2.0 * (1 + 4 / 256)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,6 @@ class Precision:
     trained: torch.dtype = torch.float32  # as the model computes with them; so are gradients
     master: int = 0  # bytes of a trained weight that the optimizer holds beside the model's
     states: float = 8.0  # bytes of the optimizer's states, a trained weight: AdamW's two in fp32
-    autocast: bool = False
     wide: bool = False  # whether gradients are added up in fp32, beside the masters
     piece: int | None = None  # bytes of gradients that an update widens at a time; None: none
 
@@ -117,7 +119,17 @@ class Footprint:
 
 def precision_of(config: TrialConfig) -> Precision:
     """Return what a trial's training holds its numbers in."""
-    return Precision(autocast=config.model.dtype == "bf16")
+    held = DTYPES[config.model.dtype]
+    masters = held != torch.float32
+    wide = config.training.gradients == "fp32"
+    return Precision(
+        frozen=held,
+        trained=held,
+        master=_FP32 if masters else 0,
+        states=_STATES[config.optimizer.states],
+        wide=masters and wide,
+        piece=PIECE_BYTES if masters and not wide else None,
+    )
 
 
 def footprint(
@@ -190,11 +202,13 @@ class _Measured:
     def footprint(self, config: TrialConfig, precision: Precision) -> Footprint:
         """Return the parts at the fullest moment: of a pass, or of the update."""
         on_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-        # On a GPU torch's AdamW takes all weights at once, or as many as are widened at a time.
-        at_once = min(_FP32 * self.trained, precision.piece or _FP32 * self.trained)
-        stepping = at_once if on_gpu else 2 * _FP32 * self.largest
+        # AdamW is one kernel on a GPU and takes nothing beside; on a CPU a weight at a time, and
+        # so with moments in 8 bits, which are widened.
+        stepping = 0 if on_gpu else 2 * _FP32 * self.largest
+        if config.optimizer.states == "int8":
+            stepping = 4 * _FP32 * self.largest
         if precision.piece is not None:
-            stepping += at_once
+            stepping += max(min(_FP32 * self.trained, precision.piece), _FP32 * self.largest)
         in_pass = self.passing >= stepping
         of_head, read = (self.of_head, self.read) if in_pass else (0, 0)
         return Footprint(
@@ -337,8 +351,7 @@ class _Step:
     def _scored(self, memory: _Memory) -> tuple[Tensor, Tensor]:
         """Return a number that depends on all that the objective does, and the states under it."""
         shape, objective = self._shape, self._config.objective
-        with autocast(_CPU, bf16=self._precision.autocast):
-            states = self._states()
+        states = self._states()
         memory.part = "reference"
         pairs = shape.pairs
         lengths = [pairs * shape.rejected, pairs * shape.chosen]
@@ -353,16 +366,15 @@ class _Step:
             if head.weight.requires_grad and self._stored:
                 other = OutputHead(weight=torch.empty_like(head.weight, requires_grad=False))
         memory.part = "logits"
-        with autocast(_CPU, bf16=self._precision.autocast):
-            scores = head_scores(
-                states,
-                torch.zeros(len(states), dtype=torch.long),
-                head,
-                reference_hidden=with_reference,
-                reference_head=other,
-                kl_gradients=trained,
-                chunk=self._config.engine.logits_chunk,
-            )
+        scores = head_scores(
+            states,
+            torch.zeros(len(states), dtype=torch.long),
+            head,
+            reference_hidden=with_reference,
+            reference_head=other,
+            kl_gradients=trained,
+            chunk=self._config.engine.logits_chunk,
+        )
         memory.part = "activations"
         loss = scores.logps.sum()
         if scores.kl is not None and trained:
@@ -415,6 +427,7 @@ class _Step:
             if note not in self._notes:
                 self._notes.append(note)
             return None
+        given["pixel_values"] = as_held({"": given["pixel_values"]}, self._model)[""]
         made = inner.get_image_features(**given)
         made = getattr(made, "pooler_output", made)
         if isinstance(made, (list, tuple)):

@@ -209,6 +209,11 @@ _ENGINE: tuple[Mapping[str, Any], ...] = (
     {"engine.gradient_checkpointing": True},
     {"engine.micro_batch": 1},
 )
+#: Where weights are held in bf16: gradients and moments in less.
+_LESS: tuple[Mapping[str, Any], ...] = (
+    {"training.gradients": "bf16"},
+    {"optimizer.states": "int8"},
+)
 _WORKERS = (2, 4, 8)
 
 
@@ -232,6 +237,16 @@ def changes_that_fit(
         if size is not None and size <= device:
             yield Change(settings=kept, bytes=size, figures=False)
             return
+    less = dict(kept)
+    for settings in _LESS if config.model.dtype == "bf16" else ():
+        changed = _with(config, {**less, **settings})
+        if changed is None or changed == _with(config, less):
+            continue
+        less |= settings
+        size = _size(changed, device, estimator, stored=True)
+        if size is not None and size <= device:
+            yield Change(settings=less, bytes=size, figures=True)
+            break
     if wants_gpu(config) and config.engine.workers_per_trial == 1:
         for workers in _WORKERS:
             more = {**kept, "engine.workers_per_trial": workers, "engine.parallel": "fsdp"}
