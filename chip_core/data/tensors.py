@@ -22,18 +22,25 @@ class Prompts:
     inputs: dict[str, Tensor]  # pixel values and their like; `…token_type_ids` are (B, P)
     #: what a frozen vision tower says of the images (chip_core/models/tower.py); None: it is asked
     features: Mapping[str, Tensor] | None = None
+    host: Prompts | None = None  # the same before it was sent to a device
 
     def to(self, device: torch.device) -> Prompts:
         """Return the same on a device."""
         features = None
         if self.features is not None:
-            features = {name: value.to(device) for name, value in self.features.items()}
+            features = {name: sent(value, device) for name, value in self.features.items()}
         return Prompts(
-            ids=self.ids.to(device),
-            mask=self.mask.to(device),
-            inputs={name: value.to(device) for name, value in self.inputs.items()},
+            ids=sent(self.ids, device),
+            mask=sent(self.mask, device),
+            inputs={name: sent(value, device) for name, value in self.inputs.items()},
             features=features,
+            host=self.on_host,
         )
+
+    @property
+    def on_host(self) -> Prompts:
+        """The same where looking at it waits for no device."""
+        return self.host or self
 
     @property
     def images(self) -> dict[str, Tensor]:
@@ -52,15 +59,34 @@ class Responses:
     mask: Tensor  # (B, C) bool, true on tokens of the response
     changed: Tensor  # (B, C) bool, true on tokens of a segment
     leading: Tensor | None = None  # (B, L): where in the prompt the first columns lie
+    host: Responses | None = None  # the same before it was sent to a device
+    #: (N,) each: rows and columns of the mask's true entries, there where the rest is
+    tokens: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> Responses:
         """Return the same on a device."""
+        rows, columns = self.on_host.places
         return Responses(
-            ids=self.ids.to(device),
-            mask=self.mask.to(device),
-            changed=self.changed.to(device),
-            leading=None if self.leading is None else self.leading.to(device),
+            ids=sent(self.ids, device),
+            mask=sent(self.mask, device),
+            changed=sent(self.changed, device),
+            leading=None if self.leading is None else sent(self.leading, device),
+            host=self.on_host,
+            tokens=(sent(rows, device), sent(columns, device)),
         )
+
+    @property
+    def on_host(self) -> Responses:
+        """The same where looking at it waits for no device."""
+        return self.host or self
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the response's tokens, (N,) each, row after row."""
+        if self.tokens is not None:
+            return self.tokens
+        rows, columns = self.mask.nonzero(as_tuple=True)
+        return rows, columns
 
     def led(self, *, places: Tensor, ids: Tensor, mask: Tensor) -> Responses:
         """Return the same with tokens of the prompt before it, (B, L) each."""
@@ -123,12 +149,20 @@ class PairBatch:
         A prompt counts once for each response to it, however it is computed.
         """
         responses = [self.chosen, self.rejected]
-        parts = [self.prompts.mask, self.prompts.mask]
+        prompts = self.prompts.on_host
+        parts = [prompts.mask, prompts.mask]
         if self.rejected_image is not None and self.rejected_image_prompts is not None:
             responses.append(self.rejected_image)
-            parts.append(self.rejected_image_prompts.mask)
-        parts += [response.behind.mask for response in responses]
+            parts.append(self.rejected_image_prompts.on_host.mask)
+        parts += [response.on_host.behind.mask for response in responses]
         return sum(int(part.sum()) for part in parts)
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; the process that sends it does not wait for it to be there."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

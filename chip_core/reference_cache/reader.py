@@ -18,7 +18,7 @@ from torch import Tensor
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
-from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.data.tensors import PairBatch, Prompts, Responses, sent
 from chip_core.models.parts import trained_parts
 from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
@@ -381,15 +381,16 @@ def _read(
     """Return what a store says of one response a pair."""
 
     def column(name: str) -> Tensor:
-        return store.rows(places, f"{group}.{name}").to(responses.ids.device)
+        return store.rows(places, f"{group}.{name}")
 
-    if not torch.equal(column("ids"), responses.ids[responses.mask].int()):
+    here, device = responses.on_host, responses.ids.device
+    if not torch.equal(column("ids"), here.ids[here.mask].int()):
         raise TrialError(
             f"the reference pass in {store.folder} is of other {group} responses than this "
             f"trial's (among the pairs {', '.join(map(str, places))}): the data changed while it "
             "was trained on; remove that folder and run again"
         )
     return ResponseReference(
-        logps=spread(column("logps"), responses.mask),
-        hidden=spread(column("hidden"), responses.mask) if hidden else None,
+        logps=spread(sent(column("logps"), device), responses),
+        hidden=spread(sent(column("hidden"), device), responses) if hidden else None,
     )

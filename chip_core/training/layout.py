@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.data.tensors import PairBatch, Prompts, Responses, is_by_token, stack_inputs
+from chip_core.data.tensors import PairBatch, Prompts, Responses, is_by_token, sent, stack_inputs
 from chip_core.models.packing import Span
 
 
@@ -25,6 +25,7 @@ class PaddedRows:
     """One response a row."""
 
     input_ids: Tensor  # (B, T), padded on the right
+    host_ids: Tensor  # the same on the host
     attention_mask: Tensor  # (B, T), 1 on tokens
     inputs: dict[str, Tensor]  # pixel values and their like
     predicting: tuple[Tensor, Tensor]  # (rows, places), (N,) each: what predicts the response
@@ -35,6 +36,7 @@ class PackedRow:
     """A whole batch in one row."""
 
     input_ids: Tensor  # (1, T)
+    host_ids: Tensor  # the same on the host
     positions: Tensor  # (1, T), or (3, 1, T) for Qwen-VL
     inputs: dict[str, Tensor]  # pixel values and their like
     spans: tuple[Span, ...]
@@ -43,28 +45,33 @@ class PackedRow:
 
 def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
     """Return each prompt with its response behind it."""
+    device, inputs = prompts.ids.device, prompts.inputs
+    # Looked at on the host: a device would be waited for.
+    prompts, responses = prompts.on_host, responses.on_host
     behind = responses.behind
     ids = torch.cat([prompts.ids, behind.ids], 1)
     mask = torch.cat([prompts.mask, behind.mask], 1)
     # Tokens move to the left over the padding between the two; they keep their order.
     length = int(mask.sum(1).max())
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :length]
-    rows, columns = responses.mask.nonzero(as_tuple=True)
+    rows, columns = responses.places
     first = prompts.mask.sum(1, keepdim=True) - 1  # the prompt's last token predicts the first
     more = behind.ids.shape[1]
     predicting = first + torch.arange(more, device=ids.device)
     if responses.leading is not None:
         predicting = torch.cat([_before(responses.leading), predicting], 1)
+    ids = ids.gather(1, order)
     return PaddedRows(
-        input_ids=ids.gather(1, order),
-        attention_mask=mask.gather(1, order).long(),
+        input_ids=sent(ids, device),
+        host_ids=ids,
+        attention_mask=sent(mask.gather(1, order).long(), device),
         inputs={
-            name: torch.nn.functional.pad(value, (0, more)).gather(1, order)
+            name: sent(torch.nn.functional.pad(value, (0, more)).gather(1, order), device)
             if is_by_token(name)
-            else value
+            else inputs[name]
             for name, value in prompts.inputs.items()
         },
-        predicting=(rows, predicting[rows, columns]),
+        predicting=(sent(rows, device), sent(predicting[rows, columns], device)),
     )
 
 
@@ -92,6 +99,7 @@ def pack(batch: PairBatch, model: Any) -> PackedRow:
     inputs |= {name: torch.cat([part.inputs[name] for part in parts], 1) for name in by_token}
     return PackedRow(
         input_ids=torch.cat([part.input_ids for part in parts], 1),
+        host_ids=torch.cat([part.host_ids for part in parts], 1),
         positions=torch.cat([part.positions for part in parts], -1),
         inputs=inputs,
         spans=parts[0].spans + parts[1].spans,
@@ -105,6 +113,9 @@ def pack(batch: PairBatch, model: Any) -> PackedRow:
 
 def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -> PackedRow:
     """Return prompts as one row, each with a response of each kind behind it; see `pack`."""
+    device, inputs = prompts.ids.device, prompts.inputs
+    # Looked at on the host: a device would be waited for.
+    prompts, responses = prompts.on_host, [part.on_host for part in responses]
     behind = [part.behind for part in responses]
     masks = [prompts.mask, *(part.mask for part in behind)]
     mask = torch.cat(masks, 1)
@@ -118,15 +129,18 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
         before = [last, lying[:, :-1]]
         if part.leading is not None:
             before.insert(0, places.gather(1, _before(part.leading)))
-        predicting.append(torch.cat(before, 1)[part.mask])
+        predicting.append(sent(torch.cat(before, 1)[part.mask], device))
         start += own.ids.shape[1]
     lengths = torch.stack([part.sum(1) for part in masks], 1).tolist()
     more = (0, ids.shape[1] - prompts.ids.shape[1])
     return PackedRow(
-        input_ids=ids[mask][None],
-        positions=positions[..., mask].unsqueeze(-2),
+        input_ids=sent(ids[mask][None], device),
+        host_ids=ids[mask][None],
+        positions=sent(positions[..., mask].unsqueeze(-2), device),
         inputs={
-            name: torch.nn.functional.pad(value, more)[mask][None] if is_by_token(name) else value
+            name: sent(torch.nn.functional.pad(value, more)[mask][None], device)
+            if is_by_token(name)
+            else inputs[name]
             for name, value in prompts.inputs.items()
         },
         spans=tuple(Span(prompt=row[0], responses=tuple(row[1:])) for row in lengths),

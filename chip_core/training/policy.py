@@ -74,13 +74,17 @@ class Policy(nn.Module):
         if self.objective.needs_divergence:
             known = {"rejected": reference.rejected.hidden, "chosen": reference.chosen.hidden}
             of_reference = torch.cat(
-                [value[responses[kind].mask] for kind, value in known.items() if value is not None]
+                [
+                    value[responses[kind].places]
+                    for kind, value in known.items()
+                    if value is not None
+                ]
             )
             both = self.objective.trains_chosen_divergence
             trained = sum(len(hidden[kind]) for kind in known if both or kind == "rejected")
         scores = head_scores(
             torch.cat(list(hidden.values())),
-            torch.cat([of.ids[of.mask] for of in responses.values()]),
+            torch.cat([of.ids[of.places] for of in responses.values()]),
             self.head,
             reference_hidden=of_reference,
             reference_head=reference_head,
@@ -113,7 +117,7 @@ class Policy(nn.Module):
         hidden = self._hidden(batch)
         scores = head_scores(
             torch.cat(list(hidden.values())),
-            torch.cat([of.ids[of.mask] for of in responses.values()]),
+            torch.cat([of.ids[of.places] for of in responses.values()]),
             self.head,
             chunk=self.logits_chunk,
         )
@@ -122,7 +126,7 @@ class Policy(nn.Module):
             **{
                 kind: ResponseReference(
                     logps=logps,
-                    hidden=spread(hidden[kind], responses[kind].mask) if kind in kept else None,
+                    hidden=spread(hidden[kind], responses[kind]) if kind in kept else None,
                 )
                 for kind, logps in _by_kind(scores.logps, responses).items()
             }
@@ -138,9 +142,9 @@ class Policy(nn.Module):
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
-        ids = responses.ids[responses.mask]
+        ids = responses.ids[responses.places]
         scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
-        return spread(scores.logps, responses.mask)
+        return spread(scores.logps, responses)
 
     def states(self, batch: PairBatch) -> ResponseStates:
         """Return the hidden states that predict a batch's responses."""
@@ -157,10 +161,10 @@ class Policy(nn.Module):
         return {kind: getattr(states, kind) for kind in _responses(batch)}
 
 
-def spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Return values of a mask's true entries in their places, (N, …) to (B, C, …); else 0."""
-    whole = values.new_zeros((*mask.shape, *values.shape[1:]))
-    return whole.index_put(mask.nonzero(as_tuple=True), values)
+def spread(values: Tensor, responses: Responses) -> Tensor:
+    """Return values of responses' tokens in their places, (N, …) to (B, C, …); else 0."""
+    whole = values.new_zeros((*responses.mask.shape, *values.shape[1:]))
+    return whole.index_put(responses.places, values)
 
 
 def _responses(batch: PairBatch) -> dict[str, Responses]:
@@ -172,8 +176,8 @@ def _by_kind(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tenso
     """Return values of the first of all positions as (B, C) of each response that they cover."""
     parted, start = {}, 0
     for kind, of in responses.items():
-        length = int(of.mask.sum())
+        length = len(of.places[0])
         if start < len(values):
-            parted[kind] = spread(values[start : start + length], of.mask)
+            parted[kind] = spread(values[start : start + length], of)
         start += length
     return parted

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
+from chip_core.models.placeholders import counted_on_host
 from chip_core.models.precision import as_held
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
 from chip_core.training.layout import PackedRow, pack, pack_prompts, pad
@@ -70,7 +71,10 @@ def rejected_image_states(model: Any, batch: PairBatch, *, prefix_sharing: bool)
 
 def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
     rows = pad(prompts, responses)
-    with inject_cached_features(inner, prompts.features):
+    with (
+        inject_cached_features(inner, prompts.features),
+        counted_on_host(inner, rows.host_ids),
+    ):
         hidden: Tensor = inner(
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
@@ -106,13 +110,14 @@ def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
 
 
 def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
-    hidden: Tensor = inner(
-        input_ids=row.input_ids,
-        # Of four dimensions, so that the model makes no mask of its own; nothing looks at it.
-        attention_mask=torch.zeros(1, 1, 1, 1, device=row.input_ids.device),
-        position_ids=row.positions,
-        packing=row.spans,
-        use_cache=False,
-        **as_held(row.inputs, inner),
-    ).last_hidden_state
+    with counted_on_host(inner, row.host_ids):
+        hidden: Tensor = inner(
+            input_ids=row.input_ids,
+            # Of four dimensions, so that the model makes no mask of its own; nothing looks at it.
+            attention_mask=torch.zeros(1, 1, 1, 1, device=row.input_ids.device),
+            position_ids=row.positions,
+            packing=row.spans,
+            use_cache=False,
+            **as_held(row.inputs, inner),
+        ).last_hidden_state
     return tuple(hidden[0, places] for places in row.predicting)

@@ -229,7 +229,7 @@ class Trainer:
     ) -> tuple[dict[str, float], bool]:
         """Make one update; return its figures, and whether any worker was asked to stop."""
         began, waited = time.perf_counter(), loader.waited
-        sums = self._accumulate(share, loader)
+        sums = _numbers(self._accumulate(share, loader))
         sums["stop"] = float(stop())
         # From here on, known to all workers alike.
         sums = self.compute.workers.sums(sums, self.compute.device)
@@ -266,15 +266,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return told
 
-    def _accumulate(self, share: Share, loader: Loader) -> dict[str, float]:
+    def _accumulate(self, share: Share, loader: Loader) -> dict[str, Tensor | float]:
         """Add up the gradient of this worker's share of a global batch; return sums of figures.
+
+        What a device has to say of them stays there: asking it would wait for it.
 
         The gradient is this worker's until its last pass, in which it becomes the mean over the
         global batch.
         """
         size = self.config.training.batch_size
         reference, cut = self.reference.source, self.batches.cut
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor | float] = {}
         for number, (portion, _) in enumerate(share, start=1):
             batch = self.reference.attach_features(loader.next()).to(self.compute.device)
             known = reference.scores(batch)
@@ -327,7 +329,18 @@ def _precision(config: TrialConfig) -> dict[str, str]:
     return {"precision": ", ".join(f"{part} {held}" for part, held in parts.items())}
 
 
-def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:
+def _numbers(sums: dict[str, Tensor | float]) -> dict[str, float]:
+    """Return figures as numbers, which are waited for once."""
+    tensors = {name: value for name, value in sums.items() if isinstance(value, Tensor)}
+    numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
+    known = dict(zip(tensors, numbers, strict=True))
+    return {
+        name: value if not isinstance(value, Tensor) else known[name]
+        for name, value in sums.items()
+    }
+
+
+def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, Tensor | float]:
     """Return what is shown of a batch, each summed over its pairs."""
     margin = result.chosen_reward - result.rejected_reward
     parts: dict[str, Tensor] = {
@@ -338,7 +351,7 @@ def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, float]:
         "reward/margin": margin,
         "reward/accuracy": (margin > 0).float(),
     }
-    sums = {name: value.detach().double().sum().item() for name, value in parts.items()}
+    sums = {name: value.detach().double().sum() for name, value in parts.items()}
     return {**sums, "void": float(batch.void), "tokens": float(batch.tokens)}
 
 
