@@ -11,6 +11,7 @@ Shapes: T tokens of a packed row, N response positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -139,6 +140,7 @@ def footprint(
     *,
     stored: bool,
     precision: Precision | None = None,
+    spread: bool = False,
 ) -> Footprint:
     """Return what a step of a training takes; nothing of the model's size is held.
 
@@ -148,16 +150,18 @@ def footprint(
         shape: of a forward pass.
         stored: whether the reference is read from a store, and not computed in the step.
         precision: None: the trial's own.
+        spread: whether it is to be `sharded`: gradients are then spread as they are made.
     """
     precision = precision or precision_of(config)
+    beside = spread or accumulates(config, shape)
 
     def of(layers: int) -> _Measured:
         with FakeTensorMode():
             step = _Step(_shortened(found, layers), config, shape, precision, stored=stored)
-            return step.measured()
+            return step.measured(beside=beside)
 
     layers = found.get_text_config().num_hidden_layers
-    if layers > _FEW + 1 and accumulates(config, shape):
+    if layers > _FEW + 1 and beside:
         # Each layer keeps as much, and the fullest moment is the same one: two tell all.
         few, more = of(_FEW), of(_FEW + 1)
         if more.passing > few.passing:
@@ -300,17 +304,24 @@ class _Step:
         self._trained = set_trained(model, config)
         self._notes: list[str] = []
 
-    def measured(self) -> _Measured:
-        """Make the step and return what it takes."""
+    def measured(self, *, beside: bool) -> _Measured:
+        """Make the step and return what it takes.
+
+        Args:
+            beside: whether the pass adds to gradients that are there, beside its own peak.
+        """
         own = 0  # bytes of gradients that count as such and are in the pass's peak
-        if accumulates(self._config, self._shape):
-            if not self._precision.wide:  # those are beside the masters
-                for parameter in self._trained:  # the passes before have left their gradients
-                    parameter.grad = torch.empty_like(parameter)
-        else:
-            own = _bytes(self._trained)
+        made: list[Tensor] = []
+        for parameter in self._trained:
+            if self._precision.wide or beside:  # it goes to what is held, as soon as it is made
+                wide = self._precision.wide and not beside
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    functools.partial(_take, made if wide else None)
+                )
+            if not beside:
+                own += parameter.numel() * (_FP32 if self._precision.wide else parameter.itemsize)
         there = [*self._model.parameters(), *self._model.buffers()]
-        with _Memory([*there, *(p.grad for p in self._trained if p.grad is not None)]) as memory:
+        with _Memory(there) as memory:
             self.run(memory)
         trained = sum(p.numel() for p in self._trained)
         return _Measured(
@@ -454,6 +465,13 @@ class _Step:
         within = {id(p) for layer in layers for p in layer.parameters()}
         rest = [p for p in self._model.parameters() if id(p) not in within]
         return 2 * largest + _bytes(rest) + _bytes(p for p in rest if p.requires_grad)
+
+
+def _take(held: list[Tensor] | None, parameter: Tensor) -> None:
+    """Take a gradient from beside its weight; into a list, in fp32, or to what is there."""
+    if held is not None:
+        held.append(torch.empty(parameter.shape))
+    parameter.grad = None
 
 
 def _layer_class() -> Any:
