@@ -157,6 +157,10 @@ class BenchmarksConfig(Section):
 
     select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
     report: tuple[BenchmarkConfig, ...] = figure((), doc="for the table alone")
+    primary: str | None = engine(
+        None,
+        doc="the metric that a study is about which leaves out both its benchmarks and its primary",
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> BenchmarksConfig:

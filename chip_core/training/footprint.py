@@ -11,6 +11,7 @@ Shapes: T tokens of a packed row, N response positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -28,11 +29,14 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.memory import recompute_layers
 from chip_core.models.packing import Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
+from chip_core.models.precision import DTYPES, as_held
 from chip_core.objectives.head import OutputHead, head_scores
-from chip_core.training.states import autocast
+from chip_core.training.masters import PIECE_BYTES
 
 _FP32 = 4  # bytes
-_CPU = torch.device("cpu")
+
+#: Bytes of AdamW's two moments, a weight; int8 has a scale in fp32 for each 256.
+_STATES = {"fp32": 2.0 * 4, "int8": 2.0 * (1 + 4 / 256)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,6 @@ class Precision:
     trained: torch.dtype = torch.float32  # as the model computes with them; so are gradients
     master: int = 0  # bytes of a trained weight that the optimizer holds beside the model's
     states: float = 8.0  # bytes of the optimizer's states, a trained weight: AdamW's two in fp32
-    autocast: bool = False
     wide: bool = False  # whether gradients are added up in fp32, beside the masters
     piece: int | None = None  # bytes of gradients that an update widens at a time; None: none
 
@@ -117,7 +120,17 @@ class Footprint:
 
 def precision_of(config: TrialConfig) -> Precision:
     """Return what a trial's training holds its numbers in."""
-    return Precision(autocast=config.model.dtype == "bf16")
+    held = DTYPES[config.model.dtype]
+    masters = held != torch.float32
+    wide = config.training.gradients == "fp32"
+    return Precision(
+        frozen=held,
+        trained=held,
+        master=_FP32 if masters else 0,
+        states=_STATES[config.optimizer.states],
+        wide=masters and wide,
+        piece=PIECE_BYTES if masters and not wide else None,
+    )
 
 
 def footprint(
@@ -127,6 +140,7 @@ def footprint(
     *,
     stored: bool,
     precision: Precision | None = None,
+    spread: bool = False,
 ) -> Footprint:
     """Return what a step of a training takes; nothing of the model's size is held.
 
@@ -136,16 +150,18 @@ def footprint(
         shape: of a forward pass.
         stored: whether the reference is read from a store, and not computed in the step.
         precision: None: the trial's own.
+        spread: whether it is to be `sharded`: gradients are then spread as they are made.
     """
     precision = precision or precision_of(config)
+    beside = spread or accumulates(config, shape)
 
     def of(layers: int) -> _Measured:
         with FakeTensorMode():
             step = _Step(_shortened(found, layers), config, shape, precision, stored=stored)
-            return step.measured()
+            return step.measured(beside=beside)
 
     layers = found.get_text_config().num_hidden_layers
-    if layers > _FEW + 1 and accumulates(config, shape):
+    if layers > _FEW + 1 and beside:
         # Each layer keeps as much, and the fullest moment is the same one: two tell all.
         few, more = of(_FEW), of(_FEW + 1)
         if more.passing > few.passing:
@@ -190,11 +206,13 @@ class _Measured:
     def footprint(self, config: TrialConfig, precision: Precision) -> Footprint:
         """Return the parts at the fullest moment: of a pass, or of the update."""
         on_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-        # On a GPU torch's AdamW takes all weights at once, or as many as are widened at a time.
-        at_once = min(_FP32 * self.trained, precision.piece or _FP32 * self.trained)
-        stepping = at_once if on_gpu else 2 * _FP32 * self.largest
+        # AdamW is one kernel on a GPU and takes nothing beside; on a CPU a weight at a time, and
+        # so with moments in 8 bits, which are widened.
+        stepping = 0 if on_gpu else 2 * _FP32 * self.largest
+        if config.optimizer.states == "int8":
+            stepping = 4 * _FP32 * self.largest
         if precision.piece is not None:
-            stepping += at_once
+            stepping += max(min(_FP32 * self.trained, precision.piece), _FP32 * self.largest)
         in_pass = self.passing >= stepping
         of_head, read = (self.of_head, self.read) if in_pass else (0, 0)
         return Footprint(
@@ -286,17 +304,24 @@ class _Step:
         self._trained = set_trained(model, config)
         self._notes: list[str] = []
 
-    def measured(self) -> _Measured:
-        """Make the step and return what it takes."""
+    def measured(self, *, beside: bool) -> _Measured:
+        """Make the step and return what it takes.
+
+        Args:
+            beside: whether the pass adds to gradients that are there, beside its own peak.
+        """
         own = 0  # bytes of gradients that count as such and are in the pass's peak
-        if accumulates(self._config, self._shape):
-            if not self._precision.wide:  # those are beside the masters
-                for parameter in self._trained:  # the passes before have left their gradients
-                    parameter.grad = torch.empty_like(parameter)
-        else:
-            own = _bytes(self._trained)
+        made: list[Tensor] = []
+        for parameter in self._trained:
+            if self._precision.wide or beside:  # it goes to what is held, as soon as it is made
+                wide = self._precision.wide and not beside
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    functools.partial(_take, made if wide else None)
+                )
+            if not beside:
+                own += parameter.numel() * (_FP32 if self._precision.wide else parameter.itemsize)
         there = [*self._model.parameters(), *self._model.buffers()]
-        with _Memory([*there, *(p.grad for p in self._trained if p.grad is not None)]) as memory:
+        with _Memory(there) as memory:
             self.run(memory)
         trained = sum(p.numel() for p in self._trained)
         return _Measured(
@@ -337,8 +362,7 @@ class _Step:
     def _scored(self, memory: _Memory) -> tuple[Tensor, Tensor]:
         """Return a number that depends on all that the objective does, and the states under it."""
         shape, objective = self._shape, self._config.objective
-        with autocast(_CPU, bf16=self._precision.autocast):
-            states = self._states()
+        states = self._states()
         memory.part = "reference"
         pairs = shape.pairs
         lengths = [pairs * shape.rejected, pairs * shape.chosen]
@@ -353,16 +377,15 @@ class _Step:
             if head.weight.requires_grad and self._stored:
                 other = OutputHead(weight=torch.empty_like(head.weight, requires_grad=False))
         memory.part = "logits"
-        with autocast(_CPU, bf16=self._precision.autocast):
-            scores = head_scores(
-                states,
-                torch.zeros(len(states), dtype=torch.long),
-                head,
-                reference_hidden=with_reference,
-                reference_head=other,
-                kl_gradients=trained,
-                chunk=self._config.engine.logits_chunk,
-            )
+        scores = head_scores(
+            states,
+            torch.zeros(len(states), dtype=torch.long),
+            head,
+            reference_hidden=with_reference,
+            reference_head=other,
+            kl_gradients=trained,
+            chunk=self._config.engine.logits_chunk,
+        )
         memory.part = "activations"
         loss = scores.logps.sum()
         if scores.kl is not None and trained:
@@ -415,6 +438,7 @@ class _Step:
             if note not in self._notes:
                 self._notes.append(note)
             return None
+        given["pixel_values"] = as_held({"": given["pixel_values"]}, self._model)[""]
         made = inner.get_image_features(**given)
         made = getattr(made, "pooler_output", made)
         if isinstance(made, (list, tuple)):
@@ -441,6 +465,13 @@ class _Step:
         within = {id(p) for layer in layers for p in layer.parameters()}
         rest = [p for p in self._model.parameters() if id(p) not in within]
         return 2 * largest + _bytes(rest) + _bytes(p for p in rest if p.requires_grad)
+
+
+def _take(held: list[Tensor] | None, parameter: Tensor) -> None:
+    """Take a gradient from beside its weight; into a list, in fp32, or to what is there."""
+    if held is not None:
+        held.append(torch.empty(parameter.shape))
+    parameter.grad = None
 
 
 def _layer_class() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Disk:
 class Estimated:
     """What a step takes, and of what rows."""
 
-    footprint: Footprint  # of one worker, weights whole
+    footprint: Footprint  # of one worker
     basis: str
     adapted: bool  # whether adapters are trained
 
@@ -90,14 +90,6 @@ class Estimated:
         """Bytes of a trained model's folder."""
         found = self.footprint
         return _FP32 * (found.trained if self.adapted else found.trained + found.frozen)
-
-    def of_worker(self, config: TrialConfig, device: int | None) -> Footprint:
-        """Return what one worker holds: `auto` spreads weights where they do not fit whole."""
-        engine, whole = config.engine, self.footprint
-        spread = engine.parallel == "fsdp"
-        if engine.parallel == "auto" and engine.gpus_per_worker and device is not None:
-            spread = whole.total > device
-        return whole.sharded(engine.workers_per_trial) if spread else whole
 
 
 class MemoryEstimator:
@@ -111,15 +103,31 @@ class MemoryEstimator:
         """
         self._count = count
 
-    def of(self, config: TrialConfig, *, reference: bool) -> Estimated | None:
-        """Return what a trial's step takes; None where its model's sizes are not known.
+    def of(
+        self, config: TrialConfig, *, reference: bool, device: int | None = None
+    ) -> Estimated | None:
+        """Return what a worker's step takes; None where its model's sizes are not known.
 
         Args:
             config: the trial.
             reference: whether the reference is computed, and not read from stores.
+            device: bytes that a worker may take: `auto` spreads weights that do not fit whole.
         """
         if not self._count:
             return None
+        engine = config.engine
+        spread = engine.parallel == "fsdp" and engine.workers_per_trial > 1
+        found = self._kept(config, reference=reference, spread=spread)
+        if found is None or engine.workers_per_trial == 1:
+            return found
+        if engine.parallel == "auto" and engine.gpus_per_worker and device is not None:
+            spread = found.footprint.total > device
+            found = self._kept(config, reference=reference, spread=spread) if spread else found
+        if not spread or found is None:
+            return found
+        return replace(found, footprint=found.footprint.sharded(engine.workers_per_trial))
+
+    def _kept(self, config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
         engine = config.engine
         tree = config.model_dump(
             mode="json",
@@ -131,12 +139,12 @@ class MemoryEstimator:
                 tree,
                 [config.vision_encoder, config.projector, config.language_model],
                 [engine.micro_batch, engine.gradient_checkpointing, engine.prefix_sharing],
-                [engine.logits_chunk, wants_gpu(config), passes],
-                [config.reference_precision, reference],
+                [engine.logits_chunk, wants_gpu(config), passes or spread],
+                [config.reference_precision, reference, spread],
             ]
         )
         if key not in _KNOWN:
-            _KNOWN[key] = _estimated(config, reference=reference)
+            _KNOWN[key] = _estimated(config, reference=reference, spread=spread)
         return _KNOWN[key]
 
 
@@ -144,7 +152,7 @@ class MemoryEstimator:
 _KNOWN: dict[str, Estimated | None] = {}
 
 
-def _estimated(config: TrialConfig, *, reference: bool) -> Estimated | None:
+def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
     from chip_core.models.published import config_of
     from chip_core.training.footprint import footprint
     from orchestrator.cost.rows import rows_of_trial
@@ -154,7 +162,7 @@ def _estimated(config: TrialConfig, *, reference: bool) -> Estimated | None:
         if found is None:
             return None
         rows = rows_of_trial(found, config)
-        made = footprint(found, config, rows.longest, stored=not reference)
+        made = footprint(found, config, rows.longest, stored=not reference, spread=spread)
     except (ValueError, AttributeError, TrialError):  # a family that this is not made for
         return None
     return Estimated(footprint=made, basis=rows.basis, adapted=config.language_model == "lora")
@@ -182,8 +190,10 @@ def fits(
         first = trials[0]
         config, device = first.config, _device(first.config, at_once, given)
         measured = rates.size("memory", kind)
-        reckoned = None if measured else estimator.of(config, reference=not first.offered)
-        worker = None if reckoned is None else reckoned.of_worker(config, device)
+        reckoned = None
+        if measured is None:
+            reckoned = estimator.of(config, reference=not first.offered, device=device)
+        worker = None if reckoned is None else reckoned.footprint
         size = measured[0] if measured else None if worker is None else worker.total
         changes: tuple[Change, ...] = ()
         if worker is not None and device is not None and worker.total > device:
@@ -209,6 +219,11 @@ _ENGINE: tuple[Mapping[str, Any], ...] = (
     {"engine.gradient_checkpointing": True},
     {"engine.micro_batch": 1},
 )
+#: Where weights are held in bf16: gradients and moments in less.
+_LESS: tuple[Mapping[str, Any], ...] = (
+    {"training.gradients": "bf16"},
+    {"optimizer.states": "int8"},
+)
 _WORKERS = (2, 4, 8)
 
 
@@ -232,6 +247,16 @@ def changes_that_fit(
         if size is not None and size <= device:
             yield Change(settings=kept, bytes=size, figures=False)
             return
+    less = dict(kept)
+    for settings in _LESS if config.model.dtype == "bf16" else ():
+        changed = _with(config, {**less, **settings})
+        if changed is None or changed == _with(config, less):
+            continue
+        less |= settings
+        size = _size(changed, device, estimator, stored=True)
+        if size is not None and size <= device:
+            yield Change(settings=less, bytes=size, figures=True)
+            break
     if wants_gpu(config) and config.engine.workers_per_trial == 1:
         for workers in _WORKERS:
             more = {**kept, "engine.workers_per_trial": workers, "engine.parallel": "fsdp"}
@@ -251,8 +276,9 @@ def changes_that_fit(
 def _size(
     config: TrialConfig, device: int, estimator: MemoryEstimator, *, stored: bool
 ) -> int | None:
-    found = estimator.of(config, reference=not stored or config.reference_cache == "off")
-    return None if found is None else found.of_worker(config, device).total
+    computed = not stored or config.reference_cache == "off"
+    found = estimator.of(config, reference=computed, device=device)
+    return None if found is None else found.footprint.total
 
 
 def _with(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig | None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import orchestrator
 from chip_core import data, recipes
 from chip_core.config.trial import LARGEST_SEED, BenchmarksConfig
@@ -20,7 +22,13 @@ from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import expand_path
 from chip_core.utils.registry import suggestion
 from orchestrator.study.design import parse_layout
-from orchestrator.study.metrics import Wrong, benchmark_goals, parse_declared, parse_published
+from orchestrator.study.metrics import (
+    DeclaredFile,
+    Wrong,
+    benchmark_goals,
+    parse_declared,
+    parse_published,
+)
 from orchestrator.study.model import Cell, Study, StudyChanges
 from orchestrator.study.schema import StudyFile, follows, read_written
 from orchestrator.study.search import parse_tune
@@ -88,9 +96,9 @@ def load_study(
     seeds = _seeds(written, changes, wrong)
     layout = parse_layout(written, factors, wrong)
     problems.extend(variant_problems(changes, factors, layout.grid.when))
-    benchmarks = written.benchmarks or BenchmarksConfig()
+    benchmarks, about = _benchmarks(written, base)
     goals = benchmark_goals(benchmarks, wrong)
-    primary, secondary = parse_declared(written.primary, written.secondary, goals, wrong)
+    primary, secondary = parse_declared(about, written.secondary, goals, wrong)
 
     def cell(given: Mapping[str, Any], where: str) -> Cell | None:
         return layout.cell(given, where, wrong)
@@ -180,6 +188,21 @@ def _base(
         if problem is not None:
             problems.append(f"{_origin(key, changes, file)}: {problem}")
     return tree
+
+
+def _benchmarks(
+    written: StudyFile, base: Mapping[str, Any]
+) -> tuple[BenchmarksConfig, DeclaredFile | None]:
+    """Return what models are asked and the metric the study is about: its own, or the recipe's."""
+    own = written.benchmarks
+    try:
+        found = own or BenchmarksConfig.model_validate(base.get("benchmarks") or {})
+    except ValidationError:  # told of the recipe
+        found = BenchmarksConfig()
+    about = written.primary
+    if about is None and found.primary is not None:
+        about = DeclaredFile(metric=found.primary)
+    return found.model_copy(update={"primary": None}), about
 
 
 def _origin(key: str, changes: StudyChanges, file: Path) -> str:

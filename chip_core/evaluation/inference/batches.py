@@ -46,7 +46,8 @@ def make_batches(
 
     Args:
         items: all items.
-        size: most items of a batch.
+        size: most items of a batch; above 1, a picture's own are not parted up to twice as many:
+            each part would compute the picture anew.
         worker: which worker, from 0.
         workers: how many share the items.
     """
@@ -64,8 +65,9 @@ def _filled(groups: Sequence[Sequence[Item]], size: int) -> Iterator[Batch]:
     held: list[tuple[Item, ...]] = []
     kind: object = None
     for group in groups:
-        for start in range(0, len(group), size):
-            part = tuple(group[start : start + size])
+        most = len(group) if size > 1 and len(group) <= 2 * size else size
+        for start in range(0, len(group), most):
+            part = tuple(group[start : start + most])
             full = sum(map(len, held)) + len(part) > size
             if held and (full or _kind(part) != kind):
                 yield Batch(groups=tuple(held))

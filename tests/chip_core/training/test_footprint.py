@@ -18,6 +18,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import PreferencePair
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.models.precision import DTYPES, hold
 from chip_core.training.footprint import RowShape, footprint, operations
 from chip_core.training.trainer import Trainer
 
@@ -71,6 +72,7 @@ def taken(config: TrialConfig, family: str, folder: Path) -> tuple[Taken, RowSha
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(found, dtype=torch.float32).eval()
     model = attach_adapters(model, config)
+    model = hold(model, config.model.dtype)
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     given = pairs()
     with Trainer(config, model=model, processor=processor, pairs=given, folder=folder) as trainer:
@@ -98,17 +100,18 @@ def taken(config: TrialConfig, family: str, folder: Path) -> tuple[Taken, RowSha
     return Taken(steps=max(totals) - before, weights=weights), shape
 
 
-def copies(config: TrialConfig, family: str) -> int:
-    """Bytes of the old weights that a reference computed in the step keeps."""
+def before(config: TrialConfig, family: str) -> int:
+    """Bytes of what a trainer holds before its first step: old weights, and masters."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(wider(family)[0], dtype=torch.float32)
         model = attach_adapters(model, config)
-    return sum(
-        4 * parameter.numel()
-        for part in trained_parts(model, config).values()
-        for name, parameter in part.items()
-        if not is_adapter(name)
-    )
+    held = DTYPES[config.model.dtype]
+    size = 0
+    for part in trained_parts(model, config).values():
+        for name, parameter in part.items():
+            size += 0 if is_adapter(name) else held.itemsize * parameter.numel()
+            size += 0 if held == torch.float32 else 4 * parameter.numel()
+    return size
 
 
 BF16 = {"path": "x", "dtype": "bf16"}
@@ -137,8 +140,16 @@ BF16 = {"path": "x", "dtype": "bf16"}
             },
         ),
         ("llava", {"engine": {"micro_batch": 4, "logits_chunk": 64}, "model": BF16}),
+        (
+            "llava",
+            {
+                "model": BF16,
+                "training": {"batch_size": 4, "epochs": 2, "gradients": "bf16"},
+                "engine": {"micro_batch": 2},
+            },
+        ),
     ],
-    ids=["full", "lora", "checkpointing", "tower", "chunks"],
+    ids=["full", "lora", "checkpointing", "tower", "chunks", "bf16-gradients"],
 )
 def test_it_is_what_the_trainers_steps_take(
     family: str, given: dict[str, Any], tmp_path: Path
@@ -153,7 +164,7 @@ def test_it_is_what_the_trainers_steps_take(
     seen, shape = taken(config, family, tmp_path)
     found = footprint(wider(family)[0], config, shape, stored=False)
     assert found.weights == seen.weights
-    estimated = found.total - found.weights - copies(config, family)  # which were there before
+    estimated = found.total - found.weights - before(config, family)
     print(f"{family} {given}: {estimated:,} estimated, {seen.steps:,} taken")
     assert estimated == pytest.approx(seen.steps, rel=0.05)
 

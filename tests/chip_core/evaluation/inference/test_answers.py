@@ -248,3 +248,12 @@ def test_like_goes_with_like() -> None:
     alone = make_batches(items, size=1)
     assert sorted(i.id for batch in alone for i in batch.items) == list("abcdef")
     assert all(len(batch.items) == 1 for batch in alone)
+
+
+def test_a_pictures_questions_are_not_parted_up_to_twice_the_batch() -> None:
+    """AMBER's fourteen in batches of eight: each picture is computed once."""
+    asked = families.items(questions=14)
+    batches = make_batches(asked, size=8)
+    assert [len(batch.items) for batch in batches] == [14, 14, 14]
+    assert len({batch.items[0].pictures[0].key for batch in batches}) == 3
+    assert [len(batch.items) for batch in make_batches(asked, size=6)] == [6, 6, 2] * 3

@@ -1,0 +1,75 @@
+"""The table of memory by recipe and device of docs/scale.md: computed, nothing of it measured.
+
+    python -m benchmarks.memory [--json FILE]
+
+Each row is a recipe, as it is or with settings beside it; a step is made on torch's fake tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from chip_core import recipes
+from chip_core.config.validation import set_key, trial_config
+from orchestrator.cost.devices import DEVICES
+from orchestrator.cost.memory import MemoryEstimator
+
+_LESS = {"training.gradients": "bf16", "optimizer.states": "int8"}
+_ONE = {"engine.workers_per_trial": 1, "engine.parallel": "auto"}
+
+#: Recipe, and settings beside it.
+ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("llava-1.6-7b", {}),
+    ("llava-1.6-7b-full", {}),
+    ("llava-1.6-7b-full", {"engine.workers_per_trial": 8}),
+    ("llava-1.6-7b-full", _ONE | _LESS),
+    ("llava-1.6-7b-full", _ONE),
+    ("llava-1.5-7b", {}),
+    ("muffin-13b", {}),
+    ("qwen2.5-vl-3b", {}),
+    ("smolvlm-500m", {}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = [row(name, settings) for name, settings in ROWS]
+    print("| recipe | GiB of a GPU | of that | fits |\n|---|---|---|---|")
+    for each in found:
+        parts = ", ".join(
+            f"{name} {size / 2**30:.1f}" for name, size in each["parts"].items() if size > 2**25
+        )
+        fits = ", ".join(each["fits"]) or "none"
+        settings = ", ".join(f"`{key}: {value}`" for key, value in each["settings"].items())
+        print(f"| `{each['recipe']}` {settings} | {each['bytes'] / 2**30:.1f} | {parts} | {fits} |")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def row(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    tree = recipes.read_yaml(recipes.find(name))
+    for key, value in settings.items():
+        set_key(tree, key, value)
+    config = trial_config(tree, name)
+    stored = config.training.augment == "off"
+    made = MemoryEstimator(count=True).of(config, reference=not stored)
+    assert made is not None
+    worker = made.footprint
+    return {
+        "recipe": name,
+        "settings": settings,
+        "bytes": worker.total,
+        "parts": dict(worker.parts),
+        "basis": made.basis,
+        "notes": list(worker.notes),
+        "fits": [device.name for device in DEVICES.values() if worker.total <= device.room],
+    }
+
+
+if __name__ == "__main__":
+    main()
