@@ -30,7 +30,7 @@ from chip_core.training.exactness import share_prefixes
 from chip_core.training.optimizer import encoder_only_steps, learning_rates, make_optimizer
 from chip_core.training.parallel import Compute, DDPStrategy, SingleProcessStrategy
 from chip_core.training.policy import Policy
-from chip_core.training.reference import ReferenceCaches, TrainingReference
+from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
 from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.utils.files import JsonlWriter, read_records, record_line, write_bytes
@@ -120,10 +120,12 @@ class Trainer:
             if caches is not None:
                 opened = caches.open(self.policy, config, processor=processor, pairs=pairs)
             self.strategy = make_strategy(self.policy, config, self.compute)
-            if opened is None:
-                self.reference = TrainingReference(source=self.strategy.reference())
-            else:
+            if opened is not None:
                 self.reference = opened.reference(self.strategy.reference)
+            elif config.objective.reference_reads:
+                self.reference = TrainingReference(source=self.strategy.reference())
+            else:  # no copy of what is trained is kept
+                self.reference = TrainingReference(source=NoReference())
             self.optimizer, self.schedule = make_optimizer(model, config, self.batches.steps)
             self.scope = GlobalBatchScope(config, workers, self.compute.device)
             carried = {"objective": self.scope} if self.scope.has_state else {}
