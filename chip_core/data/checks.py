@@ -21,14 +21,15 @@ class GoodRow:
     """A row that can be trained on."""
 
     row: SourceRow
-    further: Further
     size: tuple[int, int]  # of the image: width, height
 
 
 class RowChecker(Protocol):
     """Looks at rows for what else has to take them: a model's processor."""
 
-    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further) -> None:
+    def check(
+        self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further | None = None
+    ) -> None:
         """Raise RowError where it does not take a row with images of these sizes."""
 
 
@@ -61,7 +62,7 @@ def check_rows(
         except RowError as error:
             yield BadRow(place=source.place(index), reason=str(error))
             continue
-        yield GoodRow(row=row, further=further, size=sizes[0])
+        yield GoodRow(row=row, size=sizes[0])
 
 
 def _sizes(row: SourceRow, rejected_images: bool) -> list[tuple[int, int]]:
@@ -98,7 +99,9 @@ class ProcessorChecker:
         self._processor = processor
         self._refused: dict[tuple[int, int], str | None] = {}  # by size: the processor's words
 
-    def check(self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further) -> None:
+    def check(
+        self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further | None = None
+    ) -> None:
         """Check a row.
 
         Args:
@@ -110,6 +113,7 @@ class ProcessorChecker:
             RowError: the processor would refuse it.
         """
         texts = {name: getattr(row.texts, name) for name in ("prompt", "chosen", "rejected")}
+        further = further or Further()
         texts |= {"other": further.other, "second_prompt": further.second_prompt}
         for name, text in texts.items():
             mark = None if text is None else self.marks.problem(text)

@@ -7,7 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class SourceRow:
     image: ImageRef
     rejected_image: ImageRef | None
     images: ImageReader
-    raw: Mapping[str, Any]  # for what an objective asks beside that (`further_of`)
+    raw: Mapping[str, Any] = field(default_factory=dict)  # for `further_of`
 
     @property
     def id(self) -> str | None:

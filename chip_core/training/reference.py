@@ -78,6 +78,16 @@ class ReferenceCaches(Protocol):
         """Open those that are whole and this model's, which is not yet sharded, on all workers."""
 
 
+class NoReference:
+    """The reference of an objective that reads none of it."""
+
+    head: OutputHead | None = None
+
+    def scores(self, batch: PairBatch) -> ReferenceScores:
+        """Return nothing."""
+        return ReferenceScores()
+
+
 class LiveReference:
     """The policy as it was before training, computed anew for every batch.
 

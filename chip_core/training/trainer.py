@@ -36,7 +36,7 @@ from chip_core.training.parallel import (
     SingleProcessStrategy,
 )
 from chip_core.training.policy import Policy
-from chip_core.training.reference import ReferenceCaches, TrainingReference
+from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
 from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.utils.files import JsonlWriter, read_records, record_line, write_bytes
@@ -127,10 +127,12 @@ class Trainer:
                     self.policy, config, processor=processor, pairs=pairs, workers=workers
                 )
             self.strategy = make_strategy(self.policy, config, self.compute)
-            if opened is None:
-                self.reference = TrainingReference(source=self.strategy.reference())
-            else:
+            if opened is not None:
                 self.reference = opened.reference(self.strategy.reference)
+            elif config.objective.reference_reads:
+                self.reference = TrainingReference(source=self.strategy.reference())
+            else:  # no copy of what is trained is kept
+                self.reference = TrainingReference(source=NoReference())
             self.masters = None
             if config.model.dtype == "bf16":
                 self.masters = Masters(model, config)
