@@ -63,7 +63,7 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
     count = _counter(config.model)
     both = spec.kind == "text"
     tokens = fmean(count(pair[0]) + (count(pair[1]) if both else 0) for pair in texts)
-    head = 0 if spec.hidden is None else BYTES["fp32"] * width * vocabulary
+    head = 0 if spec.hidden is None else BYTES[config.model.dtype] * width * vocabulary
     return round(samples * tokens * bytes_a_token(spec, width)) + head
 
 
