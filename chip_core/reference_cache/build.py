@@ -234,7 +234,7 @@ def _write(
     device = device_of(config)
     group = BuildGroup(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
-    needed = len(missing.heads) * weights.weight.numel() * BYTES["fp32"]
+    needed = len(missing.heads) * weights.weight.numel() * BYTES[config.model.dtype]
     for spec in passes:
         shards = [number for number, specs in missing.shards.items() if spec in specs]
         places = [place for number in shards for place in shard_rows(number, len(pairs))]

@@ -64,7 +64,7 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
     # A third response is taken to be as long as the chosen one.
     sides = [int(VIEWS[view][1] == "rejected") for view in spec.reads]
     tokens = fmean(sum(pair[side] for side in sides) for pair in lengths)
-    head = 0 if spec.hidden is None else BYTES["fp32"] * width * vocabulary
+    head = 0 if spec.hidden is None else BYTES[config.model.dtype] * width * vocabulary
     return round(samples * tokens * bytes_a_token(spec, width)) + head
 
 

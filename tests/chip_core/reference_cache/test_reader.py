@@ -367,6 +367,22 @@ def test_a_store_of_another_model_is_not_used(
     assert "its log-probabilities are not this model's" in note
 
 
+def test_in_bf16_what_is_stored_is_what_is_computed_to_rounding(
+    configured: Configured, tmp_path: Path
+) -> None:
+    """Hidden states are bf16 in either, and kept in bf16 whatever the key says.
+
+    A pass computes other pairs together than a step does, which in bf16 may round otherwise.
+    """
+    config = configured(model={"path": "shapes", "dtype": "bf16"}, reference_cache="fp32")
+    stores = offered(config, tmp_path / "cache")
+    assert [spec.hidden for spec in stores.passes if spec.kind == "text"] == ["bf16"]
+    live = run_trial(config, folder=tmp_path / "live")
+    stored = run_trial(config, folder=tmp_path / "stored", caches=stores)
+    assert (live.engine["reference"], stored.engine["reference"]) == ("live", "stored")
+    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "live"), rel=1e-3)
+
+
 def test_a_store_that_one_worker_cannot_use_none_does(
     configured: Configured, tmp_path: Path
 ) -> None:
