@@ -65,7 +65,7 @@ def _filled(groups: Sequence[Sequence[Item]], size: int) -> Iterator[Batch]:
     held: list[tuple[Item, ...]] = []
     kind: object = None
     for group in groups:
-        most = len(group) if 1 < size and len(group) <= 2 * size else size
+        most = len(group) if size > 1 and len(group) <= 2 * size else size
         for start in range(0, len(group), most):
             part = tuple(group[start : start + most])
             full = sum(map(len, held)) + len(part) > size
