@@ -101,14 +101,14 @@ def asked() -> dict[str, float]:
 
 def dependence() -> dict[str, tuple[int, int]]:
     """Count the answers that are others when they are made together."""
-    model, processor = loading.load(ModelConfig(path="shapes"))
     items = BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:200]
     changed = {}
-    for what, settings in (
-        ("greedy, fp32", {}),
-        ("three beams, fp32", {"num_beams": 3}),
-        ("greedy, bf16", {"bf16": True}),
+    for what, dtype, settings in (
+        ("greedy, fp32", "fp32", {}),
+        ("three beams, fp32", "fp32", {"num_beams": 3}),
+        ("greedy, bf16", "bf16", {"bf16": True}),
     ):
+        model, processor = loading.load(ModelConfig(path="shapes", dtype=dtype))
         alone, together = (
             generate(
                 model,

@@ -134,7 +134,7 @@ def _ways(
     workload: Workload,
     given: argparse.Namespace,
 ) -> dict[str, Callable[[], Tensor]]:
-    policy = Policy(model, config.objective, prefix_sharing=True, bf16=True)
+    policy = Policy(model, config.objective, prefix_sharing=True)
     reference = LiveReference(policy, config)
     stored = reference.scores(batch)
 

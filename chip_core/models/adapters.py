@@ -187,7 +187,11 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
     """
     from safetensors.torch import save_file
 
-    weights = whole_weights(model, keep=write) if is_sharded(model) else None
+    weights = None
+    if is_sharded(model):
+        # Of an adapted model, what is written alone comes together: the rest is the base model's.
+        names = _written_names(model, config) if is_adapted(model) else None
+        weights = whole_weights(model, keep=write, names=names)
     if not write:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +210,13 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
     }
     if beside:
         save_file(beside, folder / TRAINED_PARTS, metadata={"format": "pt"})
+
+
+def _written_names(model: Any, config: TrialConfig) -> set[str]:
+    """Return which weights of an adapted model's state dict its folder holds."""
+    parts = trained_parts(model.get_base_model(), config).values()
+    beside = {WITHIN_PEFT + name for part in parts for name in part}
+    return beside | {name for name in model.state_dict() if is_adapter(name)}
 
 
 def read_adapter(model: Any, folder: Path) -> None:

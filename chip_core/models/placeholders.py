@@ -38,7 +38,7 @@ def counted_on_host(inner: Any, ids: Tensor) -> Iterator[None]:
                 f"the row has {tokens} image tokens, and its images "
                 f"{image_features.numel() / inputs_embeds.shape[-1]:g} features"
             )
-        return (input_ids == token).unsqueeze(-1)
+        return input_ids.eq(token).unsqueeze(-1)
 
     inner.get_placeholder_mask = mask  # on the instance, over the class's own
     try:

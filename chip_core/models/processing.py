@@ -3,6 +3,9 @@
 The processors of some families (Qwen-VL, SmolVLM) are made with a video processor, which needs
 torchvision or num2words. Images and text need neither: there the family's own class is put
 together without it.
+
+Images are always resized by Pillow: torchvision's resizing, which transformers takes where it is
+installed, gives other pixels by a thousandth, and what is installed is in no fingerprint.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
             source, trust_remote_code=trust_remote_code, **options
         )
         if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
+            if _resizes_by_torchvision(processor.image_processor):
+                processor.image_processor = _by_pillow(source, trust_remote_code, **options)
             return processor
         reason = f"AutoProcessor found a {type(processor).__name__} alone"
     except (ImportError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
@@ -113,13 +118,11 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
 
 
 def _from_parts(source: str, trusted: bool, **options: Any) -> Any:
-    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import cached_file
 
     model_type = AutoConfig.from_pretrained(source, trust_remote_code=trusted, **options).model_type
-    image_processor = AutoImageProcessor.from_pretrained(
-        source, use_fast=False, trust_remote_code=trusted, **options
-    )
+    image_processor = _by_pillow(source, trusted, **options)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted, **options)
 
     def text(name: str) -> str | None:
@@ -138,6 +141,19 @@ def _from_parts(source: str, trusted: bool, **options: Any) -> Any:
         or tokenizer.chat_template
     )
     return compose(model_type, image_processor, tokenizer, chat_template=template, **settings)
+
+
+def _by_pillow(source: str, trusted: bool, **options: Any) -> Any:
+    """Return a source's image processor that takes nothing but Pillow and numpy."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(
+        source, backend="pil", trust_remote_code=trusted, **options
+    )
+
+
+def _resizes_by_torchvision(image_processor: Any) -> bool:
+    return any(each.__name__ == "TorchvisionBackend" for each in type(image_processor).__mro__)
 
 
 def _family(model_type: str) -> Any:

@@ -5,7 +5,7 @@ Every worker of a training has to come to each of these functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -34,11 +34,21 @@ def whole(value: Any, *, keep: bool = True) -> Any:
     return together.cpu() if keep else together.new_empty(0)
 
 
-def whole_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
-    """Return a model's state dict with `whole` weights; tied ones are one tensor."""
+def whole_weights(
+    model: nn.Module, *, keep: bool = True, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Return a model's state dict with `whole` weights; tied ones are one tensor.
+
+    Args:
+        model: all workers come here with theirs.
+        keep: as for `whole`.
+        names: of the weights wanted; None: all.
+    """
     known: dict[int, Tensor] = {}
     weights = {}
     for name, value in model.state_dict(keep_vars=True).items():
+        if names is not None and name not in names:
+            continue
         if id(value) not in known:
             known[id(value)] = whole(value.detach(), keep=keep)
         weights[name] = known[id(value)]

@@ -38,8 +38,8 @@ class Masters:
             for weight in parameters.values()
         }
         # Called as soon as a pass has made a weight's gradient: never are all there in bf16.
-        self._hooks = [
-            weight.register_post_accumulate_grad_hook(self._add)
+        self._hooks: list[Any] = [
+            weight.register_post_accumulate_grad_hook(self._add)  # type: ignore[no-untyped-call]
             for weight in (self._of if self._wide else ())
         ]
 

@@ -16,7 +16,12 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairBatch, PairEncoder
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
-from chip_core.models.adapters import attach_adapters, decoder_linears, merge_adapters
+from chip_core.models.adapters import (
+    attach_adapters,
+    decoder_linears,
+    merge_adapters,
+    without_adapter,
+)
 from chip_core.models.parts import named_parts, set_trained
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.training.optimizer import encoder_only_steps
@@ -218,3 +223,15 @@ def test_nothing_to_train_is_an_error() -> None:
         TrialConfig(
             model="shapes", vision_encoder="frozen", projector="frozen", language_model="frozen"
         )
+
+
+def test_an_adapter_that_is_off_keeps_its_marks(shapes_config: Configured) -> None:
+    """PEFT takes them away, and FSDP notes at its first pass what is trained."""
+    config = shapes_config(language_model="lora", lora={"rank": 2})
+    policy = attach_adapters(loading.load(config.model)[0], config)
+    set_trained(policy, config)
+    before = {name: weight.requires_grad for name, weight in policy.named_parameters()}
+    assert any(before.values())
+    with without_adapter(policy):
+        assert {name: weight.requires_grad for name, weight in policy.named_parameters()} == before
+    assert {name: weight.requires_grad for name, weight in policy.named_parameters()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -137,3 +138,23 @@ def test_weights_outlive_their_masters(model: Any) -> None:
     assert gone() is None
     torch.autograd.backward(trained[:1], [torch.ones_like(trained[0])])
     assert trained[0].grad is not None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_one_kernel_updates_all_to_the_same_masters(model: Any) -> None:
+    config = configured("fp32")
+    found = []
+    for device in ("cpu", "cuda"):
+        placed = copy.deepcopy(model).to(device)
+        trained = set_trained(placed, config)
+        masters = Masters(placed, config)
+        optimizer, _ = make_optimizer(placed, config, STEPS, masters)
+        assert bool(optimizer.defaults["fused"]) == (device == "cuda")
+        for step in range(STEPS):
+            made = [gradient.to(device) for gradient in gradients(trained, step)]
+            torch.autograd.backward(trained[:-1], made)
+            norm = masters.norm(trained, sharded=False)
+            masters.update(trained, optimizer, norm, LIMIT)
+        found.append([masters.of(weight).detach().cpu() for weight in trained])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)

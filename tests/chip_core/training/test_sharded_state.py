@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.adapters import attach_adapters
+from chip_core.models import shards
+from chip_core.models.adapters import attach_adapters, write_weights
 from chip_core.models.parts import set_trained, trained_parts
 from chip_core.models.shards import whole
 from chip_core.training import checkpoint, sharded_state
@@ -204,3 +205,23 @@ def test_two_are_kept(base: Any, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         trained.checkpointer().save(tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+
+
+def test_of_an_adapted_model_only_what_is_written_comes_together(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen model of 7B is 14 GB, its adapters are megabytes."""
+    plain, sharded = Trained(base), Trained(base, sharded=True)
+    gathered: list[int] = []
+
+    def counting(value: Any, *, keep: bool = True) -> Any:
+        gathered.append(value.numel())
+        return whole(value, keep=keep)
+
+    monkeypatch.setattr(shards, "whole", counting)
+    write_weights(sharded.model, tmp_path / "sharded", CONFIG)
+    write_weights(plain.model, tmp_path / "plain", CONFIG)
+    assert sum(gathered) == sum(parameter.numel() for parameter in plain.parameters)
+    for name in ("adapter_model.safetensors", "trained_parts.safetensors"):
+        one, other = load_file(tmp_path / "plain" / name), load_file(tmp_path / "sharded" / name)
+        assert equal(one, other) and one
