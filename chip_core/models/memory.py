@@ -73,6 +73,9 @@ def check_room(needed: int, free: int, config: TrialConfig) -> None:
         advice.append("language_model: lora")
     if config.vision_encoder != "frozen":
         advice.append("vision_encoder: frozen")
+    if config.engine.workers_per_trial == 1:
+        workers = max(2, -(-needed // max(free, 1)))
+        advice.append(f"engine.workers_per_trial: {workers} with engine.parallel: fsdp")
     advice.append("a GPU with more memory, or a smaller model")
     raise TrialError(
         f"no room on the GPU: weights, gradients, optimizer and reference take "

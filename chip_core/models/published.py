@@ -104,6 +104,17 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
+#: Hub name -> (width of hidden states, vocabulary), of the same: planning reads no transformers.
+HEADS = {
+    "llava-hf/llava-1.5-7b-hf": (4096, 32064),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": (4096, 32064),
+    "llava-hf/llava-v1.6-mistral-7b-hf": (4096, 32064),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 151936),
+    "HuggingFaceTB/SmolVLM-500M-Instruct": (960, 49280),
+    "Yirany/RLHF-V_v0_SFT": (5120, 32004),
+}
+
+
 def config_of(model: ModelConfig) -> Any | None:
     """Return a model's configuration, from its files here or from its published sizes.
 

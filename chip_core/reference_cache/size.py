@@ -18,6 +18,7 @@ from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
 from chip_core.models import own
 from chip_core.models.loading import local_folder
+from chip_core.models.published import HEADS
 from chip_core.objectives.parts import VIEWS
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.utils.errors import ConfigError, TrialError
@@ -27,6 +28,11 @@ from chip_core.utils.files import read_json
 BYTES = {"fp32": 4, "bf16": 2}
 
 _SAMPLE = 128  # pairs whose responses are counted
+
+#: Pairs of public data, which planning does not open: their pages on the hub.
+PUBLISHED_ROWS = {"openbmb/RLHF-V-Dataset": 5733, "openbmb/RLAIF-V-Dataset": 83132}
+#: Tokens that a response of such data is taken to have.
+USUAL_RESPONSE = 160
 _LETTERS = 4.0  # characters of a token, where the tokenizer is not at hand
 
 
@@ -52,6 +58,8 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
         image = _image_bytes(config.model)
         return None if samples is None or image is None else samples * image
     shape = _shape(config.model)
+    if samples is None:
+        samples = published_rows(config.data)
     if samples is None or shape is None:
         return None
     width, vocabulary = shape
@@ -75,15 +83,24 @@ def response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
         ConfigError: the data cannot be read.
     """
     count = _counter(config.model)
+    if config.data.source in PUBLISHED_ROWS:
+        yield USUAL_RESPONSE, USUAL_RESPONSE
+        return
     for chosen, rejected in _responses(config.data):
         yield count(chosen), count(rejected)
+
+
+def published_rows(data: DataConfig) -> int | None:
+    """Return how many pairs public data has that planning does not open; None: not known."""
+    count = PUBLISHED_ROWS.get(data.source)
+    return count if count is None or data.limit is None else min(count, data.limit)
 
 
 def _shape(model: ModelConfig) -> tuple[int, int] | None:
     """Return (width, vocabulary) of a model that is on this machine."""
     file = _file(model, "config.json")
     if file is None:
-        return None
+        return HEADS.get(model.path)
     try:
         raw = read_json(file)
         text: dict[str, Any] = raw.get("text_config") or raw

@@ -93,6 +93,3 @@ EAGER_SOURCE = (
     "AI with PyTorch II'; high: all weights read once a token at the device's bandwidth"
 )
 EAGER_LAYERS = 32
-
-#: Pairs of public data, which planning does not open: their pages on the hub.
-ROWS = {"openbmb/RLHF-V-Dataset": 5733, "openbmb/RLAIF-V-Dataset": 83132}

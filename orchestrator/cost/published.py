@@ -14,8 +14,9 @@ from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.benchmarks.published import SOURCES
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import ExternalBenchmark
+from chip_core.reference_cache.size import published_rows
 from chip_core.utils.errors import TrialError
-from orchestrator.cost.devices import EAGER_LAYERS, EAGER_TOKENS, ROWS, UTILIZATION, Device
+from orchestrator.cost.devices import EAGER_LAYERS, EAGER_TOKENS, UTILIZATION, Device
 from orchestrator.cost.kinds import LIVE, reference_of, row_kind, score_kind
 from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size
 from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
@@ -218,5 +219,5 @@ def _questions(settings: BenchmarkConfig) -> int | None:
 
 
 def _rows(config: TrialConfig) -> dict[tuple[Size, str], int]:
-    count = ROWS.get(config.data.source)
+    count = published_rows(config.data)
     return {} if count is None else {("rows", row_kind(config)): count}

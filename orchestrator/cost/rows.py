@@ -10,13 +10,13 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.data.files import is_hub_name
 from chip_core.models.published import image_size
-from chip_core.reference_cache.size import response_tokens
+from chip_core.reference_cache.size import USUAL_RESPONSE, response_tokens
 from chip_core.training.footprint import RowShape
 from chip_core.utils.errors import ConfigError
 
 #: Tokens that are taken for data that is not here: a question with the chat's layout, a response,
 #: and the longest response.
-QUESTION, USUAL, LONGEST = 60, 160, 512
+QUESTION, LONGEST = 60, 512
 _SAMPLE = 128  # pairs
 
 
@@ -66,7 +66,11 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
         )
 
     if not lengths:
-        return Rows(usual=shape(USUAL, USUAL), longest=shape(LONGEST, LONGEST), sampled=False)
+        return Rows(
+            usual=shape(USUAL_RESPONSE, USUAL_RESPONSE),
+            longest=shape(LONGEST, LONGEST),
+            sampled=False,
+        )
     sides = list(zip(*lengths, strict=True))
     return Rows(
         usual=shape(*(fmean(side) for side in sides)),

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 from chip_core import recipes
 from chip_core.config.trial import ModelConfig
 from chip_core.config.validation import trial_config
-from chip_core.models.published import MODELS, config_of, image_size
+from chip_core.models.published import HEADS, MODELS, config_of, image_size
 
 #: Millions of parameters, as the models' pages on the hub show them; of Muffin docs/muffin.md.
 MILLIONS = {
@@ -28,6 +28,8 @@ def test_a_models_parameters_are_as_many_as_published(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(found)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == MILLIONS[name]
+    text = found.get_text_config()
+    assert HEADS[name] == (text.hidden_size, text.vocab_size)
 
 
 def test_every_recipes_model_is_known() -> None:
