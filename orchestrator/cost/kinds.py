@@ -25,15 +25,15 @@ _OF_MODEL = {"device", "threads", "gpus_per_worker", "cpus_per_worker", "attenti
 _BY_SETTINGS = {"inpaint"}
 
 
-def reference_of(config: TrialConfig, offered: Sequence[CacheSpec]) -> str:
+def reference_of(config: TrialConfig, caches: Sequence[CacheSpec]) -> str:
     """Return where a trial's reference comes from, given the stores that it may read.
 
     Args:
         config: the trial.
-        offered: stores that are there, or are made before it.
+        caches: stores that are there, or are made before it.
     """
     stored = [
-        any(quantity in one.reads.get(view, ()) for one in offered)
+        any(quantity in one.reads.get(view, ()) for one in caches)
         for view, quantities in config.objective.reference_reads.items()
         for quantity in quantities
     ]

@@ -192,7 +192,7 @@ def fits(
         measured = rates.size("memory", kind)
         reckoned = None
         if measured is None:
-            reckoned = estimator.of(config, reference=not first.offered, device=device)
+            reckoned = estimator.of(config, reference=not first.caches, device=device)
         worker = None if reckoned is None else reckoned.footprint
         size = measured[0] if measured else None if worker is None else worker.total
         changes: tuple[Change, ...] = ()
@@ -330,7 +330,7 @@ def disk(
     checkpoints: int | None = 0
     for kind, trials in _by_training(work).items():
         first = trials[0]
-        reckoned = estimator.of(first.config, reference=not first.offered)
+        reckoned = estimator.of(first.config, reference=not first.caches)
         measured = rates.size("saved", kind)
         saved = measured[0] if measured else None if reckoned is None else reckoned.saved
         models = None if models is None or saved is None else models + saved * len(trials)

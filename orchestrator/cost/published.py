@@ -153,7 +153,7 @@ def _of_trial(
     yield ("model", work.start), (0.0, 0.0)
     yield ("row", work.row), (0.0, 0.0)
     if work.training is not None:
-        live = reference_of(config, work.offered) == LIVE
+        live = reference_of(config, work.caches) == LIVE
         pairs = config.training.batch_size / work.processes
         yield ("setup", work.training), (0.0, 0.0)
         yield (

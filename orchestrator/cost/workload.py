@@ -50,7 +50,7 @@ class TrialWork:
     training: str | None  # None: it is trained already, or is the untrained model
     rows: int | None  # of its data; None: not known on this machine
     asked: Mapping[str, BenchmarkQuestions]  # by "report/shapes"
-    offered: tuple[CacheSpec, ...] = ()  # the stores that its training reads
+    caches: tuple[CacheSpec, ...] = ()  # the stores that its training reads
     answered: bool = False  # its answers are there: they are scored, without its model
 
     @property
@@ -130,7 +130,7 @@ def _of_trial(
     trial: Trial,
     ledger: Ledger,
     storage: Path,
-    offered: tuple[CacheSpec, ...],
+    caches: tuple[CacheSpec, ...],
     questions: Mapping[str, int | None],
     rows_of: object,
 ) -> TrialWork:
@@ -141,8 +141,8 @@ def _of_trial(
     missing = set(record.missing(trial))
     if not trial.untrained and not trained and not answered:
         missing = set(trial.evaluations)  # trained anew: everything is scored
-        features = any(one.kind == "features" for one in offered)
-        training = training_kind(config, reference_of(config, offered), features=features)
+        features = any(one.kind == "features" for one in caches)
+        training = training_kind(config, reference_of(config, caches), features=features)
         assert callable(rows_of)
         rows = rows_of(config.data.model_dump_json())
     asked = {
@@ -161,7 +161,7 @@ def _of_trial(
         training=training,
         rows=rows,
         asked=asked,
-        offered=offered,
+        caches=caches,
         answered=answered,
     )
 

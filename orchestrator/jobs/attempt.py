@@ -71,7 +71,7 @@ def execute(
         began_cpu=began_cpu,
         places=job.places,
         earlier=job.earlier,
-        caches=job.offered,
+        caches=job.caches,
         stop=stop,
         notes=job.notes,
         share=job.share or (lambda: None),

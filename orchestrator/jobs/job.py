@@ -33,7 +33,7 @@ class Job:
     resume_from: Path | None = None  # an earlier attempt's, with a model or checkpoints
     places: DataPaths = DataPaths()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
-    offered: AvailableCaches | None = None  # the stores of reference passes that it may read
+    caches: AvailableCaches | None = None  # the stores of reference passes that it may read
     shard: BuildShard | None = None  # make this share of a reference pass, and nothing else
     answers: Path | None = None  # score the answers of this attempt's folder, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training
@@ -71,6 +71,6 @@ class Job:
             trained_model=None,
             resume_from=None,
             earlier=(),
-            offered=None,
+            caches=None,
             may_be_cut=False,
         )

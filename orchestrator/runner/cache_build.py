@@ -220,12 +220,12 @@ def attach_caches(
                 of_trial.setdefault(fingerprint, []).append(planned)
     cache = cache_folder(storage).absolute()
 
-    def offered(trial: Trial) -> AvailableCaches | None:
+    def caches_of(trial: Trial) -> AvailableCaches | None:
         found = of_trial.get(trial.fingerprint)
         ones = tuple(planned.one for planned in found or ())
         return AvailableCaches(cache=cache, passes=ones) if ones else None
 
-    return [(replace(job, offered=offered(trial)), trial, n) for job, trial, n in jobs]
+    return [(replace(job, caches=caches_of(trial)), trial, n) for job, trial, n in jobs]
 
 
 def _look(planned: PlannedCache, caches: ReferenceCacheStore, console: Console) -> None:

@@ -116,7 +116,7 @@ class StagedWorkspace:
         Raises:
             StorageError: it cannot be copied.
         """
-        offered, part = job.offered, job.shard
+        caches, part = job.caches, job.shard
 
         def on_file(done: int, total: int) -> None:
             report(Progress(phase=COPYING, done=done, total=total))
@@ -134,10 +134,10 @@ class StagedWorkspace:
                 self._fetch(self._below(job.answers), on_file)
             if job.scores and _judged(job):
                 self._replies.pull()
-            if offered is not None:
-                for one in offered.passes:
+            if caches is not None:
+                for one in caches.passes:
                     self._fetch_store(one.key, one.identity, on_file)
-                offered = replace(offered, cache=self._kept / CACHE)
+                caches = replace(caches, cache=self._kept / CACHE)
             if part is not None:
                 for one in part.passes:
                     partial = partial_folder(store_folder(Path(CACHE), one.key))
@@ -151,7 +151,7 @@ class StagedWorkspace:
             earlier=tuple(self.moved(folder) for folder in job.earlier),
             answers=None if job.answers is None else self.moved(job.answers),
             places=replace(job.places, judge_cache=self._replies.folder),
-            offered=offered,
+            caches=caches,
             shard=part,
             share=self.share,
         )

@@ -94,7 +94,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     from chip_core.trial import run_trial
 
     passes = find_passes(config, wanted)
-    offered = AvailableCaches(cache=cache, passes=passes) if passes else None
+    caches = AvailableCaches(cache=cache, passes=passes) if passes else None
     steps = _Points("train")
     result = run_trial(
         config,
@@ -104,7 +104,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         began=began,
         began_cpu=began_cpu,
         places=DataPaths(**{name: path and Path(path) for name, path in spec["places"].items()}),
-        caches=offered,
+        caches=caches,
     )
     reference = result.engine.get("reference", LIVE)
     if not spec["untrained"] and reference != reference_of(config, passes):

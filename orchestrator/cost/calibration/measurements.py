@@ -99,7 +99,7 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
             name=each.trial.arm,
             config=_shortened(each.config, set(answers)),
             make=False,
-            passes=tuple(map(_named, each.offered)) if each.training is not None else (),
+            passes=tuple(map(_named, each.caches)) if each.training is not None else (),
             untrained=each.training is None,
             kinds=tuple(sorted(kinds.items())),
         )

@@ -269,7 +269,7 @@ def test_passes_are_shared_out_to_workers(plan_of: PlanOf, tmp_path: Path) -> No
     # They fail there; the trials compute it themselves.
     assert [record["state"] for record in records] == ["failed: nothing is computed here"] * 2
     assert len(executor.jobs) == 8
-    assert all(job.offered is None for job in executor.jobs)
+    assert all(job.caches is None for job in executor.jobs)
 
 
 def test_a_pass_that_another_driver_makes_is_waited_for(

@@ -24,7 +24,7 @@ class Watched(InlineExecutor):
         super().__init__()
         self.given: list[list[str]] = []
         self.order: list[tuple[str, str]] = []
-        self.offered: dict[str, bool] = {}
+        self.caches: dict[str, bool] = {}
 
     def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
         self.given.append([job.name for job in jobs])
@@ -32,7 +32,7 @@ class Watched(InlineExecutor):
         def listener(event: Event) -> None:
             if isinstance(event, Started | Finished):
                 self.order.append((type(event).__name__, event.job.name))
-                self.offered.setdefault(event.job.name, event.job.offered is not None)
+                self.caches.setdefault(event.job.name, event.job.caches is not None)
             on_event(event)
 
         super().run(jobs, listener, retry, more)
@@ -56,4 +56,4 @@ def test_trials_wait_for_the_caches_that_they_read_and_no_others_do(
     built = executor.order.index(("Finished", part))
     trained = {name for _, name in executor.order} - {part, base}
     assert trained and all(executor.order.index(("Started", name)) > built for name in trained)
-    assert executor.offered == {part: False, base: False} | dict.fromkeys(trained, True)
+    assert executor.caches == {part: False, base: False} | dict.fromkeys(trained, True)

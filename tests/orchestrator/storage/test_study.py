@@ -184,8 +184,8 @@ def test_a_store_that_went_is_computed_in_the_step(
     really = inline.execute
 
     def without(job: Job, *arguments: Any) -> Any:
-        if job.offered is not None:  # what this machine copied goes, as if it had never come
-            shutil.rmtree(job.offered.cache)
+        if job.caches is not None:  # what this machine copied goes, as if it had never come
+            shutil.rmtree(job.caches.cache)
         return really(job, *arguments)
 
     monkeypatch.setattr(inline, "execute", without)
