@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import psutil  # type: ignore[import-untyped]
+from chip_core.utils.machine import total_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ class KeptEncodings:
         if not self._keep:
             return None
         if self._last is None or self._last[0] != model:
-            self._last = (model, Encodings(int(SHARE * psutil.virtual_memory().total)))
+            self._last = (model, Encodings(int(SHARE * total_memory())))
         return self._last[1]
 
 

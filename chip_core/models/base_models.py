@@ -28,12 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import trained_parts
+from chip_core.utils.machine import total_memory
 
 #: Bytes. torch's own memory begins at a multiple of it; some kernels add up in another order, so
 #: that figures differ in the last digit, where weights do not.
@@ -187,7 +187,7 @@ class BaseModels:
         if self._kept is None or self._kept.key != key:
             self._kept = None  # not two at a time
             model, processor = load()
-            if _bytes_of_weights(model) > _LARGEST_SHARE * psutil.virtual_memory().total:
+            if _bytes_of_weights(model) > _LARGEST_SHARE * total_memory():
                 return model, processor
             mapped = MappedWeights(model)
             self._kept = _Kept(key=key, model=model, processor=processor, mapped=mapped)

@@ -39,6 +39,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def total_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def device_name(device: str) -> str:
     """Return what a device of this machine is, such that two of the same are about as fast.
 

@@ -14,7 +14,7 @@ from orchestrator.commands.common.output import print_json
 #: Options whose value is one word, as they are there and here.
 _WORDS = (
     "benchmark_data", "judge_replies", "tracking_uri", "price_per_gpu_hour", "price_per_cpu_hour",
-    "device_memory", "storage", "max_hours", "max_gpu_hours", "max_failures",
+    "device_memory", "device", "gpus", "storage", "max_hours", "max_gpu_hours", "max_failures",
 )  # fmt: skip
 
 

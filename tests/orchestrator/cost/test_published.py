@@ -11,6 +11,7 @@ import pytest
 from chip_core.models.published import config_of
 from chip_core.training.footprint import operations
 from orchestrator.cli import main
+from orchestrator.commands.common.remote_run import _options
 from orchestrator.cost.devices import DEVICES, RESERVED, UTILIZATION
 from orchestrator.cost.memory import MemoryEstimator, changes_that_fit
 from orchestrator.cost.published import published
@@ -142,3 +143,8 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_made(
     assert "a step takes about" in error
     assert "of a GPU, and a trial may take 0.0 GiB: choose a GPU" in error
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}
+
+
+def test_a_cluster_is_told_of_the_device() -> None:
+    options = list(_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
+    assert options == ["--device", "h100-80gb", "--gpus", "8"]

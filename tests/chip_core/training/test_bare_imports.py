@@ -1,0 +1,46 @@
+"""A training's modules import on a machine that has torch and transformers and little else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+#: What `pyproject.toml` asks for and a training does without.
+ABSENT = (
+    "aiohttp", "click", "datasets", "diffusers", "fsspec", "jsonschema", "matplotlib", "mlflow",
+    "nltk", "pandas", "psutil", "pyarrow", "ray", "rich", "scipy", "spacy", "textblob",
+)  # fmt: skip
+
+CHECK = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+for name in sys.argv[2].split(","):
+    __import__(name)
+"""
+MODULES = (
+    "chip_core.training.trainer", "chip_core.training.fsdp", "chip_core.training.footprint",
+    "chip_core.models.loading", "chip_core.models.adapters", "chip_core.models.base_models",
+    "chip_core.data.batches",
+)  # fmt: skip
+
+
+def imported(modules: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CHECK, ",".join(ABSENT), modules],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_trainer_imports_without_the_rest() -> None:
+    done = imported(",".join(MODULES))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_is_absent_is_seen() -> None:
+    assert "No module named 'psutil'" in imported("psutil").stderr
