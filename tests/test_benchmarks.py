@@ -126,3 +126,46 @@ def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.Monk
         "raylet": 4.0,
         "ImplicitFunc": 1.0,
     }
+
+
+@pytest.fixture
+def acceptance(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The acceptance of a GPU, on models of one layer."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("benchmarks.gpu_acceptance")
+    small = {
+        "hidden": 32, "intermediate": 64, "layers": 1, "image_tokens": 16, "vocabulary": 300,
+        "tower": (32, 64, 1, 2),
+    }  # fmt: skip
+    monkeypatch.setattr(module, "CLOSE", small)
+    monkeypatch.setitem(module.SIZES, "tiny", small)
+    for name, value in {"WORDS": 2, "CHOSEN": 9, "REJECTED": 7}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def test_the_acceptance_of_a_gpu_is_the_same_code_on_a_cpu(acceptance: Any, tmp_path: Path) -> None:
+    given = ["--out", str(tmp_path), "--size", "tiny", "--device", "cpu", "--steps", "1"]
+    code = acceptance.main([*given, "--peak-tflops", "1"])
+    rows = {
+        row["part"]: row for row in json.loads((tmp_path / "acceptance.json").read_text())["parts"]
+    }
+    assert code == 0, {name: row.get("failed") for name, row in rows.items()}
+    assert list(rows) == [
+        "exact fp32", "exact bf16", "repeat", "resume", "fsdp", "lora", "full", "ways", "answers",
+    ]  # fmt: skip
+    assert rows["exact fp32"]["log p apart"] < 1e-5
+    parts = rows["lora"]["estimated GiB"]
+    assert sum(value for name, value in parts.items() if name != "all") == pytest.approx(
+        parts["all"], abs=0.01
+    )
+    assert rows["lora"]["tokens/s"] > 0 and rows["answers"]["items/s"] > 0
+
+
+def test_a_part_that_fails_is_a_row(acceptance: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> dict[str, Any]:
+        raise ArithmeticError("weights differ")
+
+    row = acceptance._row("repeat", fails)
+    assert (row["ok"], row["failed"]) == (False, "ArithmeticError: weights differ")
+    assert "weights differ" in capsys.readouterr().err

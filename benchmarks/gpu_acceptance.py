@@ -1,0 +1,436 @@
+"""Does a training on this GPU come out as it should, and how fast is it? One command, no network.
+
+    python -m benchmarks.gpu_acceptance --out DIR
+    python -m benchmarks.gpu_acceptance --out DIR --size tiny --device cpu   # the same code, no GPU
+
+It takes torch, transformers, peft, safetensors, numpy, pillow, pydantic and pyyaml, and writes
+DIR/acceptance.json. Models are built from their configuration with random weights. A part that
+fails is a row with its reason; the others go on.
+
+exact fp32, exact bf16   a packed row against separate passes; a stored reference against a live
+                         one; the log-ratio before the first step
+repeat, resume           two equal trainings; one that was stopped and went on: weights to the bit
+fsdp                     FSDP2 with one rank against none
+lora, full               the trainer's own steps: tokens/s, MFU, peak memory against the estimate
+ways                     naive, live and stored reference, TRL where it is there (benchmarks.gpu)
+answers                  items answered a second
+
+The first four parts are of a small model on the device, the others of `--size`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import tempfile
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import PEAKS, SIZES, measure
+from benchmarks.machine import describe, line
+from benchmarks.workload import Workload
+from chip_core.config.trial import TrialConfig
+from chip_core.data.preferences import Pairs, PreferencePair
+from chip_core.data.tensors import PairBatch
+from chip_core.models.adapters import attach_adapters
+from chip_core.models.packing import packed_attention
+from chip_core.models.parts import set_trained
+from chip_core.models.precision import DTYPES
+from chip_core.results import CURVES
+from chip_core.training.footprint import RowShape, footprint, operations
+from chip_core.training.parallel import Compute
+from chip_core.training.policy import Policy
+from chip_core.training.trainer import Trainer
+from chip_core.utils.errors import StoppedError
+from chip_core.utils.seeding import seed_process
+
+#: The model that is looked at closely: hidden 256, 2 layers.
+CLOSE = {"hidden": 256, "layers": 2, "image_tokens": 144, "vocabulary": 4000}
+#: Words of an answer, and of what a sample's responses have.
+WORDS, CHOSEN, REJECTED = 24, 100, 110
+#: What the processor of the workload takes a conversation for.
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image> {% else %}{{ part.text }} {% endif %}{% endfor %}"
+    "{% if message.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+)
+
+
+class HeldPairs(list[PreferencePair], Pairs):
+    """Pairs that are all held."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and where."""
+
+    workload: Workload
+    device: torch.device
+    folder: Path
+
+    def config(self, *, steps: int, dtype: str = "fp32", train: str = "lora") -> TrialConfig:
+        """Return a trial of CHiP with a live reference, two pairs a batch, one a pass."""
+        bf16_gradients = dtype == "bf16" and train == "full"
+        int8 = bf16_gradients and importlib.util.find_spec("torchao") is not None
+        return TrialConfig.model_validate(
+            {
+                "model": {"path": "acceptance", "dtype": dtype},
+                "language_model": "lora" if train == "lora" else "full",
+                "vision_encoder": "frozen",
+                "reference_cache": "off",
+                "optimizer": {"lr": 1e-4, "states": "int8" if int8 else "fp32"},
+                "training": {
+                    "batch_size": 2,
+                    "max_steps": steps,
+                    "epochs": steps,
+                    "gradients": "bf16" if bf16_gradients else "fp32",
+                },
+                "engine": {
+                    "micro_batch": 1,
+                    "gradient_checkpointing": True,
+                    "log_every": 1,
+                    "device": self.device.type,
+                },
+            }
+        )
+
+    def model(self, config: TrialConfig) -> Any:
+        """Return the model with its adapters; the same weights each time."""
+        seed_process(0)
+        return attach_adapters(self.workload.built(DTYPES[config.model.dtype], self.device), config)
+
+    def processor(self) -> Any:
+        """Return the model's processor, with a template."""
+        processor = self.workload.processor()
+        processor.chat_template = processor.tokenizer.chat_template = TEMPLATE
+        return processor
+
+    def pairs(self, number: int) -> HeldPairs:
+        """Return pairs of one length."""
+        rows = replace(self.workload, chosen=(CHOSEN,), rejected=(REJECTED,)).rows(number)
+        return HeldPairs(
+            PreferencePair(
+                id=str(place),
+                image=row["images"][0],
+                prompt=row["prompt"].replace("<image> ", ""),
+                chosen=row["chosen"].removesuffix(" </s>"),
+                rejected=row["rejected"].removesuffix(" </s>"),
+            )
+            for place, row in enumerate(rows)
+        )
+
+    @contextmanager
+    def trainer(self, config: TrialConfig, name: str, compute: Compute) -> Iterator[Trainer]:
+        """A trainer of a fresh model; its files go to a folder of that name."""
+        folder = self.folder / name
+        folder.mkdir()
+        with Trainer(
+            config,
+            model=self.model(config),
+            processor=self.processor(),
+            pairs=self.pairs(4),
+            folder=folder,
+            compute=compute,
+        ) as trainer:
+            yield trainer
+
+    @property
+    def here(self) -> Compute:
+        """One process on the device."""
+        return Compute(device=self.device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all parts; return 1 where one of them failed or is not exact."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", choices=list(SIZES), default="7b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, default=4, help="of each training that is timed")
+    parser.add_argument("--peak-tflops", type=float, help="the device's, dense bf16")
+    given = parser.parse_args(arguments)
+    device = torch.device(given.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device is here: name --device cpu, with --size tiny")
+    report: dict[str, Any] = {"benchmark": "gpu_acceptance", "machine": _machine()}
+    report["settings"] = {name: str(value) for name, value in vars(given).items()}
+    given.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    report["parts"] = rows
+    with tempfile.TemporaryDirectory(prefix="acceptance-") as folder:
+        for name, part in _parts(given, device, Path(folder)):
+            rows.append(_row(name, part))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            (given.out / "acceptance.json").write_text(json.dumps(report, indent=1) + "\n")
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+def _machine() -> dict[str, Any]:
+    try:
+        machine = describe()
+        print(line(machine), flush=True)
+    except ModuleNotFoundError:  # a bare machine has no psutil
+        machine = {"torch": torch.__version__}
+        if torch.cuda.is_available():
+            machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def _row(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a part; what it raises is its row."""
+    began = time.perf_counter()
+    try:
+        found = {"ok": True, **part()}
+    except Exception as error:  # whatever a device or a library raises is what is to be known
+        traceback.print_exc()
+        found = {"ok": False, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {"part": name, **found, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def _parts(
+    given: Namespace, device: torch.device, folder: Path
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    close = Setting(Workload(chosen=(9, 5), rejected=(7, 12), **CLOSE), device, folder)
+    size = {"image_tokens": 576, **SIZES[given.size]}
+    whole = Setting(Workload(chosen=(CHOSEN,), rejected=(REJECTED,), **size), device, folder)
+    peak = _peak(given.peak_tflops, device)
+    yield "exact fp32", lambda: exact(close, "fp32", 1e-5)
+    yield "exact bf16", lambda: exact(close, "bf16", 2e-2)
+    yield "repeat", lambda: repeat(close)
+    yield "resume", lambda: resume(close)
+    yield "fsdp", lambda: fsdp(close)
+    for train in ("lora", "full"):
+        yield train, lambda train=train: trained(whole, train, given.steps, peak)  # type: ignore[misc]
+    ways = Namespace(
+        size=given.size, device=given.device, train="lora", objective="dpo", pairs=1,
+        image_tokens=size["image_tokens"], rounds=3, peak_tflops=given.peak_tflops,
+    )  # fmt: skip
+    yield "ways", lambda: measure(ways, device)
+    yield "answers", lambda: answers(whole, items=16)
+
+
+def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
+    """Compare a packed row with separate passes, and a reference that is read with one that is not.
+
+    Raises:
+        ArithmeticError: they are further apart than the limit, or the log-ratio is not 0.
+    """
+    config = setting.config(steps=1, dtype=dtype, train="full")
+    model = setting.model(config)
+    model.eval()
+    trained = set_trained(model, config)
+    policy = Policy(model, config.objective)
+    batch = setting.workload.batch(visual=True).to(setting.device)
+    found: dict[bool, tuple[Tensor, Tensor]] = {}
+    with packed_attention(model):
+        for shared in (False, True):
+            policy.prefix_sharing = shared
+            live = policy.reference_scores(batch)
+            result = policy(batch, live)
+            gradients = torch.autograd.grad(result.loss.mean(), trained)
+            norms = torch.stack([part.float().norm() for part in gradients])
+            known = [one.logps for one in live.views.values() if one.logps is not None]
+            found[shared] = torch.cat([logps.float().flatten() for logps in known]), norms
+            ratio = max(float(part.abs().max()) for part in _rewards(result))
+            again = policy.reference_scores(batch)
+            same = all(
+                torch.equal(one.logps, again.views[view].logps)
+                for view, one in live.views.items()
+                if one.logps is not None
+            )
+            if ratio or not same:
+                raise ArithmeticError(f"the log-ratio before the first step is {ratio}, not 0")
+    apart = [
+        float((one - other).norm() / other.norm())
+        for one, other in zip(found[True], found[False], strict=True)
+    ]
+    if not max(apart) <= limit:
+        raise ArithmeticError(f"log p and gradient norms are {apart} apart, allowed is {limit}")
+    return {"log p apart": apart[0], "gradient norms apart": apart[1], "log-ratio at step 0": 0.0}
+
+
+def _rewards(result: Any) -> list[Tensor]:
+    return [
+        part.detach() for part in (result.chosen_reward, result.rejected_reward) if part is not None
+    ]
+
+
+def repeat(setting: Setting) -> dict[str, Any]:
+    """Train twice alike.
+
+    Raises:
+        ArithmeticError: the weights differ.
+    """
+    config = setting.config(steps=3)
+    hashes = [_trained_hash(setting, config, f"repeat-{number}") for number in (1, 2)]
+    return _same(*hashes)
+
+
+def resume(setting: Setting) -> dict[str, Any]:
+    """Stop a training after its second step and go on from the checkpoint.
+
+    Raises:
+        ArithmeticError: the weights are not those of a training that was not stopped.
+    """
+    config = setting.config(steps=4)
+    whole = _trained_hash(setting, config, "whole")
+    with setting.trainer(config, "stopped", setting.here) as trainer:
+        asked = iter((False, True))
+        with suppress(StoppedError):
+            trainer.train(on_step=lambda *_: None, stop=lambda: next(asked))
+    with setting.trainer(config, "resumed", setting.here) as trainer:
+        trainer.train(on_step=lambda *_: None, resume_from=setting.folder / "stopped")
+        return _same(whole, _hash(trainer.model))
+
+
+def fsdp(setting: Setting) -> dict[str, Any]:
+    """Train by FSDP2 with one rank, and by one process.
+
+    Raises:
+        ArithmeticError: the last losses are further apart than rounding.
+    """
+    config = setting.config(steps=3)
+    losses = []
+    backend = "nccl" if setting.device.type == "cuda" else "gloo"
+    for name in ("single", "fsdp"):
+        if name == "fsdp":
+            torch.distributed.init_process_group(
+                backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+            )
+        try:
+            compute = Compute(device=setting.device, parallelism=name)  # type: ignore[arg-type]
+            with setting.trainer(config, f"of-{name}", compute) as trainer:
+                trainer.train(on_step=lambda *_: None)
+        finally:
+            if name == "fsdp":
+                torch.distributed.destroy_process_group()
+        losses.append(_curve(setting.folder / f"of-{name}")[-1]["loss"])
+    apart = abs(losses[1] - losses[0]) / abs(losses[0])
+    if not apart <= 1e-4:
+        raise ArithmeticError(f"the last losses are {losses}")
+    return {"loss apart": apart}
+
+
+def trained(setting: Setting, train: str, steps: int, peak: float | None) -> dict[str, Any]:
+    """Time the trainer's own steps; the first two, in which kernels are chosen, do not count."""
+    config = setting.config(steps=steps + 2, dtype="bf16", train=train)
+    cuda = setting.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with setting.trainer(config, train, setting.here) as trainer:
+        shape = _shape(trainer.batches._encoder.batch([0]), setting.workload.image_token)
+        trainer.train(on_step=lambda *_: None)
+        model_config = trainer.model.config
+    curve = _curve(setting.folder / train)[2:]
+    rate = sum(point["tokens_per_second"] for point in curve) / len(curve)
+    size = config.training.batch_size
+    found: dict[str, Any] = {
+        "tokens/s": round(rate),
+        "waits for data": round(sum(point["data_wait"] for point in curve) / len(curve), 4),
+        "states": config.optimizer.states,
+    }
+    estimate = footprint(model_config, config, shape, stored=False)
+    found["estimated GiB"] = {
+        name: round(part / 2**30, 3) for name, part in estimate.parts.items()
+    } | {"all": round(estimate.total / 2**30, 3)}
+    if cuda:
+        found["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    if peak is not None:
+        made = operations(model_config, config, shape)
+        seconds = size * _trained_tokens(shape) / rate
+        # The live reference computes a forward pass more.
+        found["mfu"] = round(size * (made.step + made.forward) / seconds / peak, 4)
+    return found
+
+
+def _shape(batch: PairBatch, image_token: int) -> RowShape:
+    image = int((batch.prompts.ids == image_token).sum())
+    return RowShape(
+        image=image,
+        text=int(batch.prompts.mask.sum()) - image,
+        chosen=int(batch.chosen.mask.sum()),
+        rejected=int(batch.rejected.mask.sum()),
+    )
+
+
+def _trained_tokens(shape: RowShape) -> int:
+    """Tokens of a pair as the trainer counts them: a prompt once for each response."""
+    return 3 * shape.prompt + 2 * shape.chosen + shape.rejected
+
+
+def answers(setting: Setting, items: int) -> dict[str, Any]:
+    """Answer questions on pictures of their own, in one batch."""
+    # Imported here: what of it a bare machine lacks fails this part alone.
+    from chip_core.evaluation.inference import generate
+    from chip_core.evaluation.task import Item, Picture
+
+    config = setting.config(steps=1, dtype="bf16")
+    model = setting.model(config)
+    asked = [
+        Item(
+            id=pair.id,
+            prompt=pair.prompt,
+            pictures=(Picture(key=pair.id, read=lambda image=pair.image: image),),  # type: ignore[misc]
+        )
+        for pair in setting.pairs(items)
+    ]
+    processor = setting.processor()
+    settings = {"max_new_tokens": WORDS, "batch_size": items, "bf16": True}
+    generate(model, processor, asked[:2], **settings)
+    began = time.perf_counter()
+    generate(model, processor, asked, **settings)
+    seconds = time.perf_counter() - began
+    return {"items/s": round(items / seconds, 3), "new tokens": WORDS}
+
+
+def _trained_hash(setting: Setting, config: TrialConfig, name: str) -> str:
+    with setting.trainer(config, name, setting.here) as trainer:
+        trainer.train(on_step=lambda *_: None)
+        return _hash(trainer.model)
+
+
+def _hash(model: Any) -> str:
+    found = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _same(one: str, other: str) -> dict[str, Any]:
+    if one != other:
+        raise ArithmeticError(f"weights differ: {one[:12]} and {other[:12]}")
+    return {"weights": one[:12]}
+
+
+def _curve(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / CURVES).read_text(encoding="utf-8").splitlines()
+    return [json.loads(each)["figures"] for each in lines]
+
+
+def _peak(told: float | None, device: torch.device) -> float | None:
+    if told is not None:
+        return told * 1e12
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
