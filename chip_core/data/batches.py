@@ -17,9 +17,11 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.answers import EncodedResponse, check_label_rule, encode_response, template_of
 from chip_core.data.augment import augment_image
 from chip_core.data.encodings import Encodings
+from chip_core.data.further import sentence_ends
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb
+from chip_core.data.rows import RowError
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS, Image, Response
@@ -199,21 +201,23 @@ class PairEncoder:
         tokenizer = self._processor.tokenizer
         if hasattr(self._processor, "labels") or not tokenizer.is_fast:
             raise TrialError("scores of sentences need a fast tokenizer, and one end of sequence")
-        ends, end = [], 0
-        for sentence, _ in sentences:
-            begins = text.find(sentence.strip(), end)
-            if begins < 0:
-                raise TrialError(
-                    f"pair {pair.id}: '{sentence[:40]}' is no sentence of its response"
-                )
-            end = begins + len(sentence.strip())
-            ends.append(end)
-        _, (said,) = self._marks.hidden(text)
-        offsets = tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)
+        try:
+            ends = sentence_ends(text, [sentence for sentence, _ in sentences], "a score")
+        except RowError as error:
+            raise TrialError(f"pair {pair.id}: {error}") from None
+        processor, (said,) = self._marks.hidden(text)
+        # Of the text itself: what stands for marks in `said` has no places.
+        plain = {} if said == text else {"split_special_tokens": True}
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **plain)
+        if encoded["input_ids"] != processor.tokenizer(said, add_special_tokens=False)["input_ids"]:
+            raise TrialError(
+                f"pair {pair.id}: scores of sentences need a tokenizer that says where in a text "
+                "with marks its tokens are: leave the pair out"
+            )
         values = [value for _, value in sentences]
         last = len(ends) - 1
         by_token = [
-            values[min(bisect_right(ends, start), last)] for start, _ in offsets["offset_mapping"]
+            values[min(bisect_right(ends, start), last)] for start, _ in encoded["offset_mapping"]
         ]
         return [*by_token, values[last]]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from chip_core.data.answers import template_of
-from chip_core.data.further import Asks, Further, further_of
+from chip_core.data.further import Asks, Further, check_sentences, further_of
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
@@ -55,6 +55,7 @@ def check_rows(
         try:
             sizes = _sizes(row, rejected_images)
             further = further_of(row.raw, asks or Asks())
+            check_sentences(row.texts, further)
             if further.second_image is not None:
                 sizes.append(_second(row, further.second_image))
             if model is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,11 @@ from chip_core.data.formats.base import (
     prompt_text,
     text_cell,
 )
-from chip_core.data.rows import ImageRef, RowError, check_text
+from chip_core.data.formats.trl import response_text
+from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, check_text
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.parts import COLUMNS
+from chip_core.utils.errors import printable
 
 #: A number, or one for each sentence of a response, in their order.
 Score = float | tuple[tuple[str, float], ...]
@@ -108,15 +111,47 @@ def further_of(raw: Raw, asks: Asks) -> Further:
 
 def _response(raw: Raw) -> str:
     """Return the third response: a text, or a conversation of one message."""
-    value = raw.get("other")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        content = value[0].get("content")
-        if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content if part)
-        return text_cell({"other": content}, "other")
-    if value is None:
+    if raw.get("other") is None:
         raise RowError("no other, a third response, which the objective reads")
-    return text_cell(raw, "other")
+    return response_text(raw, "other")
+
+
+def check_sentences(texts: PreferenceTexts, further: Further) -> None:
+    """Check that numbers of sentences are of a row's own sentences.
+
+    Raises:
+        RowError: one is not in its response, or not where its order has it.
+    """
+    for name, value in further.scores.items():
+        if isinstance(value, float):
+            continue
+        column, _, key = name.partition("/")
+        response = COLUMNS[column][key]
+        text = further.other if response == "other" else getattr(texts, str(response))
+        sentence_ends(text or "", [sentence for sentence, _ in value], f"{column}.{key}")
+
+
+def sentence_ends(text: str, sentences: Sequence[str], name: str) -> list[int]:
+    """Return where each sentence of a response ends.
+
+    Args:
+        text: the response.
+        sentences: of it, in order.
+        name: what they are said in.
+
+    Raises:
+        RowError: one is not there.
+    """
+    ends, end = [], 0
+    for sentence in sentences:
+        begins = text.find(sentence.strip(), end)
+        if begins < 0:
+            raise RowError(
+                f"{name}: '{printable(sentence[:40])}' is no sentence of its response, in order"
+            )
+        end = begins + len(sentence.strip())
+        ends.append(end)
+    return ends
 
 
 def _scores(raw: Raw, column: str) -> dict[str, Score]:
@@ -148,7 +183,10 @@ def _sentence(entry: Any, name: str) -> tuple[str, float]:
 
 
 def _number(value: Any, name: str) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value):
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # JSON's integers have no end
+            number = float(value)
+    if not math.isfinite(number):
         raise RowError(f"{name} is {'missing' if value is None else 'no finite number'}")
-    return float(value)
+    return number

@@ -91,7 +91,8 @@ def lead_weights(
     counts = [views[name].mask.sum(-1) for name in _TEXT]
     scores = views[view]
     within = scores.mask.cumsum(-1) <= torch.minimum(*counts)[:, None]
-    return torch.where(within, 1.0, float(beyond)).to(scores.policy_logps.dtype) * scores.mask
+    weights = torch.full_like(scores.policy_logps, float(beyond), requires_grad=False)
+    return weights.masked_fill(within, 1.0) * scores.mask
 
 
 def batch_facts(

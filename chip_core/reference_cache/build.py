@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import transformers
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.encodings import ENCODINGS
+from chip_core.data.further import Asks, asks_of
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig, Term
+from chip_core.objectives.parts import VIEWS
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
@@ -148,7 +150,7 @@ def build_shard(
         TrialError: the data or the model cannot be read, or there is no room.
     """
     report(Progress(phase="start", done=0, total=1))
-    pairs = checked_pairs(config, report)
+    pairs = checked_pairs(config, report, _asks(passes, config))
     missing = _missing(passes, cache, range(part, shard_count(len(pairs)), parts))
     if not missing.shards and not missing.heads:
         return len(pairs)
@@ -339,6 +341,17 @@ class BuildGroup:
     def of(self, spec: CacheSpec) -> ImageFeatures | ResponseLogps:
         """Return what computes a pass's rows."""
         return self._of[spec.key]
+
+
+def _asks(passes: Sequence[CacheSpec], config: TrialConfig) -> Asks:
+    """Return what a group asks of each row: its passes may be of several objectives."""
+    own = asks_of(config.objective)
+    read = {part for spec in passes for view in spec.reads for part in VIEWS[view]}
+    return replace(
+        own,
+        other=own.other or "other" in read,
+        second_image=own.second_image or "second_image" in read,
+    )
 
 
 def _objective(passes: Sequence[CacheSpec]) -> ObjectiveConfig:

@@ -10,7 +10,7 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
-from chip_core.data.further import asks_of
+from chip_core.data.further import Asks, asks_of
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.source import SHAPES
@@ -19,8 +19,15 @@ from chip_core.results import Progress
 from chip_core.utils.errors import TrialError
 
 
-def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pairs:
+def checked_pairs(
+    config: TrialConfig, report: Callable[[Progress], None], asks: Asks | None = None
+) -> Pairs:
     """Load the pairs, telling of the rows checked about once a second.
+
+    Args:
+        config: the trial.
+        report: told of the rows checked.
+        asks: what is asked of each row; None: what the trial's objective asks.
 
     Raises:
         TrialError: the data or the model's processor cannot be read, or a row is bad and
@@ -40,7 +47,7 @@ def checked_pairs(config: TrialConfig, report: Callable[[Progress], None]) -> Pa
         config.data,
         on_row,
         rejected_images=given and config.objective.needs_rejected_image,
-        asks=asks_of(config.objective),
+        asks=asks_of(config.objective) if asks is None else asks,
         model=ProcessorChecker(loading.processor_of(config.model)) if own else None,
     )
 

@@ -177,6 +177,15 @@ def _content(content: Any, column: str) -> tuple[str, int]:
     return "".join(texts), images
 
 
+def response_text(raw: Raw, column: str) -> str:
+    """Return a response: a text, or a conversation of one message.
+
+    Raises:
+        RowError: it is neither.
+    """
+    return _only(_conversation(raw, column), "assistant", column)
+
+
 def _only(messages: list[_Message], role: str, column: str) -> str:
     """Return the text of the one message of a role."""
     if len(messages) != 1 or messages[0].role not in (role, None):

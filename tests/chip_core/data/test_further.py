@@ -55,6 +55,19 @@ def test_what_is_asked_is_read(tmp_path: Path) -> None:
     assert pair.scores["opa_scores/rejected_score"] == (("A dog.", 2.5), ("It runs.", 1.0))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [{"role": "assistant", "content": "A grey cat."}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "A grey cat."}]}],
+        '[{"role": "assistant", "content": "A grey cat."}]',
+    ],
+)
+def test_a_third_response_is_read_as_trl_writes_responses(tmp_path: Path, said: Any) -> None:
+    (pair,) = load_pairs(source(tmp_path, {**ROW, "other": said}), asks=ALL)
+    assert pair.other == "A grey cat."
+
+
 def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
     wrong = {"other": 7, "second_image": "broken.png", "clip_scores": "x"}
     (pair,) = load_pairs(source(tmp_path, {**ROW, **wrong}))
@@ -73,6 +86,22 @@ def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
         ({"clip_scores": {"chosen": 1.0}}, "clip_scores.rejected is missing"),
         ({"clip_scores": {"chosen": True, "rejected": 1}}, "clip_scores.chosen is no finite"),
         ({"opa_scores": {**ROW["opa_scores"], "revised_score": []}}, "opa_scores.revised_score is"),
+        ({"other": [{"content": "A cat."}]}, "other holds a message without a role"),
+        ({"other": [{"role": "assistant", "content": ["A"]}]}, "other holds a part of type None"),
+        ({"clip_scores": {"chosen": 10**400, "rejected": 1}}, "clip_scores.chosen is no finite"),
+        (
+            {"opa_scores": {**ROW["opa_scores"], "revised_score": [["A dog.", 2.0]]}},
+            "opa_scores.revised_score: 'A dog.' is no sentence of its response",
+        ),
+        (
+            {
+                "opa_scores": {
+                    **ROW["opa_scores"],
+                    "rejected_score": [["It runs.", 1], ["A dog.", 2]],
+                }
+            },
+            "opa_scores.rejected_score: 'A dog.' is no sentence of its response, in order",
+        ),
         ({"opa_scores": {**ROW["opa_scores"], "revised_image": [["A"]]}}, "opa_scores.revised_i"),
     ],
 )

@@ -217,6 +217,16 @@ def by_hand(w: float, l: float, beta: float) -> dict[str, float]:  # noqa: E741
     }
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.7])
+def test_ld_alpha_is_not_rounded(alpha: float) -> None:
+    method = {"ld_alpha": alpha}
+    objective = ObjectiveConfig.model_validate({"preset": "ld_dpo", "beta": 2.0, "method": method})
+    found = objective_of(objective, two_rewards(3.0, -1.0)).loss.item()
+    # w's log-ratio of 3 is even over 4 tokens, two of them beyond l's two: 1.5 + alpha·1.5.
+    margin = 2.0 * (1.5 + 1.5 * alpha + 1.0)
+    assert found == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-12)
+
+
 def two_rewards(w: float, l: float) -> Any:  # noqa: E741
     """A pair whose log-ratios are w, spread over 4 tokens, and l, over 2."""
 

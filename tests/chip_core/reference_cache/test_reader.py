@@ -31,7 +31,13 @@ from chip_core.reference_cache.folder import (
 from chip_core.reference_cache.reader import CacheReader
 from chip_core.reference_cache.shards import ReferenceCacheStore
 from chip_core.reference_cache.size import NoRoomError
-from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, cache_specs
+from chip_core.reference_cache.spec import (
+    AvailableCaches,
+    CacheSpec,
+    build_config,
+    cache_specs,
+    group_specs,
+)
 from chip_core.results import CURVES, Progress, TrialResult
 from chip_core.training.policy import Policy
 from chip_core.training.prepare import checked_pairs
@@ -457,14 +463,12 @@ def test_no_room_is_told_before_anything_is_computed(
     assert not list((tmp_path / "full").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("objective", ["symmpo", "opadpo"])
-def test_third_responses_and_second_images_are_stored_too(
-    configured: Configured, tmp_path: Path, objective: str
-) -> None:
+def full_rows(folder: Path) -> str:
+    """Write rows with all that an objective may read; return their file."""
     rows = []
     for number in range(ROWS):
         for name, colour in (("a", 20 * number), ("b", 255 - 20 * number)):
-            Image.new("RGB", (64, 64), (colour, 90, 10)).save(tmp_path / f"{name}{number}.png")
+            Image.new("RGB", (64, 64), (colour, 90, 10)).save(folder / f"{name}{number}.png")
         chosen, rejected, other = "A red circle.", f"A blue square, {number}. Big.", "A circle."
         rows.append(
             {
@@ -478,8 +482,15 @@ def test_third_responses_and_second_images_are_stored_too(
                 },
             }
         )  # fmt: skip
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = configured(objective=objective, data__source=str(tmp_path / "rows.jsonl"))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "rows.jsonl")
+
+
+@pytest.mark.parametrize("objective", ["symmpo", "opadpo"])
+def test_third_responses_and_second_images_are_stored_too(
+    configured: Configured, tmp_path: Path, objective: str
+) -> None:
+    config = configured(objective=objective, data__source=full_rows(tmp_path))
     stored = run_trial(
         config, folder=tmp_path / "stored", caches=offered(config, tmp_path / "cache")
     )
@@ -488,3 +499,22 @@ def test_third_responses_and_second_images_are_stored_too(
     one, other_losses = losses(tmp_path / "stored"), losses(tmp_path / "live")
     assert one == pytest.approx(other_losses, rel=1e-5)
     assert one[-1] < one[0]
+
+
+@pytest.mark.parametrize(
+    "objectives", [("symmpo", "cmdpo"), ("opadpo", "symmpo"), ("tpo", "opadpo")]
+)
+def test_a_group_of_several_objectives_passes_is_made(
+    configured: Configured, tmp_path: Path, objectives: tuple[str, str]
+) -> None:
+    """Each asks other columns of the rows; a study's passes are made together."""
+    source = full_rows(tmp_path)
+    wanted = {
+        spec.key: (spec, config)
+        for config in (configured(objective=one, data__source=source) for one in objectives)
+        for spec in cache_specs(config, {"content": "a"}, {"files": ["a"]})
+        if not spec.of_features
+    }
+    (group,) = group_specs([spec for spec, _ in wanted.values()])
+    together = build_config([wanted[spec.key] for spec in group])
+    assert build_shard(group, together, cache=tmp_path / "cache") == ROWS

@@ -195,6 +195,22 @@ def test_running_means_go_on_from_a_checkpoint(objective: Any, tmp_path: Path) -
     assert went_on == whole
 
 
+def test_marks_in_a_response_leave_each_token_its_sentence() -> None:
+    """A mark of the model's family is text: it takes several tokens, all of its sentence."""
+    processor = built("llava")[1]
+    mark = processor.tokenizer.eos_token
+    sentences = [("a cat .", 2.5), (f"the {mark} dog is red .", 1.0)]
+    scores = {**PAIRS[0].scores, "opa_scores/rejected_score": sentences}
+    rejected = " ".join(text for text, _ in sentences)
+    pair = dataclasses.replace(PAIRS[0], rejected=rejected, scores=scores)
+    config = TrialConfig.model_validate({"model": "x", "objective": "opadpo"})
+    batch = PairEncoder(processor, config, [pair]).batch([0])
+    tokens = int(batch.rejected.mask.sum())
+    assert tokens > 3 + 6
+    said = batch.fields["opa_scores/rejected_score"].tolist()
+    assert said == [[2.5] * 3 + [1.0] * (tokens - 3)]
+
+
 STEPS = 5
 
 
