@@ -23,7 +23,7 @@ from orchestrator.cost.workload import TrialWork, Workload
 if TYPE_CHECKING:
     from chip_core.training.footprint import Footprint
 
-_FP32 = 4  # bytes; trained models are written in it, as they are held
+_FP32, _BF16 = 4, 2  # bytes of a weight
 _KEPT = 2  # checkpoints of a running training
 
 
@@ -84,12 +84,25 @@ class Estimated:
     footprint: Footprint  # of one worker
     basis: str
     adapted: bool  # whether adapters are trained
+    masters: bool  # whether weights are held in bf16, with masters of what is trained
+    states: float  # bytes of the optimizer's states, a trained weight
 
     @property
     def saved(self) -> int:
-        """Bytes of a trained model's folder."""
+        """Bytes of a trained model's folder: weights as they are held."""
         found = self.footprint
-        return _FP32 * (found.trained if self.adapted else found.trained + found.frozen)
+        count = found.trained if self.adapted else found.trained + found.frozen
+        return (_BF16 if self.masters else _FP32) * count
+
+    def checkpoint(self, saved: int) -> int:
+        """Return the bytes of a checkpoint: the masters, else the model; and the moments.
+
+        Args:
+            saved: bytes of a trained model's folder.
+        """
+        trained = self.footprint.trained
+        weights = _FP32 * trained if self.masters else saved
+        return weights + round(self.states * trained)
 
 
 class MemoryEstimator:
@@ -154,7 +167,7 @@ _KNOWN: dict[str, Estimated | None] = {}
 
 def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
     from chip_core.models.published import config_of
-    from chip_core.training.footprint import footprint
+    from chip_core.training.footprint import footprint, precision_of
     from orchestrator.cost.rows import rows_of_trial
 
     try:
@@ -165,7 +178,14 @@ def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimat
         made = footprint(found, config, rows.longest, stored=not reference, spread=spread)
     except (ValueError, AttributeError, TrialError):  # a family that this is not made for
         return None
-    return Estimated(footprint=made, basis=rows.basis, adapted=config.language_model == "lora")
+    precision = precision_of(config)
+    return Estimated(
+        footprint=made,
+        basis=rows.basis,
+        adapted=config.language_model == "lora",
+        masters=precision.master > 0,
+        states=precision.states,
+    )
 
 
 def fits(
@@ -337,9 +357,8 @@ def disk(
         if first.config.engine.checkpoint_every is not None:
             if saved is None or reckoned is None:
                 checkpoints = None
-            else:  # weights, and AdamW's two moments of what is trained
-                moments = 2 * _FP32 * reckoned.footprint.trained
-                running += [_KEPT * (saved + moments)] * len(trials)
+            else:
+                running += [_KEPT * reckoned.checkpoint(saved)] * len(trials)
     if checkpoints is not None:
         checkpoints = sum(sorted(running, reverse=True)[: at_once or len(running)])
     above = next(

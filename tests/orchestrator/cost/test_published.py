@@ -135,6 +135,30 @@ def test_changes_that_fit_are_the_least_ones(on_gpu: Plan) -> None:
     assert not list(changes_that_fit(config, 1000, estimator))
 
 
+@pytest.mark.parametrize(
+    ("settings", "of_model", "of_checkpoint"),
+    [
+        # Bytes of each weight in the model's folder; of each trained one in a checkpoint.
+        ({}, 4, 4 + 8),  # the model and the moments
+        ({"model.dtype": "bf16"}, 2, 4 + 8),  # masters, moments
+        # Moments in 8 bits have a scale in fp32 for each 256.
+        ({"model.dtype": "bf16", "optimizer.states": "int8"}, 2, 4 + 2 * (1 + 4 / 256)),
+    ],
+)
+def test_what_is_written_is_as_wide_as_it_is_held(
+    plan_of: Callable[..., Plan], settings: dict[str, object], of_model: int, of_checkpoint: float
+) -> None:
+    plan = plan_of(STUDY, overrides={**SHORT, **settings})
+    config = next(trial.config for trial in plan.trials if not trial.untrained)
+    found = MemoryEstimator(count=True).of(config, reference=True)
+    assert found is not None
+    trained, frozen = found.footprint.trained, found.footprint.frozen
+    assert found.saved == of_model * (trained + frozen)
+    beside = 0 if settings else 4 * frozen  # masters are of what is trained alone
+    made = found.checkpoint(found.saved)
+    assert made == pytest.approx(of_checkpoint * trained + beside, abs=1)
+
+
 def test_a_run_that_cannot_fit_ends_before_anything_is_made(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
