@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +195,7 @@ def fits(
     *,
     at_once: int | None,
     given: float | None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Fit]:
     """Return what each kind of training takes of its device's memory.
 
@@ -204,10 +205,13 @@ def fits(
         estimator: estimates what was not.
         at_once: trials that share this machine; a GPU is not shared, but by its shares.
         given: GiB of a device, in place of this machine's.
+        say: told of each kind: a large model's takes a while.
     """
     found = []
-    for kind, trials in _by_training(work).items():
+    kinds = _by_training(work)
+    for number, (kind, trials) in enumerate(kinds.items(), start=1):
         first = trials[0]
+        say(f"memory of {first.trial.arm}: {number} of {len(kinds)}")
         config, device = first.config, _device(first.config, at_once, given)
         measured = rates.size("memory", kind)
         reckoned = None

@@ -6,7 +6,7 @@ is taken to use (devices.py names the sources). Start-up, reading data and Ray a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chip_core.config.benchmark import BenchmarkConfig
@@ -49,11 +49,19 @@ class Range:
     slow: RateSource
 
 
-def published(work: Workload, device: Device) -> Range | None:
-    """Return rates of a study's GPU work on a device; None where no model's sizes are known."""
+def published(
+    work: Workload, device: Device, say: Callable[[str], None] = lambda text: None
+) -> Range | None:
+    """Return rates of a study's GPU work on a device; None where no model's sizes are known.
+
+    Args:
+        work: what is left of a study.
+        device: the device.
+        say: told of each kind of step that is counted: a large model's takes a while.
+    """
     found: dict[tuple[Quantity, str], tuple[float, float]] = {}
     sizes: dict[tuple[Size, str], int] = {}
-    counter = _Counter()
+    counter = _Counter(say)
     for each in work.trials:
         for key, value in _of_trial(each, device, counter):
             found.setdefault(key, value)
@@ -97,7 +105,8 @@ class _Model:
 class _Counter:
     """Counts operations, once for each kind of pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._known: dict[str, _Model | None] = {}
 
     @property
@@ -111,6 +120,7 @@ class _Counter:
         parts = (config.vision_encoder, config.projector, config.language_model)
         key = repr([tree, parts, config.training.max_length])
         if key not in self._known:
+            self._say(f"operations of a step: kind {len(self._known) + 1}")
             self._known[key] = _counted(config)
         return self._known[key]
 

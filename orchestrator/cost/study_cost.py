@@ -107,7 +107,7 @@ def estimate_study_cost(
         ranged = None
         if request.device is not None:
             known = next((found for of, found in ranges if of is work), None)
-            ranged = known or published(work, request.device)
+            ranged = known or published(work, request.device, say)
             ranges.append((work, ranged))
         sources = (
             request.given.source,
@@ -148,7 +148,16 @@ def estimate_study_cost(
         device=request.device,
         rates=rates,
         given=request.given,
-        fits=tuple(fits(work, rates, estimator, at_once=slots, given=request.memory)),
+        fits=tuple(
+            fits(
+                work,
+                rates,
+                estimator,
+                at_once=slots,
+                given=request.memory,
+                say=say if request.device is not None else lambda text: None,
+            )
+        ),
         disk=disk(work, rates, estimator, at_once=slots, storage=storage),
         problems=problems,
         trimmed=trimmed,
