@@ -19,8 +19,9 @@ def specs(**settings: object) -> tuple[TrialConfig, dict[str, CacheSpec]]:
 
 def test_the_pairs_and_widths_are_the_published_ones() -> None:
     config, found = specs()
-    # Of each token its id, its log-probability and 4,096 numbers in bf16; the output head in fp32.
-    token, head = 4 + 4 + 2 * 4096, 4 * 4096 * 32064
+    # Of each token its id, its log-probability and 4,096 numbers in bf16; the output head as the
+    # model holds it.
+    token, head = 4 + 4 + 2 * 4096, 2 * 4096 * 32064
     assert estimated_bytes(found["text"], config, None) == (
         5733 * 2 * USUAL_RESPONSE * token + head
     )

@@ -22,11 +22,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "plugins.md"
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    source, benchmark = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.S)
+    source, reading, benchmark = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.S)
     (tmp_path / "my_benchmarks.py").write_text(benchmark)
     file = tmp_path / "my_terms.py"
     file.write_text(
-        f"{source}\n\ndef wrong(chosen, rejected, rejected_image, beta):\n    return 0\n"
+        f"{source}\n\n{reading}\n\n"
+        "def wrong(chosen, rejected, rejected_image, beta):\n    return 0\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield file
@@ -40,7 +41,7 @@ def call(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-@pytest.mark.parametrize("name", ["margin_floor", "grounded"])
+@pytest.mark.parametrize("name", ["margin_floor", "grounded", "unseen"])
 def test_the_docs_examples_pass(
     module: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

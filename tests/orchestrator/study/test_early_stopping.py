@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from chip_core.utils.errors import ConfigError
 from orchestrator.cli import cli
-from orchestrator.executors.base import EarlyStopped, Event, Job, Retry, Started
+from orchestrator.executors.base import EarlyStopped, Event, Job, More, Retry, Started
 from orchestrator.plan.plan import Plan
 from orchestrator.report.sections.notes import notes
 from orchestrator.report.writers.plan import state
@@ -113,14 +114,19 @@ class Cutting(FakeExecutor):
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
-        for job in jobs:
+        left = deque(jobs)
+        while left:
+            job = left.popleft()
             if job.name == LOSER and job.may_be_cut:
                 self.jobs.append(job)
                 on_event(Started(job=job))
                 on_event(EarlyStopped(job=job, reason=WHY))
             else:
                 super().run([job], on_event, retry)
+            if not left and more is not None:
+                left.extend(more() or ())
 
 
 def run(plan: Plan, workdir: Path) -> tuple[Outcome, Cutting, FakeTracker]:

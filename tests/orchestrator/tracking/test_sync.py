@@ -17,7 +17,7 @@ from benchmarks.stores import contents, differences
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import append_record
 from orchestrator.cli import cli
-from orchestrator.executors.base import Event, Job, Retry, Started
+from orchestrator.executors.base import Event, Job, More, Retry, Started
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.run import run_study
 from orchestrator.runner.sync import find_snapshots, sync_study
@@ -51,6 +51,7 @@ class Learning(FakeExecutor):
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
         def listener(event: Event) -> None:
             job = event.job
@@ -64,7 +65,7 @@ class Learning(FakeExecutor):
                 )
             on_event(event)
 
-        super().run(jobs, listener, retry)
+        super().run(jobs, listener, retry, more)
 
 
 @pytest.fixture
