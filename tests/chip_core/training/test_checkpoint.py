@@ -98,8 +98,10 @@ def test_an_interrupted_training_comes_to_the_same_bits(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"language_model": "lora", "lora": {"rank": 2}}, {"training__gradients": "bf16"}],
-    ids=["lora", "full"],
+    [
+        pytest.param({"language_model": "lora", "lora": {"rank": 2}}, id="lora"),
+        pytest.param({"training__gradients": "bf16"}, id="full", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_training_in_bf16_comes_to_the_same_bits(
     shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
