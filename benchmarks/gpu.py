@@ -115,7 +115,7 @@ def measure(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         ways[name] = _timed(step, model, device, given.rounds)
         seconds = ways[name]["seconds"]["median"]
         ways[name]["tokens/s"] = round(tokens / seconds)
-        peak = _peak(given.peak_tflops, device)
+        peak = peak_of(given.peak_tflops, device)
         if peak is not None:
             ways[name]["mfu"] = round(operations / seconds / peak, 4)
     return {"unique tokens": tokens, "floor operations": operations, "ways": ways}
@@ -188,7 +188,8 @@ def _timed(
     return figures
 
 
-def _peak(told: float | None, device: torch.device) -> float | None:
+def peak_of(told: float | None, device: torch.device) -> float | None:
+    """Return a device's operations a second, as told or as known; None where neither is."""
     if told is not None:
         return told * 1e12
     if device.type != "cuda":

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import PEAKS, SIZES, measure
+from benchmarks.gpu import SIZES, measure, peak_of
 from benchmarks.machine import describe, line
 from benchmarks.workload import Workload
 from chip_core.config.trial import TrialConfig
@@ -208,7 +208,7 @@ def _parts(
     close = Setting(Workload(chosen=(9, 5), rejected=(7, 12), **CLOSE), device, folder)
     size = {"image_tokens": 576, **SIZES[given.size]}
     whole = Setting(Workload(chosen=(CHOSEN,), rejected=(REJECTED,), **size), device, folder)
-    peak = _peak(given.peak_tflops, device)
+    peak = peak_of(given.peak_tflops, device)
     yield "exact fp32", lambda: exact(close, "fp32", 1e-5)
     yield "exact bf16", lambda: exact(close, "bf16", 2e-2)
     yield "repeat", lambda: repeat(close)
@@ -421,15 +421,6 @@ def _same(one: str, other: str) -> dict[str, Any]:
 def _curve(folder: Path) -> list[dict[str, float]]:
     lines = (folder / CURVES).read_text(encoding="utf-8").splitlines()
     return [json.loads(each)["figures"] for each in lines]
-
-
-def _peak(told: float | None, device: torch.device) -> float | None:
-    if told is not None:
-        return told * 1e12
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 if __name__ == "__main__":
