@@ -335,12 +335,12 @@ def check_startable(
 
 
 def check_ready(plan: Plan) -> None:
-    """Check that every benchmark can be scored, before anything is trained.
+    """Check that every benchmark can be scored and every arm trained, before anything is trained.
 
     Raises:
         ConfigError: what they lack, all of it.
     """
-    lacking = problems(plan.study.benchmarks, plan.places)
+    lacking = problems(plan.study.benchmarks, plan.places) + plan.lacking
     if lacking:
         raise ConfigError(lacking)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 
+from chip_core.config.packages import lacking_packages
 from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
 from chip_core.data.further import Asks, asks_of
@@ -80,8 +80,5 @@ def check_packages(config: TrialConfig) -> None:
     Raises:
         TrialError: it is not.
     """
-    if config.optimizer.states == "int8" and find_spec("torchao") is None:
-        raise TrialError(
-            "optimizer.states is int8, and torchao is not installed here: "
-            "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
-        )
+    for problem in lacking_packages(config):
+        raise TrialError(problem)

@@ -16,6 +16,7 @@ from chip_core.config.identity import (
     training_identity,
     untrained_identity,
 )
+from chip_core.config.packages import lacking_packages
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
@@ -103,6 +104,13 @@ class Plan:
             trial.fingerprint: trial for seed in seeds for trial in seed if trial.blocked is None
         }
         return (self.base, *trained.values())
+
+    @property
+    def lacking(self) -> list[str]:
+        """What trainings need that is not installed here, each with what to do."""
+        trained = (trial.config for trial in self.trials if not trial.untrained)
+        found = (problem for config in trained for problem in lacking_packages(config))
+        return list(dict.fromkeys(found))
 
     @property
     def baseline(self) -> Arm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.writers.plan_evaluation import evaluation_lines, readiness_lines
-from orchestrator.run import Outcome, run_study
+from orchestrator.run import Outcome, check_startable, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
@@ -356,3 +356,22 @@ def test_bad_evaluations(
 def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", "./nothing", "--benchmarks", "shapes") == 2
     assert "no folder nothing" in capsys.readouterr().err
+
+
+def test_a_package_that_a_training_lacks_is_said_before_anything_is_written(
+    plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chip_core.config.packages.find_spec", lambda name: None)
+    plan = plan_of(overrides={"optimizer.states": "int8"})
+    said = (
+        "optimizer.states is int8, and torchao is not installed here: "
+        "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
+    )
+    assert plan.lacking == [said]
+    assert [str(line) for line in readiness_lines(plan, tmp_path / "w")] == [
+        f"cannot run yet: {said}"
+    ]
+    with pytest.raises(ConfigError) as raised:
+        check_startable(plan, tmp_path / "w")
+    assert list(raised.value.problems) == [said]
+    assert plan_of().lacking == []

@@ -66,11 +66,11 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 
 
 def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
-    """Say what the benchmarks lack, where anything is left to score."""
+    """Say what benchmarks and trainings lack, where anything is left to run."""
     ledger = ledger_of(plan, workdir)
     if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
         return
-    for problem in problems(plan.study.benchmarks, plan.places):
+    for problem in problems(plan.study.benchmarks, plan.places) + plan.lacking:
         yield Text(f"cannot run yet: {problem}", style="bold red")
 
 

@@ -1,0 +1,17 @@
+"""What a trial's settings need installed that the package itself does without."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from chip_core.config.trial import TrialConfig
+
+
+def lacking_packages(config: TrialConfig) -> list[str]:
+    """Return what a trial's training lacks here, each with what to do; empty where nothing."""
+    if config.optimizer.states == "int8" and find_spec("torchao") is None:
+        return [
+            "optimizer.states is int8, and torchao is not installed here: "
+            "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
+        ]
+    return []
