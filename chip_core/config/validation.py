@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from chip_core.config.trial import SHORTHANDS, TrialConfig
 from chip_core.objectives.config import PRESET_BETAS
-from chip_core.utils.errors import ConfigError
+from chip_core.utils.errors import ConfigError, printable
 from chip_core.utils.registry import suggestion
 
 
@@ -186,7 +186,7 @@ def _sentence(problem: Any, model: type[BaseModel], location: list[Any]) -> str:
     if kind == "literal_error":
         expected = problem["ctx"]["expected"]
         choices = [word.strip("' ") for part in expected.split(" or ") for word in part.split(",")]
-        return f"unknown level '{given}': {suggestion(str(given), choices)}"
+        return f"unknown level '{printable(str(given))}': {suggestion(str(given), choices)}"
     if kind == "missing":
         return "is missing: add it"
     if kind == "value_error":
