@@ -48,10 +48,10 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
         yield Text(f"could not be calibrated: {name}: {why}", style="yellow")
     found = estimated.estimate
     if not estimated.rates.sources:
-        named = "" if estimated.device is not None else ", or name a GPU by --device"
+        gpu = "" if estimated.device is not None else ", or name a GPU by --device"
         yield Text(
             "what it will cost is not known: measure it here by --calibrate, or give rates by "
-            f"--rate and --rates{named}"
+            f"--rate and --rates{gpu}"
         )
     else:
         if estimated.fastest is None:
