@@ -99,31 +99,21 @@ class ResponseReference:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceScores:
-    """What the reference says of a batch."""
+    """What the reference says of a batch, by view; what is not declared is not there."""
 
-    chosen: ResponseReference | None = None
-    rejected: ResponseReference | None = None
-    rejected_image: ResponseReference | None = None  # never needs hidden states
-    more: Mapping[str, ResponseReference] = field(default_factory=dict)  # of further views
+    views: Mapping[str, ResponseReference] = field(default_factory=dict)
 
     @property
-    def views(self) -> dict[str, ResponseReference]:
-        """All that is said, by view."""
-        named = {
-            "chosen": self.chosen,
-            "rejected": self.rejected,
-            "rejected_image": self.rejected_image,
-            **self.more,
-        }
-        return {view: said for view, said in named.items() if said is not None}
+    def chosen(self) -> ResponseReference | None:
+        """Of the chosen response."""
+        return self.views.get("chosen")
 
+    @property
+    def rejected(self) -> ResponseReference | None:
+        """Of the rejected response."""
+        return self.views.get("rejected")
 
-def reference_scores(views: Mapping[str, ResponseReference]) -> ReferenceScores:
-    """Return what is said of views as a batch's."""
-    named = {"chosen", "rejected", "rejected_image"}
-    return ReferenceScores(
-        chosen=views.get("chosen"),
-        rejected=views.get("rejected"),
-        rejected_image=views.get("rejected_image"),
-        more={view: said for view, said in views.items() if view not in named},
-    )
+    @property
+    def rejected_image(self) -> ResponseReference | None:
+        """Of the chosen response under the rejected image."""
+        return self.views.get("rejected_image")

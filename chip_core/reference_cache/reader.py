@@ -23,7 +23,7 @@ from chip_core.models.parts import trained_parts
 from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
-from chip_core.objectives.terms import ReferenceScores, ResponseReference, reference_scores
+from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.reference_cache.build import HEAD
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import field_of
@@ -381,7 +381,7 @@ class StoredReference:
             for view, rest in computed.items():
                 own = known.get(view, {})
                 views[view] = replace(rest, **own) if own else rest
-        return reference_scores(views)
+        return ReferenceScores(views=views)
 
 
 def _read(

@@ -26,7 +26,6 @@ from chip_core.objectives.terms import (
     ReferenceScores,
     ResponseReference,
     ResponseScores,
-    reference_scores,
 )
 from chip_core.training.states import ResponseStates, response_states
 
@@ -192,7 +191,7 @@ class Policy(nn.Module):
         if not any(view in batch.responses for view in wanted):
             return ReferenceScores()
         said, _ = self._said(batch, wanted, keep_hidden=self.objective.needs_divergence)
-        return reference_scores(said)
+        return ReferenceScores(views=said)
 
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:

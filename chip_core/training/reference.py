@@ -136,9 +136,7 @@ class _AsReference(nn.Module):
 def rounded(scores: ReferenceScores) -> ReferenceScores:
     """Round hidden states as a store in bf16 does: whether there is one changes no figure."""
 
-    def of(said: ResponseReference | None) -> ResponseReference | None:
-        if said is None or said.hidden is None:
-            return said
-        return replace(said, hidden=said.hidden.bfloat16())
+    def of(said: ResponseReference) -> ResponseReference:
+        return said if said.hidden is None else replace(said, hidden=said.hidden.bfloat16())
 
-    return replace(scores, chosen=of(scores.chosen), rejected=of(scores.rejected))
+    return ReferenceScores(views={view: of(said) for view, said in scores.views.items()})

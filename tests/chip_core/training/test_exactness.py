@@ -107,8 +107,9 @@ class Stored:
             hidden = None if known[0].hidden is None else padded([k.hidden for k in known])
             return ResponseReference(logps=padded([k.logps for k in known]), hidden=hidden)
 
+        known = {what: response(what) for what in ("chosen", "rejected", "rejected_image")}
         return ReferenceScores(
-            **{what: response(what) for what in ("chosen", "rejected", "rejected_image")}
+            views={what: said for what, said in known.items() if said is not None}
         )
 
 
