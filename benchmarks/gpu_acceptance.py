@@ -7,8 +7,8 @@ It takes torch, transformers, peft, safetensors, numpy, pillow, pydantic and pyy
 DIR/acceptance.json. Models are built from their configuration with random weights. A part that
 fails is a row with its reason; the others go on.
 
-exact fp32, exact bf16   a packed row against separate passes; a stored reference against a live
-                         one; the log-ratio before the first step
+exact fp32, exact bf16   a packed row against separate passes; a reference that was written and read
+                         against a live one; the log-ratio before the first step
 repeat, resume           two equal trainings; one that was stopped and went on: weights to the bit
 fsdp                     FSDP2 with one rank against none
 lora, full               the trainer's own steps: tokens/s, MFU, peak memory against the estimate
@@ -47,6 +47,7 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import DTYPES
+from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import CURVES
 from chip_core.training.footprint import RowShape, footprint, operations
 from chip_core.training.parallel import Compute
@@ -228,7 +229,8 @@ def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
     """Compare a packed row with separate passes, and a reference that is read with one that is not.
 
     Raises:
-        ArithmeticError: they are further apart than the limit, or the log-ratio is not 0.
+        ArithmeticError: rows are further apart than the limit, the log-ratio is not 0, or a
+            reference that is read gives another loss.
     """
     config = setting.config(steps=1, dtype=dtype, train="full")
     model = setting.model(config)
@@ -247,14 +249,11 @@ def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
             known = [one.logps for one in live.views.values() if one.logps is not None]
             found[shared] = torch.cat([logps.float().flatten() for logps in known]), norms
             ratio = max(float(part.abs().max()) for part in _rewards(result))
-            again = policy.reference_scores(batch)
-            same = all(
-                torch.equal(one.logps, again.views[view].logps)
-                for view, one in live.views.items()
-                if one.logps is not None
-            )
-            if ratio or not same:
+            if ratio:
                 raise ArithmeticError(f"the log-ratio before the first step is {ratio}, not 0")
+            stored = policy(batch, _written_and_read(live, setting)).loss
+            if not torch.equal(stored, result.loss):
+                raise ArithmeticError("a reference that was written and read gives another loss")
     apart = [
         float((one - other).norm() / other.norm())
         for one, other in zip(found[True], found[False], strict=True)
@@ -262,6 +261,27 @@ def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
     if not max(apart) <= limit:
         raise ArithmeticError(f"log p and gradient norms are {apart} apart, allowed is {limit}")
     return {"log p apart": apart[0], "gradient norms apart": apart[1], "log-ratio at step 0": 0.0}
+
+
+def _written_and_read(scores: ReferenceScores, setting: Setting) -> ReferenceScores:
+    """Return what a reference says as it comes back from a file."""
+    from safetensors.torch import load_file, save_file
+
+    file = setting.folder / "reference.safetensors"
+    save_file(
+        {
+            f"{view}/{name}": value.contiguous()
+            for view, said in scores.views.items()
+            for name, value in vars(said).items()
+            if value is not None
+        },
+        file,
+    )
+    read: dict[str, dict[str, Tensor]] = {}
+    for name, value in load_file(file).items():
+        view, _, what = name.partition("/")
+        read.setdefault(view, {})[what] = value.to(setting.device)
+    return ReferenceScores(views={view: ResponseReference(**said) for view, said in read.items()})
 
 
 def _rewards(result: Any) -> list[Tensor]:
@@ -333,7 +353,7 @@ def trained(setting: Setting, train: str, steps: int, peak: float | None) -> dic
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with setting.trainer(config, train, setting.here) as trainer:
-        shape = _shape(trainer.batches._encoder.batch([0]), setting.workload.image_token)
+        shape = _shape(trainer.batches.shortest_pair(), setting.workload.image_token)
         trainer.train(on_step=lambda *_: None)
         model_config = trainer.model.config
     curve = _curve(setting.folder / train)[2:]
