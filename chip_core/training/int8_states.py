@@ -28,6 +28,8 @@ def int8_adamw() -> Any:
     from torchao.optim import AdamW8bit
 
     class Int8AdamW(AdamW8bit):  # type: ignore[misc]
+        in_8_bits = True
+
         def step(self, closure: Any = None) -> Any:
             # It compiles its update, which on a CPU takes a compiler and pays for nothing.
             cuda = any(p.is_cuda for group in self.param_groups for p in group["params"])
@@ -70,7 +72,7 @@ def put_state(optimizer: Any, state: Mapping[str, Any]) -> None:
 
 
 def _in_8_bits(optimizer: Any) -> bool:
-    return type(optimizer).__name__ == "Int8AdamW"
+    return getattr(optimizer, "in_8_bits", False)
 
 
 def _make_moments(optimizer: Any) -> None:

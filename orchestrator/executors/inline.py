@@ -55,7 +55,12 @@ class InlineExecutor:
         self._workdir, self._remote = workdir, remote
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
-        """There is nothing to open."""
+        """There is nothing to open.
+
+        Raises:
+            UserError: a job needs more workers than this process.
+        """
+        _require_one_worker(jobs)
         return nullcontext()
 
     def slots(self, job: Job) -> int:
