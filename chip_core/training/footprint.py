@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -31,6 +31,8 @@ from chip_core.models.packing import Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
 from chip_core.models.precision import DTYPES, as_held
 from chip_core.objectives.head import OutputHead, head_scores
+from chip_core.objectives.parts import VIEWS
+from chip_core.training.layout import lying
 from chip_core.training.masters import PIECE_BYTES
 
 _FP32 = 4  # bytes
@@ -67,10 +69,14 @@ class RowShape:
         """Tokens of a prompt."""
         return self.image + self.text
 
-    def tokens(self, *, rejected_image: bool) -> int:
-        """Return all that a pass computes: the prompt with both responses, and once more."""
-        first = self.prompt + self.chosen + self.rejected
-        return self.pairs * (first + (self.prompt + self.chosen if rejected_image else 0))
+    def response(self, view: str) -> int:
+        """Return the tokens of a view's response; a third one is taken to be as the chosen one."""
+        return self.rejected if VIEWS[view][1] == "rejected" else self.chosen
+
+    def tokens(self, views: Collection[str]) -> int:
+        """Return all that a pass over views computes: each image's prompt, and its responses."""
+        images = {VIEWS[view][0] for view in views}
+        return self.pairs * (len(images) * self.prompt + sum(self.response(view) for view in views))
 
 
 #: The parts of a footprint, in the order in which they are shown.
@@ -292,7 +298,9 @@ class _Step:
         from chip_core.models import own
 
         own.register()
-        self._config, self._shape, self._precision, self._stored = config, shape, precision, stored
+        self._config, self._shape, self._precision = config, shape, precision
+        # An objective that reads nothing of a reference keeps no copy of what is trained.
+        self._stored = stored or not config.objective.reference_reads
         with unset_fake_temporarily(), torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(found, dtype=torch.float32).eval()
             model = attach_adapters(model, config)
@@ -350,8 +358,8 @@ class _Step:
                 self._notes.append(f"computed as if it shared prefixes: {error}")
             if not self._stored:
                 with torch.no_grad():
-                    self._scored(memory)
-            loss, hidden = self._scored(memory)
+                    self._scored(memory, self._config.objective.reference_reads)
+            loss, hidden = self._scored(memory, self._config.objective.policy_reads)
             between()
             memory.part = "logits"  # the head's backward is the first
             hidden.register_hook(  # type: ignore[no-untyped-call]
@@ -359,10 +367,10 @@ class _Step:
             )
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _scored(self, memory: _Memory) -> tuple[Tensor, Tensor]:
-        """Return a number that depends on all that the objective does, and the states under it."""
+    def _scored(self, memory: _Memory, views: Collection[str]) -> tuple[Tensor, Tensor]:
+        """Return a number that depends on all that is read of views, and the states under it."""
         shape, objective = self._shape, self._config.objective
-        states = self._states()
+        states = self._states(views)
         memory.part = "reference"
         pairs = shape.pairs
         lengths = [pairs * shape.rejected, pairs * shape.chosen]
@@ -392,12 +400,12 @@ class _Step:
             loss = loss + scores.kl[:trained].sum()
         return loss, states
 
-    def _states(self) -> Tensor:
-        """Return the hidden states that predict the responses, (N, D)."""
-        shape, model = self._shape, self._model
-        spans, places = self._layout()
+    def _states(self, views: Collection[str]) -> Tensor:
+        """Return the hidden states that predict the views' responses, (N, D)."""
+        model = self._model
+        spans, places = self._layout(views)
         embedded = model.get_input_embeddings()(torch.zeros(1, _length(spans), dtype=torch.long))
-        features = self._features()
+        features = self._features(views)
         if features is not None:
             mask = torch.zeros(embedded.shape, dtype=torch.bool)
             embedded = embedded.masked_scatter(mask, features.to(embedded.dtype))
@@ -408,30 +416,29 @@ class _Step:
             packing=spans,
             use_cache=False,
         ).last_hidden_state
-        assert shape.pairs
         return torch.cat([hidden[0, part] for part in places])
 
-    def _layout(self) -> tuple[tuple[Span, ...], list[Tensor]]:
-        """Return the spans of the row, and the places that are scored, by response."""
-        shape, visual = self._shape, self._config.objective.needs_rejected_image
-        if self._config.engine.prefix_sharing == "off":  # a pass a response: as many tokens
-            kinds: list[tuple[int, ...]] = [(shape.chosen,), (shape.rejected,)]
-        else:
-            kinds = [(shape.chosen, shape.rejected)]
-        if visual:
-            kinds.append((shape.chosen,))
+    def _layout(self, views: Collection[str]) -> tuple[tuple[Span, ...], list[Tensor]]:
+        """Return the spans of the row, and the places that are scored, by view."""
+        shape = self._shape
+        together: dict[str, tuple[int, ...]] = {}
+        for view in lying(views):
+            # Without prefix sharing a pass a response: as many tokens.
+            alone = self._config.engine.prefix_sharing == "off"
+            name = view if alone else VIEWS[view][0]
+            together[name] = (*together.get(name, ()), shape.response(view))
         spans = tuple(
             Span(prompt=shape.prompt, responses=responses)
-            for responses in kinds
+            for responses in together.values()
             for _ in range(shape.pairs)
         )
-        scored = [shape.rejected, shape.chosen, *([shape.chosen] if visual else [])]
-        return spans, [torch.zeros(shape.pairs * n, dtype=torch.long) for n in scored]
+        scored = [shape.pairs * shape.response(view) for view in VIEWS if view in views]
+        return spans, [torch.zeros(length, dtype=torch.long) for length in scored]
 
-    def _features(self) -> Tensor | None:
+    def _features(self, views: Collection[str]) -> Tensor | None:
         """Return what the image tower and the projector make of the images, (tokens, D)."""
         inner = without_head(self._model)
-        images = self._shape.pairs * (2 if self._config.objective.needs_rejected_image else 1)
+        images = self._shape.pairs * len({VIEWS[view][0] for view in views})
         given = _pictures(inner.config, images, self._shape.tiles)
         if given is None:
             note = "without the image tower's own activations"

@@ -145,7 +145,7 @@ def _counted(config: TrialConfig) -> _Model | None:
     return _Model(
         step=made.step,
         forward=made.forward,
-        token=made.forward / shape.tokens(rejected_image=config.objective.needs_rejected_image),
+        token=made.forward / shape.tokens(config.objective.policy_reads),
         prompt=shape.prompt,
         layers=text.num_hidden_layers,
         weights=numbers * (2 if config.model.dtype == "bf16" else 4),

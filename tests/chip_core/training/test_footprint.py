@@ -53,6 +53,8 @@ def pairs() -> families.ListPairs:
                 prompt="what is here ?",
                 chosen=texts[0],
                 rejected=texts[1],
+                other=texts[0].replace("red", "green"),
+                second_image=Image.new("RGB", (64, 64), (90, 40 * number, 200)),
             )  # fmt: skip
         )
     return made
@@ -109,7 +111,8 @@ def before(config: TrialConfig, family: str) -> int:
     size = 0
     for part in trained_parts(model, config).values():
         for name, parameter in part.items():
-            size += 0 if is_adapter(name) else held.itemsize * parameter.numel()
+            copied = config.objective.reference_reads and not is_adapter(name)
+            size += held.itemsize * parameter.numel() if copied else 0
             size += 0 if held == torch.float32 else 4 * parameter.numel()
     return size
 
@@ -148,8 +151,19 @@ BF16 = {"path": "x", "dtype": "bf16"}
                 "engine": {"micro_batch": 2},
             },
         ),
+        ("llava", {"engine": {"micro_batch": 2}, "objective": "symmpo"}),
+        ("llava", {"engine": {"micro_batch": 2}, "objective": "sft"}),
     ],
-    ids=["full", "lora", "checkpointing", "tower", "chunks", "bf16-gradients"],
+    ids=[
+        "full",
+        "lora",
+        "checkpointing",
+        "tower",
+        "chunks",
+        "bf16-gradients",
+        "symmpo",
+        "sft",
+    ],  # fmt: skip
 )
 def test_it_is_what_the_trainers_steps_take(
     family: str, given: dict[str, Any], tmp_path: Path
