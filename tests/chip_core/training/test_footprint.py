@@ -19,7 +19,8 @@ from chip_core.data.preferences import PreferencePair
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.precision import DTYPES, hold
-from chip_core.training.footprint import RowShape, footprint, operations
+from chip_core.training.fake_step import RowShape
+from chip_core.training.footprint import footprint, operations
 from chip_core.training.trainer import Trainer
 
 from .. import families
