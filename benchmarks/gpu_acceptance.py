@@ -49,8 +49,8 @@ from chip_core.models.parts import set_trained
 from chip_core.models.precision import DTYPES
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import CURVES
-from chip_core.training.fake_step import RowShape
-from chip_core.training.footprint import footprint, operations
+from chip_core.training.footprint.estimate import footprint, operations
+from chip_core.training.footprint.step import RowShape
 from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
 from chip_core.training.trainer import Trainer

@@ -14,8 +14,8 @@ from typing import Any
 
 from chip_core import recipes
 from chip_core.config.validation import set_key, trial_config
-from orchestrator.cost.devices import DEVICES
 from orchestrator.cost.memory import MemoryEstimator
+from orchestrator.cost.published.devices import DEVICES
 
 _LESS = {"training.gradients": "bf16", "optimizer.states": "int8"}
 _ONE = {"engine.workers_per_trial": 1, "engine.parallel": "auto"}

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+#: Of one package: more are several subjects.
+MODULES = 14
 
 #: Addition -> its files: (file, what is replaced or None for a new file, text).
 ADDITIONS: dict[str, list[tuple[str, str | None, str]]] = {
@@ -229,3 +231,13 @@ def test_what_it_names_is_there() -> None:
     for name in named:
         homes = (ROOT, ROOT / "orchestrator", ROOT / "chip_core")
         assert any((home / name).is_file() for home in homes), name
+
+
+def test_a_package_has_few_modules() -> None:
+    crowded = {}
+    for package in ("chip_core", "orchestrator"):
+        for folder in [ROOT / package, *(ROOT / package).rglob("*/")]:
+            modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+            if len(modules) > MODULES:
+                crowded[folder.relative_to(ROOT).as_posix()] = len(modules)
+    assert not crowded

@@ -17,7 +17,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.answers import EncodedResponse, check_label_rule, encode_response, template_of
 from chip_core.data.augment import augment_image
 from chip_core.data.encodings import Encodings
-from chip_core.data.further import sentence_ends
+from chip_core.data.formats.further import sentence_ends
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImages
 from chip_core.data.rejected_images.images import as_rgb

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from chip_core.data.answers import template_of
-from chip_core.data.further import Asks, Further, check_sentences, further_of
+from chip_core.data.formats.further import Asks, Further, check_sentences, further_of
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem

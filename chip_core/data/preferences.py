@@ -11,7 +11,7 @@ from PIL import Image
 
 from chip_core.config.trial import DataConfig
 from chip_core.data.checks import RowChecker, check_rows
-from chip_core.data.further import Asks, Score, further_of
+from chip_core.data.formats.further import Asks, Score, further_of
 from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
 from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_source

@@ -22,7 +22,7 @@ import transformers
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.encodings import ENCODINGS
-from chip_core.data.further import Asks, asks_of
+from chip_core.data.formats.further import Asks, asks_of
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading

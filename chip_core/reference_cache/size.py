@@ -18,9 +18,9 @@ from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
 from chip_core.models import own
 from chip_core.models.loading import local_folder
-from chip_core.models.published import HEADS
 from chip_core.objectives.parts import VIEWS
 from chip_core.reference_cache.spec import CacheSpec
+from chip_core.training.footprint.published import HEADS
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_json
 

@@ -20,7 +20,7 @@ from chip_core.config.identity import (
     rejected_image_identity,
 )
 from chip_core.config.trial import BEHAVIOUR, TrialConfig
-from chip_core.data.further import asks_of
+from chip_core.data.formats.further import asks_of
 from chip_core.data.rejected_images import strategy_class
 from chip_core.models.loading import projector_in_tower
 from chip_core.objectives.parts import VIEWS, Quantity, Reads

@@ -32,8 +32,8 @@ from chip_core.models.loading import read_weights
 from chip_core.models.parts import trained_parts
 from chip_core.models.shards import is_sharded, local_weight
 from chip_core.results import CHECKPOINTS
-from chip_core.training.int8_states import put_state, saved_state
-from chip_core.training.masters import Masters, read_masters, write_masters
+from chip_core.training.optimizer.int8_states import put_state, saved_state
+from chip_core.training.optimizer.masters import Masters, read_masters, write_masters
 from chip_core.utils.errors import (
     DiskFullError,
     NonFiniteLossError,

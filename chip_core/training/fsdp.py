@@ -26,7 +26,7 @@ from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
-from chip_core.training.masters import Masters
+from chip_core.training.optimizer.masters import Masters
 from chip_core.training.parallel import SingleProcessStrategy
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveSource, rounded

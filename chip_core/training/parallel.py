@@ -23,7 +23,7 @@ from chip_core.models.memory import bytes_needed
 from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
-from chip_core.training.masters import Masters
+from chip_core.training.optimizer.masters import Masters
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, LiveSource
 from chip_core.utils.workers import Workers

@@ -10,7 +10,7 @@ import torch
 from chip_core.config.packages import lacking_packages
 from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
-from chip_core.data.further import Asks, asks_of
+from chip_core.data.formats.further import Asks, asks_of
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.source import SHAPES

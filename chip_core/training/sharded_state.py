@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from chip_core.models.shards import is_spread
-from chip_core.training.int8_states import put_state, saved_state
+from chip_core.training.optimizer.int8_states import put_state, saved_state
 from chip_core.utils.errors import UnfitError
 
 #: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds

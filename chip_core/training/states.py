@@ -16,11 +16,11 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.parts import without_head
-from chip_core.models.placeholders import counted_on_host
 from chip_core.models.precision import as_held
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
 from chip_core.objectives.parts import VIEWS
 from chip_core.training.layout import PackedRow, lying, pack, pad
+from chip_core.training.placeholders import counted_on_host
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from chip_core.results import CURVES
 from chip_core.training.batches import Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
 from chip_core.training.exactness import share_prefixes
-from chip_core.training.masters import Masters
-from chip_core.training.optimizer import encoder_only_steps, learning_rates, make_optimizer
+from chip_core.training.optimizer.adamw import encoder_only_steps, learning_rates, make_optimizer
+from chip_core.training.optimizer.masters import Masters
 from chip_core.training.parallel import (
     Compute,
     DDPStrategy,

@@ -1,7 +1,7 @@
 """Estimate whether trials fit the memory of their device and the disk.
 
 What was measured is told first. Else a step is made with the model on torch's fake tensors
-(chip_core/training/footprint.py), which have its shapes and no memory.
+(chip_core/training/footprint/estimate.py), which have its shapes and no memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orchestrator.cost.rates import Rates
 from orchestrator.cost.workload import TrialWork, Workload
 
 if TYPE_CHECKING:
-    from chip_core.training.footprint import Footprint
+    from chip_core.training.footprint.estimate import Footprint
 
 _FP32, _BF16 = 4, 2  # bytes of a weight
 _KEPT = 2  # checkpoints of a running training
@@ -166,9 +166,9 @@ _KNOWN: dict[str, Estimated | None] = {}
 
 
 def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
-    from chip_core.models.published import config_of
-    from chip_core.training.footprint import footprint, precision_of
-    from orchestrator.cost.rows import rows_of_trial
+    from chip_core.training.footprint.estimate import footprint, precision_of
+    from chip_core.training.footprint.published import config_of
+    from orchestrator.cost.published.rows import rows_of_trial
 
     try:
         found = config_of(config.model)

@@ -12,11 +12,11 @@ from rich.text import Text
 from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.size import gigabytes
 from orchestrator.cost.budget import amounts
-from orchestrator.cost.devices import DEVICES, EAGER_SOURCE, UTILIZATION
 from orchestrator.cost.estimate import Cost, Estimate
 from orchestrator.cost.memory import Fit, change_words, memory_words, parts_words
 from orchestrator.cost.power import PowerEstimate
-from orchestrator.cost.published import NAME
+from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATION
+from orchestrator.cost.published.rates import NAME
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
 from orchestrator.plan.plan import BASE

@@ -8,12 +8,12 @@ from pathlib import Path
 from chip_core.utils.errors import UserError
 from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.calibration.calibrate import Say, calibrate, kept
-from orchestrator.cost.devices import GIB, Device
 from orchestrator.cost.estimate import Estimate, Way, estimate
 from orchestrator.cost.machines import machines_of, places_for, places_on
 from orchestrator.cost.memory import Disk, Fit, MemoryEstimator, disk, fits
 from orchestrator.cost.power import PowerEstimate
-from orchestrator.cost.published import NAME, Range, published
+from orchestrator.cost.published.devices import GIB, Device
+from orchestrator.cost.published.rates import NAME, Range, published
 from orchestrator.cost.rates import Rates
 from orchestrator.cost.recorded import recorded
 from orchestrator.cost.user_rates import UserRates

@@ -15,7 +15,7 @@ from rich.text import Text
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
 from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows
-from chip_core.data.further import Asks, asks_of
+from chip_core.data.formats.further import Asks, asks_of
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
 from chip_core.models import loading

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.commands.common.options import each_once
 from orchestrator.commands.common.param_types import Location, Real, Whole, read_real
-from orchestrator.cost.devices import DEVICES
+from orchestrator.cost.published.devices import DEVICES
 
 if TYPE_CHECKING:
     from orchestrator.cost.power import PowerEstimate

@@ -24,7 +24,7 @@ from chip_core.models.adapters import (
 )
 from chip_core.models.parts import named_parts, set_trained
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.training.optimizer import encoder_only_steps
+from chip_core.training.optimizer.adamw import encoder_only_steps
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.trial import run_trial

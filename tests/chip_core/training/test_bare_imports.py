@@ -27,7 +27,8 @@ for name in sys.argv[2].split(","):
     __import__(name)
 """
 MODULES = (
-    "chip_core.training.trainer", "chip_core.training.fsdp", "chip_core.training.footprint",
+    "chip_core.training.trainer", "chip_core.training.fsdp",
+    "chip_core.training.footprint.estimate",
     "chip_core.models.loading", "chip_core.models.adapters", "chip_core.models.base_models",
     "chip_core.data.batches", "benchmarks.gpu_acceptance",
 )  # fmt: skip

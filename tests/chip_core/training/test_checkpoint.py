@@ -20,7 +20,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.training import checkpoint, trainer
 from chip_core.training.checkpoint import checkpoint_problem, list_checkpoints, remove_after
-from chip_core.training.masters import read_masters, write_masters
+from chip_core.training.optimizer.masters import read_masters, write_masters
 from chip_core.trial import run_trial
 from chip_core.utils.errors import (
     DiskFullError,

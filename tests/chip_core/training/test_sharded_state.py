@@ -25,7 +25,7 @@ from chip_core.models.parts import set_trained, trained_parts
 from chip_core.models.shards import whole
 from chip_core.training import checkpoint, sharded_state
 from chip_core.training.checkpoint import Checkpointer, checkpoint_problem, list_checkpoints
-from chip_core.training.optimizer import make_optimizer
+from chip_core.training.optimizer.adamw import make_optimizer
 from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
 from chip_core.training.sharded_state import load_shards, save_shards

@@ -19,11 +19,11 @@ from chip_core.data.preferences import PreferencePair
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.precision import DTYPES, hold
-from chip_core.training.fake_step import RowShape
-from chip_core.training.footprint import footprint, operations
+from chip_core.training.footprint.estimate import footprint, operations
+from chip_core.training.footprint.step import RowShape
 from chip_core.training.trainer import Trainer
 
-from .. import families
+from ... import families
 
 WORDS = ["a", "red", "dog", "and", "a", "blue", "car", "on", "the", "green", "tree"]
 CHOSEN, REJECTED = 90, 120  # words, each a token
@@ -194,7 +194,7 @@ def test_two_small_models_tell_of_a_large_one(
     found.text_config.num_hidden_layers = 7
     shape = RowShape(image=16, text=9, chosen=60, rejected=70)
     told = footprint(found, config, shape, stored=True)
-    monkeypatch.setattr("chip_core.training.footprint._FEW", 7)  # all of it is made
+    monkeypatch.setattr("chip_core.training.footprint.estimate._FEW", 7)  # all of it is made
     assert told == footprint(found, config, shape, stored=True)
 
 

@@ -10,8 +10,8 @@ import torch
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.models.parts import without_head
-from chip_core.models.placeholders import counted_on_host
 from chip_core.training.layout import pad
+from chip_core.training.placeholders import counted_on_host
 
 from .. import families
 

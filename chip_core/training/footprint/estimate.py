@@ -1,6 +1,6 @@
 """What a training step takes of a device's memory, by part, and how much it computes.
 
-A step is made on fake tensors (fake_step.py); what it was seen to take is put together here.
+A step is made on fake tensors (step.py); what it was seen to take is put together here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.precision import DTYPES
-from chip_core.training.fake_step import (
+from chip_core.training.footprint.step import (
     FP32,
     Measured,
     Precision,
@@ -20,7 +20,7 @@ from chip_core.training.fake_step import (
     measure,
     shortened,
 )
-from chip_core.training.masters import PIECE_BYTES
+from chip_core.training.optimizer.masters import PIECE_BYTES
 
 #: Bytes of AdamW's two moments, a weight; int8 has a scale in fp32 for each 256.
 _STATES = {"fp32": 2.0 * 4, "int8": 2.0 * (1 + 4 / 256)}

@@ -9,9 +9,9 @@ from typing import Any
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.files import is_hub_name
-from chip_core.models.published import image_size
 from chip_core.reference_cache.size import USUAL_RESPONSE, response_tokens
-from chip_core.training.fake_step import RowShape
+from chip_core.training.footprint.published import image_size
+from chip_core.training.footprint.step import RowShape
 from chip_core.utils.errors import ConfigError
 
 #: Tokens that are taken for data that is not here: a question with the chat's layout, a response,

@@ -10,8 +10,8 @@ import torch
 
 from chip_core.config.trial import OptimizerConfig, TrialConfig
 from chip_core.models.parts import Part, trained_parts
-from chip_core.training.int8_states import int8_adamw
-from chip_core.training.masters import Masters
+from chip_core.training.optimizer.int8_states import int8_adamw
+from chip_core.training.optimizer.masters import Masters
 
 
 def make_optimizer(

@@ -14,12 +14,12 @@ from torch import nn
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import hold
-from chip_core.training import masters as module
-from chip_core.training.masters import Masters
-from chip_core.training.optimizer import make_optimizer
+from chip_core.training.optimizer import masters as module
+from chip_core.training.optimizer.adamw import make_optimizer
+from chip_core.training.optimizer.masters import Masters
 from chip_core.utils.workers import Workers
 
-from .. import families
+from ... import families
 
 STEPS, LIMIT = 3, 0.5
 

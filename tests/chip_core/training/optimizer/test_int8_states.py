@@ -17,9 +17,9 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import hold
 from chip_core.training.checkpoint import Checkpointer
-from chip_core.training.int8_states import put_state, saved_state
-from chip_core.training.masters import Masters
-from chip_core.training.optimizer import learning_rates, make_optimizer
+from chip_core.training.optimizer.adamw import learning_rates, make_optimizer
+from chip_core.training.optimizer.int8_states import put_state, saved_state
+from chip_core.training.optimizer.masters import Masters
 from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
 from chip_core.training.trainer import make_strategy
@@ -27,7 +27,7 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
-from .. import families
+from ... import families
 
 Configured = Callable[..., TrialConfig]
 needs_torchao = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from transformers import get_scheduler
 from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
 from chip_core.models.parts import set_trained
-from chip_core.training.optimizer import learning_rates, make_optimizer
+from chip_core.training.optimizer.adamw import learning_rates, make_optimizer
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.size import published_rows
 from chip_core.utils.errors import TrialError
-from orchestrator.cost.devices import EAGER_LAYERS, EAGER_TOKENS, UTILIZATION, Device
 from orchestrator.cost.kinds import LIVE, reference_of, row_kind, score_kind
+from orchestrator.cost.published.devices import EAGER_LAYERS, EAGER_TOKENS, UTILIZATION, Device
 from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size
 from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
 
@@ -126,9 +126,9 @@ class _Counter:
 
 
 def _counted(config: TrialConfig) -> _Model | None:
-    from chip_core.models.published import config_of
-    from chip_core.training.footprint import operations
-    from orchestrator.cost.rows import rows_of_trial
+    from chip_core.training.footprint.estimate import operations
+    from chip_core.training.footprint.published import config_of
+    from orchestrator.cost.published.rows import rows_of_trial
 
     one = config.model_copy(update={"engine": config.engine.model_copy(update={"micro_batch": 1})})
     try:

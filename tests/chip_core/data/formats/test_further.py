@@ -11,7 +11,7 @@ from PIL import Image
 
 from chip_core.config.trial import DataConfig
 from chip_core.data.checks import GoodRow, check_rows
-from chip_core.data.further import Asks, asks_of, objective_problem
+from chip_core.data.formats.further import Asks, asks_of, objective_problem
 from chip_core.data.preferences import load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import open_source

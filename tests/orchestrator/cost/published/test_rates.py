@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.models.published import config_of
-from chip_core.training.footprint import operations
+from chip_core.training.footprint.estimate import operations
+from chip_core.training.footprint.published import config_of
 from orchestrator.cli import main
 from orchestrator.commands.common.remote_run import _options
-from orchestrator.cost.devices import DEVICES, RESERVED, UTILIZATION
 from orchestrator.cost.memory import MemoryEstimator, changes_that_fit
-from orchestrator.cost.published import published
-from orchestrator.cost.rows import rows_of_trial
+from orchestrator.cost.published.devices import DEVICES, RESERVED, UTILIZATION
+from orchestrator.cost.published.rates import published
+from orchestrator.cost.published.rows import rows_of_trial
 from orchestrator.cost.workload import Workload
 from orchestrator.plan.plan import Plan
 
-from .conftest import SHORT, STUDY
+from ..conftest import SHORT, STUDY
 
 H100 = DEVICES["h100-80gb"]
 ON_GPU = ["--set", "engine.gpus_per_worker=1", "--set", "training.max_steps=10"]

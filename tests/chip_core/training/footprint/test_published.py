@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 from chip_core import recipes
 from chip_core.config.trial import ModelConfig
 from chip_core.config.validation import trial_config
-from chip_core.models.published import HEADS, MODELS, config_of, image_size
+from chip_core.training.footprint.published import HEADS, MODELS, config_of, image_size
 
 #: Millions of parameters, as the models' pages on the hub show them; of Muffin docs/muffin.md.
 MILLIONS = {
