@@ -20,7 +20,12 @@ def shapes_config() -> Callable[..., TrialConfig]:
     def configured(**changes: Any) -> TrialConfig:
         torch.set_num_threads(1)
         tree = recipes.read_yaml(recipes.find("shapes"))
-        short = {"training.max_steps": 3, "training.batch_size": 4, "engine.micro_batch": 4}
+        short = {
+            "training.max_steps": 3,
+            "training.batch_size": 4,
+            "engine.micro_batch": 4,
+            "benchmarks": {},  # the recipe's has 1,000 questions
+        }
         dotted = {name.replace("__", "."): value for name, value in changes.items()}
         for key, value in {**short, "optimizer.warmup": 0, **dotted}.items():
             set_key(tree, key, value)
