@@ -75,7 +75,7 @@ def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[l
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.is_floating_point()
     ]
-    packed = [module for module in model.modules() if is_quantized(module)]
+    packed: list[Any] = [module for module in model.modules() if is_quantized(module)]
     done: list[tuple[nn.Module, str]] = []
     try:
         for module in packed:  # what is unpacked of 4 bits is multiplied in fp32, too

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chip_core.utils.errors import TrialError
 
@@ -55,7 +55,7 @@ def settings(source: str, dtype: torch.dtype, **options: Any) -> Any:
     )
 
 
-def quantized_weights(model: Any) -> list[nn.Parameter]:
+def quantized_weights(model: Any) -> list[Tensor]:
     """Return the weights that are held in 4 bits: of the decoder's linear layers, without adapters.
 
     Args:
@@ -75,6 +75,7 @@ def keep_packed(model: nn.Module) -> None:
     such pass, rounds its scales to bf16 in doing so, and from then on computes in bf16 in passes
     with gradients too (findings/bitsandbytes_linear4bit_repacks.sh).
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
