@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 0
 N ?= 10
 SEED ?= 0
 
-.PHONY: demo install test test-ray test-lowest test-cluster coverage check lint audit schemas faults clean
+.PHONY: demo install test test-ray test-lowest test-extras test-cluster coverage check lint audit schemas faults clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -46,6 +46,14 @@ test-lowest:
 		-c .venv-lowest/constraints.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile \
 		-m "not slow and not gpu and not ray and not e2e"
+
+# What needs torchao or bitsandbytes, in an environment of its own.
+test-extras:
+	@test -x .venv-extras/bin/python || $(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[dev,int8,nf4]'
+	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/chip_core/models/test_quantized.py \
+		tests/chip_core/training/optimizer
 
 # Lines and branches of chip_core that its own tests do not reach.
 coverage: install
@@ -87,4 +95,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf .venv .venv-ray-* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-ray-* .venv-lowest .venv-extras .mypy_cache .ruff_cache .pytest_cache

@@ -60,7 +60,8 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
             ) from None
         try:
             # In fp32: of what an adapter adds, a weight in bf16 would keep little.
-            base = config.model.model_copy(update={"dtype": "fp32"})
+            # And into the weights as they were before 4 bits, as QLoRA's authors do.
+            base = config.model.model_copy(update={"dtype": "fp32", "quantize": "none"})
             whole, processor = loading.load(base, trained=model)
         except TrialError as error:
             raise UserError(f"the base model is needed to merge: {error}") from None

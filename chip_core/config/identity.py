@@ -182,6 +182,8 @@ def model_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, A
     """
     # Weights were held in fp32 once, whatever was computed in: those figures are others.
     held = {"weights": "bf16"} if config.dtype == "bf16" else {}
+    if config.quantize != "none":
+        held["quantize"] = config.quantize
     return {"dtype": config.dtype, **held, **model}
 
 

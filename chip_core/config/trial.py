@@ -61,6 +61,11 @@ class ModelConfig(Shorthand):
     dtype: Literal["fp32", "bf16"] = figure(
         "fp32", doc="what the model computes in, and what its weights are held in"
     )
+    quantize: Literal["none", "nf4"] = figure(
+        "none",
+        doc="'nf4': the language model's linear layers are held in 4 bits below their adapters "
+        "(QLoRA), needs bitsandbytes",
+    )
     trust_remote_code: bool = figure(
         False,
         doc="true: code that comes with the model is run, with all your rights; a hub name needs "
@@ -393,6 +398,22 @@ class TrialConfig(Section):
         if (self.vision_encoder, self.projector, self.language_model) == ("frozen",) * 3:
             raise ValueError(
                 "nothing is trained: vision_encoder, projector and language_model are all frozen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_writes_to_four_bits(self) -> TrialConfig:
+        if self.model.quantize == "none":
+            return self
+        if self.language_model != "lora":
+            raise ValueError(
+                "model.quantize is nf4, which is for adapters (QLoRA), and language_model is "
+                f"{self.language_model}: write language_model: lora, or model.quantize: none"
+            )
+        if self.engine.parallel == "fsdp":
+            raise ValueError(
+                "model.quantize is nf4, whose weights are not spread over workers: write "
+                "engine.parallel: ddp, or model.quantize: none"
             )
         return self
 

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
-from chip_core.models import own, remote, templates
+from chip_core.models import own, quantized, remote, templates
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError, UnfitError, brief
 from chip_core.utils.files import expand_path, read_json
@@ -174,14 +174,14 @@ def load(
     source, options = _checked_source(model)
 
     def read() -> tuple[Any, Any]:
-        whole = load_whole(source, attention, dtype=model.dtype, **options)
+        whole = load_whole(source, attention, dtype=model.dtype, quantize=model.quantize, **options)
         return whole.eval(), _processor(source, options)
 
     if trained is not None:  # of one attempt, and what lies beside an adapter is written into it
         BASE_MODELS.make_room()
         loaded, processor = read()
     else:
-        key = (attention, model.dtype, content_key(model))
+        key = (attention, model.dtype, model.quantize, content_key(model))
         loaded, processor = BASE_MODELS.get(key, read, config)
     if adapter:
         assert trained is not None
@@ -224,7 +224,12 @@ def import_libraries(*, adapters: bool) -> None:
 
 
 def load_whole(
-    source: str, attention: str = "auto", *, dtype: Precision = "fp32", **options: Any
+    source: str,
+    attention: str = "auto",
+    *,
+    dtype: Precision = "fp32",
+    quantize: Literal["none", "nf4"] = "none",
+    **options: Any,
 ) -> Any:
     """Return a model each of whose weights is the source's, and all of the source's.
 
@@ -232,6 +237,7 @@ def load_whole(
         source: a folder or a hub name.
         attention: the kind of attention; "auto" leaves it to transformers.
         dtype: what weights are held in.
+        quantize: what the language model's linear layers are held in.
         options: of `from_pretrained`: `revision`, `trust_remote_code`.
 
     Raises:
@@ -246,7 +252,9 @@ def load_whole(
     from chip_core.models.precision import DTYPES
 
     own.register()
-    kind = {} if attention == "auto" else {"attn_implementation": attention}
+    kind: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    if quantize == "nf4":
+        kind["quantization_config"] = quantized.settings(source, DTYPES[dtype], **options)
     logging.disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of what does not fit is a table; here it is a line
@@ -274,6 +282,8 @@ def load_whole(
         raise TrialError(f"{source} cannot be loaded ({brief(error)}): {advice}") from None
     finally:
         logging.set_verbosity(told)
+    if quantize == "nf4":
+        quantized.keep_packed(loaded)
     _check_weights(source, loaded, found)
     check_finite(source, loaded.state_dict())
     return loaded

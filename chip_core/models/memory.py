@@ -28,7 +28,11 @@ def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> 
         reference: whether the reference is computed, and not read from stores.
     """
     held, gradient = _BYTES[config.model.dtype], _BYTES[config.training.gradients]
-    needed: int = held * sum(parameter.numel() for parameter in model.parameters())
+    # What is held in 4 bits lies there in bytes of two weights.
+    needed: int = sum(
+        parameter.numel() * (held if parameter.is_floating_point() else 1)
+        for parameter in model.parameters()
+    )
     updated = gradient + 2 * _BYTES[config.optimizer.states]
     if config.model.dtype == "bf16":
         updated += _BYTES["fp32"]

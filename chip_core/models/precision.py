@@ -28,8 +28,14 @@ def hold(model: Any, precision: Precision) -> Any:
     Buffers stay as they are: the frequencies of rotary positions are fp32 in every model.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(DTYPES[precision])
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(DTYPES[precision])
     return model
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Return whether a layer's weight is packed: a `Linear4bit` of bitsandbytes."""
+    return hasattr(getattr(module, "weight", None), "quant_state")
 
 
 def as_held(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
@@ -67,9 +73,13 @@ def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[l
         (module, name, parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_floating_point()
     ]
+    packed: list[Any] = [module for module in model.modules() if is_quantized(module)]
     done: list[tuple[nn.Module, str]] = []
     try:
+        for module in packed:  # what is unpacked of 4 bits is multiplied in fp32, too
+            module.compute_dtype = torch.float32
         for module, name, parameter in widened:
             wide = _Widened(stands.get(id(parameter)))
             parametrize.register_parametrization(module, name, wide, unsafe=True)
@@ -77,6 +87,8 @@ def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[l
         with _Widening():
             yield [stands[id(leaf)] for leaf in leaves]
     finally:
+        for module in packed:
+            module.compute_dtype = torch.bfloat16
         for module, name in done:  # in this order, their names come back in theirs
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 

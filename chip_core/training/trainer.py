@@ -351,10 +351,11 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
 
 def _precision(config: TrialConfig) -> dict[str, str]:
     """Return what is to be said of a training that is not in fp32 throughout."""
-    if config.model.dtype == "fp32" and config.optimizer.states == "fp32":
+    quantize = "" if config.model.quantize == "none" else config.model.quantize
+    if config.model.dtype == "fp32" and config.optimizer.states == "fp32" and not quantize:
         return {}
     parts = {
-        "weights": config.model.dtype,
+        "weights": config.model.dtype + (f" ({quantize} below adapters)" if quantize else ""),
         "masters": config.training.master,
         "gradients": config.training.gradients,
         "moments": config.optimizer.states,

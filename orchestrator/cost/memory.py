@@ -247,6 +247,7 @@ _ENGINE: tuple[Mapping[str, Any], ...] = (
 _LESS: tuple[Mapping[str, Any], ...] = (
     {"training.gradients": "bf16"},
     {"optimizer.states": "int8"},
+    {"model.quantize": "nf4"},
 )
 _WORKERS = (2, 4, 8)
 

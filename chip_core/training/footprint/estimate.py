@@ -11,6 +11,7 @@ from typing import Any
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.precision import DTYPES
+from chip_core.models.quantized import BYTES as NF4_BYTES
 from chip_core.training.footprint.step import (
     FP32,
     Measured,
@@ -83,6 +84,7 @@ def precision_of(config: TrialConfig) -> Precision:
         states=_STATES[config.optimizer.states],
         wide=masters and wide,
         piece=PIECE_BYTES if masters and not wide else None,
+        packed=NF4_BYTES if config.model.quantize == "nf4" else None,
     )
 
 

@@ -30,6 +30,7 @@ from chip_core.models.memory import recompute_layers
 from chip_core.models.packing import Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
 from chip_core.models.precision import as_held
+from chip_core.models.quantized import quantized_weights
 from chip_core.objectives.head import OutputHead, head_scores
 from chip_core.objectives.parts import VIEWS
 from chip_core.training.layout import lying
@@ -47,6 +48,7 @@ class Precision:
     states: float = 8.0  # bytes of the optimizer's states, a trained weight: AdamW's two in fp32
     wide: bool = False  # whether gradients are added up in fp32, beside the masters
     piece: int | None = None  # bytes of gradients that an update widens at a time; None: none
+    packed: float | None = None  # bytes of a weight that is quantized; None: none is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,19 +197,28 @@ class _Step:
         with _Memory(there) as memory:
             self.run(memory)
         trained = sum(p.numel() for p in self._trained)
+        saved, unpacked = self._quantized()
         return Measured(
             trained=trained,
             frozen=sum(p.numel() for p in self._model.parameters()) - trained,
-            weights=_bytes(there),
+            weights=_bytes(there) - saved,
             gradients=FP32 * trained if self._precision.wide else _bytes(self._trained),
             copies=0 if self._stored else _bytes(self._copied()),
-            passing=memory.peak - own,
+            passing=memory.peak - own + unpacked,
             of_head=memory.at_peak.get("logits", 0),
             read=memory.at_peak.get("reference", 0),
             gathered=self._gathered(),
             largest=max((p.numel() for p in self._trained), default=0),
             notes=tuple(self._notes),
         )
+
+    def _quantized(self) -> tuple[int, int]:
+        """Return the bytes that quantized weights save, and those of the largest one unpacked."""
+        if self._precision.packed is None:
+            return 0, 0
+        sizes = [weight.numel() for weight in quantized_weights(self._model)]
+        whole = self._precision.frozen.itemsize
+        return round((whole - self._precision.packed) * sum(sizes)), whole * max(sizes)
 
     def run(
         self, memory: _Memory | None = None, between: Callable[[], None] = lambda: None

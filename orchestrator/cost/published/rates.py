@@ -148,8 +148,17 @@ def _counted(config: TrialConfig) -> _Model | None:
         token=made.forward / shape.tokens(config.objective.policy_reads),
         prompt=shape.prompt,
         layers=text.num_hidden_layers,
-        weights=numbers * (2 if config.model.dtype == "bf16" else 4),
+        weights=round(numbers * _width(config)),
     )
+
+
+def _width(config: TrialConfig) -> float:
+    """Return the bytes of a weight that are read for each token that is decoded."""
+    if config.model.quantize == "nf4":
+        from chip_core.models.quantized import BYTES
+
+        return BYTES
+    return 2 if config.model.dtype == "bf16" else 4
 
 
 def _of_trial(
