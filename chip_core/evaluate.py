@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +13,15 @@ import torch
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
 from chip_core.config.paths import DataPaths
-from chip_core.config.trial import ModelConfig
-from chip_core.evaluation.inference.answering import InferenceContext, answer
+from chip_core.config.trial import EvaluationConfig, ModelConfig
+from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
+from chip_core.evaluation.inference.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side
 from chip_core.models import loading
 from chip_core.results import Evaluation, Progress
-from chip_core.trained import check_model, weights_fingerprint
+from chip_core.trained import check_model, weights_content, weights_fingerprint
 from chip_core.utils.errors import ConfigError, UserError
 from chip_core.utils.files import read_json
 from chip_core.utils.workers import current_workers
@@ -36,6 +38,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     base: str | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 64,
+    answering: EvaluationConfig | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Evaluation]:
     """Return benchmark -> its figures for a Hugging Face or PEFT folder, or a hub name.
@@ -50,6 +53,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         base: the base model of a PEFT folder; None: the one that the folder names.
         dtype: what answers are computed in.
         batch_size: items answered together.
+        answering: which engine answers; None: transformers, in this process.
         report: told of progress.
 
     Raises:
@@ -63,7 +67,9 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     broken = loading.problem(config)
     if broken is not None and trained is not None and base is None:
         broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
+    answering = answering or EvaluationConfig()
     lacking = [*([f"{model}: {broken}"] if broken is not None else []), *problems(asked, places)]
+    lacking += [*generator_problems(answering, asked, config), *lacking_here(answering)]
     if lacking:
         raise ConfigError(lacking)
     report(Progress(phase="start", done=0, total=1))
@@ -72,15 +78,23 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     context = InferenceContext(
         model=loaded,
         processor=processor,
-        weights=_mark(config, trained),
+        weights=_mark(config, trained, weights_content),
+        former_weights=[_mark(config, trained, weights_fingerprint)],
         folder=folder,
         places=places,
         batch_size=batch_size,
         bf16=dtype == "bf16",
         report=report,
         checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
+        parity=answering.parity,
+        base=config,
+        trained=trained,
     )
-    return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
+    with open_generator(answering, folder) as generator:
+        context = replace(context, generator=generator)
+        for settings in benchmarks:
+            measure(context, "report", settings)
+        return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 
 
 def _model(
@@ -113,9 +127,9 @@ def _same_model(one: str, other: str) -> bool:
     return len({folder.resolve() for folder in lie if folder is not None}) == 1
 
 
-def _mark(config: ModelConfig, trained: Path | None) -> str:
+def _mark(config: ModelConfig, trained: Path | None, mark: Callable[[Path], str]) -> str:
     base = json.dumps(loading.identity(config), sort_keys=True)
-    return base if trained is None else f"{base} {weights_fingerprint(trained)}"
+    return base if trained is None else f"{base} {mark(trained)}"
 
 
 def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> Evaluation:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
+from chip_core.models import ADAPTER_CONFIG
 from chip_core.results import MODEL, TRAINED
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_checksummed, sha256_of, sync_folder, write_checksummed
@@ -134,3 +135,17 @@ def weights_fingerprint(model: Path) -> str:
         with file.open("rb") as opened:
             digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
+
+
+def weights_content(model: Path) -> str:
+    """Return a hash of all that decides what a trained model says, whichever training made it.
+
+    What PEFT writes of an adapter's settings is in no fixed order: of a training of ours, its
+    settings stand for that.
+    """
+    trained = read_trained(model.parent) if model.name == MODEL else None
+    known = trained is not None and trained.files and trained.training
+    files = trained.files if known and trained is not None else model_files(model)
+    settings = trained.training if known and trained is not None else ""
+    kept = {name: mark for name, mark in files.items() if not settings or name != ADAPTER_CONFIG}
+    return fingerprint({"files": kept, "training": settings})

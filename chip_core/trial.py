@@ -14,7 +14,8 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
-from chip_core.evaluation.inference.answering import InferenceContext, answer
+from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
+from chip_core.evaluation.inference.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
@@ -38,6 +39,7 @@ from chip_core.trained import (
     model_files,
     model_problem,
     training_fingerprint,
+    weights_content,
     weights_fingerprint,
     write_trained,
 )
@@ -113,6 +115,8 @@ class _Attempt:
             _check_workers(config, self._workers)
             check_packages(config)
         lacking = problems(config.benchmarks, context.places)
+        lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
+        lacking += lacking_here(config.evaluation)
         if lacking:
             raise TrialError("; ".join(lacking))  # now, and not after the training
         self._device = device_of(config)
@@ -246,10 +250,12 @@ class _Attempt:
     ) -> AnsweredTrial:
         """Have the model answer its benchmarks; write what it said, answered.json last."""
         config, folder, workers = self._config, self._context.folder, self._workers
+        weights, former = workers.broadcast_from_rank0(lambda: _weights(config, trained_model))
         context = InferenceContext(
             model=loaded.model,
             processor=loaded.processor,
-            weights=workers.broadcast_from_rank0(lambda: _weights(config, trained_model)),
+            weights=weights,
+            former_weights=former,
             folder=folder,
             places=self._context.places,
             batch_size=config.engine.generation_batch,
@@ -258,17 +264,24 @@ class _Attempt:
             earlier=self._context.earlier,
             report=self._report,
             checkpoint_dir=_checkpoint_dir(config, trained_model),
+            parity=config.evaluation.parity,
+            base=config.model,
+            trained=trained_model,
         )
         answers: dict[str, Answers] = {}
         evaluations: dict[str, Evaluation] = {}
-        for side, benchmark in sides(config.benchmarks):
-            key = f"{side}/{benchmark.name}"
-            made = answer(context, side, benchmark)
-            if isinstance(made, Answers):
-                answers[key] = made
-            else:
-                evaluations[key] = made
-            self._spans.end(f"answer {key}")
+        with open_generator(config.evaluation, folder) as generator:
+            context = replace(context, generator=generator)
+            for side, benchmark in sides(config.benchmarks):
+                measure(context, side, benchmark)
+            for side, benchmark in sides(config.benchmarks):
+                key = f"{side}/{benchmark.name}"
+                made = answer(context, side, benchmark)
+                if isinstance(made, Answers):
+                    answers[key] = made
+                else:
+                    evaluations[key] = made
+                self._spans.end(f"answer {key}")
         told = [each.responses for each in answers.values()]
         told += [name for each in evaluations.values() for name in (each.scores, each.responses)]
         answered = AnsweredTrial(
@@ -297,11 +310,11 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
         )
 
 
-def _weights(config: TrialConfig, trained_model: Path | None) -> str:
-    """Return a mark of the weights that answer."""
+def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list[str]]:
+    """Return a mark of the weights that answer, and those that they had in earlier builds."""
     if trained_model is not None:
-        return weights_fingerprint(trained_model)
-    return json.dumps(loading.identity(config.model), sort_keys=True)
+        return weights_content(trained_model), [weights_fingerprint(trained_model)]
+    return json.dumps(loading.identity(config.model), sort_keys=True), []
 
 
 def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:

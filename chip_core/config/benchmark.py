@@ -103,21 +103,27 @@ class JudgeConfig(Shorthand):
     @field_validator("base_url")
     @classmethod
     def _no_secret_in_it(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            parts = urlsplit(value)
-            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # of a port or an IPv6 address that is none
-            named = False
-        if not named or not value.isprintable() or " " in value:
-            raise ValueError("is no address: write https://HOST/v1")
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise ValueError(
-                "holds a key or a query: this address is written down with every figure; put the "
-                "key into an environment variable and name that by api_key_env"
-            )
+        why = None if value is None else address_problem(value)
+        if why is not None:
+            raise ValueError(why)
         return value
+
+
+def address_problem(address: str) -> str | None:
+    """Return why an endpoint's address cannot be used or written down; None if nothing."""
+    try:
+        parts = urlsplit(address)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address that is none
+        named = False
+    if not named or not address.isprintable() or " " in address:
+        return "is no address: write https://HOST/v1"
+    if parts.username is not None or parts.password is not None or parts.query:
+        return (
+            "holds a key or a query: this address is written down with every figure; put the "
+            "key into an environment variable and name that by api_key_env"
+        )
+    return None
 
 
 class BenchmarkConfig(Shorthand):

@@ -15,7 +15,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from chip_core.config.strategies import STRATEGIES, NoParameters
-from chip_core.config.trial import BEHAVIOUR, BenchmarkConfig, ModelConfig, TrialConfig
+from chip_core.config.trial import (
+    BEHAVIOUR,
+    BenchmarkConfig,
+    EvaluationConfig,
+    ModelConfig,
+    TrialConfig,
+)
 from chip_core.data.rejected_images import strategy_class
 from chip_core.objectives.config import TERMS
 from chip_core.utils import plugins
@@ -116,7 +122,7 @@ def training_identity(
     """
     inert = inert_keys(config)
     kept = _figures(config, inert, "")
-    del kept["benchmarks"]
+    del kept["benchmarks"], kept["evaluation"]
     # What the preset and the terms come to, in place of how they were written.
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
@@ -188,7 +194,10 @@ def model_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, A
 
 
 def evaluation_identity(
-    side: str, benchmark: BenchmarkConfig, content: Mapping[str, Any]
+    side: str,
+    benchmark: BenchmarkConfig,
+    content: Mapping[str, Any],
+    answering: EvaluationConfig,
 ) -> dict[str, Any]:
     """Return all that decides a trained model's figures on a benchmark.
 
@@ -197,13 +206,17 @@ def evaluation_identity(
         benchmark: its settings.
         content: its own identity (chip_core.evaluation.items.identity), with the decoding that the
             settings come to.
+        answering: which engine answers.
     """
     resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
     if benchmark.half is None:
         resolved |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
     if benchmark.judge is not None and not benchmark.judge.send:
         resolved["judge.send"] = "it says nothing"  # and earlier builds had no such key
-    return {"behaviour": BEHAVIOUR, "side": side, **_figures(benchmark, resolved, ""), **content}
+    figures = _figures(benchmark, resolved, "")
+    # Earlier builds knew no other engine than transformers.
+    engine = {} if answering.own else {"evaluation": _figures(answering, {}, "")}
+    return {"behaviour": BEHAVIOUR, "side": side, **figures, **content, **engine}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -24,6 +24,8 @@ from chip_core.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from chip_core.config.benchmark import BenchmarksConfig as BenchmarksConfig
 from chip_core.config.benchmark import JudgeConfig as JudgeConfig
 from chip_core.config.fields import Section, Shorthand, engine, figure
+from chip_core.config.generator import EvaluationConfig as EvaluationConfig
+from chip_core.config.generator import GeneratorConfig
 from chip_core.config.strategies import (
     STRATEGIES,
     BlurParameters,
@@ -384,6 +386,7 @@ class TrialConfig(Section):
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
     training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
     benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")
+    evaluation: EvaluationConfig = figure(EvaluationConfig, doc="which engine answers")
     seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="of every random draw")
     engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
 
@@ -432,4 +435,4 @@ SHORTHANDS = {
     name: field.annotation.shorthand
     for name, field in TrialConfig.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Shorthand)
-}
+} | {"evaluation.generator": GeneratorConfig.shorthand}

@@ -63,6 +63,17 @@ class Decoding:
     num_beams: int = 1  # 1 is greedy
 
 
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """An answer, and what is known of how it was made."""
+
+    text: str
+    tokens: int | None = None  # of the answer, its end included
+    cut: bool | None = None  # whether max_new_tokens ended it
+    prompt_tokens: int | None = None  # as another engine than transformers counted them
+    prompt_ids: str | None = None  # a mark of the prompt's ids, as such an engine gave them
+
+
 class Benchmark(ABC):
     """A benchmark: pure but for reading its own files. A user's own is a subclass, too."""
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from chip_core.config.benchmark import BenchmarkConfig
+    from chip_core.config.trial import EvaluationConfig
     from chip_core.results import Evaluation, Progress
+
+#: What keys of who answers begin with.
+_ANSWERING = "evaluation."
 
 
 @click.command(epilog="Example: chip-ablate evaluate my-model --benchmarks amber,pope --limit 100")
@@ -41,7 +45,8 @@ if TYPE_CHECKING:
     multiple=True,
     type=Override(),
     metavar="KEY=VALUE",
-    help="Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL.",
+    help="Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL. Of who answers: "
+    "evaluation.generator=vllm.",
 )
 @click.option(
     "--base", type=Text(), help="A PEFT folder's base model, where it is not the one it names."
@@ -81,6 +86,7 @@ def evaluate(
 
     changes = each_once("--set", overrides)
     _check_once(changes)
+    answering = {key: changes.pop(key) for key in [*changes] if key.startswith(_ANSWERING)}
     asked = _settings(benchmarks, {"protocol": protocol, "limit": limit, **changes})
     console = Console(stderr=True)
     places = places_of(benchmark_data, judge_replies, judge_cache=out / "judge")
@@ -93,6 +99,7 @@ def evaluate(
             base=base,
             dtype=dtype,
             batch_size=batch,
+            answering=_answering(answering),
             report=_Told(console),
         )
     except TrialError as error:
@@ -160,6 +167,23 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     if asked[0].half == "select":
         raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
     return asked
+
+
+def _answering(given: Mapping[str, Any]) -> EvaluationConfig:
+    """Return who answers, checked; by keys of a recipe."""
+    from pydantic import ValidationError
+
+    from chip_core.config.trial import EvaluationConfig
+    from chip_core.config.validation import explain, set_key
+    from chip_core.utils.errors import ConfigError
+
+    tree: dict[str, Any] = {_ANSWERING[:-1]: {}}
+    for key, value in given.items():
+        set_key(tree, key, value)
+    try:
+        return EvaluationConfig.model_validate(tree[_ANSWERING[:-1]])
+    except ValidationError as error:
+        raise ConfigError(explain(error, EvaluationConfig, "--set", _ANSWERING)) from None
 
 
 def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:

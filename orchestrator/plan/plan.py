@@ -20,6 +20,7 @@ from chip_core.config.packages import lacking_packages
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
+from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.readiness import sides
 from chip_core.models import loading
 from chip_core.utils.errors import ConfigError
@@ -107,9 +108,12 @@ class Plan:
 
     @property
     def lacking(self) -> list[str]:
-        """What trainings need that is not installed here, each with what to do."""
+        """What trainings and answers need that is not here, each with what to do."""
         trained = (trial.config for trial in self.trials if not trial.untrained)
-        found = (problem for config in trained for problem in lacking_packages(config))
+        found = [problem for config in trained for problem in lacking_packages(config)]
+        for model in {trial.config.model: None for trial in self.trials}:
+            evaluation = self.base.config.evaluation
+            found += generator_problems(evaluation, self.study.benchmarks, model)
         return list(dict.fromkeys(found))
 
     @property
@@ -155,9 +159,12 @@ def make_plan(
     groups = _group_cells(study, asked)
     places = places or DataPaths()
     contents = benchmark_identities.identities(study, places, seen or {})
+    base_config = _with(study.base, study, None)
     evaluations = {
         f"{side}/{settings.name}": fingerprint(
-            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"])
+            evaluation_identity(
+                side, settings, contents[f"{side}/{settings.name}"], base_config.evaluation
+            )
         )
         for side, settings in sides(study.scored)
     }
@@ -166,7 +173,6 @@ def make_plan(
         _arm(study, group, name, levels, evaluations)
         for group, name, levels in zip(groups, _names(params), params, strict=True)
     )
-    base_config = _with(study.base, study, None)
     base = Trial(
         fingerprint=fingerprint(
             untrained_identity(base_config.model, asked.model(base_config.model))

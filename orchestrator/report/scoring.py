@@ -56,6 +56,7 @@ def _protocol_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
                 f"up to {most_unread:,} {kind} that could not be read ({means}), "
                 f"in {trials} of {len(hows)} trials"
             )
+    yield from _engine_notes(hows)
     checked = [how["bf16"] for how in hows if "bf16" in how]
     if checked:
         differ, of = (
@@ -67,6 +68,40 @@ def _protocol_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
             f"{differ} of {of} were others"
         )
     yield from sorted({note for how in hows for note in how.get("notes", ())})
+
+
+def _engine_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Say which engine answered, how like transformers, how fast, and what was cut off."""
+    cut = [how["cut"] for how in hows if "cut" in how]
+    if cut:
+        answers, of = (sum(each[key] for each in cut) for key in ("answers", "of"))
+        yield (
+            f"{answers:,} of {of:,} answers were cut at {cut[0]['max_new_tokens']:,} tokens, in "
+            f"{len(cut)} of {len(hows)} trials"
+        )
+    engines = sorted({how["generator"] for how in hows if "generator" in how})
+    if engines:
+        parity = [how["parity"] for how in hows if "parity" in how]
+        worst = min(parity, key=lambda each: each["equal"] / each["items"])
+        yield (
+            f"answered by {', '.join(engines)}; of those that transformers answered too, at least "
+            f"{worst['equal']:,} of {worst['items']:,} alike in every trial (declared: "
+            f"{worst['least']:.0%})"
+        )
+        blind = sum(each.get("adapter", {}).get("differ") == 0 for each in parity)
+        if blind:
+            yield (
+                f"in {blind} of {len(hows)} trials no such question could tell whether the adapter "
+                "was applied"
+            )
+    pace = [how["pace"] for how in hows if "pace" in how]
+    if pace:
+        rates = sorted(each["answers_per_second"] for each in pace)
+        waited = max(each["waited"] for each in pace)
+        yield (
+            f"{rates[0]:.3g} to {rates[-1]:.3g} answers a second in a trial, up to {waited:.0%} of "
+            "the time waiting for pictures and prompts"
+        )
 
 
 def _judge(judges: list[Mapping[str, Any]]) -> str:

@@ -310,8 +310,10 @@ def display_for(console: Console, jobs: Sequence[Entry]) -> Display:
 def _where(progress: Progress) -> str:
     """Return where a trial is, with its pace where it answers questions."""
     where = f"{progress.phase} {progress.done}/{progress.total}"
-    rate = progress.figures.get("items_per_second")
-    return where if rate is None else f"{where}, {rate:.3g}/s"
+    for name, unit in (("items_per_second", "/s"), ("tokens_per_second", " tokens/s")):
+        if (rate := progress.figures.get(name)) is not None:
+            where += f", {rate:.3g}{unit}"
+    return where
 
 
 def _left(seconds: float | None) -> str:

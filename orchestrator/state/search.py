@@ -194,9 +194,12 @@ def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
     study = plan.study
     tune.check(study.benchmarks, study.seeds)
     asked = study.benchmarks.selecting
+    answering = plan.base.config.evaluation
     evaluations = {
         f"{side}/{settings.name}": fingerprint(
-            evaluation_identity(side, settings, plan.benchmarks[f"{side}/{settings.name}"])
+            evaluation_identity(
+                side, settings, plan.benchmarks[f"{side}/{settings.name}"], answering
+            )
         )
         for side, settings in sides(asked)
     }

@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema
 from chip_core.config.trial import LARGEST_SEED, TrialConfig
 
 #: What the study says itself, and no factor can.
-OWN = ("seed", "benchmarks")
+OWN = ("seed", "benchmarks", "evaluation")
 
 Seeds = Annotated[
     Any,

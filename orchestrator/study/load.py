@@ -169,6 +169,8 @@ def _base(
     except ConfigError as error:
         problems.extend(error.problems)
         return {}
+    if written.evaluation is not None:
+        tree["evaluation"] = written.evaluation.model_dump(mode="json", exclude_unset=True)
     for key, value in sorted(changes.overrides.items()):  # as the variant's name has them
         if key_problem(key) is None:
             set_key(tree, key, value)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chip_core import recipes
-from chip_core.config.trial import BenchmarksConfig
+from chip_core.config.trial import BenchmarksConfig, EvaluationConfig
 from chip_core.config.validation import explain
 from orchestrator.study.early_stopping import EarlyStopping
 from orchestrator.study.editor_schema import AnyFactor, Seeds
@@ -55,6 +55,9 @@ class StudyFile(BaseModel):
         None, description="the cell that differences are taken against: a level of each factor"
     )
     benchmarks: BenchmarksConfig | None = Field(None, description="what trained models are asked")
+    evaluation: EvaluationConfig | None = Field(
+        None, description="which engine answers benchmarks, in place of the recipe's"
+    )
     primary: DeclaredFile | None = Field(None, description="the metric the question is about")
     secondary: list[DeclaredFile] = Field([], description="metrics that get a verdict too")
     exploratory: bool = Field(

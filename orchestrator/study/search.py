@@ -24,6 +24,7 @@ SEED = 1000
 _FIXED = {
     "seed": "the study's own `seeds:` says it",
     "benchmarks": "what is asked is the same for every trial",
+    "evaluation": "answers are made alike for every trial",
     "engine": "it changes no figure",
     "model": "arms are compared on one model: make it a factor",
     "data": "arms are compared on the same data: make it a factor",

@@ -14,6 +14,7 @@ from chip_core.config.validation import explain, key_problem, set_key
 from chip_core.models import loading
 from chip_core.utils.registry import suggestion
 from orchestrator.study.early_stopping import TRAINING_METRICS, EarlyStopping
+from orchestrator.study.editor_schema import OWN
 from orchestrator.study.metrics import Goal, Wrong
 from orchestrator.study.model import Factor, Level, level_text
 from orchestrator.study.schema import StudyFile
@@ -62,7 +63,7 @@ def parse_factors(
             keys = [name]
         unknown = [complaint for dotted in keys if (complaint := key_problem(dotted))]
         problems.extend(f"{source}: {key}: {complaint}" for complaint in unknown)
-        forbidden = [dotted for dotted in keys if dotted.split(".")[0] in ("seed", "benchmarks")]
+        forbidden = [dotted for dotted in keys if dotted.split(".")[0] in OWN]
         problems.extend(
             f"{source}: {key}: '{dotted}' is no factor: use the study's own `{dotted.split('.')[0]}"
             f"{'s' if dotted == 'seed' else ''}:`"

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from chip_core.config.paths import DataPaths
 from chip_core.evaluation.inference import Decoder
+from chip_core.evaluation.task import Response
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import read_records
 from orchestrator.cli import main
@@ -319,7 +320,8 @@ def test_a_model_is_scored_without_a_study(
 def test_evaluate_says_what_could_not_be_read(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Decoder, "answers", lambda decoder, batch: ["[hm]"] * len(batch.items))
+    hm = Response(text="[hm]")
+    monkeypatch.setattr(Decoder, "responses", lambda decoder, batch: [hm] * len(batch.items))
     arguments = [
         "evaluate", "shapes", "--benchmarks", "pope", "--benchmark-data", str(data),
         "--limit", "6", "--protocol", "corrected", "--out", "out",

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.task import Item
+from chip_core.evaluation.task import Item, Response
 from chip_core.utils.files import JsonlWriter, read_lines
 
 FOLDER = "answers"
 _KEYS = {"item", "asked", "response"}
+#: What is known of some answers beside: builds before did not note it. Of each, its type.
+_MADE = {"tokens": int, "cut": bool, "prompt_tokens": int, "prompt_ids": str}
 
 
 class AnswerFile:
@@ -39,23 +41,47 @@ class AnswerFile:
         """Make all durable."""
         self._spool.close()
 
-    def add(self, answers: Iterable[tuple[Item, str]]) -> None:
+    def add(self, answers: Iterable[tuple[Item, Response]]) -> None:
         """Write answers."""
         for item, response in answers:
-            self._spool.append({"item": item.id, "asked": _asked(item), "response": response})
+            made = {name: getattr(response, name) for name in _MADE}
+            self._spool.append(
+                {
+                    "item": item.id,
+                    "asked": _asked(item),
+                    "response": response.text,
+                    **{name: value for name, value in made.items() if value is not None},
+                }
+            )
 
 
 def previous_answers(
-    folders: Sequence[Path], name: str, fingerprint: str, items: Sequence[Item]
-) -> dict[str, str]:
-    """Return item id -> response of those items that were answered, by whichever worker."""
+    folders: Sequence[Path],
+    names: Sequence[str],
+    fingerprints: Sequence[str],
+    items: Sequence[Item],
+) -> dict[str, Response]:
+    """Return item id -> response of those items that were answered, by whichever worker.
+
+    Args:
+        folders: of attempts, the one that counts first.
+        names: what the benchmark's files begin with.
+        fingerprints: of what decides answers, as this build and those before write it.
+        items: the questions.
+    """
     asked = {item.id: _asked(item) for item in items}
-    found: dict[str, str] = {}
-    for folder in folders:
-        for path in sorted((folder / FOLDER).glob(f"{name}.{fingerprint[:16]}.*.jsonl")):
-            for record in _whole_records(path):
-                if asked.get(record["item"]) == record["asked"]:
-                    found.setdefault(record["item"], record["response"])
+    found: dict[str, Response] = {}
+    paths = (
+        path
+        for folder in folders
+        for name in names
+        for fingerprint in fingerprints
+        for path in sorted((folder / FOLDER).glob(f"{name}.{fingerprint[:16]}.*.jsonl"))
+    )
+    for path in paths:
+        for record in _whole_records(path):
+            if asked.get(record["item"]) == record["asked"]:
+                found.setdefault(record["item"], _response(record))
     return found
 
 
@@ -68,6 +94,11 @@ def _asked(item: Item) -> str:
     """Return a hash of a question."""
     shown = [picture.key for picture in item.pictures]
     return hashlib.sha256(json.dumps([item.prompt, *shown]).encode()).hexdigest()[:16]
+
+
+def _response(record: Mapping[str, Any]) -> Response:
+    known = {name: record[name] for name, kind in _MADE.items() if type(record.get(name)) is kind}
+    return Response(text=record["response"], **known)
 
 
 def _whole_records(path: Path) -> list[dict[str, Any]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.generator import ParityConfig
 from chip_core.config.paths import DataPaths
+from chip_core.config.trial import ModelConfig
 from chip_core.data.encodings import Encodings
-from chip_core.evaluation.inference import Decoder, make_batches
+from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace
+from chip_core.evaluation.generators.parity import Answered, check, compare, draw_sample
+from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.inference.answer_files import (
     AnswerFile,
     answers_fingerprint,
@@ -22,14 +25,20 @@ from chip_core.evaluation.inference.answer_files import (
 from chip_core.evaluation.inference.external import run_external
 from chip_core.evaluation.items import asking_identity, decoding_of, find_benchmark, select_items
 from chip_core.evaluation.scoring import as_trial_error, file_name, write_scores
-from chip_core.evaluation.task import Benchmark, ExternalBenchmark, Item, Side
+from chip_core.evaluation.task import (
+    Benchmark,
+    Decoding,
+    ExternalBenchmark,
+    Item,
+    Response,
+    Side,
+)
+from chip_core.models.adapters import is_adapted, without_adapter
+from chip_core.models.loading import local_folder
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_atomically
-from chip_core.utils.seeding import derived_seed
-from chip_core.utils.workers import current_workers
-
-_CHECKED = 16  # answers made again alone in bf16
+from chip_core.utils.workers import Workers, current_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,29 @@ class InferenceContext:
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
     report: Callable[[Progress], None] = lambda progress: None
     checkpoint_dir: Path | None = None  # a Hugging Face folder of the whole model, if there is one
+    former_weights: Sequence[
+        str
+    ] = ()  # marks of the same weights by which answers were kept before
+    generator: Generator | None = None  # the engine that answers; None: transformers, here
+    parity: ParityConfig = ParityConfig()  # how that engine is checked
+    base: ModelConfig | None = None  # the untrained model, of which an engine reads the files
+    trained: Path | None = None  # the trained model's folder, if it is one that answers
+
+    @property
+    def answering_model(self) -> AnsweringModel:
+        """The weights that answer."""
+        base = self.base
+        folder = None if base is None else local_folder(base.path)
+        return AnsweringModel(
+            model=self.model,
+            processor=self.processor,
+            weights=self.weights,
+            bf16=self.bf16,
+            base="" if base is None else str(folder or base.path),
+            revision=None if base is None or folder is not None else base.revision,
+            trust_remote_code=base is not None and base.trust_remote_code,
+            trained=self.trained,
+        )
 
 
 def answer(
@@ -75,7 +107,9 @@ def answer(
     if not items:
         raise TrialError(f"{settings.name}: there are no questions")
     began = time.perf_counter()
-    responses, metadata = _responses(context, side, settings, benchmark, items)
+    responses, metadata = _responses(
+        context, _Questions(side=side, settings=settings, benchmark=benchmark, items=items)
+    )
     metadata["seconds"] = round(time.perf_counter() - began, 3)
     rows = [
         {
@@ -92,73 +126,229 @@ def answer(
     return Answers(items=len(rows), responses=lines, metadata=metadata)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Questions:
+    """What is asked of a benchmark."""
+
+    side: Side
+    settings: BenchmarkConfig
+    benchmark: Benchmark
+    items: Sequence[Item]
+
+    @property
+    def decoding(self) -> Decoding:
+        """How its answers are made."""
+        return decoding_of(self.settings, self.benchmark)
+
+    def only(self, items: Sequence[Item]) -> _Questions:
+        """Return it with these items alone."""
+        return replace(self, items=items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """Answers by item id, and what has to be known of how they were made."""
+
+    answers: Mapping[str, Response]
+    metadata: dict[str, Any]
+
+
+def measure(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> None:
+    """Have transformers answer what another engine's answers are compared with, and keep that.
+
+    An engine may need the device that the model is on: so this is done of all benchmarks first.
+    Nothing is done where transformers answers anyway.
+
+    Raises:
+        TrialError: as `answer`.
+    """
+    if context.generator is None:
+        return
+    with as_trial_error(settings.name):
+        benchmark = find_benchmark(settings.name)
+        items, _ = select_items(side, settings, benchmark, context.places)
+    questions = _Questions(side=side, settings=settings, benchmark=benchmark, items=items)
+    current_workers().broadcast_from_rank0(lambda: _measured(context, questions))
+
+
+def _measured(
+    context: InferenceContext, questions: _Questions
+) -> tuple[list[Item], _Made, _Made | None]:
+    """Return the sample, and transformers' answers to it: of the arm, and without its adapter."""
+    sample = draw_sample(questions.settings.name, questions.items, context.parity)
+    asked, phase = questions.only(sample), f"measure {questions.settings.name}"
+    trained = _answered(context, asked, _transformers(context, asked), phase)
+    if not is_adapted(context.model):
+        return sample, trained, None
+    without = replace(context, weights=f"{context.weights} without its adapter", former_weights=())
+    with without_adapter(context.model):
+        bare = _answered(without, asked, _transformers(context, asked), f"{phase} bare")
+    return sample, trained, bare
+
+
 def _responses(
-    context: InferenceContext,
-    side: Side,
-    settings: BenchmarkConfig,
-    benchmark: Benchmark,
-    items: Sequence[Item],
+    context: InferenceContext, questions: _Questions
 ) -> tuple[list[str], dict[str, Any]]:
     """Return a response for each item, and how they were made, on every worker."""
     workers = current_workers()
-    decoding = decoding_of(settings, benchmark)
-    decided_by = {
-        **asking_identity(benchmark),
-        "weights": context.weights,
-        # Once by autocast over weights in fp32: those answers are others.
-        "bf16": "held" if context.bf16 else False,
-        "decoding": asdict(decoding),
-    }
-    fingerprint, name = answers_fingerprint(decided_by), file_name(side, settings.name)
-    folders = [context.folder, *context.earlier]
-    before = workers.broadcast_from_rank0(
-        lambda: previous_answers(folders, name, fingerprint, items)
+    engine, phase = context.generator, f"answer {questions.settings.name}"
+    if engine is None:
+        own = _transformers(context, questions, workers)
+        made = _answered(context, questions, own, phase, workers)
+    else:
+        made = workers.broadcast_from_rank0(lambda: _by_engine(context, questions, engine, phase))
+    return [made.answers[item.id].text for item in questions.items], made.metadata
+
+
+def _by_engine(
+    context: InferenceContext, questions: _Questions, engine: Generator, phase: str
+) -> _Made:
+    """Answer by another engine than transformers, once it is seen to answer as that does."""
+    name = questions.settings.name
+    sample, trained, bare = _measured(context, questions)
+    first = _answered(context, questions.only(sample), engine, f"check {name}")
+    parity = compare(
+        Answered(
+            items=sample,
+            measure=trained.answers,
+            engine=first.answers,
+            bare=None if bare is None else bare.answers,
+        ),
+        context.answering_model,
+        questions.decoding,
+        context.parity,
     )
-    decoder = Decoder(
-        context.model,
-        context.processor,
-        decoding,
-        bf16=context.bf16,
-        share_prefix=True,
+    check(parity, name, engine.label)
+    made = _answered(context, questions, engine, phase)
+    made.metadata["generator"] = engine.label
+    made.metadata["parity"] = parity
+    return made
+
+
+def _transformers(
+    context: InferenceContext, questions: _Questions, workers: Workers | None = None
+) -> TransformersGenerator:
+    settings, data = questions.settings, context.places.data(questions.settings.name)
+    return TransformersGenerator(
+        batch_size=context.batch_size,
         encodings=context.encodings,
-        asked=(side, settings.name, str(context.places.data(settings.name)), settings.protocol),
+        asked=(questions.side, settings.name, str(data), settings.protocol),
+        workers=workers,
     )
 
-    def own_share() -> tuple[dict[str, str], tuple[int, int], list[str]]:
-        """Answer this worker's share; return it, how much bf16 moved, and what is to be said."""
+
+def _answered(
+    context: InferenceContext,
+    questions: _Questions,
+    generator: Generator,
+    phase: str,
+    workers: Workers | None = None,
+) -> _Made:
+    """Answer what was not answered before, and keep it as it is made.
+
+    Args:
+        context: the model, and where answers lie.
+        questions: what is asked.
+        generator: which engine answers.
+        phase: what is told of progress.
+        workers: who share the items, and all come here; None: this process alone.
+    """
+    workers, settings = workers or Workers(), questions.settings
+    marks = _marks(context, questions, generator)
+    before, own = workers.broadcast_from_rank0(lambda: _before(context, questions, marks))
+    name, items = file_name(questions.side, settings.name), questions.items
+
+    def own_share() -> tuple[dict[str, Response], Pace]:
         left = [item for item in items if item.id not in before]
-        batches = make_batches(
-            left, size=context.batch_size, worker=workers.rank, workers=workers.size
-        )
-        clock = _Clock(context.report, f"answer {settings.name}", len(items), len(before))
-        made: dict[str, str] = {}
-        with AnswerFile(context.folder, name, fingerprint, workers.rank) as file:
+        clock = _Clock(context.report, phase, len(items), len(before))
+        made: dict[str, Response] = {}
+
+        def tell(answers: Sequence[tuple[Item, Response]]) -> None:
+            file.add(answers)
+            made.update((item.id, response) for item, response in answers)
+            clock.tell(made.values(), share=workers.size)
+
+        with AnswerFile(context.folder, name, marks[0], workers.rank) as file:
             if workers.first:
-                file.add((item, before[item.id]) for item in items if item.id in before)
-            for batch in batches:
-                answers = list(zip(batch.items, decoder.answers(batch), strict=True))
-                file.add(answers)
-                made.update((item.id, text) for item, text in answers)
-                clock.tell(len(made), share=workers.size)
-        moved = (0, 0)
-        if context.bf16 and workers.first:
-            moved = _moved(decoder, [item for item in items if item.id in made], made)
-        return made, moved, decoder.notes
+                file.add(
+                    (item, before[item.id])
+                    for item in items
+                    if item.id in before and item.id not in own
+                )
+            pace = generator.answer(left, context.answering_model, questions.decoding, tell)
+        return made, pace
 
     shares = workers.each(own_share)
     answers = dict(before)
-    for made, _, _ in shares:
-        answers.update(made)
-    metadata: dict[str, Any] = {}
-    checked, differ = shares[0][1]
+    for share, _ in shares:
+        answers.update(share)
+    made_now = [response for share, _ in shares for response in share.values()]
+    metadata = _metadata([pace for _, pace in shares], answers, len(before), questions.decoding)
+    if made_now:
+        metadata["pace"] = _pace([pace for _, pace in shares], made_now)
+    moved = getattr(generator, "moved", (0, 0))
+    checked, differ = workers.broadcast_from_rank0(lambda: moved)
     if checked:
         metadata["bf16"] = {"checked": checked, "differ": differ}
-    notes = list(dict.fromkeys(note for _, _, said in shares for note in said))
+    return _Made(answers=answers, metadata=metadata)
+
+
+def _marks(context: InferenceContext, questions: _Questions, generator: Generator) -> list[str]:
+    """Return hashes of all that decides answers beside the question: this build's, then others'."""
+    decided_by = {
+        **asking_identity(questions.benchmark),
+        # Once by autocast over weights in fp32: those answers are others.
+        "bf16": "held" if context.bf16 else False,
+        "decoding": asdict(questions.decoding),
+    }
+    if generator.identity:
+        decided_by["generator"] = dict(generator.identity)
+    weights = [context.weights, *context.former_weights]
+    return [answers_fingerprint({**decided_by, "weights": mark}) for mark in weights]
+
+
+def _before(
+    context: InferenceContext, questions: _Questions, marks: Sequence[str]
+) -> tuple[dict[str, Response], set[str]]:
+    """Return answers made before, by item id, and which of them lie in the attempt's own file.
+
+    A question is the same on both sides of a benchmark.
+    """
+    other: Side = "report" if questions.side == "select" else "select"
+    here, there = (file_name(side, questions.settings.name) for side in (questions.side, other))
+    folders = [context.folder, *context.earlier]
+    found = previous_answers(folders, (here, there), marks, questions.items)
+    own = previous_answers([context.folder], (here,), marks[:1], questions.items)
+    return found, set(own)
+
+
+def _metadata(
+    paces: Sequence[Pace], answers: Mapping[str, Response], before: int, decoding: Decoding
+) -> dict[str, Any]:
+    """Return what has to be known of how answers were made."""
+    metadata: dict[str, Any] = {}
+    cut = [response.cut for response in answers.values() if response.cut is not None]
+    if any(cut):
+        metadata["cut"] = {
+            "answers": sum(cut), "of": len(cut), "max_new_tokens": decoding.max_new_tokens
+        }  # fmt: skip
+    notes = list(dict.fromkeys(note for pace in paces for note in pace.notes))
     if notes:
         metadata["notes"] = notes
     if before:
-        metadata["taken_over"] = len(before)
-    return [answers[item.id] for item in items], metadata
+        metadata["taken_over"] = before
+    return metadata
+
+
+def _pace(paces: Sequence[Pace], made: Sequence[Response]) -> dict[str, float]:
+    """Return how fast answers were made: a second, and the share of time that nothing was ready."""
+    seconds = max(max(pace.seconds for pace in paces), 1e-9)
+    found = {"answers": len(made), "answers_per_second": len(made) / seconds}
+    tokens = [response.tokens for response in made if response.tokens is not None]
+    if len(tokens) == len(made):
+        found["tokens_per_second"] = sum(tokens) / seconds
+    found["waited"] = sum(pace.waited for pace in paces) / (seconds * len(paces))
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 class _Clock:
@@ -171,22 +361,16 @@ class _Clock:
         self._began = time.perf_counter()
         report(Progress(phase=phase, done=before, total=total))
 
-    def tell(self, made: int, *, share: int) -> None:
+    def tell(self, made: Collection[Response], *, share: int) -> None:
         """Say how far it is; the other workers are taken to be as far as this one."""
-        done = min(self._before + made * share, self._total)
-        rate = max(done - self._before, 1) / max(time.perf_counter() - self._began, 1e-9)
+        done = min(self._before + len(made) * share, self._total)
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        rate = max(done - self._before, 1) / seconds
         figures = {"items_per_second": rate, "seconds_left": (self._total - done) / rate}
+        tokens = [response.tokens or 0 for response in made]
+        if all(tokens):
+            figures["tokens_per_second"] = sum(tokens) * share / seconds
         self._report(Progress(phase=self._phase, done=done, total=self._total, figures=figures))
-
-
-def _moved(decoder: Decoder, items: Sequence[Item], made: Mapping[str, str]) -> tuple[int, int]:
-    """Answer some items again, alone; return how many, and how many answers are others.
-
-    In bf16 an answer depends on what it is made together with.
-    """
-    draw = random.Random(derived_seed("bf16"))
-    again = draw.sample(list(items), min(_CHECKED, len(items)))
-    return len(again), sum(decoder.alone(item) != made[item.id] for item in again)
 
 
 def _by_itself(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Encoder, Prompt, padded
 from chip_core.evaluation.inference.shared import EXACT, inexactness, share
 from chip_core.evaluation.inference.ties import NearTies
-from chip_core.evaluation.task import Decoding, Item
+from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.models.precision import as_held, in_fp32
 from chip_core.utils.errors import TrialError
 
@@ -51,19 +52,27 @@ class Decoder:
         self._decoding = decoding
         self._bf16 = bf16
         self._shares: bool | None = None if share_prefix else False  # None: not tried yet
-        self._settings, self._ends = _settings(model, processor.tokenizer, decoding)
+        self._settings, self._ends = generation_settings(model, processor.tokenizer, decoding)
         self.near_ties = 0  # decided so far
+        self.waited = 0.0  # seconds for prompts and pictures
         self.notes: list[str] = []  # what has to be said of how answers were made
 
-    @torch.inference_mode()
     def answers(self, batch: Batch) -> list[str]:
+        """Return the text of each response of `responses`."""
+        return [response.text for response in self.responses(batch)]
+
+    @torch.inference_mode()
+    def responses(self, batch: Batch) -> list[Response]:
         """Return a response for each of the batch's items, in their order.
 
         Raises:
             TrialError: the device's memory does not hold a single item.
         """
+        began = time.perf_counter()
+        groups = [self._encoder.encode(group) for group in batch.groups]
+        self.waited += time.perf_counter() - began
         try:
-            return self._answers([self._encoder.encode(group) for group in batch.groups])
+            return self._answers(groups)
         except torch.cuda.OutOfMemoryError:
             if len(batch.items) == 1:
                 raise TrialError(
@@ -71,14 +80,14 @@ class Decoder:
                     "max_new_tokens or fewer beams take less"
                 ) from None
         torch.cuda.empty_cache()
-        return [answer for half in batch.halves() for answer in self.answers(half)]
+        return [response for half in batch.halves() for response in self.responses(half)]
 
     @torch.inference_mode()
     def alone(self, item: Item) -> str:
         """Return the response to one item, nothing else beside it."""
-        return self._separate(self._encoder.encode([item]))[0]
+        return self._separate(self._encoder.encode([item]))[0].text
 
-    def _answers(self, groups: Sequence[Sequence[Prompt]]) -> list[str]:
+    def _answers(self, groups: Sequence[Sequence[Prompt]]) -> list[Response]:
         prompts = [prompt for group in groups for prompt in group]
         if any(len(group) > 1 and group[0].vision_end for group in groups) and self._may_share(
             groups
@@ -93,13 +102,13 @@ class Decoder:
                 return self._generate(prompts, vars(rows))
         return self._separate(prompts)
 
-    def _separate(self, prompts: Sequence[Prompt]) -> list[str]:
+    def _separate(self, prompts: Sequence[Prompt]) -> list[Response]:
         device = next(self._model.parameters()).device
         ids = [prompt.ids for prompt in prompts]
         batch = padded(prompts, ids, device, pad=self._settings.pad_token_id)
         return self._generate(prompts, as_held(batch, self._model))
 
-    def _generate(self, prompts: Sequence[Prompt], inputs: dict[str, Any]) -> list[str]:
+    def _generate(self, prompts: Sequence[Prompt], inputs: dict[str, Any]) -> list[Response]:
         start = inputs["input_ids"].shape[1]
         ties = None
         if self._decoding.num_beams == 1 and not self._bf16:
@@ -117,7 +126,17 @@ class Decoder:
         texts: list[str] = self._processor.post_process_image_text_to_text(
             made[:, start:], skip_special_tokens=True
         )
-        return [text.strip() for text in texts]
+        return [
+            self._response(text, row)
+            for text, row in zip(texts, made[:, start:].tolist(), strict=True)
+        ]
+
+    def _response(self, text: str, ids: Sequence[int]) -> Response:
+        """Return a row's response; the row is padded behind its end."""
+        ended = next((place for place, token in enumerate(ids) if token in self._ends), None)
+        tokens = len(ids) if ended is None else ended + 1
+        cut = ended is None and tokens >= self._decoding.max_new_tokens
+        return Response(text=text.strip(), tokens=tokens, cut=cut)
 
     def _may_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:
         """Return whether this family's rows may share, as tried on the first batch."""
@@ -133,7 +152,7 @@ class Decoder:
         return self._shares
 
 
-def _settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple[Any, set[int]]:
+def generation_settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple[Any, set[int]]:
     """Return transformers' settings and the tokens that end an answer.
 
     A model's own settings (Qwen-VL's repetition penalty) change what it says: they are neutral.

@@ -202,7 +202,7 @@ class EndpointJudge:
 
     def _words(self, error: Any) -> str:
         """Return what an endpoint says of an error; its key and the like are left out."""
-        said = _own_words(error)
+        said = own_words(error)
         if self._key:
             said = said.replace(self._key, "[key]")
             # A part of it, as endpoints show it: sk-ab****yz.
@@ -247,7 +247,7 @@ _UNKNOWN = re.compile(
 )
 
 
-def _own_words(error: Any) -> str:
+def own_words(error: Any) -> str:
     """Return the message in the body of an error, on a line without what moves a terminal."""
     body = error.body
     for key in ("error", "message", "detail"):
@@ -267,7 +267,7 @@ def _refused_key(error: Any, parameters: Mapping[str, Any]) -> str | None:
     named = getattr(error, "param", None)
     if named in parameters:
         return str(named)
-    said = _own_words(error).lower()
+    said = own_words(error).lower()
     if not _UNKNOWN.search(said):
         return None
     return next((key for key in parameters if re.search(rf"\b{re.escape(key)}\b", said)), None)

@@ -13,7 +13,7 @@ from chip_core.config.identity import (
     training_identity,
     untrained_identity,
 )
-from chip_core.config.trial import BenchmarkConfig, TrialConfig
+from chip_core.config.trial import BenchmarkConfig, EvaluationConfig, TrialConfig
 from chip_core.reference_cache.spec import cache_specs
 
 MODEL = {"content": "abc"}
@@ -71,17 +71,34 @@ def test_the_untrained_model_and_an_evaluation_have_their_own() -> None:
     assert base[0] == base[1] != base[2]  # where it lies is not in it
     plain, limited = BenchmarkConfig(name="shapes"), BenchmarkConfig(name="shapes", limit=3)
     found = {
-        fingerprint(evaluation_identity(side, benchmark, {}))
+        fingerprint(evaluation_identity(side, benchmark, {}, EvaluationConfig()))
         for side in ("select", "report")
         for benchmark in (plain, limited)
     }
     assert len(found) == 4
 
 
+def test_which_engine_answers_is_part_of_an_evaluation_and_of_no_training() -> None:
+    served = {"kind": "openai", "server": "vllm", "version": "0.12.0", "base_url": "http://a/v1"}
+
+    def of(generator: Any, **parity: Any) -> str:
+        answering = EvaluationConfig(generator=generator, parity=parity)
+        assert mark(evaluation=answering) == mark()
+        benchmark = BenchmarkConfig(name="shapes")
+        return fingerprint(evaluation_identity("report", benchmark, {}, answering))
+
+    plain = of("transformers")
+    # As it was before there was such a key: nothing that is finished is answered again for it.
+    assert plain == of({}) == of({}, share=0.5) and plain.startswith("62e291509df5")
+    assert of(served) == of({**served, "base_url": "http://b/v1", "concurrency": 1})
+    others = [{**served, "version": "0.12.1"}, "vllm", {"kind": "vllm", "options": {"a": 1}}]
+    assert len({plain, of(served), of(served, share=0.5), *map(of, others)}) == 6
+
+
 def test_what_is_sent_to_a_judge_counts_where_it_says_something() -> None:
     def of(**judge: Any) -> str:
         benchmark = BenchmarkConfig(name="mmhal", judge={"model": "m", **judge})
-        return fingerprint(evaluation_identity("report", benchmark, {}))
+        return fingerprint(evaluation_identity("report", benchmark, {}, EvaluationConfig()))
 
     # As it was before there was such a key: nothing that is finished is scored again for it.
     assert of() == of(send={}) and of().startswith("398067250672")

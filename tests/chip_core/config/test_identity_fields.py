@@ -135,6 +135,7 @@ RESOLVED = {
     "rejected_image.parameters": "with the source of the strategy: test_plugins",
     "rejected_image.inpaint": "with the hash of its pipeline: test_configuration",
     "benchmarks": "scored under the training, with a fingerprint of their own: test_identity",
+    "evaluation": "as benchmarks: test_identity",
 }
 #: Fields that change how the work is done -> another value.
 CHANGES_NOTHING: dict[str, Any] = {

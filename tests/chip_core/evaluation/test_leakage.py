@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.generator import EvaluationConfig
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.config.paths import DataPaths
 from chip_core.evaluation.items import find_benchmark, select_half, select_items
@@ -96,7 +97,9 @@ def test_a_set_of_hallusionbench_is_never_cut(tmp_path: Path) -> None:
 
 def test_a_half_is_part_of_the_evaluations_identity() -> None:
     def mark(**settings: Any) -> str:
-        return fingerprint(evaluation_identity("report", config(**settings), {}))
+        return fingerprint(
+            evaluation_identity("report", config(**settings), {}, EvaluationConfig())
+        )
 
     found = [mark(), mark(half="report"), mark(half="report", half_seed=1), mark(half="select")]
     assert len(set(found)) == 4

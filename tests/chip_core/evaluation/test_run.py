@@ -21,7 +21,7 @@ from chip_core.evaluation.items import identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.scorer import Scored
-from chip_core.evaluation.task import ExternalBenchmark, Item, MetricInfo
+from chip_core.evaluation.task import ExternalBenchmark, Item, MetricInfo, Response
 from chip_core.results import Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
@@ -47,13 +47,13 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.items: list[str] = []
-        plain = Decoder.answers
+        plain = Decoder.responses
 
-        def answers(decoder: Decoder, batch: Any) -> list[str]:
+        def responses(decoder: Decoder, batch: Any) -> list[Response]:
             self.items += [item.id for item in batch.items]
             return plain(decoder, batch)
 
-        monkeypatch.setattr(Decoder, "answers", answers)
+        monkeypatch.setattr(Decoder, "responses", responses)
 
 
 def test_what_is_left_on_disk(tmp_path: Path) -> None:
@@ -124,17 +124,18 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
     a, b, c = (Item(id=name, prompt="is it?", pictures=()) for name in "abc")
 
     def before(mark: str, *items: Item) -> dict[str, str]:
-        return previous_answers([tmp_path], "report-shapes", mark * 64, items)
+        found = previous_answers([tmp_path], ["report-shapes"], [mark * 64], items)
+        return {item: response.text for item, response in found.items()}
 
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
-        file.add([(a, "one"), (b, "two")])
+        file.add([(a, Response(text="one")), (b, Response(text="two"))])
     (path,) = (tmp_path / "answers").iterdir()
     path.write_bytes(path.read_bytes()[:-8])
     assert before("m", a, b) == {"a": "one"}
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
-        file.add([(b, "again")])
+        file.add([(b, Response(text="again"))])
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 1) as file:
-        file.add([(c, "another worker's")])
+        file.add([(c, Response(text="another worker's"))])
     assert before("m", a, b, c) == {"a": "one", "b": "again", "c": "another worker's"}
     assert before("m", a) == {"a": "one"}
     assert before("n", a, b, c) == {}
@@ -204,7 +205,9 @@ def test_what_could_not_be_read_is_counted_and_kept(
     """Six answers of which two say nothing; all are in the scores, a few in what is told."""
     said = iter(["Yes", "no", "A street.", "**No**", "<think>yes</think>", "Yes."])
     monkeypatch.setattr(
-        Decoder, "answers", lambda decoder, batch: [next(said) for _ in batch.items]
+        Decoder,
+        "responses",
+        lambda decoder, batch: [Response(text=next(said)) for _ in batch.items],
     )
     made.pope(tmp_path, pictures=1)
     settings = BenchmarkConfig.model_validate({"name": "pope", "protocol": "corrected", "limit": 6})

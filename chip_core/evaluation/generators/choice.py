@@ -1,0 +1,113 @@
+"""Which engine a configuration names, and what it lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chip_core.config.generator import EvaluationConfig
+from chip_core.config.trial import BenchmarksConfig, ModelConfig
+from chip_core.evaluation.generators.base import Generator
+from chip_core.evaluation.items import decoding_of, find_benchmark
+from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.task import ExternalBenchmark
+from chip_core.models import loading, own
+from chip_core.utils.files import read_json
+
+
+@contextmanager
+def open_generator(config: EvaluationConfig, folder: Path) -> Iterator[Generator | None]:
+    """Give the engine that answers; None: transformers, in this process.
+
+    Args:
+        config: which.
+        folder: the attempt's: gets a served model's files while it is served, and a server's log.
+    """
+    if config.own:
+        yield None
+        return
+    generator: Generator
+    if config.generator.kind == "vllm":
+        from chip_core.evaluation.generators.vllm import VllmGenerator
+
+        generator = VllmGenerator(config.generator, folder)
+    else:
+        from chip_core.evaluation.generators.openai import OpenAIGenerator
+
+        generator = OpenAIGenerator(config.generator, folder)
+    try:
+        yield generator
+    finally:
+        generator.close()
+
+
+def generator_problems(
+    config: EvaluationConfig, benchmarks: BenchmarksConfig, model: ModelConfig
+) -> list[str]:
+    """Return why an engine cannot answer these benchmarks, wherever trials run; with what to do."""
+    if config.own:
+        return []
+    found = [f"benchmarks.{line}" for line in _not_for_an_engine(config, benchmarks)]
+    if (family := _own_family(model)) is not None:
+        found.append(
+            f"evaluation.generator: no server knows a {family}, which this package brings: write "
+            "evaluation.generator: transformers"
+        )
+    return found
+
+
+def lacking_here(config: EvaluationConfig) -> list[str]:
+    """Return what an engine needs that this machine, where a trial runs, does not have."""
+    return [] if config.own else [f"evaluation.{line}" for line in _lacking(config)]
+
+
+def _lacking(config: EvaluationConfig) -> Iterator[str]:
+    generator = config.generator
+    extra = "vllm" if generator.kind == "vllm" else "judge"
+    if importlib.util.find_spec("openai") is None:
+        yield (
+            "generator: an engine is asked by the package openai: pip install "
+            f"'chip-ablate[{extra}]'"
+        )
+    if generator.kind == "vllm":
+        from chip_core.evaluation.generators.vllm import NO_PROGRAM, find_program
+
+        if find_program() is None:
+            yield f"generator: {NO_PROGRAM}"
+    name = generator.api_key_env
+    if name is not None and not os.environ.get(name):
+        yield (
+            f"generator.api_key_env: {name} is not set: put the key into it, or leave api_key_env "
+            "out where the server wants none"
+        )
+
+
+def _not_for_an_engine(config: EvaluationConfig, benchmarks: BenchmarksConfig) -> Iterator[str]:
+    kind = config.generator.kind
+    for side, settings in sides(benchmarks):
+        try:
+            benchmark = find_benchmark(settings.name)
+        except ValueError:
+            continue  # told where the benchmarks are checked
+        if isinstance(benchmark, ExternalBenchmark):
+            yield (
+                f"{side}: {settings.name} asks by a program of its own, which evaluation.generator "
+                f"'{kind}' does not reach: leave one of the two out"
+            )
+        elif (beams := decoding_of(settings, benchmark).num_beams) > 1:
+            yield (
+                f"{side}: {settings.name} asks for {beams} beams, and generator '{kind}' answers "
+                "greedily alone: write num_beams: 1, or evaluation.generator: transformers"
+            )
+
+
+def _own_family(model: ModelConfig) -> str | None:
+    folder = loading.local_folder(model.path)
+    try:
+        family = None if folder is None else read_json(folder / "config.json").get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None  # told where the model is checked
+    return family if family in own.FAMILIES else None

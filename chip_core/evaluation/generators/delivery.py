@@ -1,0 +1,182 @@
+"""How an arm's weights reach a server of the user's own, under a name that is theirs alone."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.config.generator import GeneratorConfig
+from chip_core.evaluation.generators.base import AnsweringModel
+from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
+from chip_core.utils.errors import TrialError
+
+SERVED = "served"  # folder of an attempt: what a server reads while it answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Weights as a server knows them."""
+
+    name: str
+    advice: str  # what to do where it does not know them
+    revision: str = "main"
+
+    @property
+    def answers_as(self) -> tuple[str, ...]:
+        """What an answer of theirs names as its maker; `transformers serve` adds the revision."""
+        return self.name, f"{self.name}@{self.revision}"
+
+
+def arm_name(weights: str) -> str:
+    """Return the name of an arm's weights: no other weights have it."""
+    return f"chip-{hashlib.sha256(weights.encode()).hexdigest()[:24]}"
+
+
+def with_parts(trained: Path) -> bool:
+    """Return whether more was trained than the adapter that a folder holds."""
+    return (trained / TRAINED_PARTS).exists()
+
+
+def whole_folder(model: AnsweringModel, folder: Path) -> Path:
+    """Leave a whole model in the folder of its name; return that.
+
+    A trained model that is whole is linked to, one that is adapted is merged.
+
+    Args:
+        model: whose weights.
+        folder: the attempt's.
+    """
+    assert model.trained is not None
+    place = folder.absolute() / SERVED / arm_name(model.weights)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _remove(place)
+    if not is_adapted(model.model):
+        place.symlink_to(model.trained.absolute(), target_is_directory=True)
+        return place
+    plain = merge_adapters(copy.deepcopy(model.model))
+    plain.save_pretrained(place)
+    model.processor.save_pretrained(place)
+    return place
+
+
+class Delivery:
+    """Brings weights to one server, each once, and takes them back."""
+
+    def __init__(
+        self,
+        settings: GeneratorConfig,
+        client: Any,
+        folder: Path,
+        served: dict[str, str],
+        told: Callable[[str], str],
+    ) -> None:
+        """Make ready.
+
+        Args:
+            settings: of the generator.
+            client: of the server.
+            folder: the attempt's.
+            served: weights that are there -> their name.
+            told: puts the server's name before what is to be said of it.
+        """
+        self._settings, self._client, self._folder = settings, client, folder
+        self._served, self._told = served, told
+        self._brought: dict[str, Served] = {}
+        self._adapters: list[str] = []
+        self._folders: list[Path] = []
+
+    def bring(self, model: AnsweringModel) -> Served:
+        """Return what the server knows the weights by, once it can have them.
+
+        Raises:
+            TrialError: it cannot.
+        """
+        if model.weights not in self._brought:
+            self._brought[model.weights] = self._bring(model)
+        return self._brought[model.weights]
+
+    def _bring(self, model: AnsweringModel) -> Served:
+        if model.weights in self._served:
+            return Served(name=self._served[model.weights], advice="its log says why")
+        if model.trained is None:
+            name = self._settings.model or model.base
+            return Served(
+                name=_plain(name) if self._settings.delivery == "path" else name,
+                advice="name it as the server does by evaluation.generator.model",
+                revision=model.revision or "main",
+            )
+        name = arm_name(model.weights)
+        if self._settings.delivery == "served":
+            return Served(name=name, advice=f"serve {model.trained} there under that name")
+        if self._settings.delivery == "load_lora_adapter":
+            self._load(name, model.trained, adapted=is_adapted(model.model))
+            return Served(name=name, advice="it was loaded, and is no longer there")
+        place = whole_folder(model, self._folder)
+        self._folders.append(place)
+        return Served(name=_plain(str(place)), advice="let the server read that folder")
+
+    def _load(self, name: str, trained: Path, *, adapted: bool) -> None:
+        import openai
+
+        if not adapted or with_parts(trained):
+            what = "weights beside its adapter" if adapted else "all of its weights"
+            raise TrialError(
+                self._told(
+                    f"an adapter can be loaded into it, and this arm trained {what}: write "
+                    "evaluation.generator.weights: served, or path where the server reads folders"
+                )
+            )
+        body = {"lora_name": name, "lora_path": str(trained.absolute())}
+        try:
+            self._client.post("/load_lora_adapter", body=body, cast_to=str)
+        except openai.NotFoundError:
+            raise TrialError(
+                self._told(
+                    "takes no adapters while it runs: start it with --enable-lora and "
+                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
+                )
+            ) from None
+        except openai.OpenAIError as error:
+            if "already" in str(error):  # these weights: nothing else has their name
+                return
+            line = (str(error).splitlines() or [""])[0]
+            raise TrialError(self._told(f"cannot load {trained} ({line[:300]})")) from None
+        self._adapters.append(name)
+
+    def close(self) -> None:
+        """Take back what was brought."""
+        import openai
+
+        for name in self._adapters:
+            with suppress(openai.OpenAIError):  # a server that is away holds nothing
+                self._client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
+        for place in self._folders:
+            _remove(place)
+            with suppress(OSError):
+                place.parent.rmdir()
+
+
+def _plain(path: str) -> str:
+    """Return a path that `transformers serve` reads whole.
+
+    Raises:
+        TrialError: it takes what follows an @ for a revision.
+    """
+    if "@" in path:
+        raise TrialError(
+            f"{path}: a server takes what follows the @ for a revision: use a folder without one"
+        )
+    return path
+
+
+def _remove(place: Path) -> None:
+    if place.is_symlink():
+        place.unlink()
+    else:
+        shutil.rmtree(place, ignore_errors=True)

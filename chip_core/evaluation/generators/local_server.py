@@ -1,0 +1,101 @@
+"""A server that this process starts, waits for and ends: it never outlives the process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import requests
+
+from chip_core.utils.errors import TrialError, printable
+
+#: Runs a command in a session of its own until that ends or stdin is closed, which it is when this
+#: process ends, however it does. Then all of the session is ended.
+_GUARD = """
+import os, signal, subprocess, sys, threading, time
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+def end():
+    sys.stdin.buffer.read()
+    for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 0)):
+        try:
+            os.killpg(server.pid, number)
+        except ProcessLookupError:
+            return
+        until = time.monotonic() + patience
+        while time.monotonic() < until and server.poll() is None:
+            time.sleep(0.1)
+threading.Thread(target=end, daemon=False).start()
+code = server.wait()
+try:
+    os.killpg(server.pid, signal.SIGKILL)
+except ProcessLookupError:
+    pass
+os._exit(code if code >= 0 else 128 - code)
+"""
+
+
+class LocalServer:
+    """A running server."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        health: str,
+        log: Path,
+        environment: Mapping[str, str],
+        patience: float,
+    ) -> None:
+        """Start it, and wait until it answers.
+
+        Args:
+            command: its command line.
+            health: an address that answers 200 once it can be used.
+            log: gets what it says.
+            environment: variables that it gets beside this process's.
+            patience: seconds that starting may take.
+
+        Raises:
+            TrialError: it did not start; the line that it ended with.
+        """
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _GUARD, *command],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+            )
+        try:
+            self._wait(command[0], health, time.monotonic() + patience)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self, name: str, health: str, until: float) -> None:
+        while time.monotonic() < until:
+            if self._process.poll() is not None:
+                raise TrialError(f"{name} did not start: {self._last_line()} ({self._log})")
+            with suppress(requests.RequestException):
+                if requests.get(health, timeout=5).status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise TrialError(f"{name} did not start in time: {self._last_line()} ({self._log})")
+
+    def stop(self) -> None:
+        """End it, and all that it started."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _last_line(self) -> str:
+        lines = self._log.read_text(errors="replace").split("\n")
+        return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")

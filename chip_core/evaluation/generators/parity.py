@@ -1,0 +1,199 @@
+"""Whether another engine answers as transformers does, by this arm's weights.
+
+Before a benchmark's figures count, a seeded sample of its questions is answered by both. A prompt
+of other tokens is another template, image processor or picture: nothing else is looked at. An
+engine that left an adapter out answers as the model does without it: so does transformers, where
+the sample can tell the two apart. What is left is rounding, of which the study says how much is
+taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from chip_core.config.generator import ParityConfig
+from chip_core.evaluation.generators.base import AnsweringModel
+from chip_core.evaluation.inference.decoder import generation_settings
+from chip_core.evaluation.inference.prompts import Encoder, Prompt
+from chip_core.evaluation.inference.ties import next_logits
+from chip_core.evaluation.task import Decoding, Item, Response
+from chip_core.utils.errors import TrialError
+
+_SHOWN = 8  # differing answers whose first differing tokens are recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """The same questions, answered by all that are compared. By item id."""
+
+    items: Sequence[Item]
+    measure: Mapping[str, Response]  # by transformers
+    engine: Mapping[str, Response]
+    #: by transformers without the arm's adapter; None: it has none
+    bare: Mapping[str, Response] | None = None
+
+
+def draw_sample(benchmark: str, items: Sequence[Item], config: ParityConfig) -> list[Item]:
+    """Return the questions that both answer: a function of the benchmark and the ids alone."""
+    return sorted(items, key=lambda item: _lot(benchmark, item.id))[: config.items]
+
+
+def compare(
+    answered: Answered, model: AnsweringModel, decoding: Decoding, config: ParityConfig
+) -> dict[str, Any]:
+    """Return how far an engine's answers are those of transformers.
+
+    Returns:
+        `items`, `equal`, `least` (the declared share), `prompts` (`compared` by `by`: "ids" or
+        "count"; `differ`), `adapter` where there is one (of answers that it changes, `differ`: how
+        many are `trained` and how many `bare`), and `first_differences` (see `_difference`).
+    """
+    same = [
+        item
+        for item in answered.items
+        if answered.measure[item.id].text == answered.engine[item.id].text
+    ]
+    others = [item for item in answered.items if item not in same]
+    prompts = _prompts(answered, model)
+    found = {
+        "items": len(answered.items),
+        "equal": len(same),
+        "least": config.share,
+        "prompts": prompts,
+    }
+    if answered.bare is not None:
+        found["adapter"] = _adapter(answered, answered.bare)
+    if not prompts["differ"]:
+        found["first_differences"] = [
+            _difference(answered, item, model, decoding) for item in others[:_SHOWN]
+        ]
+    return found
+
+
+def check(found: Mapping[str, Any], benchmark: str, label: str) -> None:
+    """Refuse an engine that does not answer as transformers does.
+
+    Raises:
+        TrialError: it does not; one line.
+    """
+    prompts, adapter = found["prompts"], found.get("adapter")
+    if prompts["differ"]:
+        raise TrialError(
+            f"{benchmark}: {label} reads other prompts than transformers: {prompts['differ']} of "
+            f"{prompts['compared']} have other tokens ({prompts['example']}): give the server this "
+            "model's own chat template and image processor"
+        )
+    if adapter is not None and adapter["bare"] > adapter["trained"]:
+        raise TrialError(
+            f"{benchmark}: {label} does not apply the arm's adapter: of {adapter['differ']} answers "
+            f"that it changes, {adapter['bare']} are as the model gives them without it, and "
+            f"{adapter['trained']} as with it: see which adapter the server has by that name"
+        )
+    items, equal = found["items"], found["equal"]
+    if equal < found["least"] * items:
+        raise TrialError(
+            f"{benchmark}: {label} answers {equal} of {items} questions as transformers does, and "
+            f"evaluation.parity.share is {found['least']:g}{_first(found)}: serve the same weights "
+            "in the same precision, or declare a lower share"
+        )
+
+
+def prompt_mark(ids: Sequence[int]) -> str:
+    """Return a mark of a prompt's ids."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
+
+
+def _prompts(answered: Answered, model: AnsweringModel) -> dict[str, Any]:
+    encoder = Encoder(model.processor)
+    compared, differing, by = 0, [], set[str]()
+    for item in answered.items:
+        theirs = answered.engine[item.id]
+        if theirs.prompt_tokens is None:
+            continue
+        (ours,) = encoder.encode([item])
+        compared += 1
+        by.add("count" if theirs.prompt_ids is None else "ids")
+        same = theirs.prompt_tokens == len(ours.ids)
+        if not same or theirs.prompt_ids not in (None, prompt_mark(ours.ids)):
+            differing.append(f"item {item.id}: {len(ours.ids)} here, {theirs.prompt_tokens} there")
+    found: dict[str, Any] = {"compared": compared, "differ": len(differing)}
+    if by:
+        found["by"] = "count" if "count" in by else "ids"
+    if differing:
+        found["example"] = differing[0]
+    return found
+
+
+def _adapter(answered: Answered, bare: Mapping[str, Response]) -> dict[str, int]:
+    changed = [
+        item.id for item in answered.items if answered.measure[item.id].text != bare[item.id].text
+    ]
+    said = answered.engine
+    return {
+        "differ": len(changed),
+        "trained": sum(said[item].text == answered.measure[item].text for item in changed),
+        "bare": sum(said[item].text == bare[item].text for item in changed),
+    }
+
+
+@torch.inference_mode()
+def _difference(
+    answered: Answered, item: Item, model: AnsweringModel, decoding: Decoding
+) -> dict[str, Any]:
+    """Return where two answers part, and what transformers makes of the two tokens there.
+
+    Of the texts' own tokens: `token` counts from 0, `margin` is by how much the log-probability of
+    its own next token exceeds that of the engine's, by transformers.
+    """
+    tokenizer = model.processor.tokenizer
+    _, ends = generation_settings(model.model, tokenizer, decoding)
+    rows = [
+        [*tokenizer(made[item.id].text, add_special_tokens=False)["input_ids"], *sorted(ends)[:1]]
+        for made in (answered.measure, answered.engine)
+    ]
+    place = next(_parting(*rows), None)
+    if place is None:  # of the same tokens: by what decoding makes of them
+        return {"item": item.id, "token": None}
+    (prompt,) = Encoder(model.processor).encode([item])
+    ours, theirs = (row[place] for row in rows)
+    logps = _logps(model, prompt, rows[0][:place])
+    return {
+        "item": item.id,
+        "token": place,
+        "transformers": tokenizer.decode([ours]),
+        "engine": tokenizer.decode([theirs]),
+        "margin": round(float(logps[ours] - logps[theirs]), 4),
+    }
+
+
+def _logps(model: AnsweringModel, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:
+    """Return the log-probabilities (V,) of the next token."""
+    return next_logits(model.model, prompt, answer).log_softmax(-1)
+
+
+def _parting(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
+    """Yield where two rows of tokens differ."""
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            yield place
+
+
+def _first(found: Mapping[str, Any]) -> str:
+    told = [each for each in found.get("first_differences", ()) if each["token"] is not None]
+    if not told:
+        return ""
+    one = told[0]
+    return (
+        f" (item {one['item']}, token {one['token']}: '{one['engine']}' for "
+        f"'{one['transformers']}', whose log-probability is {one['margin']:+.2g} from it)"
+    )
+
+
+def _lot(benchmark: str, item: str) -> bytes:
+    return hashlib.sha256(f"parity\x1f{benchmark}\x1f{item}".encode()).digest()

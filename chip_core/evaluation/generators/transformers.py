@@ -1,0 +1,81 @@
+"""Answers by transformers, in the trial's own process: the measure of all other engines."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Hashable, Mapping, Sequence
+
+from chip_core.data.encodings import Encodings
+from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
+from chip_core.evaluation.inference.batches import make_batches
+from chip_core.evaluation.inference.decoder import Decoder
+from chip_core.evaluation.task import Decoding, Item
+from chip_core.utils.seeding import derived_seed
+from chip_core.utils.workers import Workers
+
+_CHECKED = 16  # answers made again alone in bf16
+
+
+class TransformersGenerator(Generator):
+    """Answers as `Decoder` does; several workers share the items."""
+
+    label = "transformers"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        encodings: Encodings | None = None,
+        asked: Hashable = None,
+        workers: Workers | None = None,
+    ) -> None:
+        """Make ready.
+
+        Args:
+            batch_size: items answered together.
+            encodings: prompts that the model's processor encoded in this process before.
+            asked: what the items' ids are ids of.
+            workers: who share the items; None: this process answers all.
+        """
+        self.identity: Mapping[str, str] = {}  # those of earlier builds had none
+        self.moved: tuple[int, int] = (0, 0)  # bf16: answers made again alone, and others by that
+        self._batch_size, self._encodings, self._asked = batch_size, encodings, asked
+        self._workers = workers or Workers()
+
+    def answer(
+        self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
+    ) -> Pace:
+        """Answer this worker's share of the items."""
+        began = time.perf_counter()
+        decoder = Decoder(
+            model.model,
+            model.processor,
+            decoding,
+            bf16=model.bf16,
+            share_prefix=True,
+            encodings=self._encodings,
+            asked=self._asked,
+        )
+        made: dict[str, str] = {}
+        batches = make_batches(
+            items, size=self._batch_size, worker=self._workers.rank, workers=self._workers.size
+        )
+        for batch in batches:
+            answers = list(zip(batch.items, decoder.responses(batch), strict=True))
+            tell(answers)
+            made.update((item.id, response.text) for item, response in answers)
+        pace = Pace(seconds=time.perf_counter() - began, waited=decoder.waited, notes=decoder.notes)
+        if model.bf16 and self._workers.first:
+            self.moved = _moved(decoder, [item for item in items if item.id in made], made)
+        return pace
+
+
+def _moved(decoder: Decoder, items: Sequence[Item], made: Mapping[str, str]) -> tuple[int, int]:
+    """Answer some items again, alone; return how many, and how many answers are others.
+
+    In bf16 an answer depends on what it is made together with.
+    """
+    draw = random.Random(derived_seed("bf16"))
+    again = draw.sample(list(items), min(_CHECKED, len(items)))
+    return len(again), sum(decoder.alone(item) != made[item.id] for item in again)

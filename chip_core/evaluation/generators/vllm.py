@@ -1,0 +1,220 @@
+"""Answers by a vLLM server that the trial starts, and that ends with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chip_core.config.generator import GeneratorConfig
+from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
+from chip_core.evaluation.generators.delivery import arm_name, whole_folder, with_parts
+from chip_core.evaluation.generators.local_server import LocalServer
+from chip_core.evaluation.generators.openai import OpenAIGenerator
+from chip_core.evaluation.task import Decoding, Item
+from chip_core.models.adapters import is_adapted
+from chip_core.utils.errors import TrialError
+
+#: Names the program, where it is not `vllm` on the PATH: vLLM pins versions of torch and
+#: transformers, so it often has an environment of its own.
+PROGRAM = "CHIP_ABLATE_VLLM"
+
+LOG = "vllm.log"  # in the attempt's folder
+
+#: What vLLM takes as the largest rank of adapters.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VllmGenerator(Generator):
+    """Starts vLLM when it is first asked, for the weights that it is asked of.
+
+    The model of this process leaves its device to the server meanwhile.
+    """
+
+    def __init__(self, settings: GeneratorConfig, folder: Path) -> None:
+        """Make ready; nothing is started.
+
+        Args:
+            settings: of a generator 'vllm'.
+            folder: the attempt's: gets the server's log, and a merged model while it is served.
+
+        Raises:
+            TrialError: there is no vLLM.
+        """
+        self._settings, self._folder = settings, folder
+        self._program = program()
+        self.label = f"vLLM {_version(self._program)}"
+        self.identity = {"generator": self.label, "options": dict(settings.options)}
+        self._server: LocalServer | None = None
+        self._asked: OpenAIGenerator | None = None
+        self._serves: str | None = None  # these weights
+        self._moved: tuple[Any, torch.device] | None = None
+        self._merged: Path | None = None
+
+    def answer(
+        self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
+    ) -> Pace:
+        """Answer the items; the server is started for it where it does not run."""
+        if not items:
+            return Pace()
+        if self._asked is None:
+            self._asked = self._start(model)
+        assert self._serves == model.weights, "a trial asks one model"
+        return self._asked.answer(items, model, decoding, tell)
+
+    def _start(self, model: AnsweringModel) -> OpenAIGenerator:
+        device = next(model.model.parameters()).device
+        whole: Path | None = None
+        if model.trained is not None:
+            whole = model.trained
+            if is_adapted(model.model):
+                # What was trained beside an adapter is not in what vLLM loads of it.
+                merged = with_parts(model.trained)
+                whole = whole_folder(model, self._folder) if merged else None
+                self._merged = whole
+        if device.type == "cuda":
+            model.model.to("cpu")
+            torch.cuda.empty_cache()
+            self._moved = model.model, device
+        port, key = _free_port(), secrets.token_hex(16)
+        self._server = LocalServer(
+            serve_command(self._program, self._settings, model, whole=whole, port=port),
+            health=f"http://127.0.0.1:{port}/health",
+            log=self._folder / LOG,
+            environment={"VLLM_API_KEY": key},
+            patience=max(self._settings.timeout, 1800.0),  # it compiles, and loads weights
+        )
+        self._serves = model.weights
+        local = self._settings.model_copy(
+            update={
+                "kind": "openai",
+                "server": "vllm",
+                "version": self.label.removeprefix("vLLM "),
+                "base_url": f"http://127.0.0.1:{port}/v1",
+            }
+        )
+        served = {model.weights: arm_name(model.weights)}
+        return OpenAIGenerator(local, self._folder, served, key=key)
+
+    def close(self) -> None:
+        """Stop the server; the model goes back to its device."""
+        if self._asked is not None:
+            self._asked.close()
+        if self._server is not None:
+            self._server.stop()
+        if self._merged is not None:
+            shutil.rmtree(self._merged, ignore_errors=True)
+        if self._moved is not None:
+            model, device = self._moved
+            model.to(device)
+
+
+def serve_command(
+    program: str,
+    settings: GeneratorConfig,
+    model: AnsweringModel,
+    *,
+    whole: Path | None,
+    port: int,
+) -> list[str]:
+    """Return the command line of the server.
+
+    Args:
+        program: vLLM's.
+        settings: of a generator 'vllm'.
+        model: whose weights are served, by their hash's name.
+        whole: a folder that has all of them; None: the base model's, with the arm's adapter if it
+            has one.
+        port: what it listens on, on 127.0.0.1.
+
+    Raises:
+        TrialError: the adapter's rank is more than vLLM takes.
+    """
+    name = arm_name(model.weights)
+    adapter = model.trained if whole is None else None
+    command = [program, "serve", model.base if whole is None else str(whole.absolute())]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "bfloat16" if model.bf16 else "float32"]
+    command += ["--generation-config", "vllm", "--seed", "0"]
+    command += ["--served-model-name", name if adapter is None else f"{name}-base"]
+    if whole is None and model.revision is not None:
+        command += ["--revision", model.revision]
+    if model.trust_remote_code:
+        command += ["--trust-remote-code"]
+    if adapter is not None:
+        rank = max(config.r for config in model.model.peft_config.values())
+        largest = next((each for each in _RANKS if each >= rank), None)
+        if largest is None:
+            raise TrialError(
+                f"vLLM takes adapters of a rank up to {_RANKS[-1]}, and this one's is {rank}: "
+                "write evaluation.generator: transformers"
+            )
+        command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(largest)]
+        command += ["--lora-modules", f"{name}={adapter.absolute()}"]
+    return command + options(settings.options)
+
+
+def options(given: Mapping[str, Any]) -> list[str]:
+    """Return options as a command line has them: a switch for true, JSON for what is nested."""
+    import json
+
+    found: list[str] = []
+    for key, value in given.items():
+        name = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            found.append(name if value else f"--no-{name[2:]}")
+        elif value is not None:
+            found += [name, value if isinstance(value, str) else json.dumps(value)]
+    return found
+
+
+def program() -> str:
+    """Return vLLM's program.
+
+    Raises:
+        TrialError: there is none.
+    """
+    found = find_program()
+    if found is None:
+        raise TrialError(NO_PROGRAM)
+    return found
+
+
+def find_program() -> str | None:
+    """Return vLLM's program; None where there is none."""
+    named = os.environ.get(PROGRAM)
+    beside = str(Path(sys.executable).with_name("vllm"))
+    return shutil.which(named) if named else shutil.which("vllm") or shutil.which(beside)
+
+
+NO_PROGRAM = (
+    "there is no program `vllm`: pip install 'chip-ablate[vllm]' where trials run, or name that of "
+    f"another environment by {PROGRAM}, or write evaluation.generator: transformers"
+)
+
+
+def _version(program: str) -> str:
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired):
+        said = None
+    found = None if said is None else re.search(r"\d+\.\d+\S*", said.stdout)
+    if found is None:
+        raise TrialError(f"{program} --version names no version: see that it runs")
+    return found[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

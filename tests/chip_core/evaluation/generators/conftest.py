@@ -1,0 +1,22 @@
+"""Built once: the server of most tests, and two arms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .real import Server, make_arm, running
+
+
+@pytest.fixture(scope="package")
+def server() -> Iterator[Server]:
+    with running() as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("arms")
+    return make_arm(folder / "one", 1), make_arm(folder / "two", 2)

@@ -1,0 +1,128 @@
+"""Arms answered by transformers' own server: what it says is what this process says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.evaluate import evaluate
+from chip_core.evaluation.generators.openai import OpenAIGenerator
+from chip_core.evaluation.inference.answering import measure
+from chip_core.results import Progress
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import read_records
+
+from ..judge.server import good, serving
+from .real import SIX, Server, arm_context, by_server, running
+
+Arms = tuple[Path, Path]
+
+
+def said(folder: Path) -> list[str]:
+    return [row["response"] for row in read_records(folder / "responses" / "report-shapes.jsonl")]
+
+
+def kept(folder: Path) -> list[str]:
+    """The items of all answers on disk but transformers' own."""
+    files = (folder / "answers").iterdir()
+    rows = [read_records(file) for file in files]
+    return [row["item"] for lines in rows for row in lines if "prompt_tokens" in row]
+
+
+def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
+    tmp_path: Path, server: Server, arms: Arms
+) -> None:
+    answers = []
+    for arm in (None, *arms):
+        name = "base" if arm is None else arm.name
+        expected = evaluate(arm_context(tmp_path / "here" / name, arm), "report", SIX)
+        folder = tmp_path / "there" / name
+        context = by_server(arm_context(folder, arm), server.url)
+        assert context.generator is not None
+        measure(context, "report", SIX)
+        found = evaluate(context, "report", SIX)
+        context.generator.close()
+        assert not (folder / "served").exists()  # merged weights are not left behind
+        assert said(folder) == said(tmp_path / "here" / name)
+        assert found.metrics == expected.metrics
+        parity = found.metadata["parity"]
+        assert (parity["items"], parity["equal"]) == (4, 4)
+        assert parity["prompts"] == {"compared": 4, "differ": 0, "by": "count"}
+        if arm is not None:
+            assert parity["adapter"]["trained"] == parity["adapter"]["differ"] > 0
+        assert found.metadata["generator"] == f"transformers 5 at {server.url}"
+        assert sorted(kept(folder)) == sorted({*kept(folder)})  # each once
+        answers.append(said(folder))
+    assert len({tuple(each) for each in answers}) == 3
+
+
+def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_once(
+    tmp_path: Path,
+) -> None:
+    with running() as server:
+        whole = by_server(arm_context(tmp_path / "whole", None), server.url)
+        evaluate(whole, "report", SIX)
+
+        def killing(progress: Progress) -> None:
+            if progress.phase == "check shapes" and progress.done == 2:
+                server.kill()
+
+        killed = by_server(arm_context(tmp_path / "killed", None, report=killing), server.url)
+        with pytest.raises(TrialError, match="start it again; answers that came are kept"):
+            evaluate(killed, "report", SIX)
+        left = kept(tmp_path / "killed")
+        assert 2 <= len(left) < 6
+        server.start()
+        told: list[Progress] = []
+        context = arm_context(
+            tmp_path / "again", None, earlier=[tmp_path / "killed"], report=told.append
+        )
+        found = evaluate(by_server(context, server.url), "report", SIX)
+        assert [each.done for each in told if each.phase == "check shapes"][0] == len(left)
+        assert found.metadata["taken_over"] == 4  # the sample, as the gate had it
+        assert said(tmp_path / "again") == said(tmp_path / "whole")
+        assert sorted(kept(tmp_path / "again")) == sorted(kept(tmp_path / "whole"))
+        assert len(kept(tmp_path / "again")) == 6
+
+
+def test_what_another_model_answered_ends_the_evaluation(tmp_path: Path) -> None:
+    with serving(good) as judge:  # which names another model as the maker of what it says
+        context = by_server(arm_context(tmp_path, None), judge.url, server="other", model="m")
+        with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
+            evaluate(context, "report", SIX)
+        assert kept(tmp_path) == []
+
+
+def test_a_model_that_is_not_served_ends_it_with_what_to_do(tmp_path: Path, arms: Arms) -> None:
+    def missing(handler: Any, number: int, body: Any) -> None:
+        handler.send({"error": {"message": "no such model"}}, status=404)
+
+    with serving(missing) as judge:
+        context = by_server(arm_context(tmp_path, arms[0]), judge.url, server="other")
+        with pytest.raises(TrialError) as error:
+            evaluate(context, "report", SIX)
+        (name,) = {call["model"] for call in judge.calls}
+        assert name.startswith("chip-")
+        assert f"serves no model {name}" in str(error.value)
+        assert f"serve {arms[0]} there under that name" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms: Arms) -> None:
+    """What is asked of vLLM's endpoint; a server without it is told how to start."""
+    asked: list[tuple[str, Any]] = []
+
+    def vllm(handler: Any, number: int, body: Any) -> None:
+        asked.append((handler.path, body))
+        handler.send({}, status=404)
+
+    with serving(vllm) as judge:
+        context = by_server(arm_context(tmp_path, arms[0]), judge.url, server="vllm")
+        assert isinstance(context.generator, OpenAIGenerator)
+        with pytest.raises(TrialError, match="takes no adapters while it runs: start it with --en"):
+            evaluate(context, "report", SIX)
+        ((path, body),) = asked
+        assert path == "/v1/load_lora_adapter"
+        assert body["lora_path"] == str(arms[0]) and body["lora_name"].startswith("chip-")
