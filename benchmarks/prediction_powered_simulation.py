@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"judge {100 * row['accuracy']:.0f} %: coverage {row['coverage']:.1f} ± "
             f"{row['error']:.1f} (judge {row['raw_coverage']:.1f}, labels "
             f"{row['labels_coverage']:.1f})  width {row['width']:.1f} "
-            f"(judge {row['raw_width']:.1f}, labels {row['labels_width']:.1f})  judge off by {row['raw_bias']:+.1f}"
+            f"(judge {row['raw_width']:.1f}, labels {row['labels_width']:.1f})  "
+            f"judge off by {row['raw_bias']:+.1f}"
         )
 
 

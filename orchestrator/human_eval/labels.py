@@ -66,9 +66,8 @@ class LabelFigures:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
-        metric = self.judge.metric.replace("/", "-").replace(":", "-")
-        return f"labels-{metric}-{self.export[:8]}"
+        """What its files are called: further labels of a metric take the place of the fewer."""
+        return f"labels-{self.judge.metric.replace('/', '-').replace(':', '-')}"
 
 
 def draw_labels(

@@ -72,8 +72,8 @@ def test_a_judge_of_yes_and_no_is_corrected_group_by_group() -> None:
     """With the slope of y on f as λ, the figure is that of post-stratification.
 
     Of 100 items the judge calls 40 wrong. 8 of 10 labelled of these are, and 1 of 10 of the others:
-    0.4 · 0.8 + 0.6 · 0.1 = 0.38. λ is the labelled's covariance, (8/20 − 9/20 · 10/20) · 20/19, over
-    the variance of all, 0.24 · 100/99, in place of that of the labelled.
+    0.4 · 0.8 + 0.6 · 0.1 = 0.38. λ is the labelled's covariance, (8/20 − 9/20 · 10/20) · 20/19,
+    over the variance of all, 0.24 · 100/99, in place of that of the labelled.
     """
     items = np.repeat([1.0, 0.0], [40, 60])
     labelled = np.r_[0:10, 40:50]
