@@ -41,6 +41,16 @@ class BudgetConfig(Section):
     tokens: int | None = engine(None, ge=1, doc="most tokens, of questions and replies")
 
 
+class LimitsConfig(Section):
+    """What an endpoint takes: kept to by all trials and studies of a work directory together."""
+
+    requests_per_minute: float | None = engine(None, gt=0, doc="spread evenly; null: no bound")
+    tokens_per_minute: int | None = engine(
+        None, ge=1, doc="of questions and replies; before a reply it counts as its longest"
+    )
+    concurrency: int | None = engine(None, ge=1, doc="calls at a time of all trials")
+
+
 class JudgeConfig(Shorthand):
     """A language model that reads answers, behind an endpoint as OpenAI's. A string is the model.
 
@@ -69,6 +79,7 @@ class JudgeConfig(Shorthand):
     concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
     budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
+    limits: LimitsConfig = engine(LimitsConfig, doc="what the endpoint takes of all trials")
 
     @field_validator("send")
     @classmethod

@@ -8,6 +8,7 @@ from orchestrator.analysis.corrections import benjamini_hochberg, holm
 from orchestrator.analysis.effects import Comparison, Verdict, interactions, main_effects, verdicts
 from orchestrator.analysis.pool import report_pool
 from orchestrator.analysis.power import SeedsNeeded, detectable_difference, seeds_needed
+from orchestrator.analysis.prediction_powered import PredictionPowered, prediction_powered_mean
 from orchestrator.analysis.results import MetricResults, StudyArm, StudyResults
 from orchestrator.analysis.values import pseudo_values
 from orchestrator.analysis.variance import seed_correlation
@@ -16,6 +17,7 @@ __all__ = [
     "Comparison",
     "Contrast",
     "MetricResults",
+    "PredictionPowered",
     "SeedsNeeded",
     "StudyArm",
     "StudyResults",
@@ -26,6 +28,7 @@ __all__ = [
     "holm",
     "interactions",
     "main_effects",
+    "prediction_powered_mean",
     "pseudo_values",
     "report_pool",
     "seed_correlation",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,21 @@ from orchestrator.commands.common.options import planned, study_options
 from orchestrator.commands.common.output import print_json
 from orchestrator.commands.common.param_types import Location, Text, Whole
 
+if TYPE_CHECKING:
+    from orchestrator.human_eval.assignment import SheetKey
+    from orchestrator.human_eval.judge import JudgeValues
+    from orchestrator.human_eval.pairs import Pool
+    from orchestrator.plan.plan import Plan
+
+_METRIC = click.option(
+    "--metric",
+    type=Text(),
+    help="The judge's figure of an answer; default: the study's primary metric, if it is of the "
+    "benchmark, else the benchmark's first.",
+)
+_BENCHMARK = click.option(
+    "--benchmark", type=Text(), required=True, help="Whose items: NAME, or select/NAME."
+)
 _TRACKING = click.option(
     "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
 )
@@ -20,7 +36,7 @@ _TRACKING = click.option(
     "judge-humans", epilog="Example: chip-ablate judge-humans import encoder replies*.json"
 )
 def judge_humans() -> None:
-    """Let people compare the answers of two arms, without knowing which is which."""
+    """Let people compare two arms' answers, or label answers, without knowing whose they are."""
 
 
 @judge_humans.command(
@@ -37,7 +53,7 @@ def judge_humans() -> None:
     metavar="A B",
     help="Two arms; figures are of B against A.",
 )
-@click.option("--benchmark", type=Text(), required=True, help="Whose items: NAME, or select/NAME.")
+@_BENCHMARK
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the draws.")
 @click.option("--items", type=Whole(1), default=50, show_default=True, help="Items in all.")
 @click.option("--annotators", type=Whole(1), default=1, show_default=True, help="Sheets to write.")
@@ -125,6 +141,7 @@ def export_sheets(
     type=Location("file", exists=True),
     help="The export's key; default: the copy that the work directory keeps.",
 )
+@_METRIC
 @_TRACKING
 def import_replies(
     study: str,
@@ -132,17 +149,16 @@ def import_replies(
     as_json: bool,
     files: tuple[Path, ...],
     key_file: Path | None,
+    metric: str | None,
     tracking_uri: str | None,
     **changes: Any,
 ) -> None:
     """Read the FILES that annotators saved; figures go to the report and to MLflow."""
     from chip_core.utils.errors import UserError
     from orchestrator.human_eval.comparison import as_json as comparison_json
-    from orchestrator.human_eval.comparison import compare, markdown, metrics, write_comparison
+    from orchestrator.human_eval.comparison import compare, metrics, write_comparison
     from orchestrator.human_eval.replies import find_key, read_replies
-    from orchestrator.report.cached import refresh_report
-    from orchestrator.report.writers.files import artifact_folder, report_folder
-    from orchestrator.tracking.attachments import StudyAttachment, attach_files
+    from orchestrator.report.writers.files import report_folder
     from orchestrator.tracking.client import check_store
 
     made = planned(study, workdir=workdir, **changes)
@@ -152,18 +168,155 @@ def import_replies(
     key = find_key(_keys(workdir, name), key_file, replies[0].export, files)
     if key.study != name:
         raise UserError(f"{files[0]} is of study {key.study}, not of {name}: name that study")
-    comparison = compare(key, replies)
-    folder = report_folder(workdir, name)
-    written = write_comparison(comparison, folder)
-    shown = [(file, artifact_folder(file, folder)) for file in written]
-    shown += refresh_report(made, workdir)
-    attached = StudyAttachment(study=metrics(comparison), files=shown)
-    said = attach_files(workdir, tracking_uri, name, attached)
+    comparison = compare(key, replies, _judge_of(made, workdir, key, metric))
+    written = write_comparison(comparison, report_folder(workdir, name))
+    said = _attach(made, workdir, tracking_uri, metrics(comparison), written)
     if as_json:
         paths = [str(path) for path in written]
         print_json({**comparison_json(comparison), "written": paths, "note": said})
         return
-    click.echo(markdown(comparison))
+    _tell(written, said)
+
+
+@judge_humans.command(
+    "draw",
+    epilog="Example: chip-ablate judge-humans draw encoder --benchmark mmhal --items 60 "
+    "--out labels.csv",
+)
+@study_options
+@_BENCHMARK
+@_METRIC
+@click.option(
+    "--arms",
+    type=Text(),
+    multiple=True,
+    metavar="ARM",
+    help="Whose answers; may be repeated; default: all arms'.",
+)
+@click.option("--items", type=Whole(1), default=60, show_default=True, help="Items in all.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the draw.")
+@click.option("--out", type=Location("file"), required=True, help="A new CSV file.")
+def draw_answers(
+    study: str,
+    workdir: Path,
+    as_json: bool,
+    benchmark: str,
+    metric: str | None,
+    arms: tuple[str, ...],
+    items: int,
+    seed: int,
+    out: Path,
+    **changes: Any,
+) -> None:
+    """Write single answers of random items to a CSV whose column `label` people fill in."""
+    from chip_core.utils.errors import UserError
+    from chip_core.utils.files import write_atomically
+    from orchestrator.human_eval.judge import judge_values
+    from orchestrator.human_eval.labels import draw_labels
+    from orchestrator.state.integrity import ledger_of
+
+    if out.exists():
+        raise UserError(f"--out: {out} is there already: name a new file")
+    made = planned(study, workdir=workdir, **changes)
+    ledger = ledger_of(made, workdir)
+    judge = judge_values(made, ledger, workdir, benchmark=benchmark, metric=metric)
+    text, asked = draw_labels(made, ledger, workdir, judge, arms=arms, items=items, seed=seed)
+    write_atomically(out, text)
+    if as_json:
+        print_json({"metric": judge.metric, "items": asked, "written": str(out)})
+        return
+    click.echo(f"{asked} items to label for {judge.metric}")
+    click.echo(f"written: {out} (fill in the column `label`)")
+
+
+@judge_humans.command(
+    "labels",
+    epilog="Example: chip-ablate judge-humans labels encoder labels.csv --benchmark mmhal",
+)
+@study_options
+@click.argument("files", nargs=-1, required=True, type=Location("file", exists=True))
+@_BENCHMARK
+@_METRIC
+@_TRACKING
+def import_labels(
+    study: str,
+    workdir: Path,
+    as_json: bool,
+    files: tuple[Path, ...],
+    benchmark: str,
+    metric: str | None,
+    tracking_uri: str | None,
+    **changes: Any,
+) -> None:
+    """Correct a judge's figures by the labels in FILES; they go to the report and to MLflow."""
+    from orchestrator.human_eval.comparison import write_labels
+    from orchestrator.human_eval.judge import judge_values
+    from orchestrator.human_eval.labels import label_figures, labels_json, read_labels
+    from orchestrator.report.sections.human import human_metrics
+    from orchestrator.report.writers.files import report_folder
+    from orchestrator.state.integrity import ledger_of
+    from orchestrator.tracking.client import check_store
+
+    made = planned(study, workdir=workdir, **changes)
+    check_store(workdir, tracking_uri)
+    ledger = ledger_of(made, workdir)
+    judge = judge_values(made, ledger, workdir, benchmark=benchmark, metric=metric)
+    found = label_figures(made, judge, read_labels(files, made, judge))
+    written = write_labels(found, report_folder(workdir, made.study.name))
+    plain = labels_json(found)
+    said = _attach(made, workdir, tracking_uri, human_metrics(plain), written)
+    if as_json:
+        print_json({**plain, "written": [str(path) for path in written], "note": said})
+        return
+    _tell(written, said)
+
+
+def _judge_of(
+    plan: Plan, workdir: Path, key: SheetKey, metric: str | None
+) -> tuple[JudgeValues, Pool] | None:
+    """Return a judge's values and the pairs of an export; None where the judge has none of them.
+
+    Raises:
+        UserError: a metric was named, and it has no values.
+    """
+    from chip_core.utils.errors import UserError
+    from orchestrator.human_eval.judge import judge_values
+    from orchestrator.human_eval.pairs import answer_pool
+    from orchestrator.state.integrity import ledger_of
+
+    try:
+        ledger = ledger_of(plan, workdir)
+        pool = answer_pool(plan, ledger, workdir, arms=key.arms, benchmark=key.benchmark)
+        judge = judge_values(plan, ledger, workdir, benchmark=key.benchmark, metric=metric)
+    except UserError:
+        if metric is not None:
+            raise
+        return None
+    same = all(pool.trials.get(name) == trial for name, trial in key.trials.items())
+    return (judge, pool) if same else None
+
+
+def _attach(
+    plan: Plan,
+    workdir: Path,
+    tracking_uri: str | None,
+    figures: Mapping[str, float],
+    written: Sequence[Path],
+) -> str | None:
+    """Make the report again, and show figures and files in MLflow; return what is to be told."""
+    from orchestrator.report.cached import refresh_report
+    from orchestrator.report.writers.files import artifact_folder, report_folder
+    from orchestrator.tracking.attachments import StudyAttachment, attach_files
+
+    name = plan.study.name
+    shown = [(file, artifact_folder(file, report_folder(workdir, name))) for file in written]
+    shown += refresh_report(plan, workdir)
+    return attach_files(workdir, tracking_uri, name, StudyAttachment(study=figures, files=shown))
+
+
+def _tell(written: Sequence[Path], said: str | None) -> None:
+    """Print a section as it was written, where it lies, and what went wrong."""
+    click.echo(next(path for path in written if path.suffix == ".md").read_text(encoding="utf-8"))
     for path in written:
         click.echo(f"written: {path}")
     if said is not None:

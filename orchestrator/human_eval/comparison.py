@@ -9,6 +9,15 @@ from typing import Any
 
 from chip_core.utils.files import write_atomically, write_checksummed
 from orchestrator.human_eval.assignment import SheetKey
+from orchestrator.human_eval.judge import (
+    CorrectedPreference,
+    JudgeValues,
+    agreement_json,
+    correct_preference,
+    figures_json,
+)
+from orchestrator.human_eval.labels import LabelFigures, labels_json
+from orchestrator.human_eval.pairs import Pool
 from orchestrator.human_eval.preference import HumanFigures, human_figures
 from orchestrator.human_eval.replies import SheetReplies, judgements
 from orchestrator.report.attachments import HUMANS
@@ -25,6 +34,7 @@ class HumanComparison:
     key: SheetKey
     figures: HumanFigures
     sheets: dict[int, tuple[int, int]]  # sheet -> (questions judged, questions); 0 where not given
+    judge: CorrectedPreference | None = None  # None: it has no verdict on what people judged
 
     @property
     def name(self) -> str:
@@ -32,8 +42,17 @@ class HumanComparison:
         return f"{self.key.benchmark.replace('/', '-').replace(':', '-')}-{self.key.export[:8]}"
 
 
-def compare(key: SheetKey, replies: Sequence[SheetReplies]) -> HumanComparison:
+def compare(
+    key: SheetKey,
+    replies: Sequence[SheetReplies],
+    judge: tuple[JudgeValues, Pool] | None = None,
+) -> HumanComparison:
     """Return what the replies to an export come to.
+
+    Args:
+        key: the export's.
+        replies: the sheets that came back.
+        judge: its values, and the pairs of answers that the export drew from.
 
     Raises:
         UserError: a sheet is not one of the export's.
@@ -47,15 +66,24 @@ def compare(key: SheetKey, replies: Sequence[SheetReplies]) -> HumanComparison:
             number: (judged.get(number, 0), len(entries))
             for number, entries in enumerate(key.sheets, start=1)
         },
+        judge=None if judge is None else correct_preference(*judge, made),
     )
 
 
 def write_comparison(comparison: HumanComparison, report: Path) -> list[Path]:
     """Write a comparison into a study's report folder; return the files."""
-    folder = report / HUMANS
-    files = [folder / f"{comparison.name}.{kind}" for kind in ("json", "md")]
-    write_checksummed(files[0], as_json(comparison))
-    write_atomically(files[1], markdown(comparison))
+    return _write(as_json(comparison), comparison.name, report)
+
+
+def write_labels(found: LabelFigures, report: Path) -> list[Path]:
+    """Write labels' figures into a study's report folder; return the files."""
+    return _write(labels_json(found), found.name, report)
+
+
+def _write(found: dict[str, Any], name: str, report: Path) -> list[Path]:
+    files = [report / HUMANS / f"{name}.{kind}" for kind in ("json", "md")]
+    write_checksummed(files[0], found)
+    write_atomically(files[1], section_text(human_title(found), human_blocks(found)))
     return files
 
 
@@ -91,13 +119,14 @@ def as_json(comparison: HumanComparison) -> dict[str, Any]:
             for number, (judged, questions) in comparison.sheets.items()
         ],
         **figures,
+        "judge": None
+        if comparison.judge is None
+        else {
+            "metric": comparison.judge.metric,
+            "agreement": agreement_json(comparison.judge.agreement),
+            **figures_json(comparison.judge.figures, 100, (-1, 1)),
+        },
     }
-
-
-def markdown(comparison: HumanComparison) -> str:
-    """Return a comparison as a section of a report."""
-    found = as_json(comparison)
-    return section_text(human_title(found), human_blocks(found))
 
 
 def metrics(comparison: HumanComparison) -> dict[str, float]:

@@ -69,14 +69,14 @@ def answer_pool(
     """
     if arms[0] == arms[1]:
         raise UserError(f"--arms: '{arms[0]}' against itself: name two arms")
-    first, second = (_find_arm(plan, name) for name in arms)
-    side, settings = _find_benchmark(plan, benchmark)
+    first, second = (find_arm(plan, name) for name in arms)
+    side, settings = find_scored(plan, benchmark)
     key = f"{side}/{settings.name}"
     seeds: list[int] = []
     trials: dict[str, str] = {}
     pairs: list[Pair] = []
     for one, other in zip(first.trials, second.trials, strict=True):
-        left, right = (_answers(trial, key, ledger, storage) for trial in (one, other))
+        left, right = (trial_answers(trial, key, ledger, storage) for trial in (one, other))
         if not left or not right:
             continue
         assert one.seed is not None and one.seed == other.seed
@@ -128,7 +128,12 @@ def item_images(
     return found
 
 
-def _find_arm(plan: Plan, name: str) -> Arm:
+def find_arm(plan: Plan, name: str) -> Arm:
+    """Return the arm of a name.
+
+    Raises:
+        UserError: the study has no such arm.
+    """
     for arm in plan.arms:
         if name == arm.name:
             return arm
@@ -138,7 +143,12 @@ def _find_arm(plan: Plan, name: str) -> Arm:
     )
 
 
-def _find_benchmark(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
+def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
+    """Return which side of a study's benchmarks a name is of, and that benchmark's settings.
+
+    Raises:
+        UserError: the study has no such benchmark.
+    """
     chosen = plan.study.scored
     known: dict[str, tuple[Side, BenchmarkConfig]] = {
         **{settings.name: ("report", settings) for settings in chosen.report},
@@ -152,10 +162,14 @@ def _find_benchmark(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
     return known[name]
 
 
-def _answers(
+def trial_answers(
     trial: Trial, key: str, ledger: Ledger, storage: Path
 ) -> dict[str, tuple[str, str]] | None:
-    """Return item -> (prompt, response); None where the trial has none."""
+    """Return item -> (prompt, response); None where the trial has none.
+
+    Raises:
+        UserError: they are there and cannot be read.
+    """
     scored = ledger[trial.fingerprint].evaluations.get(trial.evaluations[key])
     if scored is None:
         return None

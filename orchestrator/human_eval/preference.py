@@ -30,6 +30,8 @@ from orchestrator.human_eval.replies import Judgement
 
 Interval = tuple[float, float]
 _ALPHA = 0.05
+#: What a verdict adds to win less lose.
+WORTH = {"win": 1.0, "lose": -1.0, "tie": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +122,9 @@ def _share(
 def _preference(told: Mapping[str, Sequence[Judgement]]) -> Preference | None:
     if not told:
         return None
-    worth = {"win": 1.0, "lose": -1.0, "tie": 0.0}
     by_seed: dict[int, list[float]] = {}
     for made in told.values():
-        value = fmean(worth[choice.verdict] for choice in made)
+        value = fmean(WORTH[choice.verdict] for choice in made)
         by_seed.setdefault(made[0].seed, []).append(value)
     values = [value for of_seed in by_seed.values() for value in of_seed]
     n, mean = len(values), fmean(values)

@@ -43,7 +43,7 @@ class ReplyCache:
 
     def __init__(self, folder: Path) -> None:
         """Open it; nothing is made before something is written."""
-        self._folder = folder
+        self.folder = folder
         self._file = folder / "replies.jsonl"
         self._replies: dict[str, Reply] = {}
         self._spent: dict[str, tuple[int, int]] = {}  # model -> calls, tokens
@@ -79,7 +79,7 @@ class ReplyCache:
     @contextmanager
     def asking(self, key: str) -> Iterator[None]:
         """Hold a request: who else wants to ask the same waits."""
-        locks = self._folder / "locks"
+        locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / key[:_LOCK_DIGITS]).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -17,6 +17,7 @@ from typing import Any
 
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.judge.cache import Reply, ReplyCache, request_key
+from chip_core.evaluation.judge.limits import EndpointLimits, expected_tokens
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import TrialError
 
@@ -61,11 +62,16 @@ class EndpointJudge:
         self._cache = cache
         self._on_reply = on_reply
         self._key = None if name is None else os.environ[name]
+        self._limits = EndpointLimits(cache.folder, settings)
         self._client = openai.OpenAI(
             base_url=settings.base_url or "https://api.openai.com/v1",  # not from the environment
             api_key=self._key or "none",
             timeout=settings.timeout,
             max_retries=settings.retries,
+            # Every request, also one that the client makes again, is one of all trials'.
+            http_client=openai.DefaultHttpxClient(
+                event_hooks={"request": [self._before], "response": [self._after]}
+            ),
         )
         self._lock = threading.Lock()
         self._in_flight = 0
@@ -97,6 +103,13 @@ class EndpointJudge:
         if requests and all(reply is None for reply in replies):
             raise TrialError(self._told(f"no call was answered{self._last_failure}"))
         return replies
+
+    def _before(self, _: Any) -> None:
+        self._limits.wait()
+
+    def _after(self, response: Any) -> None:
+        if response.status_code in (429, 503):
+            self._limits.pause(response.headers)
 
     def _answer(self, request: JudgeRequest) -> str | None:
         parameters = self._parameters(request)
@@ -143,7 +156,10 @@ class EndpointJudge:
             self._in_flight += 1
         reply = None
         try:
-            reply = self._call(request, parameters)
+            with self._limits.slot(expected_tokens(request, parameters)):
+                reply = self._call(request, parameters)
+            if reply is not None:
+                self._limits.used(reply.tokens)
         finally:
             with self._lock:  # kept and no longer in flight in one step: no call counts twice
                 if reply is not None:

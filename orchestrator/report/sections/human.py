@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.formatting import NOTHING
-from orchestrator.report.layout import Block, Table, TextBlock, columns, text_row
+from orchestrator.report.layout import Block, Table, TableRow, TextBlock, columns, text_row
 
 CSV = ("metric", "value", "low", "high", "items", "unit", "export")
 ITEMS_ONLY = "items only: this says nothing of training variance"
@@ -20,12 +20,16 @@ Data = Mapping[str, Any]
 
 def human_title(found: Data) -> str:
     """Return who is compared, on what."""
+    if _of_labels(found):
+        return f"Human labels: {found['metric']}"
     first, second = found["arms"]
     return f"Human evaluation: {second} against {first} on {found['benchmark']}"
 
 
 def human_blocks(found: Data) -> list[Block]:
     """Return the sentence, the table and what has to be known of it."""
+    if _of_labels(found):
+        return _label_blocks(found)
     first, second = found["arms"]
     notes = TextBlock(lines=tuple(_notes(found)), bulleted=True)
     if found["win"] is None:
@@ -53,7 +57,9 @@ def human_blocks(found: Data) -> list[Block]:
         columns=columns("", "% of items", "95 % interval", "items"),
         rows=tuple(rows),
     )
-    return [TextBlock(lines=(sentence,)), table, notes]
+    judge = found.get("judge")  # an import of an earlier version has none
+    beside = [] if judge is None else [_judge_table(found, judge)]
+    return [TextBlock(lines=(sentence,)), table, *beside, notes]
 
 
 def human_metrics(found: Data) -> dict[str, float]:
@@ -82,6 +88,9 @@ def _figures(
     found: Data,
 ) -> Iterator[tuple[str, float, Sequence[float] | None, int, str]]:
     """Yield name, value, interval, items and unit of every figure."""
+    if _of_labels(found):
+        yield from _label_figures(found)
+        return
     first, second = found["arms"]
     prefix = f"human/{found['benchmark']}/{second} vs {first}"
     for name in _SHARES:
@@ -97,6 +106,103 @@ def _figures(
     if agreement["alpha"] is not None:
         alpha = agreement["alpha"], agreement["interval"]
         yield f"{prefix}/alpha", *alpha, agreement["units"], "alpha"
+    judge = found.get("judge")
+    if judge is not None:
+        yield from _corrected(f"{prefix}/judge", judge, "points")
+        yield from _with_judge(f"{prefix}/judge", judge["agreement"])
+
+
+def _corrected(prefix: str, made: Data, unit: str) -> Iterator[tuple[Any, ...]]:
+    for name, items in (("corrected", "items"), ("raw", "items"), ("labels_only", "labelled")):
+        yield f"{prefix}/{name}", made[name]["value"], made[name]["interval"], made[items], unit
+
+
+def _with_judge(prefix: str, agreement: Data) -> Iterator[tuple[Any, ...]]:
+    count = agreement["judgements"]
+    yield f"{prefix}/agreement", agreement["value"], agreement["interval"], count, "percent"
+    if agreement["kappa"] is not None:
+        yield f"{prefix}/kappa", agreement["kappa"], None, count, "kappa"
+
+
+def _label_figures(found: Data) -> Iterator[tuple[Any, ...]]:
+    for arm in found["arms"]:
+        prefix = f"human/{found['metric']}/{arm['arm']}"
+        yield from _corrected(prefix, arm, found["unit"])
+        yield from _with_judge(prefix, arm["agreement"])
+        if arm["difference"] is not None:
+            yield from _corrected(f"{prefix} vs {found['baseline']}", arm["difference"], "points")
+
+
+def _of_labels(found: Data) -> bool:
+    return bool(found.get("kind") == "labels")
+
+
+def _judge_table(found: Data, judge: Data) -> Table:
+    return Table(
+        name=f"human-judge-{found['export'][:8]}",
+        caption=f"Win less lose by the judge ({judge['metric']}) over all items on which answers "
+        "differ, and as people's choices correct it; points.",
+        columns=_HEADS,
+        rows=(_judge_row("", judge),),
+    )
+
+
+_HEADS = columns(
+    "",
+    "corrected",
+    "95 % interval",
+    "judge alone",
+    "95 % interval",
+    "labels alone",
+    "95 % interval",
+    "labelled",
+    "items",
+)
+
+
+def _judge_row(name: str, made: Data) -> TableRow:
+    cells = [name]
+    for part in ("corrected", "raw", "labels_only"):
+        cells += [f"{made[part]['value']:.1f}", _range(made[part]["interval"])]
+    return text_row(*cells, str(made["labelled"]), str(made["items"]))
+
+
+def _label_blocks(found: Data) -> list[Block]:
+    rows = []
+    for arm in found["arms"]:
+        rows.append(_judge_row(arm["arm"], arm))
+        if arm["difference"] is not None:
+            rows.append(_judge_row(f"less {found['baseline']}", arm["difference"]))
+    table = Table(
+        name=f"labels-{found['export'][:8]}",
+        caption=f"{found['metric']} by the judge, and as people's labels correct it "
+        f"({found['unit']}).",
+        columns=_HEADS,
+        rows=tuple(rows),
+    )
+    notes = [f"{arm['arm']}: {_judge_words(arm)}" for arm in found["arms"]]
+    notes.append(_PREDICTION_POWERED)
+    if found["unjudged"]:
+        notes.append(f"{found['unjudged']} labels are of answers that the judge gave no value.")
+    return [table, TextBlock(lines=tuple(notes), bulleted=True)]
+
+
+_PREDICTION_POWERED = (
+    "Corrected figures are prediction-powered (PPI++): the judge's mean over all items and the "
+    "mean of its errors on the labelled ones, weighed by how well it predicts labels (λ: 0 is the "
+    "labels alone, 1 the judge at its word). They hold where the labelled items were drawn at "
+    f"random. Intervals: {ITEMS_ONLY}."
+)
+
+
+def _judge_words(made: Data) -> str:
+    agreement = made["agreement"]
+    kappa = "undefined" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
+    return (
+        f"people and the judge say the same of {agreement['value']:.1f} % of "
+        f"{agreement['judgements']} labels (95 % interval {_range(agreement['interval'])}; Cohen's "
+        f"κ = {kappa}; λ = {made['power']:.2f})."
+    )
 
 
 def _notes(found: Data) -> Iterator[str]:
@@ -122,6 +228,10 @@ def _notes(found: Data) -> Iterator[str]:
             f"{_signed(asked * preference['value'])} points."
         )
     yield _agreement(found["agreement"])
+    judge = found.get("judge")
+    if judge is not None:
+        yield f"By {judge['metric']}: {_judge_words(judge)}"
+        yield _PREDICTION_POWERED
     yield (
         f"Asked were items on which the answers differ. Of {found['pairs']} pairs of answers "
         f"(items × training seeds) {found['same']} are the same; the shares are of the others. "

@@ -48,9 +48,13 @@ def workdir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def answered(workdir: Path) -> Callable[..., Ledger]:
-    """Leave what trials leave: answers by arm and seed."""
+    """Leave what trials leave: answers by arm and seed, and what each item's `hal` is."""
 
-    def leave(plan: Plan, answers: Callable[[str, int], Answers]) -> Ledger:
+    def leave(
+        plan: Plan,
+        answers: Callable[[str, int], Answers],
+        hal: Callable[[str, int], Mapping[str, float]] | None = None,
+    ) -> Ledger:
         ledger = Ledger(workdir)
         for arm in plan.arms:
             for trial in arm.trials:
@@ -63,10 +67,19 @@ def answered(workdir: Path) -> Callable[..., Ledger]:
                 ]
                 responses = folder / "responses" / "report-shapes.jsonl"
                 responses.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                scores = {"metrics": [{"name": "chair_i", "value": 1.0, "items": []}]}
+                outcomes = [
+                    {"item": item, "numerator": value, "denominator": 1.0, "group": ""}
+                    for item, value in (hal(arm.name, trial.seed) if hal else {}).items()
+                ]
+                scores = {
+                    "metrics": [
+                        {"name": "chair_i", "value": 1.0, "items": []},
+                        {"name": "hal", "value": 1.0, "items": outcomes},
+                    ]
+                }
                 write_json(folder / "scores" / "report-shapes.json", scores)
                 evaluation = Evaluation(
-                    metrics={"shapes/chair_i": 1.0},
+                    metrics={"shapes/chair_i": 1.0, "shapes/hal": 1.0},
                     items=len(rows),
                     scores="scores/report-shapes.json",
                     responses="responses/report-shapes.jsonl",

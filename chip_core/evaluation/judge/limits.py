@@ -1,0 +1,157 @@
+"""Keep all trials of a work directory together within an endpoint's limits.
+
+What is known of an endpoint (its address and the judge's name) lies in a small file beside the
+replies, under a lock: when the next request and the next token may go out, and until when the
+endpoint asked for quiet. Requests are spread evenly, so that no minute holds more than it may. Who
+is killed leaves nothing behind: nothing is reserved ahead, and the places of calls at a time are
+locks, which the kernel gives back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from chip_core.config.benchmark import JudgeConfig
+from chip_core.evaluation.scorer import JudgeRequest
+
+LONGEST_PAUSE = 600.0  # seconds that an endpoint's Retry-After is waited for
+_LONGEST_WAIT = 3600.0  # what is further away was written before the clock was set back
+_MINUTE = 60.0
+_LOOK_AGAIN = 0.5  # seconds, at most: the endpoint may ask for quiet meanwhile
+_CHARACTERS = 4  # of a token, as a rule of thumb
+
+
+class EndpointLimits:
+    """The limits of one judge at one endpoint, shared through a folder."""
+
+    def __init__(self, folder: Path, settings: JudgeConfig) -> None:
+        """Nothing is written before something is asked.
+
+        Args:
+            folder: that all trials share.
+            settings: the judge, with its limits.
+        """
+        asked = json.dumps([settings.base_url, settings.model])
+        self._limits = settings.limits
+        self._file = folder / "limits" / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+        self._expected = threading.local()
+
+    @contextmanager
+    def slot(self, tokens: int) -> Iterator[None]:
+        """Hold one of the endpoint's calls at a time; its requests count as `tokens` each."""
+        self._expected.tokens = tokens
+        if self._limits.concurrency is None:
+            yield
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            for place in range(self._limits.concurrency):
+                with self._file.with_suffix(f".{place}").open("w") as file:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        continue
+                    yield
+                    return
+            time.sleep(0.02)
+
+    def wait(self) -> None:
+        """Return when a request may go out; it then counts."""
+        while (seconds := self._take()) > 0:
+            time.sleep(min(seconds, _LOOK_AGAIN))
+
+    def used(self, tokens: int) -> None:
+        """Count what a reply came to in place of what was expected."""
+        rate, expected = self._limits.tokens_per_minute, getattr(self._expected, "tokens", 0)
+        if rate is not None and tokens and tokens != expected:
+            with self._state() as state:
+                state["tokens"] += (tokens - expected) * _MINUTE / rate
+
+    def pause(self, headers: Mapping[str, str]) -> None:
+        """Let nobody ask as long as an endpoint that limits says by Retry-After."""
+        seconds = retry_after(headers)
+        if seconds is not None and 0 < seconds <= LONGEST_PAUSE:
+            with self._state() as state:
+                state["pause"] = max(state["pause"], time.time() + seconds)
+
+    def _take(self) -> float:
+        """Return how long to wait; 0: the request counts now."""
+        limits = self._limits
+        if limits.requests_per_minute is None and limits.tokens_per_minute is None:
+            # Most judges: nothing to count, and nothing to write.
+            return max(0.0, self._read()["pause"] - time.time()) if self._file.exists() else 0.0
+        with self._state() as state:
+            now = time.time()
+            wait = max(state.values()) - now
+            if wait > 0:
+                return wait
+            if limits.requests_per_minute is not None:
+                state["requests"] = now + _MINUTE / limits.requests_per_minute
+            if limits.tokens_per_minute is not None:
+                expected = getattr(self._expected, "tokens", 0)
+                state["tokens"] = now + expected * _MINUTE / limits.tokens_per_minute
+            return 0.0
+
+    @contextmanager
+    def _state(self) -> Iterator[dict[str, float]]:
+        """Hold what is known; what is changed is written."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self._read()
+            before = dict(state)
+            yield state
+            if state != before:
+                latest = time.time() + _LONGEST_WAIT
+                state = {name: min(at, latest) for name, at in state.items()}
+                # No fsync: what a crash of the machine loses is a pause.
+                made = self._file.with_suffix(f".{os.getpid()}.new")
+                made.write_text(json.dumps(state), encoding="ascii")
+                made.replace(self._file)
+
+    def _read(self) -> dict[str, float]:
+        latest = time.time() + _LONGEST_WAIT
+        try:
+            kept = json.loads(self._file.read_bytes())
+            found = {name: float(kept[name]) for name in _NAMES}
+        except (OSError, ValueError, KeyError, TypeError):
+            return dict.fromkeys(_NAMES, 0.0)
+        return {name: at if at <= latest else 0.0 for name, at in found.items()}
+
+
+#: When the next may go out, in seconds of the clock.
+_NAMES = ("requests", "tokens", "pause")
+
+
+def expected_tokens(request: JudgeRequest, parameters: Mapping[str, Any]) -> int:
+    """Return about how many tokens a call takes at most, before it is made."""
+    sent = len(json.dumps(list(request.messages), ensure_ascii=False)) // _CHARACTERS
+    longest = parameters.get("max_tokens", parameters.get("max_completion_tokens"))
+    return sent + (longest if isinstance(longest, int) else 0)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds a response asks to wait; None where it does not say."""
+    said = headers.get("retry-after-ms")
+    try:
+        if said is not None:
+            return float(said) / 1000
+        said = headers.get("retry-after")
+        if said is None:
+            return None
+        try:
+            return float(said)
+        except ValueError:
+            return parsedate_to_datetime(said).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return None

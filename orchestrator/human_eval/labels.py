@@ -1,0 +1,334 @@
+"""Labels of single answers: draw what people label, read the labels, correct the judge's figures.
+
+People answer the judge's own question: is this answer hallucinated (1 or 0), how good is it (the
+benchmark's points). The same items are drawn for all arms, each with the answers of one training
+seed, so that the difference of two arms is one of pairs.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any
+
+from chip_core.evaluation.reading import read_rows
+from chip_core.utils.errors import UserError
+from chip_core.utils.seeding import derived_seed
+from orchestrator.analysis.prediction_powered import PredictionPowered
+from orchestrator.human_eval.judge import (
+    JudgeAgreement,
+    JudgeValues,
+    agreement_json,
+    correct,
+    figures_json,
+    judge_agreement,
+)
+from orchestrator.human_eval.pairs import find_arm, find_scored, trial_answers
+from orchestrator.plan.plan import Arm, Plan, Trial
+from orchestrator.report.units import shown, shown_scale
+from orchestrator.state.ledger import Ledger
+
+KIND = "labels"
+COLUMNS = ("id", "item", "question", "answer", "label")
+
+#: arm -> item -> seed -> people's labels of that answer
+Labels = Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledArm:
+    """What labels make of an arm's figure; differences are to the baseline, over shared items."""
+
+    arm: str
+    agreement: JudgeAgreement
+    figures: PredictionPowered
+    difference: PredictionPowered | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFigures:
+    """All figures of a file of labels."""
+
+    study: str
+    judge: JudgeValues
+    baseline: str
+    export: str  # a hash of the labels
+    trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint, of those that were labelled
+    unjudged: int  # labels of answers of which the judge has no value
+    arms: tuple[LabelledArm, ...]
+
+    @property
+    def name(self) -> str:
+        """What its files are called: further labels of a metric take the place of the fewer."""
+        return f"labels-{self.judge.metric.replace('/', '-').replace(':', '-')}"
+
+
+def draw_labels(
+    plan: Plan,
+    ledger: Ledger,
+    storage: Path,
+    judge: JudgeValues,
+    *,
+    arms: Sequence[str],
+    items: int,
+    seed: int,
+) -> tuple[str, int]:
+    """Return a CSV of answers to label, in random order, and how many items it asks.
+
+    A row's `id` says which answer it is to who has the study; no row names an arm or a seed.
+
+    Raises:
+        UserError: there is no such arm, or no item to which all arms have judged answers.
+    """
+    side, settings = find_scored(plan, judge.benchmark)
+    chosen = [find_arm(plan, name) for name in arms] or list(plan.arms)
+    answers: dict[str, Mapping[str, tuple[str, str]]] = {}
+    for trial in _trials(chosen):
+        found = trial_answers(trial, f"{side}/{settings.name}", ledger, storage) or {}
+        judged = judge.values.get(trial.fingerprint, {})
+        answers[trial.fingerprint] = {item: said for item, said in found.items() if item in judged}
+    seeds: dict[str, list[Sequence[Trial]]] = {}  # item -> trials of each seed, an arm each
+    for trials in zip(*(arm.trials for arm in chosen), strict=True):
+        for item in set.intersection(
+            *(set(answers.get(trial.fingerprint, {})) for trial in trials)
+        ):
+            seeds.setdefault(item, []).append(trials)
+    if not seeds:
+        raise UserError(
+            f"study {plan.study.name}: no item of {judge.benchmark} to which all arms have answers "
+            f"with a value of {judge.metric}: run the study first, or name fewer --arms"
+        )
+    random = Random(derived_seed("labels", seed, judge.metric))
+    order = random.sample(sorted(seeds), len(seeds))[:items]
+    rows = [
+        (_answer_id(trial, item), item, *answers[trial.fingerprint][item], "")
+        for place, item in enumerate(order)
+        for trial in seeds[item][place % len(seeds[item])]
+    ]
+    # Arms may share a trial: its answer is asked once.
+    rows = list(dict.fromkeys(rows))
+    random.shuffle(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([COLUMNS, *rows])
+    return out.getvalue(), len(order)
+
+
+def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels:
+    """Return the labels of files; a row without a label is left out.
+
+    Rows of CSV, JSON or JSON lines hold `label`, and `id` as it was drawn or `item`, `arm` and
+    `seed`. An answer that is labelled again has several labels.
+
+    Raises:
+        UserError: a file is none, a row names no answer of the study, or a label is none.
+    """
+    known = {
+        _answer_id(trial, item): (trial, item)
+        for trial in _trials(plan.arms)
+        for item in judge.values.get(trial.fingerprint, {})
+    }
+    names = {trial.name: trial for trial in _trials(plan.arms)}
+    labels: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for place, row in (entry for file in files for entry in _rows(file)):
+        given = row.get("label")
+        if given is None or str(given).strip() == "":
+            continue
+        label = _label(given, judge, place)
+        trial, item = _answer(row, known, names, place)
+        assert trial.seed is not None
+        of_item = labels.setdefault(trial.arm, {}).setdefault(item, {})
+        of_item.setdefault(trial.seed, []).append(label)
+    if not labels:
+        raise UserError(f"{files[0]}: no row has a label yet: fill in the column `label`")
+    return labels
+
+
+def label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> LabelFigures:
+    """Return each arm's figure by the judge, as labels correct it, and its difference.
+
+    Raises:
+        UserError: the metric is no mean over items, or the judge has a value of nothing labelled.
+    """
+    if not judge.means:
+        raise UserError(
+            f"--metric: {judge.metric} is a ratio of sums, and labels correct means of items: "
+            "name another"
+        )
+    trials = {(trial.arm, trial.seed): trial for trial in _trials(plan.arms)}
+    arms: dict[str, _Arm] = {}
+    unjudged = 0
+    for arm in plan.arms:
+        made = _labelled(arm, judge, labels.get(arm.name, {}))
+        unjudged += made.unjudged
+        if made.pairs:
+            arms[arm.name] = made
+    if not arms:
+        raise UserError(f"{judge.metric} has no value of any answer that was labelled")
+    base = arms.get(plan.baseline.name)
+    text = repr(sorted((arm, sorted(items.items())) for arm, items in labels.items()))
+    return LabelFigures(
+        study=plan.study.name,
+        judge=judge,
+        baseline=plan.baseline.name,
+        export=hashlib.sha256(f"{judge.metric} {text}".encode()).hexdigest()[:16],
+        trials={
+            trials[arm, seed].name: trials[arm, seed].fingerprint
+            for arm, items in sorted(labels.items())
+            for seed in sorted({seed for seeds in items.values() for seed in seeds})
+        },
+        unjudged=unjudged,
+        arms=tuple(
+            LabelledArm(
+                arm=name,
+                agreement=judge_agreement(arm.pairs),
+                figures=correct(arm.every, arm.labels, arm.judged),
+                difference=None if base is None or arm is base else _difference(arm, base),
+            )
+            for name, arm in arms.items()
+        ),
+    )
+
+
+def labels_json(found: LabelFigures) -> dict[str, Any]:
+    """Return figures as plain data, in the unit in which the metric is shown."""
+    info = found.judge.info
+    shares = info.unit in ("percent", "fraction")
+    scale = 100.0 if shares else shown_scale(info)
+    return {
+        "kind": KIND,
+        "export": found.export,
+        "study": found.study,
+        "benchmark": found.judge.benchmark,
+        "metric": found.judge.metric,
+        "unit": shown(info).unit,
+        "goal": info.goal,
+        "baseline": found.baseline,
+        "trials": dict(found.trials),
+        "unjudged": found.unjudged,
+        "arms": [
+            {
+                "arm": arm.arm,
+                "agreement": agreement_json(arm.agreement),
+                **figures_json(arm.figures, scale, (0, 1) if shares else None),
+                "difference": None
+                if arm.difference is None
+                else figures_json(arm.difference, scale, (-1, 1) if shares else None),
+            }
+            for arm in found.arms
+        ],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arm:
+    """An arm's values by item."""
+
+    every: Mapping[str, float]  # the judge's, the mean over seeds
+    labels: Mapping[str, float]  # people's, the mean over what was labelled
+    judged: Mapping[str, float]  # the judge's of the same
+    pairs: Sequence[tuple[float, float]]  # of each label: people's and the judge's
+    unjudged: int
+
+
+def _labelled(
+    arm: Arm, judge: JudgeValues, labels: Mapping[str, Mapping[int, Sequence[float]]]
+) -> _Arm:
+    values = {trial.seed: judge.values.get(trial.fingerprint, {}) for trial in arm.trials}
+    every: dict[str, list[float]] = {}
+    for of_seed in values.values():
+        for item, value in of_seed.items():
+            every.setdefault(item, []).append(value)
+    people: dict[str, float] = {}
+    judged: dict[str, float] = {}
+    pairs: list[tuple[float, float]] = []
+    unjudged = 0
+    for item, seeds in labels.items():
+        both = {seed: given for seed, given in seeds.items() if item in values[seed]}
+        unjudged += sum(len(given) for seed, given in seeds.items() if seed not in both)
+        if both:
+            people[item] = fmean(fmean(given) for given in both.values())
+            judged[item] = fmean(values[seed][item] for seed in both)
+            pairs += [(label, values[seed][item]) for seed in both for label in both[seed]]
+    return _Arm(
+        every={item: fmean(found) for item, found in every.items()},
+        labels=people,
+        judged=judged,
+        pairs=pairs,
+        unjudged=unjudged,
+    )
+
+
+def _difference(arm: _Arm, base: _Arm) -> PredictionPowered | None:
+    """Return the arm's figure less the baseline's, over the items that both have."""
+    shared = arm.labels.keys() & base.labels.keys()
+    if not shared:
+        return None
+    return correct(
+        {item: arm.every[item] - base.every[item] for item in arm.every.keys() & base.every.keys()},
+        {item: arm.labels[item] - base.labels[item] for item in shared},
+        {item: arm.judged[item] - base.judged[item] for item in shared},
+    )
+
+
+def _trials(arms: Sequence[Arm]) -> Iterator[Trial]:
+    return (trial for arm in arms for trial in arm.trials if trial.blocked is None)
+
+
+def _answer_id(trial: Trial, item: str) -> str:
+    return hashlib.sha256(f"{trial.fingerprint} {item}".encode()).hexdigest()[:16]
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the rows of a file, each with its place."""
+    if file.suffix.lower() != ".csv":
+        yield from ((row.place, row.values) for row in read_rows(file))
+        return
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            for number, row in enumerate(csv.DictReader(opened), start=2):
+                yield f"{file} row {number}", row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as CSV ({error})") from None
+
+
+def _label(given: Any, judge: JudgeValues, place: str) -> float:
+    shares = judge.info.unit in ("percent", "fraction")
+    wanted = "a number from 0 to 1" if shares else "a number"
+    try:
+        label = float(given)
+    except (TypeError, ValueError):
+        label = math.nan
+    if not math.isfinite(label) or (shares and not 0 <= label <= 1):
+        raise UserError(f"{place}: label {str(given)[:40]!r}: {judge.metric} takes {wanted}")
+    return label
+
+
+def _answer(
+    row: Mapping[str, Any],
+    known: Mapping[str, tuple[Trial, str]],
+    names: Mapping[str, Trial],
+    place: str,
+) -> tuple[Trial, str]:
+    """Return which answer a row is of."""
+    if row.get("id"):
+        if row["id"] not in known:
+            raise UserError(
+                f"{place}: no answer of this study has the id {str(row['id'])[:40]!r}: it was "
+                "drawn from another study, or the study has changed since"
+            )
+        return known[row["id"]]
+    lacking = [key for key in ("item", "arm", "seed") if row.get(key) in (None, "")]
+    if lacking:
+        raise UserError(f"{place}: there is no id, and no {lacking[0]}")
+    name = f"{row['arm']}, seed {row['seed']}"
+    if name not in names:
+        raise UserError(f"{place}: the study has no trial '{name}'")
+    return names[name], str(row["item"])
