@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -47,12 +47,13 @@ class Comparison:
     p_adjusted: float | None  # Holm over its family; Benjamini–Hochberg where exploratory
     p_equivalence_adjusted: float | None
     verdict: Verdict
+    placebo: bool = False  # of two arms that differ in their seeds alone: a find is a false one
 
 
 def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tuple[Comparison, ...]:
-    """Compare every other arm with the baseline.
+    """Compare every other arm with the baseline; a placebo, the last, is a family of its own.
 
-    (docs/statistics.md, "Verdicts")
+    (docs/statistics.md, "Verdicts" and "A placebo")
 
     Args:
         results: of the study.
@@ -63,14 +64,20 @@ def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tupl
         ValueError: there is no such metric, or its values are not such as `contrast` takes.
     """
     base = results.baseline_arm
-    asked = []
+    asked: list[_Question] = []
+    placebos: list[_Question] = []
     for place, arm in enumerate(results.arms):
         if place != base:
             weights = np.zeros(len(results.arms))
             weights[place], weights[base] = 1.0, -1.0
             changes = _changes(results, arm)
-            asked.append(_Question(arm.name, changes, 1, 1, weights))
-    return _answer(results, metric, asked, alpha)
+            question = _Question(arm.name, changes, 1, 1, weights)
+            (placebos if arm.placebo else asked).append(question)
+    apart = _answer(results, metric, placebos, alpha)
+    return (
+        *_answer(results, metric, asked, alpha),
+        *(replace(entry, placebo=True) for entry in apart),
+    )
 
 
 def main_effects(
@@ -201,14 +208,19 @@ def _answer(
 
 def _contrast(results: StudyResults, metric: str, weights: Array, alpha: float) -> Contrast:
     declared = results.metric(metric)
-    pool = report_pool(declared.values, weights, collapsed=[arm.collapsed for arm in results.arms])
+    # A placebo's seeds are no block with the others', and having one is to change no other figure.
+    shown = [place for place, arm in enumerate(results.arms) if weights[place] or not arm.placebo]
+    arms = [results.arms[place] for place in shown]
+    values = [declared.values[place] for place in shown]
+    weights = weights[shown]
+    pool = report_pool(values, weights, collapsed=[arm.collapsed for arm in arms])
     needed = [
         arm.seeds
-        for arm, kept, weight in zip(results.arms, pool, weights, strict=True)
+        for arm, kept, weight in zip(arms, pool, weights, strict=True)
         if weight or (kept and len(arm.seeds) > 1)
     ]
     return contrast(
-        declared.values,
+        values,
         weights,
         blocked=results.common_random_numbers and len(set(needed)) == 1,
         pool=pool,

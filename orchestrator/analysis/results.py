@@ -21,9 +21,10 @@ class StudyArm:
     """A row of the report: one cell, or the cells that are one trial."""
 
     name: str
-    cells: tuple[Mapping[str, str], ...]  # factor -> level, of every cell it stands for
+    cells: tuple[Mapping[str, str], ...]  # factor -> level, of every cell it stands for; or none
     seeds: tuple[int, ...]  # ascending; of these it has scores
     collapsed: bool = False  # its training came apart: its seed variance is no other arm's
+    placebo: bool = False  # the baseline with other seeds: it enters no comparison but its own
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

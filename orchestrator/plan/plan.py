@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chip_core import data as preference_data
@@ -28,6 +28,7 @@ from orchestrator.plan import benchmark_identities
 from orchestrator.study.model import Cell, Level, Study
 
 BASE = "base"
+PLACEBO = "placebo"
 _TOLD = 20  # problems of cells; a large grid has thousands where it has one
 ABSENT = "—"  # in place of a level, where a factor does not apply
 
@@ -73,6 +74,7 @@ class Arm:
     baseline: bool
     trials: tuple[Trial, ...]
     tuned: Mapping[str, str] = field(default_factory=dict)  # what it chose: key -> value, as text
+    placebo: bool = False  # equal to the baseline but for its seeds; it stands for no cell
 
     @property
     def params(self) -> Mapping[str, str]:
@@ -120,6 +122,11 @@ class Plan:
     def baseline(self) -> Arm:
         """The arm that differences are taken against."""
         return next(arm for arm in self.arms if arm.baseline)
+
+    @property
+    def compared(self) -> tuple[Arm, ...]:
+        """The arms that the study asks about, the baseline among them: all but a placebo."""
+        return tuple(arm for arm in self.arms if not arm.placebo)
 
 
 @contextmanager
@@ -173,6 +180,9 @@ def make_plan(
         _arm(study, group, name, levels, evaluations)
         for group, name, levels in zip(groups, _names(params), params, strict=True)
     )
+    if study.placebo:
+        place = next(place for place, arm in enumerate(arms) if arm.baseline)
+        arms += (_placebo(study, groups[place], arms, params[place], evaluations),)
     base = Trial(
         fingerprint=fingerprint(
             untrained_identity(base_config.model, asked.model(base_config.model))
@@ -297,13 +307,14 @@ def _arm(
     name: str,
     params: Mapping[str, str],
     evaluations: Mapping[str, str],
+    seeds: Sequence[int] | None = None,
 ) -> Arm:
     cells = tuple(group.cells)
     blocked = None if study.tune is None else Blocked(reason="its search has not ended")
     # What is still to be chosen is not what was read: its fingerprint is that of no training.
     training = group.training if blocked is None else {**group.training, "kind": "held"}
     trials = []
-    for seed in study.seeds:
+    for seed in study.seeds if seeds is None else seeds:
         first = blocked is None and seed == study.seeds[0]
         trials.append(
             Trial(
@@ -323,6 +334,26 @@ def _arm(
         baseline=any(cell == dict(study.baseline) for cell in cells),
         trials=tuple(trials),
     )
+
+
+def _placebo(
+    study: Study,
+    group: _Group,
+    arms: Sequence[Arm],
+    params: Mapping[str, str],
+    evaluations: Mapping[str, str],
+) -> Arm:
+    """Return the baseline once more, with seeds of its own.
+
+    Raises:
+        ConfigError: another arm has its name.
+    """
+    if any(arm.name == PLACEBO for arm in arms):
+        raise ConfigError(
+            [f"{study.source}: placebo: an arm is named '{PLACEBO}': give its level another name"]
+        )
+    arm = _arm(study, group, PLACEBO, params, evaluations, study.placebo_seeds)
+    return replace(arm, cells=(), reasons=(), baseline=False, placebo=True)
 
 
 def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:

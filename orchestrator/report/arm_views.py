@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orchestrator.report.formatting import verdict_words
 from orchestrator.report.summary import ArmRow, Summary
 from orchestrator.tracking.base import ArmView, Status
 
@@ -58,4 +59,4 @@ def _tags(summary: Summary, row: ArmRow) -> dict[str, str | None]:
     primary = summary.plan.study.primary
     figure = None if primary is None else row.figures.get(primary.metric)
     found = None if figure is None else figure.comparison
-    return {VERDICT: None if found is None else found.verdict.value}
+    return {VERDICT: None if found is None else verdict_words(found)}

@@ -77,12 +77,28 @@ def verdict_text(comparison: Comparison | None) -> str:
     """Return a verdict in its words, with its flags; empty where there is nothing to judge."""
     if comparison is None:
         return ""
-    return " ".join(part for part in (comparison.verdict.value, flags(comparison)) if part)
+    return " ".join(part for part in (verdict_words(comparison), flags(comparison)) if part)
+
+
+def verdict_words(comparison: Comparison) -> str:
+    """Return a verdict in its words; a placebo's that would have been an effect says so."""
+    said = comparison.verdict.value
+    return f"false positive: {said}" if is_false_find(comparison) else said
+
+
+def is_false_find(comparison: Comparison | None) -> bool:
+    """Return whether a placebo would have been called an effect: its interval leaves out 0."""
+    if comparison is None or not comparison.placebo or comparison.contrast is None:
+        return False
+    interval = comparison.contrast.interval
+    return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
 def is_bold(comparison: Comparison | None) -> bool:
     """Return whether a figure may be set bold: it is better than the baseline, and clearly."""
-    return comparison is not None and comparison.verdict is Verdict.BETTER
+    return (
+        comparison is not None and not comparison.placebo and comparison.verdict is Verdict.BETTER
+    )
 
 
 def unit_text(info: MetricInfo) -> str:
@@ -115,6 +131,8 @@ def seeds_text(row: ArmRow) -> str:
 
 def row_name(row: ArmRow) -> str:
     """Return an arm's name as the first column has it."""
+    if row.arm is not None and row.arm.placebo:
+        return f"{row.name} (baseline, other seeds)"
     return row.name + (" (baseline)" if row.arm is not None and row.arm.baseline else "")
 
 

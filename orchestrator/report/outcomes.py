@@ -83,7 +83,12 @@ def compare_scores(
     declared = {entry.metric: entry.smallest_difference for entry in plan.study.declared}
     results = StudyResults(
         arms=tuple(
-            StudyArm(name=arm.name, cells=arm.cells, seeds=tuple(seed for seed, _ in found))
+            StudyArm(
+                name=arm.name,
+                cells=arm.cells,
+                seeds=tuple(seed for seed, _ in found),
+                placebo=arm.placebo,
+            )
             for arm, found in arms
         ),
         baseline=dict(plan.study.baseline),

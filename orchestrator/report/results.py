@@ -135,7 +135,8 @@ def _grid(summary: Summary, metrics: list[str]) -> Grid:
     for row in summary.rows:
         name = [(row.name, "")]
         if row.arm is not None:
-            seeds = f"\n{'baseline, ' if row.arm.baseline else ''}n = {seeds_text(row)}"
+            kind = "baseline, " if row.arm.baseline else "other seeds, " if row.arm.placebo else ""
+            seeds = f"\n{kind}n = {seeds_text(row)}"
             name.append((seeds, "dim"))
         first = row.figures.get(primary) if primary in metrics else None
         if first is not None and first.comparison is not None:

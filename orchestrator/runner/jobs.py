@@ -92,7 +92,11 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
     jobs = []
     remote = storage_of(storage) is not None  # whose weights are not here: a worker looks at them
     rule = plan.study.early_stopping
-    compared_with = {trial.fingerprint for trial in plan.baseline.trials}
+    compared_with = {
+        trial.fingerprint
+        for arm in plan.arms
+        for trial in (arm.trials if arm.baseline or arm.placebo else ())
+    }
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
         if record.done(trial) or record.is_cut(rule):

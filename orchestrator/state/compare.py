@@ -83,7 +83,7 @@ def difference_lines(found: Mapping[str, Any]) -> Iterator[RenderableType]:
 def _by_training(plan: Plan) -> dict[str, Arm]:
     """Return a plan's arms by what they are trained with, the seed apart."""
     found = {}
-    for arm in plan.arms:
+    for arm in plan.compared:
         config = arm.trials[0].config
         if arm.trials[0].blocked is not None:  # what it is trained with is still to be chosen
             found[arm.trials[0].fingerprint] = arm
@@ -143,6 +143,7 @@ def _study(plan: Plan) -> dict[str, Any]:
         "primary": None if study.primary is None else study.primary.metric,
         "declared": declared,
         "exploratory": study.exploratory,
+        "placebo": study.placebo,
     }
 
 

@@ -182,6 +182,10 @@ def resolve_search(plan: Plan, ledger: Ledger) -> Plan:
     searches = tuple(_judged(arm, draws, tune.metric, ledger) for arm, draws in begun)
     known = {field.name: getattr(plan, field.name) for field in fields(Plan)}
     known["arms"] = tuple(_resolved(plan, search) for search in searches)
+    baseline = next(search for search in searches if search.arm.baseline)
+    # A placebo has the baseline's settings, so its choice too: there is nothing else to search.
+    placebos = [arm for arm in plan.arms if arm.placebo]
+    known["arms"] += tuple(_resolved(plan, replace(baseline, arm=arm)) for arm in placebos)
     return TunedPlan(**known, searches=searches)
 
 
@@ -192,7 +196,7 @@ def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
         ConfigError: every draw that is no configuration.
     """
     study = plan.study
-    tune.check(study.benchmarks, study.seeds)
+    tune.check(study.benchmarks, (*study.seeds, *study.placebo_seeds))
     asked = study.benchmarks.selecting
     answering = plan.base.config.evaluation
     evaluations = {
@@ -205,7 +209,7 @@ def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
     }
     draws = tune.draws()
     found, problems = [], []
-    for arm in plan.arms:
+    for arm in plan.compared:
         trials = []
         for number, values in enumerate(draws, start=1):
             label = f"{arm.name}: search {number} of {len(draws)} ({values_text(values)})"

@@ -171,6 +171,11 @@ def layout_notes(study: Study) -> Iterator[str]:
         without = sum(name not in cell for cell in study.cells)
         cells = "1 cell goes" if without == 1 else f"{without} cells go"
         yield f"{name} applies only where {condition_text(patterns)}: {cells} without it"
+    if study.placebo:
+        yield (
+            "placebo: the baseline's configuration with seeds of its own "
+            f"({', '.join(map(str, study.placebo_seeds))}): what no effect looks like"
+        )
 
 
 def condition_text(patterns: Sequence[Pattern]) -> str:

@@ -29,7 +29,7 @@ from orchestrator.study.metrics import (
     parse_declared,
     parse_published,
 )
-from orchestrator.study.model import Cell, Study, StudyChanges
+from orchestrator.study.model import PLACEBO_SEEDS, Cell, Study, StudyChanges
 from orchestrator.study.schema import StudyFile, follows, read_written
 from orchestrator.study.search import parse_tune
 from orchestrator.study.validate import check_early_stopping, parse_factors
@@ -94,6 +94,10 @@ def load_study(
     base = _base(written, changes, path, problems, elsewhere)
     factors = parse_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
     seeds = _seeds(written, changes, wrong)
+    if written.placebo and max(seeds, default=0) >= PLACEBO_SEEDS:
+        wrong(
+            "placebo", f"its seeds begin at {PLACEBO_SEEDS:,}: use smaller ones than {max(seeds):,}"
+        )
     layout = parse_layout(written, factors, wrong)
     problems.extend(variant_problems(changes, factors, layout.grid.when))
     benchmarks, about = _benchmarks(written, base)
@@ -138,6 +142,7 @@ def load_study(
         published=published,
         design=written.design,
         when=layout.grid.when,
+        placebo=written.placebo,
         left_out=layout.left_out,
         tune=tune,
         budget=written.budget,

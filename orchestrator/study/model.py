@@ -16,6 +16,8 @@ from orchestrator.study.search_space import Tune
 Cell = dict[str, str]
 #: Factor -> levels: matches the cells that have one of them in each.
 Pattern = Mapping[str, frozenset[str]]
+#: A placebo's seed beside a study's seed s is s + this; a study with one has seeds below it.
+PLACEBO_SEEDS = 1_000_000
 #: Which cells of the grid there are: docs/study-files.md.
 Design = Literal["grid", "one_at_a_time", "leave_one_out", "cells"]
 
@@ -83,6 +85,7 @@ class Study:
     published: tuple[PublishedFigures, ...] = ()
     design: Design = "grid"
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
+    placebo: bool = False  # an arm equal to the baseline but for its seeds
     left_out: int = 0  # cells of the design that `include` and `exclude` leave out
     tune: Tune | None = None  # what every arm chooses for itself before its seeds run
     budget: Budget | None = None  # of what is still to be run
@@ -97,7 +100,12 @@ class Study:
             ConfigError: it does.
         """
         if self.tune is not None:
-            self.tune.check(self.benchmarks, self.seeds)
+            self.tune.check(self.benchmarks, (*self.seeds, *self.placebo_seeds))
+
+    @property
+    def placebo_seeds(self) -> tuple[int, ...]:
+        """The placebo's seeds, one beside each of the study's; empty without one."""
+        return tuple(PLACEBO_SEEDS + seed for seed in self.seeds) if self.placebo else ()
 
     @property
     def scored(self) -> BenchmarksConfig:

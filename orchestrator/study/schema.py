@@ -54,6 +54,11 @@ class StudyFile(BaseModel):
     baseline: dict[str, Any] | None = Field(
         None, description="the cell that differences are taken against: a level of each factor"
     )
+    placebo: bool = Field(
+        False,
+        description="true: an arm equal to the baseline but for its seeds, to show what no effect "
+        "looks like",
+    )
     benchmarks: BenchmarksConfig | None = Field(None, description="what trained models are asked")
     evaluation: EvaluationConfig | None = Field(
         None, description="which engine answers benchmarks, in place of the recipe's"

@@ -24,7 +24,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from chip_core.utils.files import parse_json
-from orchestrator.plan.plan import BASE, Arm, Plan, Trial
+from orchestrator.plan.plan import BASE, PLACEBO, Arm, Plan, Trial
 from orchestrator.state.search import searches_of
 from orchestrator.study.model import level_text
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server
@@ -368,7 +368,7 @@ def arm_key(arm: Arm) -> str:
         ",".join(f"{factor}={level}" for factor, level in sorted(cell.items()))
         for cell in arm.cells
     )
-    key = "|".join(cells)
+    key = PLACEBO if arm.placebo else "|".join(cells)
     if len(key) <= _LONGEST_KEY:
         return spelled(key, TAG)  # it is found again by its tag
     mark = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]

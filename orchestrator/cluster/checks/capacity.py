@@ -57,7 +57,7 @@ def need_of(study: Study) -> ResourceNeed:
     return ResourceNeed(
         workers=max(engine.workers_per_trial for engine in engines),
         each=resources_of(largest),
-        trials=len(study.cells) * len(study.seeds),
+        trials=(len(study.cells) + study.placebo) * len(study.seeds),
     )
 
 

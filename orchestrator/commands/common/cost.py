@@ -197,7 +197,7 @@ def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> P
     from orchestrator.report.summary import study_metrics, summarise
 
     primary = plan.study.primary
-    if primary is None or len(plan.arms) < 2:
+    if primary is None or len(plan.compared) < 2:
         return None
     info = study_metrics(plan)[primary.metric]
     unit, seeds = points_text(info), len(plan.study.seeds)
@@ -212,4 +212,4 @@ def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> P
     if not items or info.unit != "percent":
         return None
     assumed = request.given.assumed
-    return from_assumptions(primary.metric, unit, seeds, items, len(plan.arms), assumed)
+    return from_assumptions(primary.metric, unit, seeds, items, len(plan.compared), assumed)

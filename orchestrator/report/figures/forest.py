@@ -80,13 +80,13 @@ def _forest(
         axes.set_xlabel(
             f"difference in {metric_title(metric, info)}, {points_text(info)} (better: {side})"
         )
-        _legend(axes, {tone(entry.verdict) for entry, _ in lines}, delta)
+        _legend(axes, {tone(entry) for entry, _ in lines}, delta)
 
     return drawn(name, caption, draw, height=1.15 + room * len(lines))
 
 
 def _line(axes: Any, place: int, entry: Comparison, contrast: Contrast) -> None:
-    colour = TONES[tone(entry.verdict)]
+    colour = TONES[tone(entry)]
     if contrast.interval is not None:
         axes.plot(contrast.interval, (place, place), color=colour, linewidth=2)
     axes.plot(contrast.estimate, place, "o", color=colour, markersize=6)

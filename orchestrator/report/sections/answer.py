@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from orchestrator.analysis import Comparison, Verdict
 from orchestrator.report.figures.coverage import pairs
-from orchestrator.report.formatting import baseline_text, counted, listed, points_text, signed
+from orchestrator.report.formatting import (
+    baseline_text,
+    counted,
+    is_false_find,
+    listed,
+    points_text,
+    signed,
+)
 from orchestrator.report.summary import Summary
 
 _IS, _SHOWS, _HAS = ("is", "are"), ("shows", "show"), ("has", "have")
@@ -44,11 +51,12 @@ def answer(summary: Summary) -> str:
     found = [
         row.figures[primary.metric].comparison
         for row in summary.rows
-        if row.arm is not None and primary.metric in row.figures
+        if row.arm is not None and not row.arm.placebo and primary.metric in row.figures
     ]
     comparisons = [entry for entry in found if entry is not None]
     if not comparisons:
-        return f"No answer: {summary.plan.baseline.name} is compared with no other arm."
+        alone = f"No answer: {summary.plan.baseline.name} is compared with no other arm."
+        return f"{alone}{_false_finds(summary)}"
     unit = points_text(summary.metrics[primary.metric])
     said = _clauses(comparisons, unit)
     way = "lower" if primary.goal == "minimize" else "higher"
@@ -73,7 +81,30 @@ def answer(summary: Summary) -> str:
         sentence = f"Exploratory: {sentence[0].lower()}{sentence[1:]}"
     if summary.missing:
         sentence += f" ({counted(len(summary.missing), 'trial is', 'trials are')} missing)"
-    return f"{sentence}."
+    return f"{sentence}.{_false_finds(summary)}"
+
+
+def _false_finds(summary: Summary) -> str:
+    """Return a warning where the placebo would have been called an effect; else nothing."""
+    said = []
+    for row in summary.rows:
+        for metric in summary.decided if row.arm is not None and row.arm.placebo else ():
+            figure = row.figures.get(metric)
+            if figure is None or not is_false_find(figure.comparison):
+                continue
+            low, high = figure.interval or (0.0, 0.0)
+            unit = points_text(summary.metrics[metric])
+            said.append(
+                f"{metric} by {signed(figure.difference or 0.0)} {unit} (95 % interval "
+                f"{signed(low)} to {signed(high)})"
+            )
+    if not said:
+        return ""
+    return (
+        f" Warning: the placebo, which is the baseline with other seeds, differs from it on "
+        f"{listed(said)}: it would have been called an effect. Differences of that size may come "
+        "of the seeds alone: run more seeds before you rely on them."
+    )
 
 
 def _says_less(summary: Summary, comparisons: Sequence[Comparison]) -> str:

@@ -117,9 +117,9 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
     )
 
 
-def tone(verdict: Verdict) -> Tone:
-    """Return how a verdict is coloured."""
-    return _TONES.get(verdict, "open")
+def tone(found: Comparison) -> Tone:
+    """Return how a comparison's verdict is coloured; a placebo's is none to be glad of."""
+    return "open" if found.placebo else _TONES.get(found.verdict, "open")
 
 
 def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], start: int) -> Table:
@@ -155,7 +155,7 @@ def _compared(found: Comparison | None) -> tuple[Cell, Cell, Cell, Cell]:
         Cell(text=NOTHING if estimate is None else signed(estimate.estimate)),
         Cell(text=NOTHING if estimate is None else interval_text(estimate.interval)),
         Cell(text=p_text(found.p_adjusted)),
-        Cell(text=verdict_text(found), bold=is_bold(found), tone=tone(found.verdict)),
+        Cell(text=verdict_text(found), bold=is_bold(found), tone=tone(found)),
     )
 
 

@@ -75,7 +75,10 @@ def _arms(summary: Summary, metric: str) -> list[Arm]:
     sizes = {
         row.name: abs(row.figures[metric].difference or 0.0)
         for row in summary.rows
-        if row.arm is not None and not row.arm.baseline and metric in row.figures
+        if row.arm is not None
+        and not row.arm.baseline
+        and not row.arm.placebo
+        and metric in row.figures
     }
     kept = sorted(sizes, key=lambda name: -sizes[name])[:ARMS]
     return [arm for arm in summary.plan.arms if arm.name in kept]

@@ -97,7 +97,9 @@ def _luck(summary: Summary) -> Iterator[str]:
         one = summary.compared.get(metric)
         if one is None:
             continue
-        values = one.results.metric(metric).values
+        # A placebo's seeds draw no numbers that other arms' do.
+        placed = zip(one.results.arms, one.results.metric(metric).values, strict=True)
+        values = [value for arm, value in placed if not arm.placebo]
         weights = [0.0] * len(values)
         weights[one.results.baseline_arm] = 1.0
         r = seed_correlation(values, report_pool(values, weights))
@@ -172,7 +174,8 @@ def _cut(summary: Summary) -> Iterator[str]:
         for row in summary.rows
         if (count := sum(state == "cut" for state in row.states.values()))
     ]
-    yield f"Early stopping: {rule.words}; the baseline's trainings are never cut." + (
+    whose = "the baseline's and the placebo's" if summary.plan.study.placebo else "the baseline's"
+    yield f"Early stopping: {rule.words}; {whose} trainings are never cut." + (
         f" Cut: {listed(cut)}. A cut training gives no figures. Differences with these arms are no "
         "fair comparison: which of their seeds are left, the rule chose."
         if cut

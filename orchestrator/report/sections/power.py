@@ -67,12 +67,14 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
 
 
 def testable(summary: Summary, metric: str) -> list[tuple[Comparison, Contrast]]:
-    """Return the comparisons whose seed variance is known."""
+    """Return the arms' comparisons whose seed variance is known."""
     found = []
     for row in summary.rows:
         figure = row.figures.get(metric)
         entry = None if figure is None else figure.comparison
         one = None if entry is None else entry.contrast
-        if entry is not None and one is not None and entry.p_adjusted is not None:
+        if entry is None or one is None or entry.placebo:
+            continue
+        if entry.p_adjusted is not None:
             found.append((entry, one))
     return found

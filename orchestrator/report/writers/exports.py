@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator.analysis import Comparison
+from orchestrator.report.formatting import verdict_words
 from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.notes import notes
 from orchestrator.report.summary import ArmRow, Figure, Summary
@@ -100,6 +101,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "arm": row.name,
                 "cells": [dict(cell) for cell in row.arm.cells] if row.arm else [],
                 "baseline": bool(row.arm and row.arm.baseline),
+                "placebo": bool(row.arm and row.arm.placebo),
                 "tuned": dict(row.arm.tuned) if row.arm else {},
                 "seeds": {_seed(seed): state for seed, state in row.states.items()},
                 "figures": {name: _figure(figure) for name, figure in row.figures.items()},
@@ -140,7 +142,7 @@ def comparison_json(found: Comparison | None) -> dict[str, Any] | None:
         "p": None if one is None else one.p,
         "p_adjusted": found.p_adjusted,
         "p_equivalence_adjusted": found.p_equivalence_adjusted,
-        "verdict": found.verdict.value,
+        "verdict": verdict_words(found),
         "v_seed": None if one is None else one.v_seed,
         "v_item": None if one is None else one.v_item,
         "v_res": None if one is None else one.v_res,
@@ -160,7 +162,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "interval": None if figure.interval is None else list(figure.interval),
         "p": None if found is None or found.contrast is None else found.contrast.p,
         "p_adjusted": None if found is None else found.p_adjusted,
-        "verdict": None if found is None else found.verdict.value,
+        "verdict": None if found is None else verdict_words(found),
         "comparison": comparison_json(found),
         "values": {_seed(seed): value for seed, value in figure.values.items()},
     }

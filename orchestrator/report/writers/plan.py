@@ -178,6 +178,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
                 "cells": [dict(cell) for cell in arm.cells],
                 "reasons": list(arm.reasons),
                 "baseline": arm.baseline,
+                "placebo": arm.placebo,
                 "tuned": dict(arm.tuned),
             }
             for arm in plan.arms

@@ -234,3 +234,21 @@ def test_results_that_do_not_fit_are_refused():
         study(MetricResults(goal="maximize"))
     with pytest.raises(ValueError, match="did you mean 'm'|choices: m"):
         verdicts(study(rows), "mm")
+
+
+def test_a_placebo_is_a_family_of_its_own_and_changes_no_other_comparison():
+    rows = [around(50, 1), turned(53, 1), turned(47, 1), around(52, 1)]
+    placebo = StudyArm(name="placebo", cells=(), seeds=(10, 11, 12), placebo=True)
+    without = study(figures(*rows))
+    having = study(figures(*rows, turned(50, 1)), (*GRID, placebo))
+    *others, own = verdicts(having, "m")
+    assert tuple(others) != () and not any(one.placebo for one in others)
+    for one, other in zip(others, verdicts(without, "m"), strict=True):
+        assert one.contrast == other.contrast and one.p_adjusted == other.p_adjusted
+    assert own.placebo and own.changes == {} and own.p_adjusted == own.contrast.p
+    assert own.contrast.estimate == pytest.approx(0.0)
+    assert not own.contrast.blocked and others[0].contrast.blocked  # its seeds are not theirs
+    for asked in (main_effects, interactions):
+        pairs = zip(asked(having, "m"), asked(without, "m"), strict=True)
+        assert all(one.contrast == other.contrast for one, other in pairs)
+        assert all(one.p_adjusted == other.p_adjusted for one, other in pairs)

@@ -101,6 +101,10 @@ def test_the_baseline_and_the_untrained_model_are_never_cut(
     plan = plan_of(STUDY)
     jobs = {job.name: job.may_be_cut for job, _, _ in jobs_for(plan, Ledger(tmp_path), tmp_path)}
     assert [name for name, may_be in jobs.items() if may_be] == ["chip, seed 0", "chip, seed 1"]
+    placebo = plan_of(STUDY + "\nplacebo: true\n")
+    of_placebo = [job for job, trial, _ in jobs_for(placebo, Ledger(tmp_path), tmp_path)
+                  if trial.arm == "placebo"]  # fmt: skip
+    assert len(of_placebo) == 2 and not any(job.may_be_cut for job in of_placebo)
     off = plan_of(STUDY.replace("early_stopping", "# early_stopping"))
     assert not any(job.may_be_cut for job, _, _ in jobs_for(off, Ledger(tmp_path), tmp_path))
 

@@ -31,7 +31,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "sedes: [0, 1]",
             "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, budget, "
             "cells, design, early_stopping, exclude, exploratory, factors, include, limits, "
-            "primary, published, question, recipe, secondary, seeds, study, tune, when",
+            "placebo, primary, published, question, recipe, secondary, seeds, study, tune, when",
         ),
         (
             "[dpo, chip]",

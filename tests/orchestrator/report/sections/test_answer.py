@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.plan.plan import Trial
+from orchestrator.report.arm_views import arm_views
 from orchestrator.report.formatting import listed, plain, signed
+from orchestrator.report.layout import ChangedItems
 from orchestrator.report.sections.answer import answer
+from orchestrator.report.sections.arms import verdict_table
 
 from ..conftest import STUDY, Finished, noisy
 
@@ -141,3 +144,44 @@ def test_names_in_a_list_stay_apart() -> None:
     assert listed(["a", "b", "c"]) == "a, b and c"
     assert listed(["dpo, frozen", "dpo, trained", "chip"]) == "dpo, frozen; dpo, trained and chip"
     assert listed([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
+
+
+def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_wins(
+    finished: Run,
+) -> None:
+    def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+        if trial.arm == "placebo" and metric == "chair_i":
+            return float((item + (trial.seed or 0)) % 11 == 0), 3.0  # as good as chip, frozen
+        return noisy(trial, item, metric)
+
+    quiet = finished(STUDY + "placebo: true\n").summary
+    without = finished().summary
+    assert answer(quiet) == answer(without)  # as if it were not there
+    shown = quiet.rows[-1]
+    assert shown.name == "placebo" and shown.figures["shapes/chair_i"].interval is not None
+
+    loud = finished(STUDY + "placebo: true\n", score=score)
+    summary = loud.summary
+    figure = summary.rows[-1].figures["shapes/chair_i"]
+    assert figure.interval is not None and figure.interval[1] < 0
+    said, warned = answer(summary).split(" Warning: ")
+    assert said == answer(without)
+    low, high = (signed(end) for end in figure.interval)
+    assert warned.startswith(
+        "the placebo, which is the baseline with other seeds, differs from it on shapes/chair_i "
+        f"by {signed(figure.difference or 0.0)} points (95 % interval {low} to {high}): it would "
+        "have been called an effect."
+    )
+    table = verdict_table(summary, "shapes/chair_i")
+    row = table.rows[-1].cells
+    assert row[0].text == "placebo (baseline, other seeds)"
+    assert row[-1].text.startswith("false positive: better") and row[-1].tone == "open"
+    assert not any(cell.bold for cell in row)
+    (view,) = [view for view in arm_views(summary) if view.arm.placebo]
+    assert view.tags["chip.verdict"] == "false positive: better"
+    assert not any(item.arm == "placebo" for item in _changed(loud))
+
+
+def _changed(run: Finished) -> list[ChangedItems]:
+    sections = run.report().sections
+    return [one for part in sections for one in part.blocks if isinstance(one, ChangedItems)]
