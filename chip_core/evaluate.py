@@ -61,14 +61,9 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         TrialError: the model cannot be loaded or asked.
     """
     asked = BenchmarksConfig(report=tuple(benchmarks))
-    config, trained = _model(model, base, dtype)
-    if (own := trained or loading.local_folder(config.path)) is not None:
-        check_model(own)
-    broken = loading.problem(config)
-    if broken is not None and trained is not None and base is None:
-        broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
+    config, trained = named_model(model, base, dtype)
     answering = answering or EvaluationConfig()
-    lacking = [*([f"{model}: {broken}"] if broken is not None else []), *problems(asked, places)]
+    lacking = [*model_problems(model, config, trained, base), *problems(asked, places)]
     lacking += [*generator_problems(answering, asked, config), *lacking_here(answering)]
     if lacking:
         raise ConfigError(lacking)
@@ -78,8 +73,8 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     context = InferenceContext(
         model=loaded,
         processor=processor,
-        weights=_mark(config, trained, weights_content),
-        former_weights=[_mark(config, trained, weights_fingerprint)],
+        weights=weights_mark(config, trained, weights_content),
+        former_weights=[weights_mark(config, trained)],
         folder=folder,
         places=places,
         batch_size=batch_size,
@@ -97,10 +92,19 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 
 
-def _model(
+def named_model(
     model: str, base: str | None, dtype: Literal["fp32", "bf16"]
 ) -> tuple[ModelConfig, Path | None]:
-    """Return the model to load, and the PEFT folder that is put on it."""
+    """Return the model to load, and the PEFT folder that is put on it.
+
+    Args:
+        model: 'shapes', a folder, or a hub name.
+        base: the base model of a PEFT folder; None: the one that the folder names.
+        dtype: what it computes in.
+
+    Raises:
+        UserError: `base` is given for what has none, or is to be given.
+    """
     folder = Path(model).expanduser()
     if not (folder / loading.ADAPTER_CONFIG).exists():
         if base is not None:
@@ -119,6 +123,22 @@ def _model(
     return ModelConfig(path=str(path), dtype=dtype), folder
 
 
+def model_problems(
+    model: str, config: ModelConfig, trained: Path | None, base: str | None
+) -> list[str]:
+    """Return what is wrong with a named model; nothing is loaded.
+
+    Raises:
+        TrialError: it is a trained one, and not as it was written.
+    """
+    if (own := trained or loading.local_folder(config.path)) is not None:
+        check_model(own)
+    broken = loading.problem(config)
+    if broken is not None and trained is not None and base is None:
+        broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
+    return [] if broken is None else [f"{model}: {broken}"]
+
+
 def _same_model(one: str, other: str) -> bool:
     """Return whether two paths or hub names mean the same, by where it lies."""
     lie = [loading.local_folder(each) for each in (one, other)]
@@ -127,7 +147,16 @@ def _same_model(one: str, other: str) -> bool:
     return len({folder.resolve() for folder in lie if folder is not None}) == 1
 
 
-def _mark(config: ModelConfig, trained: Path | None, mark: Callable[[Path], str]) -> str:
+def weights_mark(
+    config: ModelConfig, trained: Path | None, mark: Callable[[Path], str] = weights_fingerprint
+) -> str:
+    """Return what tells a named model's weights from all others.
+
+    Args:
+        config: the model.
+        trained: the PEFT folder that is put on it.
+        mark: what is told of that folder.
+    """
     base = json.dumps(loading.identity(config), sort_keys=True)
     return base if trained is None else f"{base} {mark(trained)}"
 

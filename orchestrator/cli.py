@@ -19,6 +19,7 @@ from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.gallery import gallery
 from orchestrator.commands.judge_humans import judge_humans
 from orchestrator.commands.new import new, schema
+from orchestrator.commands.pairs import pairs
 from orchestrator.commands.plugin import plugin
 from orchestrator.commands.represent import represent
 from orchestrator.commands.score import score
@@ -141,8 +142,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    new, plan, run, status, report, show, diff, rm, evaluate, score, data, gallery, plugin,
-    export, represent, judge_humans, cache, schema, sync, ui, cluster, attach,
+    new, plan, run, status, report, show, diff, rm, evaluate, score, pairs, data, gallery,
+    plugin, export, represent, judge_humans, cache, schema, sync, ui, cluster, attach,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -91,6 +91,15 @@ class DataSource:
         shard, row = self._find(index)
         return self._row(index, shard, self.tables[shard].read(row))
 
+    def raw(self, index: int) -> tuple[Mapping[str, Any], ImageReader]:
+        """Return one row's cells as they lie there, and what reads its images.
+
+        Raises:
+            RowError: it cannot be read.
+        """
+        shard, row = self._find(index)
+        return self.tables[shard].read(row), self._images[shard]
+
     def read_anew(self) -> bool:
         """Return whether a row is one that builds before 2026-11-28 read otherwise, or refused.
 

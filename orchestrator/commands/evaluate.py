@@ -11,6 +11,7 @@ import click
 from orchestrator.commands.common.options import Override, each_once, places_of, places_options
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Location, Text, Whole
+from orchestrator.commands.common.progress import Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from chip_core.config.benchmark import BenchmarkConfig
     from chip_core.config.trial import EvaluationConfig
-    from chip_core.results import Evaluation, Progress
+    from chip_core.results import Evaluation
 
 #: What keys of who answers begin with.
 _ANSWERING = "evaluation."
@@ -100,7 +101,7 @@ def evaluate(
             dtype=dtype,
             batch_size=batch,
             answering=_answering(answering),
-            report=_Told(console),
+            report=Told(console),
         )
     except TrialError as error:
         raise UserError(str(error)) from None
@@ -119,27 +120,6 @@ def _check_once(changes: Mapping[str, Any]) -> None:
             raise click.UsageError(f"--set {option} and --{option} say the same: give one of them")
     if "name" in changes:
         raise click.UsageError("--set name: which benchmarks are asked is --benchmarks")
-
-
-class _Told:
-    """Says now and then where it is."""
-
-    def __init__(self, console: Any) -> None:
-        self._console = console
-        self._told = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        import time
-
-        now = time.monotonic()
-        if progress.done < progress.total and now - self._told < 10:
-            return
-        self._told = now
-        text = f"{progress.phase} {progress.done}/{progress.total}"
-        rate, left = (progress.figures.get(name) for name in ("items_per_second", "seconds_left"))
-        if rate is not None and left is not None:
-            text += f", {rate:.3g} a second, {left:.0f} s left"
-        self._console.print(text, markup=False, highlight=False)
 
 
 def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig]:

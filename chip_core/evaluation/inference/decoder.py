@@ -13,6 +13,7 @@ from chip_core.data.encodings import Encodings
 from chip_core.evaluation.inference.batches import Batch
 from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Encoder, Prompt, padded
+from chip_core.evaluation.inference.sampling import Sampling, SeededDraws
 from chip_core.evaluation.inference.shared import EXACT, inexactness, share
 from chip_core.evaluation.inference.ties import NearTies
 from chip_core.evaluation.task import Decoding, Item, Response
@@ -21,9 +22,9 @@ from chip_core.utils.errors import TrialError
 
 
 class Decoder:
-    """Makes answers, without drawing at random."""
+    """Makes answers, without drawing at random or each by a seed of its own."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (how answers are made)
         self,
         model: Any,
         processor: Any,
@@ -33,6 +34,7 @@ class Decoder:
         share_prefix: bool,
         encodings: Encodings | None = None,
         asked: Hashable = None,
+        sampling: Sampling | None = None,
     ) -> None:
         """Make ready.
 
@@ -44,12 +46,14 @@ class Decoder:
             share_prefix: whether a picture that is asked about more than once is computed once.
             encodings: prompts that the processor encoded in this process before.
             asked: what the items' ids are ids of.
+            sampling: how answers are drawn; None: they are not. There are no beams then.
         """
         model.eval()
         self._model = model
         self._processor = processor
         self._encoder = Encoder(processor, encodings, asked)
         self._decoding = decoding
+        self._sampling = sampling
         self._bf16 = bf16
         self._shares: bool | None = None if share_prefix else False  # None: not tried yet
         self._settings, self._ends = generation_settings(model, processor.tokenizer, decoding)
@@ -110,8 +114,17 @@ class Decoder:
 
     def _generate(self, prompts: Sequence[Prompt], inputs: dict[str, Any]) -> list[Response]:
         start = inputs["input_ids"].shape[1]
-        ties = None
-        if self._decoding.num_beams == 1 and not self._bf16:
+        ties: NearTies | SeededDraws | None = None
+        if self._sampling is not None:
+            ties = SeededDraws(
+                self._model,
+                prompts,
+                self._sampling,
+                start=start,
+                ends=self._ends,
+                exact=not self._bf16,
+            )
+        elif self._decoding.num_beams == 1 and not self._bf16:
             ties = NearTies(self._model, prompts, start, self._ends)
         # An encoder-decoder has a cache of two parts, which `generate` makes.
         if self._decoding.num_beams == 1 and not self._model.config.is_encoder_decoder:

@@ -30,6 +30,7 @@ class Prompt:
     pictures: Inputs  # pixel values and their like
     kinds: Mapping[str, list[int]]  # one entry a token: what Qwen-VL knows its image tokens by
     vision_end: int  # tokens up to and with the last one of a picture; 0 without one
+    item: str = ""  # the question's id: what is drawn for its answer is drawn by it
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
         """Return it as a batch of one."""
@@ -113,6 +114,7 @@ class Encoder:
             pictures=encoded,
             kinds=kinds,
             vision_end=places[-1] + 1 if places else 0,
+            item=item.id,
         )
 
     def _composed(self, known: Item, first: Prompt, item: Item) -> Prompt | None:
@@ -140,6 +142,7 @@ class Encoder:
                 name: [*kinds[:shared], *[0] * len(rest)] for name, kinds in first.kinds.items()
             },
             vision_end=first.vision_end,
+            item=item.id,
         )
 
 

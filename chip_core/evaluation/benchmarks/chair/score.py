@@ -81,7 +81,7 @@ class ChairScorer:
         refuse_protocol(self, protocol)
         require(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
-        names, read = _reader(data, corrected)
+        names, read = object_reader(data, corrected=corrected)
         if corrected:
             refuse_repeats(answers, self.name)
         else:
@@ -147,7 +147,7 @@ def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
             )
 
 
-def _reader(data: Path, corrected: bool) -> tuple[ObjectNames, Callable[[str], list[str]]]:
+def object_reader(data: Path, *, corrected: bool) -> tuple[ObjectNames, Callable[[str], list[str]]]:
     """Return the objects' names, and what finds the categories that a text names, with repeats."""
     category = read_names(data / "synonyms.txt", strip=corrected)
     pairs = list(PAIRS)

@@ -1,0 +1,58 @@
+"""The section of a configuration that has pairs made by the model itself."""
+
+from __future__ import annotations
+
+from pydantic import field_validator, model_validator
+
+from chip_core.config.benchmark import JudgeConfig
+from chip_core.config.fields import Section, figure
+from chip_core.utils import plugins
+from chip_core.utils.registry import suggestion
+
+#: What ranks a model's answers, beside a user's own function.
+RANKERS = ("chair", "judge")
+
+
+class PairsConfig(Section):
+    """Preference pairs of answers that the model itself gives to the data's prompts."""
+
+    rounds: int = figure(
+        0,
+        ge=0,
+        doc="how often the model is sampled and trained on the pairs; 0: it is trained on the "
+        "data's own pairs",
+    )
+    prompts: int | None = figure(
+        None, ge=1, doc="prompts of each round, the next ones of a seeded order; null: all"
+    )
+    answers: int = figure(8, ge=2, doc="answers sampled to each prompt")
+    temperature: float = figure(1.0, gt=0, doc="what logits are divided by")
+    top_p: float = figure(1.0, gt=0, le=1, doc="mass of the tokens that may be drawn")
+    max_new_tokens: int = figure(256, ge=1, doc="longest answer")
+    ranker: str = figure(
+        "chair",
+        doc="what ranks the answers: 'chair' (fewest objects that are not there), 'judge', or "
+        "module:function of your own",
+    )
+    margin: float = figure(
+        0.0, ge=0, doc="least difference of best and worst; equal ones are never a pair"
+    )
+    judge: JudgeConfig | None = figure(None, doc="the judge of ranker 'judge'; it sees the image")
+
+    @field_validator("ranker")
+    @classmethod
+    def _known_ranker(cls, value: str) -> str:
+        if plugins.is_plugin(value):
+            if not callable(plugins.load(value)):
+                raise ValueError(f"'{value}' is no function")
+        elif value not in RANKERS:
+            raise ValueError(
+                f"unknown level '{value}': {suggestion(value, [*RANKERS, 'module:function'])}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _a_judge_is_named(self) -> PairsConfig:
+        if self.ranker != "judge" and self.judge is not None:
+            raise ValueError(f"judge is set, and ranker is {self.ranker}: write ranker: judge")
+        return self

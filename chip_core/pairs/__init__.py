@@ -1,0 +1,1 @@
+"""Preference pairs from a model itself: sampled answers, ranked, best against worst."""

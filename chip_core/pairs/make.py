@@ -1,0 +1,207 @@
+"""Make preference pairs of a model's answers: sample, rank, best against worst, write.
+
+A folder of pairs holds `pairs.jsonl`, `images/` that its rows name, and `provenance.json`. The
+same settings give the same files to the byte, wherever the work was broken off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chip_core.config.pairs import PairsConfig
+from chip_core.data.rows import PreferenceTexts, RowError, check_text, check_texts
+from chip_core.evaluation.task import Item, Picture
+from chip_core.pairs.ranking import Ranker, Score
+from chip_core.pairs.sampling import SampledModel, sample, sampling_of
+from chip_core.results import Progress
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import read_json, write_atomically, write_bytes, write_json
+
+PAIRS, PROVENANCE, IMAGES = "pairs.jsonl", "provenance.json", "images"
+
+#: Why a prompt gives no pair.
+ONE_ANSWER = "fewer than two different answers"
+UNRANKED = "fewer than two answers that were ranked"
+TIE = "tie: best and worst are equal"
+NARROW = "best and worst differ by less than the margin"
+UNFIT = "cannot be trained on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What sampling came to."""
+
+    prompts: int
+    pairs: int
+    dropped: Mapping[str, int]  # why -> prompts
+    folder: Path
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as `--json` prints it."""
+        return {**asdict(self), "folder": str(self.folder), "dropped": dict(self.dropped)}
+
+
+def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
+    sampled: SampledModel,
+    prompts: Sequence[Item],
+    settings: PairsConfig,
+    ranker: Ranker,
+    *,
+    seed: int,
+    folder: Path,
+    known: Mapping[str, Any],
+    report: Callable[[Progress], None],
+) -> Made:
+    """Sample answers to prompts and write the pairs that they make.
+
+    Args:
+        sampled: the model.
+        prompts: what it is asked.
+        settings: how answers are made and pairs chosen.
+        ranker: what ranks them.
+        seed: of all draws.
+        folder: gets pairs, images and provenance; answers are kept in it as they are made.
+        known: of model and prompts, for the provenance.
+        report: told of progress.
+
+    Raises:
+        UserError: there is no pair, and then none is written; or the folder holds something else.
+        TrialError: a judge does not answer, or an image cannot be read.
+    """
+    drawn = sampling_of(settings, seed)
+    provenance: dict[str, Any] = {
+        **known,
+        "answers": settings.answers,
+        "decoding": {**asdict(drawn), "max_new_tokens": settings.max_new_tokens},
+        "ranker": dict(ranker.identity),
+        "rule": {"pair": "best against worst", "ties": "dropped", "margin": settings.margin},
+    }
+    require_own(folder, provenance)
+    answers = sample(sampled, prompts, settings, seed=seed, folder=folder, report=report)
+    distinct = [_distinct(texts) for texts in answers]
+    scores = ranker.rank(prompts, distinct)
+    rows, dropped = [], Counter[str]()
+    for prompt, texts, of_texts in zip(prompts, distinct, scores, strict=True):
+        pair = choose(texts, of_texts, settings.margin)
+        if isinstance(pair, str):
+            dropped[pair] += 1
+            continue
+        try:
+            rows.append(_row(prompt, *pair))
+        except RowError:
+            dropped[UNFIT] += 1
+    if not rows:
+        why = ", ".join(f"{count} × {reason}" for reason, count in sorted(dropped.items()))
+        raise UserError(
+            f"no pair: of {len(prompts)} prompts {why}: sample more answers, or warmer ones, or "
+            "rank them otherwise"
+        )
+    made = Made(
+        prompts=len(prompts), pairs=len(rows), dropped=dict(sorted(dropped.items())), folder=folder
+    )
+    of_id = {prompt.id: prompt for prompt in prompts}
+    for row in rows:
+        row["image"] = _keep_image(of_id[row["id"]].pictures[0], folder)
+    counts = {"prompts": made.prompts, "pairs": made.pairs, "dropped": made.dropped}
+    write_json(folder / PROVENANCE, {**provenance, "counts": counts})
+    write_atomically(folder / PAIRS, "".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def choose(
+    texts: Sequence[str], scores: Sequence[Score | None], margin: float
+) -> tuple[str, str, Score, Score] | str:
+    """Return the best and the worst of a prompt's answers and their scores; else why there is none.
+
+    Among the best it is the one whose further score is larger, then the first; among the worst the
+    first.
+
+    Args:
+        texts: different answers.
+        scores: of each.
+        margin: least difference.
+    """
+    if len(texts) < 2:
+        return ONE_ANSWER
+    ranked = [(text, s) for text, s in zip(texts, scores, strict=True) if s is not None]
+    if len(ranked) < 2:
+        return UNRANKED
+    best, high = max(ranked, key=lambda each: (each[1].value, each[1].further))
+    worst, low = min(ranked, key=lambda each: each[1].value)
+    if high.value == low.value:
+        return TIE
+    if high.value - low.value < margin:
+        return NARROW
+    return best, worst, high, low
+
+
+def require_own(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Check that a folder holds nothing but the pairs that are going to be made there.
+
+    Raises:
+        UserError: it does.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    strange = sorted(n for n in names - {PAIRS, PROVENANCE, IMAGES} if not n.startswith("."))
+    if strange:
+        raise UserError(
+            f"{folder} holds {strange[0]}, which is no part of pairs: name a new folder"
+        )
+    if PAIRS not in names:
+        return
+    try:
+        found = read_json(folder / PROVENANCE)
+        found.pop("counts", None)
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found != json.loads(json.dumps(provenance)):
+        raise UserError(
+            f"{folder} holds pairs of another model, other prompts or settings: name a new folder, "
+            f"or remove {folder / PAIRS}"
+        )
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """Return the answers that can be trained on, each once, in order."""
+    kept = dict[str, None]()
+    for text in texts:
+        try:
+            check_text("answer", text)
+        except RowError:
+            continue
+        kept[text] = None
+    return list(kept)
+
+
+def _row(prompt: Item, best: str, worst: str, high: Score, low: Score) -> dict[str, Any]:
+    check_texts(PreferenceTexts(id=prompt.id, prompt=prompt.prompt, chosen=best, rejected=worst))
+    return {
+        "id": prompt.id,
+        "image": "",
+        "prompt": prompt.prompt,
+        "chosen": best,
+        "rejected": worst,
+        "score_chosen": float(high.value),
+        "score_rejected": float(low.value),
+    }
+
+
+def _keep_image(picture: Picture, folder: Path) -> str:
+    """Copy an image into the folder, under a name by its content; return its path there."""
+    if picture.file is not None:
+        content, suffix = picture.file.read_bytes(), picture.file.suffix.lower()
+    else:
+        buffer = io.BytesIO()
+        picture.read().save(buffer, format="PNG")
+        content, suffix = buffer.getvalue(), ".png"
+    name = f"{IMAGES}/{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    if not (folder / name).exists():
+        write_bytes(folder / name, content)
+    return name

@@ -1,0 +1,118 @@
+"""Read the prompts that a model is sampled with: of a data source, or of the embedded world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from PIL import Image
+
+from chip_core.config.trial import DataConfig
+from chip_core.data.formats import FORMATS, Format, find_format
+from chip_core.data.formats.base import own_id, prompt_text, text_cell
+from chip_core.data.image_files import ImageReader
+from chip_core.data.preferences import SHOWN
+from chip_core.data.rows import ImageRef, RowError, check_text
+from chip_core.data.source import SHAPES, DataSource, open_source
+from chip_core.evaluation.task import Item, Picture
+from chip_core.shapes import captions, world
+from chip_core.utils.errors import ConfigError, TrialError
+
+SPLIT = "train"  # of the embedded world: no benchmark asks of it
+
+
+def read_prompts(data: DataConfig) -> list[Item]:
+    """Return the prompts of a source's rows, in order, each with an id of its own.
+
+    A row needs an image and a prompt, in any of the formats of preference data; what it holds
+    beside is in the item's fields.
+
+    Raises:
+        ConfigError: the source cannot be read, or holds a row without image or prompt.
+    """
+    if data.source == SHAPES:
+        size = world.SPLIT_SIZES[SPLIT]
+        return [_scene(index) for index in range(min(size, data.limit or size))]
+    source, layout = open_prompts(data)
+    items, bad, seen = list[Item](), list[str](), set[str]()
+    for index in range(len(source)):
+        try:
+            item = _item(source, layout, index, seen)
+        except RowError as error:
+            bad.append(f"{source.place(index)}: {error}")
+            continue
+        seen.add(item.id)
+        items.append(item)
+    if bad:
+        more = [f"{data.source}: … and {len(bad) - SHOWN} more"] * (len(bad) > SHOWN)
+        raise ConfigError([*bad[:SHOWN], *more])
+    if not items:
+        raise ConfigError([f"{data.source} holds no prompt: give rows of image and prompt"])
+    return items
+
+
+def open_prompts(data: DataConfig) -> tuple[DataSource, Format]:
+    """Open a source whose rows need no responses; return it and how its rows are laid out.
+
+    Raises:
+        ConfigError: as `open_source`.
+    """
+    layout = FORMATS[data.format] if data.format != "auto" else None
+    # Under `jsonl` nothing is asked of the columns before rows are read.
+    source = open_source(data.model_copy(update={"format": "jsonl"}))
+    kinds: Mapping[str, str] = source.tables[0].kinds if source.tables else {}
+    return source, layout or find_format(kinds) or FORMATS["jsonl"]
+
+
+def _scene(index: int) -> Item:
+    name = f"{SPLIT}/{index}"
+    picture = Picture(key=name, read=lambda: world.draw(world.scene(SPLIT, index)))
+    return Item(id=name, prompt=captions.question(SPLIT, index), pictures=(picture,))
+
+
+def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Item:
+    raw, images = source.raw(index)
+    if layout.name == "jsonl" and "chosen" not in raw:
+        prompt, name = prompt_text(text_cell(raw, "prompt", "question")), own_id(raw)
+    else:
+        texts = layout.texts(raw)
+        prompt, name = texts.prompt, texts.id
+    check_text("prompt", prompt)
+    image = layout.image(raw)
+    if image == ImageRef():
+        raise RowError("no image")
+    name = name or source.fallback_id(index)
+    return Item(
+        id=f"{name}@{index}" if name in seen else name,
+        prompt=prompt,
+        pictures=(_picture(source, layout, index, image, images),),
+        fields=dict(_plain(raw)),
+    )
+
+
+def _picture(
+    source: DataSource, layout: Format, index: int, image: ImageRef, images: ImageReader
+) -> Picture:
+    if image.data is None and image.path is not None:
+        file = images.file(image.path)
+        return Picture(key=str(file), read=lambda: _read(source, index, image, images), file=file)
+
+    def read() -> Image.Image:
+        raw, _ = source.raw(index)  # its bytes are not held until then
+        return _read(source, index, layout.image(raw), images)
+
+    return Picture(key=str(source.place(index)), read=read)
+
+
+def _read(source: DataSource, index: int, image: ImageRef, images: ImageReader) -> Image.Image:
+    try:
+        return images.read(image)
+    except RowError as error:
+        raise TrialError(f"{source.place(index)}: {error}") from None
+
+
+def _plain(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the cells that hold no image's bytes."""
+    for name, value in raw.items():
+        if not isinstance(value, bytes) and not (isinstance(value, dict) and "bytes" in value):
+            yield name, value

@@ -1,0 +1,305 @@
+"""Rank a model's answers to a prompt: by CHAIR, by a judge, by a user's own function.
+
+A score is better the larger it is. None: there is none, as a judge's reply could not be read.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.pairs import PairsConfig
+from chip_core.config.paths import DataPaths
+from chip_core.data.files import digest
+from chip_core.data.source import SHAPES
+from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader
+from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
+from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
+from chip_core.evaluation.judge import EndpointJudge, ReplyCache
+from chip_core.evaluation.judge.asking import ask
+from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.resources import open_resources
+from chip_core.evaluation.scorer import JudgeRequest, Resources
+from chip_core.evaluation.task import Item
+from chip_core.evaluation.text.language import nltk_problems, require
+from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.results import Progress
+from chip_core.shapes.captions import compare
+from chip_core.shapes.world import scene_of
+from chip_core.utils import plugins
+from chip_core.utils.errors import UserError, describe_error
+
+#: Told to a judge with the image. The scale is MMHal-Bench's, in our own words.
+PROMPT = """\
+Rate one answer that a vision-language model gave to a question about this image. An answer \
+hallucinates if it states anything about the image that cannot be seen in it and does not follow \
+from it. Not answering, being unsure, or leaving something out is no hallucination.
+
+First explain your judgement in a few sentences. Then end with exactly one line of this form:
+Rating: N
+where N is
+6 - very informative, with good analysis or reasoning, without hallucination
+5 - very informative, without hallucination
+4 - somewhat informative, without hallucination
+3 - not informative, without hallucination
+2 - very informative, with hallucination
+1 - somewhat informative, with hallucination
+0 - not informative, with hallucination
+"""
+_AT_ONCE = 32  # prompts whose images are held at a time
+_SEEN = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What an answer is worth."""
+
+    value: float  # what margins are of
+    further: float = 0.0  # decides among the best of equal value
+
+
+#: For each prompt a score of each of its answers.
+Scores = list[list[Score | None]]
+
+
+class Ranker(ABC):
+    """Ranks answers."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What decides its scores; recorded with the pairs."""
+
+    @abstractmethod
+    def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
+        """Return the scores of each prompt's answers.
+
+        Raises:
+            UserError: they cannot be ranked; one line that says why.
+            TrialError: the judge does not answer.
+        """
+
+
+class ShapesChair(Ranker):
+    """CHAIR on the embedded world, whose scenes are known."""
+
+    identity = {"ranker": "chair", "version": EmbeddedScorer.version}
+
+    def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
+        """Score by mentions of what is not in the scene, then by what of it is named."""
+        found = [
+            [compare(scene_of(prompt.id), text) for text in texts]
+            for prompt, texts in zip(prompts, answers, strict=True)
+        ]
+        return [[Score(value=-f.invented, further=f.covered) for f in row] for row in found]
+
+
+class CocoChair(Ranker):
+    """CHAIR on photographs: what is there is said by a row's `objects`, or by COCO."""
+
+    def __init__(self, places: DataPaths) -> None:
+        """Read the objects' names.
+
+        Raises:
+            UserError: they are not there, or NLTK's data are not.
+        """
+        data = places.data("chair")
+        if data is None:
+            raise UserError(
+                "ranker chair reads objects' names from chair/synonyms.txt: say where by "
+                "--benchmark-data"
+            )
+        needs = ChairScorer.needs
+        self._coco = open_resources(BenchmarkConfig(name="chair"), needs, places).coco
+        require(nltk_problems(("punkt_tab",)), "chair")
+        self._names, self._read = object_reader(data, corrected=True)
+        self._file = data / "synonyms.txt"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Its version and the list of names."""
+        return {"ranker": "chair", "version": ChairScorer.version, "names": digest(self._file)}
+
+    def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
+        """Score by mentions of what is not in the image, then by what of it is named."""
+        there = self._truth(prompts)
+        scores: Scores = []
+        for objects, texts in zip(there, answers, strict=True):
+            named = [self._read(text) for text in texts]
+            scores.append(
+                [
+                    Score(
+                        value=-sum(name not in objects for name in of_answer),
+                        further=len(objects.intersection(of_answer)),
+                    )
+                    for of_answer in named
+                ]
+            )
+        return scores
+
+    def _truth(self, prompts: Sequence[Item]) -> list[frozenset[str]]:
+        given = [prompt.fields.get("objects") for prompt in prompts]
+        images = [str(prompt.fields.get("image_id", "")) for prompt in prompts]
+        asked = [name for name, objects in zip(images, given, strict=True) if objects is None]
+        known = GroundTruth(objects={}, known=frozenset())
+        if asked and self._coco is not None:
+            known = read_ground_truth(
+                self._coco, asked, self._names, self._read, official=False, who="chair"
+            )
+        found = []
+        for prompt, objects, image in zip(prompts, given, images, strict=True):
+            if objects is None and image in known.known:
+                found.append(known.of(image))
+            elif isinstance(objects, list) and all(isinstance(name, str) for name in objects):
+                category = self._names.category
+                found.append(
+                    frozenset(category.get(each.lower(), each.lower()) for each in objects)
+                )
+            else:
+                raise UserError(
+                    f"prompt '{prompt.id}': what is in its image is not known: give a list of "
+                    "names as `objects`, or `image_id` and COCO's annotations in --benchmark-data"
+                )
+        return found
+
+
+class JudgeRanker(Ranker):
+    """A judge that sees the image rates each answer from 0 to 6."""
+
+    def __init__(
+        self, settings: PairsConfig, places: DataPaths, report: Callable[[Progress], None]
+    ) -> None:
+        """Make ready to ask, or to read replies that exist.
+
+        Raises:
+            UserError: there is no judge.
+            TrialError: the judge cannot be asked.
+        """
+        self._report = report
+        self._judge: ReplayJudge | EndpointJudge
+        if places.judge_replies is not None:
+            self._judge = ReplayJudge.from_file(places.judge_replies)
+            self._of: dict[str, Any] = {"replies": digest(places.judge_replies)}
+        elif settings.judge is not None and places.judge_cache is not None:
+            self._judge = EndpointJudge(settings.judge, ReplyCache(places.judge_cache))
+            self._of = {
+                "model": settings.judge.model,
+                "temperature": settings.judge.temperature,
+                "max_tokens": settings.judge.max_tokens,
+                "send": dict(settings.judge.send),
+            }
+        else:
+            raise UserError("ranker judge: there is no judge: name one by judge.model")
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The judge, and the version of what it is asked."""
+        return {"ranker": "judge", "version": "judge-1", **self._of}
+
+    def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
+        """Score by the judge's rating; None where its reply holds none."""
+        scores: Scores = []
+        for start in range(0, len(prompts), _AT_ONCE):
+            part = list(zip(prompts, answers, strict=True))[start : start + _AT_ONCE]
+            scores += self._rank(part)
+            self._report(Progress(phase="judge", done=len(scores), total=len(prompts)))
+        return scores
+
+    def _rank(self, part: Sequence[tuple[Item, Sequence[str]]]) -> Scores:
+        requests = [
+            _request(f"{prompt.id}#{number}", prompt, text)
+            for prompt, texts in part
+            for number, text in enumerate(texts)
+        ]
+        replies = ask(Resources(judge=self._judge), requests, "ranker judge")
+        ratings = {item: read_rating(reply or "") for item, reply in replies.items()}
+        rated = [
+            [ratings[f"{prompt.id}#{number}"] for number, _ in enumerate(texts)]
+            for prompt, texts in part
+        ]
+        return [[None if r is None else Score(value=r) for r in row] for row in rated]
+
+
+class RuleRanker(Ranker):
+    """A user's own function of a prompt and its answers."""
+
+    def __init__(self, name: str) -> None:
+        """Import it.
+
+        Raises:
+            UserError: it cannot be, or has no source file.
+        """
+        self._name, self._source = name, plugins.source_hash(name)
+        self._function = plugins.load(name)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Its name and the hash of its source file."""
+        return {"ranker": self._name, "source": self._source}
+
+    def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
+        """Score by what the function returns: a number for each answer, or None."""
+        return [self._scores(*each) for each in zip(prompts, answers, strict=True)]
+
+    def _scores(self, prompt: Item, texts: Sequence[str]) -> list[Score | None]:
+        try:
+            found = list(self._function(prompt, list(texts)))
+            scores = [None if value is None else Score(value=float(value)) for value in found]
+        except Exception as error:  # whatever a user's function does
+            raise UserError(
+                f"{self._name}: prompt '{prompt.id}': {describe_error(error)}"
+            ) from None
+        if len(scores) != len(texts):
+            raise UserError(
+                f"{self._name}: prompt '{prompt.id}': {len(scores)} scores of {len(texts)} "
+                "answers: return one for each"
+            )
+        if not all(score is None or math.isfinite(score.value) for score in scores):
+            raise UserError(f"{self._name}: prompt '{prompt.id}': a score is not finite")
+        return scores
+
+
+def open_ranker(
+    settings: PairsConfig,
+    source: str,
+    places: DataPaths,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Ranker:
+    """Return what ranks answers, ready to.
+
+    Args:
+        settings: name it.
+        source: where the prompts are from, `data.source`.
+        places: where benchmarks' data and judges' replies lie.
+        report: told of a judge's replies.
+
+    Raises:
+        UserError: it lacks something.
+        TrialError: its judge cannot be asked.
+    """
+    if settings.ranker == "chair":
+        return ShapesChair() if source == SHAPES else CocoChair(places)
+    if settings.ranker == "judge":
+        return JudgeRanker(settings, places, report)
+    return RuleRanker(settings.ranker)
+
+
+def _request(name: str, prompt: Item, text: str) -> JudgeRequest:
+    picture = prompt.pictures[0]
+    suffix = "" if picture.file is None else picture.file.suffix.lower()
+    if picture.file is not None and suffix in _SEEN:
+        kind, content = _SEEN[suffix], picture.file.read_bytes()
+    else:
+        buffer = io.BytesIO()
+        picture.read().save(buffer, format="PNG")
+        kind, content = "png", buffer.getvalue()
+    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    asked = f"{PROMPT}\nQuestion: {prompt.prompt}\nAnswer to rate: {text}\n"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked}]
+    return JudgeRequest(item=name, messages=({"role": "user", "content": parts},), max_tokens=512)

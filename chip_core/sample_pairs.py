@@ -1,0 +1,104 @@
+"""Make preference pairs of the answers of a model that exists: no training, no study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from chip_core.config.identity import fingerprint, model_identity
+from chip_core.config.pairs import PairsConfig
+from chip_core.config.paths import DataPaths
+from chip_core.config.trial import DataConfig
+from chip_core.data import identity as data_identity
+from chip_core.evaluate import model_problems, named_model, weights_mark
+from chip_core.models import loading
+from chip_core.pairs.make import Made, make_pairs
+from chip_core.pairs.prompts import read_prompts
+from chip_core.pairs.ranking import open_ranker
+from chip_core.pairs.sampling import SampledModel
+from chip_core.results import Progress
+from chip_core.trained import weights_fingerprint
+from chip_core.utils.errors import ConfigError
+
+
+def sample_pairs(  # noqa: PLR0913 (options of the public function)
+    model: str,
+    prompts: DataConfig,
+    settings: PairsConfig,
+    *,
+    folder: Path,
+    places: DataPaths,
+    seed: int = 0,
+    base: str | None = None,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    batch_size: int = 64,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Made:
+    """Sample a model's answers, rank them, and write best against worst as preference pairs.
+
+    Answers that lie in `folder` already, of the same weights and settings, are taken over.
+
+    Args:
+        model: 'shapes', a folder, or a hub name.
+        prompts: rows of image and prompt.
+        settings: how answers are made, ranked and paired.
+        folder: gets the pairs; it holds nothing else.
+        places: where the ranker's data lie.
+        seed: of all draws.
+        base: the base model of a PEFT folder; None: the one that the folder names.
+        dtype: what answers are computed in.
+        batch_size: answers made together.
+        report: told of progress.
+
+    Raises:
+        UserError: there is no such model, the prompts cannot be read, the ranker lacks something,
+            or there is no pair.
+        TrialError: the model cannot be loaded, or a judge does not answer.
+    """
+    config, trained = named_model(model, base, dtype)
+    lacking = model_problems(model, config, trained, base)
+    if lacking:
+        raise ConfigError(lacking)
+    report(Progress(phase="start", done=0, total=1))
+    items = read_prompts(prompts)
+    ranker = open_ranker(settings, prompts.source, places, report)
+    known: dict[str, Any] = {
+        "model": {
+            **model_identity(config, loading.identity(config)),
+            **({} if trained is None else {"adapter": weights_fingerprint(trained)}),
+        },
+        "prompts": prompts_identity(prompts),
+    }
+    loaded, processor = loading.load(config, trained=trained)
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    sampled = SampledModel(
+        model=loaded,
+        processor=processor,
+        weights=weights_mark(config, trained),
+        bf16=dtype == "bf16",
+        batch_size=batch_size,
+    )
+    return make_pairs(
+        sampled,
+        items,
+        settings,
+        ranker,
+        seed=seed,
+        folder=folder,
+        known=known,
+        report=report,
+    )
+
+
+def prompts_identity(prompts: DataConfig) -> dict[str, Any]:
+    """Return what a provenance holds of prompts: their content as one hash, and how many at most.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    # As rows of whatever columns: they need no responses.
+    content = data_identity(prompts.model_copy(update={"format": "jsonl"}))
+    return {"content": fingerprint(content), "limit": prompts.limit}

@@ -1,0 +1,155 @@
+"""pairs: make preference pairs of a model's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands.common.options import Override, each_once, places_of, places_options
+from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.param_types import Location, Real, Text, Whole
+from orchestrator.commands.common.progress import Told
+
+
+@click.command(epilog="Example: chip-ablate pairs shapes --prompts shapes --limit 200 --out pairs")
+@click.argument("model", type=Text())
+@click.option(
+    "--prompts",
+    type=Text(),
+    required=True,
+    metavar="FILE",
+    help="Rows of image and prompt, as preference data or alone; shapes: the embedded world's.",
+)
+@click.option(
+    "--out",
+    type=Location("folder"),
+    required=True,
+    help="A folder for the pairs; answers that lie there are not sampled again.",
+)
+@click.option("--limit", type=Whole(1), help="The first N prompts only.")
+@click.option(
+    "-n", "answers", type=Whole(2), default=8, show_default=True, help="Answers a prompt."
+)
+@click.option("--temperature", type=Real(above_zero=True), default=1.0, show_default=True)
+@click.option(
+    "--top-p",
+    type=Real(above_zero=True, high=1.0),
+    default=1.0,
+    show_default=True,
+    help="Mass of the tokens that may be drawn.",
+)
+@click.option("--max-new-tokens", type=Whole(1), default=256, show_default=True)
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of all draws.")
+@click.option(
+    "--rank",
+    "ranker",
+    type=Text(),
+    default="chair",
+    show_default=True,
+    metavar="RANKER",
+    help="chair: fewest objects that are not there; judge; or module:function of your own.",
+)
+@click.option(
+    "--margin",
+    type=Real(),
+    default=0.0,
+    show_default=True,
+    help="Least difference of best and worst; equal ones are never a pair.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    type=Override(),
+    metavar="KEY=VALUE",
+    help="Of the judge: judge.model=NAME, judge.base_url=URL.",
+)
+@places_options
+@click.option(
+    "--image-root",
+    type=Text(),
+    help="Folder where image paths begin; default: the file's own.",
+)
+@click.option(
+    "--base", type=Text(), help="A PEFT folder's base model, where it is not the one it names."
+)
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Answered together.")
+@json_option()
+def pairs(
+    model: str,
+    prompts: str,
+    out: Path,
+    limit: int | None,
+    seed: int,
+    overrides: Sequence[tuple[str, Any]],
+    benchmark_data: Path | None,
+    judge_replies: Path | None,
+    image_root: str | None,
+    base: str | None,
+    dtype: Any,
+    batch: int,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Sample answers of MODEL, rank them, and write best against worst as preference pairs.
+
+    MODEL is a Hugging Face or PEFT folder or a hub name. What it writes is a `data.source`.
+    """
+    from rich.console import Console
+
+    from chip_core.config.trial import DataConfig
+    from chip_core.sample_pairs import sample_pairs
+    from chip_core.utils.errors import TrialError, UserError
+
+    asked = _settings(settings, each_once("--set", overrides))
+    places = places_of(benchmark_data, judge_replies, judge_cache=out / ".judge")
+    try:
+        made = sample_pairs(
+            model,
+            DataConfig(source=prompts, limit=limit, image_root=image_root),
+            asked,
+            folder=out,
+            places=places,
+            seed=seed,
+            base=base,
+            dtype=dtype,
+            batch_size=batch,
+            report=Told(Console(stderr=True)),
+        )
+    except TrialError as error:
+        raise UserError(str(error)) from None
+    if as_json:
+        print_json(made.as_json())
+        return
+    console = Console()
+    console.print(
+        f"{made.pairs:,} pairs of {made.prompts:,} prompts in {made.folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    for reason, count in made.dropped.items():
+        console.print(f"  {count:,} dropped: {reason}", markup=False, highlight=False)
+
+
+def _settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
+    """Return the settings, checked; `judge.model=x` is a key of a section."""
+    from pydantic import ValidationError
+
+    from chip_core.config.pairs import PairsConfig
+    from chip_core.config.validation import explain, set_key
+    from chip_core.utils.errors import ConfigError
+
+    tree: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key.split(".")[0] != "judge":
+            raise ConfigError([f"--set {key}: names no key of the judge: write judge.model=NAME"])
+        set_key(tree, key, value)
+    try:
+        return PairsConfig.model_validate({**tree, **given})
+    except ValidationError as error:
+        raise ConfigError(explain(error, PairsConfig, "--rank or --set")) from None

@@ -1,0 +1,171 @@
+"""Pairs of a model's own answers: what becomes one, what is written, and when nothing is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chip_core.config.pairs import PairsConfig
+from chip_core.config.paths import DataPaths
+from chip_core.config.trial import DataConfig
+from chip_core.data.preferences import load_pairs
+from chip_core.pairs.make import NARROW, ONE_ANSWER, TIE, UNRANKED, Made, choose
+from chip_core.pairs.ranking import Score
+from chip_core.results import Progress
+from chip_core.sample_pairs import sample_pairs
+from chip_core.shapes import captions, world
+from chip_core.utils.errors import StoppedError, TrialError, UserError
+
+SETTINGS: dict[str, Any] = {"answers": 4, "temperature": 1.5, "max_new_tokens": 32}
+PROMPTS = 6
+
+
+def all_ties(prompt: Any, answers: list[str]) -> list[float]:
+    """A rule of one's own that finds no difference."""
+    return [0.0] * len(answers)
+
+
+def shortest(prompt: Any, answers: list[str]) -> list[float | None]:
+    """A rule of one's own; it has nothing to say of the first answer."""
+    return [None, *(-float(len(text)) for text in answers[1:])]
+
+
+def one_too_few(prompt: Any, answers: list[str]) -> list[float]:
+    """No rule at all."""
+    return [0.0]
+
+
+def made_in(folder: Path, *, batch: int = 8, report: Any = None, **settings: Any) -> Made:
+    torch.set_num_threads(1)
+    return sample_pairs(
+        "shapes",
+        DataConfig(source="shapes", limit=PROMPTS),
+        PairsConfig(**{**SETTINGS, **settings}),
+        folder=folder,
+        places=DataPaths(),
+        batch_size=batch,
+        report=report or (lambda progress: None),
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that a folder shows."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder): path for path in files}
+    return {
+        str(name): path.read_bytes()
+        for name, path in named.items()
+        if not name.parts[0].startswith(".")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    made_in(folder)
+    return folder
+
+
+def dies_after(batches: int) -> Callable[[Progress], None]:
+    told = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal told
+        told += progress.phase == "sample answers"
+        if told > batches:
+            raise StoppedError("killed")
+
+    return report
+
+
+def test_killed_twice_it_is_the_same_to_the_byte(whole: Path, tmp_path: Path) -> None:
+    for batches in (1, 2):
+        with pytest.raises(StoppedError):
+            made_in(tmp_path, report=dies_after(batches))
+        assert contents(tmp_path) == {}
+        (answers,) = (tmp_path / ".sampled").rglob("*.jsonl")
+        answers.write_bytes(answers.read_bytes()[:-9])  # in the middle of a line
+    made = made_in(tmp_path)
+    assert contents(tmp_path) == contents(whole)
+    assert made.pairs + sum(made.dropped.values()) == PROMPTS
+    assert made_in(tmp_path, report=dies_after(1)) == made  # nothing is sampled again
+
+
+def test_the_batch_changes_no_pair(whole: Path, tmp_path: Path) -> None:
+    made_in(tmp_path, batch=1)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_rows_are_the_best_against_the_worst_and_can_be_trained_on(whole: Path) -> None:
+    pairs = load_pairs(DataConfig(source=str(whole)))
+    rows = [json.loads(line) for line in (whole / "pairs.jsonl").read_text().splitlines()]
+    assert 0 < len(pairs) == len(rows) < PROMPTS
+    for pair, row in zip(pairs, rows, strict=True):
+        scene = world.scene_of(pair.id)
+        found = [captions.compare(scene, text).invented for text in (pair.chosen, pair.rejected)]
+        assert [-row["score_chosen"], -row["score_rejected"]] == found
+        assert found[0] < found[1]
+        assert pair.image.tobytes() == world.draw(scene).tobytes()
+    provenance = json.loads((whole / "provenance.json").read_text())
+    assert provenance["ranker"] == {"ranker": "chair", "version": "shapes-1"}
+    assert provenance["counts"]["pairs"] == len(rows)
+
+
+def test_ties_alone_write_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^no pair: of {PROMPTS} prompts .*tie: best and worst"):
+        made_in(tmp_path, ranker=f"{__name__}:all_ties")
+    assert contents(tmp_path) == {}
+
+
+def test_a_rule_of_ones_own_ranks(tmp_path: Path) -> None:
+    made_in(tmp_path, ranker=f"{__name__}:shortest")
+    for line in (tmp_path / "pairs.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert len(row["chosen"]) == -row["score_chosen"] < -row["score_rejected"]
+    assert "source" in json.loads((tmp_path / "provenance.json").read_text())["ranker"]
+
+
+def test_a_rule_that_scores_too_few_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one_too_few: prompt 'train/.*1 scores of .* answers"):
+        made_in(tmp_path, ranker=f"{__name__}:one_too_few")
+
+
+def test_a_folder_of_something_else_is_left_alone(whole: Path, tmp_path: Path) -> None:
+    before = contents(whole)
+    with pytest.raises(UserError, match="holds pairs of another model, other prompts or settings"):
+        made_in(whole, margin=1.5)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes.txt, which is no part of pairs"):
+        made_in(tmp_path)
+    assert contents(whole) == before
+
+
+def scored(*values: float | None) -> list[Score | None]:
+    return [None if value is None else Score(value=value) for value in values]
+
+
+def test_which_answers_make_a_pair() -> None:
+    texts = ["a", "b", "c"]
+    assert choose(texts[:1], scored(1), 0) == ONE_ANSWER
+    assert choose(texts, scored(None, 1, None), 0) == UNRANKED
+    assert choose(texts, scored(2, 2, 2), 0) == TIE
+    assert choose(texts, scored(2, 2, 1), 1.5) == NARROW
+    assert choose(texts, scored(1, 2, 2), 1) == ("b", "a", Score(value=2), Score(value=1))
+    richer = [*scored(0), Score(value=2, further=1), Score(value=2, further=3)]
+    assert choose(texts, richer, 0) == ("c", "a", richer[2], richer[0])
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises((UserError, TrialError), match="no folder"):
+        sample_pairs(
+            str(tmp_path / "absent"),
+            DataConfig(source="shapes"),
+            PairsConfig(),
+            folder=tmp_path / "out",
+            places=DataPaths(),
+        )
