@@ -96,14 +96,14 @@ def sample(
             left = {item.id for item in batch.items} - answers.keys()
             if not left:
                 continue
-            made = zip(batch.items, decoder.answers(batch), strict=True)
-            new = [(item, text) for item, text in made if item.id in left]
+            made = zip(batch.items, decoder.responses(batch), strict=True)
+            new = [(item, response) for item, response in made if item.id in left]
             file.add(new)
-            answers.update((item.id, text) for item, text in new)
+            answers.update((item.id, response) for item, response in new)
             rate = (len(answers) - before) / max(time.perf_counter() - began, 1e-9)
             figures = {
                 "items_per_second": rate,
                 "seconds_left": (len(items) - len(answers)) / rate,
             }
             report(Progress(phase=phase, done=len(answers), total=len(items), figures=figures))
-    return [[answers[item.id] for item in group] for group in asked]
+    return [[answers[item.id].text for item in group] for group in asked]
