@@ -19,9 +19,9 @@ demo: install
 
 install: $(STAMP)
 
-# Two workers of one thread each, file by file: tests on Ray wait most of their time.
+# Three workers of one thread each on two cores, file by file: tests on Ray wait most of their time.
 test: install
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile
 
 # Clusters in namespaces of this machine: up, a study by job, down, and the figures; once with a shared
 # disk, once with an S3-compatible server in its place. Needs root, openssh-server, rsync and iproute2.
@@ -52,7 +52,7 @@ test-extras:
 	@test -x .venv-extras/bin/python || $(PYTHON) -m venv .venv-extras
 	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[dev,int8,nf4]'
-	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/chip_core/models/test_quantized.py \
+	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/chip_core/models/test_precision_nf4.py \
 		tests/chip_core/training/optimizer
 
 # Lines and branches of chip_core that its own tests do not reach.

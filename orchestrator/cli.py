@@ -18,15 +18,14 @@ from orchestrator.commands.data import data
 from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.gallery import gallery
 from orchestrator.commands.judge_humans import judge_humans
+from orchestrator.commands.mlflow import sync, ui
 from orchestrator.commands.new import new, schema
 from orchestrator.commands.pairs import pairs
 from orchestrator.commands.plugin import plugin
 from orchestrator.commands.represent import represent
 from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
-from orchestrator.commands.sync import sync
 from orchestrator.commands.trials import diff, export, rm, show
-from orchestrator.commands.ui import ui
 
 PROGRAM = "chip-ablate"
 #: What a file system says of a path or of permissions: nothing that a traceback would explain.

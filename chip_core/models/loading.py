@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
-from chip_core.models import own, quantized, remote, templates
+from chip_core.models import own, remote, templates
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError, UnfitError, brief
 from chip_core.utils.files import expand_path, read_json
@@ -249,12 +249,12 @@ def load_whole(
     from transformers.utils import logging
 
     from chip_core.models.fit import check_finite
-    from chip_core.models.precision import DTYPES
+    from chip_core.models.precision import DTYPES, keep_packed, nf4_settings
 
     own.register()
     kind: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if quantize == "nf4":
-        kind["quantization_config"] = quantized.settings(source, DTYPES[dtype], **options)
+        kind["quantization_config"] = nf4_settings(source, DTYPES[dtype], **options)
     logging.disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of what does not fit is a table; here it is a line
@@ -283,7 +283,7 @@ def load_whole(
     finally:
         logging.set_verbosity(told)
     if quantize == "nf4":
-        quantized.keep_packed(loaded)
+        keep_packed(loaded)
     _check_weights(source, loaded, found)
     check_finite(source, loaded.state_dict())
     return loaded

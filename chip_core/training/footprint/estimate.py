@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.precision import DTYPES
-from chip_core.models.quantized import BYTES as NF4_BYTES
+from chip_core.models.precision import DTYPES, NF4_BYTES
 from chip_core.training.footprint.step import (
     FP32,
     Measured,

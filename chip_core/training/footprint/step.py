@@ -29,8 +29,7 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.memory import recompute_layers
 from chip_core.models.packing import Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
-from chip_core.models.precision import as_held
-from chip_core.models.quantized import quantized_weights
+from chip_core.models.precision import as_held, quantized_weights
 from chip_core.objectives.head import OutputHead, head_scores
 from chip_core.objectives.parts import VIEWS
 from chip_core.training.layout import lying

@@ -155,9 +155,9 @@ def _counted(config: TrialConfig) -> _Model | None:
 def _width(config: TrialConfig) -> float:
     """Return the bytes of a weight that are read for each token that is decoded."""
     if config.model.quantize == "nf4":
-        from chip_core.models.quantized import BYTES
+        from chip_core.models.precision import NF4_BYTES
 
-        return BYTES
+        return NF4_BYTES
     return 2 if config.model.dtype == "bf16" else 4
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 from scipy.stats import t
 
 from orchestrator.analysis import prediction_powered_mean
@@ -118,7 +118,6 @@ def test_no_interval_where_nothing_varies_or_hardly_anything_is_labelled() -> No
     assert alike.corrected.interval is None and alike.corrected.value == 1
 
 
-@settings(deadline=None)
 @given(
     strategies.floats(-5, 5),
     strategies.floats(0.1, 10),

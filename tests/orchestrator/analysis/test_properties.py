@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis import contrast
@@ -31,7 +31,6 @@ def same(one, other):
     )
 
 
-@settings(deadline=None)
 @given(studies(), st.integers(-3000, 3000).map(lambda thousandth: thousandth / 1000))
 def test_the_estimate_is_linear_in_the_weights(study, factor):
     values, weights, blocked = study
@@ -43,7 +42,6 @@ def test_the_estimate_is_linear_in_the_weights(study, factor):
     assert whole == pytest.approx(sum(parts), abs=1e-9)
 
 
-@settings(deadline=None)
 @given(studies(), st.randoms())
 def test_the_order_of_items_and_of_cells_changes_nothing(study, random):
     values, weights, blocked = study
@@ -57,7 +55,6 @@ def test_the_order_of_items_and_of_cells_changes_nothing(study, random):
     assert all(same(getattr(one, name), getattr(other, name)) for name in FIGURES)
 
 
-@settings(deadline=None)
 @given(studies(), st.sampled_from([-100.0, -1.0, 0.01, 100.0]))
 def test_scaling_the_values_scales_estimate_and_error(study, scale):
     values, weights, blocked = study
@@ -69,7 +66,6 @@ def test_scaling_the_values_scales_estimate_and_error(study, scale):
     assert all(same(getattr(one, name), getattr(other, name)) for name in ("df", "p"))
 
 
-@settings(deadline=None)
 @given(studies())
 def test_identical_cells_do_not_differ(study):
     values, _, blocked = study
@@ -79,7 +75,6 @@ def test_identical_cells_do_not_differ(study):
     assert found.p in (None, 1.0)
 
 
-@settings(deadline=None)
 @given(studies())
 def test_the_variance_is_no_less_than_either_source(study):
     values, weights, blocked = study

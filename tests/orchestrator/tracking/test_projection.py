@@ -454,7 +454,7 @@ def test_one_arm_is_compared_with_nothing(tracker, plan_of):
 
 
 def test_the_pages_are_where_ui_serves_them_or_the_server_is():
-    from orchestrator.commands.ui import ui
+    from orchestrator.commands.mlflow import ui
 
     defaults = {option.name: option.default for option in ui.params}
     assert f"http://{defaults['host']}:{defaults['port']}" == UI

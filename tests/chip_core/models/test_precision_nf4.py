@@ -19,8 +19,7 @@ from chip_core.export import export_model
 from chip_core.models import loading
 from chip_core.models.base_models import BASE_MODELS
 from chip_core.models.memory import bytes_needed
-from chip_core.models.precision import in_fp32
-from chip_core.models.quantized import BYTES
+from chip_core.models.precision import NF4_BYTES, in_fp32
 from chip_core.results import read_result
 from chip_core.training.footprint.estimate import footprint
 from chip_core.training.footprint.step import RowShape
@@ -181,8 +180,8 @@ def test_the_estimate_counts_half_a_byte_and_scales() -> None:
         2 * text.hidden_size * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)
     )
     weights = text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
-    assert BYTES == 0.5 + 1 / 64 + 1 / 4096  # 4 bits; 8 of each 64; 32 of each 256 of those
-    assert sizes[0].weights - sizes[1].weights == round((2 - BYTES) * weights)
+    assert NF4_BYTES == 0.5 + 1 / 64 + 1 / 4096  # 4 bits; 8 of each 64; 32 of each 256 of those
+    assert sizes[0].weights - sizes[1].weights == round((2 - NF4_BYTES) * weights)
     largest = 2 * text.hidden_size * max(text.intermediate_size, text.hidden_size)
     assert sizes[1].activations - sizes[0].activations == largest  # one is unpacked at a time
 
@@ -202,7 +201,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
 
 def test_without_its_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     find: Callable[..., Any] = importlib.util.find_spec
-    for module in ("chip_core.config.packages", "chip_core.models.quantized"):
+    for module in ("chip_core.config.packages", "chip_core.models.precision"):
         monkeypatch.setattr(
             f"{module}.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
         )
