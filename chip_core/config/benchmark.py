@@ -75,6 +75,12 @@ class JudgeConfig(Shorthand):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         doc="the environment variable that holds the key, where trials run; null: no key",
     )
+    mode: Literal["live", "batch"] = engine(
+        "live",
+        doc="'live': one call an answer; 'batch': files of calls by the endpoint's batches, which "
+        "take up to a day and cost less",
+    )
+    poll: float = engine(30.0, gt=0, doc="seconds between two looks at a batch")
     timeout: float = engine(60.0, gt=0, doc="seconds that one call may take")
     concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
