@@ -41,6 +41,13 @@ class BudgetConfig(Section):
     tokens: int | None = engine(None, ge=1, doc="most tokens, of questions and replies")
 
 
+class PriceConfig(Section):
+    """What a judge's tokens cost, in your currency: `plan` tells what they come to."""
+
+    input: float = engine(ge=0, doc="of a million tokens of questions")
+    output: float = engine(ge=0, doc="of a million tokens of replies")
+
+
 class LimitsConfig(Section):
     """What an endpoint takes: kept to by all trials and studies of a work directory together."""
 
@@ -85,6 +92,7 @@ class JudgeConfig(Shorthand):
     concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
     budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
+    price: PriceConfig | None = engine(None, doc="of its tokens; null: not known")
     limits: LimitsConfig = engine(LimitsConfig, doc="what the endpoint takes of all trials")
 
     @field_validator("send")
