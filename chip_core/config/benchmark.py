@@ -41,6 +41,13 @@ class BudgetConfig(Section):
     tokens: int | None = engine(None, ge=1, doc="most tokens, of questions and replies")
 
 
+class PriceConfig(Section):
+    """What a judge's tokens cost, in your currency: `plan` tells what they come to."""
+
+    input: float = engine(ge=0, doc="of a million tokens of questions")
+    output: float = engine(ge=0, doc="of a million tokens of replies")
+
+
 class LimitsConfig(Section):
     """What an endpoint takes: kept to by all trials and studies of a work directory together."""
 
@@ -75,10 +82,17 @@ class JudgeConfig(Shorthand):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         doc="the environment variable that holds the key, where trials run; null: no key",
     )
+    mode: Literal["live", "batch"] = engine(
+        "live",
+        doc="'live': one call an answer; 'batch': files of calls by the endpoint's batches, which "
+        "take up to a day and cost less",
+    )
+    poll: float = engine(30.0, gt=0, doc="seconds between two looks at a batch")
     timeout: float = engine(60.0, gt=0, doc="seconds that one call may take")
     concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
     budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
+    price: PriceConfig | None = engine(None, doc="of its tokens; null: not known")
     limits: LimitsConfig = engine(LimitsConfig, doc="what the endpoint takes of all trials")
 
     @field_validator("send")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from rich.console import RenderableType
@@ -13,6 +13,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.size import gigabytes
 from orchestrator.cost.budget import amounts
 from orchestrator.cost.estimate import Cost, Estimate
+from orchestrator.cost.judges import JudgeCosts, JudgeTokens
 from orchestrator.cost.memory import Fit, change_words, memory_words, parts_words
 from orchestrator.cost.power import PowerEstimate
 from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATION
@@ -63,6 +64,7 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
             named = sorted(found.total.unknown)
             more = f", and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
             yield Text(f"not known, and in no sum: {', '.join(named[:_LISTED])}{more}")
+    yield from _judge_lines(estimated.judges)
     for fit in estimated.fits:
         if fit.bytes is not None:
             yield from _fit_lines(fit)
@@ -87,6 +89,46 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
         yield Text(line, style="bold red" if disk.known > disk.free else "")
     if estimated.power is not None:
         yield from power_lines(estimated.power, len(estimated.plan.study.seeds))
+
+
+def _judge_lines(judges: JudgeCosts) -> Iterator[RenderableType]:
+    """Say what judges are to be asked, and what that costs."""
+    if judges.arms:
+        table = Table(box=None, pad_edge=False)
+        for title in ("to be judged", "calls", "tokens sent", "tokens replied", "price"):
+            table.add_column(title, justify="left" if title == "to be judged" else "right")
+        for name, tokens in (*judges.arms.items(), ("all", judges.total)):
+            counts = (tokens.calls, tokens.sent, tokens.replied)
+            cells = [_between(*count, show=lambda number: f"{number:,.0f}") for count in counts]
+            cells.append("?" if tokens.price is None else _between(*tokens.price, show=money))
+            table.add_row(Text(name), *cells)
+        yield table
+        if judges.total.price is None:
+            yield Text("what judges cost is not known: give judge.price")
+    for name, why in judges.unknown.items():
+        yield Text(f"what the judge of {name} will be asked is not known: {why}")
+
+
+def _between(low: float, high: float | None, *, show: Callable[[float], str]) -> str:
+    if high is None:
+        return f"{show(low)} or more"
+    return show(low) if show(low) == show(high) else f"{show(low)} to {show(high)}"
+
+
+def _judges_json(judges: JudgeCosts) -> dict[str, Any]:
+    def plain(tokens: JudgeTokens) -> dict[str, Any]:
+        return {
+            "calls": list(tokens.calls),
+            "tokens_sent": list(tokens.sent),
+            "tokens_replied": list(tokens.replied),
+            "price": None if tokens.price is None else list(tokens.price),
+        }
+
+    return {
+        "arms": [{"arm": name, **plain(tokens)} for name, tokens in judges.arms.items()],
+        "total": plain(judges.total),
+        "unknown": dict(judges.unknown),
+    }
 
 
 def _fit_lines(fit: Fit) -> Iterator[Text]:
@@ -198,6 +240,7 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
         "passes": [
             {"passes": name, **_cost_json(cost, estimated)} for name, cost in found.passes.items()
         ],
+        "judges": _judges_json(estimated.judges),
         "memory": [
             {
                 "arms": list(fit.arms),

@@ -9,6 +9,7 @@ from chip_core.utils.errors import UserError
 from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.calibration.calibrate import Say, calibrate, kept
 from orchestrator.cost.estimate import Estimate, Way, estimate
+from orchestrator.cost.judges import JudgeCosts, judge_costs
 from orchestrator.cost.machines import machines_of, places_for, places_on
 from orchestrator.cost.memory import Disk, Fit, MemoryEstimator, disk, fits
 from orchestrator.cost.power import PowerEstimate
@@ -63,6 +64,7 @@ class CostEstimate:
     given: UserRates
     fits: tuple[Fit, ...]
     disk: Disk
+    judges: JudgeCosts
     problems: dict[str, str]  # what could not be calibrated, and why
     trimmed: Trimmed | None  # None: no budget, or none that can be held
     budget_problem: str | None = None  # why the study's budget cannot be held
@@ -159,6 +161,7 @@ def estimate_study_cost(
             )
         ),
         disk=disk(work, rates, estimator, at_once=slots, storage=storage),
+        judges=judge_costs(work.trials, plan.places),
         problems=problems,
         trimmed=trimmed,
         budget_problem=budget_problem,

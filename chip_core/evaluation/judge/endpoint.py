@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from chip_core.config.benchmark import JudgeConfig
+from chip_core.evaluation.judge.batch import Batches, BatchFailedError, Call
 from chip_core.evaluation.judge.cache import Reply, ReplyCache, request_key
 from chip_core.evaluation.judge.limits import EndpointLimits, expected_tokens
 from chip_core.evaluation.scorer import JudgeRequest
@@ -86,6 +87,17 @@ class EndpointJudge:
             TrialError: the endpoint refuses the key or the model, the budget is spent, or no call
                 came through.
         """
+        if self._settings.mode == "batch":
+            replies = self._ask_in_batches(requests)
+        else:
+            replies = self._ask_live(requests)
+        if self._stop is not None:
+            raise TrialError(self._stop)
+        if requests and all(reply is None for reply in replies):
+            raise TrialError(self._told(f"no call was answered{self._last_failure}"))
+        return replies
+
+    def _ask_live(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
         done = 0
 
         def answer(request: JudgeRequest) -> str | None:
@@ -97,15 +109,67 @@ class EndpointJudge:
             return reply
 
         with ThreadPoolExecutor(max_workers=self._settings.concurrency) as pool:
-            replies = list(pool.map(answer, requests))
-        if self._stop is not None:
-            raise TrialError(self._stop)
-        if requests and all(reply is None for reply in replies):
-            raise TrialError(self._told(f"no call was answered{self._last_failure}"))
-        return replies
+            return list(pool.map(answer, requests))
 
-    def _before(self, _: Any) -> None:
-        self._limits.wait()
+    def _ask_in_batches(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
+        import openai
+
+        keys: list[str] = []
+        calls: dict[str, Call] = {}
+        for request in requests:
+            parameters, messages = self._parameters(request), list(request.messages)
+            keys.append(request_key(self.model, parameters, messages))
+            calls[keys[-1]] = Call(item=request.item, body={"messages": messages, **parameters})
+        known = sum(self._cache.get(key) is not None for key in keys)
+
+        def on_wait(done: int) -> None:
+            self._on_reply(min(known + done, len(requests)), len(requests))
+
+        batches = Batches(self._client, self._cache, self._settings, reply=_reply, on_wait=on_wait)
+        try:
+            failed = batches.fill(calls, self._allow)
+        except BatchFailedError as error:
+            raise TrialError(self._told(f"the batch failed{self._words(error)}")) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise TrialError(self._refuses_key(error)) from None
+        except openai.NotFoundError as error:
+            raise TrialError(
+                self._told(f"has no batches (HTTP 404){self._words(error)}: write judge.mode: live")
+            ) from None
+        except openai.APIStatusError as error:
+            raise TrialError(
+                self._told(f"refuses a batch (HTTP {error.status_code}){self._words(error)}")
+            ) from None
+        except openai.OpenAIError:
+            raise TrialError(
+                self._told("no connection; a batch that was made is waited for by the next run")
+            ) from None
+        finally:
+            self.paid += batches.paid
+        for key, why in failed.items():
+            self._refused(why, calls[key].body)
+        replies = [self._cache.get(key) for key in keys]
+        self.returned |= {reply.returned for reply in replies if reply is not None}
+        self._on_reply(len(requests), len(requests))
+        return [None if reply is None else reply.text for reply in replies]
+
+    def _allow(self, count: int) -> None:
+        """Raise where calls that are not answered yet are beyond the budget."""
+        budget = self._settings.budget
+        calls, tokens = self._cache.spent(self.model)
+        if budget.calls is not None and calls + count > budget.calls:
+            raise TrialError(
+                self._told(
+                    f"its budget of {budget.calls} calls, of which {calls} are spent, does not "
+                    f"hold the {count} of its batches: raise judge.budget.calls"
+                )
+            )
+        if budget.tokens is not None and tokens >= budget.tokens:
+            raise TrialError(self._tokens_spent())
+
+    def _before(self, request: Any) -> None:
+        if request.url.path.endswith("/chat/completions"):
+            self._limits.wait()
 
     def _after(self, response: Any) -> None:
         if response.status_code in (429, 503):
@@ -148,9 +212,7 @@ class EndpointJudge:
                     f"its budget of {budget.calls} calls is spent: raise judge.budget.calls"
                 )
             elif budget.tokens is not None and tokens >= budget.tokens:
-                self._stop = self._told(
-                    f"its budget of {budget.tokens} tokens is spent: raise judge.budget.tokens"
-                )
+                self._stop = self._tokens_spent()
             if self._stop is not None:
                 return None
             self._in_flight += 1
@@ -181,10 +243,7 @@ class EndpointJudge:
                 )
                 return _reply(said)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                self._stop = self._told(
-                    f"refuses the key (HTTP {error.status_code}): mend what "
-                    f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
-                )
+                self._stop = self._refuses_key(error)
                 return None
             except openai.NotFoundError as error:
                 self._stop = self._told(
@@ -192,13 +251,7 @@ class EndpointJudge:
                 )
                 return None
             except openai.APIStatusError as error:
-                self._failed(f"HTTP {error.status_code}", self._words(error))
-                if refused := _refused_key(error, parameters):
-                    # Every call would be: no need to make them.
-                    self._stop = self._told(
-                        f"refuses a key of the request (HTTP {error.status_code})"
-                        f"{self._words(error)}: {_mending(refused)}"
-                    )
+                self._refused(error, parameters)
                 return None
             except openai.APITimeoutError:
                 self._failed(f"no answer within {self._settings.timeout:g} s")
@@ -212,6 +265,26 @@ class EndpointJudge:
             ):
                 self._failed("an answer that is no chat completion")
         return None
+
+    def _refused(self, error: Any, parameters: Mapping[str, Any]) -> None:
+        """Note why a call has no reply."""
+        self._failed(f"HTTP {error.status_code}", self._words(error))
+        if refused := _refused_key(error, parameters):
+            # Every call would be: no need to make them.
+            self._stop = self._told(
+                f"refuses a key of the request (HTTP {error.status_code})"
+                f"{self._words(error)}: {_mending(refused)}"
+            )
+
+    def _refuses_key(self, error: Any) -> str:
+        return self._told(
+            f"refuses the key (HTTP {error.status_code}): mend what "
+            f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
+        )
+
+    def _tokens_spent(self) -> str:
+        bound = self._settings.budget.tokens
+        return self._told(f"its budget of {bound} tokens is spent: raise judge.budget.tokens")
 
     def _failed(self, why: str, words: str = "") -> None:
         self._last_failure = f" ({why}){words}"

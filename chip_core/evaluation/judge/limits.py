@@ -28,7 +28,7 @@ LONGEST_PAUSE = 600.0  # seconds that an endpoint's Retry-After is waited for
 _LONGEST_WAIT = 3600.0  # what is further away was written before the clock was set back
 _MINUTE = 60.0
 _LOOK_AGAIN = 0.5  # seconds, at most: the endpoint may ask for quiet meanwhile
-_CHARACTERS = 4  # of a token, as a rule of thumb
+CHARACTERS = 4  # of a token, as a rule of thumb
 
 
 class EndpointLimits:
@@ -135,7 +135,7 @@ _NAMES = ("requests", "tokens", "pause")
 
 def expected_tokens(request: JudgeRequest, parameters: Mapping[str, Any]) -> int:
     """Return about how many tokens a call takes at most, before it is made."""
-    sent = len(json.dumps(list(request.messages), ensure_ascii=False)) // _CHARACTERS
+    sent = len(json.dumps(list(request.messages), ensure_ascii=False)) // CHARACTERS
     longest = parameters.get("max_tokens", parameters.get("max_completion_tokens"))
     return sent + (longest if isinstance(longest, int) else 0)
 

@@ -1,0 +1,312 @@
+"""Ask a judge by batches: files of requests that an endpoint answers within a day, for less.
+
+The form is OpenAI's (https://platform.openai.com/docs/api-reference/batch): a file of requests is
+uploaded, a batch is made of it and looked at until it has ended, and its files of replies and of
+errors are read.
+
+No reply is paid for twice. A batch is written down beside the replies, in `batches/`, before it is
+made (its file and what it asks) and again with its id; it is removed when its replies are kept. So
+who comes after a kill, or asks the same meanwhile, waits for that batch. One that was made by who
+was killed before its id came is found again by its file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from chip_core.config.benchmark import JudgeConfig
+from chip_core.evaluation.judge.cache import Reply, ReplyCache
+from chip_core.utils.errors import warn_once
+from chip_core.utils.files import read_checksummed, write_checksummed
+
+if TYPE_CHECKING:
+    import openai
+
+URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+MOST_ROWS = 50_000  # of a file, as OpenAI has it
+MOST_BYTES = 150 * 2**20  # below OpenAI's 200 MB
+_ENDED = {"completed", "expired", "cancelled", "failed"}
+_LOOK_AT_STOP = 2.0  # seconds, at most, between two reports of a batch that is waited for
+#: Rows that may be answered when they are asked again.
+_AGAIN = {408, 409, 429}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request of a batch."""
+
+    item: str
+    body: Mapping[str, Any]  # as a live request's
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowError:
+    """Why a row of a batch has no reply, in the form of the client's own errors."""
+
+    status_code: int
+    body: Any
+    param: Any = None
+
+    @property
+    def again(self) -> bool:
+        """Whether it may be answered next time."""
+        return self.status_code in _AGAIN or self.status_code >= 500 or self.status_code < 400
+
+
+class BatchFailedError(Exception):
+    """A batch failed as a whole; `body` is what the endpoint says of it."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__("the batch failed")
+        self.body = body
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """A batch as it is written down."""
+
+    endpoint: str  # a hash of address and model
+    file: str  # the endpoint's id of what was uploaded
+    keys: Sequence[str]
+    batch: str | None  # the endpoint's id; None: it was not told yet
+
+
+class Batches:
+    """The batches of one judge."""
+
+    def __init__(
+        self,
+        client: openai.OpenAI,
+        cache: ReplyCache,
+        settings: JudgeConfig,
+        *,
+        reply: Callable[[Any], Reply],
+        on_wait: Callable[[int], None],
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: the endpoint's.
+            cache: where replies are kept, and batches written down.
+            settings: the judge.
+            reply: reads a chat completion; a ValueError and its like say that it is none.
+            on_wait: told again and again of how many replies came; what it raises ends the wait.
+        """
+        mark = json.dumps([settings.base_url, settings.model])
+        self.paid = 0  # replies that were kept
+        self._client, self._cache, self._settings = client, cache, settings
+        self._reply, self._on_wait = reply, on_wait
+        self._folder = cache.folder / "batches"
+        self._endpoint = hashlib.sha256(mark.encode()).hexdigest()[:16]
+
+    def fill(
+        self, calls: Mapping[str, Call], allow: Callable[[int], None]
+    ) -> Mapping[str, RowError]:
+        """Have the replies to calls in the cache; return what came in place of those that failed.
+
+        Args:
+            calls: by the key of their reply.
+            allow: told how many calls are open and about to be sent together; raises where that is
+                too much.
+
+        Raises:
+            BatchFailedError: the endpoint takes no such batch.
+            openai.OpenAIError: it cannot be reached, or refuses.
+        """
+        failed: dict[str, RowError] = {}
+        for _ in range(1 + self._settings.retries):
+            left = {
+                key: call
+                for key, call in calls.items()
+                if self._cache.get(key) is None and (key not in failed or failed[key].again)
+            }
+            if not left:
+                break
+            for path in self._send(left, allow):
+                failed |= self._finish(path, calls)
+        return {key: error for key, error in failed.items() if self._cache.get(key) is None}
+
+    def _send(self, calls: Mapping[str, Call], allow: Callable[[int], None]) -> list[Path]:
+        """Send what no batch asks yet; return the records of the batches that ask these calls."""
+        with self._locked():
+            open_ones = dict(self._records())
+            asked = {key for record in open_ones.values() for key in record.keys}
+            fresh = {key: call for key, call in calls.items() if key not in asked}
+            if fresh:
+                allow(len(asked) + len(fresh))
+            for keys, content in _files(fresh, self._settings.model):
+                made = self._client.files.create(file=("requests.jsonl", content), purpose="batch")
+                path = self._folder / f"{hashlib.sha256(made.id.encode()).hexdigest()[:16]}.json"
+                record = _Record(endpoint=self._endpoint, file=made.id, keys=keys, batch=None)
+                write_checksummed(path, asdict(record))
+                open_ones[path] = record
+                self._create(path, record)
+            wanted = [
+                path for path, one in open_ones.items() if not calls.keys().isdisjoint(one.keys)
+            ]
+            for path in wanted:
+                if path.exists() and self._read(path).batch is None:
+                    self._create(path, self._read(path), look=True)  # another was killed there
+            return wanted
+
+    def _create(self, path: Path, record: _Record, *, look: bool = False) -> None:
+        """Make the batch of an uploaded file, which is paid for, and write its id down.
+
+        Where it is not known whether it was made, the endpoint's batches are looked through first.
+        """
+        import openai
+
+        for left in range(self._settings.retries, -1, -1):
+            try:
+                found = self._find(record.file) if look else None
+                batch = found or self._client.with_options(max_retries=0).batches.create(
+                    input_file_id=record.file, endpoint=URL, completion_window="24h"
+                )
+                break
+            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
+                look = True  # it may have come through
+                if not left:
+                    raise
+                self._pause(min(8.0, self._settings.poll))
+            except openai.APIStatusError:
+                path.unlink()  # refused: it was not made
+                raise
+        write_checksummed(path, {**asdict(record), "batch": batch.id})
+
+    def _find(self, file: str) -> Any:
+        """Return the newest batch of an uploaded file; None where there is none."""
+        return next(
+            (one for one in self._client.batches.list(limit=100) if one.input_file_id == file), None
+        )
+
+    def _finish(self, path: Path, calls: Mapping[str, Call]) -> Mapping[str, RowError]:
+        """Wait for a batch, keep its replies, and return the errors of the other rows."""
+        import openai
+
+        try:
+            record = self._read(path)
+        except FileNotFoundError:
+            return {}  # another trial has kept its replies
+        assert record.batch is not None
+        batch: Any = None
+        while batch is None or batch.status not in _ENDED:
+            if batch is not None:
+                self._pause(self._settings.poll)
+            try:
+                batch = self._client.batches.retrieve(record.batch)
+            except openai.NotFoundError:
+                warn_once(f"batch {record.batch} is not known any more: its calls are made again")
+                path.unlink(missing_ok=True)
+                return {}
+            self._on_wait(getattr(batch.request_counts, "completed", 0) or 0)
+            if not path.exists():
+                return {}
+        with self._locked():
+            if not path.exists():
+                return {}
+            failed = self._keep(batch, record, calls)
+            path.unlink()
+        if batch.status == "failed":
+            raise BatchFailedError(_first_error(batch))
+        return failed
+
+    def _keep(self, batch: Any, record: _Record, calls: Mapping[str, Call]) -> dict[str, RowError]:
+        """Keep a batch's replies; a row that neither file has is one that expired."""
+        # What another trial asked in this batch is kept for it, without its item's name.
+        failed = {key: RowError(status_code=408, body="expired") for key in record.keys}
+        for file in (batch.output_file_id, batch.error_file_id):
+            if not file:
+                continue
+            for line in self._client.files.content(file).content.splitlines():
+                key, found = self._row(line)
+                if key not in failed:
+                    continue  # no row of ours
+                if isinstance(found, RowError):
+                    failed[key] = found
+                    continue
+                del failed[key]
+                if self._cache.get(key) is None:
+                    item = calls[key].item if key in calls else ""
+                    self._cache.put(key, self._settings.model, item, found)
+                    self.paid += 1
+        return failed
+
+    def _row(self, line: bytes) -> tuple[str, Reply | RowError]:
+        """Return the key of a line of a file, and what it says."""
+        from openai.types.chat import ChatCompletion
+
+        try:
+            row = json.loads(line)
+            key, response = str(row["custom_id"]), row.get("response") or {}
+            status, body = int(response.get("status_code") or 0), response.get("body")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return "", RowError(status_code=0, body="no row of a batch")
+        if status == 200 and isinstance(body, dict):
+            try:
+                return key, self._reply(ChatCompletion.construct(**body))
+            except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
+                return key, RowError(status_code=0, body="an answer that is no chat completion")
+        error = row.get("error") or (body.get("error") if isinstance(body, dict) else body)
+        param = error.get("param") if isinstance(error, dict) else None
+        return key, RowError(status_code=status, body=error, param=param)
+
+    def _pause(self, seconds: float) -> None:
+        """Let time pass, and notice a stop."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_AT_STOP))
+            self._on_wait(0)
+
+    def _records(self) -> Iterator[tuple[Path, _Record]]:
+        """Yield what is written down of this endpoint's batches."""
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                record = self._read(path)
+            except (OSError, ValueError, KeyError, TypeError):
+                warn_once(f"{path} is not as it was written: what its batch asks is asked again")
+                path.unlink(missing_ok=True)
+                continue
+            if record.endpoint == self._endpoint:
+                yield path, record
+
+    def _read(self, path: Path) -> _Record:
+        return _Record(**read_checksummed(path))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _files(calls: Mapping[str, Call], model: str) -> Iterator[tuple[list[str], bytes]]:
+    """Yield files of requests that are not too large, each with the keys of its rows."""
+    keys: list[str] = []
+    lines: list[bytes] = []
+    size = 0
+    for key, call in calls.items():
+        body = {"model": model, **call.body}
+        row = {"custom_id": key, "method": "POST", "url": URL, "body": body}
+        line = json.dumps(row).encode() + b"\n"
+        if keys and (len(keys) == MOST_ROWS or size + len(line) > MOST_BYTES):
+            yield keys, b"".join(lines)
+            keys, lines, size = [], [], 0
+        keys.append(key)
+        lines.append(line)
+        size += len(line)
+    if keys:
+        yield keys, b"".join(lines)
+
+
+def _first_error(batch: Any) -> Any:
+    errors = getattr(getattr(batch, "errors", None), "data", None) or [None]
+    return getattr(errors[0], "message", None)
