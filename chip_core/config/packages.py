@@ -1,4 +1,4 @@
-"""What a trial's settings need installed that the package itself does without."""
+"""What a trial's settings need that is not everywhere: a package, or another setting."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from chip_core.config.trial import TrialConfig
 
 def lacking_packages(config: TrialConfig) -> list[str]:
     """Return what a trial's training lacks here, each with what to do; empty where nothing."""
+    lacking = []
     if config.optimizer.states == "int8" and find_spec("torchao") is None:
-        return [
+        lacking.append(
             "optimizer.states is int8, and torchao is not installed here: "
             "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
-        ]
-    return []
+        )
+    if config.pairs.rounds and config.engine.workers_per_trial > 1:
+        lacking.append(
+            f"pairs.rounds is {config.pairs.rounds}, and one worker samples a model: write "
+            "engine.workers_per_trial: 1, or pairs.rounds: 0"
+        )
+    return lacking

@@ -24,6 +24,7 @@ from chip_core.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from chip_core.config.benchmark import BenchmarksConfig as BenchmarksConfig
 from chip_core.config.benchmark import JudgeConfig as JudgeConfig
 from chip_core.config.fields import Section, Shorthand, engine, figure
+from chip_core.config.pairs import PairsConfig
 from chip_core.config.strategies import (
     STRATEGIES,
     BlurParameters,
@@ -356,6 +357,9 @@ class TrialConfig(Section):
 
     model: ModelConfig = figure(doc="the model")
     data: DataConfig = figure(DataConfig, doc="the preference pairs")
+    pairs: PairsConfig = figure(
+        PairsConfig, doc="pairs of the model's own answers, in place of the data's"
+    )
     objective: ObjectiveConfig = figure(ObjectiveConfig, doc="the training objective")
     rejected_image: RejectedImageConfig = figure(
         RejectedImageConfig, doc="the visual term's rejected image"
@@ -393,6 +397,23 @@ class TrialConfig(Section):
         if (self.vision_encoder, self.projector, self.language_model) == ("frozen",) * 3:
             raise ValueError(
                 "nothing is trained: vision_encoder, projector and language_model are all frozen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_that_can_be_made(self) -> TrialConfig:
+        if self.pairs.rounds == 0:
+            return self
+        own, further = self.objective, []
+        if own.needs_rejected_image and self.rejected_image.strategy == "given":
+            further.append("a rejected image (rejected_image is given)")
+        further += ["other"] if own.needs_other else []
+        further += ["second_image"] if own.reads_image("second_image") else []
+        further += own.fields
+        if further:
+            raise ValueError(
+                f"pairs.rounds is {self.pairs.rounds}, and pairs of the model's answers have no "
+                f"{', '.join(further)}: choose another objective, or pairs.rounds: 0"
             )
         return self
 
