@@ -24,9 +24,8 @@ from orchestrator.commands.plugin import plugin
 from orchestrator.commands.represent import represent
 from orchestrator.commands.score import score
 from orchestrator.commands.studies import plan, report, run, status
-from orchestrator.commands.sync import sync
 from orchestrator.commands.trials import diff, export, rm, show
-from orchestrator.commands.ui import ui
+from orchestrator.commands.ui import sync, ui
 
 PROGRAM = "chip-ablate"
 #: What a file system says of a path or of permissions: nothing that a traceback would explain.

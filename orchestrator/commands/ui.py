@@ -1,4 +1,4 @@
-"""ui: serve MLflow's pages for a work directory."""
+"""ui, sync: serve MLflow's pages for a work directory, and show MLflow what it missed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 import click
 
-from orchestrator.commands.common.options import workdir_of
+from orchestrator.commands.common.options import workdir_of, workdir_option
+from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Text, Whole
 
 #: Seconds that MLflow has for its first page, and for ending when it is asked to.
@@ -29,6 +31,40 @@ _LOOK_EVERY = 0.1
 _ALWAYS = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 _DEFAULTS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+@click.command(epilog="Example: chip-ablate sync encoder --tracking-uri http://127.0.0.1:5000")
+@click.argument("studies", type=Text(), metavar="[STUDY]...", nargs=-1)
+@workdir_option
+@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+@json_option()
+def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_json: bool) -> None:
+    """Show MLflow what it missed of studies: all of the work directory, or those named.
+
+    Whatever it has already stays as it is.
+    """
+    from chip_core.utils.errors import ConfigError, UserError
+    from orchestrator.report.writers.next_steps import tracking_lines
+    from orchestrator.runner.sync import find_snapshots, sync_study
+    from orchestrator.tracking.attachments import reattach_files
+    from orchestrator.tracking.projection import MlflowTracker
+
+    done, problems = [], []
+    for kept in find_snapshots(workdir, studies):
+        try:
+            found = sync_study(kept, workdir, MlflowTracker(workdir, tracking_uri))
+            reattach_files(workdir, tracking_uri, kept.study)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        done.append(found)
+        if not as_json:
+            [said] = tracking_lines(None, "", found.refused)
+            click.echo(f"{found.study}: {said}: {found.trials} trials on {found.address}")
+    if as_json:
+        print_json({"synced": [asdict(one) for one in done], "problems": problems})
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
 
 
 @click.command(epilog="Example: chip-ablate ui --port 5000")
