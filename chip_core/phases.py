@@ -58,7 +58,8 @@ class PhaseTimer:
         self._began_cpu = cpu_seconds() if began_cpu is None else began_cpu
 
     def end(self, phase: str) -> None:
-        """End a phase; the next begins."""
+        """End a phase; the next begins. One that comes again is added to what it was."""
         now, computed = time.perf_counter(), cpu_seconds()
-        self.seconds[phase], self.cpu[phase] = now - self._began, computed - self._began_cpu
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._began
+        self.cpu[phase] = self.cpu.get(phase, 0.0) + computed - self._began_cpu
         self._began, self._began_cpu = now, computed

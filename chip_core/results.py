@@ -14,6 +14,7 @@ from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
 CHECKPOINTS = "checkpoints"  # folder; see chip_core/training/checkpoint.py
 TRAINED = "trained.json"  # beside a model that is whole
+SAMPLED = "sample pairs"  # phase of a trial: reading prompts, sampling, ranking, writing pairs
 ANSWERED = "answered.json"  # beside answers to all benchmarks, which are still to be scored
 
 

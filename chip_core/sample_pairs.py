@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 import torch
 
-from chip_core.config.identity import fingerprint, model_identity
+from chip_core.config.identity import model_identity
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig
-from chip_core.data import identity as data_identity
 from chip_core.evaluate import model_problems, named_model, weights_mark
 from chip_core.models import loading
 from chip_core.pairs.make import Made, make_pairs
-from chip_core.pairs.prompts import read_prompts
+from chip_core.pairs.prompts import prompts_identity, read_prompts
 from chip_core.pairs.ranking import open_ranker
 from chip_core.pairs.sampling import SampledModel
 from chip_core.results import Progress
@@ -91,14 +90,3 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
         known=known,
         report=report,
     )
-
-
-def prompts_identity(prompts: DataConfig) -> dict[str, Any]:
-    """Return what a provenance holds of prompts: their content as one hash, and how many at most.
-
-    Raises:
-        ConfigError: they cannot be read.
-    """
-    # As rows of whatever columns: they need no responses.
-    content = data_identity(prompts.model_copy(update={"format": "jsonl"}))
-    return {"content": fingerprint(content), "limit": prompts.limit}

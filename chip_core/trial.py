@@ -20,6 +20,7 @@ from chip_core.evaluation.readiness import problems, sides
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
+from chip_core.pairs.rounds import Rounds, drop_models
 from chip_core.reference_cache.reader import CacheReader
 from chip_core.results import (
     CONFIG,
@@ -107,6 +108,7 @@ class _Attempt:
         self._workers = current_workers()
         self._report = context.stopped_report()
         self._notes = list(context.notes)
+        self._steps_before, self._data = 0, dict[str, int]()  # of rounds before the last one
 
     def run(self) -> AnsweredTrial:
         """Train, or take over what was trained; have the model answer."""
@@ -127,14 +129,17 @@ class _Attempt:
         if self._workers.first:
             write_json(folder / CONFIG, config.model_dump(mode="json"))
         trained, trained_model = self._take_over()
-        pairs = None
-        if context.trains and trained is None:
+        trains, pairs = context.trains and trained is None, None
+        if trains and not config.pairs.rounds:
             # Data first: a bad row is told before a large model is loaded.
             pairs = checked_pairs(config, self._report)
             self._spans.end("check data")
         self._encodings = ENCODINGS.of(loading.content_key(config.model))
-        loaded = self._load(trained_model, train=pairs is not None)
-        if pairs is not None:
+        loaded = self._load(trained_model, train=trains)
+        if trains:
+            if config.pairs.rounds:
+                pairs = self._sampled_pairs(loaded)
+            assert pairs is not None
             loaded, trained = self._train(loaded, pairs)
             trained_model = folder / MODEL
         elif trained is not None:
@@ -190,6 +195,26 @@ class _Attempt:
         self._spans.end("model")
         return _Model(model=model, processor=processor, parallelism=parallelism)
 
+    def _sampled_pairs(self, loaded: _Model) -> Pairs:
+        """Train the model through all rounds but the last; return the last one's pairs."""
+        if not self._workers.alone:
+            raise TrialError(
+                f"pairs.rounds: one worker samples a model, and {self._workers.size} are here"
+            )
+        rounds = Rounds(
+            config=self._config,
+            context=self._context,
+            device=self._device,
+            model=loaded.model,
+            processor=loaded.processor,
+            report=self._report,
+            spans=self._spans,
+        )
+        pairs = rounds.last_pairs()
+        self._steps_before, self._data = rounds.steps, {"sampled": rounds.sampled}
+        self._notes += rounds.notes
+        return pairs
+
     def _train(self, loaded: _Model, pairs: Pairs) -> tuple[_Model, TrainedModel]:
         """Train the model and save it; return the model that answers, and what the training was."""
         config, context, workers, folder = (
@@ -198,7 +223,7 @@ class _Attempt:
             self._workers,
             self._context.folder,
         )
-        parallelism = loaded.parallelism
+        parallelism, before = loaded.parallelism, self._steps_before
         with Trainer(
             config,
             model=loaded.model,
@@ -211,7 +236,9 @@ class _Attempt:
         ) as trainer:
             done = trainer.train(
                 on_step=lambda step, total, figures: self._report(
-                    Progress(phase="train", done=step, total=total, figures=figures)
+                    Progress(
+                        phase="train", done=before + step, total=before + total, figures=figures
+                    )
                 ),
                 resume_from=context.resume_from,
                 earlier=context.earlier,
@@ -222,9 +249,9 @@ class _Attempt:
         self._spans.end("train")
         self._spans.seconds["first_step"] = done.first_step
         trained = TrainedModel(
-            steps=done.steps,
+            steps=before + done.steps,
             seconds=self._spans.seconds["train"],
-            data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut},
+            data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut, **self._data},
             notes=[*self._notes, *done.notes],
             engine=done.engine,
             files=model_files(folder / MODEL) if workers.first else {},
@@ -235,6 +262,7 @@ class _Attempt:
         workers.wait()
         for attempt in (folder, *context.earlier):
             remove_all(attempt)  # of the checkpoints: the model is there
+        drop_models(folder)
         if parallelism != "fsdp":
             return loaded, trained
         context.share()  # its weights are spread over the workers

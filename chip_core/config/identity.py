@@ -47,6 +47,8 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     if config.data.source == "shapes":
         for key in ("split", "revision", "format", "transparency", "on_bad_row"):
             reasons[f"data.{key}"] = "data.source is shapes"
+    if config.pairs.rounds == 0:
+        reasons["pairs"] = "pairs.rounds is 0"
     objective, of_objective = _inert_of_objective(config)
     reasons |= of_objective
     reasons |= _why_one_reference(config, objective)
@@ -134,6 +136,8 @@ def training_identity(
         name: [config.objective.custom[name], plugins.source_hash(name)]
         for name in config.objective.active_custom
     }
+    if plugins.is_plugin(config.pairs.ranker) and "pairs" in kept:
+        kept["pairs"]["source"] = plugins.source_hash(config.pairs.ranker)
     kept["model"] = model_identity(config.model, model)
     for section, plain in (("training", _PLAIN_TRAINING), ("optimizer", _PLAIN_OPTIMIZER)):
         for name, value in plain.items():

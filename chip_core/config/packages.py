@@ -1,4 +1,4 @@
-"""What a trial's settings need installed that the package itself does without."""
+"""What a trial's settings need that is not everywhere: a package, or another setting."""
 
 from __future__ import annotations
 

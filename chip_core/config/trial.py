@@ -26,6 +26,7 @@ from chip_core.config.benchmark import JudgeConfig as JudgeConfig
 from chip_core.config.fields import Section, Shorthand, engine, figure
 from chip_core.config.generator import EvaluationConfig as EvaluationConfig
 from chip_core.config.generator import GeneratorConfig
+from chip_core.config.pairs import PairsConfig
 from chip_core.config.strategies import (
     STRATEGIES,
     BlurParameters,
@@ -363,6 +364,9 @@ class TrialConfig(Section):
 
     model: ModelConfig = figure(doc="the model")
     data: DataConfig = figure(DataConfig, doc="the preference pairs")
+    pairs: PairsConfig = figure(
+        PairsConfig, doc="pairs of the model's own answers, in place of the data's"
+    )
     objective: ObjectiveConfig = figure(ObjectiveConfig, doc="the training objective")
     rejected_image: RejectedImageConfig = figure(
         RejectedImageConfig, doc="the visual term's rejected image"
@@ -417,6 +421,28 @@ class TrialConfig(Section):
             raise ValueError(
                 "model.quantize is nf4, whose weights are not spread over workers: write "
                 "engine.parallel: ddp, or model.quantize: none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_that_can_be_made(self) -> TrialConfig:
+        if self.pairs.rounds == 0:
+            return self
+        if self.engine.workers_per_trial > 1:
+            raise ValueError(
+                f"pairs.rounds is {self.pairs.rounds}, and one worker samples a model: write "
+                "engine.workers_per_trial: 1, or pairs.rounds: 0"
+            )
+        own, further = self.objective, []
+        if own.needs_rejected_image and self.rejected_image.strategy == "given":
+            further.append("a rejected image (rejected_image is given)")
+        further += ["other"] if own.needs_other else []
+        further += ["second_image"] if own.reads_image("second_image") else []
+        further += own.fields
+        if further:
+            raise ValueError(
+                f"pairs.rounds is {self.pairs.rounds}, and pairs of the model's answers lack "
+                f"{', '.join(further)}: choose another objective, or pairs.rounds: 0"
             )
         return self
 

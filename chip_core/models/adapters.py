@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,17 @@ class OriginalModel:
 
     Its adapter is switched off, and what is trained beside it stands aside for a copy taken here;
     all else is shared. So it holds a second copy of what is trained in whole, and of nothing more.
+    Where rounds go on from each other's adapter, it stands aside for a copy of itself instead.
     """
 
     def __init__(self, model: Any, config: TrialConfig) -> None:
         self._model = model
+        self._adapter_stays = config.pairs.rounds > 1
         self._copies: dict[nn.Parameter, Tensor] = {
             parameter: parameter.detach().clone()
             for parameters in trained_parts(model, config).values()
             for name, parameter in parameters.items()
-            if not is_adapter(name)
+            if self._adapter_stays or not is_adapter(name)
         }
 
     @torch.no_grad()
@@ -119,7 +121,7 @@ class OriginalModel:
             for name, parameter in module.named_parameters()
             if parameter in self._copies
         }
-        with without_adapter(self._model):
+        with nullcontext() if self._adapter_stays else without_adapter(self._model):
             return torch.func.functional_call(module, copies, args, kwargs)
 
     def of(self, parameter: nn.Parameter) -> Tensor | None:

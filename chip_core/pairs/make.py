@@ -39,6 +39,7 @@ class Made:
     """What sampling came to."""
 
     prompts: int
+    sampled: int  # answers that were not there before
     pairs: int
     dropped: Mapping[str, int]  # why -> prompts
     folder: Path
@@ -58,6 +59,7 @@ def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
     folder: Path,
     known: Mapping[str, Any],
     report: Callable[[Progress], None],
+    replace: bool = False,
 ) -> Made:
     """Sample answers to prompts and write the pairs that they make.
 
@@ -70,6 +72,7 @@ def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
         folder: gets pairs, images and provenance; answers are kept in it as they are made.
         known: of model and prompts, for the provenance.
         report: told of progress.
+        replace: whether pairs of other settings that the folder holds are made anew, not refused.
 
     Raises:
         UserError: there is no pair, and then none is written; or the folder holds something else.
@@ -83,8 +86,9 @@ def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
         "ranker": dict(ranker.identity),
         "rule": {"pair": "best against worst", "ties": "dropped", "margin": settings.margin},
     }
-    require_own(folder, provenance)
-    answers = sample(sampled, prompts, settings, seed=seed, folder=folder, report=report)
+    if not replace:
+        require_own(folder, provenance)
+    answers, new = sample(sampled, prompts, settings, seed=seed, folder=folder, report=report)
     distinct = [_distinct(texts) for texts in answers]
     scores = ranker.rank(prompts, distinct)
     rows, dropped = [], Counter[str]()
@@ -104,7 +108,11 @@ def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
             "rank them otherwise"
         )
     made = Made(
-        prompts=len(prompts), pairs=len(rows), dropped=dict(sorted(dropped.items())), folder=folder
+        prompts=len(prompts),
+        sampled=new,
+        pairs=len(rows),
+        dropped=dict(sorted(dropped.items())),
+        folder=folder,
     )
     of_id = {prompt.id: prompt for prompt in prompts}
     for row in rows:

@@ -7,7 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
+from chip_core.data import identity as data_identity
 from chip_core.data.formats import FORMATS, Format, find_format
 from chip_core.data.formats.base import own_id, prompt_text, text_cell
 from chip_core.data.image_files import ImageReader
@@ -62,6 +64,17 @@ def open_prompts(data: DataConfig) -> tuple[DataSource, Format]:
     source = open_source(data.model_copy(update={"format": "jsonl"}))
     kinds: Mapping[str, str] = source.tables[0].kinds if source.tables else {}
     return source, layout or find_format(kinds) or FORMATS["jsonl"]
+
+
+def prompts_identity(prompts: DataConfig) -> dict[str, Any]:
+    """Return what a provenance holds of prompts: their content as one hash, and how many at most.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    # As rows of whatever columns: they need no responses.
+    content = data_identity(prompts.model_copy(update={"format": "jsonl"}))
+    return {"content": fingerprint(content), "limit": prompts.limit}
 
 
 def _scene(index: int) -> Item:

@@ -208,7 +208,7 @@ class JudgeRanker(Ranker):
         for start in range(0, len(prompts), _AT_ONCE):
             part = list(zip(prompts, answers, strict=True))[start : start + _AT_ONCE]
             scores += self._rank(part)
-            self._report(Progress(phase="judge", done=len(scores), total=len(prompts)))
+            self._report(Progress(phase="judge pairs", done=len(scores), total=len(prompts)))
         return scores
 
     def _rank(self, part: Sequence[tuple[Item, Sequence[str]]]) -> Scores:

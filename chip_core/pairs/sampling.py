@@ -48,8 +48,8 @@ def sample(
     seed: int,
     folder: Path,
     report: Callable[[Progress], None],
-) -> list[list[str]]:
-    """Return each prompt's answers, `settings.answers` of them.
+) -> tuple[list[list[str]], int]:
+    """Return each prompt's answers, `settings.answers` of them, and how many were made now.
 
     An answer is a function of the weights, its prompt's text and id, its number among the prompt's
     answers, and the seed; in bf16 of what it is made together with, too: batches are the same
@@ -106,4 +106,5 @@ def sample(
                 "seconds_left": (len(items) - len(answers)) / rate,
             }
             report(Progress(phase=phase, done=len(answers), total=len(items), figures=figures))
-    return [[answers[item.id].text for item in group] for group in asked]
+    texts = [[answers[item.id].text for item in group] for group in asked]
+    return texts, len(answers) - before

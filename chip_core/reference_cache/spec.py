@@ -147,6 +147,8 @@ def cache_specs(
         model: the model's own identity (chip_core.models.loading.identity).
         data: the data's own identity (chip_core.data.identity).
     """
+    if config.pairs.rounds:
+        return ()  # its pairs are its own, and are made in it
     if config.training.augment != "off":
         return ()  # every epoch of every seed sees other images: nothing is seen twice
     engine, image = config.engine, config.rejected_image

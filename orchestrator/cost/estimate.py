@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chip_core.config.trial import TrialConfig
-from orchestrator.cost.kinds import row_kind, score_kind, start_kind
+from orchestrator.cost.kinds import row_kind, sampling_kind, score_kind, start_kind
 from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
 from orchestrator.cost.workload import (
     BenchmarkQuestions,
     CacheBuildWork,
     TrialWork,
     Workload,
+    prompts_of,
     steps_of,
 )
 
@@ -200,8 +201,12 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
     if work.training is not None:
         rows = rows_of(work.config, work.rows, rates)
         steps = steps_of(work.config, rows)
-        cost.start += add.of("row", work.row, rows, work.config.data.source)
-        cost.train = add.of("setup", work.training, 1, work.trial.arm)
+        rounds = work.config.pairs.rounds
+        if rounds:  # its pairs are made in it
+            cost.train += _of_sampling(work, rows, add)
+        else:
+            cost.start += add.of("row", work.row, rows, work.config.data.source)
+        cost.train += add.of("setup", work.training, rounds or 1, work.trial.arm)
         cost.train += add.of("step", work.training, steps, work.trial.arm)
     for key, asked in work.asked.items():
         questions = _questions(asked, rates)
@@ -212,6 +217,13 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
     cost.train *= work.processes  # a step is all workers' together; answers are shared out
     cost.gpu = (cost.whole - cost.score).wall * work.config.engine.gpus_per_worker
     return cost
+
+
+def _of_sampling(work: TrialWork, rows: int | None, add: _Sum) -> Seconds:
+    """Return what the answers take that a trial samples and ranks, in all its rounds."""
+    settings, prompts = work.config.pairs, prompts_of(work.config, rows)
+    answers = None if prompts is None else settings.rounds * prompts * settings.answers
+    return add.of("answer", sampling_kind(work.config), answers, f"pairs of {work.trial.arm}")
 
 
 def _of_pass(work: CacheBuildWork, rates: Rates, parts: int, imports: _Imports) -> Cost:

@@ -100,6 +100,18 @@ def answer_kind(config: TrialConfig, settings: BenchmarkConfig) -> str:
     )
 
 
+def sampling_kind(config: TrialConfig) -> str:
+    """Return the kind of the answers that are sampled to be pairs."""
+    settings = config.pairs.model_dump(mode="json")
+    return _hash(
+        "sampling",
+        model=_model(config),
+        data=_data(config),
+        pairs={name: settings[name] for name in ("answers", "top_p", "max_new_tokens", "ranker")},
+        engine=_engine(config, _OF_MODEL | {"generation_batch"}),
+    )
+
+
 def score_kind(settings: BenchmarkConfig) -> str:
     """Return the kind of a benchmark's scoring, whatever model answered.
 

@@ -11,8 +11,15 @@ from statistics import median
 from pydantic import ValidationError
 
 from chip_core.config.trial import TrialConfig
-from chip_core.results import CONFIG, MODEL
-from orchestrator.cost.kinds import answer_kind, row_kind, score_kind, start_kind, training_kind
+from chip_core.results import CONFIG, MODEL, SAMPLED
+from orchestrator.cost.kinds import (
+    answer_kind,
+    row_kind,
+    sampling_kind,
+    score_kind,
+    start_kind,
+    training_kind,
+)
 from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger, TrialRecord
@@ -51,7 +58,7 @@ def recorded(
         for key, seconds in rates:
             found.setdefault(key, []).append(seconds)
         saved = _saved(record, storage)
-        if record.data and config.data.limit is None:
+        if record.data and config.data.limit is None and not config.pairs.rounds:
             rows = record.data.get("pairs", 0) + record.data.get("skipped", 0)
             sizes["rows", row_kind(config)] = rows
         if saved is not None:
@@ -78,18 +85,23 @@ def _of(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
         yield ("model", start), model
     resumed = any("resumed" in note for note in record.notes)
     train, first = _phase(record, "train"), record.seconds.get("first_step")
-    several = record.steps > 1 and train is not None and train.wall > 0
+    trainings = config.pairs.rounds or 1
+    several = record.steps > trainings and train is not None and train.wall > 0
     if train is not None and first is not None and several and not resumed:
         kind = _training(config, record)
-        wall = max(train.wall - first, 0.0) / (record.steps - 1)
+        wall = max(train.wall - trainings * first, 0.0) / (record.steps - trainings)
         step = train * (wall / train.wall)
         yield ("step", kind), step
         # What is left beside the steps: the first one's further time.
-        yield ("setup", kind), train * max(1 - record.steps * wall / train.wall, 0.0)
+        beside = max(1 - record.steps * wall / train.wall, 0.0)
+        yield ("setup", kind), train * (beside / trainings)
         rows = record.data.get("pairs", 0) + record.data.get("skipped", 0)
         checked = _phase(record, "check data")
         if rows and checked is not None:
             yield ("row", row_kind(config)), checked * (1 / rows)
+    sampled, took = record.data.get("sampled", 0), _phase(record, SAMPLED)
+    if sampled and took is not None:
+        yield ("answer", sampling_kind(config)), took * (1 / sampled)
     for side in ("select", "report"):
         for settings in getattr(config.benchmarks, side):
             key = f"{side}/{settings.name}"

@@ -120,10 +120,22 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
 def steps_of(config: TrialConfig, rows: int | None) -> int | None:
     """Return how many updates a training makes; None where that is not known."""
     settings = config.training
+    if config.pairs.rounds:
+        rows = prompts_of(config, rows)
     if rows is None:
         return None
     steps = rows // settings.batch_size * settings.epochs
-    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+    steps = steps if settings.max_steps is None else min(steps, settings.max_steps)
+    return steps * (config.pairs.rounds or 1)
+
+
+def prompts_of(config: TrialConfig, rows: int | None) -> int | None:
+    """Return how many prompts a round samples; None where that is not known.
+
+    A prompt gives one pair at most: what has to be dropped is known once it is sampled.
+    """
+    asked = config.pairs.prompts
+    return asked if rows is None else rows if asked is None else min(asked, rows)
 
 
 def _of_trial(

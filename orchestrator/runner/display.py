@@ -82,6 +82,7 @@ class _Line:
             benchmarks = len(job.config.benchmarks.select) + len(job.config.benchmarks.report)
             self.whole = benchmarks * (_SCORING if job.scores else 1.0 + _SCORING)
             self.whole += _TRAINING if job.trains else 0.0
+            self.whole += 1.0 if job.trains and job.config.pairs.rounds else 0.0
 
     def share(self) -> float:
         """Return how much is done, 0 to 1, by the phases' steps and items."""

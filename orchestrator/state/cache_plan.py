@@ -144,6 +144,7 @@ def _of_trials(
         key = (
             config.model.model_dump_json(),
             config.data.model_dump_json(),
+            config.pairs.rounds > 0,
             config.rejected_image.model_dump_json(),
             config.rejected_image.corruption_seed == "per_trial" and config.seed,
             config.objective.needs_divergence,

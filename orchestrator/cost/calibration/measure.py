@@ -29,7 +29,7 @@ from chip_core.reference_cache.spec import (
     group_specs,
     with_hidden,
 )
-from chip_core.results import MODEL, Progress
+from chip_core.results import MODEL, SAMPLED, Progress
 from chip_core.utils.errors import TrialError, UserError
 from chip_core.utils.files import write_json
 from chip_core.utils.machine import cpu_seconds
@@ -114,12 +114,15 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     step = steps.each
     if step is not None:
         rows = result.data["pairs"] + result.data["skipped"]
-        seconds["row"] = [value / rows for value in both["check data"]]
+        if "check data" in both:
+            seconds["row"] = [value / rows for value in both["check data"]]
         seconds["step"] = step
         seconds["setup"] = [
             max(whole - result.steps * one, 0.0)
             for whole, one in zip(both["train"], step, strict=True)
         ]
+    if sampled := result.data.get("sampled"):
+        seconds[f"answer {SAMPLED}"] = [value / sampled for value in both[SAMPLED]]
     for key, evaluation in result.evaluations.items():
         for what in (f"answer {key}", f"score {key}"):
             seconds[what] = [value / evaluation.items for value in both[what]]

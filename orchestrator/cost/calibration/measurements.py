@@ -12,12 +12,15 @@ from chip_core.config.trial import BEHAVIOUR, BenchmarksConfig, TrialConfig
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.spec import CacheSpec
-from orchestrator.cost.kinds import score_kind
+from chip_core.results import SAMPLED
+from orchestrator.cost.kinds import sampling_kind, score_kind
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
 
 #: Updates of a calibration's training; the first is not counted.
 STEPS = 6
+#: Prompts of a calibration's round, for each pair that is trained on: not each gives one.
+PROMPTS = 4
 #: Answers, at most so many batches of them.
 BATCHES = 2
 #: Raised when what is measured changes.
@@ -78,6 +81,8 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
     # Trainings first: their answers are nearer to those of trained models.
     for each in sorted(work.trials, key=lambda each: each.training is None):
         kind = each.training or each.start
+        samples = each.training is not None and each.config.pairs.rounds > 0
+        kind += sampling_kind(each.config) if samples else ""
         answers = {
             key: one.kind
             for key, one in each.asked.items()
@@ -92,6 +97,8 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
         kinds = {"imports": each.start, "model": each.start}
         if each.training is not None:
             kinds |= {"row": each.row, "setup": each.training, "step": each.training}
+            if samples:
+                kinds[f"answer {SAMPLED}"] = sampling_kind(each.config)
             kinds |= {"memory": each.training, "saved": each.training, "rows": each.row}
         kinds |= {f"answer {key}": kind for key, kind in answers.items()}
         kinds |= {f"score {key}": score_kind(each.asked[key].settings) for key in answers}
@@ -150,10 +157,12 @@ def _shortened(config: TrialConfig, answers: set[str]) -> TrialConfig:
             if f"{side}/{settings.name}" in answers
         )
 
-    pairs = STEPS * config.training.batch_size
+    pairs = STEPS * config.training.batch_size * (PROMPTS if config.pairs.rounds else 1)
+    rounds = {"rounds": min(config.pairs.rounds, 1), "prompts": None}
     return config.model_copy(
         update={
             "seed": 0,
+            "pairs": config.pairs.model_copy(update=rounds),
             "data": config.data.model_copy(
                 update={"limit": min(config.data.limit or pairs, pairs)}
             ),

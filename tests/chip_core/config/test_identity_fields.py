@@ -120,6 +120,16 @@ UNDER_PRESET: dict[str, tuple[str, Any]] = {
     "length": ("opadpo", 24),
     "masked": ("opadpo", 0.3),
 }
+#: Settings of pairs of the model's own answers, which count where there are rounds of them.
+UNDER_ROUNDS: dict[str, Any] = {
+    "prompts": 9,
+    "answers": 3,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "max_new_tokens": 9,
+    "ranker": "judge",
+    "margin": 2.0,
+}
 #: Fields that count by what they come to, and the test of that.
 RESOLVED = {
     "model.path": "by its weights: test_identity",
@@ -130,6 +140,8 @@ RESOLVED = {
     "data.format": "the one that was found: test_identity",
     "training.master": "it has one level",
     "training.gradients": "with model.dtype bf16 alone: test_identity",
+    "pairs.rounds": "it allows one worker: below",
+    "pairs.judge": "under its ranker: test_rounds",
     "objective.preset": "by its terms: test_identity",
     "objective.custom": "with the source of each term: test_plugins",
     "rejected_image.parameters": "with the source of the strategy: test_plugins",
@@ -198,6 +210,7 @@ def test_every_field_is_in_one_of_the_tables() -> None:
     found = dict(leaves(TrialConfig))
     counts = {*COUNTS, *RESOLVED, *(f"rejected_image.{name}" for name in UNDER_STRATEGY)}
     counts |= {f"objective.method.{name}" for name in UNDER_PRESET}
+    counts |= {f"pairs.{name}" for name in UNDER_ROUNDS}
     assert {path for path, declared in found.items() if declared == "in"} == counts
     assert {path for path, declared in found.items() if declared == "out"} == set(CHANGES_NOTHING)
 
@@ -213,6 +226,14 @@ def test_a_strategys_setting_counts_under_that_strategy_alone(path: str) -> None
     under = {"rejected_image.strategy": path.split(".")[0]}
     edit = {f"rejected_image.{path}": UNDER_STRATEGY[path]}
     assert mark({**under, **edit}) != mark(under)
+    assert mark(edit) == plain()
+
+
+@pytest.mark.parametrize("name", UNDER_ROUNDS)
+def test_a_setting_of_sampled_pairs_counts_where_there_are_rounds(name: str) -> None:
+    edit = {f"pairs.{name}": UNDER_ROUNDS[name]}
+    under = {"pairs.rounds": 1}
+    assert mark({**under, **edit}) != mark(under) != plain()
     assert mark(edit) == plain()
 
 

@@ -42,6 +42,20 @@ def test_a_study_without_passes(small: Plan, work_of: WorkOf) -> None:
     assert found.total.sources == {"a test"}
 
 
+def test_rounds_are_sampled_and_trained_each(plan_of: Callable[..., Plan], work_of: WorkOf) -> None:
+    rounds = {"pairs.rounds": 2, "pairs.prompts": 100, "pairs.answers": 4}
+    plan = plan_of(STUDY, overrides={**SHORT, **rounds, "training.max_steps": 60})
+    found = estimate(work_of(plan), known(**RATES), at_once=2)
+    assert not found.passes  # 60 steps would pay for them, but each trial's pairs are its own
+    one = found.trials[plan.arms[0].trials[0].fingerprint]
+    assert one.start.wall == 2 + 1  # no row of the data is checked
+    # A prompt gives one pair at most: 6 batches of 16 a round.
+    assert one.train.wall == pytest.approx(2 * (100 * 4 * 0.1 + 3 + 6 * 0.5))
+    rates = Rates(sources=[RateSource(name="a", rates={("step", ANY): seconds(1)})])
+    unknown = estimate(work_of(plan), rates, at_once=2).total.unknown
+    assert "seconds of an answer (pairs of dpo, 1e-5)" in unknown
+
+
 def test_one_process_imports_once(small: Plan, work_of: WorkOf) -> None:
     found = estimate(work_of(small), known(**RATES), at_once=2, way="inline")
     assert found.at_once == 1

@@ -10,7 +10,14 @@ import pytest
 
 from chip_core.results import CONFIG, Evaluation, TrialResult
 from chip_core.utils.files import write_json
-from orchestrator.cost.kinds import LIVE, answer_kind, row_kind, start_kind, training_kind
+from orchestrator.cost.kinds import (
+    LIVE,
+    answer_kind,
+    row_kind,
+    sampling_kind,
+    start_kind,
+    training_kind,
+)
 from orchestrator.cost.rates import RateSource
 from orchestrator.cost.recorded import recorded
 from orchestrator.plan.plan import Plan
@@ -52,6 +59,28 @@ def told(small: Plan, tmp_path: Path) -> Callable[..., RateSource | None]:
         return recorded(small, ledger, tmp_path, here)
 
     return made
+
+
+def test_rounds_tell_what_an_answer_took_and_each_trainings_setup(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = plan_of(STUDY, overrides={**SHORT, "pairs.rounds": 2})
+    phases = {"imports": 2.0, "model": 1.0, "sample pairs": 8.0, "train": 24.0}
+    made = result(
+        steps=22,
+        seconds={**phases, "first_step": 2.0},
+        cpu={phase: value / 2 for phase, value in phases.items()},
+        data={"pairs": 90, "skipped": 0, "sampled": 40},
+    )
+    ledger, trial = Ledger(tmp_path), plan.trials[1]
+    ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", made)
+    found = recorded(plan, ledger, tmp_path, {HERE})
+    assert found is not None and not found.sizes  # its pairs are not the data's rows
+    assert found.rates["answer", sampling_kind(trial.config)] == seconds(0.2, 0.1)
+    kind = training_kind(trial.config, LIVE, features=False)
+    # (24 - 2·2) / (22 - 2) a step, and of the other 2 s a half each.
+    assert found.rates["step", kind] == seconds(1.0, 0.5)
+    assert found.rates["setup", kind].wall == pytest.approx(1.0)
 
 
 def test_phases_as_rates(small: Plan, told: Callable[..., RateSource | None]) -> None:

@@ -26,6 +26,8 @@ ARMS = {
     "noise_steps": 7,
     "objectives": 4,
     "rejected_image": 11,
+    "rivals": 28,
+    "rounds": 3,
     "segment_weight": 5,
     "token_weight": 5,
 }

@@ -1,0 +1,232 @@
+"""Rounds of a trial: the model is sampled, trained on its pairs, and sampled again.
+
+Each round is a training of its own, from the model of the round before and against it: policy and
+reference are equal at its first step. That is iterative DPO (Xu et al., arXiv 2312.16682; Yuan et
+al., arXiv 2401.10020), as RLAIF-V (arXiv 2405.17220) does it for multimodal models.
+
+`rounds/N/` in an attempt's folder holds a round's pairs, its curves, and until the last one is
+trained its model. The last round's training is the trial's own: it lies where every trial's does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chip_core.config.identity import fingerprint, model_identity
+from chip_core.config.trial import DataConfig, TrialConfig
+from chip_core.data.checks import ProcessorChecker
+from chip_core.data.preferences import Pairs, load_pairs
+from chip_core.evaluation.task import Item
+from chip_core.models import loading
+from chip_core.models.adapters import save_model
+from chip_core.pairs.make import PAIRS, make_pairs
+from chip_core.pairs.prompts import prompts_identity, read_prompts
+from chip_core.pairs.ranking import Ranker, open_ranker
+from chip_core.pairs.sampling import SampledModel
+from chip_core.phases import PhaseTimer
+from chip_core.results import CHECKPOINTS, MODEL, SAMPLED, Progress
+from chip_core.trained import (
+    TrainedModel,
+    has_model,
+    model_files,
+    model_problem,
+    read_trained,
+    training_fingerprint,
+    write_trained,
+)
+from chip_core.training.checkpoint import remove_all
+from chip_core.training.parallel import Compute
+from chip_core.training.trainer import Trainer
+from chip_core.trial_context import TrialContext
+from chip_core.utils.errors import TrialError, UserError
+from chip_core.utils.seeding import derived_seed
+
+ROUNDS = "rounds"  # folder in an attempt's
+
+
+@dataclass(kw_only=True)
+class Rounds:
+    """The rounds of one attempt at a trial."""
+
+    config: TrialConfig
+    context: TrialContext
+    device: torch.device
+    model: Any  # is trained in place
+    processor: Any
+    report: Callable[[Progress], None]
+    spans: PhaseTimer
+    sampled: int = 0  # answers sampled by this attempt
+    steps: int = 0  # updates of all rounds but the last
+    notes: list[str] = field(default_factory=list)
+
+    def last_pairs(self) -> Pairs:
+        """Train the model through all rounds but the last; return the last one's pairs.
+
+        Raises:
+            TrialError: a round cannot be sampled or trained.
+            StoppedError: it was asked to stop.
+        """
+        self._take_over()
+        try:
+            prompts = read_prompts(self.config.data)
+            ranker = self._ranker()
+        except UserError as error:
+            raise TrialError(f"pairs: {_one_line(error)}") from None
+        done = self._trained()
+        if done:
+            self._go_on_from(done)
+        for number in itertools.count(done + 1):
+            pairs = self._pairs(number, prompts, ranker)
+            if number == self.config.pairs.rounds:
+                return pairs
+            self._train(number, pairs)
+        raise AssertionError  # a count has no end
+
+    def _of(self, number: int) -> Path:
+        return self.context.folder / ROUNDS / str(number)
+
+    def _ranker(self) -> Ranker:
+        settings, places = self.config.pairs, self.context.places
+        return open_ranker(settings, self.config.data.source, places, self.report)
+
+    def _take_over(self) -> None:
+        """Move the newest earlier attempt's rounds here; killed at any point, they are whole."""
+        own = self.context.folder / ROUNDS
+        resumed = [] if self.context.resume_from is None else [self.context.resume_from]
+        for earlier in (*self.context.earlier, *resumed):
+            if not own.exists() and (earlier / ROUNDS).is_dir():
+                own.parent.mkdir(parents=True, exist_ok=True)
+                (earlier / ROUNDS).replace(own)
+                self.notes.append("resumed in its rounds: what was sampled is taken over")
+
+    def _trained(self) -> int:
+        """Return the last round whose model, and those before it, are whole; 0 where none is."""
+        for number in range(1, self.config.pairs.rounds):
+            folder = self._of(number)
+            if not has_model(folder) or model_problem(folder / MODEL, self.config) is not None:
+                return number - 1
+        return self.config.pairs.rounds - 1
+
+    def _go_on_from(self, number: int) -> None:
+        trusted = self.config.model.trust_remote_code
+        loading.read_weights(self.model, self._of(number) / MODEL, trust_remote_code=trusted)
+        for before in range(1, number + 1):
+            trained = read_trained(self._of(before))
+            self.steps += 0 if trained is None else trained.steps
+
+    def _pairs(self, number: int, prompts: Sequence[Item], ranker: Ranker) -> Pairs:
+        """Sample a round's answers and make them pairs; what is there already is kept."""
+        config, folder = self.config, self._of(number)
+        if number == 1:
+            model = model_identity(config.model, loading.identity(config.model))
+        else:
+            model = {"files": fingerprint(model_files(self._of(number - 1) / MODEL))}
+        rounds = config.pairs.rounds
+
+        def told(progress: Progress) -> None:  # as one phase over all rounds
+            whole = progress.total
+            self.report(
+                replace(progress, done=(number - 1) * whole + progress.done, total=rounds * whole)
+            )
+
+        try:
+            made = make_pairs(
+                SampledModel(
+                    model=self.model,
+                    processor=self.processor,
+                    weights=fingerprint(model),
+                    bf16=config.model.dtype == "bf16",
+                    batch_size=config.engine.generation_batch,
+                ),
+                _portion(prompts, config, number),
+                config.pairs,
+                ranker,
+                seed=derived_seed("round", config.seed, number),
+                folder=folder,
+                known={"model": model, "prompts": prompts_identity(config.data), "round": number},
+                report=told,
+                replace=True,
+            )
+        except UserError as error:
+            raise TrialError(f"pairs, round {number}: {_one_line(error)}") from None
+        self.sampled += made.sampled
+        pairs = load_pairs(
+            DataConfig(
+                source=str(folder / PAIRS),
+                format="jsonl",
+                transparency=config.data.transparency,
+                on_bad_row="skip",
+            ),
+            model=ProcessorChecker(self.processor),
+        )
+        self.spans.end(SAMPLED)
+        return pairs
+
+    def _train(self, number: int, pairs: Pairs) -> None:
+        """Train the model on a round's pairs, against itself as it is; save it."""
+        config, folder = self.config, self._of(number)
+        left = config.pairs.rounds - number + 1  # rounds, this one among them
+        with Trainer(
+            config,
+            model=self.model,
+            processor=self.processor,
+            pairs=pairs,
+            folder=folder,
+            compute=Compute(device=self.device),
+        ) as trainer:
+            done = trainer.train(
+                on_step=lambda step, total, figures: self.report(
+                    Progress(
+                        phase="train",
+                        done=self.steps + step,
+                        total=self.steps + left * total,
+                        figures=figures,
+                    )
+                ),
+                resume_from=folder if (folder / CHECKPOINTS).is_dir() else None,
+                stop=self.context.stop,
+            )
+        del trainer  # the optimizer's state and the reference go with it
+        save_model(self.model, self.processor, folder / MODEL, config)
+        self.spans.end("train")
+        self.steps += done.steps
+        self.notes += [f"round {number}: {note}" for note in done.notes]
+        write_trained(
+            folder,
+            TrainedModel(
+                steps=done.steps,
+                seconds=self.spans.seconds["train"],
+                files=model_files(folder / MODEL),
+                training=training_fingerprint(config),
+            ),
+        )
+        remove_all(folder)
+
+
+def drop_models(folder: Path) -> None:
+    """Remove the models of rounds: the trial's is there."""
+    for model in (folder / ROUNDS).glob(f"*/{MODEL}"):
+        shutil.rmtree(model, ignore_errors=True)
+
+
+def _portion(prompts: Sequence[Item], config: TrialConfig, number: int) -> list[Item]:
+    """Return a round's prompts: the next ones of an order by the trial's seed, in a circle."""
+    asked = config.pairs.prompts
+    if asked is None:
+        return list(prompts)
+    order = list(prompts)
+    random.Random(derived_seed("prompts", config.seed)).shuffle(order)
+    begin = (number - 1) * asked
+    return [order[(begin + place) % len(order)] for place in range(min(asked, len(order)))]
+
+
+def _one_line(error: UserError) -> str:
+    return "; ".join(str(error).splitlines())

@@ -1,0 +1,206 @@
+"""Rounds within a trial: sampled, trained, sampled again, the same wherever it was broken off."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from chip_core.config.identity import inert_keys, training_identity
+from chip_core.config.trial import TrialConfig
+from chip_core.reference_cache.spec import cache_specs
+from chip_core.results import Progress, TrialResult, read_result
+from chip_core.shapes import MODEL_FOLDER
+from chip_core.trial import run_trial
+from chip_core.utils.errors import ConfigError, StoppedError, TrialError
+from chip_core.utils.files import read_records
+
+Configured = Callable[..., TrialConfig]
+PAIRS = {"rounds": 2, "answers": 3, "temperature": 1.5, "max_new_tokens": 32, "prompts": 12}
+CHANGES: dict[str, Any] = {
+    "objective": "dpo",
+    "optimizer__lr": 1e-3,
+    "data__limit": 24,
+    "training__batch_size": 2,
+    "training__max_steps": 2,
+    "engine__checkpoint_every": 1,
+    "benchmarks": {"report": [{"name": "shapes", "limit": 4}]},
+}
+
+
+def settings(configured: Configured, **pairs: Any) -> TrialConfig:
+    return configured(**CHANGES, pairs={**PAIRS, **pairs})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The trial's weights and all rounds' pairs."""
+    named = [folder / "model" / "model.safetensors", *(folder / "rounds").glob("*/*.json*")]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in named
+        if path.name not in ("curves.jsonl", "trained.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def whole(shapes_config: Configured, place: Path) -> tuple[TrialResult, Path]:
+    """Two rounds, once for all tests."""
+    made = read_result(place)
+    return made or run_trial(settings(shapes_config), folder=place), place
+
+
+def test_rounds_are_trainings_one_after_another(whole: tuple[TrialResult, Path]) -> None:
+    result, folder = whole
+    assert result.steps == 4 and result.data["sampled"] == 2 * 12 * 3
+    assert result.seconds["sample pairs"] > 0
+    for curves in (folder / "rounds" / "1", folder):
+        first, second = read_records(curves / "curves.jsonl")
+        # The reference is the model at the round's beginning: log 2 there, and then no more.
+        assert first["figures"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert second["figures"]["loss"] != pytest.approx(math.log(2), abs=1e-4)
+    asked = []
+    for number in (1, 2):
+        rows = read_records(folder / "rounds" / str(number) / "pairs.jsonl")
+        provenance = json.loads((folder / "rounds" / str(number) / "provenance.json").read_text())
+        assert provenance["round"] == number and provenance["counts"]["pairs"] == len(rows) > 3
+        asked.append({row["id"] for row in rows})
+    assert not asked[0] & asked[1]  # each round has prompts of its own, while there are others
+    assert not (folder / "rounds" / "1" / "model").exists()  # the trial's is there
+    before = load_file(MODEL_FOLDER / "model.safetensors")
+    after = load_file(folder / "model" / "model.safetensors")
+    assert any((after[name] != before[name].float()).any() for name in before)
+
+
+class Ends:
+    """Ends an attempt at the `number`th report of a phase."""
+
+    def __init__(self, phase: str, number: int) -> None:
+        self.phase, self.left = phase, number
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase == self.phase and progress.done:
+            self.left -= 1
+            if self.left == 0:
+                raise StoppedError("killed")
+
+
+def test_broken_off_anywhere_it_comes_to_the_same(
+    whole: tuple[TrialResult, Path], shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = settings(shapes_config).model_copy(
+        update={"engine": shapes_config(engine__generation_batch=9).engine}
+    )
+    attempts: list[Path] = []
+    result = None
+    for ends in (
+        Ends("sample answers", 2),  # in the first round's answers
+        Ends("train", 2),  # after the first round's last step, its model not saved
+        Ends("sample answers", 3),  # the first round is trained
+        Ends("train", 1),  # in the trial's own training
+        Ends("nothing", 1),
+    ):
+        folder = tmp_path / f"attempt-{len(attempts)}"
+        try:
+            result = run_trial(
+                config,
+                folder=folder,
+                report=ends,
+                resume_from=attempts[0] if attempts else None,
+                earlier=tuple(attempts),
+            )
+        except StoppedError:
+            attempts.insert(0, folder)
+    assert result is not None and len(attempts) == 4
+    assert any("resumed" in note for note in result.notes)
+    assert result.metrics == whole[0].metrics and result.steps == 4
+    assert files(folder) == files(whole[1])
+
+
+def test_one_round_takes_all_prompts_where_none_are_counted(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = settings(shapes_config, rounds=1, prompts=None)
+    result = run_trial(config, folder=tmp_path)
+    assert result.steps == 2 and result.data["sampled"] == 24 * 3
+    provenance = json.loads((tmp_path / "rounds" / "1" / "provenance.json").read_text())
+    assert provenance["counts"]["prompts"] == 24
+
+
+def test_adapters_go_on_from_round_to_round(shapes_config: Configured, tmp_path: Path) -> None:
+    config = settings(shapes_config)
+    config = config.model_copy(update={"language_model": "lora"})
+    run_trial(config, folder=tmp_path / "whole")
+    first, second = read_records(tmp_path / "whole" / "curves.jsonl")
+    # The reference is the first round's adapter, not the model below it.
+    assert first["figures"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert second["figures"]["loss"] != pytest.approx(math.log(2), abs=1e-4)
+    ends = Ends("sample answers", 2)  # of the second round: the first one's adapter is saved
+    with pytest.raises(StoppedError):
+        run_trial(config, folder=tmp_path / "one", report=ends)
+    result = run_trial(config, folder=tmp_path / "two", earlier=(tmp_path / "one",))
+    weights = [
+        (tmp_path / name / "model" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "two")
+    ]
+    assert weights[0] == weights[1] and result.steps == 4
+
+
+def all_ties(prompt: Any, answers: list[str]) -> list[float]:
+    """A rule that finds no difference."""
+    return [0.0] * len(answers)
+
+
+def test_ties_alone_fail_the_trial_with_a_line(shapes_config: Configured, tmp_path: Path) -> None:
+    config = settings(shapes_config, rounds=1, prompts=2, ranker=f"{__name__}:all_ties")
+    with pytest.raises(TrialError, match="^pairs, round 1: no pair: of 2 prompts"):
+        run_trial(config, folder=tmp_path)
+
+
+def test_without_rounds_nothing_of_them_is_in_a_fingerprint(shapes_config: Configured) -> None:
+    plain = training_identity(shapes_config(), {}, {})
+    assert "pairs" not in plain
+    assert training_identity(shapes_config(pairs={"answers": 3}), {}, {}) == plain
+    assert inert_keys(shapes_config())["pairs"] == "pairs.rounds is 0"
+    rule = training_identity(
+        shapes_config(pairs={"rounds": 1, "ranker": f"{__name__}:all_ties"}), {}, {}
+    )
+    assert len(rule["pairs"]["source"]) == 64
+    judged = [
+        training_identity(
+            shapes_config(pairs={"rounds": 1, "ranker": "judge", "judge": judge}), {}, {}
+        )
+        for judge in ("a", "b", {"model": "b", "timeout": 5.0})
+    ]
+    assert judged[0] != judged[1] == judged[2]
+
+
+def test_rounds_share_no_reference_cache(shapes_config: Configured) -> None:
+    identity = {"content": "abc"}
+    assert cache_specs(shapes_config(), identity, identity)
+    assert cache_specs(shapes_config(pairs={"rounds": 1}), identity, identity) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objective": "symmpo"}, "lack other, second_image: choose another objective"),
+        ({"engine__workers_per_trial": 2}, "write engine.workers_per_trial: 1, or pairs.rounds: 0"),
+        ({"rejected_image": "given"}, r"lack a rejected image \(rejected_image is given\)"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    shapes_config: Configured, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told) as refused:
+        shapes_config(pairs={"rounds": 2}, **changes)
+    assert len(str(refused.value).splitlines()) == 1
