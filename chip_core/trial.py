@@ -20,6 +20,7 @@ from chip_core.evaluation.readiness import problems, sides
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
+from chip_core.models.parts import unread_note
 from chip_core.pairs.rounds import Rounds, drop_models
 from chip_core.reference_cache.reader import CacheReader
 from chip_core.results import (
@@ -123,7 +124,7 @@ class _Attempt:
             raise TrialError("; ".join(lacking))  # now, and not after the training
         self._device = device_of(config)
         self._report(Progress(phase="start", done=0, total=1))
-        loading.import_libraries(adapters=config.language_model == "lora")
+        loading.import_libraries(adapters=config.adapted)
         self._spans.end("imports")
         seed_process(config.seed, config.engine.threads)
         if self._workers.first:
@@ -182,6 +183,8 @@ class _Attempt:
         parallelism: Parallelism = "single"
         if train:
             model = attach_adapters(model, config)
+            unread = unread_note(model, config)
+            self._notes += [] if unread is None else [unread]
             parallelism = choose_parallelism(config, model, device, self._workers)
             if device.type == "cuda":
                 parts = self._workers.size if parallelism == "fsdp" else 1

@@ -53,7 +53,9 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     reasons |= of_objective
     reasons |= _why_one_reference(config, objective)
     if config.language_model != "lora":
-        reasons["lora"] = f"language_model is {config.language_model}"
+        # The other parts have adapters on all of their layers, of the same rank and scale.
+        key = "lora.targets" if config.adapted else "lora"
+        reasons[key] = f"language_model is {config.language_model}"
     if config.vision_encoder != "staged":
         reasons["staged"] = f"vision_encoder is {config.vision_encoder}"
     if config.vision_encoder == "frozen":

@@ -218,12 +218,14 @@ class OptimizerConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on the language model's linear layers; dropout is 0 as everywhere."""
+    """Low-rank adapters on linear layers of what is 'lora'; dropout is 0 as everywhere."""
 
     rank: int = figure(16, ge=1, doc="rank of each update")
     alpha: float = figure(32.0, gt=0, doc="an update is scaled by alpha / rank")
     targets: Literal["all"] | tuple[str, ...] = figure(
-        "all", doc="'all' linear layers of the decoder, or their last names, e.g. [q_proj, v_proj]"
+        "all",
+        doc="of the language model: 'all' linear layers of the decoder, or their last names, e.g. "
+        "[q_proj, v_proj]; the vision encoder and the projector have them on all",
     )
 
     @field_validator("targets", mode="before")
@@ -371,17 +373,18 @@ class TrialConfig(Section):
     rejected_image: RejectedImageConfig = figure(
         RejectedImageConfig, doc="the visual term's rejected image"
     )
-    vision_encoder: Literal["frozen", "trained", "staged"] = figure(
-        "frozen", doc="whether the vision encoder is trained; 'staged': alone first, then with all"
+    vision_encoder: Literal["frozen", "trained", "staged", "lora"] = figure(
+        "frozen",
+        doc="whether the vision encoder is trained, and how; 'staged': alone first, then with all",
     )
     staged: StagedConfig = figure(StagedConfig, doc="settings of vision_encoder 'staged'")
-    projector: Literal["frozen", "trained"] = figure(
-        "trained", doc="whether the projector is trained"
+    projector: Literal["frozen", "trained", "lora"] = figure(
+        "trained", doc="whether the projector is trained, and how"
     )
     language_model: Literal["frozen", "full", "lora"] = figure(
         "full", doc="whether the language model is trained, and how"
     )
-    lora: LoraConfig = figure(LoraConfig, doc="settings of language_model 'lora'")
+    lora: LoraConfig = figure(LoraConfig, doc="settings of the parts that are 'lora'")
     reference_cache: Literal["fp32", "bf16", "off"] = figure(
         "fp32",
         doc="precision of the reference's hidden states, computed once and kept for all trials; "
@@ -393,6 +396,11 @@ class TrialConfig(Section):
     evaluation: EvaluationConfig = figure(EvaluationConfig, doc="which engine answers")
     seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="of every random draw")
     engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any part is trained by adapters."""
+        return "lora" in (self.vision_encoder, self.projector, self.language_model)
 
     @property
     def reference_precision(self) -> Literal["fp32", "bf16"]:

@@ -1,7 +1,7 @@
 """Low-rank adapters, and how a trained model is written and read again.
 
 Without adapters a trained model is a Hugging Face folder. With them it is a PEFT folder; what was
-trained beside them (projector, vision encoder) lies in it as `trained_parts.safetensors`, named as
+trained beside them, in whole, lies in it as `trained_parts.safetensors`, named as
 in the base model's state dict.
 """
 
@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from chip_core.config.trial import LoraConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG
 from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, first_names, layout_of, layouts
-from chip_core.models.parts import is_adapter, named_parts, trained_parts
+from chip_core.models.parts import (
+    is_adapter,
+    named_parts,
+    projector_linears,
+    tower_linears,
+    trained_parts,
+)
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
 from chip_core.utils.errors import DiskFullError, TrialError, UnfitError, brief
 from chip_core.utils.files import room_for, sync_files
@@ -49,9 +55,10 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
     The adapters' first values are a function of the seed; they change no output.
 
     Raises:
-        TrialError: a target of `lora.targets` is no linear layer of the decoder.
+        TrialError: a target of `lora.targets` is no linear layer of the decoder, or a part that is
+            to have adapters has no linear layer.
     """
-    if config.language_model != "lora":
+    if not config.adapted:
         return model
     import peft
 
@@ -60,11 +67,21 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
         lora_alpha=config.lora.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=decoder_linears(model, config.lora),
+        target_modules=_adapted_linears(model, config),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("lora", config.seed))
         return _adapted(model, settings).eval()
+
+
+def _adapted_linears(model: Any, config: TrialConfig) -> list[str]:
+    """Return the whole names of the linear layers that get an adapter."""
+    names = decoder_linears(model, config.lora) if config.language_model == "lora" else []
+    if config.vision_encoder == "lora":
+        names += tower_linears(model)
+    if config.projector == "lora":
+        names += projector_linears(model)
+    return names
 
 
 def decoder_linears(model: Any, config: LoraConfig) -> list[str]:

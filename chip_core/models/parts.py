@@ -15,6 +15,10 @@ Part = Literal["vision_encoder", "projector", "language_model"]
 #: projector. A tower of this package's own names such parts itself, as `projector_parts`.
 _PROJECTORS_WITHIN = ("merger", "deepstack_merger_list")
 
+#: Within a layer of a tower of this package's own: those of its last layer's modules that say
+#: nothing to the model, as `last_layer_unread`.
+_UNREAD = "last_layer_unread"
+
 
 def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
     """Return the parameters of `vision_encoder`, `projector` and `language_model`, by name.
@@ -47,6 +51,91 @@ def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
         else:
             parts["projector"][name] = parameter
     return parts
+
+
+def tower_layers(model: Any) -> dict[str, nn.Module]:
+    """Return the vision encoder's layers by their names in the base model, the first first."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    within = {id(module) for module in base.get_encoder(modality="image").modules()}
+    return {
+        name: module
+        for name, module in base.named_modules()
+        if id(module) in within and isinstance(module, GradientCheckpointingLayer)
+    }
+
+
+def unread_modules(model: Any) -> list[str]:
+    """Return what of the vision encoder's layers says nothing to the model and gets no gradient.
+
+    LLaVA and its kin read a hidden state before the last (`vision_feature_layer`): the layers
+    behind it by name, else modules of the last layer that a tower names itself.
+    """
+    names = list(tower_layers(model))
+    tower = model.get_encoder(modality="image")
+    read = getattr(model.config, "vision_feature_layer", None)
+    if read is not None:
+        # The state 0 is what the first layer is given, and k what the k-th says.
+        states = [read] if isinstance(read, int) else list(read)
+        return names[max(state % (len(names) + 1) for state in states) :]
+    return [f"{name}.{part}" for name in names[-1:] for part in getattr(tower, _UNREAD, ())]
+
+
+def unread_note(model: Any, config: TrialConfig) -> str | None:
+    """Return what is to be said of a vision encoder's layers that no gradient reaches."""
+    unread = [] if config.vision_encoder == "frozen" else unread_modules(model)
+    if not unread:
+        return None
+    told = "no adapter" if config.vision_encoder == "lora" else "no gradient"
+    return (
+        f"vision_encoder is {config.vision_encoder}, and the model does not read all of it: "
+        f"{', '.join(unread)} {'gets' if len(unread) == 1 else 'get'} {told}"
+    )
+
+
+def tower_linears(model: Any) -> list[str]:
+    """Return the whole names of the linear layers of the vision encoder's attention and MLPs.
+
+    Without those that say nothing to the model: no gradient would reach their adapters.
+
+    Raises:
+        TrialError: there are none.
+    """
+    layers = tuple(f"{name}." for name in tower_layers(model))
+    unread = tuple(f"{name}." for name in unread_modules(model))
+    names = [
+        name
+        for name in _linears(model, "vision_encoder")
+        if name.startswith(layers) and not f"{name}.".startswith(unread)
+    ]
+    if not names:
+        raise TrialError(
+            "vision_encoder: lora: it has no linear layer that the model reads: write frozen, or "
+            "trained"
+        )
+    return names
+
+
+def projector_linears(model: Any) -> list[str]:
+    """Return the whole names of the projector's linear layers.
+
+    Raises:
+        TrialError: there are none.
+    """
+    names = _linears(model, "projector")
+    if not names:
+        raise TrialError("projector: lora: it has no linear layer: write frozen, or trained")
+    return names
+
+
+def _linears(model: Any, part: Part) -> list[str]:
+    weights = {id(parameter) for parameter in named_parts(model)[part].values()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) in weights
+    ]
 
 
 def without_head(model: Any) -> Any:

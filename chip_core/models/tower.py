@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import trained_parts
+from chip_core.models.parts import named_parts
 from chip_core.models.precision import as_held
 
 #: Field of the output -> (rows, …): the images' tiles or patches one after the other. An entry of a
@@ -32,7 +32,8 @@ def is_frozen(model: Any, config: TrialConfig) -> bool:
     within = {id(parameter) for parameter in tower_of(model).parameters()}
     return not any(
         id(parameter) in within
-        for parameters in trained_parts(model, config).values()
+        for part, parameters in named_parts(model).items()
+        if getattr(config, part) != "frozen"
         for parameter in parameters.values()
     )
 

@@ -219,7 +219,7 @@ def _keeps_features(config: TrialConfig) -> bool:
     engine = config.engine
     if config.vision_encoder != "frozen" or engine.feature_cache == "off":
         return False
-    within = config.projector == "trained" and projector_in_tower(config.model)
+    within = config.projector != "frozen" and projector_in_tower(config.model)
     if engine.feature_cache == "auto" and within:
         return False  # what is trained within the tower changes what it says
     on_gpu = engine.gpus_per_worker > 0 or engine.device == "cuda"

@@ -144,11 +144,14 @@ def cache_build_kind(config: TrialConfig, group: Sequence[CacheSpec]) -> str:
 
 
 def _model(config: TrialConfig) -> dict[str, Any]:
-    adapted = config.language_model == "lora"
+    parts = ("vision_encoder", "projector")
+    beside = [part for part in parts if getattr(config, part) == "lora"]
     return {
         **config.model.model_dump(mode="json"),
         "language_model": config.language_model,
-        "lora": config.lora.model_dump(mode="json") if adapted else None,
+        "lora": config.lora.model_dump(mode="json") if config.adapted else None,
+        # Timings that were noted before other parts could have adapters keep their kind.
+        **({"adapted": beside} if beside else {}),
     }
 
 

@@ -182,7 +182,7 @@ def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimat
     return Estimated(
         footprint=made,
         basis=rows.basis,
-        adapted=config.language_model == "lora",
+        adapted=config.adapted,
         masters=precision.master > 0,
         states=precision.states,
     )

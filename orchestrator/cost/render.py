@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.size import gigabytes
 from orchestrator.cost.budget import amounts
 from orchestrator.cost.estimate import Cost, Estimate
@@ -17,7 +16,7 @@ from orchestrator.cost.judges import JudgeCosts, JudgeTokens
 from orchestrator.cost.memory import Fit, change_words, memory_words, parts_words
 from orchestrator.cost.power import PowerEstimate
 from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATION
-from orchestrator.cost.published.rates import NAME
+from orchestrator.cost.published.rates import NAME, trained_as
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
 from orchestrator.plan.plan import BASE
@@ -170,7 +169,7 @@ def _range_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
         )
     yield Text(f"{device.name}: {device.bf16:g} TFLOP/s in bf16, {device.bandwidth:g} TB/s "
                f"({DEVICES[device.name].source})")  # fmt: skip
-    for kind in sorted({_trained_as(each.config) for each in estimated.work.trials}):
+    for kind in sorted({trained_as(each.config) for each in estimated.work.trials}):
         share = UTILIZATION[kind]
         yield Text(f"training {kind}: {share.low:.0%} to {share.high:.0%} of it ({share.source})")
     yield Text(f"answers: {EAGER_SOURCE}")
@@ -179,10 +178,6 @@ def _range_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
 
 #: The parts of a cost that GPUs are held for.
 _OF_GPU = ("train", "passes", "answer")
-
-
-def _trained_as(config: TrialConfig) -> Literal["lora", "full"]:
-    return "lora" if config.language_model == "lora" else "full"
 
 
 def _hours(fast: Seconds, slow: Seconds, of_fast: Cost, of_slow: Cost) -> str:

@@ -97,6 +97,11 @@ class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
     #: The names of what is the projector's though it lies in here: what the released training
     #: trains of the tower (chip_core/models/parts.py).
     projector_parts = ("query", "query_positions", "query_norm")
+    #: Of the last layer's modules those that only image tokens pass behind it, which nobody reads.
+    last_layer_unread = (
+        "image.q_proj", "image.inner_attention_norm", "image.out_proj", "image.mlp_norm",
+        "image.fc1", "image.inner_mlp_norm", "image.fc2",
+    )  # fmt: skip
 
     def __init__(self, config: MuffinVisionConfig) -> None:
         super().__init__(config)

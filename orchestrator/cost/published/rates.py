@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.trial import TrialConfig
@@ -208,10 +209,19 @@ def _of_pass(
         yield ("sample", group.kind), _computed(model.forward, config, device)
 
 
+def trained_as(config: TrialConfig) -> Literal["lora", "full"]:
+    """Return how a trial trains what most of its time goes to."""
+    whole = {"full", "trained", "staged"}
+    large = (config.language_model, config.vision_encoder)  # a projector is small
+    if config.language_model == "lora" or (config.adapted and whole.isdisjoint(large)):
+        return "lora"
+    return "full"
+
+
 def _computed(operations: float, config: TrialConfig, device: Device) -> tuple[float, float]:
     """Return the seconds of operations on a device: at most and at least of its peak used."""
     peak = 1e12 * (device.bf16 if config.model.dtype == "bf16" else device.fp32)
-    share = UTILIZATION["lora" if config.language_model == "lora" else "full"]
+    share = UTILIZATION[trained_as(config)]
     return operations / (peak * share.high), operations / (peak * share.low)
 
 

@@ -126,6 +126,8 @@ def test_every_field_says_what_it_is() -> None:
         {"data": {"limit": 10}},
         {"language_model": "lora"},
         {"vision_encoder": "staged"},
+        {"vision_encoder": "lora"},
+        {"projector": "lora"},
         {"optimizer": {"projector_lr": 1e-6}},
         {"reference_cache": "bf16"},
     ],
@@ -181,6 +183,11 @@ def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
             "reference_cache",
         ),
         ({"lora": {"rank": 4}}, {"lora": {"targets": ["q_proj"]}}, "lora"),
+        (
+            {"vision_encoder": "lora", "lora": {"targets": ["q_proj"]}},
+            {"vision_encoder": "lora"},
+            "lora.targets",
+        ),
         ({"staged": {"share": 0.1}}, {"vision_encoder": "frozen"}, "staged"),
         ({"optimizer": {"vision_lr": 1e-6}}, {}, "optimizer.vision_lr"),
         (
@@ -195,6 +202,13 @@ def test_inert_keys_are_named_and_left_out(
 ) -> None:
     assert inert in inert_keys(config(**one))
     assert mark(**one) == mark(**other)
+
+
+def test_the_rank_counts_wherever_there_are_adapters() -> None:
+    for part in ("vision_encoder", "projector", "language_model"):
+        assert mark(**{part: "lora", "lora": {"rank": 4}}) != mark(**{part: "lora"})
+    # As it was when the language model alone could have them.
+    assert mark(language_model="lora").startswith("66d131dbae98")
 
 
 def test_what_is_in_fp32_is_what_it_was_before_precision_had_more_keys() -> None:

@@ -22,7 +22,7 @@ from chip_core.models.adapters import (
     merge_adapters,
     without_adapter,
 )
-from chip_core.models.parts import named_parts, set_trained
+from chip_core.models.parts import named_parts, set_trained, tower_layers
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.training.optimizer.adamw import encoder_only_steps
 from chip_core.training.policy import Policy
@@ -43,6 +43,9 @@ TRAINED = [
     {"language_model": "lora", "vision_encoder": "trained"},
     {"language_model": "lora", "vision_encoder": "staged"},
     {"language_model": "frozen", "vision_encoder": "trained"},
+    {"language_model": "lora", "vision_encoder": "lora", "projector": "lora"},
+    {"language_model": "full", "vision_encoder": "lora"},
+    {"language_model": "frozen", "vision_encoder": "lora", "projector": "frozen"},
 ]
 
 
@@ -72,7 +75,7 @@ def test_the_reference_is_the_base_and_does_not_move(
     assert not torch.equal(logits(policy, batch), before)
     # and what is frozen has not moved
     originals = dict(base.named_parameters())
-    model = policy.get_base_model() if changes["language_model"] == "lora" else policy
+    model = policy.get_base_model() if config.adapted else policy
     for part, parameters in named_parts(model).items():
         if getattr(config, part) in ("frozen", "lora"):
             for name, parameter in parameters.items():
@@ -81,7 +84,9 @@ def test_the_reference_is_the_base_and_does_not_move(
                     assert torch.equal(parameter, original), name
 
 
-@pytest.mark.parametrize("changes", TRAINED[3:6], ids=lambda c: "-".join(c.values()))
+@pytest.mark.parametrize(
+    "changes", [*TRAINED[3:6], *TRAINED[7:9]], ids=lambda c: "-".join(c.values())
+)
 def test_gradients_are_those_of_a_separate_reference(
     shapes_config: Configured, changes: dict[str, Any]
 ) -> None:
@@ -120,6 +125,23 @@ def test_adapters_are_on_the_decoder_alone(shapes_config: Configured) -> None:
     assert not any("vision" in name for name in adapted)
 
 
+def test_targets_are_the_decoders_and_the_other_parts_have_them_on_all(
+    shapes_config: Configured,
+) -> None:
+    given = {"vision_encoder": "lora", "projector": "lora", "lora": {"targets": ["q_proj"]}}
+    config = shapes_config(language_model="lora", **given)
+    policy = attach_adapters(loading.load(config.model)[0], config)
+    adapted = {name.split(".lora_")[0] for name, _ in policy.named_parameters() if ".lora_" in name}
+    names = [name.removeprefix("base_model.model.") for name in adapted]
+    decoder = [name for name in names if "language_model" in name]
+    assert len(decoder) == 4 and all(name.endswith("q_proj") for name in decoder)
+    layers = {name.split(".layers.")[1][0] for name in names if "vision_tower" in name}
+    whole = len(tower_layers(policy))
+    assert layers == {str(number) for number in range(whole - 1)}  # the last is not read
+    assert sum("vision_tower" in name for name in names) == 6 * (whole - 1)  # q k v out, fc1 fc2
+    assert sum("projector" in name for name in names) == 2
+
+
 def test_targets_are_chosen_by_their_last_name(shapes_config: Configured) -> None:
     config = shapes_config(language_model="lora", lora__targets=["q_proj", "v_proj"])
     model, _ = loading.load(config.model)  # the vision encoder has a q_proj too
@@ -142,11 +164,16 @@ def test_the_adapters_first_values_are_the_seeds(shapes_config: Configured) -> N
     assert not torch.equal(first(0), first(1))
 
 
-def test_merged_answers_as_the_adapter_does(shapes_config: Configured, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [TRAINED[3], TRAINED[7]], ids=lambda c: "-".join(c.values()))
+def test_merged_answers_as_the_adapter_does(
+    shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     scored = {"report": [{"name": "shapes", "limit": 4}]}
-    config = shapes_config(language_model="lora", optimizer__lr=1e-3, benchmarks=scored)
+    config = shapes_config(optimizer__lr=1e-3, benchmarks=scored, **changes)
     result = run_trial(config, folder=tmp_path)
     assert (tmp_path / "model" / "adapter_model.safetensors").exists()
+    told = [note for note in result.notes if "get" in note and "no adapter" in note]
+    assert len(told) == ("vision_encoder" in changes)
     later = run_trial(config, folder=tmp_path / "later", trained_model=tmp_path / "model")
     assert later.metrics == result.metrics
     policy, _ = loading.load(config.model, trained=tmp_path / "model")

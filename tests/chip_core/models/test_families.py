@@ -26,7 +26,14 @@ from chip_core.evaluation.inference.prompts import Encoder
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model, write_weights
 from chip_core.models.loading import read_weights
-from chip_core.models.parts import named_parts, set_trained, trained_parts
+from chip_core.models.parts import (
+    named_parts,
+    set_trained,
+    tower_layers,
+    trained_parts,
+    unread_modules,
+    unread_note,
+)
 from chip_core.representation.described import DescribedImage
 from chip_core.representation.states import Reading, represent
 from chip_core.training.policy import Policy
@@ -80,11 +87,19 @@ def test_a_padded_batch_gives_what_each_pair_gives_alone(
             assert torch.allclose(whole[row, : len(alone)], alone, atol=2e-5)
 
 
-@pytest.mark.parametrize("language_model", ["full", "lora"])
+#: Adapters on every part: one PEFT folder, and nothing beside it.
+EVERYWHERE = {"vision_encoder": "lora", "projector": "lora", "language_model": "lora"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"language_model": "lora"}, EVERYWHERE, {**EVERYWHERE, "language_model": "full"}],
+    ids=["full", "lora", "everywhere", "images"],
+)
 def test_policy_is_reference_at_first_and_gradients_are_finite(
-    configured: Callable[..., TrialConfig], language_model: str
+    configured: Callable[..., TrialConfig], changes: dict[str, str]
 ) -> None:
-    config = configured(language_model=language_model)
+    config = configured(**changes)
     model, processor = loading.load(config.model)
     model = attach_adapters(model, config)
     policy = Policy(model, config.objective)
@@ -152,6 +167,78 @@ def test_an_adapter_reloads_with_plain_transformers_and_peft(
     ours, _ = loading.load(config.model, trained=tmp_path / "model")
     assert torch.equal(trained, logits(ours, batch))
     assert torch.allclose(trained, logits(ours.merge_and_unload(), batch), atol=1e-5)
+
+
+def test_adapters_everywhere_are_one_folder_that_plain_peft_reads(
+    configured: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    config = configured(**EVERYWHERE, lora={"rank": 2})
+    model, processor = loading.load(config.model)
+    policy = attach_adapters(model, config)
+    train(config, model=policy, processor=processor, pairs=PAIRS, folder=tmp_path)
+    save_model(policy, processor, tmp_path / "model", config)
+    assert not (tmp_path / "model/trained_parts.safetensors").exists()
+    weights = load_file(tmp_path / "model/adapter_model.safetensors")
+    moved = {name for name in weights if ".lora_B" in name and weights[name].any()}
+    names = {name for part in trained_parts(policy, config).values() for name in part}
+    assert len(moved) == len([name for name in names if ".lora_B" in name])  # each of them moved
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    trained = logits(policy, batch)
+
+    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
+    assert torch.equal(trained, logits(again, batch))
+    ours, _ = loading.load(config.model, trained=tmp_path / "model")
+    assert torch.equal(trained, logits(ours, batch))
+    assert torch.allclose(trained, logits(ours.merge_and_unload(), batch), atol=1e-5)
+    fresh = attach_adapters(loading.load(config.model)[0], config)
+    read_weights(fresh, tmp_path / "model")
+    assert torch.equal(trained, logits(fresh, batch))
+
+
+def test_a_language_model_in_whole_lies_beside_adapters_of_images(
+    configured: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    config = configured(**{**EVERYWHERE, "language_model": "full"}, lora={"rank": 2})
+    model, processor = loading.load(config.model)
+    policy = attach_adapters(model, config)
+    with torch.no_grad():
+        for parameter in set_trained(policy, config):
+            parameter.add_(0.01)
+    save_model(policy, processor, tmp_path / "model", config)
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    trained = logits(policy, batch)
+    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
+    base.load_state_dict(load_file(tmp_path / "model/trained_parts.safetensors"), strict=False)
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
+    assert torch.equal(trained, logits(again, batch))
+    ours, _ = loading.load(config.model, trained=tmp_path / "model")
+    assert torch.equal(trained, logits(ours, batch))
+
+
+def test_what_of_the_tower_gets_no_gradient_is_known_before(
+    configured: Callable[..., TrialConfig],
+) -> None:
+    config = configured()
+    model, processor = loading.load(config.model)
+    policy = Policy(model, config.objective)
+    reference = LiveReference(policy, config)
+    set_trained(model, config)
+    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    objective(policy, reference, batch).loss.mean().backward()
+    layers = tuple(f"{name}." for name in tower_layers(model))
+    still = {
+        name
+        for name, parameter in named_parts(model)["vision_encoder"].items()
+        if name.startswith(layers) and (parameter.grad is None or not parameter.grad.any())
+    }
+    unread = tuple(f"{name}." for name in unread_modules(model))
+    assert still == {
+        name for name in named_parts(model)["vision_encoder"] if name.startswith(unread)
+    }
+    told = unread_note(model, config)
+    assert (told is None) == (not unread)
+    assert told is None or all(name[:-1] in told for name in unread)
 
 
 def test_it_answers_in_a_batch_padded_on_the_left(folder: Path) -> None:

@@ -96,6 +96,8 @@ def test_a_model_says_the_same_without_looking(
 def test_a_projector_within_the_tower_is_part_of_it(built: tuple[str, Any, Any]) -> None:
     family, model, _ = built
     assert is_frozen(model, config(projector="trained")) == (family not in WITHIN)
+    assert is_frozen(model, config(projector="lora")) == (family not in WITHIN)
+    assert not is_frozen(model, config(vision_encoder="lora"))
     assert not is_frozen(model, config(vision_encoder="trained"))
     assert not is_frozen(model, config(vision_encoder="staged"))
     assert is_frozen(model, config(projector="frozen"))

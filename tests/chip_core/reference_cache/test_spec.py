@@ -196,6 +196,7 @@ def test_a_tower_with_a_trained_projector_in_it_is_not_kept(family: str, tmp_pat
 
     kept = ["text", "image features"]
     assert names("auto", "trained") == (kept if family == "llava" else ["text"])
+    assert names("auto", "lora") == names("auto", "trained")
     assert names("auto", "frozen") == kept
     assert names("on", "trained") == kept  # and the pass says why it cannot be made
 

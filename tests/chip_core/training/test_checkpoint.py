@@ -74,7 +74,11 @@ def several(configured: Configured, **changes: Any) -> TrialConfig:
     )
 
 
-@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora-staged"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, LORA, {"vision_encoder": "lora", "projector": "lora"}],
+    ids=["full", "lora-staged", "full-lora-lora"],
+)
 def test_an_interrupted_training_comes_to_the_same_bits(
     shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -251,9 +255,9 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_not_used(
         lambda name: None if "layers.1.self_attn.q_proj" in name else name,
     )
     result = run_trial(config, folder=tmp_path / "second", resume_from=first)
-    assert result.notes[0].startswith("checkpoint step-00000006 is not used: ")
-    assert why in result.notes[0]
-    assert "resumed after step 4" in result.notes[1]
+    assert result.notes[-2].startswith("checkpoint step-00000006 is not used: ")
+    assert why in result.notes[-2]
+    assert "resumed after step 4" in result.notes[-1]
     assert curves(tmp_path / "second") == curves(tmp_path / "whole")
     assert weights(tmp_path / "second") == weights(tmp_path / "whole")
 
@@ -273,7 +277,7 @@ def test_a_checkpoint_of_an_older_layout_goes_on_to_the_same_bits(
     )
     rewrite(last, "trained_parts.safetensors", lambda name: name.removeprefix("model."))
     result = run_trial(config, folder=tmp_path / "second", resume_from=first)
-    assert "resumed after step 6" in result.notes[0]
+    assert "resumed after step 6" in result.notes[-1]
     assert curves(tmp_path / "second") == curves(tmp_path / "whole")
     assert weights(tmp_path / "second") == weights(tmp_path / "whole")
 

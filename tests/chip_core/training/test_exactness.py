@@ -45,10 +45,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "prefix": {"shared": True},
     "stored": {"stored": True},
     "adapter": {"language_model": "lora"},
+    "adapters of images": {"vision_encoder": "lora", "projector": "lora"},
     "layers again": {"again": True},
     "all": {"chunk": 5, "shared": True, "stored": True, "again": True},
     "all with an adapter": {"chunk": 5, "shared": True, "language_model": "lora", "again": True},
-}
+    "all with adapters everywhere": {
+        "chunk": 5, "shared": True, "again": True,
+        "language_model": "lora", "vision_encoder": "lora", "projector": "lora",
+    },
+}  # fmt: skip
+PARTS = ("vision_encoder", "projector", "language_model")
 
 
 @cache
@@ -187,7 +193,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_every_switch_gives_the_plain_loss_and_gradients(family: str, switches: str) -> None:
     chosen = dict(SWITCHES[switches])
-    config = config_of(language_model=chosen.pop("language_model", "full"))
+    config = config_of(**{part: chosen.pop(part) for part in PARTS if part in chosen})
     encoder = PairEncoder(built(family)[1], config, PAIRS)
     batch = encoder.batch(range(3))
     loss, gradient = fast(family, config, encoder, batch, **chosen)

@@ -60,6 +60,12 @@ class Case:
 CHANGES: dict[str, dict[str, Any]] = {
     "full": {"vision_encoder": "trained"},
     "lora": {"language_model": "lora", "lora": {"rank": 2, "alpha": 4}},
+    "everywhere": {
+        "vision_encoder": "lora",
+        "projector": "lora",
+        "language_model": "lora",
+        "lora": {"rank": 2, "alpha": 4},
+    },
     "staged": {"vision_encoder": "staged", "language_model": "lora", "lora": {"rank": 2}},
     "recomputed": {"vision_encoder": "trained", "engine": {"gradient_checkpointing": True}},
     "each_pass": {"vision_encoder": "trained"},  # gradients come together in each

@@ -48,6 +48,8 @@ def test_the_same_kind(change: dict[str, Any]) -> None:
         {"objective__weights__visual": 0.0},
         {"vision_encoder": "trained"},
         {"language_model": "lora"},
+        {"vision_encoder": "lora"},
+        {"projector": "lora"},
         {"rejected_image": "crop"},
         {"training__batch_size": 8},
         {"training__max_length": 64},
@@ -73,4 +75,6 @@ def test_an_answer_is_of_its_model_and_its_benchmark() -> None:
     fewer = one.model_copy(update={"limit": 10})
     assert answer_kind(made, one) == answer_kind(config(objective="dpo"), fewer)
     assert answer_kind(made, one) != answer_kind(config(engine__generation_batch=1), one)
+    adapted = config(vision_encoder="lora")  # whose answers pass through adapters
+    assert answer_kind(made, one) != answer_kind(adapted, one)
     assert start_kind(made) == start_kind(config(objective="dpo", vision_encoder="trained"))

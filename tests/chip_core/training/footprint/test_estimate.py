@@ -152,6 +152,25 @@ BF16 = {"path": "x", "dtype": "bf16"}
                 "engine": {"micro_batch": 2},
             },
         ),
+        (
+            "llava",
+            {
+                "vision_encoder": "lora",
+                "projector": "lora",
+                "language_model": "frozen",
+                "engine": {"micro_batch": 2},
+            },
+        ),
+        (
+            "llava_next",
+            {
+                "vision_encoder": "lora",
+                "projector": "lora",
+                "language_model": "lora",
+                "model": BF16,
+                "engine": {"micro_batch": 2},
+            },
+        ),
         ("llava", {"engine": {"micro_batch": 2}, "objective": "symmpo"}),
         ("llava", {"engine": {"micro_batch": 2}, "objective": "sft"}),
     ],
@@ -162,6 +181,8 @@ BF16 = {"path": "x", "dtype": "bf16"}
         "tower",
         "chunks",
         "bf16-gradients",
+        "tower-adapters",
+        "adapters-everywhere",
         "symmpo",
         "sft",
     ],  # fmt: skip
