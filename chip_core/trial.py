@@ -47,7 +47,7 @@ from chip_core.trained import (
 )
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
-from chip_core.training.prepare import check_packages, checked_pairs, device_of
+from chip_core.training.prepare import check_requirements, checked_pairs, device_of
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
@@ -116,7 +116,7 @@ class _Attempt:
         config, context, folder = self._config, self._context, self._context.folder
         if context.trains:  # scoring is one worker's work
             _check_workers(config, self._workers)
-            check_packages(config)
+            check_requirements(config)
         lacking = problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
         lacking += lacking_here(config.evaluation)

@@ -436,11 +436,6 @@ class TrialConfig(Section):
     def _rounds_that_can_be_made(self) -> TrialConfig:
         if self.pairs.rounds == 0:
             return self
-        if self.engine.workers_per_trial > 1:
-            raise ValueError(
-                f"pairs.rounds is {self.pairs.rounds}, and one worker samples a model: write "
-                "engine.workers_per_trial: 1, or pairs.rounds: 0"
-            )
         own, further = self.objective, []
         if own.needs_rejected_image and self.rejected_image.strategy == "given":
             further.append("a rejected image (rejected_image is given)")

@@ -80,7 +80,7 @@ def sample(
             "sampling": asdict(drawn),
         }
     )
-    answers = previous_answers([folder / FOLDER], _NAME, mark, items)
+    answers = previous_answers([folder / FOLDER], [_NAME], [mark], items)
     decoder = Decoder(
         sampled.model,
         sampled.processor,

@@ -16,8 +16,8 @@ from chip_core.config.identity import (
     training_identity,
     untrained_identity,
 )
-from chip_core.config.packages import lacking_packages
 from chip_core.config.paths import DataPaths
+from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.generators import generator_problems
@@ -112,7 +112,7 @@ class Plan:
     def lacking(self) -> list[str]:
         """What trainings and answers need that is not here, each with what to do."""
         trained = (trial.config for trial in self.trials if not trial.untrained)
-        found = [problem for config in trained for problem in lacking_packages(config)]
+        found = [problem for config in trained for problem in unmet_requirements(config)]
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
             found += generator_problems(evaluation, self.study.benchmarks, model)

@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
 #: A field that can change figures -> another value than its default, at which it counts in BASE.
 COUNTS: dict[str, Any] = {
     "model.dtype": "bf16",
+    "model.quantize": "nf4",
     "data.split": "test",
     "data.limit": 7,
     "data.transparency": "drop",
@@ -217,7 +218,10 @@ def test_every_field_is_in_one_of_the_tables() -> None:
 
 @pytest.mark.parametrize("path", COUNTS)
 def test_an_edit_of_a_field_that_counts_makes_another_trial(path: str) -> None:
-    under = {"objective.form": {"objective.terms": ["response"]}}.get(path, {})
+    under = {
+        "objective.form": {"objective.terms": ["response"]},
+        "model.quantize": {"language_model": "lora"},
+    }.get(path, {})
     assert mark({**under, path: COUNTS[path]}) != mark(under)
 
 

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from chip_core.config.identity import inert_keys, training_identity
+from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.spec import cache_specs
 from chip_core.results import Progress, TrialResult, read_result
@@ -194,7 +195,6 @@ def test_rounds_share_no_reference_cache(shapes_config: Configured) -> None:
     ("changes", "told"),
     [
         ({"objective": "symmpo"}, "lack other, second_image: choose another objective"),
-        ({"engine__workers_per_trial": 2}, "write engine.workers_per_trial: 1, or pairs.rounds: 0"),
         ({"rejected_image": "given"}, r"lack a rejected image \(rejected_image is given\)"),
     ],
 )
@@ -204,3 +204,16 @@ def test_what_cannot_be_is_one_line(
     with pytest.raises(ConfigError, match=told) as refused:
         shapes_config(pairs={"rounds": 2}, **changes)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_several_workers_are_refused_before_anything_is_run(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = settings(shapes_config).model_copy(
+        update={"engine": shapes_config(engine__workers_per_trial=2).engine}
+    )
+    (told,) = unmet_requirements(config)
+    assert told.startswith("pairs.rounds is 2, and one worker samples a model: write engine.")
+    with pytest.raises(TrialError, match="this trial has 1|one worker samples a model"):
+        run_trial(config, folder=tmp_path)
+    assert not (tmp_path / "rounds").exists()

@@ -7,8 +7,11 @@ from importlib.util import find_spec
 from chip_core.config.trial import TrialConfig
 
 
-def lacking_packages(config: TrialConfig) -> list[str]:
-    """Return what a trial's training lacks here, each with what to do; empty where nothing."""
+def unmet_requirements(config: TrialConfig) -> list[str]:
+    """Return what a trial's training lacks here, each with what to do; empty where nothing.
+
+    A plan is shown all the same, and says so.
+    """
     lacking = []
     if config.optimizer.states == "int8" and find_spec("torchao") is None:
         lacking.append(
@@ -19,5 +22,10 @@ def lacking_packages(config: TrialConfig) -> list[str]:
         lacking.append(
             "model.quantize is nf4, and bitsandbytes is not installed here: "
             "pip install 'chip-ablate[nf4]', or write model.quantize: none"
+        )
+    if config.pairs.rounds and config.engine.workers_per_trial > 1:
+        lacking.append(
+            f"pairs.rounds is {config.pairs.rounds}, and one worker samples a model: write "
+            "engine.workers_per_trial: 1, or pairs.rounds: 0"
         )
     return lacking
