@@ -39,6 +39,15 @@ _OWN_OPTIONS = {
     "max_lora_rank": "it is the adapter's",
     "generation_config": "the model's own sampling is left out, as everywhere",
     "seed": "nothing is drawn",
+    "hf_token": "put it into HF_TOKEN",
+    "config": "write its options here",
+    "middleware": "it runs code",
+    "tool_parser_plugin": "it runs code",
+    "reasoning_parser_plugin": "it runs code",
+    "logits_processors": "it runs code",
+    "worker_cls": "it runs code",
+    "worker_extension_cls": "it runs code",
+    "scheduler_cls": "it runs code",
 }
 
 

@@ -29,6 +29,10 @@ ROWS = 24  # of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
 _TRAINING = 4.0  # of a benchmark's answers: training takes most of a trial's time
 _SCORING = 0.1  # likewise: of scoring them by rules
+#: Of a phase, by its first word; else 1. What an engine's answers are compared with is not told.
+_WEIGHTS = {
+    "train": _TRAINING, "score": _SCORING, "judge": _SCORING, "measure": 0.0, "check": 0.0
+}  # fmt: skip
 _BEFORE = ("start", COPYING, "check data")  # phases before the work whose share is told
 _STYLES = {
     "running": "cyan", "answered": "cyan", "done": "green", "failed": "bold red",
@@ -92,7 +96,7 @@ class _Line:
         """Note where the trial is."""
         self.progress = progress
         kind, _, benchmark = progress.phase.partition(" ")
-        weight = {"train": _TRAINING, "score": _SCORING, "judge": _SCORING}.get(kind, 1.0)
+        weight = _WEIGHTS.get(kind, 1.0)
         if progress.phase not in _BEFORE:
             self.worked_from = self.worked_from or time.monotonic()
             # A judge's replies are what scoring waits for: both are one phase.

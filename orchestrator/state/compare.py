@@ -140,6 +140,7 @@ def _study(plan: Plan) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "baseline": dict(study.baseline),
         "benchmarks": study.benchmarks.model_dump(mode="json", exclude_defaults=True),
+        "evaluation": plan.base.config.evaluation.model_dump(mode="json", exclude_defaults=True),
         "primary": None if study.primary is None else study.primary.metric,
         "declared": declared,
         "exploratory": study.exploratory,

@@ -17,6 +17,7 @@ from chip_core.trained import (
     TrainedModel,
     adopt_model,
     read_trained,
+    weights_content,
     weights_fingerprint,
     write_trained,
 )
@@ -47,6 +48,11 @@ def test_two_runs_agree_to_the_bit(shapes_config: Configured, tmp_path: Path) ->
         assert one == other
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
+    content, marks = (
+        {mark(folder / "model") for folder in folders}
+        for mark in (weights_content, weights_fingerprint)
+    )
+    assert (len(content), len(marks)) == (1, 2)  # answers of the one are answers of the other
     assert read_result(folders[0]) == results[0]
 
 

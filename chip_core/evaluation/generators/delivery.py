@@ -16,7 +16,8 @@ from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
 from chip_core.utils.errors import TrialError
 
-SERVED = "served"  # folder of an attempt: what a server reads while it answers
+#: Folder of an attempt: what a server reads while it answers. Hidden files go to no storage.
+SERVED = ".served"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,12 @@ def whole_folder(model: AnsweringModel, folder: Path) -> Path:
     if not is_adapted(model.model):
         place.symlink_to(model.trained.absolute(), target_is_directory=True)
         return place
-    plain = merge_adapters(copy.deepcopy(model.model))
+    device = next(model.model.parameters()).device
+    model.model.to("cpu")  # a second copy may not fit beside it
+    try:
+        plain = merge_adapters(copy.deepcopy(model.model))
+    finally:
+        model.model.to(device)
     plain.save_pretrained(place)
     model.processor.save_pretrained(place)
     return place

@@ -81,20 +81,30 @@ class OpenAIGenerator(Generator):
         self._check_marks(items, model)
         served = self._delivery.bring(model)
         extra = request_keys(self._settings.server, model, decoding)
-        busy = _Busy()
+        busy, failures = _Busy(), list[TrialError]()
 
-        def ask(item: Item) -> Response:
+        def ask(item: Item) -> Response | None:
+            if failures:
+                return None
             messages: list[Mapping[str, Any]] = [{"role": "user", "content": _content(item)}]
-            with busy:
-                return self._ask(item, served, messages, extra)
+            try:
+                with busy:
+                    return self._ask(item, served, messages, extra)
+            except TrialError as error:
+                failures.append(error)
+                return None
 
         pool = ThreadPoolExecutor(max_workers=self._settings.concurrency)
         try:
             asked = {pool.submit(ask, item): item for item in items}
             for future in as_completed(asked):
-                tell([(asked[future], future.result())])
+                response = future.result()
+                if response is not None:  # also what was under way when another failed
+                    tell([(asked[future], response)])
         finally:
             pool.shutdown(cancel_futures=True)
+        if failures:
+            raise failures[0]
         return Pace(seconds=busy.seconds, waited=busy.waited)
 
     def close(self) -> None:

@@ -91,9 +91,8 @@ def check(found: Mapping[str, Any], benchmark: str, label: str) -> None:
         )
     if adapter is not None and adapter["bare"] > adapter["trained"]:
         raise TrialError(
-            f"{benchmark}: {label} does not apply the arm's adapter: of "
-            f"{adapter['differ']} answers that it changes, {adapter['bare']} are as the "
-            f"model gives them without it, and "
+            f"{benchmark}: {label} does not apply the arm's adapter: of {adapter['differ']} "
+            f"answers that it changes, {adapter['bare']} are as without it, and "
             f"{adapter['trained']} as with it: see which adapter the server has by that name"
         )
     items, equal = found["items"], found["equal"]

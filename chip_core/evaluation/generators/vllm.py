@@ -72,7 +72,6 @@ class VllmGenerator(Generator):
         return self._asked.answer(items, model, decoding, tell)
 
     def _start(self, model: AnsweringModel) -> OpenAIGenerator:
-        device = next(model.model.parameters()).device
         whole: Path | None = None
         if model.trained is not None:
             whole = model.trained
@@ -81,6 +80,7 @@ class VllmGenerator(Generator):
                 merged = with_parts(model.trained)
                 whole = whole_folder(model, self._folder) if merged else None
                 self._merged = whole
+        device = next(model.model.parameters()).device
         if device.type == "cuda":
             model.model.to("cpu")
             torch.cuda.empty_cache()

@@ -56,9 +56,8 @@ class InferenceContext:
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
     report: Callable[[Progress], None] = lambda progress: None
     checkpoint_dir: Path | None = None  # a Hugging Face folder of the whole model, if there is one
-    former_weights: Sequence[
-        str
-    ] = ()  # marks of the same weights by which answers were kept before
+    #: marks of the same weights, by which earlier builds kept answers
+    former_weights: Sequence[str] = ()
     generator: Generator | None = None  # the engine that answers; None: transformers, here
     parity: ParityConfig = ParityConfig()  # how that engine is checked
     base: ModelConfig | None = None  # the untrained model, of which an engine reads the files

@@ -17,8 +17,8 @@ from orchestrator.plan.plan import Plan
 class TrustWarning:
     """One thing that a run relies on."""
 
-    kind: str  # "remote code", "plug-in" or "judge"
-    what: str  # the model, the code's name, the judge's address
+    kind: str  # "remote code", "plug-in", "judge" or "generator"
+    what: str  # the model, the code's name, the judge's or the engine's address
     sentence: str
 
 
@@ -60,3 +60,12 @@ def _trusted(plan: Plan) -> Iterator[TrustWarning]:
             key = f" and the key in {judge.api_key_env}" if judge.api_key_env else ""
             sentence = f"trusted: {judge.base_url} is sent the answers to {settings.name}{key}"
             yield TrustWarning(kind="judge", what=judge.base_url, sentence=sentence)
+    engine = plan.base.config.evaluation.generator
+    if engine.base_url is not None:
+        key = f" and the key in {engine.api_key_env}" if engine.api_key_env else ""
+        yield TrustWarning(
+            kind="generator",
+            what=engine.base_url,
+            sentence=f"trusted: {engine.base_url} is sent the benchmarks' questions and "
+            f"pictures{key}",
+        )

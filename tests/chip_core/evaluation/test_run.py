@@ -17,6 +17,7 @@ from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.inference.answer_files import AnswerFile, previous_answers
+from chip_core.evaluation.inference.answering import answer
 from chip_core.evaluation.items import identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems
@@ -65,7 +66,7 @@ def test_what_is_left_on_disk(tmp_path: Path) -> None:
     assert found.metadata["scorer"] == "shapes-1"
     assert (found.metadata["n"], found.metadata["missing"]) == (24, 0)
     assert (found.metadata["limit"], found.metadata["of"]) == (24, 1000)
-    assert "bf16" not in found.metadata
+    assert not {"bf16", "cut", "generator", "parity"} & found.metadata.keys()
     lines = responses(tmp_path)
     assert len(lines) == found.items == 24
     assert set(lines[0]) == {"item", "prompt", "response", "truth"}
@@ -118,6 +119,38 @@ def test_answers_of_other_weights_or_settings_are_not_taken_over(
     longer = SHAPES.model_copy(update={"max_new_tokens": 33})
     evaluate(answering(tmp_path / "b", earlier=earlier), "report", longer)
     assert len(counting.items) == 48
+
+
+def test_answers_are_those_of_the_weights_on_either_side_of_a_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.pope(tmp_path, pictures=1)
+    places = DataPaths(benchmark_data=tmp_path)
+    few, more = (
+        BenchmarkConfig.model_validate({"name": "pope", "max_new_tokens": 3, "limit": limit})
+        for limit in (4, 6)
+    )
+    answer(answering(tmp_path / "one", places=places), "select", few)
+    counting = Counting(monkeypatch)
+    # By another mark of the same weights now, quoted, and with a larger limit.
+    context = answering(
+        tmp_path / "two",
+        weights="their content",
+        former_weights=["w"],
+        earlier=[tmp_path / "one"],
+        places=places,
+    )
+    found = answer(context, "report", more)
+    assert len(counting.items) == 2 and found.metadata["taken_over"] == 4
+    pace = found.metadata["pace"]
+    assert pace["answers"] == 2 and 0 <= pace["waited"] <= 1
+    assert pace["tokens_per_second"] == pytest.approx(3 * pace["answers_per_second"], rel=1e-3)
+    # Three tokens end no answer here: what was taken over counts too.
+    assert found.metadata["cut"] == {"answers": 6, "of": 6, "max_new_tokens": 3}
+    answer(context, "report", more)  # what lies there is neither made nor written again
+    assert len(counting.items) == 2
+    (file,) = (tmp_path / "two" / "answers").iterdir()
+    assert len(read_records(file)) == 6
 
 
 def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from chip_core.utils.errors import ConfigError
 from orchestrator.plan.plan import Plan
+from orchestrator.report.writers.trust_warnings import trust_warnings
 
 from ..conftest import STUDY
 
@@ -82,3 +83,18 @@ def test_a_benchmark_more_does_not_train_again(plan_of: PlanOf) -> None:
     assert set(more.base.evaluations) == {"report/shapes", "select/shapes"}
     limited = plan_of(STUDY.replace("report: [shapes]", "report: [{name: shapes, limit: 5}]"))
     assert limited.base.evaluations != plan_of().base.evaluations
+
+
+def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> None:
+    served = "{kind: openai, server: vllm, version: '1', base_url: 'http://127.0.0.1:8000/v1'}"
+    text = f"{STUDY}\nevaluation: {{generator: {served}}}\n"
+    plain, by_vllm = plan_of(), plan_of(text)
+    assert marks(plain) == marks(by_vllm)
+    assert plain.base.evaluations != by_vllm.base.evaluations
+    assert {trial.config.evaluation.generator.kind for trial in by_vllm.trials} == {"openai"}
+    assert by_vllm.lacking == []
+    (trusted,) = trust_warnings(by_vllm)
+    assert trusted.what == "http://127.0.0.1:8000/v1"
+    beams = text.replace("report: [shapes]", "report: [{name: shapes, num_beams: 3}]")
+    (line,) = plan_of(beams).lacking
+    assert line.startswith("benchmarks.report: shapes asks for 3 beams, and generator 'openai' ")

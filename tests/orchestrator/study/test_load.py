@@ -30,8 +30,9 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "seeds: [0, 1]",
             "sedes: [0, 1]",
             "sedes: unknown key: did you mean 'seeds'? choices: baseline, benchmarks, budget, "
-            "cells, design, early_stopping, exclude, exploratory, factors, include, limits, "
-            "placebo, primary, published, question, recipe, secondary, seeds, study, tune, when",
+            "cells, design, early_stopping, evaluation, exclude, exploratory, factors, include, "
+            "limits, placebo, primary, published, question, recipe, secondary, seeds, study, tune, "
+            "when",
         ),
         (
             "[dpo, chip]",
@@ -43,6 +44,21 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "vision_encoder: [frozen, trained]",
             "vision_encodr: [frozen, trained]",
             "factors.vision_encodr: unknown key 'vision_encodr': did you mean 'vision_encoder'?",
+        ),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, 1]\nevaluation: {generator: openai}",
+            "evaluation.generator: generator 'openai' needs base_url: write http://HOST:PORT/v1",
+        ),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, 1]\nevaluation: {generator: {kind: vllm, model: m}}",
+            "evaluation.generator: generator 'vllm' takes no model: remove it",
+        ),
+        (
+            "vision_encoder: [frozen, trained]",
+            "evaluation.generator: [transformers, vllm]",
+            "factors.evaluation.generator: 'evaluation.generator' is no factor: use the study's",
         ),
         (
             "vision_encoder: [frozen, trained]",

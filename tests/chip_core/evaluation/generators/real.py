@@ -68,7 +68,6 @@ class Server:
         uvicorn = self.serve.server
         for connection in [*uvicorn.server_state.connections]:
             connection.loop.call_soon_threadsafe(connection.transport.abort)
-        uvicorn.force_exit = True
         self.serve.kill_server()
 
 
@@ -92,8 +91,8 @@ def make_arm(folder: Path, seed: int) -> Path:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
-            if ".lora_B." in name:
-                weight.copy_(0.15 * torch.randn(weight.shape, generator=draw))
+            if ".lora_" in name:
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=draw))
     adapted.save_pretrained(folder, save_embedding_layers=False)
     processor.save_pretrained(folder)
     return folder

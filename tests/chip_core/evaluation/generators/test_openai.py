@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chip_core.config.trial import EvaluationConfig, TrialConfig
 from chip_core.evaluate import evaluate
+from chip_core.evaluation.generators.delivery import SERVED
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.inference.answering import measure
 from chip_core.results import Progress
+from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
@@ -44,7 +48,7 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         measure(context, "report", SIX)
         found = evaluate(context, "report", SIX)
         context.generator.close()
-        assert not (folder / "served").exists()  # merged weights are not left behind
+        assert not (folder / SERVED).exists()  # merged weights are not left behind
         assert said(folder) == said(tmp_path / "here" / name)
         assert found.metrics == expected.metrics
         parity = found.metadata["parity"]
@@ -56,6 +60,29 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         assert sorted(kept(folder)) == sorted({*kept(folder)})  # each once
         answers.append(said(folder))
     assert len({tuple(each) for each in answers}) == 3
+
+
+def test_a_trial_is_answered_by_a_server_with_all_that_it_trained(
+    tmp_path: Path, server: Server, shapes_config: Callable[..., TrialConfig]
+) -> None:
+    """An adapter and, beside it, the projector; at a rate that changes answers."""
+    engine = {"kind": "openai", "server": "transformers", "version": "5", "base_url": server.url}
+    config = shapes_config(
+        language_model="lora",
+        training__max_steps=2,
+        optimizer__lr=3e-3,
+        benchmarks={"report": [SIX]},
+        evaluation={"generator": engine, "parity": {"items": 4, "share": 1.0}},
+    )
+    found = run_trial(config, folder=tmp_path / "a")
+    plain = config.model_copy(update={"evaluation": EvaluationConfig()})
+    again = run_trial(plain, folder=tmp_path / "b", trained_model=tmp_path / "a" / "model")
+    assert found.metrics == again.metrics
+    assert said(tmp_path / "a") == said(tmp_path / "b")
+    metadata = found.evaluations["report/shapes"].metadata
+    assert metadata["parity"]["adapter"]["trained"] == metadata["parity"]["adapter"]["differ"]
+    assert (tmp_path / "a" / "model" / "trained_parts.safetensors").exists()
+    assert not (tmp_path / "a" / SERVED).exists()
 
 
 def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ def test_a_picture_that_is_dropped_on_the_way_is_another_prompt(
 
     with serving(without_pictures) as between:
         context = by_server(arm_context(tmp_path, None), between.url)
-        with pytest.raises(
-            TrialError, match=r"other prompts .* \(item test/\d+: 43 here, 6 there\)"
-        ):
+        with pytest.raises(TrialError, match="4 of 4 have other tokens") as error:
             evaluate(context, "report", SIX)
+    here, there = re.findall(r"(\d+) here, (\d+) there", str(error.value))[0]
+    assert int(here) - int(there) == 36  # the picture's
 
 
 def test_an_adapter_of_another_arm_or_without_effect_is_refused(
@@ -77,3 +78,6 @@ def test_a_precision_that_changes_answers_is_refused_with_the_first_token(
         evaluate(context, "report", SIX)
     assert "evaluation.parity.share is 1 (item " in str(error.value)
     assert "whose log-probability is +" in str(error.value)  # transformers liked its own more
+    # The same weights as an arm's own: it is they that are served, and they are taken.
+    arm = by_server(arm_context(tmp_path / "b", folder), server.url)
+    assert evaluate(arm, "report", SIX).metadata["parity"]["equal"] == 4

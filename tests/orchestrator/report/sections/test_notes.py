@@ -112,3 +112,30 @@ def test_without_a_declared_metric_the_footnotes_count_seeds(
     assert report.footnotes[0] == "n: 3 seeds an arm (0, 1, 2)."
     assert len(report.footnotes) == 2
     assert report.footnotes[0] in markdown(report).split("## All figures")[1]
+
+
+def test_who_answered_and_what_was_cut(finished: Run) -> None:
+    def how(trial: Trial) -> dict[str, object]:
+        first = trial.name == "dpo, frozen, seed 0"
+        return {
+            "protocol": "official",
+            "scorer": "shapes-1",
+            "generator": "vLLM 0.12.0",
+            "parity": {
+                "items": 64,
+                "equal": 61 if first else 63,
+                "least": 0.9,
+                "adapter": {"differ": 0 if first else 9, "trained": 9, "bare": 0},
+            },
+            "pace": {"answers": 30, "answers_per_second": 3.0 if first else 12.0, "waited": 0.25},
+            **({"cut": {"answers": 2, "of": 30, "max_new_tokens": 32}} if first else {}),
+        }
+
+    text = said(finished(how=how))
+    assert "2 of 30 answers were cut at 32 tokens, in 1 of 13 trials" in text
+    assert (
+        "answered by vLLM 0.12.0; of those that transformers answered too, at least 61 of 64 "
+        in text
+    )
+    assert "in 1 of 13 trials no such question could tell whether the adapter was applied" in text
+    assert "3 to 12 answers a second in a trial, up to 25% of the time waiting" in text

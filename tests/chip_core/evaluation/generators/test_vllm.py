@@ -1,0 +1,134 @@
+"""How vLLM is started, and that a server that a trial starts ends with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from chip_core.config.generator import EvaluationConfig, GeneratorConfig
+from chip_core.evaluate import evaluate
+from chip_core.evaluation.generators import lacking_here, open_generator
+from chip_core.evaluation.generators.delivery import arm_name
+from chip_core.evaluation.generators.local_server import LocalServer
+from chip_core.evaluation.generators.vllm import find_program, serve_command
+from chip_core.evaluation.inference.answering import measure
+from chip_core.shapes import MODEL_FOLDER
+from chip_core.utils.errors import TrialError
+
+from .real import SIX, arm_context, free_port
+
+Arms = tuple[Path, Path]
+
+
+def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machine(
+    tmp_path: Path, arms: Arms
+) -> None:
+    given = {"max_model_len": 256, "enforce_eager": True, "limit_mm_per_prompt": {"image": 1}}
+    settings = GeneratorConfig.model_validate({"kind": "vllm", "options": given})
+    base = arm_context(tmp_path, None).answering_model
+    name = arm_name("base")
+    assert serve_command("vllm", settings, base, whole=None, port=8123) == [
+        *("vllm", "serve", str(MODEL_FOLDER), "--host", "127.0.0.1", "--port", "8123"),
+        *("--dtype", "float32", "--generation-config", "vllm", "--seed", "0"),
+        *("--served-model-name", name),
+        *("--max-model-len", "256", "--enforce-eager", "--limit-mm-per-prompt", '{"image": 1}'),
+    ]
+    arm = replace(arm_context(tmp_path, arms[0]).answering_model, bf16=True)
+    command = serve_command("vllm", settings, arm, whole=None, port=1)
+    assert command[command.index("--dtype") + 1] == "bfloat16"
+    assert command[command.index("--lora-modules") + 1] == f"{arm_name('one')}={arms[0]}"
+    assert command[command.index("--max-lora-rank") + 1] == "8"  # the least that holds 4
+    assert command[command.index("--served-model-name") + 1] != arm_name("one")
+    whole = serve_command("vllm", settings, arm, whole=tmp_path, port=1)
+    assert whole[2] == str(tmp_path) and "--enable-lora" not in whole
+    assert whole[whole.index("--served-model-name") + 1] == arm_name("one")
+
+
+def test_what_the_product_says_itself_is_no_option() -> None:
+    for option in ("host", "port", "dtype", "served-model-name", "lora_modules", "api_key"):
+        with pytest.raises(ValueError, match="cannot be set: "):
+            GeneratorConfig.model_validate({"kind": "vllm", "options": {option: "x"}})
+
+
+def test_a_vllm_that_is_not_there_is_said_before_anything_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CHIP_ABLATE_VLLM", "no-such-program")
+    (line,) = lacking_here(EvaluationConfig.model_validate({"generator": "vllm"}))
+    assert line.startswith("evaluation.generator: there is no program `vllm`: pip install ")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+def started(log: Path, port: int) -> LocalServer:
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    health = f"http://127.0.0.1:{port}/"
+    return LocalServer(command, health=health, log=log, environment={}, patience=60)
+
+
+def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    server = started(tmp_path / "log", port)
+    assert listens(port)
+    server.stop()
+    assert not listens(port)
+    code = (
+        "import os, signal, sys; from pathlib import Path; "
+        "from tests.chip_core.evaluation.generators.test_vllm import started; "
+        f"started(Path('log'), {port}); print('up', flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[4]
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout) == (-signal.SIGKILL, "up\n"), run.stderr
+    until = time.monotonic() + 30
+    while listens(port) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not listens(port)
+
+
+def test_a_server_that_does_not_start_says_its_last_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such\\nengine')"]
+    with pytest.raises(TrialError, match=r"did not start: engine \(.*/log\)$"):
+        LocalServer(
+            command, health="http://127.0.0.1:9/", log=tmp_path / "log", environment={}, patience=60
+        )
+
+
+@pytest.mark.gpu
+def test_vllm_answers_each_arm_as_transformers_does(tmp_path: Path, arms: Arms) -> None:
+    if find_program() is None:
+        pytest.skip("vLLM is not installed")
+    config = EvaluationConfig.model_validate(
+        {"generator": {"kind": "vllm", "options": {"max_model_len": 256}}}
+    )
+    for arm in (None, *arms):
+        folder = tmp_path / ("base" if arm is None else arm.name)
+        context = arm_context(folder, arm)
+        context.model.to("cuda")
+        with open_generator(config, folder) as generator:
+            context = replace(context, generator=generator, parity=config.parity)
+            measure(context, "report", SIX)
+            found = evaluate(context, "report", SIX)
+        assert next(context.model.parameters()).device == torch.device("cuda:0")
+        assert found.metadata["parity"]["equal"] == found.metadata["parity"]["items"] == 6
+        assert found.metadata["parity"]["prompts"]["by"] == "ids"
