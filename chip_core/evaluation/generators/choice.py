@@ -51,6 +51,11 @@ def generator_problems(
     if config.own:
         return []
     found = [f"benchmarks.{line}" for line in _not_for_an_engine(config, benchmarks)]
+    if config.generator.kind == "vllm" and model.quantize != "none":
+        found.append(
+            f"evaluation.generator: vLLM is started with whole weights, and model.quantize is "
+            f"{model.quantize}: write evaluation.generator: transformers, or model.quantize: none"
+        )
     if (family := _own_family(model)) is not None:
         found.append(
             f"evaluation.generator: no server knows a {family}, which this package brings: write "

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from chip_core.config.generator import EvaluationConfig, GeneratorConfig
+from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluate import evaluate
-from chip_core.evaluation.generators import lacking_here, open_generator
+from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.generators.delivery import arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.vllm import find_program, serve_command
@@ -57,6 +58,13 @@ def test_what_the_product_says_itself_is_no_option() -> None:
     for option in ("host", "port", "dtype", "served-model-name", "lora_modules", "api_key"):
         with pytest.raises(ValueError, match="cannot be set: "):
             GeneratorConfig.model_validate({"kind": "vllm", "options": {option: "x"}})
+
+
+def test_weights_in_four_bits_are_not_served_whole() -> None:
+    answering = EvaluationConfig.model_validate({"generator": "vllm"})
+    model = ModelConfig(path="shapes", quantize="nf4")
+    (line,) = generator_problems(answering, BenchmarksConfig(), model)
+    assert line.endswith("write evaluation.generator: transformers, or model.quantize: none")
 
 
 def test_a_vllm_that_is_not_there_is_said_before_anything_is_asked(
