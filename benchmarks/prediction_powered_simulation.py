@@ -1,7 +1,7 @@
 """How often the interval of a judge's mean, corrected by human labels, holds the truth.
 
-    python benchmarks/prediction_powered_simulation.py --repeats 2000
-    python benchmarks/prediction_powered_simulation.py --json
+    python -m benchmarks.prediction_powered_simulation --repeats 2000
+    python -m benchmarks.prediction_powered_simulation --json
 
 The world: of N items a judge says of each answer whether it is right, and is itself right with the
 chance `accuracy`; people label n of them. Two kinds of figure: the rate of one arm, and the

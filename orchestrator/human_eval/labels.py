@@ -304,7 +304,7 @@ def _label(given: Any, judge: JudgeValues, place: str) -> float:
     wanted = "a number from 0 to 1" if shares else "a number"
     try:
         label = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         label = math.nan
     if not math.isfinite(label) or (shares and not 0 <= label <= 1):
         raise UserError(f"{place}: label {str(given)[:40]!r}: {judge.metric} takes {wanted}")
@@ -319,12 +319,12 @@ def _answer(
 ) -> tuple[Trial, str]:
     """Return which answer a row is of."""
     if row.get("id"):
-        if row["id"] not in known:
+        if str(row["id"]) not in known:
             raise UserError(
                 f"{place}: no answer of this study has the id {str(row['id'])[:40]!r}: it was "
                 "drawn from another study, or the study has changed since"
             )
-        return known[row["id"]]
+        return known[str(row["id"])]
     lacking = [key for key in ("item", "arm", "seed") if row.get(key) in (None, "")]
     if lacking:
         raise UserError(f"{place}: there is no id, and no {lacking[0]}")

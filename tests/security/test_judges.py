@@ -26,7 +26,7 @@ from chip_core.evaluation.text import reply_numbers
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.human_eval.replies import FORMAT, find_key, read_replies
 
-from ..chip_core.evaluation.judge.server import Handler, serving
+from ..chip_core.evaluation.judge.server import BatchEndpoints, Handler, serving
 from . import told
 
 KIND = "judge replies"
@@ -72,9 +72,9 @@ BODIES: dict[str, Any] = {
 }
 
 
-def asked(cache: Path, url: str) -> list[str | None]:
+def asked(cache: Path, url: str, **changes: Any) -> list[str | None]:
     settings_ = JudgeConfig(
-        model="j", base_url=url, api_key_env=None, retries=0, timeout=10, concurrency=1
+        model="j", base_url=url, api_key_env=None, retries=0, timeout=10, concurrency=1, **changes
     )
     request = JudgeRequest(
         item="1", messages=({"role": "user", "content": "?"},), temperature=0.0, max_tokens=8
@@ -92,6 +92,30 @@ def test_bodies_by_hand(tmp_path: Path, name: str) -> None:
     with serving(answer) as server:
         said = told.refused(KIND, lambda: asked(tmp_path, server.url), TrialError)
     assert "no call was answered" in said
+    assert not (tmp_path / "replies.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("place", ["row", "file", "batch"])
+def test_bodies_of_batches(tmp_path: Path, name: str, place: str) -> None:
+    """In a row's place, a file's or a batch's: the same."""
+    body = BODIES[name]
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+
+    def spoilt(handler: Handler) -> None:
+        of_file = handler.path.endswith("/content")
+        if place != "row" and of_file == (place == "file"):
+            handler.send(body)
+        else:
+            BatchEndpoints.get(handler.server.batches, handler)
+
+    with serving(lambda handler, number, asked_: None) as server:
+        server.batches.row = lambda number, asked_: (200, text)
+        server.batches.get = spoilt  # type: ignore[method-assign]
+        said = told.refused(
+            KIND, lambda: asked(tmp_path, server.url, mode="batch", poll=0.02), TrialError
+        )
+    assert "no call was answered" in said or "no batch" in said
     assert not (tmp_path / "replies.jsonl").exists()
 
 

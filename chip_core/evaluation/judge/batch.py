@@ -102,6 +102,7 @@ class Batches:
         """
         mark = json.dumps([settings.base_url, settings.model])
         self.paid = 0  # replies that were kept
+        self._done = 0  # of the batch that is waited for
         self._client, self._cache, self._settings = client, cache, settings
         self._reply, self._on_wait = reply, on_wait
         self._folder = cache.folder / "batches"
@@ -206,7 +207,11 @@ class Batches:
                 warn_once(f"batch {record.batch} is not known any more: its calls are made again")
                 path.unlink(missing_ok=True)
                 return {}
-            self._on_wait(getattr(batch.request_counts, "completed", 0) or 0)
+            if not isinstance(batch.status, str):
+                raise ValueError("it has no status")
+            done = getattr(batch.request_counts, "completed", 0)
+            self._done = done if isinstance(done, int) else 0
+            self._on_wait(self._done)
             if not path.exists():
                 return {}
         with self._locked():
@@ -247,7 +252,10 @@ class Batches:
             row = json.loads(line)
             key, response = str(row["custom_id"]), row.get("response") or {}
             status, body = int(response.get("status_code") or 0), response.get("body")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
+            RecursionError,
+        ):
             return "", RowError(status_code=0, body="no row of a batch")
         if status == 200 and isinstance(body, dict):
             try:
@@ -263,7 +271,7 @@ class Batches:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _LOOK_AT_STOP))
-            self._on_wait(0)
+            self._on_wait(self._done)
 
     def _records(self) -> Iterator[tuple[Path, _Record]]:
         """Yield what is written down of this endpoint's batches."""

@@ -144,6 +144,10 @@ class EndpointJudge:
             raise TrialError(
                 self._told("no connection; a batch that was made is waited for by the next run")
             ) from None
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            raise TrialError(
+                self._told("an answer that is no batch, or none of its files")
+            ) from None
         finally:
             self.paid += batches.paid
         for key, why in failed.items():

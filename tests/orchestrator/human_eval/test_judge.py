@@ -233,7 +233,24 @@ def test_the_commands(
     code, printed, _ = run("judge-humans", "labels", study, file, *of)
     assert code == 0 and "Human labels: shapes/hal" in printed and "less dpo" in printed
 
+    sheets = tmp_path / "sheets"
+    export = ("judge-humans", "export", study, "--arms", "dpo", "chip", "--benchmark", "shapes")
+    assert run(*export, "--items", 12, "--out", sheets)[0] == 0
+    key = json.loads((sheets / "key.json").read_text())
+    reply = {"format": "chip-ablate human replies 1", "export": key["export"], "sheet": 1}
+    choices = ["a", "b", "tie"] * 4
+    replies = tmp_path / "replies.json"
+    replies.write_text(json.dumps({**reply, "annotator": "x", "choices": choices}))
+    code, printed, _ = run("judge-humans", "import", study, replies, "--metric", "hal")
+    assert code == 0 and "By shapes/hal: people and the judge say the same of" in printed
+    code, printed, _ = run("judge-humans", "import", study, replies, "--json")
+    assert json.loads(printed)["judge"] is None  # shapes' first metric has no outcomes here
+    code, _, complaint = run("judge-humans", "import", study, replies, "--metric", "cover")
+    assert code == 2 and "no outcomes of items" in complaint
+    assert run("judge-humans", "import", study, replies, "--metric", "hal")[0] == 0
+
     report = workdir / "studies" / "small" / "report"
     found = find_attachments(report, plan)
     assert "human/shapes/hal/chip vs dpo/corrected" in found.tables["humans.csv"]
     assert "of another version" not in str(found.sections)
+    assert "human/shapes/chip vs dpo/judge/corrected" in found.tables["humans.csv"]
