@@ -213,6 +213,13 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
             f"{metadata['missing']:,} missing{subset}",
             style="dim",
         )
+        if "cut" in metadata:
+            cut = metadata["cut"]
+            yield Text(
+                f"{name}: {cut['answers']:,} of {cut['of']:,} answers were cut at "
+                f"{cut['max_new_tokens']:,} tokens",
+                style="yellow",
+            )
         if "unreadable" in metadata:
             yield Text(
                 f"{name}: {count_words(metadata['unreadable'])}, for instance", style="yellow"

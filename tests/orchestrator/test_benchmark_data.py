@@ -315,6 +315,7 @@ def test_a_model_is_scored_without_a_study(
     printed = capsys.readouterr()
     assert "shapes/cover" in printed.out
     assert "6 scored, 0 missing" in printed.out
+    assert "shapes: 6 of 6 answers were cut at 4 tokens" in printed.out
 
 
 def test_evaluate_says_what_could_not_be_read(
@@ -345,6 +346,14 @@ def test_evaluate_says_what_could_not_be_read(
         (["--benchmarks", "shapes", "--set", "limits=3"], "--set: limits: unknown key"),
         (["--benchmarks", "shapes", "--set", "judge.base_url=x"], "--set: judge"),
         (["--benchmarks", "shapes", "--base", "x"], "--base: shapes holds no adapter"),
+        (
+            ["--benchmarks", "shapes", "--set", "evaluation.generator=openai"],
+            "--set: evaluation.generator: generator 'openai' needs base_url",
+        ),
+        (
+            ["--benchmarks", "shapes", "--set", "evaluation.parity.shares=1"],
+            "--set: evaluation.parity.shares: unknown key",
+        ),
     ],
 )
 def test_bad_evaluations(

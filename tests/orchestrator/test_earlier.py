@@ -15,6 +15,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from chip_core.config.paths import DataPaths
+from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.inference.answering import InferenceContext, answer
+from chip_core.models import loading
+from chip_core.results import Answers
+from chip_core.utils.files import read_checksummed
 from orchestrator.cli import main
 
 ARCHIVE = Path(__file__).parent / "earlier" / "82a6933.tar.xz"
@@ -60,3 +66,32 @@ def test_what_an_earlier_version_left_is_taken_over(
     assert Path("runs/ledger/ledger.jsonl").read_bytes() == ledger
     assert {name: (report / name).read_bytes() for name in TABLES} == tables
     assert runs_of(tmp_path / "runs" / "mlflow.db") == before
+
+
+def test_answers_that_an_earlier_version_kept_are_not_made_again(tmp_path: Path) -> None:
+    """Of the untrained model by its content, of a trained one by the mark of its training."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    kinds = set()
+    for attempt in sorted(tmp_path.glob("runs/trials/*/attempt-1")):
+        config = TrialConfig.model_validate_json((attempt / "config.json").read_text())
+        weights = json.dumps(loading.identity(config.model), sort_keys=True)
+        trained = attempt / "trained.json"
+        former = [str(read_checksummed(trained)["mark"])] if trained.exists() else []
+        kinds.add(bool(former))
+        context = InferenceContext(
+            model=None,  # is asked nothing
+            processor=None,
+            weights="their content" if former else weights,
+            former_weights=former,
+            folder=tmp_path / "now" / attempt.parent.name,
+            places=DataPaths(),
+            earlier=[attempt],
+        )
+        for settings in config.benchmarks.report:
+            found = answer(context, "report", settings)
+            assert isinstance(found, Answers) and found.metadata["taken_over"] == found.items
+            assert "pace" not in found.metadata and "cut" not in found.metadata
+            kept = (attempt / "responses" / f"report-{settings.name}.jsonl").read_bytes()
+            assert (context.folder / found.responses).read_bytes() == kept
+    assert kinds == {True, False}

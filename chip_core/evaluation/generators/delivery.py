@@ -26,12 +26,11 @@ class Served:
 
     name: str
     advice: str  # what to do where it does not know them
-    revision: str = "main"
 
     @property
     def answers_as(self) -> tuple[str, ...]:
         """What an answer of theirs names as its maker; `transformers serve` adds the revision."""
-        return self.name, f"{self.name}@{self.revision}"
+        return self.name, f"{self.name}@main"
 
 
 def arm_name(weights: str) -> str:
@@ -112,10 +111,10 @@ class Delivery:
             return Served(name=self._served[model.weights], advice="its log says why")
         if model.trained is None:
             name = self._settings.model or model.base
+            if self._settings.delivery == "path" and self._settings.model is None:
+                name = _plain(name) + (f"@{model.revision}" if model.revision else "")
             return Served(
-                name=_plain(name) if self._settings.delivery == "path" else name,
-                advice="name it as the server does by evaluation.generator.model",
-                revision=model.revision or "main",
+                name=name, advice="name it as the server does by evaluation.generator.model"
             )
         name = arm_name(model.weights)
         if self._settings.delivery == "served":

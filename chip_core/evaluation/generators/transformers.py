@@ -47,6 +47,8 @@ class TransformersGenerator(Generator):
         self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
     ) -> Pace:
         """Answer this worker's share of the items."""
+        if not items:
+            return Pace()
         began = time.perf_counter()
         decoder = Decoder(
             model.model,

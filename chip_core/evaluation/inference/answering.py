@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,7 @@ def _answered(
         def tell(answers: Sequence[tuple[Item, Response]]) -> None:
             file.add(answers)
             made.update((item.id, response) for item, response in answers)
-            clock.tell(made.values(), share=workers.size)
+            clock.tell([response for _, response in answers], share=workers.size)
 
         with AnswerFile(context.folder, name, marks[0], workers.rank) as file:
             if workers.first:
@@ -358,17 +358,24 @@ class _Clock:
     ) -> None:
         self._report, self._phase, self._total, self._before = report, phase, total, before
         self._began = time.perf_counter()
+        self._made = self._tokens = 0
         report(Progress(phase=phase, done=before, total=total))
 
-    def tell(self, made: Collection[Response], *, share: int) -> None:
-        """Say how far it is; the other workers are taken to be as far as this one."""
-        done = min(self._before + len(made) * share, self._total)
+    def tell(self, made: Sequence[Response], *, share: int) -> None:
+        """Say how far it is; the other workers are taken to be as far as this one.
+
+        Args:
+            made: what was made since.
+            share: how many workers there are.
+        """
+        self._made += len(made)
+        self._tokens += sum(response.tokens or 0 for response in made)
+        done = min(self._before + self._made * share, self._total)
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = max(done - self._before, 1) / seconds
         figures = {"items_per_second": rate, "seconds_left": (self._total - done) / rate}
-        tokens = [response.tokens or 0 for response in made]
-        if all(tokens):
-            figures["tokens_per_second"] = sum(tokens) * share / seconds
+        if self._tokens:  # a server may not say
+            figures["tokens_per_second"] = self._tokens * share / seconds
         self._report(Progress(phase=self._phase, done=done, total=self._total, figures=figures))
 
 
