@@ -21,6 +21,7 @@ from chip_core.pairs.sampling import SampledModel
 from chip_core.results import Progress
 from chip_core.trained import weights_fingerprint
 from chip_core.utils.errors import ConfigError
+from chip_core.utils.seeding import seed_process
 
 
 def sample_pairs(  # noqa: PLR0913 (options of the public function)
@@ -62,6 +63,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     if lacking:
         raise ConfigError(lacking)
     report(Progress(phase="start", done=0, total=1))
+    seed_process(seed)
     items = read_prompts(prompts)
     ranker = open_ranker(settings, prompts.source, places, report)
     known: dict[str, Any] = {

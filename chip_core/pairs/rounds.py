@@ -10,7 +10,6 @@ trained its model. The last round's training is the trial's own: it lies where e
 
 from __future__ import annotations
 
-import itertools
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -83,12 +82,10 @@ class Rounds:
         done = self._trained()
         if done:
             self._go_on_from(done)
-        for number in itertools.count(done + 1):
-            pairs = self._pairs(number, prompts, ranker)
-            if number == self.config.pairs.rounds:
-                return pairs
-            self._train(number, pairs)
-        raise AssertionError  # a count has no end
+        last = self.config.pairs.rounds
+        for number in range(done + 1, last):
+            self._train(number, self._pairs(number, prompts, ranker))
+        return self._pairs(last, prompts, ranker)
 
     def _of(self, number: int) -> Path:
         return self.context.folder / ROUNDS / str(number)
