@@ -79,6 +79,7 @@ class AnsweredTrial:
     cpu: dict[str, float] = field(default_factory=dict)
     machine: str = ""
     files: dict[str, str] = field(default_factory=dict)  # of its folder -> sha256: the responses
+    picked: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,9 @@ class TrialResult:
     engine: dict[str, str] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
     machine: str = ""  # the device it ran on; empty: noted by a version that did not note it
+    #: of a training that was scored on its way: the `step` of the trial's model, of how many
+    #: `steps`, `why`, and `points`: each a `step` (0: untrained) and its `figures` under `select`
+    picked: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(
         default_factory=dict
     )  # of its folder -> sha256: what is read later

@@ -10,6 +10,7 @@ import hashlib
 import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
@@ -31,6 +32,10 @@ class TrainedModel:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)  # of these weights, no others
     #: file of the model -> sha256; empty: written by a version that did not note it
     files: dict[str, str] = field(default_factory=dict)
+    #: after which steps models lie in the model's folder, the end as the last, of which one is
+    #: still to be picked; empty: it is the trial's
+    kept: list[int] = field(default_factory=list)
+    picked: dict[str, Any] = field(default_factory=dict)  # TrialResult.picked
     training: str = ""  # `training_fingerprint` of its configuration; empty: as `files`
 
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chip_core import kept_models
 from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.inference.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
@@ -33,6 +37,15 @@ from chip_core.results import (
     TrialResult,
     file_hashes,
     write_answered,
+)
+from chip_core.selection import (
+    SELECTION,
+    Point,
+    as_json,
+    asks_untrained,
+    pick_point,
+    selection_problems,
+    step_name,
 )
 from chip_core.trained import (
     TrainedModel,
@@ -120,6 +133,7 @@ class _Attempt:
         lacking = problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
         lacking += lacking_here(config.evaluation)
+        lacking += selection_problems(config) if context.trains else []
         if lacking:
             raise TrialError("; ".join(lacking))  # now, and not after the training
         self._device = device_of(config)
@@ -145,6 +159,8 @@ class _Attempt:
             trained_model = folder / MODEL
         elif trained is not None:
             self._spans.seconds["train"] = trained.seconds
+        if trained is not None and trained.kept:
+            loaded, trained = self._pick(loaded, trained)
         return self._ask(loaded, trained, trained_model)
 
     def _take_over(self) -> tuple[TrainedModel | None, Path | None]:
@@ -237,18 +253,23 @@ class _Attempt:
             caches=None if context.caches is None else CacheReader(context.caches),
             encodings=self._encodings,
         ) as trainer:
+            scored = config.training.scored_steps(trainer.batches.steps)
+            resumed = self._resumable(scored[:-1])
             done = trainer.train(
                 on_step=lambda step, total, figures: self._report(
                     Progress(
                         phase="train", done=before + step, total=before + total, figures=figures
                     )
                 ),
-                resume_from=context.resume_from,
-                earlier=context.earlier,
+                resume_from=context.resume_from if resumed else None,
+                earlier=context.earlier if resumed else (),
                 stop=context.stop,
+                keep=lambda step: self._keep(step, loaded),
             )
         del trainer  # the optimizer's state and the reference go with it
         save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.first)
+        if workers.first:
+            kept_models.gather(folder, scored[:-1])
         self._spans.end("train")
         self._spans.seconds["first_step"] = done.first_step
         trained = TrainedModel(
@@ -258,6 +279,7 @@ class _Attempt:
             notes=[*self._notes, *done.notes],
             engine=done.engine,
             files=model_files(folder / MODEL) if workers.first else {},
+            kept=list(scored),
             training=training_fingerprint(config),
         )
         if workers.first:
@@ -265,6 +287,7 @@ class _Attempt:
         workers.wait()
         for attempt in (folder, *context.earlier):
             remove_all(attempt)  # of the checkpoints: the model is there
+            kept_models.remove_all(attempt)
         drop_models(folder)
         if parallelism != "fsdp":
             return loaded, trained
@@ -276,29 +299,154 @@ class _Attempt:
         self._spans.end("model for scoring")
         return _Model(model=model, processor=loaded.processor), trained
 
+    def _keep(self, step: int, loaded: _Model) -> None:
+        """Keep the model as it is after a step; all workers come here together."""
+        place = kept_models.folder_of(self._context.folder, step)
+        if self._workers.broadcast_from_rank0(place.is_dir):
+            return  # an earlier attempt's
+        save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
+        if self._workers.first:
+            kept_models.note(place)
+        self._workers.wait()
+
+    def _resumable(self, steps: Sequence[int]) -> bool:
+        """Return whether earlier checkpoints can be used: with what was kept before them."""
+        context, first = self._context, self._context.resume_from
+        if first is None:
+            return False
+        attempts = list(dict.fromkeys([first, *context.earlier]))
+        lacking = self._workers.broadcast_from_rank0(
+            lambda: kept_models.take_over(attempts, context.folder, steps)
+        )
+        if lacking is not None:
+            self._notes.append(
+                f"trained from the start: the model kept after step {lacking} is not there"
+            )
+        return lacking is None
+
+    def _pick(self, loaded: _Model, trained: TrainedModel) -> tuple[_Model, TrainedModel]:
+        """Have every model that was kept answer `select`; keep the one that the rule picks."""
+        config, folder, workers = self._config, self._context.folder, self._workers
+        self._context.share()  # each worker reads them
+        if self._device.type == "cuda":
+            loaded.model.to("cpu")
+        end = trained.kept[-1]
+        points = [
+            self._scored(step, end, trained.mark, loaded.processor)
+            for step in ([0] if asks_untrained(config) else []) + trained.kept
+        ]
+        pick = pick_point(config, points)
+        model = self._whole(pick.step, end)
+        workers.wait()  # everyone has read it
+        found = as_json(pick, points)
+        trained = replace(
+            trained,
+            mark=kept_models.mark_of(trained.mark, pick.step),
+            files=kept_models.files_of(trained.files, pick.step, end),
+            kept=[],
+            picked=found,
+            notes=[*trained.notes, f"the model after step {pick.step} of {end}: {pick.why}"],
+        )
+        if workers.first:
+            kept_models.leave_one(folder, pick.step, end)
+            write_trained(folder, trained)
+        workers.wait()
+        self._spans.end("pick")
+        return _Model(model=model, processor=loaded.processor), trained
+
+    def _whole(self, step: int, end: int) -> Any:
+        """Return the model after a step, on the device; 0: the untrained one."""
+        model, _ = loading.load(
+            self._config.model,
+            attention=self._config.engine.attention,
+            trained=self._kept_folder(step, end),
+        )
+        return model.to(self._device)
+
+    def _kept_folder(self, step: int, end: int) -> Path | None:
+        """Return where the model after a step lies, of those still to be picked from."""
+        if step == 0:
+            return None
+        place = self._context.folder / MODEL
+        return place if step == end else place / step_name(step)
+
+    def _inference(
+        self,
+        loaded: _Model,
+        weights: str,
+        *,
+        folder: Path,
+        earlier: Sequence[Path],
+        model_folder: Path | None,
+    ) -> InferenceContext:
+        """Return a model that answers, and where what it says goes."""
+        config = self._config
+        return InferenceContext(
+            model=loaded.model,
+            processor=loaded.processor,
+            weights=weights,
+            folder=folder,
+            places=self._context.places,
+            batch_size=config.engine.generation_batch,
+            encodings=self._encodings,
+            bf16=config.model.dtype == "bf16",
+            earlier=earlier,
+            report=self._report,
+            checkpoint_dir=_checkpoint_dir(config, model_folder),
+            parity=config.evaluation.parity,
+            base=config.model,
+            trained=model_folder,
+        )
+
+    def _scored(self, step: int, end: int, mark: str, processor: Any) -> Point:
+        """Have the model after a step answer `select`, and score what it says."""
+        config, context, workers = self._config, self._context, self._workers
+        place = context.folder / SELECTION / step_name(step)
+        loaded = _Model(model=self._whole(step, end), processor=processor)
+        asked = self._inference(
+            loaded,
+            kept_models.mark_of(mark, step),
+            folder=place,
+            earlier=[attempt / SELECTION / step_name(step) for attempt in context.earlier],
+            model_folder=self._kept_folder(step, end),
+        )
+        figures: dict[str, float] = {}
+        for benchmark in config.benchmarks.select:
+            made = answer(asked, "select", benchmark)
+            if isinstance(made, Answers):
+                score = partial(
+                    score_answers,
+                    made,
+                    "select",
+                    benchmark,
+                    folder=place,
+                    places=context.places,
+                    report=self._report,
+                )
+                made = workers.broadcast_from_rank0(score)
+            figures |= made.metrics
+        self._spans.end(f"select after step {step}")
+        return Point(step=step, figures=figures)
+
     def _ask(
         self, loaded: _Model, trained: TrainedModel | None, trained_model: Path | None
     ) -> AnsweredTrial:
         """Have the model answer its benchmarks; write what it said, answered.json last."""
         config, folder, workers = self._config, self._context.folder, self._workers
         weights, former = workers.broadcast_from_rank0(lambda: _weights(config, trained_model))
-        context = InferenceContext(
-            model=loaded.model,
-            processor=loaded.processor,
-            weights=weights,
+        context = replace(
+            self._inference(
+                loaded,
+                weights,
+                folder=folder,
+                earlier=self._context.earlier,
+                model_folder=trained_model,
+            ),
             former_weights=former,
-            folder=folder,
-            places=self._context.places,
-            batch_size=config.engine.generation_batch,
-            encodings=self._encodings,
-            bf16=config.model.dtype == "bf16",
-            earlier=self._context.earlier,
-            report=self._report,
-            checkpoint_dir=_checkpoint_dir(config, trained_model),
-            parity=config.evaluation.parity,
-            base=config.model,
-            trained=trained_model,
         )
+        if trained is not None and trained.picked:  # it has answered `select` already
+            said = folder / SELECTION / step_name(trained.picked["step"])
+            context = replace(context, earlier=[said, *context.earlier])
         answers: dict[str, Answers] = {}
         evaluations: dict[str, Evaluation] = {}
         with open_generator(config.evaluation, folder) as generator:
@@ -323,6 +471,7 @@ class _Attempt:
             data={} if trained is None else trained.data,
             notes=[] if trained is None else trained.notes,
             engine={} if trained is None else trained.engine,
+            picked={} if trained is None else trained.picked,
             cpu=self._spans.cpu,
             machine=machine_kind(self._device.type),
             files=workers.broadcast_from_rank0(lambda: file_hashes(folder, told)),

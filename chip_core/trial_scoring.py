@@ -76,6 +76,7 @@ def score_trial(
         engine=answered.engine if same else {},
         cpu={**answered.cpu, **spans.cpu} if same else spans.cpu,
         machine=answered.machine,
+        picked=answered.picked if same else {},
         files=file_hashes(folder, _read_later(evaluations)),
     )
     write_result(folder, result)

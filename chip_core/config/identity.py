@@ -32,6 +32,7 @@ _PLAIN_TRAINING = {
     "augment": "off",
     "master": "fp32",
     "gradients": "fp32",
+    "score_at": [],
 }
 
 #: What every optimizer was before these were keys.
@@ -56,6 +57,8 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
         # The other parts have adapters on all of their layers, of the same rank and scale.
         key = "lora.targets" if config.adapted else "lora"
         reasons[key] = f"language_model is {config.language_model}"
+    if not config.training.score_at:
+        reasons["training.pick"] = "training.score_at is empty"
     if config.vision_encoder != "staged":
         reasons["staged"] = f"vision_encoder is {config.vision_encoder}"
     if config.vision_encoder == "frozen":

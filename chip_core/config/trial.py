@@ -247,6 +247,39 @@ class StagedConfig(Section):
     share: float = figure(0.3, gt=0, lt=1, doc="share of the steps that train the encoder alone")
 
 
+class ConstraintConfig(Section):
+    """What a checkpoint must keep of the untrained model to be picked."""
+
+    metric: str = figure(doc="a figure under `select`, such as select/shapes/cover")
+    max_drop: float = figure(
+        ge=0,
+        doc="how much worse than the untrained model's it may be, in percentage points of a rate, "
+        "else in its own unit",
+    )
+
+
+class PickConfig(Shorthand):
+    """Which checkpoint of a training is the trial's model. A bare string is the rule."""
+
+    shorthand = "rule"
+
+    rule: Literal["last", "best"] = figure(
+        "last", doc="'last': the training's end; 'best': by `metric`, within the constraint"
+    )
+    metric: str | None = figure(None, doc="of 'best': a figure under `select`")
+    constraint: ConstraintConfig | None = figure(
+        None, doc="of 'best': what it must keep of the untrained model; null: nothing"
+    )
+
+    @model_validator(mode="after")
+    def _of_the_rule(self) -> PickConfig:
+        if self.rule == "best" and self.metric is None:
+            raise ValueError("'best' goes by a figure: write `metric: select/BENCHMARK/METRIC`")
+        if self.rule == "last" and (self.metric, self.constraint) != (None, None):
+            raise ValueError("'last' goes by no figure: write `rule: best`, or leave those out")
+        return self
+
+
 class TrainingConfig(Section):
     """How long and in what portions."""
 
@@ -272,6 +305,36 @@ class TrainingConfig(Section):
         doc="what a batch's gradient is added up in; 'bf16' takes half the memory, and needs "
         "model.dtype bf16",
     )
+    score_at: tuple[float, ...] = figure(
+        (),
+        doc="shares of the steps after which the model is kept and answers `select`, such as "
+        "[0.25, 0.5]; the end is always one",
+    )
+    pick: PickConfig = figure(PickConfig, doc="which of those models is the trial's")
+
+    @field_validator("score_at")
+    @classmethod
+    def _along_the_training(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        outside = [share for share in value if not 0 < share <= 1]
+        if outside:
+            raise ValueError(
+                f"{outside[0]:g} is no share of a training: write one above 0, up to 1"
+            )
+        if list(value) != sorted(set(value)):
+            raise ValueError("are to increase: write the smallest first, and each once")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_pick_from(self) -> TrainingConfig:
+        if not self.score_at and self.pick != PickConfig():
+            raise ValueError("pick chooses nothing without score_at: write it, such as [0.5, 1.0]")
+        return self
+
+    def scored_steps(self, steps: int) -> tuple[int, ...]:
+        """Return after which of a training's steps its model is scored, the last among them."""
+        if not self.score_at:
+            return ()
+        return tuple(sorted({*(max(1, round(share * steps)) for share in self.score_at), steps}))
 
 
 class EngineConfig(Section):

@@ -170,11 +170,14 @@ class Trainer:
         resume_from: Path | None = None,
         earlier: Sequence[Path] = (),
         stop: Callable[[], bool] = never_stop,
+        keep: Callable[[int], None] = lambda step: None,
     ) -> TrainingResult:
         """Train to the last step.
 
         Args:
             on_step: told of each update.
+            keep: told of the steps of `score_at` but the last, before a checkpoint is written: all
+                workers call it together.
             resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
             earlier: further attempts' folders, newest first, for where that one has none.
             stop: asked after each update whether to end there, with a checkpoint.
@@ -194,6 +197,7 @@ class Trainer:
         alone = encoder_only_steps(config, steps)
         trained = set_trained(self.model, config, encoder_alone=resumed.step < alone)
         first_step = 0.0
+        scored = config.training.scored_steps(steps)[:-1]
         write = self.compute.workers.first
         with _curves(self.folder, resumed, write=write) as spool, _memory_told():
             for step, share in enumerate(shares, start=resumed.step + 1):
@@ -202,6 +206,8 @@ class Trainer:
                 figures, stopping = self._step(step, share, loader, trained, stop)
                 first_step = first_step or time.perf_counter() - self._started
                 last = step == steps
+                if step in scored:
+                    keep(step)
                 if spool is not None and (step % config.engine.log_every == 0 or last):
                     spool.append({"step": step, "time": time.time(), "figures": figures})
                 if not last and (stopping or self._checkpoint_due(step)):

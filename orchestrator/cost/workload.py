@@ -16,6 +16,7 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
 from chip_core.results import MODEL
+from chip_core.selection import asks_untrained
 from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
     answer_kind,
@@ -161,7 +162,10 @@ def _of_trial(
         f"{side}/{settings.name}": BenchmarkQuestions(
             settings=settings,
             kind=answer_kind(config, settings),
-            questions=questions[f"{side}/{settings.name}"],
+            questions=_asked(
+                questions[f"{side}/{settings.name}"],
+                _times(config, rows) if training is not None and side == "select" else 1,
+            ),
         )
         for side, settings in sides(config.benchmarks)
         if f"{side}/{settings.name}" in missing
@@ -176,6 +180,19 @@ def _of_trial(
         caches=caches,
         answered=answered,
     )
+
+
+def _times(config: TrialConfig, rows: int | None) -> int:
+    """Return how often a training asks each question under `select`."""
+    if not config.training.score_at:
+        return 1
+    # As many where it is not known how many steps it makes, and so whether some fall together.
+    steps = steps_of(config, rows) or 10_000
+    return len(config.training.scored_steps(steps)) + asks_untrained(config)
+
+
+def _asked(questions: int | None, times: int) -> int | None:
+    return None if questions is None else questions * times
 
 
 def _groups(planned: list[PlannedCache]) -> list[CacheBuildWork]:

@@ -23,6 +23,7 @@ from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.readiness import sides
 from chip_core.models import loading
+from chip_core.selection import selection_problems
 from chip_core.utils.errors import ConfigError
 from orchestrator.plan import benchmark_identities
 from orchestrator.study.model import Cell, Level, Study
@@ -163,7 +164,6 @@ def make_plan(
         ConfigError: a cell is no valid configuration, or no cell is left.
     """
     asked = _Identities(model_identity, data_identity)
-    groups = _group_cells(study, asked)
     places = places or DataPaths()
     contents = benchmark_identities.identities(study, places, seen or {})
     base_config = _with(study.base, study, None)
@@ -175,6 +175,7 @@ def make_plan(
         )
         for side, settings in sides(study.scored)
     }
+    groups = _group_cells(study, asked, evaluations)
     params = [_params(study, group.cells) for group in groups]
     arms = tuple(
         _arm(study, group, name, levels, evaluations)
@@ -229,7 +230,9 @@ class _Identities:
         return self.found[key]
 
 
-def _group_cells(study: Study, identities: _Identities) -> list[_Group]:
+def _group_cells(
+    study: Study, identities: _Identities, evaluations: Mapping[str, str]
+) -> list[_Group]:
     """Return a study's cells by training: those that train alike are one arm.
 
     Raises:
@@ -246,18 +249,32 @@ def _group_cells(study: Study, identities: _Identities) -> list[_Group]:
         except ConfigError as error:
             problems.extend(error.problems)
             continue
+        problems.extend(f"{study.source}: {what}" for what in _selection_problems(study, config))
         training = training_identity(
             config, identities.model(config.model), identities.data(config.data)
         )
+        if config.training.score_at:  # what is answered on its way picks the model
+            picks = {key: mark for key, mark in evaluations.items() if key.startswith("select/")}
+            training["select"] = picks
         key = fingerprint(training)
         if key in groups:
             groups[key].cells.append(cell)
         else:
             groups[key] = _Group(key=key, training=training, config=config, cells=[cell])
     if problems:
+        problems = list(dict.fromkeys(problems))
         more = [f"{study.source}: … and {len(problems) - _TOLD:,} more"] * (len(problems) > _TOLD)
         raise ConfigError(problems[:_TOLD] + more)
     return list(groups.values())
+
+
+def _selection_problems(study: Study, config: TrialConfig) -> list[str]:
+    if config.training.score_at and study.tune is not None:
+        return [
+            "training.score_at: an arm that searches (`tune`) is judged by the ends of trainings: "
+            "leave out one of the two"
+        ]
+    return selection_problems(config)
 
 
 def _configuration(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:

@@ -13,7 +13,7 @@ from orchestrator.report.figures.cost import draw_costs
 from orchestrator.report.figures.coverage import draw_pair, pairs
 from orchestrator.report.figures.forest import draw_differences, draw_effects
 from orchestrator.report.figures.response import MOST_PANELS, draw_response, numeric_factors
-from orchestrator.report.figures.training import draw_training
+from orchestrator.report.figures.training import draw_checkpoints, draw_training
 from orchestrator.report.layout import Block, ChangedItems, Picture, Section, TextBlock
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.sections.answer import answer
@@ -25,7 +25,11 @@ from orchestrator.report.sections.notes import notes
 from orchestrator.report.sections.power import power_blocks
 from orchestrator.report.sections.provenance import last_ended, provenance, provenance_blocks, when
 from orchestrator.report.sections.search import search_blocks
-from orchestrator.report.sections.training import training_curves
+from orchestrator.report.sections.training import (
+    checkpoint_curves,
+    pick_blocks,
+    training_curves,
+)
 from orchestrator.report.sections.unreadable import unread_blocks
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.state.ledger import Ledger
@@ -77,6 +81,12 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
     curves = training_curves(plan, ledger, storage)
     sections = [
         *_comparison_sections(summary, under, drawn, search_blocks(plan, ledger)),
+        _section(
+            "checkpoints",
+            "Hallucination along the training",
+            pick_blocks(plan, ledger),
+            drawn.add([draw_checkpoints(summary, checkpoint_curves(summary, ledger))]),
+        ),
         _section("training", "Training curves", drawn.add([draw_training(summary, curves)])),
         _section("items", "The items that changed most", _item_blocks(changes), in_paper=False),
         _section(

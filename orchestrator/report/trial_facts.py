@@ -71,6 +71,7 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         "seconds": dict(record.seconds),
         "engine": dict(record.engine),
         "notes": list(record.notes),
+        "picked": dict(record.picked),
         "failure": record.failure,
         "trained_model": None if record.model is None else _model(workdir, record.model),
         "attempts": [

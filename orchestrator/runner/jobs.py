@@ -207,6 +207,7 @@ def trial_view(
             if fingerprint in record.evaluations
             and record.evaluations[fingerprint].evaluation.metadata
         },
+        checkpoints={point["step"]: point["figures"] for point in record.picked.get("points", ())},
         reason=record.failure,
         cut=record.cut,
         reused_from=record.study if record.study not in (None, study) else None,

@@ -80,6 +80,7 @@ class TrialRecord:
     data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
     engine: dict[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
+    picked: dict[str, Any] = field(default_factory=dict)  # which checkpoint: TrialResult.picked
     failure: str | None = None  # the last attempt's reason, where it did not finish
     cut: str | None = None  # by which rule of early stopping the last attempt was cut
     study: str | None = None  # where it was executed
@@ -323,6 +324,7 @@ class Ledger:
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
                 record.data, record.notes = entry["data"], entry["notes"]
+                record.picked = entry.get("picked", {})
                 record.engine = entry.get("engine", {})  # not there before it was recorded
             record.study = record.study or entry["study"]
             record.seconds = {**record.seconds, **entry["seconds"]}
@@ -365,6 +367,7 @@ def _training_of(left: AnsweredTrial | TrialResult) -> dict[str, Any]:
         "data": left.data,
         "notes": left.notes,
         "engine": left.engine,
+        **({"picked": left.picked} if left.picked else {}),
     }
 
 

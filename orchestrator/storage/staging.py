@@ -25,6 +25,8 @@ from chip_core.reference_cache.folder import (
     verify,
 )
 from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
+from chip_core.selection import KEPT, step_name
+from chip_core.trained import read_trained
 from chip_core.training.checkpoint import checkpoint_problem
 from chip_core.utils.workers import current_workers
 from orchestrator.jobs.job import COPYING, STOP, Job
@@ -125,6 +127,7 @@ class StagedWorkspace:
             for earlier in job.earlier:
                 self._fetch(self._below(earlier), on_file)
                 self._past.add(f"{self._below(earlier)}/{CHECKPOINTS}")
+                self._past.add(f"{self._below(earlier)}/{KEPT}")
             if job.trained_model is not None:
                 self._fetch(self._below(job.trained_model.parent), on_file)
                 self._fetch(self._below(job.trained_model), on_file, weights=True)
@@ -181,9 +184,16 @@ class StagedWorkspace:
         Raises:
             StorageError: it cannot be removed.
         """
-        if (self.folder / TRAINED).exists() and (self.folder / MODEL).is_dir():
-            for key in self._past:
-                self._remote.remove_all(key)
+        if not ((self.folder / TRAINED).exists() and (self.folder / MODEL).is_dir()):
+            return
+        for key in self._past:
+            self._remote.remove_all(key)
+        trained = read_trained(self.folder)
+        if trained is not None and trained.picked:  # what it was picked from
+            own = self._below(self.folder, self.here)
+            self._remote.remove_all(f"{own}/{KEPT}")
+            for point in trained.picked["points"]:
+                self._remote.remove_all(f"{own}/{MODEL}/{step_name(point['step'])}")
 
     def _below(self, path: Path, root: Path | None = None) -> str:
         return path.absolute().relative_to(root or self._workdir).as_posix()
@@ -201,6 +211,9 @@ class StagedWorkspace:
             self._fetch(f"{key}/{MODEL}", on_file, weights=True)
             self._past.add(f"{key}/{MODEL}")
             return
+        for attempt in dict.fromkeys([folder, *job.earlier]):
+            if job.config.training.score_at:
+                self._fetch(f"{self._below(attempt)}/{KEPT}", on_file, weights=True)
         for attempt in dict.fromkeys([folder, *job.earlier]):
             for checkpoint in sorted((self.moved(attempt) / CHECKPOINTS).glob("step-*"))[::-1]:
                 self._fetch(self._below(checkpoint, self.here), on_file, weights=True)

@@ -29,6 +29,8 @@ class TrialView:
     engine: Mapping[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
     #: by key ("report/amber"): protocol, scorer, judge, n, missing, … of its figures
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: of a training that was scored on its way: step -> figures under `select`; 0: untrained
+    checkpoints: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     reason: str | None = None  # why it failed
     cut: str | None = None  # the rule of early stopping that cut it
     reused_from: str | None = None  # the study it was executed in, where that is another

@@ -37,6 +37,8 @@ _Found = TypeVar("_Found")
 
 #: Where the curves of a run are among its metrics.
 CURVE = "train/"
+#: And what its checkpoints came to, by step.
+CHECKPOINT = "checkpoint/"
 #: Set before MLflow is imported, where the user has not set them.
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -225,6 +227,38 @@ class MlflowStore:
         ]
         self._log(run, "metrics", changed)
         self.describe(run, _true_names(figures))
+
+    def log_series(
+        self, run: Run, series: Mapping[int, Mapping[str, float]], at: float | None = None
+    ) -> None:
+        """Log what a training's checkpoints came to, by step; what is there stays.
+
+        Args:
+            run: whose.
+            series: step -> figures by name.
+            at: when they were made, in seconds since 1970; now if not said.
+        """
+        from mlflow.entities import Metric
+
+        made = _milliseconds(time.time() if at is None else at)
+        named = {
+            step: {CHECKPOINT + name: value for name, value in figures.items()}
+            for step, figures in series.items()
+        }
+        there = set(run.metrics)
+        self._log(
+            run,
+            "metrics",
+            (
+                [
+                    Metric(key, value, made, step)
+                    for key, value in as_metrics(figures).items()
+                    if key not in there
+                ]
+                for step, figures in sorted(named.items())
+            ),
+        )
+        self.describe(run, _true_names({name: None for one in named.values() for name in one}))
 
     def log_points(self, run: Run, points: Iterable[Point]) -> None:
         """Log a curve's points, those after the last step that the run has.

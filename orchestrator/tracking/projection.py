@@ -206,6 +206,7 @@ class MlflowTracker(Tracker):
             self._send_curves(run, view)
             return
         self._store.log_figures(run, figures, view.ended)
+        self._store.log_series(run, view.checkpoints, view.ended)
         self._send_curves(run, view)
         with tempfile.TemporaryDirectory(prefix="chip-ablate-") as staged:
             tables = stage(view.folders, Path(staged))

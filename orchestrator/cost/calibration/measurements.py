@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from chip_core.config.identity import fingerprint
-from chip_core.config.trial import BEHAVIOUR, BenchmarksConfig, TrialConfig
+from chip_core.config.trial import BEHAVIOUR, BenchmarksConfig, PickConfig, TrialConfig
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.spec import CacheSpec
@@ -166,7 +166,10 @@ def _shortened(config: TrialConfig, answers: set[str]) -> TrialConfig:
             "data": config.data.model_copy(
                 update={"limit": min(config.data.limit or pairs, pairs)}
             ),
-            "training": config.training.model_copy(update={"max_steps": STEPS}),
+            # What is answered on the way is counted by how often a whole training is scored.
+            "training": config.training.model_copy(
+                update={"max_steps": STEPS, "score_at": (), "pick": PickConfig()}
+            ),
             "engine": config.engine.model_copy(update={"checkpoint_every": None}),
             "benchmarks": BenchmarksConfig(select=cut("select"), report=cut("report")),
         }

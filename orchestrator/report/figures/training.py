@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.figures.base import drawn, label, style
+from orchestrator.report.formatting import metric_title
 from orchestrator.report.layout import Picture
 from orchestrator.report.sections.training import SHOWN, Band
 from orchestrator.report.summary import Summary
@@ -18,6 +19,32 @@ def draw_training(
     summary: Summary, curves: Mapping[str, Sequence[Band]]
 ) -> tuple[Picture, bytes] | None:
     """Return the curves, a panel for each figure; None where nothing was trained."""
+    caption = (
+        "Training curves: mean over seeds, shaded from the lowest seed to the highest. Losses of "
+        "different objectives are different quantities and cannot be compared."
+    )
+    return _draw(summary, curves, SHOWN, "training", caption)
+
+
+def draw_checkpoints(
+    summary: Summary, curves: Mapping[str, Sequence[Band]]
+) -> tuple[Picture, bytes] | None:
+    """Return what checkpoints came to under `select`, by step; None where none was scored."""
+    titles = {metric: metric_title(metric, summary.metrics[metric]) for metric in curves}
+    caption = (
+        "What a training's model says on `select` after so many steps: mean over seeds, shaded "
+        "from the lowest seed to the highest. Step 0 is the untrained model."
+    )
+    return _draw(summary, curves, titles, "checkpoints", caption)
+
+
+def _draw(
+    summary: Summary,
+    curves: Mapping[str, Sequence[Band]],
+    titles: Mapping[str, str],
+    figure_name: str,
+    caption: str,
+) -> tuple[Picture, bytes] | None:
     if not curves:
         return None
     arms = [arm.name for arm in summary.plan.arms]
@@ -46,16 +73,12 @@ def draw_training(
                 (handles[label(band.arm)],) = axes.plot(
                     band.steps, band.mean, color=colour, linewidth=1.2
                 )
-            axes.set_title(SHOWN[name], loc="left")
+            axes.set_title(titles[name], loc="left")
             axes.set_xlabel("step")
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=abreast)
 
-    more = "" if len(shown) == len(arms) else f" {len(shown)} of {len(arms)} arms."
-    caption = (
-        "Training curves: mean over seeds, shaded from the lowest seed to the highest. Losses of "
-        f"different objectives are different quantities and cannot be compared.{more}"
-    )
+    caption += "" if len(shown) == len(arms) else f" {len(shown)} of {len(arms)} arms."
     rows = -(-len(curves) // 2)
     return drawn(
-        "training", caption, draw, height=2.0 * rows + 0.35 + 0.2 * -(-len(shown) // abreast)
+        figure_name, caption, draw, height=2.0 * rows + 0.35 + 0.2 * -(-len(shown) // abreast)
     )

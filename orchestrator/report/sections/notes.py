@@ -65,6 +65,11 @@ def _general(summary: Summary) -> Iterator[str]:
             f"Each arm chose {keys} for itself by {metric}, with the same "
             f"{counted(study.tune.trials, 'draw')} for every arm. {CAUTION}"
         )
+    elif any(arm.trials[0].config.training.score_at for arm in summary.plan.arms):
+        yield (
+            "Models of trainings were picked by figures under `select/`, by a declared rule; those "
+            "figures get no verdict, and are better than those of other questions would be."
+        )
     elif study.benchmarks.select:
         yield (
             "The study tuned nothing by itself. Figures under `select/` are there to choose "

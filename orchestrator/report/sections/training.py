@@ -17,6 +17,8 @@ from chip_core.utils.errors import warn_once
 from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Plan, Trial
+from orchestrator.report.layout import Table, TextBlock, columns, text_row
+from orchestrator.report.summary import Summary
 from orchestrator.state.integrity import is_changed
 from orchestrator.state.ledger import Ledger
 
@@ -27,6 +29,9 @@ SHOWN: Mapping[str, str] = {
     "reward/accuracy": "reward accuracy",
     "grad_norm": "gradient norm",
 }
+
+
+_MOST = 4  # figures under `select` that are drawn along a training
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +79,73 @@ def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, f
                 with suppress(KeyError, ValueError, TypeError):  # of a version without checksums
                     steps[int(point["step"])] = float(point["figures"][name])
     return found
+
+
+def pick_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlock]:
+    """Return which checkpoint each trial's model is, and why; nothing where none was picked."""
+    rows = [
+        text_row(trial.name, f"{picked['step']} of {picked['steps']}", str(picked["why"]))
+        for arm in plan.arms
+        for trial in arm.trials
+        if trial.config.training.score_at and (picked := ledger[trial.fingerprint].picked)
+    ]
+    if not rows:
+        return []
+    return [
+        TextBlock(
+            lines=(
+                "Trainings were scored on `select` on their way, and a rule that was declared "
+                "before picked the model that answered `report`. No figure of `report` was there "
+                "when it did.",
+            )
+        ),
+        Table(
+            name="picked",
+            caption="The checkpoint that each trial's model is.",
+            columns=columns("trial", "after step", "why", text=(0, 2)),
+            rows=tuple(rows),
+        ),
+    ]
+
+
+def checkpoint_curves(summary: Summary, ledger: Ledger) -> dict[str, list[Band]]:
+    """Return figure under `select` -> a band of checkpoints for each arm that was scored so.
+
+    In the unit that is shown; the untrained model's figure is the step 0.
+    """
+    plan = summary.plan
+    metrics = _of_rules(plan)
+    found: dict[str, list[Band]] = {metric: [] for metric in metrics if metric in summary.metrics}
+    untrained = summary.rows[0].figures
+    for metric, bands in found.items():
+        scale = summary.scales[metric]
+        start = {0: untrained[metric].mean} if metric in untrained else {}
+        for arm in plan.arms:
+            points = [ledger[trial.fingerprint].picked.get("points", ()) for trial in arm.trials]
+            curves = [
+                {
+                    point["step"]: scale * point["figures"][metric]
+                    for point in of_trial
+                    if point["step"] > 0 and metric in point["figures"]
+                }
+                for of_trial in points
+            ]
+            band = _band(arm.name, [{**start, **curve} for curve in curves if curve])
+            bands += [] if band is None else [band]
+    return {metric: bands for metric, bands in found.items() if bands}
+
+
+def _of_rules(plan: Plan) -> list[str]:
+    """Return what trainings are scored by: what rules name, else the declared metrics' like."""
+    named: dict[str, None] = {}
+    for arm in plan.arms:
+        settings = arm.trials[0].config.training
+        if settings.pick.metric is not None:
+            named[settings.pick.metric] = None
+        if settings.pick.constraint is not None:
+            named[settings.pick.constraint.metric] = None
+    declared = (f"select/{entry.metric}" for entry in plan.study.declared)
+    return list(dict.fromkeys([*named, *declared]))[:_MOST]
 
 
 def _number(folder: Path) -> int:

@@ -13,6 +13,7 @@ from rich.text import Text
 from chip_core.data import asks_of
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import gigabytes
+from chip_core.selection import selection_words
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import metric_title, plain
 from orchestrator.report.sections.search_progress import search_json, search_lines
@@ -45,6 +46,9 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     for note in layout_notes(study):
         yield Text(note)
     yield from _asked_lines(plan)
+    for words in dict.fromkeys(selection_words(arm.trials[0].config) for arm in plan.arms):
+        if words is not None:
+            yield Text(words)
     yield from trust_warning_lines(plan)
     yield from search_lines(plan, ledger)
     yield from evaluation_lines(plan, ledger)

@@ -81,6 +81,7 @@ COUNTS: dict[str, Any] = {
     "training.max_length": 64,
     "training.label_rule": "released",
     "training.augment": "released",
+    "training.score_at": [0.5],
     "seed": 5,
 }
 #: The same of fields that count under another strategy alone.
@@ -140,6 +141,7 @@ RESOLVED = {
     "data.revision": "by its content: test_identity",
     "data.format": "the one that was found: test_identity",
     "training.master": "it has one level",
+    "training.pick": "with training.score_at alone: test_selection",
     "training.gradients": "with model.dtype bf16 alone: test_identity",
     "pairs.rounds": "it allows one worker: below",
     "pairs.judge": "under its ranker: test_rounds",

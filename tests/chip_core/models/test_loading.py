@@ -268,7 +268,7 @@ def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialC
         check_room(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
     assert str(raised.value) == (
         "no room on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, 1.0 GiB are "
-        "free: choose language_model: lora, or vision_encoder: frozen, or "
+        "free: choose language_model: lora, or vision_encoder: lora, or "
         "engine.workers_per_trial: 3 with engine.parallel: fsdp, or a GPU with more memory, or a "
         "smaller model"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.results import Progress
+from chip_core.trained import TrainedModel, write_trained
 from orchestrator.jobs.job import COPYING, Job
 from orchestrator.storage.download import NODE_CACHE
 from orchestrator.storage.remote import Remote
@@ -125,6 +127,29 @@ def test_what_a_job_needs_is_copied_and_told(spec: StagingSpec) -> None:
     assert f"{JOB}/model/model.safetensors" in there
     left = {key.removeprefix(f"{before}/") for key in there if key.startswith(before)}
     assert left == {"config.json", "answers/a.jsonl", "trained.json"}
+
+
+def test_models_that_were_kept_come_with_their_weights_and_go_when_one_is_picked(
+    spec: StagingSpec,
+) -> None:
+    before, kept = "trials/0123/attempt-1", "kept/step-00000002"
+    for name in (f"{kept}/model.safetensors", f"{kept}.json", "checkpoints/step-00000003/state.pt"):
+        spec.remote.write(f"{before}/{name}", b"{}")
+    left = f"{JOB}/model/step-00000002/model.safetensors"
+    spec.remote.write(left, b"{}")  # copied before it was picked from
+    scored = TrialConfig.model_validate({"model": "shapes", "training": {"score_at": [0.5]}})
+    with spec.workspace(spec.workdir / JOB) as workspace:
+        earlier = spec.workdir / before
+        given = job(spec.workdir, resume_from=earlier, earlier=(earlier,))
+        workspace.brought(replace(given, config=scored), print)
+        assert (workspace.here / before / kept / "model.safetensors").exists()
+        (workspace.folder / "model").mkdir(parents=True)
+        (workspace.folder / "model/model.safetensors").write_text("{}")
+        picked = {"step": 2, "points": [{"step": 2, "figures": {}}]}
+        write_trained(workspace.folder, TrainedModel(steps=4, seconds=1.0, picked=picked))
+    there = spec.remote.sizes()
+    assert left not in there and f"{JOB}/model/model.safetensors" in there
+    assert not any(key.startswith(f"{before}/kept") for key in there)
 
 
 def test_where_the_model_is_gone_checkpoints_come(spec: StagingSpec) -> None:

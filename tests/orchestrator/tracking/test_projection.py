@@ -146,6 +146,20 @@ def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown):
     ]
 
 
+def test_what_checkpoints_came_to_is_shown_by_step(tracker, plan, finish, shown):
+    trial = plan.arms[0].trials[0]
+    name = "select/shapes/chair_i"
+    view = finish(trial, checkpoints={2: {name: 5.0}, 4: {name: 3.0}}, ended=2000.0)
+    tracker.open(plan, [])
+    tracker.show(running(trial, view.folders))
+    for _ in range(2):  # what is there is not doubled
+        tracker.show(view)
+    seen = shown()
+    points = seen.history(seen.trial(trial), f"checkpoint/{name}")
+    assert [(p.step, p.value, p.timestamp) for p in points] == [(2, 5.0, 2_000_000),
+                                                               (4, 3.0, 2_000_000)]  # fmt: skip
+
+
 def test_artifacts_lie_in_the_work_directory(tracker, plan, run_all, workdir):
     run_all(tracker, plan)
     assert list((workdir / "artifacts").glob("*/artifacts/config.json"))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from orchestrator.report.sections.training import training_curves
+from orchestrator.report.sections.training import (
+    checkpoint_curves,
+    pick_blocks,
+    training_curves,
+)
 
-from ..conftest import Finished
+from ..conftest import STUDY, Finished
 
 Run = Callable[..., Finished]
 
@@ -48,3 +52,27 @@ def test_an_arm_that_was_not_trained_has_none(finished: Run) -> None:
     made = finished(without=gone)
     bands = training_curves(made.plan, made.ledger, made.workdir)["loss"]
     assert [band.arm for band in bands] == ["dpo, trained", "chip, frozen", "chip, trained"]
+
+
+def test_checkpoints_are_drawn_from_the_untrained_model_on(finished: Run) -> None:
+    text = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")
+    made = finished(text)
+    for trial in made.plan.trials:
+        if trial.arm == "chip, trained":
+            value = 4.0 - (trial.seed or 0)
+            made.ledger[trial.fingerprint].picked = {
+                "step": 2,
+                "steps": 4,
+                "why": "told so",
+                "points": [
+                    {"step": 0, "figures": {"select/shapes/chair_i": 99.0}},  # the table's counts
+                    {"step": 2, "figures": {"select/shapes/chair_i": value}},
+                    {"step": 4, "figures": {"select/shapes/chair_i": 2 * value}},
+                ],
+            }
+    (bands,) = checkpoint_curves(made.summary, made.ledger).values()
+    (band,) = bands
+    assert (band.arm, band.seeds) == ("chip, trained", 3)
+    assert band.steps.tolist() == [2, 4]  # the untrained model was not asked `select` here
+    assert band.mean.tolist() == [3, 6] and band.low.tolist() == [2, 4]
+    assert pick_blocks(made.plan, made.ledger) == []  # no trial asks to be scored on its way

@@ -1,0 +1,119 @@
+"""Models of a training that are kept on its way, until one of them is picked.
+
+While it is trained they lie in KEPT, each with a note of its files; when it has ended, in the
+folder of its model, so that they are taken over with it; and then one alone is left.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from chip_core.results import MODEL, file_hashes
+from chip_core.selection import KEPT, step_name
+from chip_core.trained import model_files
+from chip_core.training.checkpoint import list_checkpoints
+from chip_core.utils.files import read_checksummed, sync_folder, write_bytes, write_checksummed
+
+
+def folder_of(trial: Path, step: int) -> Path:
+    """Return where the model after a step goes."""
+    place = trial / KEPT / step_name(step)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def note(model: Path) -> None:
+    """Note what a kept model is, so that another attempt can tell whether it is whole."""
+    write_checksummed(_note_of(model), {"files": model_files(model)})
+
+
+def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> int | None:
+    """Move the models here that earlier attempts kept before their newest checkpoint.
+
+    What a checkpoint lies behind is not made again: it has to be there.
+
+    Args:
+        attempts: their folders.
+        folder: this attempt's.
+        steps: after which models are to be kept.
+
+    Returns:
+        a step whose model is not there, whole; None where none is lacking.
+    """
+    checkpoints = [path for attempt in attempts for path in list_checkpoints(attempt)]
+    newest = max((int(path.name.rpartition("-")[2]) for path in checkpoints), default=0)
+    for step in (step for step in steps if step <= newest):
+        name = step_name(step)
+        notes = {
+            attempt / within / name: attempt / KEPT / f"{name}.json"
+            for attempt in attempts
+            for within in (KEPT, MODEL)  # where it lay, and where it was to go
+        }
+        found = next((model for model in notes if _is_whole(model, notes[model])), None)
+        if found is None:
+            shutil.rmtree(folder / KEPT, ignore_errors=True)
+            return step
+        place = folder_of(folder, step)
+        write_bytes(_note_of(place), notes[found].read_bytes())
+        found.replace(place)
+    return None
+
+
+def gather(folder: Path, steps: Sequence[int]) -> None:
+    """Move kept models into the folder of the training's own, which is there."""
+    for step in steps:
+        folder_of(folder, step).replace(folder / MODEL / step_name(step))
+
+
+def remove_all(attempt: Path) -> None:
+    """Remove what an attempt kept and nobody needs any more."""
+    shutil.rmtree(attempt / KEPT, ignore_errors=True)
+
+
+def mark_of(mark: str, step: int) -> str:
+    """Return what tells the weights after a step of a training from all others."""
+    return f"{mark} after {step}"
+
+
+def files_of(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
+    """Return the files of the model after a step, of those of the folder that holds all."""
+    if step == end:
+        return {name: mark for name, mark in files.items() if not name.startswith("step-")}
+    within = f"{step_name(step)}/"
+    return {
+        name.removeprefix(within): mark for name, mark in files.items() if name.startswith(within)
+    }
+
+
+def leave_one(folder: Path, step: int, end: int) -> None:
+    """Leave the model after a step as the folder's model, and no other.
+
+    At any point one of the two is there whole, but for the moment between two renamings.
+    """
+    model, dropped = folder / MODEL, folder / f".{MODEL}.dropped"
+    if step == end:
+        for kept in model.glob("step-*"):
+            shutil.rmtree(kept)
+        return
+    chosen = folder / f".{MODEL}.picked"
+    for left in (chosen, dropped):
+        shutil.rmtree(left, ignore_errors=True)
+    (model / step_name(step)).replace(chosen)
+    model.replace(dropped)
+    chosen.replace(model)
+    sync_folder(folder)
+    shutil.rmtree(dropped)
+
+
+def _note_of(model: Path) -> Path:
+    return model.with_suffix(".json")
+
+
+def _is_whole(model: Path, noted: Path) -> bool:
+    try:
+        files: dict[str, str] = read_checksummed(noted)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(files) and file_hashes(model, files) == files

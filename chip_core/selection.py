@@ -1,0 +1,153 @@
+"""A declared rule picks one of a training's checkpoints by what they say on `select`.
+
+Nothing under `report` is read here, nor can be named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.items import find_benchmark
+from chip_core.evaluation.task import MetricInfo, metric_name
+from chip_core.utils.registry import suggestion
+
+#: Of a trial's folder: models that are kept on the way, and what they said, each by its step.
+KEPT, SELECTION = "kept", "selection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What a checkpoint came to under `select`, in the scorers' units."""
+
+    step: int  # 0: the untrained model
+    figures: Mapping[str, float]  # full name -> value; one that is undefined is not there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """The checkpoint that is the trial's model."""
+
+    step: int
+    why: str
+
+
+def step_name(step: int) -> str:
+    """Return the name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def select_metrics(config: TrialConfig) -> dict[str, MetricInfo]:
+    """Return the figures under `select` by full name: all that can pick."""
+    found: dict[str, MetricInfo] = {}
+    for settings in config.benchmarks.select:
+        try:
+            metrics = find_benchmark(settings.name).metrics
+        except ValueError:
+            continue  # told where benchmarks are checked
+        found |= {metric_name("select", settings.name, name): metrics[name] for name in metrics}
+    return found
+
+
+def selection_problems(config: TrialConfig) -> list[str]:
+    """Return what is wrong with how a training is scored on its way; empty where nothing is."""
+    if not config.training.score_at:
+        return []
+    known = select_metrics(config)
+    if not config.benchmarks.select:
+        return ["training.score_at: nothing is under `select` to score by: add a benchmark there"]
+    pick = config.training.pick
+    named = {"training.pick.metric": pick.metric}
+    if pick.constraint is not None:
+        named["training.pick.constraint.metric"] = pick.constraint.metric
+    return [
+        f"{key}: unknown metric '{metric}', or not of `select`, which alone picks: "
+        f"{suggestion(metric, known)}"
+        for key, metric in named.items()
+        if metric is not None and metric not in known
+    ]
+
+
+def selection_words(config: TrialConfig) -> str | None:
+    """Return how a training is scored on its way, for people; None where it is not."""
+    settings = config.training
+    if not settings.score_at:
+        return None
+    shares = ", ".join(f"{100 * share:g} %" for share in settings.score_at if share < 1)
+    after = f"after {shares} of the steps and at the end" if shares else "at the end"
+    rule = f"the {settings.pick.rule} answers `report`"
+    if settings.pick.metric is not None:
+        rule = f"the best by {settings.pick.metric} answers `report`"
+    if settings.pick.constraint is not None:
+        bound = settings.pick.constraint
+        rule += f", of those with {bound.metric} at most {bound.max_drop:g} worse than untrained"
+    return f"models are scored on `select` {after}; {rule}"
+
+
+def asks_untrained(config: TrialConfig) -> bool:
+    """Return whether the rule looks at the untrained model too."""
+    return config.training.pick.constraint is not None
+
+
+def pick_point(config: TrialConfig, points: Sequence[Point]) -> Pick:
+    """Return which of a training's checkpoints is the trial's model.
+
+    Of equal ones the earliest. Where none keeps the constraint, the one that loses least is taken,
+    and that is said.
+
+    Args:
+        config: the trial.
+        points: every checkpoint, the end as the last; the untrained model where the rule asks it.
+    """
+    rule = config.training.pick
+    scored = [point for point in points if point.step > 0]
+    end = scored[-1]
+    if rule.rule == "last" or rule.metric is None:
+        return Pick(step=end.step, why="the training's end, by the rule `last`")
+    metric, metrics = rule.metric, select_metrics(config)
+    candidates = [point for point in scored if metric in point.figures]
+    if not candidates:
+        return Pick(step=end.step, why=f"the training's end: {metric} is defined nowhere")
+    said = ""
+    if rule.constraint is not None:
+        drops = _drops(points, rule.constraint.metric, metrics[rule.constraint.metric])
+        known = [point for point in candidates if point.step in drops]
+        within = [point for point in known if drops[point.step] <= rule.constraint.max_drop]
+        bound = (
+            f"{rule.constraint.metric} at most {rule.constraint.max_drop:g} worse than untrained"
+        )
+        if not within:
+            if not known:
+                return Pick(step=end.step, why=f"the training's end: {bound} can be told of none")
+            least = min(known, key=lambda point: drops[point.step])
+            lost = f"it is {drops[least.step]:.4g} worse"
+            return Pick(step=least.step, why=f"none has {bound}: here it loses least ({lost})")
+        candidates, said = within, f", of those with {bound}"
+    sign = 1.0 if metrics[metric].goal == "minimize" else -1.0
+    best = min(candidates, key=lambda point: sign * point.figures[metric])
+    return Pick(step=best.step, why=f"the best {metric}, {best.figures[metric]:.4g}{said}")
+
+
+def _drops(points: Sequence[Point], metric: str, info: MetricInfo) -> dict[int, float]:
+    """Return how much worse than the untrained model each is, in points of a rate, by step."""
+    start = next((point.figures.get(metric) for point in points if point.step == 0), None)
+    if start is None:
+        return {}
+    scale = (100.0 if info.unit == "fraction" else 1.0) * (1 if info.goal == "minimize" else -1)
+    return {
+        point.step: scale * (point.figures[metric] - start)
+        for point in points
+        if point.step > 0 and metric in point.figures
+    }
+
+
+def as_json(pick: Pick, points: Sequence[Point]) -> dict[str, Any]:
+    """Return a choice as it is kept: `TrialResult.picked`."""
+    return {
+        "step": pick.step,
+        "steps": points[-1].step,
+        "why": pick.why,
+        "points": [{"step": point.step, "figures": dict(point.figures)} for point in points],
+    }

@@ -1,0 +1,249 @@
+"""A training that is scored on its way, and the rule that picks its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from chip_core import trial
+from chip_core.config.identity import fingerprint, training_identity
+from chip_core.config.trial import TrialConfig
+from chip_core.results import Progress, read_result
+from chip_core.selection import Pick, Point, pick_point, selection_problems, selection_words
+from chip_core.trained import model_problem
+from chip_core.trial import run_trial
+from chip_core.utils.errors import StoppedError, TrialError
+
+Configured = Callable[..., TrialConfig]
+CHAIR, COVER = "select/shapes/chair_i", "select/shapes/cover"
+BEST = {"rule": "best", "metric": CHAIR}
+ASKED = {"select": [{"name": "shapes", "limit": 4}], "report": [{"name": "shapes", "limit": 4}]}
+
+
+def declared(**training: Any) -> TrialConfig:
+    return TrialConfig.model_validate(
+        {"model": "shapes", "benchmarks": {"select": ["shapes"]}, "training": training}
+    )
+
+
+def points(*figures: tuple[int, float | None, float | None]) -> list[Point]:
+    return [
+        Point(
+            step=step,
+            figures={
+                name: value for name, value in ((CHAIR, chair), (COVER, cover)) if value is not None
+            },
+        )
+        for step, chair, cover in figures
+    ]
+
+
+def test_steps_are_shares_of_the_training_and_its_end() -> None:
+    settings = declared(score_at=[0.25, 0.5]).training
+    assert settings.scored_steps(40) == (10, 20, 40)
+    assert settings.scored_steps(2) == (1, 2)  # what falls together is scored once
+    assert declared(score_at=[0.001, 1.0]).training.scored_steps(40) == (1, 40)
+    assert declared().training.scored_steps(40) == ()
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"score_at": [0.0, 0.5]}, "0 is no share of a training"),
+        ({"score_at": [0.5, 1.5]}, "1.5 is no share of a training"),
+        ({"score_at": [0.5, 0.25]}, "are to increase"),
+        ({"score_at": [0.5, 0.5]}, "are to increase"),
+        ({"pick": BEST}, "pick chooses nothing without score_at"),
+        ({"score_at": [0.5], "pick": "best"}, "write `metric: select/BENCHMARK/METRIC`"),
+        (
+            {"score_at": [0.5], "pick": {"rule": "last", "metric": CHAIR}},
+            "'last' goes by no figure",
+        ),
+    ],
+)
+def test_what_is_no_rule_is_refused(training: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        declared(**training)
+
+
+def test_only_select_picks() -> None:
+    assert selection_problems(declared(score_at=[0.5], pick=BEST)) == []
+    (unknown,) = selection_problems(
+        declared(score_at=[0.5], pick={**BEST, "metric": "shapes/chair_i"})
+    )
+    assert unknown.startswith("training.pick.metric: unknown metric 'shapes/chair_i', or not of")
+    assert "did you mean 'select/shapes/chair_i'?" in unknown
+    constraint = {"metric": "select/shapes/covr", "max_drop": 1}
+    (covr,) = selection_problems(declared(score_at=[0.5], pick={**BEST, "constraint": constraint}))
+    assert covr.startswith("training.pick.constraint.metric: unknown metric")
+    alone = TrialConfig.model_validate({"model": "shapes", "training": {"score_at": [0.5]}})
+    assert selection_problems(alone) == [
+        "training.score_at: nothing is under `select` to score by: add a benchmark there"
+    ]
+
+
+def test_the_rule_is_said_in_words() -> None:
+    assert selection_words(declared()) is None
+    assert selection_words(declared(score_at=[0.25, 1.0])) == (
+        "models are scored on `select` after 25 % of the steps and at the end; the last answers "
+        "`report`"
+    )
+    rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 1.0}}
+    assert str(selection_words(declared(score_at=[0.5], pick=rule))).endswith(
+        "; the best by select/shapes/chair_i answers `report`, of those with select/shapes/cover "
+        "at most 1 worse than untrained"
+    )
+
+
+def test_the_rule_is_in_the_fingerprint_where_there_is_one() -> None:
+    def mark(**training: Any) -> str:
+        return fingerprint(training_identity(declared(**training), {}, {}))
+
+    assert mark() == mark(score_at=[])
+    assert len({mark(), mark(score_at=[0.5]), mark(score_at=[0.5], pick=BEST)}) == 3
+
+
+def test_the_last_is_the_end_and_the_best_is_the_earliest_of_equals() -> None:
+    said = points((10, 3.0, 90.0), (20, 2.0, 80.0), (40, 2.0, 70.0))
+    assert pick_point(declared(score_at=[0.5]), said).step == 40
+    best = pick_point(declared(score_at=[0.5], pick=BEST), said)
+    assert best == Pick(step=20, why="the best select/shapes/chair_i, 2")
+    most = pick_point(declared(score_at=[0.5], pick={**BEST, "metric": COVER}), said)
+    assert most.step == 10  # more cover is better
+    holes = points((10, None, 90.0), (40, None, 70.0))
+    assert pick_point(declared(score_at=[0.5], pick=BEST), holes).step == 40
+
+
+def test_a_constraint_leaves_out_what_says_less_than_the_untrained_model() -> None:
+    rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 1.0}}
+    config = declared(score_at=[0.5], pick=rule)
+    said = points((0, 9.0, 90.0), (10, 4.0, 89.5), (20, 3.0, 89.0), (40, 1.0, 80.0))
+    found = pick_point(config, said)
+    assert found.step == 20  # 1.0 less is not more than 1.0
+    assert found.why == (
+        "the best select/shapes/chair_i, 3, of those with select/shapes/cover at most 1 worse than "
+        "untrained"
+    )
+    none = pick_point(config, points((0, 9.0, 90.0), (10, 4.0, 85.0), (40, 1.0, 80.0)))
+    assert none.step == 10 and "here it loses least (it is 5 worse)" in none.why
+    unknown = pick_point(config, points((0, 9.0, None), (10, 4.0, 85.0), (40, 1.0, 80.0)))
+    assert unknown.step == 40
+
+
+def several(configured: Configured, **changes: Any) -> TrialConfig:
+    return configured(
+        training__max_steps=4,
+        training__score_at=[0.5],
+        optimizer__lr=1e-3,
+        benchmarks=ASKED,
+        **changes,
+    )
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return {file.name: load_file(file) for file in sorted((folder / "model").glob("*.safetensors"))}
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        bool((one[file][name] == other[file][name]).all()) for file in one for name in one[file]
+    )
+
+
+@pytest.fixture
+def picks_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "pick_point", lambda config, points: Pick(step=2, why="told so"))
+
+
+@pytest.mark.usefixtures("picks_the_second")
+@pytest.mark.parametrize("changes", [{}, {"language_model": "lora"}], ids=["full", "lora"])
+def test_the_picked_checkpoint_is_the_trials_model(
+    shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = several(shapes_config, engine__checkpoint_every=2, **changes)
+
+    def stop_at(step: int) -> Callable[[Progress], None]:
+        def stop(progress: Progress) -> None:
+            if progress.phase == "train" and progress.done == step:
+                raise StoppedError("killed")
+
+        return stop
+
+    with pytest.raises(StoppedError):
+        run_trial(config, folder=tmp_path / "first", report=stop_at(3))
+    after_two = load_file(next((tmp_path / "first/kept/step-00000002").glob("*.safetensors")))
+    result = run_trial(config, folder=tmp_path / "second", resume_from=tmp_path / "first")
+    assert result.picked["step"] == 2 and result.picked["steps"] == 4
+    assert [point["step"] for point in result.picked["points"]] == [2, 4]
+    assert "resumed after step 2" in " ".join(result.notes)
+    assert result.notes[-1] == "the model after step 2 of 4: told so"
+    model = tmp_path / "second/model"
+    assert not list(model.glob("step-*")) and model_problem(model, config) is None
+    name = next(iter(weights(tmp_path / "second")))
+    assert equal({name: after_two}, {name: weights(tmp_path / "second")[name]})
+    # what it says of `select` is what it was picked by, and is not answered twice
+    scored = result.picked["points"][0]["figures"]
+    assert {k: v for k, v in result.metrics.items() if k.startswith("select/")} == scored
+    assert result.evaluations["select/shapes"].metadata["taken_over"] == 4
+    later = run_trial(config, folder=tmp_path / "later", trained_model=model)
+    assert later.metrics == result.metrics
+    assert read_result(tmp_path / "second") == result
+    whole = run_trial(config, folder=tmp_path / "whole")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "second"))
+    assert whole.picked == result.picked and whole.metrics == result.metrics
+
+
+def test_a_training_that_was_killed_before_the_pick_is_not_made_again(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 100}}
+    config = several(shapes_config, training__pick=rule)
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "pick_point", lambda config, points: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_trial(config, folder=tmp_path / "first")
+    steps: list[str] = []
+    result = run_trial(
+        config,
+        folder=tmp_path / "second",
+        resume_from=tmp_path / "first",
+        earlier=[tmp_path / "first"],
+        report=lambda progress: steps.append(progress.phase),
+    )
+    assert "train" not in steps
+    assert [point["step"] for point in result.picked["points"]] == [0, 2, 4]
+    assert result.picked["why"].startswith("the best select/shapes/chair_i")
+    figures = {point["step"]: point["figures"][CHAIR] for point in result.picked["points"][1:]}
+    assert figures[result.picked["step"]] == min(figures.values())
+
+
+def test_without_a_kept_model_a_checkpoint_behind_it_is_not_used(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    import shutil
+
+    config = several(shapes_config, engine__checkpoint_every=2)
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "train" and progress.done == 3:
+            raise StoppedError("killed")
+
+    with pytest.raises(StoppedError):
+        run_trial(config, folder=tmp_path / "first", report=stop)
+    shutil.rmtree(tmp_path / "first/kept")
+    result = run_trial(config, folder=tmp_path / "second", resume_from=tmp_path / "first")
+    assert "trained from the start: the model kept after step 2 is not there" in result.notes
+    assert result.picked["step"] == 4
+
+
+def test_it_says_what_is_missing_before_it_trains(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = shapes_config(training__score_at=[0.5], benchmarks={"report": ASKED["report"]})
+    with pytest.raises(TrialError, match="training.score_at: nothing is under `select`"):
+        run_trial(config, folder=tmp_path)

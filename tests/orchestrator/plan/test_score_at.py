@@ -1,0 +1,102 @@
+"""Trainings that are scored on their way: what decides them, what they cost, a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from chip_core.utils.errors import ConfigError
+from orchestrator.cost.workload import workload
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.plan.plan import Plan
+from orchestrator.run import run_study
+from orchestrator.state.ledger import Ledger
+
+from ..conftest import SHORT, STUDY, TINY
+from ..fakes import FakeTracker
+from ..tuned import STUDY as TUNED
+
+PlanOf = Callable[..., Plan]
+BOTH = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")
+BEST = {"training.pick": {"rule": "best", "metric": "select/shapes/chair_i"}}
+SCORED: dict[str, Any] = {"training.score_at": [0.5], **BEST}
+
+
+def marks(plan: Plan) -> set[str]:
+    return {trial.fingerprint for arm in plan.arms for trial in arm.trials}
+
+
+def test_what_select_asks_decides_a_training_that_it_picks(plan_of: PlanOf) -> None:
+    scored = marks(plan_of(BOTH, overrides=SCORED))
+    assert not scored & marks(plan_of(BOTH))
+    limited = BOTH.replace("select: [shapes]", "select: [{name: shapes, limit: 9}]")
+    assert not scored & marks(plan_of(limited, overrides=SCORED))
+    assert marks(plan_of(limited)) == marks(plan_of(BOTH))  # where nothing picks
+    quoted = BOTH.replace("report: [shapes]", "report: [{name: shapes, limit: 9}]")
+    assert marks(plan_of(quoted, overrides=SCORED)) == scored
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        (STUDY, SCORED, "training.score_at: nothing is under `select` to score by"),
+        (
+            BOTH,
+            {**SCORED, "training.pick": {"rule": "best", "metric": "shapes/chair_i"}},
+            "training.pick.metric: unknown metric 'shapes/chair_i', or not of `select`",
+        ),
+        (TUNED, SCORED, "training.score_at: an arm that searches (`tune`) is judged by the ends"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(
+    plan_of: PlanOf, text: str, overrides: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan_of(text, overrides=overrides)
+    (line,) = refused.value.problems
+    assert said in line and "study.yaml: " in line
+
+
+def test_every_share_asks_select_once_more(plan_of: PlanOf, tmp_path: Path) -> None:
+    def asked(overrides: dict[str, Any]) -> dict[str, int | None]:
+        found = workload(plan_of(BOTH, overrides=overrides), Ledger(tmp_path), tmp_path)
+        trained = next(each for each in found.trials if each.training is not None)
+        return {key: one.questions for key, one in trained.asked.items()}
+
+    once = asked({})
+    three = {"training.score_at": [0.25, 0.5]}
+    assert asked(three) == {**once, "select/shapes": 3 * (once["select/shapes"] or 0)}
+    constraint = {"metric": "select/shapes/cover", "max_drop": 1.0}
+    kept = {**three, "training.pick": {**BEST["training.pick"], "constraint": constraint}}
+    assert asked(kept)["select/shapes"] == 4 * (once["select/shapes"] or 0)
+
+
+def test_a_run_shows_which_checkpoint_answered_report(plan_of: PlanOf, tmp_path: Path) -> None:
+    text = TINY + "  select: [{name: shapes, limit: 2, max_new_tokens: 2}]\n"
+    text += "primary: {metric: shapes/chair_i, goal: minimize}\n"
+    plan = plan_of(text, overrides={**SHORT, **SCORED})
+    tracker = FakeTracker()
+
+    def run() -> Any:
+        return run_study(
+            plan,
+            workdir=tmp_path,
+            executor=InlineExecutor,
+            tracker=tracker,
+            console=Console(quiet=True),
+        )
+
+    assert not run().failed
+    trial = plan.arms[0].trials[0]
+    record = Ledger(tmp_path)[trial.fingerprint]
+    assert [point["step"] for point in record.picked["points"]] == [2, 4]
+    (view,) = [view for view in tracker.ended if view.trial == trial]
+    assert list(view.checkpoints) == [2, 4]
+    page = (tmp_path / "studies" / plan.study.name / "report/report.md").read_text(encoding="utf-8")
+    assert "Hallucination along the training" in page
+    assert f"{record.picked['step']} of 4" in page and "figures/checkpoints.png" in page
+    assert run().executed == 0
