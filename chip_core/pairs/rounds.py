@@ -83,6 +83,10 @@ class Rounds:
         if done:
             self._go_on_from(done)
         last = self.config.pairs.rounds
+        for number in range(done + 1, last + 1):  # of a model that is not there, or not whole
+            shutil.rmtree(self._of(number) / MODEL, ignore_errors=True)
+            if number > done + 1:
+                shutil.rmtree(self._of(number), ignore_errors=True)
         for number in range(done + 1, last):
             self._train(number, self._pairs(number, prompts, ranker))
         return self._pairs(last, prompts, ranker)

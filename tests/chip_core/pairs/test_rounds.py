@@ -111,6 +111,9 @@ def test_broken_off_anywhere_it_comes_to_the_same(
         Ends("nothing", 1),
     ):
         folder = tmp_path / f"attempt-{len(attempts)}"
+        if len(attempts) == 4:  # as on another machine, where a round's weights are not
+            for weights in (attempts[0] / "rounds").rglob("*.safetensors"):
+                weights.unlink()
         try:
             result = run_trial(
                 config,
