@@ -91,6 +91,18 @@ def asks_untrained(config: TrialConfig) -> bool:
     return config.training.pick.constraint is not None
 
 
+def times_asked(config: TrialConfig, steps: int | None = None) -> int:
+    """Return how often a trial that is trained asks each question under `select`.
+
+    Args:
+        config: the trial.
+        steps: of its training; None: enough that no two shares of them fall together.
+    """
+    if not config.training.score_at:
+        return 1
+    return len(config.training.scored_steps(steps or 1_000_000)) + asks_untrained(config)
+
+
 def pick_point(config: TrialConfig, points: Sequence[Point]) -> Pick:
     """Return which of a training's checkpoints is the trial's model.
 

@@ -240,11 +240,11 @@ def _of_pass(work: CacheBuildWork, rates: Rates, parts: int, imports: _Imports) 
 
 
 def _questions(asked: BenchmarkQuestions, rates: Rates) -> int | None:
-    """Return how many questions are asked, as planning counted or as a source knows it."""
+    """Return how many answers are made, as planning counted questions or as a source knows them."""
     if asked.questions is not None:
-        return asked.questions
+        return asked.times * asked.questions
     found = rates.size("questions", asked.kind)
-    return None if found is None else found[0]
+    return None if found is None else asked.times * found[0]
 
 
 def rows_of(config: TrialConfig, counted: int | None, rates: Rates) -> int | None:

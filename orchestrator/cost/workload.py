@@ -16,7 +16,7 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
 from chip_core.results import MODEL
-from chip_core.selection import asks_untrained
+from chip_core.selection import times_asked
 from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
     answer_kind,
@@ -39,6 +39,7 @@ class BenchmarkQuestions:
     settings: BenchmarkConfig
     kind: str
     questions: int | None  # None: not known on this machine
+    times: int = 1  # a training that is scored on its way asks them again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +163,10 @@ def _of_trial(
         f"{side}/{settings.name}": BenchmarkQuestions(
             settings=settings,
             kind=answer_kind(config, settings),
-            questions=_asked(
-                questions[f"{side}/{settings.name}"],
-                _times(config, rows) if training is not None and side == "select" else 1,
-            ),
+            questions=questions[f"{side}/{settings.name}"],
+            times=1
+            if training is None or side != "select"
+            else times_asked(config, steps_of(config, rows)),
         )
         for side, settings in sides(config.benchmarks)
         if f"{side}/{settings.name}" in missing
@@ -180,19 +181,6 @@ def _of_trial(
         caches=caches,
         answered=answered,
     )
-
-
-def _times(config: TrialConfig, rows: int | None) -> int:
-    """Return how often a training asks each question under `select`."""
-    if not config.training.score_at:
-        return 1
-    # As many where it is not known how many steps it makes, and so whether some fall together.
-    steps = steps_of(config, rows) or 10_000
-    return len(config.training.scored_steps(steps)) + asks_untrained(config)
-
-
-def _asked(questions: int | None, times: int) -> int | None:
-    return None if questions is None else questions * times
 
 
 def _groups(planned: list[PlannedCache]) -> list[CacheBuildWork]:

@@ -10,6 +10,7 @@ from rich.text import Text
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import ExternalBenchmark
+from chip_core.selection import times_asked
 from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import ledger_of
@@ -44,11 +45,13 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     left, made = 0, 0
     for trial in (*plan.trials, *held):
         record = ledger[trial.fingerprint]
+        trains = not trial.untrained and record.model is None
         for key in record.missing(trial):
+            again = trains and key.startswith("select/")
             if trial.evaluations[key] in record.answers:
                 made += counted[key] or 0
             else:
-                left += counted[key] or 0
+                left += (counted[key] or 0) * (times_asked(trial.config) if again else 1)
     if left:
         line += f"; {left:,} answers to make"
     if made:
@@ -89,6 +92,8 @@ def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
         trials += 1
         trained += seconds["train"]
         scored += sum(
-            value for phase, value in seconds.items() if phase.startswith(("answer ", "score "))
+            value
+            for phase, value in seconds.items()
+            if phase.startswith(("answer ", "score ", "select "))
         )
     return (scored / (trained + scored), trials) if trained + scored > 0 else None

@@ -13,6 +13,7 @@ from chip_core.utils.errors import ConfigError
 from orchestrator.cost.workload import workload
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan
+from orchestrator.report.writers.plan_evaluation import evaluation_lines
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
 
@@ -62,23 +63,31 @@ def test_what_cannot_be_scored_is_one_line(
 
 
 def test_every_share_asks_select_once_more(plan_of: PlanOf, tmp_path: Path) -> None:
-    def asked(overrides: dict[str, Any]) -> dict[str, int | None]:
-        found = workload(plan_of(BOTH, overrides=overrides), Ledger(tmp_path), tmp_path)
+    def asked(overrides: dict[str, Any]) -> dict[str, int]:
+        plan = plan_of(BOTH, overrides=overrides)
+        found = workload(plan, Ledger(tmp_path), tmp_path)
         trained = next(each for each in found.trials if each.training is not None)
-        return {key: one.questions for key, one in trained.asked.items()}
+        assert all(one.times == 1 for one in found.trials[0].asked.values())  # the untrained model
+        times = {key: one.times for key, one in trained.asked.items()}
+        # 500 and 1,000 questions; the untrained model, and 4 arms of 2 seeds
+        made = 1500 + 8 * (500 * times["select/shapes"] + 1000 * times["report/shapes"])
+        (line, *_) = evaluation_lines(plan, Ledger(tmp_path))
+        assert f"; {made:,} answers to make" in line.plain
+        return times
 
-    once = asked({})
+    assert asked({}) == {"select/shapes": 1, "report/shapes": 1}
     three = {"training.score_at": [0.25, 0.5]}
-    assert asked(three) == {**once, "select/shapes": 3 * (once["select/shapes"] or 0)}
+    assert asked(three) == {"select/shapes": 3, "report/shapes": 1}
     constraint = {"metric": "select/shapes/cover", "max_drop": 1.0}
     kept = {**three, "training.pick": {**BEST["training.pick"], "constraint": constraint}}
-    assert asked(kept)["select/shapes"] == 4 * (once["select/shapes"] or 0)
+    assert asked(kept) == {"select/shapes": 4, "report/shapes": 1}
 
 
 def test_a_run_shows_which_checkpoint_answered_report(plan_of: PlanOf, tmp_path: Path) -> None:
     text = TINY + "  select: [{name: shapes, limit: 2, max_new_tokens: 2}]\n"
     text += "primary: {metric: shapes/chair_i, goal: minimize}\n"
-    plan = plan_of(text, overrides={**SHORT, **SCORED})
+    hal = {"rule": "best", "metric": "select/shapes/hal"}  # two tokens name nothing: no chair_i
+    plan = plan_of(text, overrides={**SHORT, **SCORED, "training.pick": hal})
     tracker = FakeTracker()
 
     def run() -> Any:
