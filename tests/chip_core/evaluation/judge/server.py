@@ -18,7 +18,7 @@ Behaviour = Callable[["Handler", int, dict[str, Any]], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers POST /v1/chat/completions as the server's behaviour says."""
+    """Answers a POST as the server's behaviour says; files and batches are the server's own."""
 
     server: JudgeServer
 
@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.batches.get(self)
 
     def do_POST(self) -> None:
-        if not self.path.endswith("/chat/completions"):
+        if "/files" in self.path or "/batches" in self.path:
             self.server.batches.post(self)
             return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
