@@ -74,6 +74,8 @@ class World:
 
     def __init__(self, temp: Path) -> None:
         os.environ.update(environment())
+        # Ray 2.60 writes the cluster's address below it, which only a plain start makes.
+        Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray").mkdir(parents=True, exist_ok=True)
         with signals_kept():  # starting a node takes them
             self.cluster = Cluster(
                 initialize_head=True,
