@@ -172,6 +172,9 @@ def _dotted(location: list[Any]) -> str:
     return path
 
 
+_LONGEST_CHECK = 10_000  # characters: what a check of ours says is not cut
+
+
 def _sentence(problem: Any, model: type[BaseModel], location: list[Any]) -> str:
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
@@ -190,7 +193,7 @@ def _sentence(problem: Any, model: type[BaseModel], location: list[Any]) -> str:
     if kind == "missing":
         return "is missing: add it"
     if kind == "value_error":
-        return str(problem["ctx"]["error"])
+        return printable(str(problem["ctx"]["error"]), longest=_LONGEST_CHECK)
     message = _PYTHONS.sub(lambda found: _YAMLS[found[1]], problem["msg"])
     return f"{message[0].lower()}{message[1:]}, not {_shown(given)}{_hint(kind, given)}"
 

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t
 
 from orchestrator.analysis.values import Array
 
@@ -139,6 +138,8 @@ def _interval(value: float, y: Array, residual: Array, others: Array) -> tuple[f
 
 
 def _around(mean: float, variance: float, df: float) -> tuple[float, float]:
+    from scipy.stats import t  # half a second, and most commands ask for none
+
     half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(variance)
     return mean - half, mean + half
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from chip_core.utils.errors import printable
 from chip_core.utils.registry import suggestion
 from orchestrator.study.metrics import Wrong
 from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, level_text, matches
@@ -329,7 +330,9 @@ def _pattern(given: Mapping[str, Any], grid: Grid, where: str, wrong: Wrong) -> 
         known = grid.levels[name]
         unknown = [label for label in labels if known and label not in known]
         for label in unknown:
-            wrong(f"{where}.{name}", f"unknown level '{label}': {suggestion(label, known)}")
+            wrong(
+                f"{where}.{name}", f"unknown level '{printable(label)}': {suggestion(label, known)}"
+            )
         if not unknown:
             pattern[name] = frozenset(labels)
     return pattern

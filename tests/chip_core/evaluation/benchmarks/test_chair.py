@@ -102,7 +102,7 @@ def test_corrected_finds_every_name_whatever_its_singular_is(
 
     Names of two words at most: pairs are read as one, and "stove top oven" is a pair and an oven.
     """
-    names, read = chair._reader(oracles / "data" / "chair", corrected=True)
+    names, read = chair.object_reader(oracles / "data" / "chair", corrected=True)
     for name, category in names.category.items():
         if len(name.split()) > 2:
             continue
