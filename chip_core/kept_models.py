@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chip_core.results import MODEL, file_hashes
+from chip_core.results import MODEL, TRAINED, file_hashes
 from chip_core.selection import KEPT, step_name
 from chip_core.trained import model_files
 from chip_core.training.checkpoint import list_checkpoints
@@ -87,24 +87,30 @@ def files_of(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
     }
 
 
-def leave_one(folder: Path, step: int, end: int) -> None:
-    """Leave the model after a step as the folder's model, and no other.
+def leave_picked(folder: Path) -> None:
+    """Leave the model that was picked as a folder's, and no other; nothing where none was picked.
 
-    At any point one of the two is there whole, but for the moment between two renamings.
+    The folder's record says which, and is written first: wherever this is broken off, it goes on.
     """
-    model, dropped = folder / MODEL, folder / f".{MODEL}.dropped"
-    if step == end:
-        for kept in model.glob("step-*"):
-            shutil.rmtree(kept)
+    try:
+        picked = read_checksummed(folder / TRAINED)["picked"]
+    except (OSError, ValueError, KeyError, TypeError):
         return
-    chosen = folder / f".{MODEL}.picked"
-    for left in (chosen, dropped):
+    if not picked:
+        return
+    model, within = folder / MODEL, folder / MODEL / step_name(picked["step"])
+    chosen, dropped = folder / f".{MODEL}.picked", folder / f".{MODEL}.dropped"
+    if within.is_dir():
+        shutil.rmtree(chosen, ignore_errors=True)
+        within.replace(chosen)
+    if chosen.is_dir():
+        if model.is_dir():
+            shutil.rmtree(dropped, ignore_errors=True)
+            model.replace(dropped)
+        chosen.replace(model)
+        sync_folder(folder)
+    for left in (dropped, *model.glob("step-*")):
         shutil.rmtree(left, ignore_errors=True)
-    (model / step_name(step)).replace(chosen)
-    model.replace(dropped)
-    chosen.replace(model)
-    sync_folder(folder)
-    shutil.rmtree(dropped)
 
 
 def _note_of(model: Path) -> Path:

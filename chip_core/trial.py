@@ -176,7 +176,12 @@ class _Attempt:
         if not context.trains or context.resume_from is None:
             return None, None
         left = context.resume_from
-        why = self._workers.broadcast_from_rank0(lambda: model_problem(left / MODEL, config))
+
+        def problem() -> str | None:
+            kept_models.leave_picked(left)
+            return model_problem(left / MODEL, config)
+
+        why = self._workers.broadcast_from_rank0(problem)
         if why is not None:
             self._notes.append(f"a trained model is not taken over, and trained again: {why}")
             _log.warning(self._notes[-1])
@@ -348,8 +353,8 @@ class _Attempt:
             notes=[*trained.notes, f"the model after step {pick.step} of {end}: {pick.why}"],
         )
         if workers.first:
-            kept_models.leave_one(folder, pick.step, end)
             write_trained(folder, trained)
+            kept_models.leave_picked(folder)
         workers.wait()
         self._spans.end("pick")
         return _Model(model=model, processor=loaded.processor), trained
