@@ -29,6 +29,15 @@ def note(model: Path) -> None:
     write_checksummed(_note_of(model), {"files": model_files(model)})
 
 
+def is_whole(model: Path, noted: Path | None = None) -> bool:
+    """Return whether a kept model is the one that its note, beside it or elsewhere, tells of."""
+    try:
+        files: dict[str, str] = read_checksummed(noted or _note_of(model))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(files) and file_hashes(model, files) == files
+
+
 def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> int | None:
     """Move the models here that earlier attempts kept before their newest checkpoint.
 
@@ -51,7 +60,7 @@ def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> i
             for attempt in attempts
             for within in (KEPT, MODEL)  # where it lay, and where it was to go
         }
-        found = next((model for model in notes if _is_whole(model, notes[model])), None)
+        found = next((model for model in notes if is_whole(model, notes[model])), None)
         if found is None:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
             return step
@@ -115,11 +124,3 @@ def leave_picked(folder: Path) -> None:
 
 def _note_of(model: Path) -> Path:
     return model.with_suffix(".json")
-
-
-def _is_whole(model: Path, noted: Path) -> bool:
-    try:
-        files: dict[str, str] = read_checksummed(noted)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return bool(files) and file_hashes(model, files) == files

@@ -307,7 +307,7 @@ class _Attempt:
     def _keep(self, step: int, loaded: _Model) -> None:
         """Keep the model as it is after a step; all workers come here together."""
         place = kept_models.folder_of(self._context.folder, step)
-        if self._workers.broadcast_from_rank0(place.is_dir):
+        if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place)):
             return  # an earlier attempt's
         save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
         if self._workers.first:
@@ -450,8 +450,9 @@ class _Attempt:
             former_weights=former,
         )
         if trained is not None and trained.picked:  # it has answered `select` already
-            said = folder / SELECTION / step_name(trained.picked["step"])
-            context = replace(context, earlier=[said, *context.earlier])
+            within = Path(SELECTION, step_name(trained.picked["step"]))
+            said = [attempt / within for attempt in (folder, *self._context.earlier)]
+            context = replace(context, earlier=[*said, *context.earlier])
         answers: dict[str, Answers] = {}
         evaluations: dict[str, Evaluation] = {}
         with open_generator(config.evaluation, folder) as generator:

@@ -258,6 +258,7 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
         report=lambda progress: phases.append(progress.phase),
     )
     assert "train" not in phases and result.picked["step"] == step
+    assert result.evaluations["select/shapes"].metadata["taken_over"] == 4  # not asked again
 
 
 def _killed_at(moment: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -281,6 +282,19 @@ def _killed_at(moment: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bo
         except Killed:
             return True
     return False
+
+
+def test_a_kept_model_that_is_not_whole_is_made_again_in_the_same_folder(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = several(shapes_config)
+    partly = kept_models.folder_of(tmp_path, 2)
+    partly.mkdir()
+    (partly / "config.json").write_text("{", encoding="utf-8")
+    (tmp_path / "model").mkdir()  # as a kill leaves it before the record is written
+    (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
+    result = run_trial(config, folder=tmp_path, resume_from=tmp_path, earlier=[tmp_path])
+    assert [point["step"] for point in result.picked["points"]] == [2, 4]
 
 
 def test_without_a_kept_model_a_checkpoint_behind_it_is_not_used(
