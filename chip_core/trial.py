@@ -19,7 +19,7 @@ from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.inference.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.readiness import problems, ranker_problems, sides
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
@@ -133,7 +133,8 @@ class _Attempt:
         lacking = problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
         lacking += lacking_here(config.evaluation)
-        lacking += selection_problems(config) if context.trains else []
+        if context.trains:
+            lacking += selection_problems(config) + ranker_problems(config, context.places)
         if lacking:
             raise TrialError("; ".join(lacking))  # now, and not after the training
         self._device = device_of(config)

@@ -21,7 +21,7 @@ from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.generators import generator_problems
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import ranker_problems, sides
 from chip_core.models import loading
 from chip_core.selection import selection_problems
 from chip_core.utils.errors import ConfigError
@@ -114,6 +114,8 @@ class Plan:
         """What trainings and answers need that is not here, each with what to do."""
         trained = (trial.config for trial in self.trials if not trial.untrained)
         found = [problem for config in trained for problem in unmet_requirements(config)]
+        for arm in self.arms:  # its seeds rank alike
+            found += ranker_problems(arm.trials[0].config, self.places)
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
             found += generator_problems(evaluation, self.study.benchmarks, model)
