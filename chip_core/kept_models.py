@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chip_core.results import MODEL, TRAINED, file_hashes
 from chip_core.selection import KEPT, step_name
-from chip_core.trained import model_files
+from chip_core.trained import PICKED, model_files
 from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_checksummed, sync_folder, write_bytes, write_checksummed
 
@@ -24,21 +24,36 @@ def folder_of(trial: Path, step: int) -> Path:
     return place
 
 
-def note(model: Path) -> None:
-    """Note what a kept model is, so that another attempt can tell whether it is whole."""
-    write_checksummed(_note_of(model), {"files": model_files(model)})
+def note(model: Path, training: str) -> None:
+    """Note what a kept model is, so that another attempt can tell whether it is whole.
+
+    Args:
+        model: its folder.
+        training: `training_fingerprint` of its configuration.
+    """
+    write_checksummed(_note_of(model), {"files": model_files(model), "training": training})
 
 
-def is_whole(model: Path, noted: Path | None = None) -> bool:
-    """Return whether a kept model is the one that its note, beside it or elsewhere, tells of."""
+def is_whole(model: Path, training: str, noted: Path | None = None) -> bool:
+    """Return whether a kept model is the one of a training that its note tells of.
+
+    Args:
+        model: its folder.
+        training: as for `note`.
+        noted: the note, where it is not beside it.
+    """
     try:
-        files: dict[str, str] = read_checksummed(noted or _note_of(model))["files"]
+        found = read_checksummed(noted or _note_of(model))
+        files: dict[str, str] = found["files"]
+        known = found["training"] == training
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(files) and file_hashes(model, files) == files
+    return known and bool(files) and file_hashes(model, files) == files
 
 
-def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> int | None:
+def take_over(
+    attempts: Sequence[Path], folder: Path, steps: Sequence[int], training: str
+) -> int | None:
     """Move the models here that earlier attempts kept before their newest checkpoint.
 
     What a checkpoint lies behind is not made again: it has to be there.
@@ -47,6 +62,7 @@ def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> i
         attempts: their folders.
         folder: this attempt's.
         steps: after which models are to be kept.
+        training: as for `note`.
 
     Returns:
         a step whose model is not there, whole; None where none is lacking.
@@ -60,7 +76,7 @@ def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> i
             for attempt in attempts
             for within in (KEPT, MODEL)  # where it lay, and where it was to go
         }
-        found = next((model for model in notes if is_whole(model, notes[model])), None)
+        found = next((model for model in notes if is_whole(model, training, notes[model])), None)
         if found is None:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
             return step
@@ -108,7 +124,7 @@ def leave_picked(folder: Path) -> None:
     if not picked:
         return
     model, within = folder / MODEL, folder / MODEL / step_name(picked["step"])
-    chosen, dropped = folder / f".{MODEL}.picked", folder / f".{MODEL}.dropped"
+    chosen, dropped = folder / PICKED, folder / f".{MODEL}.dropped"
     if within.is_dir():
         shutil.rmtree(chosen, ignore_errors=True)
         within.replace(chosen)

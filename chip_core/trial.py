@@ -308,11 +308,12 @@ class _Attempt:
     def _keep(self, step: int, loaded: _Model) -> None:
         """Keep the model as it is after a step; all workers come here together."""
         place = kept_models.folder_of(self._context.folder, step)
-        if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place)):
+        training = training_fingerprint(self._config)
+        if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place, training)):
             return  # an earlier attempt's
         save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
         if self._workers.first:
-            kept_models.note(place)
+            kept_models.note(place, training)
         self._workers.wait()
 
     def _resumable(self, steps: Sequence[int]) -> bool:
@@ -321,8 +322,9 @@ class _Attempt:
         if first is None:
             return False
         attempts = list(dict.fromkeys([first, *context.earlier]))
+        training = training_fingerprint(self._config)
         lacking = self._workers.broadcast_from_rank0(
-            lambda: kept_models.take_over(attempts, context.folder, steps)
+            lambda: kept_models.take_over(attempts, context.folder, steps, training)
         )
         if lacking is not None:
             self._notes.append(

@@ -16,7 +16,7 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.selection import Pick, Point, pick_point, selection_problems, selection_words
-from chip_core.trained import model_problem
+from chip_core.trained import has_model, model_problem
 from chip_core.trial import run_trial
 from chip_core.utils.errors import StoppedError, TrialError
 
@@ -246,6 +246,7 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
     assert moments == (6 if step == 2 else 2)
     for number in range(moments + 1):
         folder = tmp_path / f"at-{number}"
+        assert has_model(folder)  # so that the next attempt looks there
         kept_models.leave_picked(folder)
         assert model_problem(folder / "model", config) is None
         assert not list(folder.glob(".model.*")) and not list(folder.glob("model/step-*"))
@@ -291,6 +292,7 @@ def test_a_kept_model_that_is_not_whole_is_made_again_in_the_same_folder(
     partly = kept_models.folder_of(tmp_path, 2)
     partly.mkdir()
     (partly / "config.json").write_text("{", encoding="utf-8")
+    kept_models.note(partly, "of another training")
     (tmp_path / "model").mkdir()  # as a kill leaves it before the record is written
     (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
     result = run_trial(config, folder=tmp_path, resume_from=tmp_path, earlier=[tmp_path])
