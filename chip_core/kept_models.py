@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chip_core.results import MODEL, file_hashes
+from chip_core.results import MODEL, TRAINED, file_hashes
 from chip_core.selection import KEPT, step_name
-from chip_core.trained import model_files
+from chip_core.trained import PICKED, model_files
 from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_checksummed, sync_folder, write_bytes, write_checksummed
 
@@ -24,12 +24,36 @@ def folder_of(trial: Path, step: int) -> Path:
     return place
 
 
-def note(model: Path) -> None:
-    """Note what a kept model is, so that another attempt can tell whether it is whole."""
-    write_checksummed(_note_of(model), {"files": model_files(model)})
+def note(model: Path, training: str) -> None:
+    """Note what a kept model is, so that another attempt can tell whether it is whole.
+
+    Args:
+        model: its folder.
+        training: `training_fingerprint` of its configuration.
+    """
+    write_checksummed(_note_of(model), {"files": model_files(model), "training": training})
 
 
-def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> int | None:
+def is_whole(model: Path, training: str, noted: Path | None = None) -> bool:
+    """Return whether a kept model is the one of a training that its note tells of.
+
+    Args:
+        model: its folder.
+        training: as for `note`.
+        noted: the note, where it is not beside it.
+    """
+    try:
+        found = read_checksummed(noted or _note_of(model))
+        files: dict[str, str] = found["files"]
+        known = found["training"] == training
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return known and bool(files) and file_hashes(model, files) == files
+
+
+def take_over(
+    attempts: Sequence[Path], folder: Path, steps: Sequence[int], training: str
+) -> int | None:
     """Move the models here that earlier attempts kept before their newest checkpoint.
 
     What a checkpoint lies behind is not made again: it has to be there.
@@ -38,6 +62,7 @@ def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> i
         attempts: their folders.
         folder: this attempt's.
         steps: after which models are to be kept.
+        training: as for `note`.
 
     Returns:
         a step whose model is not there, whole; None where none is lacking.
@@ -51,7 +76,7 @@ def take_over(attempts: Sequence[Path], folder: Path, steps: Sequence[int]) -> i
             for attempt in attempts
             for within in (KEPT, MODEL)  # where it lay, and where it was to go
         }
-        found = next((model for model in notes if _is_whole(model, notes[model])), None)
+        found = next((model for model in notes if is_whole(model, training, notes[model])), None)
         if found is None:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
             return step
@@ -87,33 +112,31 @@ def files_of(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
     }
 
 
-def leave_one(folder: Path, step: int, end: int) -> None:
-    """Leave the model after a step as the folder's model, and no other.
+def leave_picked(folder: Path) -> None:
+    """Leave the model that was picked as a folder's, and no other; nothing where none was picked.
 
-    At any point one of the two is there whole, but for the moment between two renamings.
+    The folder's record says which, and is written first: wherever this is broken off, it goes on.
     """
-    model, dropped = folder / MODEL, folder / f".{MODEL}.dropped"
-    if step == end:
-        for kept in model.glob("step-*"):
-            shutil.rmtree(kept)
+    try:
+        picked = read_checksummed(folder / TRAINED)["picked"]
+    except (OSError, ValueError, KeyError, TypeError):
         return
-    chosen = folder / f".{MODEL}.picked"
-    for left in (chosen, dropped):
+    if not picked:
+        return
+    model, within = folder / MODEL, folder / MODEL / step_name(picked["step"])
+    chosen, dropped = folder / PICKED, folder / f".{MODEL}.dropped"
+    if within.is_dir():
+        shutil.rmtree(chosen, ignore_errors=True)
+        within.replace(chosen)
+    if chosen.is_dir():
+        if model.is_dir():
+            shutil.rmtree(dropped, ignore_errors=True)
+            model.replace(dropped)
+        chosen.replace(model)
+        sync_folder(folder)
+    for left in (dropped, *model.glob("step-*")):
         shutil.rmtree(left, ignore_errors=True)
-    (model / step_name(step)).replace(chosen)
-    model.replace(dropped)
-    chosen.replace(model)
-    sync_folder(folder)
-    shutil.rmtree(dropped)
 
 
 def _note_of(model: Path) -> Path:
     return model.with_suffix(".json")
-
-
-def _is_whole(model: Path, noted: Path) -> bool:
-    try:
-        files: dict[str, str] = read_checksummed(noted)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return bool(files) and file_hashes(model, files) == files

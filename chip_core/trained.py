@@ -19,6 +19,9 @@ from chip_core.results import MODEL, TRAINED
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_checksummed, sha256_of, sync_folder, write_checksummed
 
+#: The model that was picked, while it takes the place of those that it was picked from.
+PICKED = f".{MODEL}.picked"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
@@ -56,7 +59,8 @@ def read_trained(folder: Path) -> TrainedModel | None:
 
 def has_model(folder: Path) -> bool:
     """Return whether an attempt left a model that it called whole."""
-    return (folder / MODEL).is_dir() and (folder / TRAINED).exists()
+    there = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
+    return there and (folder / TRAINED).exists()
 
 
 def model_files(model: Path) -> dict[str, str]:

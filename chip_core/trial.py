@@ -19,7 +19,7 @@ from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.inference.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.readiness import problems, ranker_problems, sides
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
@@ -133,7 +133,8 @@ class _Attempt:
         lacking = problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
         lacking += lacking_here(config.evaluation)
-        lacking += selection_problems(config) if context.trains else []
+        if context.trains:
+            lacking += selection_problems(config) + ranker_problems(config, context.places)
         if lacking:
             raise TrialError("; ".join(lacking))  # now, and not after the training
         self._device = device_of(config)
@@ -176,7 +177,12 @@ class _Attempt:
         if not context.trains or context.resume_from is None:
             return None, None
         left = context.resume_from
-        why = self._workers.broadcast_from_rank0(lambda: model_problem(left / MODEL, config))
+
+        def problem() -> str | None:
+            kept_models.leave_picked(left)
+            return model_problem(left / MODEL, config)
+
+        why = self._workers.broadcast_from_rank0(problem)
         if why is not None:
             self._notes.append(f"a trained model is not taken over, and trained again: {why}")
             _log.warning(self._notes[-1])
@@ -302,11 +308,12 @@ class _Attempt:
     def _keep(self, step: int, loaded: _Model) -> None:
         """Keep the model as it is after a step; all workers come here together."""
         place = kept_models.folder_of(self._context.folder, step)
-        if self._workers.broadcast_from_rank0(place.is_dir):
+        training = training_fingerprint(self._config)
+        if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place, training)):
             return  # an earlier attempt's
         save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
         if self._workers.first:
-            kept_models.note(place)
+            kept_models.note(place, training)
         self._workers.wait()
 
     def _resumable(self, steps: Sequence[int]) -> bool:
@@ -315,8 +322,9 @@ class _Attempt:
         if first is None:
             return False
         attempts = list(dict.fromkeys([first, *context.earlier]))
+        training = training_fingerprint(self._config)
         lacking = self._workers.broadcast_from_rank0(
-            lambda: kept_models.take_over(attempts, context.folder, steps)
+            lambda: kept_models.take_over(attempts, context.folder, steps, training)
         )
         if lacking is not None:
             self._notes.append(
@@ -348,8 +356,8 @@ class _Attempt:
             notes=[*trained.notes, f"the model after step {pick.step} of {end}: {pick.why}"],
         )
         if workers.first:
-            kept_models.leave_one(folder, pick.step, end)
             write_trained(folder, trained)
+            kept_models.leave_picked(folder)
         workers.wait()
         self._spans.end("pick")
         return _Model(model=model, processor=loaded.processor), trained
@@ -445,8 +453,9 @@ class _Attempt:
             former_weights=former,
         )
         if trained is not None and trained.picked:  # it has answered `select` already
-            said = folder / SELECTION / step_name(trained.picked["step"])
-            context = replace(context, earlier=[said, *context.earlier])
+            within = Path(SELECTION, step_name(trained.picked["step"]))
+            said = [attempt / within for attempt in (folder, *self._context.earlier)]
+            context = replace(context, earlier=[*said, *context.earlier])
         answers: dict[str, Answers] = {}
         evaluations: dict[str, Evaluation] = {}
         with open_generator(config.evaluation, folder) as generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.config.fields import Section, figure
@@ -49,6 +49,16 @@ class PairsConfig(Section):
             raise ValueError(
                 f"unknown level '{value}': {suggestion(value, [*RANKERS, 'module:function'])}"
             )
+        return value
+
+    @field_validator("judge")
+    @classmethod
+    def _rounds_have_a_judge(
+        cls, value: JudgeConfig | None, info: ValidationInfo
+    ) -> JudgeConfig | None:
+        # Without rounds, replies that exist can stand for it (`pairs --judge-replies`).
+        if value is None and info.data.get("ranker") == "judge" and info.data.get("rounds"):
+            raise ValueError("ranker is judge: name one, as `judge: {model: …}`")
         return value
 
     @model_validator(mode="after")

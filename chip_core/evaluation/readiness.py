@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
 from chip_core.config.paths import DataPaths
+from chip_core.config.trial import TrialConfig
+from chip_core.data.source import SHAPES
 from chip_core.evaluation.items import find_benchmark, select_items, settings_problems
 from chip_core.evaluation.leakage import declared_overlaps, shared_questions
-from chip_core.evaluation.resources import resource_problems
+from chip_core.evaluation.resources import offer_nltk_data, resource_problems
 from chip_core.evaluation.task import ExternalBenchmark, Item, Side
+from chip_core.evaluation.text.language import nltk_problems
 from chip_core.utils.errors import UserError
 
 _NAMED = 3  # missing pictures that are listed
@@ -36,6 +40,27 @@ def problems(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
     overlaps = [f"benchmarks.{side}: {why}" for side, _, why in declared_overlaps(benchmarks)]
     shared = [] if overlaps else shared_questions(benchmarks, places)
     return list(dict.fromkeys([*lacking, *overlaps, *shared]))
+
+
+def ranker_problems(config: TrialConfig, places: DataPaths) -> list[str]:
+    """Return what ranks a trial's own answers lacks on this machine; empty where it has all."""
+    pairs, lacking = config.pairs, list[str]()
+    if not pairs.rounds:
+        return lacking
+    if pairs.ranker == "judge":
+        judged = BenchmarkConfig(name="pairs", judge=pairs.judge)
+        lacking = resource_problems(judged, frozenset({"judge"}), places)
+    elif pairs.ranker == "chair" and config.data.source != SHAPES:
+        data = places.data("chair")
+        names = (data or Path("DIR/chair")) / "synonyms.txt"
+        if data is None or not names.is_file():
+            lacking.append(
+                f"ranker chair reads objects' names from {names}, which is not there: put it into "
+                "a folder chair/ of --benchmark-data"
+            )
+        offer_nltk_data(places)
+        lacking += nltk_problems(("punkt_tab",))
+    return [f"pairs: {problem}" for problem in lacking]
 
 
 def _problems(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Iterator[str]:

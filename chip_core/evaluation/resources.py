@@ -43,7 +43,7 @@ def open_resources(
         UserError: a file of replies cannot be read.
     """
     if "nltk" in needs:
-        _offer_nltk_data(places)
+        offer_nltk_data(places)
     return Resources(
         similarity=_similarity(settings, places) if "similarity" in needs else None,
         coco=coco_folder(places) if "coco" in needs else None,
@@ -58,7 +58,7 @@ def resource_problems(
     """Return what a benchmark's scorer lacks, each with what to do; nothing is asked or loaded."""
     problems = []
     if "nltk" in needs:
-        _offer_nltk_data(places)
+        offer_nltk_data(places)
         problems += nltk_problems()
     if "similarity" in needs and similarity_table(settings, places) is None:
         wanted = (places.data(settings.name) or Path("DIR") / settings.name) / TABLE
@@ -136,7 +136,7 @@ def _similarity(settings: BenchmarkConfig, places: DataPaths) -> Similarity:
     return SpacySimilarity() if table is None else TableSimilarity.from_file(table)
 
 
-def _offer_nltk_data(places: DataPaths) -> None:
+def offer_nltk_data(places: DataPaths) -> None:
     """Let NLTK look in the benchmarks' folder, too: it lies where every worker sees it."""
     if places.benchmark_data is None or not (places.benchmark_data / "nltk_data").is_dir():
         return

@@ -173,6 +173,8 @@ def save_model(
 ) -> None:
     """Write a trained model's folder; its name appears only when it is whole.
 
+    A folder that is there is replaced: nobody noted that it is whole.
+
     Args:
         model: the model; all workers come here with theirs.
         processor: its processor.
@@ -192,6 +194,7 @@ def save_model(
             if write:
                 processor.save_pretrained(partial)
                 sync_files(partial)
+                shutil.rmtree(folder, ignore_errors=True)
                 partial.replace(folder)
     except DiskFullError:
         if write:

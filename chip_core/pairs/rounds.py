@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from chip_core import kept_models
 from chip_core.config.identity import fingerprint, model_identity
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.data.checks import ProcessorChecker
@@ -46,6 +47,7 @@ from chip_core.training.parallel import Compute
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.utils.errors import TrialError, UserError
+from chip_core.utils.files import sha256_of
 from chip_core.utils.seeding import derived_seed
 
 ROUNDS = "rounds"  # folder in an attempt's
@@ -65,6 +67,7 @@ class Rounds:
     sampled: int = 0  # answers sampled by this attempt
     steps: int = 0  # updates of all rounds but the last
     notes: list[str] = field(default_factory=list)
+    _taken_over: bool = False  # whether an answer is one that an earlier attempt sampled
 
     def last_pairs(self) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs.
@@ -83,13 +86,18 @@ class Rounds:
         if done:
             self._go_on_from(done)
         last = self.config.pairs.rounds
+        if done < last - 1 or not (self._of(last) / PAIRS).is_file():
+            self._forget_last()
         for number in range(done + 1, last + 1):  # of a model that is not there, or not whole
             shutil.rmtree(self._of(number) / MODEL, ignore_errors=True)
             if number > done + 1:
                 shutil.rmtree(self._of(number), ignore_errors=True)
         for number in range(done + 1, last):
             self._train(number, self._pairs(number, prompts, ranker))
-        return self._pairs(last, prompts, ranker)
+        pairs = self._pairs(last, prompts, ranker)
+        if done or self._taken_over:
+            self.notes.append("resumed in its rounds: what was sampled is taken over")
+        return pairs
 
     def _of(self, number: int) -> Path:
         return self.context.folder / ROUNDS / str(number)
@@ -106,7 +114,16 @@ class Rounds:
             if not own.exists() and (earlier / ROUNDS).is_dir():
                 own.parent.mkdir(parents=True, exist_ok=True)
                 (earlier / ROUNDS).replace(own)
-                self.notes.append("resumed in its rounds: what was sampled is taken over")
+
+    def _forget_last(self) -> None:
+        """Remove what attempts left of the last round's training: it is one on other pairs now.
+
+        Before these are made, so that no later attempt takes it for one on them.
+        """
+        resumed = [] if self.context.resume_from is None else [self.context.resume_from]
+        for attempt in (self.context.folder, *resumed, *self.context.earlier):
+            remove_all(attempt)
+            kept_models.remove_all(attempt)
 
     def _trained(self) -> int:
         """Return the last round whose model, and those before it, are whole; 0 where none is."""
@@ -131,6 +148,7 @@ class Rounds:
         else:
             model = {"files": fingerprint(model_files(self._of(number - 1) / MODEL))}
         rounds = config.pairs.rounds
+        before = _content(folder / PAIRS)
 
         def told(progress: Progress) -> None:  # as one phase over all rounds
             whole = progress.total
@@ -159,6 +177,11 @@ class Rounds:
         except UserError as error:
             raise TrialError(f"pairs, round {number}: {_one_line(error)}") from None
         self.sampled += made.sampled
+        self._taken_over |= made.sampled < made.prompts * config.pairs.answers
+        if _content(folder / PAIRS) != before:
+            remove_all(folder)  # a round's own checkpoints are of the pairs that were there
+            if number == rounds:
+                self._forget_last()
         pairs = load_pairs(
             DataConfig(
                 source=str(folder / PAIRS),
@@ -216,6 +239,10 @@ def drop_models(folder: Path) -> None:
     """Remove the models of rounds: the trial's is there."""
     for model in (folder / ROUNDS).glob(f"*/{MODEL}"):
         shutil.rmtree(model, ignore_errors=True)
+
+
+def _content(file: Path) -> str | None:
+    return sha256_of(file) if file.is_file() else None
 
 
 def _portion(prompts: Sequence[Item], config: TrialConfig, number: int) -> list[Item]:

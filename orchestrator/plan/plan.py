@@ -18,10 +18,10 @@ from chip_core.config.identity import (
 )
 from chip_core.config.paths import DataPaths
 from chip_core.config.requirements import unmet_requirements
-from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
+from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.generators import generator_problems
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import ranker_problems, sides
 from chip_core.models import loading
 from chip_core.selection import selection_problems
 from chip_core.utils.errors import ConfigError
@@ -114,6 +114,8 @@ class Plan:
         """What trainings and answers need that is not here, each with what to do."""
         trained = (trial.config for trial in self.trials if not trial.untrained)
         found = [problem for config in trained for problem in unmet_requirements(config)]
+        for arm in self.arms:  # its seeds rank alike
+            found += ranker_problems(arm.trials[0].config, self.places)
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
             found += generator_problems(evaluation, self.study.benchmarks, model)
@@ -167,15 +169,10 @@ def make_plan(
     places = places or DataPaths()
     contents = benchmark_identities.identities(study, places, seen or {})
     base_config = _with(study.base, study, None)
-    evaluations = {
-        f"{side}/{settings.name}": fingerprint(
-            evaluation_identity(
-                side, settings, contents[f"{side}/{settings.name}"], base_config.evaluation
-            )
-        )
-        for side, settings in sides(study.scored)
-    }
-    groups = _group_cells(study, asked, evaluations)
+    evaluations = _evaluations(study, contents, base_config.evaluation)
+    # While a model is picked, transformers answers, whichever engine does so later.
+    picking = _evaluations(study, contents, EvaluationConfig())
+    groups = _group_cells(study, asked, picking)
     params = [_params(study, group.cells) for group in groups]
     arms = tuple(
         _arm(study, group, name, levels, evaluations)
@@ -230,10 +227,25 @@ class _Identities:
         return self.found[key]
 
 
-def _group_cells(
-    study: Study, identities: _Identities, evaluations: Mapping[str, str]
-) -> list[_Group]:
+def _evaluations(
+    study: Study, contents: benchmark_identities.Identities, answering: EvaluationConfig
+) -> dict[str, str]:
+    """Return the fingerprint of each benchmark's evaluation, by its side and name."""
+    return {
+        f"{side}/{settings.name}": fingerprint(
+            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"], answering)
+        )
+        for side, settings in sides(study.scored)
+    }
+
+
+def _group_cells(study: Study, identities: _Identities, picking: Mapping[str, str]) -> list[_Group]:
     """Return a study's cells by training: those that train alike are one arm.
+
+    Args:
+        study: the study.
+        identities: of models and data.
+        picking: fingerprints of what models answer on their way, by side and name.
 
     Raises:
         ConfigError: a cell is no valid configuration.
@@ -254,7 +266,7 @@ def _group_cells(
             config, identities.model(config.model), identities.data(config.data)
         )
         if config.training.score_at:  # what is answered on its way picks the model
-            picks = {key: mark for key, mark in evaluations.items() if key.startswith("select/")}
+            picks = {key: mark for key, mark in picking.items() if key.startswith("select/")}
             training["select"] = picks
         key = fingerprint(training)
         if key in groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import pytest
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from chip_core import trial
+from chip_core import kept_models, trial
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.selection import Pick, Point, pick_point, selection_problems, selection_words
-from chip_core.trained import model_problem
+from chip_core.trained import has_model, model_problem
 from chip_core.trial import run_trial
 from chip_core.utils.errors import StoppedError, TrialError
 
@@ -222,11 +223,85 @@ def test_a_training_that_was_killed_before_the_pick_is_not_made_again(
     assert figures[result.picked["step"]] == min(figures.values())
 
 
+class Killed(Exception):
+    """A process that ends at a moment."""
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
+    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = several(shapes_config)
+    monkeypatch.setattr(trial, "pick_point", lambda config, points: Pick(step=step, why="so"))
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_models, "leave_picked", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_trial(config, folder=tmp_path / "first")
+    whole, moments = tmp_path / "first", 0
+    while True:  # at the next rename or removal each time
+        shutil.copytree(whole, tmp_path / f"at-{moments}")
+        if not _killed_at(moments, tmp_path / f"at-{moments}", monkeypatch):
+            break
+        moments += 1
+    assert moments == (6 if step == 2 else 2)
+    for number in range(moments + 1):
+        folder = tmp_path / f"at-{number}"
+        assert has_model(folder)  # so that the next attempt looks there
+        kept_models.leave_picked(folder)
+        assert model_problem(folder / "model", config) is None
+        assert not list(folder.glob(".model.*")) and not list(folder.glob("model/step-*"))
+    phases: list[str] = []
+    result = run_trial(
+        config,
+        folder=tmp_path / "second",
+        resume_from=whole,
+        earlier=[whole],
+        report=lambda progress: phases.append(progress.phase),
+    )
+    assert "train" not in phases and result.picked["step"] == step
+    assert result.evaluations["select/shapes"].metadata["taken_over"] == 4  # not asked again
+
+
+def _killed_at(moment: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Settle a pick, killed before the renaming or removal of this number; False: there is none."""
+    left = [moment]
+
+    def counted(made: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            return made(*args, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", counted(Path.replace))
+        patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+        try:
+            kept_models.leave_picked(folder)
+        except Killed:
+            return True
+    return False
+
+
+def test_a_kept_model_that_is_not_whole_is_made_again_in_the_same_folder(
+    shapes_config: Configured, tmp_path: Path
+) -> None:
+    config = several(shapes_config)
+    partly = kept_models.folder_of(tmp_path, 2)
+    partly.mkdir()
+    (partly / "config.json").write_text("{", encoding="utf-8")
+    kept_models.note(partly, "of another training")
+    (tmp_path / "model").mkdir()  # as a kill leaves it before the record is written
+    (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
+    result = run_trial(config, folder=tmp_path, resume_from=tmp_path, earlier=[tmp_path])
+    assert [point["step"] for point in result.picked["points"]] == [2, 4]
+
+
 def test_without_a_kept_model_a_checkpoint_behind_it_is_not_used(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
-    import shutil
-
     config = several(shapes_config, engine__checkpoint_every=2)
 
     def stop(progress: Progress) -> None:

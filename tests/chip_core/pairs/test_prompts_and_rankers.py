@@ -12,14 +12,18 @@ from PIL import Image
 
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.paths import DataPaths
-from chip_core.config.trial import DataConfig
+from chip_core.config.trial import DataConfig, TrialConfig
+from chip_core.config.validation import trial_config
+from chip_core.evaluation import readiness
 from chip_core.evaluation.benchmarks.chair import score as chair
 from chip_core.evaluation.judge import EndpointJudge
+from chip_core.evaluation.readiness import ranker_problems
 from chip_core.evaluation.task import Item
 from chip_core.pairs import ranking
 from chip_core.pairs.prompts import read_prompts
 from chip_core.pairs.ranking import PROMPT, Score, open_ranker
-from chip_core.utils.errors import ConfigError, UserError
+from chip_core.trial import run_trial
+from chip_core.utils.errors import ConfigError, TrialError, UserError
 
 from ..evaluation.benchmarks import coco_cases
 
@@ -85,6 +89,36 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
         ranker.rank(asked(tmp_path, image_id=99), answers)
     with pytest.raises(UserError, match="say where by --benchmark-data"):
         open_ranker(PairsConfig(), "x.jsonl", DataPaths())
+
+
+def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(source: str, places: DataPaths, **pairs: Any) -> list[str]:
+        tree = {"model": "shapes", "data": {"source": source}, "pairs": {"rounds": 1, **pairs}}
+        return ranker_problems(TrialConfig.model_validate(tree), places)
+
+    monkeypatch.setattr(readiness, "nltk_problems", lambda packages: [])
+    places = DataPaths(benchmark_data=tmp_path)
+    assert lacking("shapes", places) == lacking("x.jsonl", places, rounds=0) == []
+    (told,) = lacking("x.jsonl", places)
+    assert told.startswith(f"pairs: ranker chair reads objects' names from {tmp_path}/chair/syn")
+    (tmp_path / "chair").mkdir()
+    coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")
+    assert lacking("x.jsonl", places) == []
+    judge = {"model": "m", "api_key_env": "NO_SUCH_KEY"}
+    (told,) = lacking("shapes", places, ranker="judge", judge=judge)
+    assert told.startswith("pairs: judge m: NO_SUCH_KEY is not set")
+    config = TrialConfig.model_validate(
+        {"model": "./absent", "pairs": {"rounds": 1, "ranker": "judge", "judge": judge}}
+    )
+    with pytest.raises(TrialError, match="NO_SUCH_KEY is not set"):
+        run_trial(config, folder=tmp_path / "trial")
+
+
+def test_rounds_ranked_by_a_judge_name_one() -> None:
+    with pytest.raises(ConfigError, match="pairs.judge: ranker is judge: name one"):
+        trial_config({"model": "shapes", "pairs": {"rounds": 1, "ranker": "judge"}}, "study.yaml")
 
 
 def test_a_judge_rates_each_answer(tmp_path: Path) -> None:

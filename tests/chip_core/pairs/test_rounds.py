@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from chip_core.config.identity import inert_keys, training_identity
 from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
+from chip_core.kept_models import folder_of
 from chip_core.reference_cache.spec import cache_specs
 from chip_core.results import Progress, TrialResult, read_result
 from chip_core.shapes import MODEL_FOLDER
@@ -63,6 +65,7 @@ def whole(shapes_config: Configured, place: Path) -> tuple[TrialResult, Path]:
 def test_rounds_are_trainings_one_after_another(whole: tuple[TrialResult, Path]) -> None:
     result, folder = whole
     assert result.steps == 4 and result.data["sampled"] == 2 * 12 * 3
+    assert not any("taken over" in note for note in result.notes)
     assert result.seconds["sample pairs"] > 0
     for curves in (folder / "rounds" / "1", folder):
         first, second = read_records(curves / "curves.jsonl")
@@ -128,6 +131,28 @@ def test_broken_off_anywhere_it_comes_to_the_same(
     assert any("resumed" in note for note in result.notes)
     assert result.metrics == whole[0].metrics and result.steps == 4
     assert files(folder) == files(whole[1])
+
+
+def test_a_checkpoint_of_other_pairs_is_not_gone_on_from(
+    whole: tuple[TrialResult, Path], shapes_config: Configured, tmp_path: Path
+) -> None:
+    """As where an attempt's checkpoints are at hand, and its rounds are not."""
+    config = settings(shapes_config)
+    with pytest.raises(StoppedError):
+        run_trial(config, folder=tmp_path / "one", report=Ends("train", 3))
+    kept = folder_of(tmp_path / "one", 1)
+    kept.mkdir()
+    assert list((tmp_path / "one/checkpoints").iterdir())
+    shutil.rmtree(tmp_path / "one/rounds")
+    begun = tmp_path / "one"
+    with pytest.raises(StoppedError):  # killed as soon as it has pairs of its own
+        run_trial(config, folder=tmp_path / "two", resume_from=begun, report=Ends("train", 2))
+    assert not kept.exists() and not (begun / "checkpoints").exists()
+    result = run_trial(
+        config, folder=tmp_path / "three", resume_from=tmp_path / "two", earlier=(begun,)
+    )
+    assert not any("resumed after step" in note and "one" in note for note in result.notes)
+    assert files(tmp_path / "three") == files(whole[1])
 
 
 def test_one_round_takes_all_prompts_where_none_are_counted(

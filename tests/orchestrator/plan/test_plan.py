@@ -85,6 +85,13 @@ def test_a_benchmark_more_does_not_train_again(plan_of: PlanOf) -> None:
     assert limited.base.evaluations != plan_of().base.evaluations
 
 
+def test_a_ranker_that_cannot_be_asked_is_said_by_the_plan(plan_of: PlanOf) -> None:
+    judge = {"model": "m", "api_key_env": "NO_SUCH_KEY"}
+    pairs = {"pairs.rounds": 1, "pairs.ranker": "judge", "pairs.judge": judge}
+    (line,) = plan_of(overrides=pairs).lacking
+    assert line.startswith("pairs: judge m: NO_SUCH_KEY is not set")
+
+
 def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> None:
     served = "{kind: openai, server: vllm, version: '1', base_url: 'http://127.0.0.1:8000/v1'}"
     text = f"{STUDY}\nevaluation: {{generator: {served}}}\n"

@@ -41,6 +41,14 @@ def test_what_select_asks_decides_a_training_that_it_picks(plan_of: PlanOf) -> N
     assert marks(plan_of(quoted, overrides=SCORED)) == scored
 
 
+def test_which_engine_answers_later_picks_nothing(plan_of: PlanOf) -> None:
+    served = "{kind: openai, server: vllm, version: '1', base_url: 'http://127.0.0.1:8000/v1'}"
+    by_vllm = plan_of(f"{BOTH}\nevaluation: {{generator: {served}}}\n", overrides=SCORED)
+    plain = plan_of(BOTH, overrides=SCORED)
+    assert marks(by_vllm) == marks(plain)
+    assert by_vllm.base.evaluations != plain.base.evaluations
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "said"),
     [
