@@ -173,7 +173,8 @@ def options(given: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             found.append(name if value else f"--no-{name[2:]}")
         elif value is not None:
-            found += [name, value if isinstance(value, str) else json.dumps(value)]
+            # In one argument: a value is never taken for an option.
+            found.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
     return found
 
 

@@ -41,7 +41,7 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
         *("vllm", "serve", str(MODEL_FOLDER), "--host", "127.0.0.1", "--port", "8123"),
         *("--dtype", "float32", "--generation-config", "vllm", "--seed", "0"),
         *("--served-model-name", name),
-        *("--max-model-len", "256", "--enforce-eager", "--limit-mm-per-prompt", '{"image": 1}'),
+        *("--max-model-len=256", "--enforce-eager", '--limit-mm-per-prompt={"image": 1}'),
     ]
     arm = replace(arm_context(tmp_path, arms[0]).answering_model, bf16=True)
     command = serve_command("vllm", settings, arm, whole=None, port=1)
@@ -54,10 +54,20 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
     assert whole[whole.index("--served-model-name") + 1] == arm_name("one")
 
 
-def test_what_the_product_says_itself_is_no_option() -> None:
-    for option in ("host", "port", "dtype", "served-model-name", "lora_modules", "api_key"):
-        with pytest.raises(ValueError, match="cannot be set: "):
-            GeneratorConfig.model_validate({"kind": "vllm", "options": {option: "x"}})
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("served-model-name", "x", "cannot be set: choose from max_model_len, "),
+        ("dtype", "x", "cannot be set: write model.dtype"),
+        ("middlewar", "x", "cannot be set: "),  # argparse takes the start of a name for it
+        ("kv_transfer_config", {"kv_connector_module_path": "x"}, "cannot be set: "),
+        ("quantization", "--middleware=x", "begins with -"),
+        ("distributed-executor-backend", "os.path.Executor", "is none of mp, ray, uni"),
+    ],
+)
+def test_only_options_that_run_nothing_are_given(option: str, value: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        GeneratorConfig.model_validate({"kind": "vllm", "options": {option: value}})
 
 
 def test_weights_in_four_bits_are_not_served_whole() -> None:
