@@ -22,8 +22,8 @@ _WEIGHTS: Mapping[str, Literal["path", "load_lora_adapter", "served"]] = {
     "other": "served",
 }
 
-#: Options of `vllm serve` that can be given: how it uses the machine, and what it takes. Others name
-#: code or files, reach out, or are the product's to say.
+#: Options of `vllm serve` that can be given: how it uses the machine, and what it takes. Others
+#: name code or files, reach out, or are the product's to say.
 _OPTIONS = (
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"),
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),

@@ -17,7 +17,7 @@ import torch
 
 from chip_core.config.generator import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
-from chip_core.evaluation.generators.delivery import arm_name, whole_folder, with_parts
+from chip_core.evaluation.generators.delivery import arm_name, beyond_adapter, whole_folder
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.task import Decoding, Item
@@ -76,8 +76,7 @@ class VllmGenerator(Generator):
         if model.trained is not None:
             whole = model.trained
             if is_adapted(model.model):
-                # What was trained beside an adapter is not in what vLLM loads of it.
-                merged = with_parts(model.trained)
+                merged = beyond_adapter(model) is not None
                 whole = whole_folder(model, self._folder) if merged else None
                 self._merged = whole
         device = next(model.model.parameters()).device

@@ -18,14 +18,15 @@ from chip_core.config.generator import EvaluationConfig, GeneratorConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.delivery import arm_name
+from chip_core.evaluation.generators.delivery import Delivery, arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
-from chip_core.evaluation.generators.vllm import find_program, serve_command
+from chip_core.evaluation.generators.vllm import VllmGenerator, find_program, serve_command
 from chip_core.evaluation.inference.answering import measure
+from chip_core.evaluation.task import Decoding, Item
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
-from .real import SIX, arm_context, free_port
+from .real import SIX, arm_context, free_port, make_arm, settings
 
 Arms = tuple[Path, Path]
 
@@ -85,6 +86,26 @@ def test_a_vllm_that_is_not_there_is_said_before_anything_is_asked(
     assert line.startswith("evaluation.generator: there is no program `vllm`: pip install ")
 
 
+def test_an_adapter_beyond_the_language_model_is_served_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "vllm"
+    program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 0.0.1 && exit\necho "$@"\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("CHIP_ABLATE_VLLM", str(program))
+    arm = make_arm(tmp_path / "tower", 1, tower=True)
+    model = arm_context(tmp_path, arm).answering_model
+    generator = VllmGenerator(GeneratorConfig.model_validate("vllm"), tmp_path)
+    item = Item(id="1", prompt="What?", pictures=())
+    with pytest.raises(TrialError, match=r"did not start: serve \S*/.served/chip-") as error:
+        generator.answer([item], model, Decoding(max_new_tokens=2), print)
+    generator.close()
+    assert "--lora-modules" not in str(error.value)
+    loads = settings("http://127.0.0.1:9/v1", server="vllm")
+    with pytest.raises(TrialError, match="and this arm trained an adapter on its vision_encoder: "):
+        Delivery(loads, None, tmp_path, {}, str).bring(model)
+
+
 def listens(port: int) -> bool:
     with socket.socket() as asking:
         return asking.connect_ex(("127.0.0.1", port)) == 0
@@ -97,8 +118,10 @@ def started(log: Path, port: int) -> LocalServer:
 
 
 def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("http_proxy", "all_proxy"):  # which do not reach a server on this machine
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     port = free_port()
     server = started(tmp_path / "log", port)
     assert listens(port)
