@@ -91,9 +91,9 @@ def judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
     for each in trials:
         pairs = each.config.pairs
         if each.training and pairs.rounds and pairs.judge and places.judge_replies is None:
-            found.unknown["pairs.judge"] = (
-                f"up to {pairs.rounds} rounds x {pairs.prompts or 'all'} prompts x {pairs.answers} "
-                "answers of each training: what it answers is not known before"
+            found.unknown[f"pairs of {each.trial.arm}"] = (
+                "answers that are sampled in its training, up to "
+                f"{pairs.rounds} rounds x {pairs.prompts or 'all'} prompts x {pairs.answers} a seed"
             )
         for key, asked in each.asked.items():
             settings = asked.settings

@@ -95,7 +95,7 @@ def test_what_a_training_asks_on_its_way_counts(data: Path) -> None:
     )
     found = judge_costs([work], DataPaths(benchmark_data=data))
     assert found.arms["dpo"].calls == (8, 24)
-    assert found.unknown["pairs.judge"].startswith("up to 2 rounds x 10 prompts x 8 answers")
+    assert found.unknown["pairs of dpo"].endswith("up to 2 rounds x 10 prompts x 8 a seed")
 
 
 def test_sums_keep_what_is_not_known() -> None:
