@@ -84,6 +84,12 @@ def whole_folder(model: AnsweringModel, folder: Path) -> Path:
     return place
 
 
+def drop_served(attempt: Path) -> None:
+    """Remove what an attempt that was killed had left for a server to read."""
+    for left in list(attempt.rglob(SERVED)):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 class Delivery:
     """Brings weights to one server, each once, and takes them back."""
 
