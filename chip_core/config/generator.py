@@ -6,7 +6,6 @@ training's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -23,32 +22,26 @@ _WEIGHTS: Mapping[str, Literal["path", "load_lora_adapter", "served"]] = {
     "other": "served",
 }
 
-#: Options of `vllm serve` that the product writes itself, and why.
-_OWN_OPTIONS = {
-    "model": "it is the trial's",
-    "host": "it listens on 127.0.0.1 alone",
-    "port": "a free one is taken",
-    "uds": "it listens on 127.0.0.1 alone",
-    "api_key": "it would be written down with every figure",
-    "dtype": "it is model.dtype",
-    "revision": "it is model.revision",
-    "trust_remote_code": "it is model.trust_remote_code",
-    "served_model_name": "a model is named by its weights",
-    "lora_modules": "they are the trial's",
-    "enable_lora": "it is on where the trial has an adapter",
-    "max_lora_rank": "it is the adapter's",
-    "generation_config": "the model's own sampling is left out, as everywhere",
-    "seed": "nothing is drawn",
+#: Options of `vllm serve` that can be given: how it uses the machine, and what it takes. Others
+#: name code or files, reach out, or are the product's to say.
+_OPTIONS = (
+    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"),
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+    *("distributed_executor_backend", "enable_expert_parallel", "disable_custom_all_reduce"),
+    *("enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling"),
+    *("kv_cache_dtype", "kv_cache_memory_bytes", "block_size", "swap_space", "cpu_offload_gb"),
+    *("limit_mm_per_prompt", "mm_processor_kwargs", "mm_processor_cache_gb", "skip_mm_profiling"),
+    *("mm_encoder_tp_mode", "quantization", "fully_sharded_loras"),
+)
+#: Where what cannot be given is said.
+_ELSEWHERE = {
+    "dtype": "write model.dtype",
+    "revision": "write model.revision",
+    "trust_remote_code": "write model.trust_remote_code",
     "hf_token": "put it into HF_TOKEN",
-    "config": "write its options here",
-    "middleware": "it runs code",
-    "tool_parser_plugin": "it runs code",
-    "reasoning_parser_plugin": "it runs code",
-    "logits_processors": "it runs code",
-    "worker_cls": "it runs code",
-    "worker_extension_cls": "it runs code",
-    "scheduler_cls": "it runs code",
 }
+#: vLLM imports a class by any other text.
+_EXECUTORS = ("mp", "ray", "uni")
 
 
 class ParityConfig(Section):
@@ -117,12 +110,15 @@ class GeneratorConfig(Shorthand):
     @field_validator("options")
     @classmethod
     def _options_to_give(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-        for key in value:
+        for key, given in value.items():
             name = key.replace("-", "_")
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ValueError(f"{key[:40]!r} is no option of `vllm serve`")
-            if name in _OWN_OPTIONS:
-                raise ValueError(f"'{key}' cannot be set: {_OWN_OPTIONS[name]}")
+            if name not in _OPTIONS:
+                what = _ELSEWHERE.get(name, f"choose from {', '.join(_OPTIONS)}")
+                raise ValueError(f"{key[:40]!r} cannot be set: {what}")
+            if isinstance(given, str) and given.startswith("-"):
+                raise ValueError(f"'{key}' begins with -, as an option does: write its value")
+            if name == "distributed_executor_backend" and given not in _EXECUTORS:
+                raise ValueError(f"'{key}' is none of {', '.join(_EXECUTORS)}")
         return value
 
     @model_validator(mode="after")

@@ -65,4 +65,9 @@ class PairsConfig(Section):
     def _a_judge_is_named(self) -> PairsConfig:
         if self.ranker != "judge" and self.judge is not None:
             raise ValueError(f"judge is set, and ranker is {self.ranker}: write ranker: judge")
+        if self.judge is not None and self.judge.mode == "batch":
+            raise ValueError(
+                "judge.mode is batch, and batches of up to a day would be waited for one after "
+                "another: write mode: live"
+            )
         return self

@@ -182,12 +182,15 @@ class JudgeRanker(Ranker):
             TrialError: the judge cannot be asked.
         """
         self._report = report
+        self._done = self._total = 0  # answers
         self._judge: ReplayJudge | EndpointJudge
         if places.judge_replies is not None:
             self._judge = ReplayJudge.from_file(places.judge_replies)
             self._of: dict[str, Any] = {"replies": digest(places.judge_replies)}
         elif settings.judge is not None and places.judge_cache is not None:
-            self._judge = EndpointJudge(settings.judge, ReplyCache(places.judge_cache))
+            self._judge = EndpointJudge(
+                settings.judge, ReplyCache(places.judge_cache), on_reply=self._on_reply
+            )
             self._of = {
                 "model": settings.judge.model,
                 "temperature": settings.judge.temperature,
@@ -205,11 +208,18 @@ class JudgeRanker(Ranker):
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by the judge's rating; None where its reply holds none."""
         scores: Scores = []
+        self._done, self._total = 0, sum(len(texts) for texts in answers)
         for start in range(0, len(prompts), _AT_ONCE):
             part = list(zip(prompts, answers, strict=True))[start : start + _AT_ONCE]
             scores += self._rank(part)
-            self._report(Progress(phase="judge pairs", done=len(scores), total=len(prompts)))
+            self._done += sum(len(texts) for _, texts in part)
+            self._on_reply(0)
         return scores
+
+    def _on_reply(self, done: int, _: int = 0) -> None:
+        """Tell of replies, those of a part under way too; a stop is heard here."""
+        done += self._done
+        self._report(Progress(phase="judge pairs", done=done, total=self._total))
 
     def _rank(self, part: Sequence[tuple[Item, Sequence[str]]]) -> Scores:
         requests = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from chip_core.config.benchmark import BenchmarkConfig, JudgeConfig
 from chip_core.config.paths import DataPaths
 from chip_core.evaluation.items import decoding_of, find_benchmark, select_items
-from chip_core.evaluation.judge.limits import CHARACTERS
+from chip_core.evaluation.judge.limits import CHARACTERS, sent_tokens
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
@@ -52,6 +52,19 @@ class JudgeTokens:
             price=price,
         )
 
+    def asked(self, times: int) -> JudgeTokens:
+        """Return these at least, and at most so many times: answers that come again are kept."""
+        price = self.price
+        longest = self.replied[1]
+        if price is not None and price[1] is not None:
+            price = (price[0], price[1] * times)
+        return JudgeTokens(
+            calls=(self.calls[0], self.calls[1] * times),
+            sent=(self.sent[0], self.sent[1] * times),
+            replied=(self.replied[0], None if longest is None else longest * times),
+            price=price,
+        )
+
 
 @dataclass(kw_only=True)
 class JudgeCosts:
@@ -76,6 +89,12 @@ def judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
     found = JudgeCosts()
     known: dict[str, JudgeTokens | None] = {}
     for each in trials:
+        pairs = each.config.pairs
+        if each.training and pairs.rounds and pairs.judge and places.judge_replies is None:
+            found.unknown[f"pairs of {each.trial.arm}"] = (
+                "answers that are sampled in its training, up to "
+                f"{pairs.rounds} rounds x {pairs.prompts or 'all'} prompts x {pairs.answers} a seed"
+            )
         for key, asked in each.asked.items():
             settings = asked.settings
             if settings.judge is None or places.judge_replies is not None:
@@ -91,7 +110,7 @@ def judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
             tokens = known[mark]
             if tokens is not None:
                 arm = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
-                found.arms[arm] = found.arms.get(arm, JudgeTokens()) + tokens
+                found.arms[arm] = found.arms.get(arm, JudgeTokens()) + tokens.asked(asked.times)
     return found
 
 
@@ -128,7 +147,7 @@ def _of_benchmark(
     many = _requests(side, settings, places, answer=_words(longest), reply="incorrect")
     bounds = [_longest_reply(request, judge) for request in many]
     replied = None if None in bounds else sum(bound for bound in bounds if bound is not None)
-    sent = (_sent(few), _sent(many))
+    sent = (sent_tokens(*few), sent_tokens(*many))
     price = None
     if judge.price is not None:
         of_sent = [tokens * judge.price.input / _MILLION for tokens in sent]
@@ -172,13 +191,6 @@ def _words(tokens: int) -> str:
     """Return an answer of so many tokens."""
     word = "thing "
     return (word * (1 + tokens * CHARACTERS // len(word)))[: tokens * CHARACTERS]
-
-
-def _sent(requests: Sequence[JudgeRequest]) -> int:
-    letters = sum(
-        len(str(message.get("content", ""))) for request in requests for message in request.messages
-    )
-    return letters // CHARACTERS
 
 
 def _longest_reply(request: JudgeRequest, judge: JudgeConfig) -> int | None:

@@ -70,6 +70,11 @@ def answer_pool(
     if arms[0] == arms[1]:
         raise UserError(f"--arms: '{arms[0]}' against itself: name two arms")
     first, second = (find_arm(plan, name) for name in arms)
+    if first.placebo or second.placebo:
+        raise UserError(
+            "--arms: a placebo has seeds of its own, and answers of one seed are compared: name "
+            "two other arms"
+        )
     side, settings = find_scored(plan, benchmark)
     key = f"{side}/{settings.name}"
     seeds: list[int] = []

@@ -88,6 +88,12 @@ def _engine_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
             f"{worst['equal']:,} of {worst['items']:,} alike in every trial (declared: "
             f"{worst['least']:.0%})"
         )
+        unseen = sum(each.get("prompts", {}).get("compared") == 0 for each in parity)
+        if unseen:
+            yield (
+                f"in {unseen} of {len(hows)} trials prompts could not be compared with "
+                "transformers': the server does not say how many tokens they have"
+            )
         blind = sum(each.get("adapter", {}).get("differ") == 0 for each in parity)
         if blind:
             yield (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from chip_core.evaluation.readiness import sides
+from chip_core.pairs.rounds import ROUNDS
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     partial_folder,
@@ -94,6 +95,7 @@ class StagedWorkspace:
         self._kept = node_folder(self._remote)
         self._replies = JudgeReplies(self._remote, self._kept)
         self._past: set[str] = set()  # keys of what an attempt before left, till a model is here
+        self._earlier = set[str]()  # keys of the attempts before
         self.here = self._kept / "jobs" / spec.token
         self.folder = self.moved(folder)
         self.uploader = Uploader(
@@ -126,6 +128,7 @@ class StagedWorkspace:
         with _locked(_beside(self.here, ".bring")), self.uploader.waiting():
             for earlier in job.earlier:
                 self._fetch(self._below(earlier), on_file)
+                self._earlier.add(self._below(earlier))
                 self._past.add(f"{self._below(earlier)}/{CHECKPOINTS}")
                 self._past.add(f"{self._below(earlier)}/{KEPT}")
             if job.trained_model is not None:
@@ -135,7 +138,7 @@ class StagedWorkspace:
                 self._fetch_resumed(job, job.resume_from, on_file)
             if job.answers is not None:
                 self._fetch(self._below(job.answers), on_file)
-            if job.scores and _judged(job):
+            if _judged(job):
                 self._replies.pull()
             if caches is not None:
                 for one in caches.passes:
@@ -188,6 +191,9 @@ class StagedWorkspace:
             return
         for key in self._past:
             self._remote.remove_all(key)
+        if (self.folder / ROUNDS).is_dir():  # they were taken over
+            for earlier in self._earlier:
+                self._remote.remove_all(f"{earlier}/{ROUNDS}")
         trained = read_trained(self.folder)
         if trained is not None and trained.picked:  # what it was picked from
             own = self._below(self.folder, self.here)
@@ -245,7 +251,13 @@ class StagedWorkspace:
 
 
 def _judged(job: Job) -> bool:
-    return any(benchmark.judge is not None for _, benchmark in sides(job.config.benchmarks))
+    """Return whether a job may ask a judge: as it scores, along its training, or for its pairs."""
+    config = job.config
+    judged = {side for side, benchmark in sides(config.benchmarks) if benchmark.judge is not None}
+    if job.scores:
+        return bool(judged)
+    along = bool(config.training.score_at) and "select" in judged
+    return job.trains and (along or (config.pairs.rounds > 0 and config.pairs.judge is not None))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from chip_core.config.generator import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
+from chip_core.models.parts import is_adapter, named_parts
 from chip_core.utils.errors import TrialError
 
 #: Folder of an attempt: what a server reads while it answers. Hidden files go to no storage.
@@ -38,9 +39,22 @@ def arm_name(weights: str) -> str:
     return f"chip-{hashlib.sha256(weights.encode()).hexdigest()[:24]}"
 
 
-def with_parts(trained: Path) -> bool:
-    """Return whether more was trained than the adapter that a folder holds."""
-    return (trained / TRAINED_PARTS).exists()
+def beyond_adapter(model: AnsweringModel) -> str | None:
+    """Return what of a trained model an engine may leave out that loads its adapter; None: nothing.
+
+    Engines adapt language models: vLLM may pass over an adapter's layers elsewhere without a word.
+    """
+    if model.trained is None:
+        return None
+    if not is_adapted(model.model):
+        return "all of its weights"
+    if (model.trained / TRAINED_PARTS).exists():
+        return "weights beside its adapter"
+    parts = named_parts(model.model.get_base_model())
+    for part in ("vision_encoder", "projector"):
+        if any(is_adapter(name) for name in parts[part]):
+            return f"an adapter on its {part}"
+    return None
 
 
 def whole_folder(model: AnsweringModel, folder: Path) -> Path:
@@ -68,6 +82,12 @@ def whole_folder(model: AnsweringModel, folder: Path) -> Path:
     plain.save_pretrained(place)
     model.processor.save_pretrained(place)
     return place
+
+
+def drop_served(attempt: Path) -> None:
+    """Remove what an attempt that was killed had left for a server to read."""
+    for left in list(attempt.rglob(SERVED)):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 class Delivery:
@@ -120,21 +140,21 @@ class Delivery:
         if self._settings.delivery == "served":
             return Served(name=name, advice=f"serve {model.trained} there under that name")
         if self._settings.delivery == "load_lora_adapter":
-            self._load(name, model.trained, adapted=is_adapted(model.model))
+            self._load(name, model.trained, beyond=beyond_adapter(model))
             return Served(name=name, advice="it was loaded, and is no longer there")
         place = whole_folder(model, self._folder)
         self._folders.append(place)
         return Served(name=_plain(str(place)), advice="let the server read that folder")
 
-    def _load(self, name: str, trained: Path, *, adapted: bool) -> None:
+    def _load(self, name: str, trained: Path, *, beyond: str | None) -> None:
         import openai
 
-        if not adapted or with_parts(trained):
-            what = "weights beside its adapter" if adapted else "all of its weights"
+        if beyond is not None:
             raise TrialError(
                 self._told(
-                    f"an adapter can be loaded into it, and this arm trained {what}: write "
-                    "evaluation.generator.weights: served, or path where the server reads folders"
+                    f"a language model's adapter can be loaded into it, and this arm trained "
+                    f"{beyond}: write evaluation.generator.weights: served, or path where the "
+                    "server reads folders"
                 )
             )
         body = {"lora_name": name, "lora_path": str(trained.absolute())}

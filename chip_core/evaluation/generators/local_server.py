@@ -80,11 +80,13 @@ class LocalServer:
             raise
 
     def _wait(self, name: str, health: str, until: float) -> None:
+        session = requests.Session()
+        session.trust_env = False  # a proxy of the environment does not reach this machine
         while time.monotonic() < until:
             if self._process.poll() is not None:
                 raise TrialError(f"{name} did not start: {self._last_line()} ({self._log})")
             with suppress(requests.RequestException):
-                if requests.get(health, timeout=5).status_code == 200:
+                if session.get(health, timeout=5).status_code == 200:
                     return
             time.sleep(0.2)
         raise TrialError(f"{name} did not start in time: {self._last_line()} ({self._log})")

@@ -47,14 +47,14 @@ class OpenAIGenerator(Generator):
             settings: of a generator 'openai'.
             folder: the attempt's, which gets a served model's files while it is served.
             served: weights that the server was started with -> their name there.
-            key: the server's; None: what the environment holds of it.
+            key: of a server that this process started; None: what the environment holds of it.
 
         Raises:
             TrialError: the key is not set.
         """
         import openai
 
-        name = settings.api_key_env
+        name, here = settings.api_key_env, key is not None
         if key is None and name is not None:
             key = os.environ.get(name)
         if name is not None and not key:
@@ -66,6 +66,8 @@ class OpenAIGenerator(Generator):
             api_key=key or "none",
             timeout=settings.timeout,
             max_retries=settings.retries,
+            # A proxy of the environment does not reach this machine's own addresses.
+            http_client=openai.DefaultHttpxClient(trust_env=False) if here else None,
         )
         self._delivery = Delivery(settings, self._client, folder, dict(served or {}), self._told)
         software = f"{settings.server} {settings.version}".removeprefix("other ")

@@ -17,7 +17,7 @@ import torch
 
 from chip_core.config.generator import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
-from chip_core.evaluation.generators.delivery import arm_name, whole_folder, with_parts
+from chip_core.evaluation.generators.delivery import arm_name, beyond_adapter, whole_folder
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.task import Decoding, Item
@@ -76,8 +76,7 @@ class VllmGenerator(Generator):
         if model.trained is not None:
             whole = model.trained
             if is_adapted(model.model):
-                # What was trained beside an adapter is not in what vLLM loads of it.
-                merged = with_parts(model.trained)
+                merged = beyond_adapter(model) is not None
                 whole = whole_folder(model, self._folder) if merged else None
                 self._merged = whole
         device = next(model.model.parameters()).device
@@ -173,7 +172,8 @@ def options(given: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             found.append(name if value else f"--no-{name[2:]}")
         elif value is not None:
-            found += [name, value if isinstance(value, str) else json.dumps(value)]
+            # In one argument: a value is never taken for an option.
+            found.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
     return found
 
 

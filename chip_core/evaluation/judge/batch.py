@@ -102,6 +102,7 @@ class Batches:
         """
         mark = json.dumps([settings.base_url, settings.model])
         self.paid = 0  # replies that were kept
+        self._lost = set[str]()  # keys whose replies were gone
         self._done = 0  # of the batch that is waited for
         self._client, self._cache, self._settings = client, cache, settings
         self._reply, self._on_wait = reply, on_wait
@@ -217,7 +218,15 @@ class Batches:
         with self._locked():
             if not path.exists():
                 return {}
-            failed = self._keep(batch, record, calls)
+            try:
+                failed = self._keep(batch, record, calls)
+            except openai.NotFoundError:
+                path.unlink()
+                if not self._lost.isdisjoint(record.keys):
+                    raise  # an endpoint that never has them is not paid again and again
+                self._lost.update(record.keys)
+                warn_once(f"batch {record.batch}: its replies are gone: its calls are made again")
+                return {}
             path.unlink()
         if batch.status == "failed":
             raise BatchFailedError(_first_error(batch))

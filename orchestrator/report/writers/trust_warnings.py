@@ -51,21 +51,36 @@ def _trusted(plan: Plan) -> Iterator[TrustWarning]:
         if config.objective.needs_rejected_image:
             own.append(config.rejected_image.strategy)
         own += [settings.name for _, settings in sides(plan.study.benchmarks)]
+        if config.pairs.rounds:
+            own.append(config.pairs.ranker)
         for name in filter(plugins.is_plugin, own):
             sentence = f"trusted: the code {name} is run, with all your rights"
             yield TrustWarning(kind="plug-in", what=name, sentence=sentence)
+        ranks = config.pairs.judge if config.pairs.rounds else None
+        if ranks is not None and plan.places.judge_replies is None:
+            what = ranks.base_url or "OpenAI"
+            sentence = (
+                f"trusted: {what} is sent the data's prompts and pictures and the model's answers"
+                f"{_key(ranks.api_key_env)}"
+            )
+            yield TrustWarning(kind="judge", what=what, sentence=sentence)
     for _, settings in sides(plan.study.benchmarks):
         judge = settings.judge
         if judge is not None and judge.base_url is not None and plan.places.judge_replies is None:
-            key = f" and the key in {judge.api_key_env}" if judge.api_key_env else ""
-            sentence = f"trusted: {judge.base_url} is sent the answers to {settings.name}{key}"
+            sentence = (
+                f"trusted: {judge.base_url} is sent the answers to {settings.name}"
+                f"{_key(judge.api_key_env)}"
+            )
             yield TrustWarning(kind="judge", what=judge.base_url, sentence=sentence)
     engine = plan.base.config.evaluation.generator
     if engine.base_url is not None:
-        key = f" and the key in {engine.api_key_env}" if engine.api_key_env else ""
         yield TrustWarning(
             kind="generator",
             what=engine.base_url,
             sentence=f"trusted: {engine.base_url} is sent the benchmarks' questions and "
-            f"pictures{key}",
+            f"pictures{_key(engine.api_key_env)}",
         )
+
+
+def _key(variable: str | None) -> str:
+    return f" and the key in {variable}" if variable else ""

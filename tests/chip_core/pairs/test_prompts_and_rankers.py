@@ -22,10 +22,12 @@ from chip_core.evaluation.task import Item
 from chip_core.pairs import ranking
 from chip_core.pairs.prompts import read_prompts
 from chip_core.pairs.ranking import PROMPT, Score, open_ranker
+from chip_core.results import Progress
 from chip_core.trial import run_trial
-from chip_core.utils.errors import ConfigError, TrialError, UserError
+from chip_core.utils.errors import ConfigError, StoppedError, TrialError, UserError
 
 from ..evaluation.benchmarks import coco_cases
+from ..evaluation.judge.server import good, serving
 
 
 def rows(folder: Path, *records: dict[str, Any], name: str = "prompts.jsonl") -> str:
@@ -163,6 +165,24 @@ def test_what_a_section_refuses() -> None:
         ({"ranker": "absent_module:f"}, "module absent_module cannot be imported"),
         ({"ranker": "chip_core.pairs.ranking:PROMPT"}, "is no function"),
         ({"judge": "m"}, "judge is set, and ranker is chair"),
+        ({"ranker": "judge", "judge": {"model": "m", "mode": "batch"}}, "write mode: live"),
     ):
         with pytest.raises(ValueError, match=why):
             PairsConfig.model_validate(given)
+
+
+def test_each_reply_of_a_judge_is_told_and_hears_a_stop(tmp_path: Path) -> None:
+    told: list[Progress] = []
+
+    def report(progress: Progress) -> None:
+        told.append(progress)
+        if len(told) == 2:
+            raise StoppedError("stop")
+
+    with serving(good) as judge:
+        named = {"model": "m", "base_url": judge.url, "api_key_env": None, "concurrency": 1}
+        settings = PairsConfig.model_validate({"ranker": "judge", "judge": named})
+        ranker = open_ranker(settings, "x.jsonl", DataPaths(judge_cache=tmp_path / "judge"), report)
+        with pytest.raises(StoppedError):
+            ranker.rank(asked(tmp_path), [["one", "two", "three"]])
+    assert [(each.done, each.total) for each in told[:2]] == [(1, 3), (2, 3)]

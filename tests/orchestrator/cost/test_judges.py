@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ from PIL import Image
 
 from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.paths import DataPaths
+from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.benchmarks.mmhal.score import PROMPT
 from orchestrator.cli import main
-from orchestrator.cost.judges import JudgeTokens, _of_benchmark
+from orchestrator.cost.judges import JudgeTokens, _of_benchmark, judge_costs
+from orchestrator.cost.workload import BenchmarkQuestions
 
 STUDY = """
 study: judged
@@ -79,8 +83,24 @@ def test_calls_tokens_and_price(data: Path) -> None:
     assert (found.replied, found.price) == ((8, 80), None)
 
 
+def test_what_a_training_asks_on_its_way_counts(data: Path) -> None:
+    judged = {"name": "mmhal", "max_new_tokens": 100, "judge": "j"}
+    settings = BenchmarkConfig.model_validate(judged)
+    asked = BenchmarkQuestions(settings=settings, kind="", questions=8, times=3)
+    pairs = {"rounds": 2, "prompts": 10, "ranker": "judge", "judge": "j"}
+    config = TrialConfig.model_validate({"model": "shapes", "pairs": pairs})
+    trial = SimpleNamespace(arm="dpo")
+    work: Any = SimpleNamespace(
+        trial=trial, config=config, training="any", asked={"report/mmhal": asked}
+    )
+    found = judge_costs([work], DataPaths(benchmark_data=data))
+    assert found.arms["dpo"].calls == (8, 24)
+    assert found.unknown["pairs of dpo"].endswith("up to 2 rounds x 10 prompts x 8 a seed")
+
+
 def test_sums_keep_what_is_not_known() -> None:
     one = JudgeTokens(calls=(1, 2), sent=(3, 4), replied=(5, None), price=(1.0, None))
+    assert one.asked(3) == replace(one, calls=(1, 6), sent=(3, 12))
     both = one + JudgeTokens(calls=(1, 1), sent=(1, 1), replied=(1, 1), price=(1.0, 2.0))
     assert both == JudgeTokens(calls=(2, 3), sent=(4, 5), replied=(6, None), price=(2.0, None))
     assert (both + JudgeTokens(price=None)).price is None

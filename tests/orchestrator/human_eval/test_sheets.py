@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,18 @@ def test_unknown_names(
 ) -> None:
     with pytest.raises(UserError, match=said):
         answer_pool(plan, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
+
+
+def test_a_placebo_is_paired_with_no_arm(plan: Plan, workdir: Path) -> None:
+    placebo = replace(plan.arms[0], name="placebo", placebo=True)
+    with pytest.raises(UserError, match="a placebo has seeds of its own"):
+        answer_pool(
+            replace(plan, arms=(*plan.arms, placebo)),
+            Ledger(workdir),
+            workdir,
+            arms=("chip", "placebo"),
+            benchmark="shapes",
+        )
 
 
 def test_nothing_to_prefer(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> None:

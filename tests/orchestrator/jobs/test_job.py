@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from chip_core.config.trial import TrialConfig
+from orchestrator.jobs.attempt import execute
 from orchestrator.jobs.job import Job
 
 
@@ -25,3 +28,21 @@ def test_scoring_holds_one_process_and_no_gpu() -> None:
     assert (scoring.id, scoring.folder, scoring.answers) == ("0123-score-2", folder, folder)
     assert (scoring.trains, scoring.workers, scoring.gpus) == (False, 1, 0.0)
     assert (scoring.resume_from, scoring.earlier, scoring.may_be_cut) == (None, (), False)
+
+
+def test_a_merged_model_that_a_killed_attempt_left_goes(tmp_path: Path) -> None:
+    left = tmp_path / "attempt-1/selection/step-00000002/.served/chip-0/model.safetensors"
+    kept = tmp_path / "attempt-1/model/model.safetensors"
+    for file in (left, kept):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    job = Job(
+        id="0123-2",
+        name="a",
+        config=TrialConfig.model_validate({"model": str(tmp_path / "absent")}),
+        folder=tmp_path / "attempt-2",
+        earlier=(tmp_path / "attempt-1",),
+    )
+    with pytest.raises(FileNotFoundError):  # there is no such model
+        execute(job, print)
+    assert not left.parents[1].exists() and kept.exists()

@@ -161,3 +161,24 @@ def test_where_the_model_is_gone_checkpoints_come(spec: StagingSpec) -> None:
     with spec.workspace(spec.workdir / JOB) as workspace:
         workspace.brought(job(spec.workdir, resume_from=spec.workdir / before), print)
         assert (workspace.here / before / "checkpoints/step-00000004/state.pt").exists()
+
+
+def test_a_training_that_asks_judges_has_their_replies_and_leaves_its_rounds_once(
+    spec: StagingSpec,
+) -> None:
+    before, rounds = "trials/0123/attempt-1", "rounds/1/pairs.jsonl"
+    spec.remote.write(f"{before}/{rounds}", b"{}\n")
+    spec.remote.write("cache/judge/other.jsonl", b"{}\n")
+    pairs = {"rounds": 1, "ranker": "judge", "judge": "m"}
+    config = TrialConfig.model_validate({"model": "shapes", "pairs": pairs})
+    with spec.workspace(spec.workdir / JOB) as workspace:
+        earlier = spec.workdir / before
+        given = replace(job(spec.workdir, earlier=(earlier,)), config=config)
+        brought = workspace.brought(given, print)
+        assert brought.places.judge_cache is not None
+        assert (brought.places.judge_cache / "replies.jsonl").exists()
+        (workspace.here / before / "rounds").rename(workspace.folder / "rounds")  # taken over
+        (workspace.folder / "model").mkdir()
+        write_trained(workspace.folder, TrainedModel(steps=4, seconds=1.0))
+    there = spec.remote.sizes()
+    assert f"{JOB}/{rounds}" in there and f"{before}/{rounds}" not in there

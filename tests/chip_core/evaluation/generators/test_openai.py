@@ -13,13 +13,14 @@ from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators.delivery import SERVED
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.inference.answering import measure
+from chip_core.evaluation.task import Decoding, Item
 from chip_core.results import Progress
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
 from ..judge.server import good, serving
-from .real import SIX, Server, arm_context, by_server, running
+from .real import SIX, Server, arm_context, by_server, running, settings
 
 Arms = tuple[Path, Path]
 
@@ -120,6 +121,20 @@ def test_what_another_model_answered_ends_the_evaluation(tmp_path: Path) -> None
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
             evaluate(context, "report", SIX)
         assert kept(tmp_path) == []
+
+
+def test_a_server_of_this_process_is_asked_past_the_environment_s_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    model, item = (
+        arm_context(tmp_path, None).answering_model,
+        Item(id="1", prompt="What?", pictures=()),
+    )
+    with serving(good) as judge:
+        generator = OpenAIGenerator(settings(judge.url), tmp_path, {"base": "m"}, key="k")
+        with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
+            generator.answer([item], model, Decoding(max_new_tokens=2), print)
 
 
 def test_a_model_that_is_not_served_ends_it_with_what_to_do(tmp_path: Path, arms: Arms) -> None:

@@ -18,14 +18,15 @@ from chip_core.config.generator import EvaluationConfig, GeneratorConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.delivery import arm_name
+from chip_core.evaluation.generators.delivery import Delivery, arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
-from chip_core.evaluation.generators.vllm import find_program, serve_command
+from chip_core.evaluation.generators.vllm import VllmGenerator, find_program, serve_command
 from chip_core.evaluation.inference.answering import measure
+from chip_core.evaluation.task import Decoding, Item
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
-from .real import SIX, arm_context, free_port
+from .real import SIX, arm_context, free_port, make_arm, settings
 
 Arms = tuple[Path, Path]
 
@@ -41,7 +42,7 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
         *("vllm", "serve", str(MODEL_FOLDER), "--host", "127.0.0.1", "--port", "8123"),
         *("--dtype", "float32", "--generation-config", "vllm", "--seed", "0"),
         *("--served-model-name", name),
-        *("--max-model-len", "256", "--enforce-eager", "--limit-mm-per-prompt", '{"image": 1}'),
+        *("--max-model-len=256", "--enforce-eager", '--limit-mm-per-prompt={"image": 1}'),
     ]
     arm = replace(arm_context(tmp_path, arms[0]).answering_model, bf16=True)
     command = serve_command("vllm", settings, arm, whole=None, port=1)
@@ -54,10 +55,20 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
     assert whole[whole.index("--served-model-name") + 1] == arm_name("one")
 
 
-def test_what_the_product_says_itself_is_no_option() -> None:
-    for option in ("host", "port", "dtype", "served-model-name", "lora_modules", "api_key"):
-        with pytest.raises(ValueError, match="cannot be set: "):
-            GeneratorConfig.model_validate({"kind": "vllm", "options": {option: "x"}})
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("served-model-name", "x", "cannot be set: choose from max_model_len, "),
+        ("dtype", "x", "cannot be set: write model.dtype"),
+        ("middlewar", "x", "cannot be set: "),  # argparse takes the start of a name for it
+        ("kv_transfer_config", {"kv_connector_module_path": "x"}, "cannot be set: "),
+        ("quantization", "--middleware=x", "begins with -"),
+        ("distributed-executor-backend", "os.path.Executor", "is none of mp, ray, uni"),
+    ],
+)
+def test_only_options_that_run_nothing_are_given(option: str, value: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        GeneratorConfig.model_validate({"kind": "vllm", "options": {option: value}})
 
 
 def test_weights_in_four_bits_are_not_served_whole() -> None:
@@ -75,6 +86,26 @@ def test_a_vllm_that_is_not_there_is_said_before_anything_is_asked(
     assert line.startswith("evaluation.generator: there is no program `vllm`: pip install ")
 
 
+def test_an_adapter_beyond_the_language_model_is_served_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "vllm"
+    program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 0.0.1 && exit\necho "$@"\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("CHIP_ABLATE_VLLM", str(program))
+    arm = make_arm(tmp_path / "tower", 1, tower=True)
+    model = arm_context(tmp_path, arm).answering_model
+    generator = VllmGenerator(GeneratorConfig.model_validate("vllm"), tmp_path)
+    item = Item(id="1", prompt="What?", pictures=())
+    with pytest.raises(TrialError, match=r"did not start: serve \S*/.served/chip-") as error:
+        generator.answer([item], model, Decoding(max_new_tokens=2), print)
+    generator.close()
+    assert "--lora-modules" not in str(error.value)
+    loads = settings("http://127.0.0.1:9/v1", server="vllm")
+    with pytest.raises(TrialError, match="and this arm trained an adapter on its vision_encoder: "):
+        Delivery(loads, None, tmp_path, {}, str).bring(model)
+
+
 def listens(port: int) -> bool:
     with socket.socket() as asking:
         return asking.connect_ex(("127.0.0.1", port)) == 0
@@ -87,8 +118,10 @@ def started(log: Path, port: int) -> LocalServer:
 
 
 def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("http_proxy", "all_proxy"):  # which do not reach a server on this machine
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     port = free_port()
     server = started(tmp_path / "log", port)
     assert listens(port)

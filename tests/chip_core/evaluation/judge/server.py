@@ -133,7 +133,10 @@ class BatchEndpoints:
         parts = handler.path.split("?")[0].split("/")
         if parts[-1] == "content":
             self.before("content")
-            handler.send(self.files[parts[-2]])
+            if parts[-2] in self.files:
+                handler.send(self.files[parts[-2]])
+            else:
+                handler.send({"error": {"message": "no such file"}}, status=404)
         elif parts[-1] == "batches":
             self.before("list")
             handler.send({"object": "list", "data": self.made[::-1], "has_more": False})

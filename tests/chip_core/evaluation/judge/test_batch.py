@@ -184,6 +184,19 @@ def test_a_batch_that_is_unknown_or_broken_here_is_made_again(tmp_path: Path) ->
             assert not open_ones(tmp_path / spoil)
 
 
+def test_a_batch_whose_replies_are_gone_is_made_again(tmp_path: Path) -> None:
+    with serving(good) as server:
+
+        def lose(moment: str) -> None:
+            if moment == "content" and len(server.batches.made) == 1:
+                server.batches.files.clear()
+
+        server.batches.before = lose
+        assert judge(server, tmp_path).ask(requests()) == ALL
+        assert len(server.batches.made) == 2
+        assert not open_ones(tmp_path)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "the whole": (
         {"ends": "failed", "errors": [{"message": f"Bad line 1, key {KEY}", "code": "x"}]},

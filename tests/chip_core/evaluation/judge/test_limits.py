@@ -13,7 +13,12 @@ import pytest
 
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
-from chip_core.evaluation.judge.limits import EndpointLimits, expected_tokens, retry_after
+from chip_core.evaluation.judge.limits import (
+    PICTURE,
+    EndpointLimits,
+    expected_tokens,
+    retry_after,
+)
 from chip_core.evaluation.scorer import JudgeRequest
 
 from .server import Handler, good, serving
@@ -170,4 +175,8 @@ def test_what_is_read_of_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert retry_after({"retry-after": at}) == pytest.approx(30, abs=2)
     assert retry_after({"retry-after": "soon"}) is None
     request = JudgeRequest(item="1", messages=({"role": "user", "content": "x" * 400},))
-    assert 100 <= expected_tokens(request, {"max_tokens": 50}) - 50 < 120
+    assert expected_tokens(request, {"max_tokens": 50}) == 100 + 50
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 370_000}}
+    parts = [picture, {"type": "text", "text": "x" * 400}]
+    shown = JudgeRequest(item="1", messages=({"role": "user", "content": parts},))
+    assert expected_tokens(shown, {}) == 100 + PICTURE  # and not what its base64 has

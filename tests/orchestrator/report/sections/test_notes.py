@@ -125,6 +125,7 @@ def test_who_answered_and_what_was_cut(finished: Run) -> None:
                 "items": 64,
                 "equal": 61 if first else 63,
                 "least": 0.9,
+                "prompts": {"compared": 0 if first else 64, "differ": 0},
                 "adapter": {"differ": 0 if first else 9, "trained": 9, "bare": 0},
             },
             "pace": {"answers": 30, "answers_per_second": 3.0 if first else 12.0, "waited": 0.25},
@@ -138,4 +139,5 @@ def test_who_answered_and_what_was_cut(finished: Run) -> None:
         in text
     )
     assert "in 1 of 13 trials no such question could tell whether the adapter was applied" in text
+    assert "in 1 of 13 trials prompts could not be compared with transformers': the " in text
     assert "3 to 12 answers a second in a trial, up to 25% of the time waiting" in text

@@ -65,3 +65,22 @@ def test_a_plug_in(
     )
     (held,) = plan_json(plan, tmp_path)["trusted"]
     assert held == {"kind": "plug-in", "what": "mine_of_trusted:term"}
+
+
+def test_what_ranks_a_model_s_own_answers(
+    plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ranks_of_trusted.py").write_text("def rank(prompt, answers): ...\n", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"pairs.rounds": 1, "pairs.ranker": "ranks_of_trusted:rank"}
+    (line,) = trust_warning_lines(plan_of(STUDY, overrides=own))
+    assert "ranks_of_trusted:rank is run, with all your rights" in line.plain
+    judge = {"model": "m", "base_url": "https://judge.example/v1", "api_key_env": "MINE"}
+    judged = {"pairs.rounds": 1, "pairs.ranker": "judge", "pairs.judge": judge}
+    (line,) = trust_warning_lines(plan_of(STUDY, overrides=judged))
+    assert line.plain == (
+        "trusted: https://judge.example/v1 is sent the data's prompts and pictures and the "
+        "model's answers and the key in MINE"
+    )
+    unused = {**own, "pairs.rounds": 0}
+    assert list(trust_warning_lines(plan_of(STUDY, overrides=unused))) == []
