@@ -77,7 +77,7 @@ def check_room(needed: int, free: int, config: TrialConfig) -> None:
         advice.append("language_model: lora")
     if config.vision_encoder != "frozen":
         advice.append(f"vision_encoder: {'frozen' if config.vision_encoder == 'lora' else 'lora'}")
-    if config.engine.workers_per_trial == 1:
+    if config.engine.workers_per_trial == 1 and config.model.quantize == "none":
         workers = max(2, -(-needed // max(free, 1)))
         advice.append(f"engine.workers_per_trial: {workers} with engine.parallel: fsdp")
     advice.append("a GPU with more memory, or a smaller model")

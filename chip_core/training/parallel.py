@@ -60,7 +60,7 @@ def choose_parallelism(
         return "single"
     if config.engine.parallel != "auto":
         return config.engine.parallel
-    if device.type != "cuda":
+    if device.type != "cuda" or config.model.quantize != "none":  # 4 bits are not spread
         return "ddp"
     free = torch.cuda.mem_get_info(device)[0]
     short = float(bytes_needed(model, config) > _ROOM * free)

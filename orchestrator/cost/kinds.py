@@ -146,11 +146,14 @@ def cache_build_kind(config: TrialConfig, group: Sequence[CacheSpec]) -> str:
 def _model(config: TrialConfig) -> dict[str, Any]:
     parts = ("vision_encoder", "projector")
     beside = [part for part in parts if getattr(config, part) == "lora"]
+    model = config.model.model_dump(mode="json")
+    if model["quantize"] == "none":
+        del model["quantize"]
     return {
-        **config.model.model_dump(mode="json"),
+        **model,
         "language_model": config.language_model,
         "lora": config.lora.model_dump(mode="json") if config.adapted else None,
-        # Timings that were noted before other parts could have adapters keep their kind.
+        # Timings that were noted before there were these keep their kind.
         **({"adapted": beside} if beside else {}),
     }
 

@@ -133,7 +133,8 @@ class MemoryEstimator:
         found = self._kept(config, reference=reference, spread=spread)
         if found is None or engine.workers_per_trial == 1:
             return found
-        if engine.parallel == "auto" and engine.gpus_per_worker and device is not None:
+        may = engine.parallel == "auto" and config.model.quantize == "none"
+        if may and engine.gpus_per_worker and device is not None:
             spread = found.footprint.total > device
             found = self._kept(config, reference=reference, spread=spread) if spread else found
         if not spread or found is None:

@@ -25,6 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.models import loading
+from chip_core.models.memory import check_room
 from chip_core.models.parts import set_trained
 from chip_core.models.shards import whole
 from chip_core.training.checkpoint import checkpoint_problem
@@ -293,6 +294,18 @@ def test_who_shares_a_training_and_how() -> None:
     assert kind(1, parallel="fsdp") == "single"  # nobody to share with
     assert kind(2) == "ddp"
     assert kind(2, parallel="fsdp") == "fsdp"
+
+
+def test_weights_in_four_bits_are_never_spread() -> None:
+    """Nothing is asked of the GPU, which is not there: what fits is not the question."""
+    config = TrialConfig.model_validate(
+        {"model": {"path": "shapes", "quantize": "nf4"}, "language_model": "lora"}
+    )
+    cuda, two = torch.device("cuda"), Workers(size=2)
+    assert choose_parallelism(config, nn.Linear(1, 1), cuda, two) == "ddp"
+    with pytest.raises(TrialError) as told:
+        check_room(2**40, 2**30, config)
+    assert "fsdp" not in str(told.value)
 
 
 def test_a_trial_that_lacks_workers_is_told(tmp_path: Path) -> None:
