@@ -91,7 +91,8 @@ def test_which_engine_answers_is_part_of_an_evaluation_and_of_no_training() -> N
     # As it was before there was such a key: nothing that is finished is answered again for it.
     assert plain == of({}) == of({}, share=0.5) and plain.startswith("62e291509df5")
     assert of(served) == of({**served, "base_url": "http://b/v1", "concurrency": 1})
-    others = [{**served, "version": "0.12.1"}, "vllm", {"kind": "vllm", "options": {"a": 1}}]
+    options = {"max_model_len": 512}
+    others = [{**served, "version": "0.12.1"}, "vllm", {"kind": "vllm", "options": options}]
     assert len({plain, of(served), of(served, share=0.5), *map(of, others)}) == 6
 
 
