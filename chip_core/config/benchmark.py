@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, JsonValue, field_validator, model_validator
 
 from chip_core.config.fields import Section, Shorthand, engine, figure
 
@@ -32,6 +32,26 @@ _NOT_HERE = (
 )
 #: How much a request may be told to hold.
 _LONGEST_SEND = 20_000  # characters, as JSON
+
+
+def _usable_address(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address that is none
+        named = False
+    if not named or not address.isprintable() or " " in address:
+        raise ValueError("is no address: write https://HOST/v1")
+    if parts.username is not None or parts.password is not None or parts.query:
+        raise ValueError(
+            "holds a key or a query: this address is written down with every figure; put the "
+            "key into an environment variable and name that by api_key_env"
+        )
+    return address
+
+
+#: Of an endpoint: one that can be used, and written down.
+Address = Annotated[str, AfterValidator(_usable_address)]
 
 
 class BudgetConfig(Section):
@@ -76,7 +96,7 @@ class JudgeConfig(Shorthand):
         doc="further keys of a request and their values, in place of those above; null: a key that "
         "is not sent (max_tokens: null, max_completion_tokens: 512)",
     )
-    base_url: str | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
+    base_url: Address | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
     api_key_env: str | None = engine(
         "OPENAI_API_KEY",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
@@ -124,31 +144,6 @@ class JudgeConfig(Shorthand):
             if getattr(self, key) is not None and key in self.send:
                 raise ValueError(f"{key} is said twice: remove {key} or send.{key}")
         return self
-
-    @field_validator("base_url")
-    @classmethod
-    def _no_secret_in_it(cls, value: str | None) -> str | None:
-        why = None if value is None else address_problem(value)
-        if why is not None:
-            raise ValueError(why)
-        return value
-
-
-def address_problem(address: str) -> str | None:
-    """Return why an endpoint's address cannot be used or written down; None if nothing."""
-    try:
-        parts = urlsplit(address)
-        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # of a port or an IPv6 address that is none
-        named = False
-    if not named or not address.isprintable() or " " in address:
-        return "is no address: write https://HOST/v1"
-    if parts.username is not None or parts.password is not None or parts.query:
-        return (
-            "holds a key or a query: this address is written down with every figure; put the "
-            "key into an environment variable and name that by api_key_env"
-        )
-    return None
 
 
 class BenchmarkConfig(Shorthand):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import JsonValue, field_validator, model_validator
 
-from chip_core.config.benchmark import address_problem
+from chip_core.config.benchmark import Address
 from chip_core.config.fields import Section, Shorthand, engine, figure
 
 #: Servers that are spoken to in their own way, and how each gets an arm's weights if nothing is
@@ -73,7 +73,7 @@ class GeneratorConfig(Shorthand):
     version: str | None = figure(
         None, min_length=1, doc="of 'openai': the server's version: answers of others are others"
     )
-    base_url: str | None = engine(None, doc="of 'openai': the server, ending in /v1")
+    base_url: Address | None = engine(None, doc="of 'openai': the server, ending in /v1")
     model: str | None = engine(
         None,
         min_length=1,
@@ -98,14 +98,6 @@ class GeneratorConfig(Shorthand):
     timeout: float = engine(600.0, gt=0, doc="seconds that one answer, or loading, may take")
     concurrency: int = engine(32, ge=1, doc="questions that the server has at a time")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
-
-    @field_validator("base_url")
-    @classmethod
-    def _an_address(cls, value: str | None) -> str | None:
-        why = None if value is None else address_problem(value)
-        if why is not None:
-            raise ValueError(why)
-        return value
 
     @field_validator("options")
     @classmethod

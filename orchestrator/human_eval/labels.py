@@ -112,8 +112,6 @@ def draw_labels(
         for place, item in enumerate(order)
         for trial in seeds[item][place % len(seeds[item])]
     ]
-    # Arms may share a trial: its answer is asked once.
-    rows = list(dict.fromkeys(rows))
     random.shuffle(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
