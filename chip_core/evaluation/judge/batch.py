@@ -12,7 +12,6 @@ was killed before its id came is found again by its file.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import time
@@ -21,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
 
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.judge.cache import Reply, ReplyCache
@@ -35,6 +36,7 @@ MOST_ROWS = 50_000  # of a file, as OpenAI has it
 MOST_BYTES = 150 * 2**20  # below OpenAI's 200 MB
 _ENDED = {"completed", "expired", "cancelled", "failed"}
 _LOOK_AT_STOP = 2.0  # seconds, at most, between two reports of a batch that is waited for
+_POLL = 0.02  # seconds between two looks at a lock
 #: Rows that may be answered when they are asked again.
 _AGAIN = {408, 409, 429}
 
@@ -300,8 +302,7 @@ class Batches:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self._folder / "lock", poll_interval=_POLL):
             yield
 
 

@@ -9,7 +9,6 @@ locks, which the kernel gives back.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.scorer import JudgeRequest
 
@@ -28,6 +29,7 @@ LONGEST_PAUSE = 600.0  # seconds that an endpoint's Retry-After is waited for
 _LONGEST_WAIT = 3600.0  # what is further away was written before the clock was set back
 _MINUTE = 60.0
 _LOOK_AGAIN = 0.5  # seconds, at most: the endpoint may ask for quiet meanwhile
+_POLL = 0.02  # seconds between two looks at a lock
 CHARACTERS = 4  # of a token, as a rule of thumb
 
 
@@ -56,14 +58,17 @@ class EndpointLimits:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         while True:
             for place in range(self._limits.concurrency):
-                with self._file.with_suffix(f".{place}").open("w") as file:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        continue
+                held = FileLock(self._file.with_suffix(f".{place}"))
+                try:
+                    held.acquire(blocking=False)
+                except Timeout:
+                    continue
+                try:
                     yield
-                    return
-            time.sleep(0.02)
+                finally:
+                    held.release()
+                return
+            time.sleep(_POLL)
 
     def wait(self) -> None:
         """Return when a request may go out; it then counts."""
@@ -106,8 +111,7 @@ class EndpointLimits:
     def _state(self) -> Iterator[dict[str, float]]:
         """Hold what is known; what is changed is written."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self._file.with_suffix(".lock"), poll_interval=_POLL):
             state = self._read()
             before = dict(state)
             yield state
