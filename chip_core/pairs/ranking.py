@@ -20,6 +20,7 @@ from chip_core.data.files import digest
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
+from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
 from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge.asking import ask
@@ -35,23 +36,16 @@ from chip_core.shapes.world import scene_of
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
 
-#: Told to a judge with the image. The scale is MMHal-Bench's, in our own words.
-PROMPT = """\
+#: Told to a judge with the image.
+PROMPT = (
+    """\
 Rate one answer that a vision-language model gave to a question about this image. An answer \
 hallucinates if it states anything about the image that cannot be seen in it and does not follow \
 from it. Not answering, being unsure, or leaving something out is no hallucination.
 
-First explain your judgement in a few sentences. Then end with exactly one line of this form:
-Rating: N
-where N is
-6 - very informative, with good analysis or reasoning, without hallucination
-5 - very informative, without hallucination
-4 - somewhat informative, without hallucination
-3 - not informative, without hallucination
-2 - very informative, with hallucination
-1 - somewhat informative, with hallucination
-0 - not informative, with hallucination
 """
+    + RATING_SCALE
+)
 _AT_ONCE = 32  # prompts whose images are held at a time
 _SEEN = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
 

@@ -48,14 +48,8 @@ FILES = ("mmhal-bench_answer_template.json", "response_template.json")
 SCRIPTS = ("eval_gpt4.py", "eval_gpt_mmhal.py")  # where the official prompt is published
 RATINGS = range(7)
 
-#: Places: contents of the image, question, reference answer, answer. In our own words.
-PROMPT = """\
-Rate one answer that a vision-language model gave to a question about an image. You do not see \
-the image: judge by the list of what it shows, the question and a reference answer written by a \
-person. An answer hallucinates if it states anything about the image that this information does \
-not bear out or imply. Not answering, being unsure, or leaving something out is no hallucination, \
-nor is sound general knowledge or reasoning; the reference may itself leave things out.
-
+#: How an answer is rated: MMHal-Bench's scale, in our own words.
+RATING_SCALE = """\
 First explain your judgement in a few sentences. Then end with exactly one line of this form:
 Rating: N
 where N is
@@ -66,12 +60,26 @@ where N is
 2 - very informative, with hallucination
 1 - somewhat informative, with hallucination
 0 - not informative, with hallucination
+"""
+#: Places: contents of the image, question, reference answer, answer. In our own words.
+PROMPT = (
+    """\
+Rate one answer that a vision-language model gave to a question about an image. You do not see \
+the image: judge by the list of what it shows, the question and a reference answer written by a \
+person. An answer hallucinates if it states anything about the image that this information does \
+not bear out or imply. Not answering, being unsure, or leaving something out is no hallucination, \
+nor is sound general knowledge or reasoning; the reference may itself leave things out.
+
+"""
+    + RATING_SCALE
+    + """\
 
 Image shows: {}
 Question: {}
 Reference answer: {}
 Answer to rate: {}
 """
+)
 
 
 class MmhalScorer:
