@@ -15,7 +15,7 @@ from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import EvaluationConfig, ModelConfig
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.inference.answering import InferenceContext, answer, measure
+from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side

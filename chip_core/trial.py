@@ -18,7 +18,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.inference.answering import InferenceContext, answer, measure
+from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems, ranker_problems, sides
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading

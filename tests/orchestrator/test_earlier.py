@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.inference.answering import InferenceContext, answer
+from chip_core.evaluation.generators.answering import InferenceContext, answer
 from chip_core.models import loading
 from chip_core.results import Answers
 from chip_core.utils.files import read_checksummed

@@ -13,7 +13,7 @@ from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluate import evaluate
-from chip_core.evaluation.inference.answering import InferenceContext
+from chip_core.evaluation.generators.answering import InferenceContext
 from chip_core.models import loading
 from chip_core.results import Evaluation, Progress
 

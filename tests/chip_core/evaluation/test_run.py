@@ -15,9 +15,9 @@ from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
 from chip_core.config.paths import DataPaths
 from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
+from chip_core.evaluation.generators.answering import answer
 from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.inference.answer_files import AnswerFile, previous_answers
-from chip_core.evaluation.inference.answering import answer
 from chip_core.evaluation.items import identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems

@@ -17,8 +17,8 @@ from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.generator import GeneratorConfig, ParityConfig
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import LoraConfig, ModelConfig
+from chip_core.evaluation.generators.answering import InferenceContext
 from chip_core.evaluation.generators.openai import OpenAIGenerator
-from chip_core.evaluation.inference.answering import InferenceContext
 from chip_core.models import loading
 from chip_core.models.adapters import decoder_linears
 from chip_core.models.parts import tower_linears

@@ -10,9 +10,9 @@ import pytest
 
 from chip_core.config.trial import EvaluationConfig, TrialConfig
 from chip_core.evaluate import evaluate
+from chip_core.evaluation.generators.answering import measure
 from chip_core.evaluation.generators.delivery import SERVED
 from chip_core.evaluation.generators.openai import OpenAIGenerator
-from chip_core.evaluation.inference.answering import measure
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.results import Progress
 from chip_core.trial import run_trial

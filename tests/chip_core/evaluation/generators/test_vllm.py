@@ -18,10 +18,10 @@ from chip_core.config.generator import EvaluationConfig, GeneratorConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
+from chip_core.evaluation.generators.answering import measure
 from chip_core.evaluation.generators.delivery import Delivery, arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.vllm import VllmGenerator, find_program, serve_command
-from chip_core.evaluation.inference.answering import measure
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
