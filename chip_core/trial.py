@@ -13,14 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chip_core import kept_models
 from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems, ranker_problems, sides
-from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
@@ -38,15 +36,9 @@ from chip_core.results import (
     file_hashes,
     write_answered,
 )
-from chip_core.selection import (
-    SELECTION,
-    Point,
-    as_json,
-    asks_untrained,
-    pick_point,
-    selection_problems,
-    step_name,
-)
+from chip_core.selection import kept_models
+from chip_core.selection.picking import Picker
+from chip_core.selection.rule import SELECTION, selection_problems, step_name
 from chip_core.trained import (
     TrainedModel,
     adopt_model,
@@ -334,53 +326,24 @@ class _Attempt:
 
     def _pick(self, loaded: _Model, trained: TrainedModel) -> tuple[_Model, TrainedModel]:
         """Have every model that was kept answer `select`; keep the one that the rule picks."""
-        config, folder, workers = self._config, self._context.folder, self._workers
         self._context.share()  # each worker reads them
         if self._device.type == "cuda":
             loaded.model.to("cpu")
-        end = trained.kept[-1]
-        points = [
-            self._scored(step, end, trained.mark, loaded.processor)
-            for step in ([0] if asks_untrained(config) else []) + trained.kept
-        ]
-        pick = pick_point(config, points)
-        model = self._whole(pick.step, end)
-        workers.wait()  # everyone has read it
-        found = as_json(pick, points)
-        trained = replace(
-            trained,
-            mark=kept_models.mark_of(trained.mark, pick.step),
-            files=kept_models.files_of(trained.files, pick.step, end),
-            kept=[],
-            picked=found,
-            notes=[*trained.notes, f"the model after step {pick.step} of {end}: {pick.why}"],
+        picker = Picker(
+            config=self._config,
+            context=self._context,
+            device=self._device,
+            asked=partial(self._inference, loaded.processor),
+            report=self._report,
+            spans=self._spans,
         )
-        if workers.first:
-            write_trained(folder, trained)
-            kept_models.leave_picked(folder)
-        workers.wait()
-        self._spans.end("pick")
-        return _Model(model=model, processor=loaded.processor), trained
-
-    def _whole(self, step: int, end: int) -> Any:
-        """Return the model after a step, on the device; 0: the untrained one."""
-        model, _ = loading.load(
-            self._config.model,
-            attention=self._config.engine.attention,
-            trained=self._kept_folder(step, end),
-        )
-        return model.to(self._device)
-
-    def _kept_folder(self, step: int, end: int) -> Path | None:
-        """Return where the model after a step lies, of those still to be picked from."""
-        if step == 0:
-            return None
-        place = self._context.folder / MODEL
-        return place if step == end else place / step_name(step)
+        model, trained = picker.pick(trained)
+        return replace(loaded, model=model, parallelism="single"), trained
 
     def _inference(
         self,
-        loaded: _Model,
+        processor: Any,
+        model: Any,
         weights: str,
         *,
         folder: Path,
@@ -390,8 +353,8 @@ class _Attempt:
         """Return a model that answers, and where what it says goes."""
         config = self._config
         return InferenceContext(
-            model=loaded.model,
-            processor=loaded.processor,
+            model=model,
+            processor=processor,
             weights=weights,
             folder=folder,
             places=self._context.places,
@@ -406,36 +369,6 @@ class _Attempt:
             trained=model_folder,
         )
 
-    def _scored(self, step: int, end: int, mark: str, processor: Any) -> Point:
-        """Have the model after a step answer `select`, and score what it says."""
-        config, context, workers = self._config, self._context, self._workers
-        place = context.folder / SELECTION / step_name(step)
-        loaded = _Model(model=self._whole(step, end), processor=processor)
-        asked = self._inference(
-            loaded,
-            kept_models.mark_of(mark, step),
-            folder=place,
-            earlier=[attempt / SELECTION / step_name(step) for attempt in context.earlier],
-            model_folder=self._kept_folder(step, end),
-        )
-        figures: dict[str, float] = {}
-        for benchmark in config.benchmarks.select:
-            made = answer(asked, "select", benchmark)
-            if isinstance(made, Answers):
-                score = partial(
-                    score_answers,
-                    made,
-                    "select",
-                    benchmark,
-                    folder=place,
-                    places=context.places,
-                    report=self._report,
-                )
-                made = workers.broadcast_from_rank0(score)
-            figures |= made.metrics
-        self._spans.end(f"select after step {step}")
-        return Point(step=step, figures=figures)
-
     def _ask(
         self, loaded: _Model, trained: TrainedModel | None, trained_model: Path | None
     ) -> AnsweredTrial:
@@ -444,7 +377,8 @@ class _Attempt:
         weights, former = workers.broadcast_from_rank0(lambda: _weights(config, trained_model))
         context = replace(
             self._inference(
-                loaded,
+                loaded.processor,
+                loaded.model,
                 weights,
                 folder=folder,
                 earlier=self._context.earlier,

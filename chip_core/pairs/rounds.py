@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from chip_core import kept_models
 from chip_core.config.identity import fingerprint, model_identity
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.data.checks import ProcessorChecker
@@ -33,6 +32,7 @@ from chip_core.pairs.ranking import Ranker, open_ranker
 from chip_core.pairs.sampling import SampledModel
 from chip_core.phases import PhaseTimer
 from chip_core.results import CHECKPOINTS, MODEL, SAMPLED, Progress
+from chip_core.selection import kept_models
 from chip_core.trained import (
     TrainedModel,
     has_model,

@@ -16,7 +16,7 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
 from chip_core.results import MODEL
-from chip_core.selection import times_asked
+from chip_core.selection.rule import times_asked
 from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
     answer_kind,

@@ -23,7 +23,7 @@ from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.readiness import ranker_problems, sides
 from chip_core.models import loading
-from chip_core.selection import selection_problems
+from chip_core.selection.rule import selection_problems
 from chip_core.utils.errors import ConfigError
 from orchestrator.plan import benchmark_identities
 from orchestrator.study.model import Cell, Level, Study

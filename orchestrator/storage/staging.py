@@ -26,7 +26,7 @@ from chip_core.reference_cache.folder import (
     verify,
 )
 from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
-from chip_core.selection import KEPT, step_name
+from chip_core.selection.rule import KEPT, step_name
 from chip_core.trained import read_trained
 from chip_core.training.checkpoint import checkpoint_problem
 from chip_core.utils.workers import current_workers

@@ -13,7 +13,7 @@ from rich.text import Text
 from chip_core.data import asks_of
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import gigabytes
-from chip_core.selection import selection_words
+from chip_core.selection.rule import selection_words
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import metric_title, plain
 from orchestrator.report.sections.search_progress import search_json, search_lines

@@ -10,7 +10,7 @@ from rich.text import Text
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import ExternalBenchmark
-from chip_core.selection import times_asked
+from chip_core.selection.rule import times_asked
 from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import ledger_of

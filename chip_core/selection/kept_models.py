@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chip_core.results import MODEL, TRAINED, file_hashes
-from chip_core.selection import KEPT, step_name
+from chip_core.selection.rule import KEPT, step_name
 from chip_core.trained import PICKED, model_files
 from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_checksummed, sync_folder, write_bytes, write_checksummed
