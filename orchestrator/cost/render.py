@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.reference_cache.size import gigabytes
-from orchestrator.cost.budget import amounts
+from orchestrator.cost.budget import Trimmed, amounts
 from orchestrator.cost.estimate import Cost, Estimate
 from orchestrator.cost.judges import JudgeCosts, JudgeTokens
 from orchestrator.cost.memory import Fit, change_words, memory_words, parts_words
@@ -216,8 +216,7 @@ def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
 
 def cost_json(estimated: CostEstimate) -> dict[str, Any]:
     """Return all of it as plain data; what is not known is null and named."""
-    found, trimmed, disk = estimated.estimate, estimated.trimmed, estimated.disk
-    by_arm = _by_arm(estimated)
+    found, disk = estimated.estimate, estimated.disk
     return {
         "known": not found.total.unknown,
         "sources": sorted(found.total.sources),
@@ -228,34 +227,12 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
         "ray_counted": found.ray,
         **amounts(found, estimated.given.prices),
         "total": _cost_json(found.total, estimated),
-        "arms": [
-            {"arm": name, "trials": trials, **_cost_json(cost, estimated)}
-            for name, (trials, cost) in by_arm.items()
-        ],
+        "arms": _arms_json(estimated, found),
         "passes": [
             {"passes": name, **_cost_json(cost, estimated)} for name, cost in found.passes.items()
         ],
         "judges": _judges_json(estimated.judges),
-        "memory": [
-            {
-                "arms": list(fit.arms),
-                "bytes": fit.bytes,
-                "measured": fit.measured,
-                "device_bytes": fit.device,
-                "fits": fit.fits,
-                "parts": dict(fit.parts),
-                "basis": fit.basis,
-                "would_fit": [
-                    {
-                        "settings": dict(change.settings),
-                        "bytes": change.bytes,
-                        "changes_figures": change.figures,
-                    }
-                    for change in fit.changes
-                ],
-            }
-            for fit in estimated.fits
-        ],
+        "memory": [_fit_json(fit) for fit in estimated.fits],
         "disk": {
             "passes": disk.passes,
             "models": disk.models,
@@ -268,34 +245,62 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
         else {
             "wall_seconds": estimated.fastest.wall,
             "total": _cost_json(estimated.fastest.total, estimated),
-            "arms": [
-                {"arm": name, "trials": trials, **_cost_json(cost, estimated)}
-                for name, (trials, cost) in _by_arm(estimated, estimated.fastest).items()
-            ],
+            "arms": _arms_json(estimated, estimated.fastest),
         },
         "budget_problem": estimated.budget_problem,
-        "budget": None
-        if trimmed is None
-        else {
-            "bounds": trimmed.budget.bounds,
-            "needed": trimmed.needed,
-            "takes": trimmed.takes,
-            "left_out": {
-                "seeds": list(trimmed.seeds),
-                "arms": list(trimmed.arms),
-                "trials": list(trimmed.trials),
-            },
+        "budget": None if estimated.trimmed is None else _budget_json(estimated.trimmed),
+        "seeds_buy": None if estimated.power is None else _power_json(estimated.power),
+    }
+
+
+def _arms_json(estimated: CostEstimate, of: Estimate) -> list[dict[str, Any]]:
+    return [
+        {"arm": name, "trials": trials, **_cost_json(cost, estimated)}
+        for name, (trials, cost) in _by_arm(estimated, of).items()
+    ]
+
+
+def _fit_json(fit: Fit) -> dict[str, Any]:
+    return {
+        "arms": list(fit.arms),
+        "bytes": fit.bytes,
+        "measured": fit.measured,
+        "device_bytes": fit.device,
+        "fits": fit.fits,
+        "parts": dict(fit.parts),
+        "basis": fit.basis,
+        "would_fit": [
+            {
+                "settings": dict(change.settings),
+                "bytes": change.bytes,
+                "changes_figures": change.figures,
+            }
+            for change in fit.changes
+        ],
+    }
+
+
+def _budget_json(trimmed: Trimmed) -> dict[str, Any]:
+    return {
+        "bounds": trimmed.budget.bounds,
+        "needed": trimmed.needed,
+        "takes": trimmed.takes,
+        "left_out": {
+            "seeds": list(trimmed.seeds),
+            "arms": list(trimmed.arms),
+            "trials": list(trimmed.trials),
         },
-        "seeds_buy": None
-        if estimated.power is None
-        else {
-            "metric": estimated.power.metric,
-            "unit": estimated.power.unit,
-            "items": estimated.power.items,
-            "comparisons": estimated.power.comparisons,
-            "differences": {str(k): value for k, value in estimated.power.differences},
-            "basis": estimated.power.basis,
-        },
+    }
+
+
+def _power_json(power: PowerEstimate) -> dict[str, Any]:
+    return {
+        "metric": power.metric,
+        "unit": power.unit,
+        "items": power.items,
+        "comparisons": power.comparisons,
+        "differences": {str(k): value for k, value in power.differences},
+        "basis": power.basis,
     }
 
 

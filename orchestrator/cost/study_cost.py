@@ -87,42 +87,14 @@ def estimate_study_cost(
         UserError: the budget cannot be held, or what it bounds is not known.
     """
     whole = workload(plan, ledger, storage)
-
-    at_once = request.max_concurrent or request.given.max_concurrent
-    if at_once is None and request.device is not None:
-        at_once = places_on(whole.trials, request.gpus)
-    elif at_once is None and not request.elsewhere:
-        at_once = places_for(whole.trials) if whole.trials else 1
+    at_once = _places(whole, request)
     slots = 1 if request.way == "inline" else at_once
-    problems: dict[str, str] = {}
-    ranges: list[tuple[Workload, Range | None]] = []
-    tried: list[Workload] = []  # what fails to be measured is not tried again at once
-    earlier = recorded(plan, ledger, storage, machines_of(whole.trials)) if whole.trials else None
-
-    def rates_of(work: Workload, *, fast: bool = False) -> Rates:
-        if request.calibrate and work.trials and not any(work is done for done in tried):
-            tried.append(work)
-            here = "inline" if request.elsewhere else request.way  # a cluster's Ray is not started
-            problems.update(
-                calibrate(work, storage, plan.places, at_once=slots or 1, say=say, way=here)
-            )
-        ranged = None
-        if request.device is not None:
-            known = next((found for of, found in ranges if of is work), None)
-            ranged = known or published(work, request.device, say)
-            ranges.append((work, ranged))
-        sources = (
-            request.given.source,
-            earlier,
-            kept(work, storage, slots or 1, request.way),
-            None if ranged is None else ranged.fast if fast else ranged.slow,
-        )
-        return Rates(sources=[source for source in sources if source is not None])
+    found = _RateFinder(plan, ledger, storage, request, say, whole=whole, slots=slots)
 
     def estimated(part: Plan) -> Estimate:
         # A part can have kinds of its own: with fewer trials a reference pass may not pay.
         work = whole if part is plan else workload(part, ledger, storage)
-        return estimate(work, rates_of(work), at_once=at_once, way=request.way)
+        return estimate(work, found.rates(work), at_once=at_once, way=request.way)
 
     budget = request.budget or plan.study.budget
     trimmed, budget_problem = None, None
@@ -136,12 +108,14 @@ def estimate_study_cost(
     work = whole
     if trimmed is not None and trimmed.plan is not plan:
         plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
-    rates = rates_of(work)
+    rates = found.rates(work)
     made = estimate(work, rates, at_once=at_once, way=request.way)
     fastest = None
     if NAME in made.total.sources:
-        fastest = estimate(work, rates_of(work, fast=True), at_once=at_once, way=request.way)
+        fastest = estimate(work, found.rates(work, fast=True), at_once=at_once, way=request.way)
     estimator = MemoryEstimator(count=request.counts)
+    # without a device there is nothing long to tell of
+    speaks = say if request.device is not None else _say_nothing
     return CostEstimate(
         plan=plan,
         work=work,
@@ -150,19 +124,77 @@ def estimate_study_cost(
         device=request.device,
         rates=rates,
         given=request.given,
-        fits=tuple(
-            fits(
-                work,
-                rates,
-                estimator,
-                at_once=slots,
-                given=request.memory,
-                say=say if request.device is not None else lambda text: None,
-            )
-        ),
+        fits=tuple(fits(work, rates, estimator, at_once=slots, given=request.memory, say=speaks)),
         disk=disk(work, rates, estimator, at_once=slots, storage=storage),
         judges=judge_costs(work.trials, plan.places),
-        problems=problems,
+        problems=found.problems,
         trimmed=trimmed,
         budget_problem=budget_problem,
     )
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _places(whole: Workload, request: CostRequest) -> int | None:
+    """Return how many trials run at once; None: a cluster's to say."""
+    at_once = request.max_concurrent or request.given.max_concurrent
+    if at_once is None and request.device is not None:
+        return places_on(whole.trials, request.gpus)
+    if at_once is None and not request.elsewhere:
+        return places_for(whole.trials) if whole.trials else 1
+    return at_once
+
+
+class _RateFinder:
+    """Finds the rates of workloads: the user's, recorded, measured here, or published."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        storage: Path,
+        request: CostRequest,
+        say: Say,
+        *,
+        whole: Workload,
+        slots: int | None,
+    ) -> None:
+        """Read what was recorded of the study."""
+        self.problems: dict[str, str] = {}  # what could not be calibrated, and why
+        self._plan, self._storage, self._request, self._say = plan, storage, request, say
+        self._slots = slots or 1
+        self._ranges: list[tuple[Workload, Range | None]] = []
+        self._tried: list[Workload] = []  # what fails to be measured is not tried again at once
+        self._earlier = (
+            recorded(plan, ledger, storage, machines_of(whole.trials)) if whole.trials else None
+        )
+
+    def rates(self, work: Workload, *, fast: bool = False) -> Rates:
+        """Return a workload's rates; `fast`: where they have a range, its other end."""
+        request = self._request
+        if request.calibrate and work.trials and not any(work is done for done in self._tried):
+            self._tried.append(work)
+            self._calibrate(work)
+        ranged = None
+        if request.device is not None:
+            known = next((found for of, found in self._ranges if of is work), None)
+            ranged = known or published(work, request.device, self._say)
+            self._ranges.append((work, ranged))
+        sources = (
+            request.given.source,
+            self._earlier,
+            kept(work, self._storage, self._slots, request.way),
+            None if ranged is None else ranged.fast if fast else ranged.slow,
+        )
+        return Rates(sources=[source for source in sources if source is not None])
+
+    def _calibrate(self, work: Workload) -> None:
+        # a cluster's Ray is not started
+        way = "inline" if self._request.elsewhere else self._request.way
+        self.problems.update(
+            calibrate(
+                work, self._storage, self._plan.places, at_once=self._slots, say=self._say, way=way
+            )
+        )

@@ -94,10 +94,6 @@ def load_study(
     base = _base(written, changes, path, problems, elsewhere)
     factors = parse_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
     seeds = _seeds(written, changes, wrong)
-    if written.placebo and max(seeds, default=0) >= PLACEBO_SEEDS:
-        wrong(
-            "placebo", f"its seeds begin at {PLACEBO_SEEDS:,}: use smaller ones than {max(seeds):,}"
-        )
     layout = parse_layout(written, factors, wrong)
     problems.extend(variant_problems(changes, factors, layout.grid.when))
     benchmarks, about = _benchmarks(written, base)
@@ -220,11 +216,15 @@ def _origin(key: str, changes: StudyChanges, file: Path) -> str:
 
 
 def _seeds(written: StudyFile, changes: StudyChanges, wrong: Wrong) -> tuple[int, ...]:
-    own = _checked_seeds(written.seeds, "seeds", wrong)
-    if changes.seeds is None or not own:
-        return own
-    given = _checked_seeds(list(changes.seeds), "seeds (from --seeds)", wrong)
-    return tuple(merge_seeds(own, given))
+    seeds = _checked_seeds(written.seeds, "seeds", wrong)
+    if changes.seeds is not None and seeds:
+        given = _checked_seeds(list(changes.seeds), "seeds (from --seeds)", wrong)
+        seeds = tuple(merge_seeds(seeds, given))
+    if written.placebo and max(seeds, default=0) >= PLACEBO_SEEDS:
+        wrong(
+            "placebo", f"its seeds begin at {PLACEBO_SEEDS:,}: use smaller ones than {max(seeds):,}"
+        )
+    return seeds
 
 
 def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:
