@@ -131,7 +131,7 @@ def one(world: World, faults: Sequence[Fault], workdir: Path, expected: Left) ->
             for fault, kind in zip(faults, kinds, strict=True):
                 try:
                     outcome.faults.append(_inject(case, fault, kind, outcome))
-                except (NotMet, psutil.NoSuchProcess):
+                except (NotMet, psutil.NoSuchProcess, ProcessLookupError):
                     outcome.not_met.append(str(fault))  # all trainings were past it
             while True:
                 outcome.exits.append(case.driver.wait(PATIENCE))
