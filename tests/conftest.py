@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,25 @@ from chip_core.utils.exit import end_without_libraries
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+
+#: The files that take longest, of their own time and of waiting by turns, so that of the workers
+#: which begin together one waits while the others compute.
+LONG = (
+    "e2e/test_program.py",
+    "chip_core/training/test_parallel.py",
+    "orchestrator/test_damage.py",
+    "orchestrator/executors/test_conformance.py",
+    "orchestrator/storage/test_study.py",
+    "chip_core/training/test_exactness.py",
+    "faults/test_faults.py",
+    "e2e/test_stopping.py",
+    "orchestrator/executors/test_ray_tune.py",
+    "orchestrator/executors/test_slot_trials.py",
+    "orchestrator/executors/test_ray_storage.py",
+    "cluster/test_loopback.py",
+    "orchestrator/tracking/test_ui.py",
+    "test_architecture.py",
+)
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -25,6 +45,13 @@ def pytest_sessionfinish(exitstatus: int) -> None:
     """Remember how the tests ended."""
     global _status
     _status = int(exitstatus)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long: begun last, one would run on by itself."""
+    long = {ROOT / "tests" / name: place for place, name in enumerate(LONG)}
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (long.get(item.path, len(LONG)), -sizes[item.path]))
 
 
 def pytest_collection_finish() -> None:
