@@ -33,8 +33,9 @@ LONG = (
     "test_architecture.py",
 )
 
-# How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("tests", deadline=None)
+# How long an example takes says how busy the machine is. Half of the usual examples: properties
+# that few of them break say for themselves how many they need.
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
 
 _status = 1  # of the whole run, once it is known
