@@ -7,6 +7,8 @@ STAMP := .venv/.installed
 # Two threads on two cores: without these a step of a small model spends its time spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
+# Bytecode is kept, whatever the environment says: tests start some hundred processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Schedules of `make faults`, and the seed that they are drawn by.
 N ?= 10
@@ -20,8 +22,9 @@ demo: install
 install: $(STAMP)
 
 # Three workers of one thread each on two cores, file by file: tests on Ray wait most of their time.
+# The order of files is that of tests/conftest.py, the longest first.
 test: install
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Clusters in namespaces of this machine: up, a study by job, down, and the figures; once with a shared
 # disk, once with an S3-compatible server in its place. Needs root, openssh-server, rsync and iproute2.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shutil
 import subprocess
@@ -188,38 +188,71 @@ def claimed() -> dict[str, list[str]]:
     return {what: re.findall(r"`([^`]+)`", where) for what, where in rows}
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    for name in ("orchestrator", "chip_core", "ablations"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+#: Give programs, each on a tree of its own, and tell what each printed: those of (tree, program).
+#: What every one of them imports is imported once, before the forks.
+RUN = """
+import contextlib, io, json, os, sys, traceback
+import PIL.Image, numpy, pydantic, torch, transformers, yaml
+def printed(tree, program):
+    os.chdir(tree)
+    sys.path.insert(0, tree)
+    sys.stdout = said = io.StringIO()
+    try:
+        exec(program, {"__name__": "__main__"})
+        return said.getvalue().strip()
+    except BaseException:
+        return traceback.format_exc().strip()[-300:]
+told = []
+for tree, program in json.loads(sys.argv[1]):
+    reads, writes = os.pipe()
+    if os.fork() == 0:
+        with os.fdopen(writes, "w") as out:
+            out.write(printed(tree, program))
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as come:
+        told.append(come.read())
+    os.wait()
+print(json.dumps(told))
+"""
 
 
-def use(what: str, tree: Path) -> str:
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """What the use of each addition comes to without it, and in a tree with it alone."""
+    trees = {what: tmp_path_factory.mktemp("tree") for what in ["", *ADDITIONS]}
+    for what, tree in trees.items():
+        for name in ("orchestrator", "chip_core", "ablations"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+        for name, old, text in ADDITIONS.get(what, []):
+            path = tree / name
+            if old is None:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text)
+                continue
+            assert path.read_text().count(old) == 1, (name, old)
+            path.write_text(path.read_text().replace(old, text))
+    programs = [(str(trees[key]), USES[what]) for what in ADDITIONS for key in ("", what)]
     done = subprocess.run(
-        [sys.executable, "-c", USES[what]],
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        [sys.executable, "-c", RUN, json.dumps(programs)],
+        cwd=trees[""],
         capture_output=True,
         text=True,
         check=False,
     )
-    return done.stdout.strip() or done.stderr.strip()[-300:]
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip(ADDITIONS, zip(told[::2], told[1::2], strict=True), strict=True))
 
 
 @pytest.mark.parametrize("what", ADDITIONS)
-def test_an_addition_goes_where_it_says(what: str, tree: Path) -> None:
-    assert use(what, tree) != "works"  # it is not there before
-    for name, old, text in ADDITIONS[what]:
+def test_an_addition_goes_where_it_says(what: str, used: dict[str, tuple[str, str]]) -> None:
+    for name, _, _ in ADDITIONS[what]:
         assert any(name.startswith(place) for place in claimed()[what]), name
-        path = tree / name
-        if old is None:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-            continue
-        assert path.read_text().count(old) == 1, (name, old)
-        path.write_text(path.read_text().replace(old, text))
-    assert use(what, tree) == "works"
+    before, after = used[what]
+    assert before != "works"
+    assert after == "works"
 
 
 def test_what_it_names_is_there() -> None:

@@ -14,14 +14,53 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LINT = Path(sys.executable).parent / "lint-imports"
 
+#: (module, a line that it may not have, the rule that it breaks)
+PLANTED = [
+    ("chip_core/config/trial.py", "import ray", "chip_core never imports"),
+    ("chip_core/data/batches.py", "from chip_core.training import trainer", "one way: trial"),
+    ("chip_core/objectives/terms.py", "import numpy", "objectives need torch"),
+    ("orchestrator/plan/plan.py", "import mlflow", "mlflow lives in the tracker"),
+    ("orchestrator/state/ledger.py", "from orchestrator import run", "one way: nothing later"),
+    (
+        "orchestrator/study/model.py",
+        "from orchestrator.study import load",
+        "study files go one way",
+    ),
+    ("orchestrator/plan/plan.py", "from orchestrator.plan import snapshot", "plans go one way"),
+    (
+        "orchestrator/state/ledger.py",
+        "from orchestrator.state import integrity",
+        "state goes one way",
+    ),
+    (
+        "orchestrator/state/ledger.py",
+        "from orchestrator.storage import remote",
+        "the ledger knows no storage",
+    ),
+    (
+        "orchestrator/runner/jobs.py",
+        "from orchestrator.runner import recorder",
+        "the parts of a run go one way",
+    ),
+    (
+        "orchestrator/runner/jobs.py",
+        "from orchestrator.report import summary",
+        "know no report",
+    ),
+    (
+        "orchestrator/jobs/stopping.py",
+        "from orchestrator.study import model",
+        "placement and stopping stand alone",
+    ),
+]
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+
+def copied(folder: Path) -> Path:
     for name in ("orchestrator", "chip_core"):
         ignore = shutil.ignore_patterns("__pycache__", "model")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -36,61 +75,42 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_rules_hold(copy: Path) -> None:
-    done = lint(copy)
+def test_the_rules_hold(tmp_path: Path) -> None:
+    done = lint(copied(tmp_path))
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    ("module", "line", "broken"),
-    [
-        ("chip_core/config/trial.py", "import ray", "chip_core never imports"),
-        ("chip_core/data/batches.py", "from chip_core.training import trainer", "one way: trial"),
-        ("chip_core/objectives/terms.py", "import numpy", "objectives need torch"),
-        ("orchestrator/plan/plan.py", "import mlflow", "mlflow lives in the tracker"),
-        ("orchestrator/state/ledger.py", "from orchestrator import run", "one way: nothing later"),
-        (
-            "orchestrator/study/model.py",
-            "from orchestrator.study import load",
-            "study files go one way",
-        ),
-        ("orchestrator/plan/plan.py", "from orchestrator.plan import snapshot", "plans go one way"),
-        (
-            "orchestrator/state/ledger.py",
-            "from orchestrator.state import integrity",
-            "state goes one way",
-        ),
-        (
-            "orchestrator/state/ledger.py",
-            "from orchestrator.storage import remote",
-            "the ledger knows no storage",
-        ),
-        (
-            "orchestrator/runner/jobs.py",
-            "from orchestrator.runner import recorder",
-            "the parts of a run go one way",
-        ),
-        (
-            "orchestrator/runner/jobs.py",
-            "from orchestrator.report import summary",
-            "know no report",
-        ),
-        (
-            "orchestrator/jobs/stopping.py",
-            "from orchestrator.study import model",
-            "placement and stopping stand alone",
-        ),
-    ],
-)
-def test_a_planted_violation_fails(copy: Path, module: str, line: str, broken: str) -> None:
-    file = copy / module
-    file.write_text(
-        file.read_text().replace("from __future__ import annotations\n",
-                                 f"from __future__ import annotations\n{line}\n")
-    )  # fmt: skip
-    done = lint(copy)
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the linter says of all violations at once: of each rule that is broken, by what."""
+    folder = copied(tmp_path_factory.mktemp("planted"))
+    first = "from __future__ import annotations\n"
+    for module, line, _ in PLANTED:
+        text = (folder / module).read_text()
+        assert first in text, module
+        (folder / module).write_text(text.replace(first, f"{first}{line}\n", 1))
+    done = lint(folder)
     assert done.returncode == 1
-    assert broken in " ".join(done.stdout.split("Broken contracts")[1].split())
+    # a name goes over several lines, and is underlined
+    found = re.split(r"\n\n((?:.+\n)+)-+\n", done.stdout.split("Broken contracts")[1])
+    return {
+        " ".join(name.split()): said for name, said in zip(found[1::2], found[2::2], strict=True)
+    }
+
+
+def imported(line: str) -> str:
+    """Return the module that a line imports."""
+    words = line.split()
+    return words[1] if len(words) == 2 else f"{words[1]}.{words[3]}"
+
+
+@pytest.mark.parametrize(("module", "line", "rule"), PLANTED)
+def test_a_planted_violation_fails(
+    broken: dict[str, str], module: str, line: str, rule: str
+) -> None:
+    (said,) = [text for name, text in broken.items() if rule in name]
+    name = module.removesuffix(".py").replace("/", ".")
+    assert f"{name} -> {imported(line)} (l." in said
 
 
 def test_of_ray_only_what_is_public_is_used() -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def study(tmp_path: Path) -> Path:
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [str(PROGRAM), *map(str, arguments)]
+    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, **options
+        command, env=kept, capture_output=True, text=True, timeout=300, check=False, **options
     )
 
 
@@ -67,27 +69,54 @@ def tagged(workdir: Path) -> dict[str, list[str]]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a run of the study came to."""
+
+    folder: Path  # the current one; its work directory is `w`
+    result: dict[str, Any]
+    weights: list[bytes]
+    kinds: dict[str, list[str]]
+
+
+def ran(folder: Path, *arguments: object) -> Ran:
+    done = run("run", *arguments, "--workdir", "w", "--json", cwd=folder)
+    files = (folder / "w").rglob("model.safetensors")
+    return Ran(
+        folder=folder,
+        result=result(done),
+        weights=sorted(path.read_bytes() for path in files),
+        kinds=tagged(folder / "w"),
+    )
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The study as it ran without Ray; its work directory is used on."""
+    folder = tmp_path_factory.mktemp("inline")
+    (folder / "short.yaml").write_text(STUDY)
+    return ran(folder, "short.yaml", *SHORT, "--executor", "inline")
+
+
+@pytest.fixture(scope="module")
+def seeded(inline: Ran) -> Ran:
+    """The same with another seed."""
+    more = ("--executor", "inline", "--seeds", "0", "1")
+    return ran(inline.folder, "short.yaml", *SHORT, *more)
+
+
 @pytest.mark.ray
-def test_ray_and_inline_give_the_same_figures_to_the_bit(study: Path, tmp_path: Path) -> None:
-    found = {
-        executor: result(
-            run("run", study, *SHORT, "--executor", executor, "--workdir", executor, "--json",
-                cwd=tmp_path)
-        )
-        for executor in ("inline", "ray")
-    }  # fmt: skip
-    for one, other in zip(found["inline"]["arms"], found["ray"]["arms"], strict=True):
+def test_ray_and_inline_give_the_same_figures_to_the_bit(
+    inline: Ran, study: Path, tmp_path: Path
+) -> None:
+    on_ray = ran(tmp_path, study, *SHORT, "--executor", "ray")
+    for one, other in zip(inline.result["arms"], on_ray.result["arms"], strict=True):
         assert one["figures"] == other["figures"]
         assert len(one["figures"]) == 4
-    weights = {
-        executor: sorted(
-            path.read_bytes() for path in (tmp_path / executor).rglob("model.safetensors")
-        )
-        for executor in found
-    }
-    assert weights["inline"] == weights["ray"]
-    for executor in found:
-        assert tagged(tmp_path / executor) == {
+    assert len(inline.weights) >= 2
+    assert inline.weights == on_ray.weights
+    for each in (inline, on_ray):
+        assert each.kinds == {
             "study": ["FINISHED"],
             "arm": ["FINISHED"] * 2,
             "trial": ["FINISHED"] * 2,
@@ -95,42 +124,16 @@ def test_ray_and_inline_give_the_same_figures_to_the_bit(study: Path, tmp_path: 
         }
 
 
-def test_running_again_runs_nothing_and_a_seed_more_runs_its_own(
-    study: Path, tmp_path: Path
-) -> None:
-    arguments = ["run", study, *SHORT, "--executor", "inline", "--workdir", "w", "--json"]
-    assert result(run(*arguments, cwd=tmp_path))["executed"] == 3
-    again = run(*arguments, cwd=tmp_path)
-    assert result(again)["executed"] == 0
-    assert "nothing to run" in again.stderr
-    assert result(run(*arguments, "--seeds", "0", "1", cwd=tmp_path))["executed"] == 2
-    assert len(tagged(tmp_path / "w")["trial"]) == 4
-    status = json.loads(
-        run("status", study, *SHORT, "--workdir", "w", "--json", cwd=tmp_path).stdout
-    )
-    assert {trial["state"] for trial in status["trials"]} == {"done"}
-    report = run("report", study, *SHORT, "--workdir", "w", cwd=tmp_path)
-    page = Path("w") / "studies" / NAME / "report" / "report.html"
-    answer, where, *_ = report.stdout.splitlines()
-    assert "shapes/chair_i" in answer
-    assert f"report: {page}" in report.stdout
-    assert "base (untrained)" in report.stdout
-    written = tmp_path / page
-    assert written.read_text().startswith("<!DOCTYPE html>")
-    assert (written.parent / "figures" / "training.pdf").exists()
-
-
-def test_markdown_csv_and_mlflow_have_the_same_figures(study: Path, tmp_path: Path) -> None:
-    study.write_text(STUDY.replace("seeds: [0]", "seeds: [0, 1]"))
-    arguments = ["run", study, *SHORT, "--executor", "inline", "--workdir", "w", "--json"]
-    found = result(run(*arguments, cwd=tmp_path))
-    assert found["compare"].startswith("http://127.0.0.1:5000/#/compare-runs?runs=")
-    folder = tmp_path / "w" / "studies" / NAME / "report"
+def test_markdown_csv_and_mlflow_have_the_same_figures(seeded: Ran) -> None:
+    compare = seeded.result["compare"]
+    assert compare.startswith("http://127.0.0.1:5000/#/compare-runs?runs=")
+    work = seeded.folder / "w"
+    folder = work / "studies" / NAME / "report"
     with (folder / "report.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["arm"] == "chip"]
     assert len(lines) == 4
     text = (folder / "report.md").read_text()
-    with sqlite3.connect(tmp_path / "w" / "mlflow.db") as database:
+    with sqlite3.connect(work / "mlflow.db") as database:
         (arm,) = database.execute("select run_uuid from runs where name = 'chip'").fetchone()
         metrics = dict(
             database.execute("select key, value from latest_metrics where run_uuid = ?", (arm,))
@@ -155,9 +158,31 @@ def test_markdown_csv_and_mlflow_have_the_same_figures(study: Path, tmp_path: Pa
     assert (kept / "figures" / "forest-shapes-chair_i.png").exists()
 
 
+def test_running_again_runs_nothing_and_a_seed_more_runs_its_own(inline: Ran, seeded: Ran) -> None:
+    assert inline.result["executed"] == 3
+    assert seeded.result["executed"] == 2
+    assert len(seeded.kinds["trial"]) == 4
+    folder, options = seeded.folder, ["short.yaml", *SHORT, "--workdir", "w"]
+    again = run("run", *options, "--executor", "inline", "--seeds", "0", "1", "--json", cwd=folder)
+    assert result(again)["executed"] == 0
+    assert "nothing to run" in again.stderr
+    status = json.loads(run("status", *options, "--json", cwd=folder).stdout)
+    assert {trial["state"] for trial in status["trials"]} == {"done"}
+    report = run("report", *options, cwd=folder)
+    page = Path("w") / "studies" / NAME / "report" / "report.html"
+    answer, where, *_ = report.stdout.splitlines()
+    assert "shapes/chair_i" in answer
+    assert f"report: {page}" in report.stdout
+    assert "base (untrained)" in report.stdout
+    written = folder / page
+    assert written.read_text().startswith("<!DOCTYPE html>")
+    assert (written.parent / "figures" / "training.pdf").exists()
+
+
 @pytest.mark.ray
 def test_a_driver_that_was_killed_is_taken_up_by_the_next(study: Path, tmp_path: Path) -> None:
-    longer = ["run", study, "--set", "training.max_steps=12", "--workdir", "w"]
+    changes = ["--set", "training.max_steps=12", "--set", "training.batch_size=4"]
+    longer = ["run", study, *changes, "--workdir", "w"]
     driver = subprocess.Popen(
         [str(PROGRAM), *map(str, longer)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
@@ -195,12 +220,12 @@ def test_a_driver_that_was_killed_is_taken_up_by_the_next(study: Path, tmp_path:
     assert doubled == []
 
 
-@pytest.mark.ray
 def test_a_failing_trial_is_told_and_the_others_go_on(study: Path, tmp_path: Path) -> None:
     text = STUDY.replace("objective: [dpo, chip]", "optimizer.lr: [1e-5, 1e30]")
     study.write_text(text.replace("baseline: {objective: dpo}", "baseline: {optimizer.lr: 1e-5}"))
     changes = [*SHORT, "--set", "optimizer.clip=null"]
-    done = run("run", study, *changes, "--workdir", "w", "--json", cwd=tmp_path)
+    options = ["--executor", "inline", "--workdir", "w", "--json"]
+    done = run("run", study, *changes, *options, cwd=tmp_path)
     assert done.returncode == 1
     found = json.loads(done.stdout)
     ((name, reason),) = found["failed"].items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,14 @@ FILES = [
 PICKLES = {"tuner.py": {"loads"}, "released.py": {"UnpicklingError"}}
 
 
-def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+@cache
+def nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+@cache
+def calls(file: Path) -> list[tuple[str, ast.Call]]:
+    return [(ast.unparse(node.func), node) for node in nodes(file) if isinstance(node, ast.Call)]
 
 
 def keywords(call: ast.Call) -> dict[str, str]:
@@ -48,7 +52,7 @@ def test_a_file(file: Path) -> None:
             assert file.name in ("image_files.py", "study_gallery.py"), "open_image is bounded"
     used = {
         node.attr
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for node in nodes(file)
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in ("pickle", "cloudpickle", "joblib", "shelve", "marshal", "dill")

@@ -1,8 +1,8 @@
 """Two workers against one: the same curve, the same weights, checkpoints that go either way.
 
 The trainings are in workers.py: CHiP on a tiny LLaVA, three pairs a step, so that one of two
-workers has two pairs and the other one. One start of two processes serves all quick cases; the
-others are slow because they are many.
+workers has two pairs and the other one. One start of a program serves all quick cases; the others
+are slow because they are many.
 """
 
 from __future__ import annotations
@@ -49,17 +49,20 @@ def _helper() -> Any:
 helper = _helper()
 Case = helper.Case
 
+#: Ten steps, and a checkpoint in the middle: what goes wrong between workers does so at once.
 QUICK = [
-    Case("ddp", "full"),
-    Case("fsdp", "full", "float32", checkpoint_every=10, micro_batch=2),
-    Case("fsdp", "lora", checkpoint_every=10, micro_batch=2, apart=True),
-    Case("fsdp", "everywhere", checkpoint_every=10, micro_batch=2),
-    Case("fsdp", "released", micro_batch=2, family="muffin"),
-    Case("ddp", "mpo"),
-    Case("fsdp", "dama", micro_batch=2),
-    Case("fsdp", "bf16_lora", "bfloat16", checkpoint_every=10, micro_batch=2),
-    Case("ddp", "bf16", "bfloat16"),
+    Case("ddp", "full", steps=10),
+    Case("fsdp", "full", "float32", checkpoint_every=5, micro_batch=2, steps=10),
+    Case("fsdp", "lora", checkpoint_every=5, micro_batch=2, apart=True, steps=10),
+    Case("fsdp", "everywhere", checkpoint_every=5, micro_batch=2, steps=10),
+    Case("fsdp", "released", micro_batch=2, family="muffin", steps=10),
+    Case("ddp", "mpo", steps=10),
+    Case("fsdp", "dama", micro_batch=2, steps=10),
+    Case("fsdp", "bf16_lora", "bfloat16", checkpoint_every=5, micro_batch=2, steps=10),
+    Case("ddp", "bf16", "bfloat16", steps=10),
 ]
+#: What three workers go on with from the checkpoint of two.
+BY_THREE = Case("fsdp", "full", "float32", resume=QUICK[1].name, steps=10)
 SLOW = [
     *(Case(kind, preset) for kind in ("ddp", "fsdp") for preset in ("aot", "aot_unpaired", "sft")),
     Case("fsdp", "mpo"),
@@ -92,7 +95,7 @@ SLOW = [
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launched(tmp_path_factory.mktemp("quick"), QUICK)
+    return launched(tmp_path_factory.mktemp("quick"), QUICK, (3, [BY_THREE]))
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +105,21 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(out / here.name)  # the same without checkpoints
     helper.run(here, out, Workers())
     there = [Case(kind, "lora", "float32", resume=here.name) for kind in ("ddp", "fsdp")]
-    helper.launch(out, there)
+    helper.launch(out, (2, there))
     return out
 
 
-def launched(out: Path, cases: list[Any]) -> Path:
+def launched(out: Path, cases: list[Any], *more: tuple[int, list[Any]]) -> Path:
+    """Train every case by two workers and by one, and what is to be trained by more."""
     torch.set_num_threads(1)
-    helper.launch(out, cases)
-    for alone in {Case("single", case.changes, case.dtype, family=case.family) for case in cases}:
-        helper.run(alone, out, Workers())
+    helper.launch(out, (2, cases), *more)
+    for one in {alone(case) for case in cases}:
+        helper.run(one, out, Workers())
     return out
+
+
+def alone(case: Any) -> Any:
+    return Case("single", case.changes, case.dtype, family=case.family, steps=case.steps)
 
 
 def compare(out: Path, case: Any) -> None:
@@ -123,9 +131,9 @@ def compare(out: Path, case: Any) -> None:
         "float32": (1e-4, 1e-3),
         "bfloat16": (2e-3, 1e-2),  # which has 8 bits
     }[case.dtype]
-    alone = Case("single", case.changes, case.dtype, family=case.family)
-    curves = [helper.curve(out, each) for each in (alone, case)]
-    assert len(curves[0]) == len(curves[1]) == helper.STEPS
+    both = alone(case), case
+    curves = [helper.curve(out, each) for each in both]
+    assert len(curves[0]) == len(curves[1]) == case.steps
     losses = [[figures["loss"] for figures in curve] for curve in curves]
     assert max(losses[0]) - min(losses[0]) > 0.05  # it does train
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
@@ -133,7 +141,7 @@ def compare(out: Path, case: Any) -> None:
         if case.dtype == "bfloat16":  # of which pair's margin rounding decides the sign
             other["reward/accuracy"] = one["reward/accuracy"]
         assert other == pytest.approx(one, rel=100 * tolerance, abs=tolerance)
-    weights = [load(out, each) for each in (alone, case)]
+    weights = [load(out, each) for each in both]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         assert torch.allclose(weight, weights[1][name], rtol=0, atol=moved)
@@ -159,9 +167,9 @@ def test_two_workers_equal_one_in_every_way(slow: Path, case: Any) -> None:
 
 def goes_on(out: Path, there: Any) -> None:
     """One worker goes on from what a case left."""
-    here = Case("single", there.changes, there.dtype, resume=there.name)
+    here = Case("single", there.changes, there.dtype, resume=there.name, steps=there.steps)
     trained = helper.run(here, out, Workers())
-    assert "resumed after step 10" in trained.notes[-1]
+    assert f"resumed after step {there.checkpoint_every} from" in trained.notes[-1]
     compare(out, here)
 
 
@@ -176,12 +184,11 @@ def test_what_two_saved_in_bf16_one_goes_on_from(quick: Path) -> None:
 
 def test_what_two_saved_three_go_on_from(quick: Path) -> None:
     there = QUICK[1]
-    here = Case("fsdp", there.changes, there.dtype, resume=there.name)
-    helper.launch(quick, [here], workers=3)
-    assert [figures["loss"] for figures in helper.curve(quick, here)[:10]] == [
-        figures["loss"] for figures in helper.curve(quick, there)[:10]
+    before = there.checkpoint_every
+    assert [figures["loss"] for figures in helper.curve(quick, BY_THREE)[:before]] == [
+        figures["loss"] for figures in helper.curve(quick, there)[:before]
     ]
-    compare(quick, here)
+    compare(quick, BY_THREE)
 
 
 def test_each_worker_writes_the_part_that_it_holds(quick: Path) -> None:

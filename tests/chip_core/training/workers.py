@@ -1,18 +1,23 @@
-"""Trainings of a tiny model for the tests of several workers, and the program that each worker is.
+"""Trainings of a tiny model for the tests of several workers, and the program that is all of them.
 
-python workers.py OUT CASE…        with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set
+python workers.py OUT ROUND…        each [how many workers, [case, …]] in JSON
+
+The program imports once, which takes seconds, and is forked into the workers of one round after
+the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +39,6 @@ from chip_core.training.trainer import TrainingResult  # noqa: E402
 from chip_core.utils.files import read_records  # noqa: E402
 from chip_core.utils.workers import Workers, join_workers  # noqa: E402
 
-STEPS = 20
-
 
 @dataclass(frozen=True)
 class Case:
@@ -49,6 +52,7 @@ class Case:
     resume: str = ""  # another case's folder
     family: str = "llava"
     apart: bool = False  # whether every worker has a disk of its own
+    steps: int = 20
 
     @property
     def name(self) -> str:
@@ -120,7 +124,7 @@ def configured(case: Case) -> TrialConfig:
             "model": "shapes",
             "objective": {"preset": "chip", "weights": {"segment": 3, "token": 0.1}},
             "optimizer": {"lr": 1e-3, "warmup": 0.1, "clip": 1.0},
-            "training": {"batch_size": 3, "epochs": STEPS, **changes.get("training", {})},
+            "training": {"batch_size": 3, "epochs": case.steps, **changes.get("training", {})},
             **{name: value for name, value in changes.items() if name != "training"},
             "engine": {
                 "micro_batch": case.micro_batch,
@@ -178,44 +182,56 @@ def curve(out: Path, case: Case) -> list[dict[str, float]]:
     ]
 
 
-def launch(out: Path, cases: Sequence[Case], workers: int = 2, within: float = 1200.0) -> None:
-    """Run trainings by several processes, and wait for them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, __file__, str(out), *(json.dumps(vars(case)) for case in cases)]
-    started = [
-        subprocess.Popen(
-            command,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(workers),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(workers)
-    ]
-    try:
-        said = [process.communicate(timeout=within)[1] for process in started]
-    finally:
+def launch(out: Path, *rounds: tuple[int, Sequence[Case]], within: float = 1200.0) -> None:
+    """Run rounds of trainings, each by so many processes, and wait for them."""
+    told = [json.dumps([workers, [vars(case) for case in cases]]) for workers, cases in rounds]
+    done = subprocess.run(
+        [sys.executable, __file__, str(out), *told],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=within,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def main(out: Path, rounds: Sequence[tuple[int, Sequence[Case]]]) -> None:
+    """Be every worker: forked before torch has any thread, which no fork would take along."""
+    forked = multiprocessing.get_context("fork")
+    for workers, cases in rounds:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = [
+            forked.Process(target=work, args=(out, cases, rank, workers, port), daemon=True)
+            for rank in range(workers)
+        ]
         for process in started:
-            process.kill()
-    for process, text in zip(started, said, strict=True):
-        assert process.returncode == 0, text[-3000:]
+            process.start()
+        left = {process.sentinel: process for process in started}
+        while left:
+            for sentinel in wait(list(left)):
+                if left.pop(sentinel).exitcode:  # type: ignore[call-overload]
+                    sys.exit(1)  # which ends the others
 
 
-def main(out: Path, cases: Sequence[Case]) -> None:
+def work(out: Path, cases: Sequence[Case], rank: int, workers: int, port: int) -> None:
     """Be one of the workers."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     torch.set_num_threads(1)
-    with join_workers() as workers:
+    with join_workers() as joined:
         for case in cases:
-            run(case, out, workers)
+            run(case, out, joined)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Case(**json.loads(text)) for text in sys.argv[2:]])
+    main(
+        Path(sys.argv[1]),
+        [
+            (workers, [Case(**each) for each in cases])
+            for workers, cases in map(json.loads, sys.argv[2:])
+        ],
+    )

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,38 @@ from orchestrator.executors import inline
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.jobs.stopping import Stop
-from orchestrator.plan.plan import Plan
+from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.results import Outcome
 from orchestrator.report.writers.files import report_folder
 from orchestrator.run import CACHE_RECORDS, run_study
 from orchestrator.state.cache import list_caches, prunable_caches, prune_caches, verify_caches
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.removal import plan_removal, remove
-from orchestrator.storage.binding import bind_storage, storage_of
-from orchestrator.storage.download import trial_key
+from orchestrator.storage.binding import FILE, bind_storage, storage_of
+from orchestrator.storage.download import NODE_CACHE, trial_key
 from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import Remote
+from orchestrator.study.load import load_study
+from orchestrator.study.model import StudyChanges
 from orchestrator.tracking.projection import MlflowTracker
 
 from ..conftest import SHORT, TINY
 from ..fakes import FakeTracker
+from .conftest import BUCKET
 
 Run = Callable[..., Outcome]
 
 
-@pytest.fixture
-def plan(plan_of: Callable[..., Plan]) -> Plan:
-    return plan_of(TINY, overrides={**SHORT, "engine.checkpoint_every": 2})
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    path = tmp_path_factory.mktemp("study") / "study.yaml"
+    path.write_text(TINY)
+    changes = StudyChanges(overrides={**SHORT, "engine.checkpoint_every": 2})
+    return make_plan(load_study(path, changes), lambda model: {"content": "the model"})
 
 
-@pytest.fixture
-def run(plan: Plan, machine: Callable[[str], Path]) -> Run:
+@pytest.fixture(scope="module")
+def run(plan: Plan) -> Run:
     """Run the study inline."""
 
     def ran(workdir: Path, uri: str | None = None, **options: Any) -> Outcome:
@@ -61,6 +68,59 @@ def run(plan: Plan, machine: Callable[[str], Path]) -> Run:
         )
 
     return ran
+
+
+@pytest.fixture(scope="module")
+def plain(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of the study without a storage."""
+    workdir = tmp_path_factory.mktemp("plain")
+    assert run(workdir).executed == 3
+    return workdir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What the study left that has run through a storage, with MLflow."""
+
+    folder: Path  # which has all of it but an S3 storage
+    uri: str
+    outcome: Outcome
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    @property
+    def cache(self) -> Path:
+        """What the machine copied."""
+        return self.folder / "one"
+
+
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def finished(
+    request: pytest.FixtureRequest, run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    uri = str(folder / "shared")
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        uri = f"s3://{BUCKET}/{folder.name}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv(NODE_CACHE, str(folder / "one"))
+        tracker = MlflowTracker(folder / "work")  # before the storage is settled, as the command
+        outcome = run(folder / "work", uri, tracker=tracker)
+    return Finished(folder=folder, uri=uri, outcome=outcome)
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path, machine: Callable[[str], Path]) -> Path:
+    """A copy of its work directory, bound to a copy of its storage."""
+    work, shared = tmp_path / "work", tmp_path / "shared"
+    shutil.copytree(finished.uri, shared)
+    shutil.copytree(finished.work, work, ignore=shutil.ignore_patterns("mlflow.db*"))
+    write_json(work / FILE, {**read_json(work / FILE), "storage": str(shared)})
+    return work
 
 
 def figures(workdir: Path) -> dict[str, Any]:
@@ -88,36 +148,41 @@ def weights(sizes_of: Remote, tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_figures_are_those_without(
-    run: Run, remote: Remote, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+    run: Run, finished: Finished, plain: Path, tmp_path: Path, machine: Callable[[str], Path]
 ) -> None:
-    assert run(tmp_path / "plain").executed == 3
-    outcome = run(tmp_path / "work", uri)
+    work, outcome = finished.work, finished.outcome
     assert outcome.executed == 3 and not outcome.failed
-    assert figures(tmp_path / "work") == figures(tmp_path / "plain")
-    plain = Remote(str(tmp_path / "plain"))
-    assert weights(remote, tmp_path) == weights(plain, tmp_path)
+    assert figures(work) == figures(plain)
+    assert weights(Remote(finished.uri), tmp_path) == weights(Remote(str(plain)), tmp_path)
     # Weights lie in the storage alone, a store's files on machines that read them.
-    assert not list((tmp_path / "work").rglob("*.safetensors"))
-    kept = read_json(
-        report_folder(tmp_path / "work", outcome.summary.plan.study.name) / CACHE_RECORDS
-    )
+    assert not list(work.rglob("*.safetensors"))
+    kept = read_json(report_folder(work, outcome.summary.plan.study.name) / CACHE_RECORDS)
     made = [record for record in kept if record["state"] == "made"]
     assert len(made) == 3  # the fourth, features of rejected images, is read by one trial alone
-    stores = {path.name for path in machine("one").glob(f"*/{CACHE}/*") if path.is_dir()}
+    stores = {path.name for path in finished.cache.glob(f"*/{CACHE}/*") if path.is_dir()}
     assert stores == {record["hash"] for record in made}
-    assert not list(machine("one").glob("*/jobs/*/"))
-    engines = {record.engine["reference"] for _, record in Ledger(tmp_path / "work").items()
+    assert not list(finished.cache.glob("*/jobs/*/"))
+    engines = {record.engine["reference"] for _, record in Ledger(work).items()
                if record.engine}  # fmt: skip
     assert engines == {"stored"}
-    assert run(tmp_path / "work").executed == 0
+    assert run(work).executed == 0
 
 
-@pytest.mark.parametrize("uri", ["folder"], indirect=True)
-def test_another_driver_finds_what_is_done(run: Run, uri: str, tmp_path: Path) -> None:
-    run(tmp_path / "work", uri)
-    outcome = run(tmp_path / "another", uri)  # another machine's, with nothing but the URI
+def test_artifacts_lie_in_the_storage_too(finished: Finished, plan: Plan) -> None:
+    artifacts = Remote(finished.uri).sizes("artifacts")
+    assert sum(key.endswith("/report/report.html") for key in artifacts) == 1
+    assert sum(key.endswith("/config.json") for key in artifacts) == len(plan.trials)
+    assert not (finished.work / "artifacts").exists()
+
+
+@pytest.mark.parametrize("finished", ["folder"], indirect=True)
+def test_another_driver_finds_what_is_done(
+    run: Run, finished: Finished, tmp_path: Path, machine: Callable[[str], Path]
+) -> None:
+    # another machine's, with nothing but the URI
+    outcome = run(tmp_path / "another", finished.uri)
     assert outcome.executed == 0 and not outcome.summary.left
-    assert figures(tmp_path / "another") == figures(tmp_path / "work")
+    assert figures(tmp_path / "another") == figures(finished.work)
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
@@ -125,11 +190,11 @@ def test_a_training_goes_on_elsewhere(
     run: Run,
     remote: Remote,
     uri: str,
+    plain: Path,
     tmp_path: Path,
     machine: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(tmp_path / "plain")
     stop, really = Stop(), inline.execute
 
     def interrupted(job: Job, report: Callable[[Progress], None], *rest: Any) -> Any:
@@ -149,17 +214,17 @@ def test_a_training_goes_on_elsewhere(
     outcome = run(tmp_path / "work", uri)
     assert not outcome.failed and not outcome.summary.left
     assert {mark: metrics for mark, (metrics, _) in figures(tmp_path / "work").items()} == {
-        mark: metrics for mark, (metrics, _) in figures(tmp_path / "plain").items()
+        mark: metrics for mark, (metrics, _) in figures(plain).items()
     }
-    assert weights(remote, tmp_path) == weights(Remote(str(tmp_path / "plain")), tmp_path)
+    assert weights(remote, tmp_path) == weights(Remote(str(plain)), tmp_path)
     notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
     assert any(note.startswith("resumed after step ") for note in notes), notes
 
 
-@pytest.mark.parametrize("uri", ["folder"], indirect=True)
-def test_stores_are_listed_and_pruned(run: Run, remote: Remote, uri: str, tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    run(work, uri)
+@pytest.mark.parametrize("finished", ["folder"], indirect=True)
+def test_stores_are_listed_and_pruned(copied: Path) -> None:
+    work, remote = copied, bind_storage(copied, None)
+    assert remote is not None
     stores = list_caches(work, Ledger(work))
     assert {kept.state for kept in stores} == {"whole"}
     assert sum(kept.bytes for kept in stores) == sum(remote.sizes(CACHE).values())
@@ -178,9 +243,13 @@ def test_stores_are_listed_and_pruned(run: Run, remote: Remote, uri: str, tmp_pa
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
 def test_a_store_that_went_is_computed_in_the_step(
-    run: Run, remote: Remote, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    uri: str,
+    plain: Path,
+    tmp_path: Path,
+    machine: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(tmp_path / "plain")
     really = inline.execute
 
     def without(job: Job, *arguments: Any) -> Any:
@@ -190,17 +259,15 @@ def test_a_store_that_went_is_computed_in_the_step(
 
     monkeypatch.setattr(inline, "execute", without)
     assert not run(tmp_path / "work", uri).failed
-    assert figures(tmp_path / "work") == figures(tmp_path / "plain")
+    assert figures(tmp_path / "work") == figures(plain)
     notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
     assert any("is not used: it is not there; computed in the step" in note for note in notes)
 
 
-@pytest.mark.parametrize("uri", ["folder"], indirect=True)
-def test_what_is_removed_goes_there_too(
-    run: Run, plan: Plan, remote: Remote, uri: str, tmp_path: Path
-) -> None:
-    work = tmp_path / "work"
-    run(work, uri)
+@pytest.mark.parametrize("finished", ["folder"], indirect=True)
+def test_what_is_removed_goes_there_too(plan: Plan, copied: Path) -> None:
+    work, remote = copied, bind_storage(copied, None)
+    assert remote is not None
     before = sum(size for key, size in remote.sizes("trials").items() if "model" in key)
     going = plan_removal(work, plan.study.name)
     assert going.bytes > before > 0
@@ -231,26 +298,11 @@ def _size(remote: Remote, key: str) -> int:
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
 def test_an_attempt_of_a_driver_that_lost_its_ledger_is_counted(
-    run: Run, remote: Remote, uri: str, tmp_path: Path
+    run: Run, remote: Remote, uri: str, plain: Path, tmp_path: Path, machine: Callable[[str], Path]
 ) -> None:
     """The storage has attempt 1, unfinished; a new work directory begins with attempt 2."""
-    plan_marks = run(tmp_path / "plain").summary
-    assert plan_marks is not None
-    mark = next(mark for mark, record in Ledger(tmp_path / "plain").items() if record.model)
+    mark = next(mark for mark, record in Ledger(plain).items() if record.model)
     remote.write(f"{trial_key(mark)}/attempt-1/config.json", b"{}")
     run(tmp_path / "work", uri)
     assert list_checkpoints(tmp_path / "work") == []
     assert sorted(Ledger(tmp_path / "work")[mark].history) == [2]
-
-
-def test_artifacts_lie_in_the_storage_too(
-    run: Run, plan: Plan, remote: Remote, uri: str, tmp_path: Path
-) -> None:
-    work = tmp_path / "work"
-    tracker = MlflowTracker(work)  # before the storage is settled, as the command has it
-    bind_storage(work, uri)
-    run(work, uri, tracker=tracker)
-    artifacts = remote.sizes("artifacts")
-    assert sum(key.endswith("/report/report.html") for key in artifacts) == 1
-    assert sum(key.endswith("/config.json") for key in artifacts) == len(plan.trials)
-    assert not (work / "artifacts").exists()

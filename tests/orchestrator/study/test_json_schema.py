@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ FILES: list[tuple[Kind, Path]] = [
 ]
 
 
-def complaints(kind: Kind, tree: dict[str, Any]) -> list[str]:
+@cache
+def validator(kind: Kind) -> jsonschema.Draft202012Validator:
     schema = json.loads(schema_text(kind))
     jsonschema.Draft202012Validator.check_schema(schema)
-    found = jsonschema.Draft202012Validator(schema).iter_errors(tree)
-    return [error.json_path for error in found]
+    return jsonschema.Draft202012Validator(schema)
+
+
+def complaints(kind: Kind, tree: dict[str, Any]) -> list[str]:
+    return [error.json_path for error in validator(kind).iter_errors(tree)]
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
