@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,24 @@ class DataSource:
                 texts = self.format.texts(raw)
             except RowError:
                 continue  # told when the rows are checked
-            own = (raw.get(name) for name in CHOSEN_IMAGE_COLUMNS)
             if (
                 texts.anew
-                or any(own)
+                or _has_own(raw)
                 or any(
                     may_hold_special_tokens(text)
                     for text in (texts.prompt, texts.chosen, texts.rejected)
                 )
             ):
                 return True
+        return False
+
+    def has_sides(self, rows: int) -> bool:
+        """Return whether one of the first rows has an image of the chosen response's own."""
+        first = itertools.islice(self._readers(CHOSEN_IMAGE_COLUMNS), rows)
+        for _, _, read in first:
+            with suppress(RowError):  # told when the rows are checked
+                if _has_own(read()):
+                    return True
         return False
 
     def image_files(self) -> Iterator[tuple[str, Path | None]]:
@@ -190,6 +199,10 @@ class DataSource:
     def _find(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
+
+
+def _has_own(raw: Mapping[str, Any]) -> bool:
+    return any(raw.get(name) for name in CHOSEN_IMAGE_COLUMNS)
 
 
 def open_source(
