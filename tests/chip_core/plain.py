@@ -8,11 +8,21 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.objectives import ObjectiveConfig
+from chip_core.objectives.forms import objective_of
 from chip_core.objectives.from_logits import PairLogits, batch_from_logits
+from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS
+from chip_core.objectives.terms import BatchObjective, ResponseScores
 from chip_core.training.layout import PaddedRows, pad
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
+
+
+def batch_objective(config: ObjectiveConfig, **views: ResponseScores | None) -> BatchObjective:
+    """Return the objective of views by name; None: it is not there."""
+    given = {view: scores for view, scores in views.items() if scores is not None}
+    return objective_of(config, Inputs(views=given))
 
 
 def rows(batch: PairBatch, what: str) -> PaddedRows:
