@@ -72,11 +72,13 @@ def behind(view: str, *, sides: bool) -> Behind:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What a term of a user's own reads of `losses.Inputs`."""
+    """What a term of a user's own reads."""
 
     reads: Reads
     fields: tuple[str, ...] = ()
     scope: Scope | None = None
+    divergence: bool = False  # whether it reads KL(reference || policy), of chosen and rejected
+    takes_inputs: bool = True  # `losses.Inputs`, or three responses
 
 
 @dataclass(frozen=True, kw_only=True)
