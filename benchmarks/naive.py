@@ -23,7 +23,8 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import batch_objective
+from chip_core.objectives.forms import objective_of
+from chip_core.objectives.losses import Inputs
 from chip_core.objectives.terms import ResponseScores
 
 IGNORED = -100
@@ -63,12 +64,12 @@ def naive_loss(policy: Any, reference: Any, batch: PairBatch, objective: Objecti
             kl=None if kl is None else kl[rows],
         )
 
-    return batch_objective(
-        objective,
-        chosen=scores(0, chosen, reference_logps[:pairs], kl=kl),
-        rejected=scores(1, rejected, reference_logps[pairs:], kl=kl),
-        rejected_image=scores(2, chosen, other_logps[:pairs], kl=None),
-    ).loss.mean()
+    views = {
+        "chosen": scores(0, chosen, reference_logps[:pairs], kl=kl),
+        "rejected": scores(1, rejected, reference_logps[pairs:], kl=kl),
+        "rejected_image": scores(2, chosen, other_logps[:pairs], kl=None),
+    }
+    return objective_of(objective, Inputs(views=views)).loss.mean()
 
 
 def _read(

@@ -24,7 +24,7 @@ from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.rows import RowError
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
-from chip_core.objectives.parts import COLUMNS, VIEWS, Image, Response
+from chip_core.objectives.parts import COLUMNS, VIEWS, Behind, Response, behind
 from chip_core.objectives.segments import changed_tokens
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derived_seed, generator
@@ -49,6 +49,8 @@ class _EncodedPair:
     prompt: _Prompt
     chosen: _Marked
     rejected: _Marked
+    #: The rejected response's prompt, with its own image where it has one, else the pair's.
+    own: _Prompt
 
 
 class PairEncoder:
@@ -101,59 +103,80 @@ class PairEncoder:
 
     def batch(self, places: Sequence[int], epoch: int = 0) -> PairBatch:
         """Encode and pad pairs, named by their places in the data, of an epoch counted from 0."""
-        prompts: dict[Image, list[_Prompt]] = {"image": []}
-        answers: dict[str, list[_Marked]] = {"chosen": [], "rejected": []}
+        prompts: dict[Behind, list[_Prompt]] = {}
+        answers: dict[str, list[_Marked]] = {}
         pairs: list[PreferencePair] = []
         void = 0
         cut: list[tuple[str, str, int]] = []
         for place in places:
             encoded = self._encoded(place, epoch)
-            pair, prompt = encoded.pair, encoded.prompt
-            pairs.append(pair)
-            prompts["image"].append(prompt)
-            answers["chosen"].append(encoded.chosen)
-            answers["rejected"].append(encoded.rejected)
-            room = self._config.training.max_length - len(prompt.ids)
-            for side, (response, _) in (("chosen", encoded.chosen), ("rejected", encoded.rejected)):
+            pairs.append(encoded.pair)
+            asked, is_void = self._asked(encoded, epoch)
+            void += is_void
+            for which, prompt in asked.items():
+                prompts.setdefault(which, []).append(prompt)
+            marked = {"chosen": encoded.chosen, "rejected": encoded.rejected}
+            for side, (response, _) in marked.items():
+                room = self._config.training.max_length - len(asked[behind(side, sides=True)].ids)
                 if 0 < room < len(response.ids):
-                    cut.append((pair.id, side, len(response.ids) - room))
-            asked: dict[Image, _Prompt] = {"image": prompt}
-            if "rejected_image" in self._images:
-                asked["rejected_image"], is_void = self._rejected_prompt(pair, prompt, epoch)
-                void += is_void
-            if "second_image" in self._images:
-                asked["second_image"] = self._second_prompt(pair)
-            for image, under in asked.items():
-                if image != "image":
-                    prompts.setdefault(image, []).append(under)
+                    cut.append((encoded.pair.id, side, len(response.ids) - room))
             for view in self._views:
-                if view not in ("chosen", "rejected"):
-                    marked = self._under(encoded, asked[VIEWS[view][0]], view)
-                    answers.setdefault(view, []).append(marked)
-        stacked = {image: self._stacked(under) for image, under in prompts.items()}
-        responses = {
-            view: self._responses(prompts[VIEWS[view][0]], marked)
-            for view, marked in answers.items()
+                if view not in marked:
+                    marked[view] = self._under(encoded, asked[behind(view, sides=True)], view)
+            for view, of_view in marked.items():
+                answers.setdefault(view, []).append(of_view)
+        sides = any(pair.own_image is not None for pair in pairs)
+        lying = {view: behind(view, sides=sides) for view in answers}
+        responses = {view: self._responses(prompts[lying[view]], answers[view]) for view in answers}
+        stacked = {
+            which: self._stacked(under)
+            for which, under in prompts.items()
+            if not which[1] or which in lying.values()
         }
         return PairBatch(
             places=tuple(places),
             epoch=epoch,
-            prompts=stacked["image"],
+            prompts=stacked["image", False],
             chosen=responses.pop("chosen"),
             rejected=responses.pop("rejected"),
-            rejected_image_prompts=stacked.get("rejected_image"),
+            rejected_image_prompts=stacked.get(("rejected_image", False)),
             rejected_image=responses.pop("rejected_image", None),
             void=void,
             cut=tuple(cut),
-            second_image_prompts=stacked.get("second_image"),
+            second_image_prompts=stacked.get(("second_image", False)),
             more=responses,
+            own={image: under for (image, own), under in stacked.items() if own},
             fields=self._numbers(pairs),
         )
+
+    def _asked(self, encoded: _EncodedPair, epoch: int) -> tuple[dict[Behind, _Prompt], bool]:
+        """Return what a pair's responses lie behind, and whether a rejected image is a true one.
+
+        The rejected response's own side is the pair's where the row has one image for both.
+        """
+        pair = encoded.pair
+        asked: dict[Behind, _Prompt] = {
+            ("image", False): encoded.prompt,
+            ("image", True): encoded.own,
+        }
+        void = False
+        if "rejected_image" in self._images:
+            made, void = self._rejected_prompt(pair, encoded.prompt, epoch)
+            own = made
+            if pair.own_image is not None and "rejected_image_rejected" in self._views:
+                # What is given for the one side is the other side's.
+                turned = replace(pair, image=pair.own_image, rejected_image=pair.image)
+                own, of_own = self._rejected_prompt(turned, encoded.own, epoch)
+                void = void or of_own
+            asked |= {("rejected_image", False): made, ("rejected_image", True): own}
+        if "second_image" in self._images:
+            asked["second_image", False] = self._second_prompt(pair)
+        return asked, void
 
     def _under(self, encoded: _EncodedPair, prompt: _Prompt, view: str) -> _Marked:
         """Return a pair's response behind a prompt, and which of its tokens changed."""
         image, response = VIEWS[view]
-        pair, behind = encoded.pair, encoded.prompt
+        pair, first = encoded.pair, encoded.own if response == "rejected" else encoded.prompt
         if image == "second_image" and pair.second_prompt is not None:
             pair = replace(pair, prompt=pair.second_prompt)
         if response == "other":
@@ -161,7 +184,7 @@ class PairEncoder:
                 raise TrialError(f"pair {pair.id} has no third response, which the objective reads")
             return self._answer(pair, prompt, pair.other), []
         again, marks = encoded.chosen if response == "chosen" else encoded.rejected
-        if prompt.ids != behind.ids:
+        if prompt.ids != first.ids:
             text = pair.chosen if response == "chosen" else pair.rejected
             again = self._answer(pair, prompt, text)
         return again, marks
@@ -239,12 +262,16 @@ class PairEncoder:
     def _encode(self, place: int, epoch: int) -> _EncodedPair:
         pair = self._pair(place, epoch)
         prompt = self._prompt(pair, pair.image)
-        chosen, rejected = (
-            self._answer(pair, prompt, text) for text in (pair.chosen, pair.rejected)
-        )
+        own = prompt if pair.own_image is None else self._prompt(pair, pair.own_image)
+        chosen = self._answer(pair, prompt, pair.chosen)
+        rejected = self._answer(pair, own, pair.rejected)
         marks = self._changed(prompt, chosen, rejected)
         return _EncodedPair(
-            pair=pair, prompt=prompt, chosen=(chosen, marks[0]), rejected=(rejected, marks[1])
+            pair=pair,
+            prompt=prompt,
+            chosen=(chosen, marks[0]),
+            rejected=(rejected, marks[1]),
+            own=own,
         )
 
     def _pair(self, place: int, epoch: int) -> PreferencePair:
@@ -256,7 +283,12 @@ class PairEncoder:
         sides = [size[name] for name in ("width", "height") if name in size and size[name]]
         seed = derived_seed("augment", self._config.seed, pair.id, epoch)
         both = (sides[0], sides[1]) if len(sides) == 2 else None
-        return replace(pair, image=augment_image(as_rgb(pair.image), both, seed))
+        changed = {
+            name: augment_image(as_rgb(image), both, seed)
+            for name, image in (("image", pair.image), ("own_image", pair.own_image))
+            if image is not None
+        }
+        return replace(pair, **changed)
 
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
         processor, (asked,) = self._marks.hidden(pair.prompt)

@@ -32,6 +32,7 @@ class PreferencePair:
     chosen: str
     rejected: str
     rejected_image: Image.Image | None = None  # where the data gives one
+    own_image: Image.Image | None = None  # the rejected response's; None: `image` is both's
     other: str | None = None  # a third response, where the data gives one
     second_image: Image.Image | None = None  # a further image, where the data gives one
     second_prompt: str | None = None  # its own prompt; None: the pair's
@@ -238,13 +239,15 @@ def _pair(row: SourceRow, name: str, asks: Asks | None = None) -> PreferencePair
     """Return a row with its images decoded, and what is asked of it beside that."""
     rejected, further = row.rejected_image, further_of(row.raw, asks or Asks())
     second = further.second_image
+    given = None if rejected is None else row.images.read(rejected)
     return PreferencePair(
         id=name,
         image=row.images.read(row.image),
         prompt=row.texts.prompt,
         chosen=row.texts.chosen,
         rejected=row.texts.rejected,
-        rejected_image=None if rejected is None else row.images.read(rejected),
+        rejected_image=given,
+        own_image=given if row.sides else None,
         other=further.other,
         second_image=None if second is None else row.images.read(second),
         second_prompt=further.second_prompt,

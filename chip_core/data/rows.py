@@ -60,8 +60,12 @@ class PreferenceTexts:
     anew: bool = False
 
 
-def check_texts(texts: PreferenceTexts) -> None:
+def check_texts(texts: PreferenceTexts, *, sides: bool = False) -> None:
     """Raise where a row's texts are no preference.
+
+    Args:
+        texts: the row's.
+        sides: whether each response has an image of its own: one text may then be both.
 
     Raises:
         RowError: the first thing that is wrong.
@@ -69,7 +73,7 @@ def check_texts(texts: PreferenceTexts) -> None:
     _check_encoding("id", texts.id or "")  # what is drawn for a sample is drawn by it
     for name in ("prompt", "chosen", "rejected"):
         check_text(name, getattr(texts, name))
-    if texts.chosen.strip() == texts.rejected.strip():
+    if not sides and texts.chosen.strip() == texts.rejected.strip():
         raise RowError("chosen and rejected are equal")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from chip_core.config.trial import DataConfig
 from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import (
+    CHOSEN_IMAGE_COLUMNS,
     REJECTED_IMAGE_COLUMNS,
     SECOND_IMAGE_COLUMNS,
     first_image,
@@ -36,9 +38,10 @@ class SourceRow:
 
     index: int
     texts: PreferenceTexts
-    image: ImageRef
+    image: ImageRef  # the pair's, or the chosen response's own
     rejected_image: ImageRef | None
     images: ImageReader
+    sides: bool = False  # whether the rejected image is the rejected response's own
     raw: Mapping[str, Any] = field(default_factory=dict)  # for `further_of`
 
     @property
@@ -103,24 +106,40 @@ class DataSource:
     def read_anew(self) -> bool:
         """Return whether a row is one that builds before 2026-11-28 read otherwise, or refused.
 
-        A text that holds what may be a mark of a model's family was tokenized otherwise.
+        A text that holds what may be a mark of a model's family was tokenized otherwise; an image
+        of the chosen response's own was not looked at.
         """
-        for _, _, read in self._readers(self.format.text_columns):
+        for _, _, read in self._readers((*self.format.text_columns, *CHOSEN_IMAGE_COLUMNS)):
             try:
-                texts = self.format.texts(read())
+                raw = read()
+                texts = self.format.texts(raw)
             except RowError:
                 continue  # told when the rows are checked
-            if texts.anew or any(
-                may_hold_special_tokens(text)
-                for text in (texts.prompt, texts.chosen, texts.rejected)
+            if (
+                texts.anew
+                or _has_own(raw)
+                or any(
+                    may_hold_special_tokens(text)
+                    for text in (texts.prompt, texts.chosen, texts.rejected)
+                )
             ):
                 return True
+        return False
+
+    def has_sides(self, rows: int) -> bool:
+        """Return whether one of the first rows has an image of the chosen response's own."""
+        first = itertools.islice(self._readers(CHOSEN_IMAGE_COLUMNS), rows)
+        for _, _, read in first:
+            with suppress(RowError):  # told when the rows are checked
+                if _has_own(read()):
+                    return True
         return False
 
     def image_files(self) -> Iterator[tuple[str, Path | None]]:
         """Yield each image that is named by a path, and its file where there is one."""
         columns = (
             *self.format.image_columns,
+            *CHOSEN_IMAGE_COLUMNS,
             *REJECTED_IMAGE_COLUMNS,
             *SECOND_IMAGE_COLUMNS,
         )
@@ -131,6 +150,7 @@ class DataSource:
                 raw = read()
                 refs = (
                     self.format.image(raw),
+                    first_image(raw, *CHOSEN_IMAGE_COLUMNS),
                     rejected_image(raw),
                     first_image(raw, *SECOND_IMAGE_COLUMNS),
                 )
@@ -154,23 +174,35 @@ class DataSource:
                 index += 1
 
     def _row(self, index: int, shard: int, raw: Mapping[str, Any]) -> SourceRow:
-        texts = self.format.texts(raw)
-        check_texts(texts)
-        image = self.format.image(raw)
+        texts, rejected = self.format.texts(raw), rejected_image(raw)
+        image, own = self.format.image(raw), first_image(raw, *CHOSEN_IMAGE_COLUMNS)
+        if own != ImageRef():
+            if image != ImageRef():
+                raise RowError("image and chosen_image: leave image out, or chosen_image")
+            if rejected is None:
+                raise RowError("chosen_image without rejected_image, the other response's own")
+            image = own
+        sides = own not in (ImageRef(), rejected)
+        check_texts(texts, sides=sides)
         if image == ImageRef():
             raise RowError("no image")
         return SourceRow(
             index=index,
             texts=texts,
             image=image,
-            rejected_image=rejected_image(raw),
+            rejected_image=rejected,
             images=self._images[shard],
+            sides=sides,
             raw=raw,
         )
 
     def _find(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
+
+
+def _has_own(raw: Mapping[str, Any]) -> bool:
+    return any(raw.get(name) for name in CHOSEN_IMAGE_COLUMNS)
 
 
 def open_source(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from chip_core.objectives.parts import VIEWS, Image
+from chip_core.objectives.parts import VIEWS, Behind, Image, behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,9 @@ class PairBatch:
     cut: tuple[tuple[str, str, int], ...] = ()  # (sample, side, tokens) of each response cut
     second_image_prompts: Prompts | None = None  # the prompts with the rows' second image
     more: Mapping[str, Responses] = field(default_factory=dict)  # of further views, by name
+    #: Where chosen and rejected response have an image each: the rejected one's prompts, with its
+    #: own image, and with the rejected image made of that; else empty.
+    own: Mapping[Image, Prompts] = field(default_factory=dict)
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # of rows; see `losses.Inputs`
 
     def __len__(self) -> int:
@@ -143,6 +146,7 @@ class PairBatch:
             rejected_image=None if response is None else response.to(device),
             second_image_prompts=None if second is None else second.to(device),
             more={view: responses.to(device) for view, responses in self.more.items()},
+            own={image: prompts.to(device) for image, prompts in self.own.items()},
             fields={name: sent(values, device) for name, values in self.fields.items()},
         )
 
@@ -154,8 +158,14 @@ class PairBatch:
             named["rejected_image"] = self.rejected_image
         return {view: named[view] for view in VIEWS if view in named}
 
-    def prompts_of(self, image: Image) -> Prompts:
-        """Return the prompts with an image."""
+    def behind(self, view: str) -> Behind:
+        """Return what a view's responses lie behind."""
+        return behind(view, sides=bool(self.own))
+
+    def prompts_of(self, image: Image, own: bool = False) -> Prompts:
+        """Return the prompts with an image; `own`: with the rejected responses' own."""
+        if own:
+            return self.own[image]
         found = {
             "image": self.prompts,
             "rejected_image": self.rejected_image_prompts,
@@ -167,6 +177,7 @@ class PairBatch:
     def only(self, views: Collection[str]) -> PairBatch:
         """Return the same without further views and images that they are not of."""
         images = {VIEWS[view][0] for view in views}
+        behind = {self.behind(view) for view in views}
         return replace(
             self,
             rejected_image_prompts=self.rejected_image_prompts
@@ -175,6 +186,11 @@ class PairBatch:
             rejected_image=self.rejected_image if "rejected_image" in views else None,
             second_image_prompts=self.second_image_prompts if "second_image" in images else None,
             more={view: self.more[view] for view in self.more if view in views},
+            own={
+                image: prompts
+                for image, prompts in self.own.items()
+                if image == "image" or (image, True) in behind
+            },
         )
 
     @property
@@ -184,7 +200,7 @@ class PairBatch:
         A prompt counts once for each response to it, however it is computed.
         """
         return sum(
-            int(self.prompts_of(VIEWS[view][0]).on_host.mask.sum())
+            int(self.prompts_of(*self.behind(view)).on_host.mask.sum())
             + int(responses.on_host.behind.mask.sum())
             for view, responses in self.responses.items()
         )

@@ -97,6 +97,12 @@ PresetName = Annotated[
 ]
 
 
+def _declared(name: str) -> Declared:
+    from chip_core.objectives import custom  # takes torch, which planning goes without
+
+    return custom.declared(custom.load_term(name))
+
+
 class ObjectiveConfig(Shorthand):
     """The training objective. A bare string is its preset."""
 
@@ -143,7 +149,7 @@ class ObjectiveConfig(Shorthand):
         for name, weight in self.custom.items():
             if weight < 0:
                 raise ValueError(f"custom: the weight of '{name}' is negative: use 0 or more")
-            self._custom_needs(name)
+            _declared(name)
         if self.method_name is not None:
             reason = METHODS[self.method_name].refused(self.method_settings)
             if reason is not None:
@@ -158,10 +164,7 @@ class ObjectiveConfig(Shorthand):
     @property
     def active_terms(self) -> tuple[Term, ...]:
         """The terms that take part: named by `terms` or the preset, with a weight above 0."""
-        if self.method_name is not None:
-            return ()
-        named = self.terms if self.terms is not None else PRESET_TERMS[self.preset]
-        return tuple(term for term in TERMS if term in named and self._weight(term) > 0)
+        return tuple(term for term in TERMS if self.weight(term) > 0)
 
     @property
     def method_name(self) -> str | None:
@@ -189,7 +192,7 @@ class ObjectiveConfig(Shorthand):
     def inert_settings(self) -> tuple[str, ...]:
         """Keys of `method` that change nothing here."""
         method = self.resolved_method
-        kept = {} if method is None else method.settings
+        kept = () if method is None else method.settings
         return tuple(name for name in MethodConfig.model_fields if name not in kept)
 
     @property
@@ -209,7 +212,7 @@ class ObjectiveConfig(Shorthand):
             reads |= method.policy if who == "policy" else method.reference
         if method is None or self.active_custom:
             reads |= {view: reads.get(view, logps) | logps for view in ("chosen", "rejected")}
-            if "visual" in self.active_terms or self._custom_need("rejected_image"):
+            if "visual" in self.active_terms:
                 reads["rejected_image"] = reads.get("rejected_image", logps) | logps
             for said in self._declared:
                 reads |= {view: reads.get(view, of) | of for view, of in said.reads.items()}
@@ -224,17 +227,18 @@ class ObjectiveConfig(Shorthand):
     @property
     def fields(self) -> tuple[str, ...]:
         """The columns of a row that are read beside texts and images."""
-        method = self.resolved_method
-        own = [name for said in self._declared for name in said.fields]
-        return tuple(dict.fromkeys([*(() if method is None else method.fields), *own]))
+        return tuple(dict.fromkeys(name for part in self._parts for name in part.fields))
 
     @property
     def scope(self) -> Scope | None:
         """What is read of the global batch, beyond a pair's own."""
-        method = self.resolved_method
-        scopes = [said.scope for said in self._declared]
-        scopes += [] if method is None else [method.scope]
+        scopes = {part.scope for part in self._parts}
         return "scores" if "scores" in scopes else "tokens" if "tokens" in scopes else None
+
+    @property
+    def _parts(self) -> list[Method | Declared]:
+        method = self.resolved_method
+        return [*([] if method is None else [method]), *self._declared]
 
     def reads_image(self, image: str) -> bool:
         """Return whether a term looks at any response under an image."""
@@ -260,7 +264,7 @@ class ObjectiveConfig(Shorthand):
     @property
     def needs_divergence(self) -> bool:
         """Whether a term looks at KL(reference || policy)."""
-        return "token" in self.active_terms or self._custom_need("divergence")
+        return "token" in self.active_terms or self.trains_chosen_divergence
 
     @property
     def trains_chosen_divergence(self) -> bool:
@@ -268,15 +272,13 @@ class ObjectiveConfig(Shorthand):
 
         A term of a user's own may.
         """
-        return self._custom_need("divergence")
+        return any(said.divergence for said in self._declared)
 
     @property
     def caution(self) -> str | None:
         """What a user of this objective has to know; None if nothing."""
-        if self.method_name == "vdpo" and self.method_settings == {
-            "gamma": 0,
-            "guidance": "policy",
-        }:
+        still = {"gamma": 0, "guidance": "policy"}
+        if self.method_name == "vdpo" and self.method_settings == still:
             return (
                 "vdpo with gamma 0 and the policy's guidance, as its released script has it, has "
                 "no gradient: nothing is trained. Set objective.method.gamma above 0"
@@ -296,7 +298,9 @@ class ObjectiveConfig(Shorthand):
 
     def weight(self, term: Term) -> float:
         """The weight of a term; 0 where it is not active."""
-        return self._weight(term) if term in self.active_terms else 0.0
+        if self.method_name is not None or term not in self._named:
+            return 0.0
+        return self.anchor.weight if term == "anchor" else float(getattr(self.weights, term))
 
     def beta_of(self, term: Term) -> float:
         """The temperature of a term."""
@@ -305,26 +309,12 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def _declared(self) -> list[Declared]:
-        """What the user's own terms read of `Inputs`."""
-        if not self.custom:
-            return []
-        from chip_core.objectives import custom
+        """What the user's own terms read."""
+        return [_declared(name) for name in self.active_custom]
 
-        terms = (custom.declared(custom.load_term(name)) for name in self.active_custom)
-        return [said for said in terms if said is not None]
-
-    def _custom_need(self, what: str) -> bool:
-        return any(what in self._custom_needs(name) for name in self.active_custom)
-
-    @staticmethod
-    def _custom_needs(name: str) -> frozenset[str]:
-        from chip_core.objectives import custom  # takes torch, which planning goes without
-
-        return custom.needs(custom.load_term(name))
-
-    def _weight(self, term: Term) -> float:
-        value: float = self.anchor.weight if term == "anchor" else getattr(self.weights, term)
-        return value
+    @property
+    def _named(self) -> tuple[Term, ...]:
+        return self.terms if self.terms is not None else PRESET_TERMS[self.preset]
 
     def _refused(self) -> list[str]:
         """Return what this form has no way to compute."""

@@ -52,19 +52,20 @@ def load_term(name: str) -> CustomTerm:
     return term  # type: ignore[no-any-return]
 
 
-def declared(term: Any) -> Declared | None:
-    """Return what a term of `Inputs` reads; None where it is one of three responses.
+def declared(term: Any) -> Declared:
+    """Return what a term reads.
 
     Raises:
         ValueError: it names what there is not.
     """
-    said = getattr(term, "reads", None)
-    if said is None:
-        return None
+    said, needed = getattr(term, "reads", None), needs(term)
+    divergence = "divergence" in needed
     plain: frozenset[Quantity] = frozenset(["logps"])
-    reads = {view: plain for view in said} if not isinstance(said, Mapping) else {
-        view: frozenset(quantities) for view, quantities in said.items()
-    }  # fmt: skip
+    images = {"rejected_image": plain} if "rejected_image" in needed else {}
+    if said is None:
+        return Declared(reads=images, divergence=divergence, takes_inputs=False)
+    named = said if isinstance(said, Mapping) else dict.fromkeys(said, plain)
+    reads = images | {view: frozenset(quantities) for view, quantities in named.items()}
     scope = getattr(term, "scope", None)
     if scope == "scores":  # the table is of these
         reads |= {view: reads.get(view, plain) | plain for view in ("chosen", "rejected")}
@@ -76,7 +77,8 @@ def declared(term: Any) -> Declared | None:
             f"`reads` and `scope` name {', '.join(wrong)}: views are {', '.join(VIEWS)}; "
             f"quantities {', '.join(QUANTITIES)}; scopes tokens and scores"
         )
-    return Declared(reads=reads, fields=tuple(sorted(getattr(term, "fields", ()))), scope=scope)
+    fields = tuple(sorted(getattr(term, "fields", ())))
+    return Declared(reads=reads, fields=fields, scope=scope, divergence=divergence)
 
 
 def needs(term: Any) -> frozenset[str]:
@@ -109,10 +111,10 @@ def computed(name: str, inputs: Inputs, beta: float) -> Tensor:
 
 
 def _called(term: CustomTerm, inputs: Inputs, beta: float) -> Tensor:
-    if declared(term) is not None:
+    said, views = declared(term), inputs.views
+    if said.takes_inputs:
         return term(inputs, beta)
-    views = inputs.views
-    other = views.get("rejected_image") if "rejected_image" in needs(term) else None
+    other = views["rejected_image"] if said.reads else None
     return term(views["chosen"], views["rejected"], other, beta)
 
 
@@ -128,7 +130,7 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
     scores, said = _made_up(), declared(term)
     names = [
         f"{column}/{key}" if key else column
-        for column in (() if said is None else said.fields)
+        for column in said.fields
         for key in COLUMNS.get(column, {"": None})
     ]
 
@@ -137,7 +139,7 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
         if changed:
             given["chosen"] = replace(given["chosen"], policy_logps=changed["policy"])
         fields = {name: torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)[rows] for name in names}
-        facts = None if said is None or said.scope is None else _made_up_facts(scores)
+        facts = None if said.scope is None else _made_up_facts(scores)
         return _called(term, Inputs(views=given, fields=fields, facts=facts), 0.1)
 
     try:
@@ -153,7 +155,7 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
         return
     finite = bool(torch.isfinite(value).all())
     yield "finite", None if finite else f"it returned {value.tolist()}"
-    if said is None or said.scope is None:
+    if said.scope is None:
         yield (
             "a pair's loss is its own",
             _differs(

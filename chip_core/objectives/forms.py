@@ -7,83 +7,51 @@ KL(reference || policy), sg stop-gradient.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chip_core.objectives.config import ObjectiveConfig
+from chip_core.objectives.config import ObjectiveConfig, Term
 from chip_core.objectives.custom import computed
 from chip_core.objectives.global_batch import BatchFacts, BatchTable, batch_facts, table_columns
 from chip_core.objectives.losses import Inputs, part_losses
 from chip_core.objectives.terms import BatchObjective, ResponseScores
 
-
-def batch_objective(
-    config: ObjectiveConfig,
-    *,
-    chosen: ResponseScores,
-    rejected: ResponseScores,
-    rejected_image: ResponseScores | None,
-    inputs: Inputs | None = None,
-) -> BatchObjective:
-    """Return the objective of each pair, a sum of terms.
-
-    Args:
-        config: the objective.
-        chosen: the chosen response under the image.
-        rejected: the rejected response under the image.
-        rejected_image: the chosen response under the rejected image; None without a visual term.
-        inputs: what terms of a user's own read besides.
-    """
-    assert rejected_image is not None or not config.needs_rejected_image
-    if config.form == "paper":
-        if inputs is None:
-            views = {"chosen": chosen, "rejected": rejected, "rejected_image": rejected_image}
-            inputs = Inputs(views={name: of for name, of in views.items() if of is not None})
-        return _paper(config, chosen, rejected, rejected_image, inputs)
-    if config.form == "one_sigmoid":
-        return _one_sigmoid(config, chosen, rejected, rejected_image)
-    return _released(config, chosen, rejected, rejected_image)
+Views = Mapping[str, ResponseScores]
 
 
 def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
-    """Return the objective of each pair, whatever it reads.
+    """Return the objective of each pair.
 
     Args:
         config: the objective.
         inputs: all that it declares. Without facts, its pairs are the first global batch.
     """
     views, method = inputs.views, config.resolved_method
+    assert "rejected_image" in views or not config.needs_rejected_image or method is not None
     if config.scope is not None:
         inputs = replace(inputs, facts=_facts(config, inputs))
-    if method is None:
-        return batch_objective(
-            config,
-            chosen=views["chosen"],
-            rejected=views["rejected"],
-            rejected_image=views.get("rejected_image"),
-            inputs=inputs,
-        )
-    terms = part_losses(method, config.beta, inputs)
-    weighted = [part.weight * terms[part.name] for part in method.parts if part.weight]
-    for name in config.active_custom:
-        terms[name] = computed(name, inputs, config.beta)
-        weighted.append(config.custom[name] * terms[name])
-    rewards = {
-        view: (config.beta * views[view].log_ratio()).detach()
-        for view in ("chosen", "rejected")
-        if all(
-            "logps" in reads.get(view, ())
-            for reads in (config.policy_reads, config.reference_reads)
-        )
-    }
+    rewards: tuple[Tensor | None, ...] = ()
+    if method is not None:
+        terms = part_losses(method, config.beta, inputs)
+        weights = {part.name: part.weight for part in method.parts}
+    elif config.form == "released":
+        terms, rewards = _released(config, views)
+    else:
+        terms = (_paper if config.form == "paper" else _one_sigmoid)(config, views)
+        weights = {term: config.weight(term) for term in config.active_terms}
+    if method is None and config.form != "paper":
+        loss = -F.logsigmoid(torch.stack(list(terms.values())).sum(0))
+    else:  # a sum of losses
+        for name in config.active_custom:
+            terms[name], weights[name] = computed(name, inputs, config.beta), config.custom[name]
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
+    chosen_reward, rejected_reward = rewards or _rewards(config, views)
     return BatchObjective(
-        loss=torch.stack(weighted).sum(0),
-        terms=terms,
-        chosen_reward=rewards.get("chosen"),
-        rejected_reward=rewards.get("rejected"),
+        loss=loss, terms=terms, chosen_reward=chosen_reward, rejected_reward=rejected_reward
     )
 
 
@@ -100,117 +68,82 @@ def _facts(config: ObjectiveConfig, inputs: Inputs) -> BatchFacts:
     return facts.to(chosen.policy_logps.dtype)
 
 
-def _paper(
-    config: ObjectiveConfig,
-    win: ResponseScores,
-    lose: ResponseScores,
-    other: ResponseScores | None,
-    inputs: Inputs,
-) -> BatchObjective:
-    """L = w_r(−log σ βΔ_r) + λ(−log σ βΔ_s) + w_v(−log σ βΔ_v) + γT, a sum of separate losses.
+def _gap(config: ObjectiveConfig, term: Term, views: Views) -> Tensor:
+    """Return what a term's beta is multiplied by, (B,): Δ, sg D_w − D_l, or the anchor's reward."""
+    win, lose, mean = views["chosen"], views["rejected"], config.average_logps
+    if term == "token":
+        return win.divergence().detach() - lose.divergence()
+    if term == "anchor":
+        return win.log_ratio(average=mean)
+    one, lam = config.form == "one_sigmoid", config.weight("segment")
+    sides = (win, views["rejected_image"] if term == "visual" else lose)
+    weights: list[Tensor | None] = [None, None]
+    if term == "segment":
+        mean = mean or config.segment.normalize == "changed_tokens"
+        weights = [side.token_weights(0, 1) for side in sides]
+    elif one and term == "visual":
+        weights = [win.token_weights(1, lam)] * 2
+    elif one and mean:  # response and segment are one weighted mean here, as one weighted sum else
+        weights = [side.token_weights(config.weight(term), lam) for side in sides]
+    better, worse = (
+        side.log_ratio(of, average=mean) for side, of in zip(sides, weights, strict=True)
+    )
+    return better - worse
 
-    Source: CHiP paper, section 3; the anchor: mDPO, section 3. `terms`: each loss, unweighted.
+
+def _paper(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
+    """L = w_r(−log σ βΔ_r) + λ(−log σ βΔ_s) + w_v(−log σ βΔ_v) + γT: each loss, unweighted.
+
+    Source: CHiP paper, section 3; the anchor: mDPO, section 3.
     """
-    mean = config.average_logps
     terms: dict[str, Tensor] = {}
     for term in config.active_terms:
-        beta = config.beta_of(term)
-        if term == "response":
-            margin = win.log_ratio(average=mean) - lose.log_ratio(average=mean)
-            terms[term] = -F.logsigmoid(beta * margin)
-        elif term == "segment":
-            per_token = mean or config.segment.normalize == "changed_tokens"
-            sums = [
-                side.log_ratio(side.token_weights(0, 1), average=per_token) for side in (win, lose)
-            ]
-            loss = -F.logsigmoid(beta * (sums[0] - sums[1]))
-            # Nothing changed: nothing is preferred, so 0 and not log 2.
-            terms[term] = torch.where(
-                win.any_changed | lose.any_changed, loss, torch.zeros_like(loss)
-            )
-        elif term == "token":
-            gap = lose.divergence() - win.divergence().detach()
-            linear = config.token.form == "linear"
-            terms[term] = beta * gap if linear else -F.logsigmoid(-beta * gap)
-        elif term == "visual":
-            assert other is not None
-            margin = win.log_ratio(average=mean) - other.log_ratio(average=mean)
-            terms[term] = -F.logsigmoid(beta * margin)
-        else:
-            assert term == "anchor"
-            reward = beta * win.log_ratio(average=mean)
-            terms[term] = -F.logsigmoid(reward - config.anchor.delta)
-    weighted = [config.weight(term) * terms[term] for term in config.active_terms]
-    for name in config.active_custom:
-        terms[name] = computed(name, inputs, config.beta)
-        weighted.append(config.custom[name] * terms[name])
-    chosen_reward, rejected_reward = _rewards(config, win, lose)
-    return BatchObjective(
-        loss=torch.stack(weighted).sum(0),
-        terms=terms,
-        chosen_reward=chosen_reward,
-        rejected_reward=rejected_reward,
-    )
+        margin = config.beta_of(term) * _gap(config, term, views)
+        if term == "anchor":
+            margin = margin - config.anchor.delta
+        linear = term == "token" and config.token.form == "linear"
+        loss = -margin if linear else -F.logsigmoid(margin)
+        if term == "segment":  # nothing changed: nothing is preferred, so 0 and not log 2
+            changed = views["chosen"].any_changed | views["rejected"].any_changed
+            loss = torch.where(changed, loss, torch.zeros_like(loss))
+        terms[term] = loss
+    return terms
 
 
-def _one_sigmoid(
-    config: ObjectiveConfig, win: ResponseScores, lose: ResponseScores, other: ResponseScores | None
-) -> BatchObjective:
-    """−log σ(β[w_rΔ_r + λΔ_s + w_vΔ_v − γ(D_l − sg D_w)]), Δ_v weighted 1 + λ on changed tokens.
+def _one_sigmoid(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
+    """−log σ(β[w_rΔ_r + λΔ_s + w_vΔ_v − γ(D_l − sg D_w)]): what each term adds inside the sigmoid.
 
-    Source: the released code, its visual reference weighted like the policy. `terms`: what each
-    active term adds inside the sigmoid.
+    Δ_v is weighted 1 + λ on changed tokens. Source: the released code, its visual reference
+    weighted like the policy.
     """
-    mean, lam = config.average_logps, config.weight("segment")
-    parts: dict[str, Tensor] = {}
-    for term in config.active_terms:
-        beta = config.beta_of(term)
-        if term == "response" and mean:
-            # Response and segment are one weighted mean here, as one weighted sum there.
-            of_w, of_l = (side.token_weights(config.weight(term), lam) for side in (win, lose))
-            parts[term] = beta * (
-                win.log_ratio(of_w, average=True) - lose.log_ratio(of_l, average=True)
-            )
-        elif term == "response":
-            parts[term] = beta * config.weight(term) * (win.log_ratio() - lose.log_ratio())
-        elif term == "segment":
-            if mean and "response" in parts:
-                continue
-            of_w, of_l = (side.token_weights(0, 1) for side in (win, lose))
-            gap = win.log_ratio(of_w, average=mean) - lose.log_ratio(of_l, average=mean)
-            parts[term] = beta * lam * gap
-        elif term == "token":
-            gap = lose.divergence() - win.divergence().detach()
-            parts[term] = -beta * config.weight(term) * gap
-        else:
-            assert term == "visual" and other is not None
-            on = win.token_weights(1, lam)
-            gap = win.log_ratio(on, average=mean) - other.log_ratio(on, average=mean)
-            parts[term] = beta * config.weight(term) * gap
-    chosen_reward, rejected_reward = _rewards(config, win, lose)
-    return BatchObjective(
-        loss=-F.logsigmoid(torch.stack(list(parts.values())).sum(0)),
-        terms=parts,
-        chosen_reward=chosen_reward,
-        rejected_reward=rejected_reward,
-    )
+    active = config.active_terms
+    together = config.average_logps and "response" in active  # and segment: see `_gap`
+    return {
+        term: (
+            config.beta_of(term) * (1 if together and term == "response" else config.weight(term))
+        )
+        * _gap(config, term, views)
+        for term in active
+        if not (together and term == "segment")
+    }
 
 
 def _released(
-    config: ObjectiveConfig, win: ResponseScores, lose: ResponseScores, other: ResponseScores | None
-) -> BatchObjective:
+    config: ObjectiveConfig, views: Views
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
     """`one_sigmoid` as the released code computes it for one pair at a time.
 
     Where tokens are weighted, its reference log-probability under the rejected image is first
     summed over the response, unweighted, and that sum then multiplied by each token's weight:
     (Σ_t log p)·(Σ_t weight). Rewards hold the divergence. Source: LVUGAI/CHiP at e7f5193.
     """
+    win, lose = views["chosen"], views["rejected"]
     beta, lam = config.beta, config.weight("segment")
     of_w, of_l = win.token_weights(1, lam), lose.token_weights(1, lam)
     chosen, rejected = win.log_ratio(of_w), lose.log_ratio(of_l)
     parts = {"response": beta * (chosen - rejected)}
     if "visual" in config.active_terms:
-        assert other is not None
+        other = views["rejected_image"]
         reference = other.reference_sum()
         if lam:
             reference = reference * of_w.sum(-1)
@@ -220,19 +153,17 @@ def _released(
         chosen_kl, rejected_kl = win.divergence(), lose.divergence()
         parts["token"] = -beta * config.weight("token") * (rejected_kl - chosen_kl.detach())
         chosen, rejected = chosen + chosen_kl, rejected + rejected_kl
-    return BatchObjective(
-        loss=-F.logsigmoid(torch.stack(list(parts.values())).sum(0)),
-        terms=parts,
-        chosen_reward=(beta * chosen).detach(),
-        rejected_reward=(beta * rejected).detach(),
+    return parts, ((beta * chosen).detach(), (beta * rejected).detach())
+
+
+def _rewards(config: ObjectiveConfig, views: Views) -> tuple[Tensor | None, ...]:
+    """Return β(lp_policy − lp_reference) of chosen and rejected, (B,); None: it is not read."""
+    beta = config.beta_of("response") if config.method_name is None else config.beta
+    mean = config.average_logps
+    reads = (config.policy_reads, config.reference_reads)
+    return tuple(
+        (beta * views[view].log_ratio(average=mean)).detach()
+        if all("logps" in of.get(view, ()) for of in reads)
+        else None
+        for view in ("chosen", "rejected")
     )
-
-
-def _rewards(
-    config: ObjectiveConfig, win: ResponseScores, lose: ResponseScores
-) -> tuple[Tensor, Tensor]:
-    """Return β(lp_policy − lp_reference) of the chosen and the rejected response, (B,) each."""
-    beta, mean = config.beta_of("response"), config.average_logps
-    rewards = (beta * side.log_ratio(average=mean) for side in (win, lose))
-    chosen, rejected = (reward.detach() for reward in rewards)
-    return chosen, rejected

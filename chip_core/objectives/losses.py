@@ -6,7 +6,7 @@ Shapes: B pairs, T response tokens. A reward is what enters a margin: lp_π − 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,11 @@ class Rewards:
         )
         return policy - reference
 
+    def margin(self, views: Sequence[str]) -> Tensor:
+        """Return how much higher the reward of the first of two views is, (B,)."""
+        better, worse = map(self.of, views)
+        return better - worse
+
     def mean(self, view: str) -> Tensor:
         """Return a view's reward by the token, (B,)."""
         return self.of(view) / self.inputs.views[view].mask.sum(-1).clamp(min=1)
@@ -102,7 +107,9 @@ class Rewards:
         blank = other.policy_logps
         if self.method.settings["guidance"] == "reference":
             blank = other.reference_logps
-        blank = _fitted(torch.where(other.mask, blank, torch.zeros_like(blank)), scores.mask)
+        blank = _fitted(
+            torch.where(other.mask, blank, torch.zeros_like(blank)), scores.mask.shape[1]
+        )
         guided = gamma * scores.policy_logps - (gamma - 1) * blank.detach()
         return scores.total(guided) - scores.reference_sum()
 
@@ -116,8 +123,9 @@ class Rewards:
         logps = scores.policy_logps if who == "policy" else scores.reference_logps
         without = torch.where(other.mask, without, torch.zeros_like(without))
         # A token that is cut under the other image moves nowhere.
-        there = _fitted(other.mask, scores.mask) & scores.mask
-        gap = torch.where(there, logits - _fitted(without, scores.mask), torch.zeros_like(logits))
+        width = scores.mask.shape[1]
+        there = _fitted(other.mask, width) & scores.mask
+        gap = torch.where(there, logits - _fitted(without, width), torch.zeros_like(logits))
         seen = torch.sigmoid(gap)
         weight = 0.5 + seen if VIEWS[view][1] == "chosen" else 1.5 - seen
         if multiplied:
@@ -130,18 +138,16 @@ def _twin(view: str) -> str:
     return view_of("rejected_image", VIEWS[view][1])
 
 
-def _fitted(values: Tensor, mask: Tensor) -> Tensor:
-    """Return values of one response as wide as another mask of it, cut or filled with 0."""
-    width = mask.shape[1]
+def _fitted(values: Tensor, width: int) -> Tensor:
+    """Return values of a response's tokens in so many columns, cut or filled with 0."""
     return F.pad(values[:, :width], (0, max(0, width - values.shape[1])))
+
+
+Loss = Callable[[Tensor, Tensor, float, Settings], Tensor]
 
 
 def _prefer(margin: Tensor, beta: float | Tensor) -> Tensor:
     return -F.logsigmoid(beta * margin)
-
-
-def _hinge(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
-    return torch.relu(1 - beta * (up - down))
 
 
 def _robust(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
@@ -162,21 +168,17 @@ def _discopop(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tens
     return (1 - turned) * -F.logsigmoid(h) + turned * torch.exp(-h)
 
 
-def _sppo_hard(up: Tensor, down: Tensor, beta: float, settings: Settings) -> Tensor:
-    return (up - 0.5 / beta) ** 2 + (down + 0.5 / beta) ** 2
-
-
 #: Losses of a better and a worse reward, `up` and `down`, (B,) each.
-OF_REWARDS: dict[str, Callable[[Tensor, Tensor, float, Settings], Tensor]] = {
+OF_REWARDS: dict[str, Loss] = {
     "sigmoid": lambda up, down, beta, _: _prefer(up - down, beta),
-    "hinge": _hinge,
+    "hinge": lambda up, down, beta, _: torch.relu(1 - beta * (up - down)),
     "robust": _robust,
     "exo_pair": _exo_pair,
     "nca_pair": lambda up, down, beta, _: (
         _prefer(up, beta) + 0.5 * _prefer(-up, beta) + 0.5 * _prefer(-down, beta)
     ),
     "bco_pair": lambda up, down, beta, _: _prefer(up, beta) + _prefer(-down, beta),
-    "sppo_hard": _sppo_hard,
+    "sppo_hard": lambda up, down, beta, _: (up - 0.5 / beta) ** 2 + (down + 0.5 / beta) ** 2,
     "apo_zero": lambda up, down, beta, _: 1 - torch.sigmoid(beta * up) + torch.sigmoid(beta * down),
     "apo_down": lambda up, down, beta, _: (
         torch.sigmoid(beta * up) + 1 - torch.sigmoid(beta * (up - down))
@@ -185,16 +187,10 @@ OF_REWARDS: dict[str, Callable[[Tensor, Tensor, float, Settings], Tensor]] = {
 }
 
 #: The same of rewards per token.
-OF_MEANS: dict[str, Callable[[Tensor, Tensor, float, Settings], Tensor]] = {
+OF_MEANS: dict[str, Loss] = {
     "ipo": lambda up, down, beta, _: (up - down - 1 / (2 * beta)) ** 2,
     "sigmoid_norm": lambda up, down, beta, _: _prefer(up - down, beta),
 }
-
-
-def _bco_pair_shift(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    up, down = map(rewards.of, part.views)
-    shift = rewards.facts.scalar["shift"]
-    return -F.logsigmoid(beta * up - shift) - F.logsigmoid(shift - beta * down)
 
 
 def _smooth(rewards: Rewards, margin: Tensor, beta: float) -> Tensor:
@@ -229,37 +225,22 @@ def _sft(rewards: Rewards, part: Part, beta: float) -> Tensor:
     return -rewards.inputs.views[view].policy_sum() * (facts["pairs"] / facts["tokens"])
 
 
-def _sigmoid_kept(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    """DAMA: a pair's own beta; pairs that are not kept weigh 0."""
-    up, down = map(rewards.of, part.views)
-    facts = rewards.facts.pair
-    return facts["keep"] * _prefer(up - down, facts["beta"])
-
-
-def _sigmoid_scored(rewards: Rewards, part: Part, beta: float) -> Tensor:
+def _scored_beta(rewards: Rewards, beta: float) -> Tensor:
     """DA-DPO: a pair's beta grows with the gap of its scores, whichever is higher."""
-    up, down = map(rewards.of, part.views)
     fields = rewards.inputs.fields
     gap = (fields["clip_scores/chosen"] - fields["clip_scores/rejected"]).abs()
-    return _prefer(up - down, beta * rewards.setting("alpha") * (1 + gap))
-
-
-def _equal_margins(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    one, two, three, four = (rewards.of(view) for view in part.views)
-    return ((one - two) - (three - four)) ** 2
+    return beta * rewards.setting("alpha") * (1 + gap)
 
 
 def _positions(rewards: Rewards, view: str) -> Tensor:
     """Return log-ratios token by token, 0 beyond the response, as wide as is asked, (B, T)."""
     scores, length = rewards.inputs.views[view], int(rewards.setting("length"))
     gap = scores.policy_logps - scores.reference_logps
-    gap = torch.where(scores.mask, gap, torch.zeros_like(gap))
-    return F.pad(gap[:, :length], (0, max(0, length - gap.shape[1])))
+    return _fitted(torch.where(scores.mask, gap, torch.zeros_like(gap)), length)
 
 
 def _token_field(rewards: Rewards, name: str, like: Tensor) -> Tensor:
-    values = rewards.inputs.fields[f"opa_scores/{name}"][:, : like.shape[1]]
-    return F.pad(values, (0, like.shape[1] - values.shape[1]))
+    return _fitted(rewards.inputs.fields[f"opa_scores/{name}"], like.shape[1])
 
 
 def _by_position(rewards: Rewards, part: Part, beta: float) -> Tensor:
@@ -276,16 +257,29 @@ def _by_position(rewards: Rewards, part: Part, beta: float) -> Tensor:
     return _prefer(margin, beta).mean(-1)
 
 
+def _bco_pair_shift(rewards: Rewards, part: Part, beta: float) -> Tensor:
+    up, down = map(rewards.of, part.views)
+    shift = rewards.facts.scalar["shift"]
+    return -F.logsigmoid(beta * up - shift) - F.logsigmoid(shift - beta * down)
+
+
 #: Losses of anything else that a part declares.
 OF_INPUTS: dict[str, Callable[[Rewards, Part, float], Tensor]] = {
     "bco_pair_shift": _bco_pair_shift,
     "aot": _aot,
     "aot_unpaired": _aot_unpaired,
     "sft": _sft,
-    "sigmoid_kept": _sigmoid_kept,
-    "sigmoid_scored": _sigmoid_scored,
+    # DAMA: a pair's own beta; pairs that are not kept weigh 0.
+    "sigmoid_kept": lambda rewards, part, _: (
+        rewards.facts.pair["keep"] * _prefer(rewards.margin(part.views), rewards.facts.pair["beta"])
+    ),
+    "sigmoid_scored": lambda rewards, part, beta: _prefer(
+        rewards.margin(part.views), _scored_beta(rewards, beta)
+    ),
     "anchor": lambda rewards, part, beta: _prefer(rewards.of(part.views[0]), beta),
-    "equal_margins": _equal_margins,
+    "equal_margins": lambda rewards, part, _: (
+        (rewards.margin(part.views[:2]) - rewards.margin(part.views[2:])) ** 2
+    ),
     "by_position": _by_position,
 }
 
@@ -298,10 +292,9 @@ def part_losses(method: Method, beta: float, inputs: Inputs) -> dict[str, Tensor
         own = beta if part.beta is None else part.beta
         if part.loss in OF_INPUTS:
             losses[part.name] = OF_INPUTS[part.loss](rewards, part, own)
-        elif part.loss in OF_MEANS:
-            up, down = map(rewards.mean, part.views)
-            losses[part.name] = OF_MEANS[part.loss](up, down, own, method.settings)
-        else:
-            up, down = map(rewards.of, part.views)
-            losses[part.name] = OF_REWARDS[part.loss](up, down, own, method.settings)
+            continue
+        of_means = part.loss in OF_MEANS
+        up, down = map(rewards.mean if of_means else rewards.of, part.views)
+        loss = (OF_MEANS if of_means else OF_REWARDS)[part.loss]
+        losses[part.name] = loss(up, down, own, method.settings)
     return losses

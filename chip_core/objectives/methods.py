@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
@@ -18,8 +18,8 @@ FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverg
 
 #: Losses of the four sequence log-probabilities, by TRL's names.
 SEQUENCE_LOSSES = (
-    "sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "exo_pair", "nca_pair", "bco_pair",
-    "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
+    "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft",
 )  # fmt: skip
 
 #: Those that another f-divergence leaves a meaning: β log Z cancels in a difference alone.
@@ -188,15 +188,6 @@ def _rdpo_released(settings: Settings) -> Method:
     return _method(settings, _response(), visual, reads=reads, reward="best_other")
 
 
-def _dama(settings: Settings) -> Method:
-    fields = ("image_text_scores",)
-    return _method(settings, _response("sigmoid_kept"), fields=fields, scope="scores", state="gap")
-
-
-def _dadpo(settings: Settings) -> Method:
-    return _method(settings, _response("sigmoid_scored"), fields=("clip_scores",))
-
-
 def _symmpo(settings: Settings) -> Method:
     first, second = ("chosen", "other"), ("second_image_other", "second_image")
     beta, weight, equal = (settings[name] for name in ("second_beta", "symmetric", "consistency"))
@@ -226,24 +217,13 @@ def _opadpo(settings: Settings) -> Method:
     return _method(settings, *made, fields=("opa_scores",))
 
 
+#: The smoothing of losses that are named after theirs.
+_SMOOTHING = {"robust": {"label_smoothing": 0.1}, "exo_pair": {"label_smoothing": 1e-3}}
+
 METHODS: dict[str, Row] = {
-    "ipo": _of({"ipo": 1.0}),
-    "hinge": _of({"hinge": 1.0}),
-    "robust": _of({"robust": 1.0}, label_smoothing=0.1),
-    "exo_pair": _of({"exo_pair": 1.0}, label_smoothing=1e-3),
-    "nca_pair": _of({"nca_pair": 1.0}),
-    "bco_pair": _of({"bco_pair": 1.0}),
-    "sppo_hard": _of({"sppo_hard": 1.0}),
-    "aot": _of({"aot": 1.0}),
-    "aot_unpaired": _of({"aot_unpaired": 1.0}),
-    "apo_zero": _of({"apo_zero": 1.0}),
-    "apo_down": _of({"apo_down": 1.0}),
-    "discopop": _of({"discopop": 1.0}),
-    "sigmoid_norm": _of({"sigmoid_norm": 1.0}),
-    "sft": _of({"sft": 1.0}),
-    "forward_kl": _of({"sigmoid": 1.0}, f_divergence="forward_kl"),
-    "js_divergence": _of({"sigmoid": 1.0}, f_divergence="js_divergence"),
-    "alpha_divergence": _of({"sigmoid": 1.0}, f_divergence="alpha_divergence"),
+    # "sigmoid" alone is dpo.
+    **{name: _of({name: 1.0}, **_SMOOTHING.get(name, {})) for name in SEQUENCE_LOSSES[1:]},
+    **{name: _of({"sigmoid": 1.0}, f_divergence=name) for name in get_args(FDivergence)[1:]},
     "ld_dpo": _of({"sigmoid": 1.0}, ld_alpha=0.5),
     "mpo": _of({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}),
     "tpo": Row(settings={"token_weights": "added"}, make=_tpo),
@@ -253,9 +233,17 @@ METHODS: dict[str, Row] = {
         settings={
             "keep": 0.8, "score_mean": 0.0482190464911681, "momentum": 0.9, "smallest_beta": 1e-3,
         },
-        make=_dama,
+        make=lambda settings: _method(
+            settings, _response("sigmoid_kept"), fields=("image_text_scores",), scope="scores",
+            state="gap",
+        ),
     ),
-    "dadpo": Row(settings={"alpha": 1.0}, make=_dadpo),
+    "dadpo": Row(
+        settings={"alpha": 1.0},
+        make=lambda settings: _method(
+            settings, _response("sigmoid_scored"), fields=("clip_scores",)
+        ),
+    ),
     "symmpo": Row(
         settings={"symmetric": 0.5, "second_beta": 0.1, "consistency": 1e-4}, make=_symmpo
     ),

@@ -54,13 +54,31 @@ def view_of(image: Image, response: Response) -> str:
     return next(name for name, pair in VIEWS.items() if pair == (image, response))
 
 
+#: What a response lies behind: an image, and whether it is the rejected side's own.
+Behind = tuple[Image, bool]
+
+
+def behind(view: str, *, sides: bool) -> Behind:
+    """Return what a view's response lies behind.
+
+    Args:
+        view: the view.
+        sides: whether chosen and rejected response have an image each. The rejected one is then
+            read under its own, and under the rejected image that is made of that one.
+    """
+    image, response = VIEWS[view]
+    return image, sides and response == "rejected" and image != "second_image"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What a term of a user's own reads of `losses.Inputs`."""
+    """What a term of a user's own reads."""
 
     reads: Reads
     fields: tuple[str, ...] = ()
     scope: Scope | None = None
+    divergence: bool = False  # whether it reads KL(reference || policy), of chosen and rejected
+    takes_inputs: bool = True  # `losses.Inputs`, or three responses
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses, is_by_token, sent, stack_inputs
 from chip_core.models.packing import Span
-from chip_core.objectives.parts import VIEWS, Image, Response
+from chip_core.objectives.parts import VIEWS, Behind, Image, Response
 
 _IMAGES: tuple[Image, ...] = ("image", "rejected_image", "second_image")
 _RESPONSES: tuple[Response, ...] = ("chosen", "rejected", "other")
@@ -93,6 +93,7 @@ def lying(views: Collection[str]) -> list[str]:
 def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> PackedRow:
     """Return a batch as one row: each pair's prompt and the responses under its image; then, where
     there are rejected images, each pair's prompt with that and its responses; then second images.
+    A rejected response with an image of its own lies behind a prompt of its own.
 
     Args:
         batch: the batch.
@@ -104,11 +105,13 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
     """
     responses = batch.responses
     wanted = lying(responses if views is None else views)
-    parts = []
-    for image in _IMAGES:
-        own = tuple(responses[view] for view in wanted if VIEWS[view][0] == image)
-        if own:
-            parts.append(pack_prompts(batch.prompts_of(image), own, model))
+    together: dict[Behind, list[str]] = {}
+    for view in wanted:
+        together.setdefault(batch.behind(view), []).append(view)
+    parts = [
+        pack_prompts(batch.prompts_of(*behind), [responses[view] for view in under], model)
+        for behind, under in together.items()
+    ]
     if len(parts) == 1:
         return parts[0]
     lengths = [part.input_ids.shape[1] for part in parts]
@@ -118,17 +121,18 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
         [{k: v for k, v in part.inputs.items() if k not in by_token} for part in parts], tokens=0
     )
     inputs |= {name: torch.cat([part.inputs[name] for part in parts], 1) for name in by_token}
+    predicting = {
+        view: place + start
+        for part, start, under in zip(parts, starts, together.values(), strict=True)
+        for view, place in zip(under, part.predicting, strict=True)
+    }
     return PackedRow(
         input_ids=torch.cat([part.input_ids for part in parts], 1),
         host_ids=torch.cat([part.host_ids for part in parts], 1),
         positions=torch.cat([part.positions for part in parts], -1),
         inputs=inputs,
         spans=tuple(span for part in parts for span in part.spans),
-        predicting=tuple(
-            place + start
-            for part, start in zip(parts, starts, strict=True)
-            for place in part.predicting
-        ),
+        predicting=tuple(predicting[view] for view in wanted),
     )
 
 

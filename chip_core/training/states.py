@@ -73,7 +73,7 @@ def response_states(
         found = _packed(inner, batch, wanted)
     else:
         found = {
-            view: _padded(inner, batch.prompts_of(VIEWS[view][0]), responses[view])
+            view: _padded(inner, batch.prompts_of(*batch.behind(view)), responses[view])
             # First what was always first: the order of passes is the order of sums.
             for view in sorted(wanted, key=lambda view: view != "rejected_image")
         }
@@ -96,8 +96,8 @@ def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
 
 
 def _packed(inner: Any, batch: PairBatch, views: Sequence[str]) -> dict[str, Tensor]:
-    images = {VIEWS[view][0]: None for view in views}  # in the order of the row
-    prompts = [batch.prompts_of(image) for image in images]
+    behind = dict.fromkeys(batch.behind(view) for view in views)  # in the order of the row
+    prompts = [batch.prompts_of(*which) for which in behind]
     with inject_cached_features(inner, _features(inner, prompts)):
         return dict(zip(views, _of_row(inner, pack(batch, inner, views)), strict=True))
 

@@ -42,6 +42,7 @@ class DataReport:
     unit: str  # of `changed`: "tokens" or "words"
     good: int = 0
     rejected_images: int = 0
+    sides: int = 0  # rows whose two responses have an image each
     asked: list[str] = field(default_factory=list)  # columns that the objective reads
     bad: list[BadRow] = field(default_factory=list)
     figures: dict[str, array[float]] = field(default_factory=dict)  # one value a good row
@@ -125,6 +126,8 @@ def data_lines(report: DataReport) -> Iterator[RenderableType]:
         yield Text(f"changed: share of a response's {report.unit} that differ, split {how}")
         if report.rejected_images:
             yield Text(f"{report.rejected_images} rows give a rejected image")
+        if report.sides:
+            yield Text(f"{report.sides} rows give chosen and rejected response an image each")
     if report.asked:
         yield Text(f"the objective asks of each row: {', '.join(report.asked)}")
     yield Text(
@@ -144,6 +147,7 @@ def data_json(report: DataReport) -> dict[str, Any]:
         "rows": report.rows,
         "good": report.good,
         "rejected_images": report.rejected_images,
+        "images_on_either_side": report.sides,
         **({"asked": report.asked} if report.asked else {}),
         "changed_unit": report.unit,
         "figures": summary(report),
@@ -175,6 +179,7 @@ def _note(report: DataReport, checked: GoodRow, split: Split, *, in_tokens: bool
     texts = checked.row.texts
     report.good += 1
     report.rejected_images += checked.row.rejected_image is not None
+    report.sides += checked.row.sides
     parts = {name: split(getattr(texts, name)) for name in ("prompt", "chosen", "rejected")}
     for name in parts:
         report.add(f"{name}, characters", len(getattr(texts, name)))

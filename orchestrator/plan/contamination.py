@@ -16,7 +16,7 @@ from PIL import Image
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
 from chip_core.data.files import is_hub_name
-from chip_core.data.rows import RowError
+from chip_core.data.rows import ImageRef, RowError
 from chip_core.data.source import SHAPES, SourceRow, open_source
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.overlap import count_shared
@@ -131,8 +131,10 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
     try:
         source = open_source(data)
         rows = [entry for _, entry in source.scan() if isinstance(entry, SourceRow)]
+        images = [(row, row.image) for row in rows]
+        images += [(row, row.rejected_image) for row in rows if row.sides and row.rejected_image]
         shared = count_shared(
-            ((row.image.path or f"row {row.index}", _reader(row)) for row in rows),
+            ((image.path or f"row {row.index}", _reader(row, image)) for row, image in images),
             ((name, picture.read) for name, picture in pictures.items()),
         )
     except (ConfigError, TrialError) as error:
@@ -140,7 +142,7 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
     overlap = Overlap(
         key=key,
         source=data.source,
-        training=len(rows),
+        training=len(images),
         pictures=len(pictures),
         shared=len(shared),
         examples=tuple(shared[:_NAMED]),
@@ -149,13 +151,13 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
     return overlap
 
 
-def _reader(row: SourceRow) -> Callable[[], Image.Image | None]:
-    return partial(_small, row)
+def _reader(row: SourceRow, image: ImageRef) -> Callable[[], Image.Image | None]:
+    return partial(_small, row, image)
 
 
-def _small(row: SourceRow) -> Image.Image | None:
+def _small(row: SourceRow, image: ImageRef) -> Image.Image | None:
     try:
-        return row.images.small(row.image)
+        return row.images.small(image)
     except RowError:
         return None  # told when the rows are checked
 

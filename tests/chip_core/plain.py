@@ -8,11 +8,21 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.objectives import ObjectiveConfig
+from chip_core.objectives.forms import objective_of
 from chip_core.objectives.from_logits import PairLogits, batch_from_logits
+from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS
+from chip_core.objectives.terms import BatchObjective, ResponseScores
 from chip_core.training.layout import PaddedRows, pad
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
+
+
+def batch_objective(config: ObjectiveConfig, **views: ResponseScores | None) -> BatchObjective:
+    """Return the objective of views by name; None: it is not there."""
+    given = {view: scores for view, scores in views.items() if scores is not None}
+    return objective_of(config, Inputs(views=given))
 
 
 def rows(batch: PairBatch, what: str) -> PaddedRows:
@@ -79,7 +89,7 @@ def plain_loss(
             with torch.set_grad_enabled(grad):
                 given[who] = {
                     view: _alone(
-                        model, batch.prompts_of(VIEWS[view][0]), batch.responses[view], row
+                        model, batch.prompts_of(*batch.behind(view)), batch.responses[view], row
                     )
                     for view in views
                 }
@@ -103,7 +113,7 @@ def _pair(
         fields.setdefault(column, {})[key] = value.tolist()
     for by_view in logits.values():
         for view, rows in by_view.items():
-            start = int(batch.prompts_of(VIEWS[view][0]).mask[row].sum())
+            start = int(batch.prompts_of(*batch.behind(view)).mask[row].sum())
             # The truth knows one prompt: what another is longer by, or shorter, is not looked at.
             kept = rows[start - 1 :]
             by_view[view] = torch.cat([kept.new_zeros(length - 1, kept.shape[1]), kept])

@@ -15,6 +15,8 @@ Raw = Mapping[str, Any]
 Kinds = Mapping[str, str]
 
 REJECTED_IMAGE_COLUMNS = ("rejected_image", "rejected_images")
+#: The chosen response's own image; the rejected one's is then the row's rejected image.
+CHOSEN_IMAGE_COLUMNS = ("chosen_image", "chosen_images")
 SECOND_IMAGE_COLUMNS = ("second_image", "second_images")
 
 

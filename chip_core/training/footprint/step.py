@@ -31,7 +31,7 @@ from chip_core.models.packing import Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
 from chip_core.models.precision import as_held, quantized_weights
 from chip_core.objectives.head import OutputHead, head_scores
-from chip_core.objectives.parts import VIEWS
+from chip_core.objectives.parts import VIEWS, behind
 from chip_core.training.layout import lying
 
 FP32 = 4  # bytes
@@ -60,6 +60,7 @@ class RowShape:
     chosen: int
     rejected: int
     tiles: int = 1  # pictures of the tower's size that an image is cut into, itself included
+    sides: bool = False  # whether chosen and rejected response have an image each
 
     @property
     def prompt(self) -> int:
@@ -72,8 +73,12 @@ class RowShape:
 
     def tokens(self, views: Collection[str]) -> int:
         """Return all that a pass over views computes: each image's prompt, and its responses."""
-        images = {VIEWS[view][0] for view in views}
-        return self.pairs * (len(images) * self.prompt + sum(self.response(view) for view in views))
+        prompts = self.behind(views) * self.prompt
+        return self.pairs * (prompts + sum(self.response(view) for view in views))
+
+    def behind(self, views: Collection[str]) -> int:
+        """Return how many prompts, each with an image, a pair's responses lie behind."""
+        return len({behind(view, sides=self.sides) for view in views})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,11 +299,11 @@ class _Step:
     def _layout(self, views: Collection[str]) -> tuple[tuple[Span, ...], list[Tensor]]:
         """Return the spans of the row, and the places that are scored, by view."""
         shape = self._shape
-        together: dict[str, tuple[int, ...]] = {}
+        together: dict[Any, tuple[int, ...]] = {}
         for view in lying(views):
             # Without prefix sharing a pass a response: as many tokens.
             alone = self._config.engine.prefix_sharing == "off"
-            name = view if alone else VIEWS[view][0]
+            name = view if alone else behind(view, sides=shape.sides)
             together[name] = (*together.get(name, ()), shape.response(view))
         spans = tuple(
             Span(prompt=shape.prompt, responses=responses)
@@ -311,7 +316,7 @@ class _Step:
     def _features(self, views: Collection[str]) -> Tensor | None:
         """Return what the image tower and the projector make of the images, (tokens, D)."""
         inner = without_head(self._model)
-        images = self._shape.pairs * len({VIEWS[view][0] for view in views})
+        images = self._shape.pairs * self._shape.behind(views)
         given = _pictures(inner.config, images, self._shape.tiles)
         if given is None:
             note = "without the image tower's own activations"

@@ -9,6 +9,7 @@ from typing import Any
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.files import is_hub_name
+from chip_core.data.source import SHAPES, open_source
 from chip_core.reference_cache.size import USUAL_RESPONSE, response_tokens
 from chip_core.training.footprint.published import image_size
 from chip_core.training.footprint.step import RowShape
@@ -34,7 +35,8 @@ class Rows:
         shape = self.longest
         how = "as in a sample of the data" if self.sampled else "taken for data that is not here"
         return (
-            f"an image of {shape.image:,} tokens, {shape.text} of question, responses of up to "
+            f"{'two images' if shape.sides else 'an image'} of {shape.image:,} tokens, "
+            f"{shape.text} of question, responses of up to "
             f"{max(shape.chosen, shape.rejected):,} ({how})"
         )
 
@@ -47,10 +49,11 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
         config: the trial.
     """
     image = image_size(found)
-    lengths = None
+    lengths, sides = None, False
     if not is_hub_name(config.data.source):
         try:
             lengths = list(islice(response_tokens(config), _SAMPLE))
+            sides = config.data.source != SHAPES and open_source(config.data).has_sides(_SAMPLE)
         except ConfigError:
             lengths = None
     room = max(1, config.training.max_length - image.tokens - QUESTION)
@@ -63,6 +66,7 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
             chosen=min(room, max(1, round(chosen))),
             rejected=min(room, max(1, round(rejected))),
             tiles=image.tiles,
+            sides=sides,
         )
 
     if not lengths:
@@ -71,9 +75,9 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
             longest=shape(LONGEST, LONGEST),
             sampled=False,
         )
-    sides = list(zip(*lengths, strict=True))
+    tokens = list(zip(*lengths, strict=True))
     return Rows(
-        usual=shape(*(fmean(side) for side in sides)),
-        longest=shape(*(max(side) for side in sides)),
+        usual=shape(*(fmean(side) for side in tokens)),
+        longest=shape(*(max(side) for side in tokens)),
         sampled=True,
     )

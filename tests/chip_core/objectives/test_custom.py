@@ -14,10 +14,12 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.objectives import ObjectiveConfig
 from chip_core.objectives.custom import check_term, load_term, needs
-from chip_core.objectives.forms import batch_objective, objective_of
+from chip_core.objectives.forms import objective_of
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.terms import ResponseScores
 from chip_core.utils.errors import TrialError
+
+from ..plain import batch_objective
 
 SOURCE = """
 import torch.nn.functional as F

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip_core.objectives import ObjectiveConfig, objective_from_logits
-from chip_core.objectives.forms import batch_objective
 from chip_core.objectives.segments import changed_in_sequences, changed_positions
 from chip_core.objectives.terms import ResponseScores
+
+from ..plain import batch_objective
 
 LOG2 = math.log(2)
 FORMS = ("paper", "one_sigmoid", "released")

@@ -66,6 +66,25 @@ def test_good_rows_are_measured(data: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["changed_unit"] == "words"
 
 
+def test_rows_with_an_image_on_either_side_are_counted(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20, 20)).save(data / "b.png")
+    sides = row(image=None, chosen_image="a.png", rejected_image="b.png")
+    (data / "sides.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row(), sides)))
+    assert call("sides.jsonl") == 0
+    assert "1 rows give chosen and rejected response an image each" in capsys.readouterr().out
+    assert call("sides.jsonl", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images_on_either_side"] == 1
+    (data / "b.png").write_bytes(b"no picture")
+    assert call("sides.jsonl") == 1
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .startswith("  sides.jsonl line 2: rejected image: ")
+    )
+
+
 def test_a_models_tokenizer_counts(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("pairs.jsonl", "--limit", "1", "--model", "shapes", "--json") == 0
     found = json.loads(capsys.readouterr().out)
