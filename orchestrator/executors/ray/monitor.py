@@ -200,6 +200,11 @@ class JobMonitor:
             return f"{reason_of(error)}: give the same command again when it is back"
         return None
 
+    def check(self) -> None:
+        """Raise what `on_event` or `retry` raised, if anything."""
+        if self.error is not None:
+            raise self.error from None
+
     def asked(self, more: More) -> Sequence[Job] | None:
         """Return what else there is to run."""
         found: Sequence[Job] | None = self._call(more)

@@ -202,10 +202,10 @@ class RayTuneExecutor:
             )
             try:
                 tuner.fit()
+                monitor.check()
                 return
             except Exception as error:
-                if monitor.error is not None:  # Tune wraps what its callbacks raise
-                    raise monitor.error from None
+                monitor.check()  # Tune wraps what its callbacks raise
                 # Where Ray kills a slot for memory, Tune ends all that it runs (Ray 2.60).
                 cause = error.__cause__
                 if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
@@ -397,6 +397,8 @@ class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look after all jobs, and hear of those that score."""
+        # What `on_trial_complete` raises Tune takes for the trial's failure and goes on (Ray 2.60).
+        self.monitor.check()
         self.monitor.look()
         self.scoring.poll()
 

@@ -176,15 +176,21 @@ def what_is_raised_by_what_comes_later_comes_out(backend: Backend) -> None:
 
 
 def what_a_listener_raises_comes_out(backend: Backend) -> None:
-    def full(event: Event) -> None:
-        raise OSError("no space left on device")
+    for number, moment in ((70, Started), (72, Finished)):
+        heard: list[Event] = []
 
-    raised: Exception | None = None
-    try:
-        backend.executor.run([backend.job(70, "steps")], full)
-    except OSError as error:
-        raised = error
-    assert str(raised) == "no space left on device"
+        def full(event: Event, moment: type = moment, heard: list[Event] = heard) -> None:
+            heard.append(event)
+            if isinstance(event, moment):
+                raise OSError("no space left on device")
+
+        raised: Exception | None = None
+        try:
+            backend.executor.run([backend.job(number, "steps")], full)
+        except OSError as error:
+            raised = error
+        assert str(raised) == "no space left on device", moment
+        assert [type(event) for event in heard].count(moment) == 1, heard
 
 
 def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None:
