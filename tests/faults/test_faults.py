@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from tests.faults.check import Left, differences
-from tests.faults.kinds import BLOCK, KINDS, Fault, fill, fitted, schedules, small_disk
+from tests.faults.kinds import KINDS, Fault, fill, schedules, small_disk
 from tests.faults.run import one, undisturbed
 from tests.faults.world import STEPS, opened
 
@@ -44,23 +44,6 @@ def test_a_small_disk_is_full_when_it_is_filled(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No space left"):
             (disk / "more").write_bytes(b"1" * 4096)
     assert list((tmp_path / "disk").iterdir()) == []
-
-
-def test_records_that_fit_in_the_ledgers_last_block_meet_no_full_disk(tmp_path: Path) -> None:
-    assert fitted(4000, 4096)
-    assert not fitted(4000, 4097)
-    assert not fitted(4096, 4097)  # a block that is full
-    assert not fitted(0, 1)
-    with small_disk(tmp_path / "disk", "64k") as disk:
-        if disk is None:
-            pytest.skip("no disk can be mounted here")
-        ledger = disk / "ledger"
-        ledger.write_bytes(b"1" * (BLOCK - 10))
-        fill(disk)
-        with ledger.open("ab", buffering=0) as file:
-            assert file.write(b"1" * 10) == 10
-            with pytest.raises(OSError, match="No space left"):
-                file.write(b"1")
 
 
 def test_a_figure_that_differs_in_its_last_bit_is_told() -> None:
