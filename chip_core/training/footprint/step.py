@@ -26,11 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.memory import recompute_layers
-from chip_core.models.packing import Span, packed_attention
+from chip_core.models.layers.recompute import recompute_layers
+from chip_core.models.packing import Packing, Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
 from chip_core.models.precision import as_held, quantized_weights
-from chip_core.objectives.head import OutputHead, head_scores
+from chip_core.objectives.head import OutputHead, chunk_size, head_scores
 from chip_core.objectives.parts import VIEWS
 from chip_core.training.layout import lying
 
@@ -265,7 +265,7 @@ class _Step:
             reference_hidden=with_reference,
             reference_head=other,
             kl_gradients=trained,
-            chunk=self._config.engine.logits_chunk,
+            chunk=_chunk(self._config, len(states)),
         )
         memory.part = "activations"
         loss = scores.logps.sum()
@@ -286,7 +286,7 @@ class _Step:
             inputs_embeds=embedded,
             attention_mask=torch.zeros(1, 1, 1, 1),
             position_ids=torch.zeros(1, _length(spans), dtype=torch.long),
-            packing=spans,
+            packing=Packing(spans),
             use_cache=False,
         ).last_hidden_state
         return torch.cat([hidden[0, part] for part in places])
@@ -345,6 +345,13 @@ class _Step:
         within = {id(p) for layer in layers for p in layer.parameters()}
         rest = [p for p in self._model.parameters() if id(p) not in within]
         return 2 * largest + _bytes(rest) + _bytes(p for p in rest if p.requires_grad)
+
+
+def _chunk(config: TrialConfig, positions: int) -> int:
+    """Return how many positions' logits are held together; `auto` on a GPU: taken to be all."""
+    wanted = config.engine.logits_chunk
+    gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
+    return positions if wanted == "auto" and gpu else chunk_size(wanted, 1, None)
 
 
 def _take(held: list[Tensor] | None, parameter: Tensor) -> None:

@@ -174,6 +174,7 @@ CHANGES_NOTHING: dict[str, Any] = {
     "engine.prefix_sharing": "off",
     "engine.feature_cache": "on",
     "engine.logits_chunk": 3,
+    "engine.compile": "layers",
     "engine.attention": "eager",
 }
 

@@ -1,0 +1,155 @@
+"""Decoder layers that are compiled, against the same layers as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from chip_core.config.requirements import unmet_requirements
+from chip_core.config.trial import TrialConfig
+from chip_core.data.batches import PairEncoder
+from chip_core.models.adapters import attach_adapters
+from chip_core.models.layers import compiled
+from chip_core.models.layers.compiled import compiled_layers
+from chip_core.models.layers.recompute import recompute_layers
+from chip_core.models.packing import packed_attention
+from chip_core.models.parts import set_trained
+from chip_core.training.policy import Policy
+from chip_core.training.reference import LiveReference
+from chip_core.trial import run_trial
+from chip_core.utils.errors import TrialError
+from chip_core.utils.files import read_records
+
+from ... import families
+from ...training.test_exactness import PAIRS, config_of
+
+
+class Counting:
+    """A backend that leaves a graph as it is and counts how many it was given."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward  # type: ignore[no-any-return]
+
+
+class Stepping:
+    """A step of a policy: its loss and its gradient, as one vector."""
+
+    def __init__(self, config: TrialConfig, *, shared: bool) -> None:
+        model, processor = families.build("llava")
+        self.model = attach_adapters(model, config).eval()
+        if config.engine.gradient_checkpointing:
+            recompute_layers(self.model)
+        self._trained = set_trained(self.model, config)
+        self._policy = Policy(self.model, config.objective, prefix_sharing=shared)
+        self._reference = LiveReference(self._policy, config)
+        self._encoder = PairEncoder(processor, config, PAIRS)
+
+    def __call__(self, places: list[int]) -> tuple[float, Tensor]:
+        batch = self._encoder.batch(places)
+        known = self._reference.scores(batch)
+        loss = self._policy(batch, known, self._reference.head).loss.sum()
+        gradients = torch.autograd.grad(loss, self._trained, allow_unused=True)
+        return loss.item(), torch.cat([part.flatten() for part in gradients if part is not None])
+
+
+def config(language_model: str, *, again: bool) -> TrialConfig:
+    return config_of(
+        language_model=language_model,
+        vision_encoder="frozen",
+        engine={"gradient_checkpointing": again, "compile": "layers"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("language_model", "again", "shared"),
+    [
+        ("lora", True, True),
+        pytest.param("full", False, True, marks=pytest.mark.slow),
+        pytest.param("full", True, False, marks=pytest.mark.slow),
+    ],
+)
+def test_rows_of_all_lengths_take_the_code_of_the_first_and_nothing_is_left_behind(
+    language_model: str, again: bool, shared: bool
+) -> None:
+    step = Stepping(config(language_model, again=again), shared=shared)
+    with packed_attention(step.model):
+        batches = [[0], [1], [2, 1], [0, 1, 2]]
+        plain = [step(places) for places in batches]
+        backend, made = Counting(), []
+        with compiled_layers(step.model, backend):
+            for places in batches:
+                before = backend.graphs
+                made.append(step(places))
+                first = places == batches[0]
+                if first or (places == [2, 1] and not shared):  # rows of one are of their own kind
+                    assert backend.graphs > before
+                else:
+                    assert backend.graphs == before
+        for (loss, gradient), (own, of_own) in zip(plain, made, strict=True):
+            assert own == pytest.approx(loss, rel=1e-6)
+            assert float((of_own - gradient).norm() / gradient.norm()) < 1e-6
+        if again:  # they are computed again by transformers, as before
+            recompute_layers(step.model)
+        after = step(batches[0])
+        assert backend.graphs and after[0] == plain[0][0]
+        assert torch.equal(after[1], plain[0][1])
+
+
+def test_a_decoder_without_known_layers_is_refused() -> None:
+    class Model(nn.Module):
+        def get_decoder(self) -> nn.Module:
+            return nn.Linear(1, 1)
+
+    told = pytest.raises(TrialError, match="has no layers that transformers knows")
+    with told, compiled_layers(Model()):
+        pass
+
+
+def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = config_of(engine={"compile": "layers"})
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
+    assert unmet_requirements(wanted) == []
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (line,) = unmet_requirements(wanted)
+    assert line.startswith("engine.compile is layers, and there is no C++ compiler here: install")
+    monkeypatch.setattr("chip_core.config.requirements.find_spec", lambda name: None)
+    (line,) = unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
+    assert line.startswith("engine.compile is layers, and triton is not installed here")
+
+
+@pytest.mark.slow
+def test_a_trial_is_compiled_and_the_next_one_of_its_slot_is_not(
+    shapes_config: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    """By the compiler that a training takes; on a quiet machine it is half a minute."""
+    settings = {"training__max_steps": 2, "language_model": "lora"}
+    made = [
+        run_trial(shapes_config(engine__compile=how, **settings), folder=tmp_path / str(number))
+        for number, how in enumerate(("off", "layers", "off"))
+    ]
+    assert [result.engine.get("compile") for result in made] == [None, "layers", None]
+    curves = [read_records(tmp_path / str(number) / "curves.jsonl") for number in range(3)]
+    plain, own, after = ([point["figures"]["loss"] for point in curve] for curve in curves)
+    assert own == pytest.approx(plain, rel=1e-5)
+    assert after == plain
+
+
+@pytest.mark.slow
+def test_code_that_does_not_compute_what_the_layers_do_is_refused(
+    shapes_config: Callable[..., TrialConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(graph: Any, inputs: Any) -> Callable[..., Any]:
+        return lambda *given: [part * 1.001 for part in graph.forward(*given)]
+
+    monkeypatch.setattr(compiled, "INDUCTOR", wrong)
+    with pytest.raises(TrialError, match="hidden states differ by .*write engine.compile: off"):
+        run_trial(shapes_config(engine__compile="layers"), folder=tmp_path)
