@@ -135,9 +135,8 @@ def packed_attention(model: Any, *, fused: bool = False) -> Iterator[None]:
     if before != "sdpa":
         raise ValueError(f"its attention is {before}, not sdpa")
     for name, function in ((NAME, attention), (FUSED, fused_attention)):
-        if name not in ALL_ATTENTION_FUNCTIONS:  # else it may have been put aside (compiled.py)
-            ALL_ATTENTION_FUNCTIONS.register(name, function)
-            ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     config._attn_implementation = FUSED if fused else NAME
     try:
         yield

@@ -306,6 +306,8 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
             if portion.counts:
                 cut.add(batch)
+            # Layers that are computed again hang on what they were given for as long as the graph.
+            del result, loss
         return sums
 
     def _passes(

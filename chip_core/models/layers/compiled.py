@@ -33,7 +33,8 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
     Layers that are to be computed again in the backward pass are so around the compiled code.
 
     Args:
-        model: with what is trained marked so; layers are recomputed where they are to be.
+        model: within `packed_attention` where its rows are packed; with what is trained marked so,
+            and layers recomputed where they are to be.
         backend: of torch.compile; None: `INDUCTOR`.
 
     Raises:

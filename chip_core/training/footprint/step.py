@@ -229,6 +229,7 @@ class _Step:
                 stack.enter_context(packed_attention(self._model))
             except ValueError as error:
                 self._notes.append(f"computed as if it shared prefixes: {error}")
+            given = self._given(self._config.objective.policy_reads)  # noqa: F841 (is held)
             if not self._stored:
                 with torch.no_grad():
                     self._scored(memory, self._config.objective.reference_reads)
@@ -240,10 +241,18 @@ class _Step:
             )
             loss.backward()  # type: ignore[no-untyped-call]
 
+    def _given(self, views: Collection[str]) -> list[Tensor]:
+        """Return the images of a batch as they come, in fp32, and those of one row together."""
+        inner = without_head(self._model)
+        images = [self._shape.pairs] * len({VIEWS[view][0] for view in views})
+        made = [_pictures(inner.config, each, self._shape.tiles) for each in [*images, sum(images)]]
+        return [each["pixel_values"] for each in made if each is not None]
+
     def _scored(self, memory: _Memory, views: Collection[str]) -> tuple[Tensor, Tensor]:
         """Return a number that depends on all that is read of views, and the states under it."""
         shape, objective = self._shape, self._config.objective
-        states = self._states(views)
+        by_view = self._states(views)
+        states = torch.cat(by_view)
         memory.part = "reference"
         pairs = shape.pairs
         lengths = [pairs * shape.rejected, pairs * shape.chosen]
@@ -254,6 +263,7 @@ class _Step:
             low = self._config.reference_precision == "bf16"
             dtype = torch.bfloat16 if low else torch.float32
             with_reference = torch.empty(sum(lengths), states.shape[-1], dtype=dtype)
+            as_read = torch.empty_like(with_reference)  # noqa: F841 (pair by pair, and is held)
             trained = sum(lengths) if objective.trains_chosen_divergence else lengths[0]
             if head.weight.requires_grad and self._stored:
                 other = OutputHead(weight=torch.empty_like(head.weight, requires_grad=False))
@@ -273,14 +283,15 @@ class _Step:
             loss = loss + scores.kl[:trained].sum()
         return loss, states
 
-    def _states(self, views: Collection[str]) -> Tensor:
-        """Return the hidden states that predict the views' responses, (N, D)."""
+    def _states(self, views: Collection[str]) -> list[Tensor]:
+        """Return the hidden states that predict each view's responses, (N, D)."""
         model = self._model
         spans, places = self._layout(views)
         embedded = model.get_input_embeddings()(torch.zeros(1, _length(spans), dtype=torch.long))
         features = self._features(views)
         if features is not None:
-            mask = torch.zeros(embedded.shape, dtype=torch.bool)
+            mask = torch.zeros(embedded.shape[:2], dtype=torch.bool).unsqueeze(-1)
+            mask = mask.expand_as(embedded)
             embedded = embedded.masked_scatter(mask, features.to(embedded.dtype))
         hidden: Tensor = model.get_decoder()(
             inputs_embeds=embedded,
@@ -289,7 +300,7 @@ class _Step:
             packing=Packing(spans),
             use_cache=False,
         ).last_hidden_state
-        return torch.cat([hidden[0, part] for part in places])
+        return [hidden[0, part] for part in places]
 
     def _layout(self, views: Collection[str]) -> tuple[tuple[Span, ...], list[Tensor]]:
         """Return the spans of the row, and the places that are scored, by view."""

@@ -69,19 +69,98 @@ def config(language_model: str, *, again: bool) -> TrialConfig:
     )
 
 
+#: Operators for `varlen_attn` and its gradient, as a compiler sees them: with nothing to look into.
+@torch.library.custom_op("chip_test::sequences", mutates_args=())
+def sequences(
+    query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, scale: float
+) -> Tensor:
+    return _of_sequences(query, key, value, queries, keys, scale, None)[0]
+
+
+@torch.library.custom_op("chip_test::sequences_backward", mutates_args=())
+def sequences_backward(
+    of_made: Tensor, query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    _, *gradients = _of_sequences(query, key, value, queries, keys, scale, of_made)
+    return tuple(gradients)
+
+
+def _of_sequences(
+    query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, scale: float,
+    of_made: Tensor | None,
+) -> list[Tensor]:  # fmt: skip
+    """softmax(q kᵀ) v of each sequence, (T, H, d), and its gradients, written out."""
+    made = torch.empty_like(query)
+    gradients = [torch.zeros_like(part) for part in (query, key, value)]
+    groups = query.shape[1] // key.shape[1]
+    for row, seen in zip(
+        queries.unfold(0, 2, 1).tolist(), keys.unfold(0, 2, 1).tolist(), strict=True
+    ):
+        rows, places = slice(*row), slice(*seen)
+        q = query[rows].transpose(0, 1)
+        k, v = (part[places].repeat_interleave(groups, 1).transpose(0, 1) for part in (key, value))
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+        p = (q @ k.mT * scale).masked_fill(~mask, -torch.inf).softmax(-1)
+        made[rows] = (p @ v).transpose(0, 1)
+        if of_made is None:
+            continue
+        of = of_made[rows].transpose(0, 1)
+        of_p = of @ v.mT
+        of_scores = p * (of_p - (of_p * p).sum(-1, keepdim=True)) * scale
+        for gradient, place, part in zip(
+            gradients,
+            (rows, places, places),
+            (of_scores @ k, of_scores.mT @ q, p.mT @ of),
+            strict=True,
+        ):
+            one = part.transpose(0, 1)
+            gradient[place] += one.unflatten(1, (gradient.shape[1], -1)).sum(2)
+    return [made, *gradients]
+
+
+sequences.register_fake(lambda query, *others: torch.empty_like(query))
+sequences_backward.register_fake(
+    lambda of, q, k, v, *others: tuple(map(torch.empty_like, (q, k, v)))
+)
+sequences.register_autograd(
+    lambda ctx, of: (*sequences_backward(of, *ctx.saved_tensors, ctx.scale), None, None, None),
+    setup_context=lambda ctx, inputs, output: _save(ctx, *inputs),
+)
+
+
+def _save(ctx: Any, *inputs: Any) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.scale = inputs[5]
+
+
+@pytest.fixture
+def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel of a GPU on a CPU, in fp32."""
+
+    def kernel(*given: Any, scale: float, **others: Any) -> Tensor:
+        return sequences(*given[:5], scale)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr("chip_core.models.packing._HALF", (torch.float32,))
+
+
 @pytest.mark.parametrize(
-    ("language_model", "again", "shared"),
+    ("language_model", "again", "rows"),
     [
-        ("lora", True, True),
-        pytest.param("full", False, True, marks=pytest.mark.slow),
-        pytest.param("full", True, False, marks=pytest.mark.slow),
+        ("lora", True, "fused"),
+        pytest.param("lora", True, "pieces", marks=pytest.mark.slow),
+        pytest.param("full", False, "pieces", marks=pytest.mark.slow),
+        pytest.param("full", True, "separate", marks=pytest.mark.slow),
     ],
 )
 def test_rows_of_all_lengths_take_the_code_of_the_first_and_nothing_is_left_behind(
-    language_model: str, again: bool, shared: bool
+    fused_here: None, language_model: str, again: bool, rows: str
 ) -> None:
+    """What is compiled is known by then: with gradients and without, adapters on and off."""
+    shared = rows != "separate"
     step = Stepping(config(language_model, again=again), shared=shared)
-    with packed_attention(step.model):
+    with packed_attention(step.model, fused=rows == "fused"):
         batches = [[0], [1], [2, 1], [0, 1, 2]]
         plain = [step(places) for places in batches]
         backend, made = Counting(), []
@@ -99,6 +178,8 @@ def test_rows_of_all_lengths_take_the_code_of_the_first_and_nothing_is_left_behi
             assert float((of_own - gradient).norm() / gradient.norm()) < 1e-6
         if again:  # they are computed again by transformers, as before
             recompute_layers(step.model)
+        if rows == "fused":  # a graph a layer, and all layers share it
+            assert backend.graphs <= 4
         after = step(batches[0])
         assert backend.graphs and after[0] == plain[0][0]
         assert torch.equal(after[1], plain[0][1])
