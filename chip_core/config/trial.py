@@ -396,10 +396,11 @@ class EngineConfig(Section):
         doc="whether a frozen vision encoder's output is kept for all trials; 'auto': for trials "
         "without a GPU",
     )
-    logits_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = engine(
+    logits_chunk: int | None = engine(
         512,
-        doc="response positions whose logits are held at the same time; 'auto': as many as take a "
-        "32nd of a GPU's memory, 512 at least and on a CPU",
+        ge=1,
+        doc="response positions whose logits are held at the same time; null: as many as take a "
+        "32nd of a GPU's memory, at least 512, and 512 on a CPU",
     )
     compile: Literal["off", "layers"] = engine(
         "off",

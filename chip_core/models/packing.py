@@ -263,8 +263,9 @@ def over_sequences(
         kernel: takes what `torch.nn.attention.varlen.varlen_attn` takes; None: that.
     """
     if kernel is None:
-        from torch.nn.attention.varlen import varlen_attn as kernel
+        from torch.nn.attention.varlen import varlen_attn
 
+        kernel = varlen_attn
     grouped = {} if key.shape[1] == query.shape[1] else {"enable_gqa": True}
     made: Tensor = kernel(
         query,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,18 +49,18 @@ class HeadScores:
     kl: Tensor | None  # (M,) KL(reference || policy) of the first M positions
 
 
-def chunk_size(wanted: int | Literal["auto"], vocabulary: int, device_memory: int | None) -> int:
+def chunk_size(wanted: int | None, vocabulary: int, device_memory: int | None) -> int:
     """Return how many positions' logits are held together.
 
     By a GPU's whole memory and not by what is free of it: a training that is resumed, or that has
     another beside it, adds up as before.
 
     Args:
-        wanted: `engine.logits_chunk`.
+        wanted: `engine.logits_chunk`; None: by the GPU's memory.
         vocabulary: V.
         device_memory: bytes of a GPU; None: there is none.
     """
-    if wanted != "auto":
+    if wanted is not None:
         return wanted
     if device_memory is None:
         return CHUNK

@@ -51,7 +51,7 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
             "knows as such: write engine.compile: off"
         )
     # Its loop over pieces is of each row's own lengths: no code of one row serves another.
-    apart = torch.compiler.disable(packing.attention)
+    apart = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
     ALL_ATTENTION_FUNCTIONS.register(packing.NAME, apart)
     try:
         for layer in layers:

@@ -359,10 +359,10 @@ class _Step:
 
 
 def _chunk(config: TrialConfig, positions: int) -> int:
-    """Return how many positions' logits are held together; `auto` on a GPU: taken to be all."""
+    """Return how many positions' logits are held together; by a GPU's memory: taken to be all."""
     wanted = config.engine.logits_chunk
     gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-    return positions if wanted == "auto" and gpu else chunk_size(wanted, 1, None)
+    return positions if wanted is None and gpu else chunk_size(wanted, 1, None)
 
 
 def _take(held: list[Tensor] | None, parameter: Tensor) -> None:

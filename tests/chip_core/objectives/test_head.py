@@ -192,6 +192,6 @@ def test_no_graph_is_kept_where_no_gradient_is_wanted() -> None:
 def test_a_chunk_of_its_own_size_takes_a_32nd_of_a_gpus_memory() -> None:
     """A logit takes 16 bytes: 80 GiB / 32 / (16 × 32,064) = 5,232.4."""
     assert chunk_size(7, 32_064, 80 * 2**30) == 7
-    assert chunk_size("auto", 32_064, 80 * 2**30) == 5_232
-    assert chunk_size("auto", 151_936, 8 * 2**30) == 512  # 110 would be more work than memory
-    assert chunk_size("auto", 32_064, None) == 512
+    assert chunk_size(None, 32_064, 80 * 2**30) == 5_232
+    assert chunk_size(None, 151_936, 8 * 2**30) == 512  # 110 would be more work than memory
+    assert chunk_size(None, 32_064, None) == 512

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
+from chip_core.config.validation import trial_config
 from chip_core.data.batches import PairEncoder
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import compiled
@@ -22,7 +23,7 @@ from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.trial import run_trial
-from chip_core.utils.errors import TrialError
+from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_records
 
 from ... import families
@@ -193,6 +194,33 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
     told = pytest.raises(TrialError, match="has no layers that transformers knows")
     with told, compiled_layers(Model()):
         pass
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        (
+            {"engine": {"compile": "layers", "workers_per_trial": 2}},
+            "trial: engine: compile is layers, which is for one worker, and workers_per_trial is "
+            "2: write compile: off, or workers_per_trial: 1",
+        ),
+        (
+            {"engine": {"compile": "layers"}, "model": {"path": "x", "quantize": "nf4"},
+             "language_model": "lora"},
+            "trial: engine.compile is layers, and model.quantize is nf4, whose layers are not "
+            "compiled: write engine.compile: off, or model.quantize: none",
+        ),
+        (
+            {"engine": {"compile": "all"}},
+            "trial: engine.compile: unknown level 'all': choices: layers, off",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        trial_config({"model": "x", **beside}, "trial")
+    (line,) = refused.value.problems
+    assert line == told
 
 
 def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
