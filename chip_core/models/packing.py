@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -262,12 +262,13 @@ def over_sequences(
         scaling: of the products; None: 1 / sqrt(d).
         kernel: takes what `torch.nn.attention.varlen.varlen_attn` takes; None: that.
     """
-    if kernel is None:
-        from torch.nn.attention.varlen import varlen_attn
+    attend = kernel
+    if attend is None:
+        from torch.nn.attention import varlen
 
-        kernel = varlen_attn
+        attend = cast("Callable[..., Any]", varlen.varlen_attn)
     grouped = {} if key.shape[1] == query.shape[1] else {"enable_gqa": True}
-    made: Tensor = kernel(
+    made: Tensor = attend(
         query,
         key.index_select(0, sequences.seen),
         value.index_select(0, sequences.seen),

@@ -166,7 +166,7 @@ def cache_specs(
     }
     # What rounds differently.
     tower = {"attention": engine.attention, "threads": engine.threads}
-    decoder = {**tower, "prefix_sharing": engine.prefix_sharing}
+    decoder: dict[str, Any] = {**tower, "prefix_sharing": engine.prefix_sharing}
     if engine.compile != "off":
         decoder["compile"] = engine.compile
     of_text = {**common, "max_length": config.training.max_length, "engine": decoder}
