@@ -111,11 +111,7 @@ class Trainer:
         if config.engine.gradient_checkpointing:
             recompute_layers(model)
         set_trained(model, config)
-        self.policy = Policy(
-            model,
-            config.objective,
-            logits_chunk=chunk_of(model, config),
-        )
+        self.policy = Policy(model, config.objective, logits_chunk=chunk_of(model, config))
         with ExitStack() as stack:
             small = self.batches.shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(
