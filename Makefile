@@ -14,12 +14,26 @@ export PYTHONDONTWRITEBYTECODE :=
 N ?= 10
 SEED ?= 0
 
-.PHONY: demo install test test-ray test-lowest test-extras test-cluster coverage check lint audit schemas faults clean
+# What a training needs beside torch, transformers, peft, safetensors, numpy, pillow and pyyaml, and the
+# Python of the machine that it is carried to.
+CARRIED := pydantic pydantic_core annotated-types typing-inspection typing_extensions
+CARRY_PYTHON ?= 3.12
+
+.PHONY: demo install carry test test-ray test-lowest test-extras test-cluster coverage check lint audit schemas faults clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
 
 install: $(STAMP)
+
+# Into .carry, for a machine with a GPU that has those and no network (docs/speed.md).
+carry:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH: say PYTHON=/path/to/python"; exit 2; }
+	rm -rf .carry
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--implementation cp --python-version $(CARRY_PYTHON) --platform manylinux_2_17_x86_64 \
+		-c constraints.txt --target .carry $(CARRIED)
+	@du -sm .carry | awk '{ if ($$1 > 60) { print "make: .carry takes " $$1 " MB, more than 60"; exit 2 } }'
 
 # Three workers of one thread each on two cores, file by file: tests on Ray wait most of their time.
 # The order of files is that of tests/conftest.py, the longest first.
@@ -98,4 +112,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf .venv .venv-ray-* .venv-lowest .venv-extras .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .carry .venv .venv-ray-* .venv-lowest .venv-extras .mypy_cache .ruff_cache .pytest_cache

@@ -81,7 +81,9 @@ class Setting:
     device: torch.device
     folder: Path
 
-    def config(self, *, steps: int, dtype: str = "fp32", train: str = "lora") -> TrialConfig:
+    def config(
+        self, *, steps: int, dtype: str = "fp32", train: str = "lora", compiled: bool = False
+    ) -> TrialConfig:
         """Return a trial of CHiP with a live reference, two pairs a batch, one a pass."""
         bf16_gradients = dtype == "bf16" and train == "full"
         int8 = bf16_gradients and importlib.util.find_spec("torchao") is not None
@@ -103,6 +105,7 @@ class Setting:
                     "gradient_checkpointing": True,
                     "log_every": 1,
                     "device": self.device.type,
+                    "compile": "layers" if compiled else "off",
                 },
             }
         )
@@ -218,6 +221,8 @@ def _parts(
     yield "fsdp", lambda: fsdp(close)
     for train in ("lora", "full"):
         yield train, lambda train=train: trained(whole, train, given.steps, peak)  # type: ignore[misc]
+    if device.type == "cuda":  # on a CPU it takes minutes and gains little
+        yield "lora compiled", lambda: trained(whole, "lora", given.steps, peak, compiled=True)
     ways = Namespace(
         size=given.size, device=given.device, train="lora", objective="dpo", pairs=1,
         image_tokens=size["image_tokens"], rounds=3, peak_tflops=given.peak_tflops,
@@ -347,23 +352,27 @@ def fsdp(setting: Setting) -> dict[str, Any]:
     return {"loss apart": apart}
 
 
-def trained(setting: Setting, train: str, steps: int, peak: float | None) -> dict[str, Any]:
+def trained(
+    setting: Setting, train: str, steps: int, peak: float | None, *, compiled: bool = False
+) -> dict[str, Any]:
     """Time the trainer's own steps; the first two, in which kernels are chosen, do not count."""
-    config = setting.config(steps=steps + 2, dtype="bf16", train=train)
+    config = setting.config(steps=steps + 2, dtype="bf16", train=train, compiled=compiled)
     cuda = setting.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    with setting.trainer(config, train, setting.here) as trainer:
+    name = f"{train}-compiled" if compiled else train
+    with setting.trainer(config, name, setting.here) as trainer:
         shape = _shape(trainer.batches.shortest_pair(), setting.workload.image_token)
-        trainer.train(on_step=lambda *_: None)
+        done = trainer.train(on_step=lambda *_: None)
         model_config = trainer.model.config
-    curve = _curve(setting.folder / train)[2:]
+    curve = _curve(setting.folder / name)[2:]
     rate = sum(point["tokens_per_second"] for point in curve) / len(curve)
     size = config.training.batch_size
     found: dict[str, Any] = {
         "tokens/s": round(rate),
         "waits for data": round(sum(point["data_wait"] for point in curve) / len(curve), 4),
         "states": config.optimizer.states,
+        "prefix sharing": done.engine["prefix_sharing"],
     }
     estimate = footprint(model_config, config, shape, stored=False)
     found["estimated GiB"] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from importlib.util import find_spec
 
 from chip_core.config.trial import TrialConfig
@@ -23,9 +25,28 @@ def unmet_requirements(config: TrialConfig) -> list[str]:
             "model.quantize is nf4, and bitsandbytes is not installed here: "
             "pip install 'chip-ablate[nf4]', or write model.quantize: none"
         )
+    if config.engine.compile == "layers":
+        lacking += _compiler_problems(config)
     if config.pairs.rounds and config.engine.workers_per_trial > 1:
         lacking.append(
             f"pairs.rounds is {config.pairs.rounds}, and one worker samples a model: write "
             "engine.workers_per_trial: 1, or pairs.rounds: 0"
         )
     return lacking
+
+
+def _compiler_problems(config: TrialConfig) -> list[str]:
+    """Return what torch.compile lacks here: Triton on a GPU, and a compiler anywhere."""
+    gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
+    if gpu and find_spec("triton") is None:
+        return [
+            "engine.compile is layers, and triton is not installed here: it comes with torch's "
+            "CUDA builds: install one, or write engine.compile: off"
+        ]
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names if name):
+        return [
+            "engine.compile is layers, and there is no C++ compiler here: install g++, or write "
+            "engine.compile: off"
+        ]
+    return []

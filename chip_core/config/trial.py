@@ -396,8 +396,16 @@ class EngineConfig(Section):
         doc="whether a frozen vision encoder's output is kept for all trials; 'auto': for trials "
         "without a GPU",
     )
-    logits_chunk: int = engine(
-        512, ge=1, doc="response positions whose logits are held at the same time"
+    logits_chunk: int | None = engine(
+        512,
+        ge=1,
+        doc="response positions whose logits are held at the same time; null: as many as take a "
+        "32nd of a GPU's memory, at least 512, and 512 on a CPU",
+    )
+    compile: Literal["off", "layers"] = engine(
+        "off",
+        doc="'layers': the decoder's layers are compiled one by one (torch.compile), for a "
+        "training of one worker",
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
         "auto", doc="kind of attention; 'auto': what transformers takes for the model"
@@ -412,6 +420,15 @@ class EngineConfig(Section):
                 "workers_per_trial how many are to share a training"
             )
         return value
+
+    @model_validator(mode="after")
+    def _compiled_for_one_worker(self) -> EngineConfig:
+        if self.compile == "layers" and self.workers_per_trial > 1:
+            raise ValueError(
+                f"compile is layers, which is for one worker, and workers_per_trial is "
+                f"{self.workers_per_trial}: write compile: off, or workers_per_trial: 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_gpu_for_each_worker(self) -> EngineConfig:
@@ -492,6 +509,15 @@ class TrialConfig(Section):
             raise ValueError(
                 "model.quantize is nf4, whose weights are not spread over workers: write "
                 "engine.parallel: ddp, or model.quantize: none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_as_it_is_held(self) -> TrialConfig:
+        if self.engine.compile == "layers" and self.model.quantize != "none":
+            raise ValueError(
+                f"engine.compile is layers, and model.quantize is {self.model.quantize}, whose "
+                "layers are not compiled: write engine.compile: off, or model.quantize: none"
             )
         return self
 

@@ -25,6 +25,10 @@ from torch.autograd.function import once_differentiable
 #: Positions whose logits are held together, unless told otherwise.
 CHUNK = 512
 
+#: Share of a GPU's memory that the logits of a chunk may take, and bytes of one of them: those of
+#: policy and reference in fp32, what they were rounded to, and two gradients.
+_SHARE, _LOGIT_BYTES = 1 / 32, 16
+
 #: Positions whose divergence is added up together: few enough to stay in a CPU's cache.
 _BLOCK = 32
 
@@ -43,6 +47,24 @@ class HeadScores:
 
     logps: Tensor  # (N,) log p of the token
     kl: Tensor | None  # (M,) KL(reference || policy) of the first M positions
+
+
+def chunk_size(wanted: int | None, vocabulary: int, device_memory: int | None) -> int:
+    """Return how many positions' logits are held together.
+
+    By a GPU's whole memory and not by what is free of it: a training that is resumed, or that has
+    another beside it, adds up as before.
+
+    Args:
+        wanted: `engine.logits_chunk`; None: by the GPU's memory.
+        vocabulary: V.
+        device_memory: bytes of a GPU; None: there is none.
+    """
+    if wanted is not None:
+        return wanted
+    if device_memory is None:
+        return CHUNK
+    return max(CHUNK, int(device_memory * _SHARE) // (_LOGIT_BYTES * vocabulary))
 
 
 def head_scores(

@@ -46,8 +46,8 @@ from chip_core.reference_cache.shards import CacheRow, write_shard, write_tensor
 from chip_core.reference_cache.size import BYTES, check_room
 from chip_core.reference_cache.spec import BuildShard, CacheSpec, group_specs
 from chip_core.results import RESULT, Progress, TrialResult
-from chip_core.training.exactness import share_prefixes
-from chip_core.training.policy import Policy
+from chip_core.training.exactness import compile_exactly, share_prefixes
+from chip_core.training.policy import Policy, chunk_of
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
@@ -298,6 +298,7 @@ class BuildGroup:
         if any(spec.of_rejected_image for spec in passes):
             views.add("rejected_image")  # its images, where no response is asked
         self._sharing = config.engine.prefix_sharing
+        self._compiled = config.engine.compile == "layers"
         self._alone = all(spec.of_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
         self._device = next(model.parameters()).device
@@ -312,7 +313,7 @@ class BuildGroup:
         self._policy = Policy(
             model,
             objective,
-            logits_chunk=config.engine.logits_chunk,
+            logits_chunk=chunk_of(model, config),
         )
         self._of: dict[str, ImageFeatures | ResponseLogps] = {}
         for spec in passes:
@@ -323,12 +324,15 @@ class BuildGroup:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Share prefixes where the trials would."""
+        """Share prefixes where the trials would, and compile what they do."""
         if self._alone:
             yield
             return
         small = self.batch([0])
-        with share_prefixes(self._policy, small, self._sharing) as sharing:
+        with ExitStack() as stack:
+            sharing = stack.enter_context(share_prefixes(self._policy, small, self._sharing))
+            if self._compiled:
+                stack.enter_context(compile_exactly(self._policy, small))
             for said in self._of.values():
                 if isinstance(said, ResponseLogps):
                     said.facts["prefix_sharing"] = sharing

@@ -166,7 +166,9 @@ def cache_specs(
     }
     # What rounds differently.
     tower = {"attention": engine.attention, "threads": engine.threads}
-    decoder = {**tower, "prefix_sharing": engine.prefix_sharing}
+    decoder: dict[str, Any] = {**tower, "prefix_sharing": engine.prefix_sharing}
+    if engine.compile != "off":
+        decoder["compile"] = engine.compile
     of_text = {**common, "max_length": config.training.max_length, "engine": decoder}
     if config.training.label_rule != "clean":
         of_text["label_rule"] = config.training.label_rule

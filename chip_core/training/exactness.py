@@ -1,4 +1,4 @@
-"""Whether a model shares prefixes exactly: tried on one pair before a training relies on it."""
+"""Whether a model shares prefixes and is compiled exactly: tried on a pair before either is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch
-from chip_core.models.packing import packed_attention
+from chip_core.models.layers.compiled import compiled_layers
+from chip_core.models.packing import can_fuse, packed_attention
 from chip_core.models.precision import dtype_of, in_fp32
 from chip_core.training.layout import lying, pad
 from chip_core.training.policy import Policy
@@ -21,12 +22,18 @@ from chip_core.utils.workers import Workers
 
 ON = "on"
 
+#: With all pieces of a row in one call a layer (packing.fused_attention).
+ON_FUSED = "on (attention fused)"
+
 #: How far hidden states and gradients may be from those of separate passes: the norm of the
 #: difference over the norm.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 #: Where weights are held in bf16, how many times as far from fp32 as separate passes in bf16 are.
 _BF16_FACTOR = 1.25
+
+#: What is compared.
+_MEASURED = ("hidden states", "gradients")
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +55,8 @@ def share_prefixes(
             of them can, or none does. None: this process alone.
 
     Yields:
-        `on`, or `off (…)` with the reason: then every response has a pass of its own.
+        `on`, by itself or with how attention is computed; or `off (…)` with the reason: then every
+        response has a pass of its own.
 
     Raises:
         TrialError: the model's logits are not what its output head makes of its hidden states.
@@ -58,25 +66,41 @@ def share_prefixes(
     if wanted == "off":
         yield "off (engine.prefix_sharing: off)"
         return
-    reasons = workers.each(lambda: prefix_sharing_problem(policy, batch))
-    reason = next((each for each in reasons if each is not None), None)
+    fused = all(workers.each(lambda: can_fuse(policy.head.weight)))
+    reason = _anyones_problem(policy, batch, workers, fused=fused)
+    if fused and reason is not None:
+        _log.warning("attention of packed rows is not fused: %s", reason)
+        fused, reason = False, _anyones_problem(policy, batch, workers, fused=False)
     if reason is not None:
         _log.warning("prefix sharing is off: %s", reason)
         yield f"off ({reason})"
         return
-    with packed_attention(policy.model):
+    with packed_attention(policy.model, fused=fused):
         policy.prefix_sharing = True
         try:
-            yield ON
+            yield ON_FUSED if fused else ON
         finally:
             policy.prefix_sharing = False
 
 
-def prefix_sharing_problem(policy: Policy, batch: PairBatch) -> str | None:
-    """Return why a model cannot share prefixes exactly; None if it can."""
+def _anyones_problem(
+    policy: Policy, batch: PairBatch, workers: Workers, *, fused: bool
+) -> str | None:
+    problems = workers.each(lambda: prefix_sharing_problem(policy, batch, fused=fused))
+    return next((each for each in problems if each is not None), None)
+
+
+def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = False) -> str | None:
+    """Return why a model cannot share prefixes exactly; None if it can.
+
+    Args:
+        policy: not yet sharded.
+        batch: one pair to try it on.
+        fused: whether attention is one call a layer.
+    """
     bf16 = dtype_of(policy) == torch.bfloat16
     try:
-        with packed_attention(policy.model):
+        with packed_attention(policy.model, fused=fused):
             true = _measured(policy, batch, shared=False)
             shared = _measured(policy, batch, shared=True)
             if bf16:
@@ -86,7 +110,7 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch) -> str | None:
         raise
     except Exception as error:  # whatever a model does with a row that it was not made for
         return brief(error)
-    for place, what in enumerate(("hidden states", "gradients")):
+    for place, what in enumerate(_MEASURED):
         differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
         if bf16:
             separate = _apart(true_in_bf16[place], true[place])
@@ -99,6 +123,44 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch) -> str | None:
                     f"allowed is {limit:.1e}"
                 )
     return None
+
+
+@contextmanager
+def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
+    """Compile a policy's layers for as long as the context is open.
+
+    Args:
+        policy: not sharded.
+        batch: one pair to try it on, on the policy's device.
+
+    Raises:
+        TrialError: compiled layers do not say what they say otherwise, or cannot be compiled.
+    """
+    shared = policy.prefix_sharing
+    plain = _measured(policy, batch, shared=shared, as_held=True)
+    limits = [_TOLERANCE.get(part.dtype, 0.0) for part in plain]
+    true = plain
+    if dtype_of(policy) == torch.bfloat16:
+        true = _measured(policy, batch, shared=shared)
+        limits = [_BF16_FACTOR * _apart(*each) for each in zip(plain, true, strict=True)]
+    with compiled_layers(policy.model):
+        try:
+            made = _measured(policy, batch, shared=shared, as_held=True)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler does with a model
+            raise TrialError(
+                f"engine.compile: layers: {brief(error)}: write engine.compile: off"
+            ) from error
+        distances = [_apart(*each) for each in zip(made, true, strict=True)]
+        for what, distance, limit in zip(_MEASURED, distances, limits, strict=True):
+            if not distance <= limit:
+                raise TrialError(
+                    f"engine.compile: layers: {what} differ by {distance:.1e} from layers that are "
+                    f"not compiled, allowed is {limit:.1e}: write engine.compile: off"
+                )
+        torch.compiler.reset()  # that code is of other gradients than a training's
+        yield
 
 
 def _measured(

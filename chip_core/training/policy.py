@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.forms import objective_of
 from chip_core.objectives.global_batch import Facts, table_columns
-from chip_core.objectives.head import CHUNK, OutputHead, best_other, head_scores, token_logits
+from chip_core.objectives.head import (
+    CHUNK,
+    OutputHead,
+    best_other,
+    chunk_size,
+    head_scores,
+    token_logits,
+)
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import VIEWS, Reads
 from chip_core.objectives.terms import (
@@ -209,6 +217,15 @@ class Policy(nn.Module):
         """The output head as it is now; within a forward alone where it is sharded."""
         layer = self.model.get_output_embeddings()
         return OutputHead(weight=layer.weight, bias=layer.bias)
+
+
+def chunk_of(model: Any, config: TrialConfig) -> int:
+    """Return how many positions' logits a model on its device holds together."""
+    weight = model.get_output_embeddings().weight
+    memory = None
+    if weight.is_cuda:
+        memory = torch.cuda.get_device_properties(weight.device).total_memory
+    return chunk_size(config.engine.logits_chunk, len(weight), memory)
 
 
 def spread(values: Tensor, responses: Responses) -> Tensor:

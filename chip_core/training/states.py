@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.data.tensors import PairBatch, Prompts, Responses
+from chip_core.data.tensors import PairBatch, Prompts, Responses, sent
+from chip_core.models.packing import Packing, is_fused
 from chip_core.models.parts import without_head
 from chip_core.models.precision import as_held
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
@@ -115,13 +116,16 @@ def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
 
 
 def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
+    packing, device = Packing(row.spans), row.input_ids.device
+    if is_fused(inner):
+        packing.lay_out(lambda value: sent(value, device))
     with counted_on_host(inner, row.host_ids):
         hidden: Tensor = inner(
             input_ids=row.input_ids,
             # Of four dimensions, so that the model makes no mask of its own; nothing looks at it.
-            attention_mask=torch.zeros(1, 1, 1, 1, device=row.input_ids.device),
+            attention_mask=torch.zeros(1, 1, 1, 1, device=device),
             position_ids=row.positions,
-            packing=row.spans,
+            packing=packing,
             use_cache=False,
             **as_held(row.inputs, inner),
         ).last_hidden_state

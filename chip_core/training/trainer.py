@@ -19,14 +19,14 @@ from chip_core.data.encodings import Encodings
 from chip_core.data.loader import Loader
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.models.memory import keep_activations, recompute_layers
+from chip_core.models.layers.recompute import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.results import CURVES
 from chip_core.training.batches import Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
-from chip_core.training.exactness import share_prefixes
+from chip_core.training.exactness import compile_exactly, share_prefixes
 from chip_core.training.optimizer.adamw import encoder_only_steps, learning_rates, make_optimizer
 from chip_core.training.optimizer.masters import Masters
 from chip_core.training.parallel import (
@@ -35,7 +35,7 @@ from chip_core.training.parallel import (
     ReplicatedStrategy,
     SingleProcessStrategy,
 )
-from chip_core.training.policy import Policy
+from chip_core.training.policy import Policy, chunk_of
 from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
 from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
@@ -111,11 +111,7 @@ class Trainer:
         if config.engine.gradient_checkpointing:
             recompute_layers(model)
         set_trained(model, config)
-        self.policy = Policy(
-            model,
-            config.objective,
-            logits_chunk=config.engine.logits_chunk,
-        )
+        self.policy = Policy(model, config.objective, logits_chunk=chunk_of(model, config))
         with ExitStack() as stack:
             small = self.batches.shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(
@@ -126,6 +122,8 @@ class Trainer:
                 opened = caches.open(
                     self.policy, config, processor=processor, pairs=pairs, workers=workers
                 )
+            if config.engine.compile == "layers":
+                stack.enter_context(compile_exactly(self.policy, small))
             self.strategy = make_strategy(self.policy, config, self.compute)
             if opened is not None:
                 self.reference = opened.reference(self.strategy.reference)
@@ -227,6 +225,7 @@ class Trainer:
             engine={
                 **self.reference.engine,
                 "prefix_sharing": self._prefix_sharing,
+                **({"compile": "layers"} if config.engine.compile == "layers" else {}),
                 **_precision(config),
             },
         )
@@ -303,6 +302,8 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
             if portion.counts:
                 cut.add(batch)
+            # Layers that are computed again hang on what they were given for as long as the graph.
+            del result, loss
         return sums
 
     def _passes(

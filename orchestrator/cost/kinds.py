@@ -66,6 +66,8 @@ def training_kind(config: TrialConfig, reference: str, *, features: bool) -> str
     if config.objective.method_name is not None:
         objective["preset"] = config.objective.method_name
     engine = config.engine.model_dump(mode="json")
+    if engine["compile"] == "off":
+        del engine["compile"]  # timings that were noted before there was it keep their kind
     return _hash(
         "training",
         model=_model(config),

@@ -15,16 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import set_key, trial_config
+from chip_core.data.source import SHAPES
 from chip_core.utils.errors import ConfigError, TrialError
+from chip_core.utils.files import expand_path
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.rates import Rates
-from orchestrator.cost.workload import TrialWork, Workload
+from orchestrator.cost.workload import TrialWork, Workload, prompts_of, steps_of
 
 if TYPE_CHECKING:
     from chip_core.training.footprint.estimate import Footprint
 
 _FP32, _BF16 = 4, 2  # bytes of a weight
 _KEPT = 2  # checkpoints of a running training
+_TOKEN = 5  # bytes of a token's text and what surrounds it, about
+_SHAPES_IMAGE = 3 * 48 * 48  # of the embedded world, at most: its pixels
+_MANY = 1_000_000  # steps: enough that no two shares of them fall together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +74,15 @@ class Disk:
     passes: int | None  # bytes of the reference passes to be made; None: not known
     models: int | None  # of the trained models
     checkpoints: int | None  # of trainings that run at a time
+    between: int | None  # of models that those keep until they end: of `score_at`, of rounds
+    pairs: int | None  # of what rounds sample, which stays
     free: int
 
     @property
     def known(self) -> int:
         """Bytes of what is known."""
-        return (self.passes or 0) + (self.models or 0) + (self.checkpoints or 0)
+        parts = (self.passes, self.models, self.checkpoints, self.between, self.pairs)
+        return sum(part or 0 for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +362,9 @@ def disk(
     models: int | None = 0
     running: list[int] = []
     checkpoints: int | None = 0
+    kept: list[int] = []
+    between: int | None = 0
+    pairs: int | None = 0
     for kind, trials in _by_training(work).items():
         first = trials[0]
         reckoned = estimator.of(first.config, reference=not first.caches)
@@ -365,8 +376,18 @@ def disk(
                 checkpoints = None
             else:
                 running += [_KEPT * reckoned.checkpoint(saved)] * len(trials)
+        for each in trials:
+            count = _kept_between(each)
+            if count and saved is None:
+                between = None
+            kept.append(count * (saved or 0))
+            sampled = sampled_bytes(each.config, each.rows)
+            pairs = None if pairs is None or sampled is None else pairs + sampled
+    at_a_time = at_once or len(work.trials)
     if checkpoints is not None:
-        checkpoints = sum(sorted(running, reverse=True)[: at_once or len(running)])
+        checkpoints = sum(sorted(running, reverse=True)[:at_a_time])
+    if between is not None:
+        between = sum(sorted(kept, reverse=True)[:at_a_time])
     above = next(
         path for path in (storage.absolute(), *storage.absolute().parents) if path.exists()
     )
@@ -374,8 +395,54 @@ def disk(
         passes=None if None in sizes else sum(size or 0 for size in sizes),
         models=models,
         checkpoints=checkpoints,
+        between=between,
+        pairs=pairs,
         free=shutil.disk_usage(above).free,
     )
+
+
+def _kept_between(work: TrialWork) -> int:
+    """Return how many models a training keeps beside its own until it has ended."""
+    config, steps = work.config, steps_of(work.config, work.rows)
+    before = max(0, config.pairs.rounds - 1)
+    if not config.training.score_at:
+        return before
+    rounds = config.pairs.rounds or 1
+    scored = config.training.scored_steps(_MANY if steps is None else steps // rounds)
+    return before + len(scored) - 1
+
+
+def sampled_bytes(config: TrialConfig, rows: int | None) -> int | None:
+    """Return the bytes of the answers and pairs that a trial's rounds leave, about.
+
+    Every prompt is taken to give a pair, with its image. None where the images' size, or how many
+    there are, is not known.
+
+    Args:
+        config: the trial.
+        rows: of its data; None: not known.
+    """
+    settings = config.pairs
+    if not settings.rounds:
+        return 0
+    prompts, image = prompts_of(config, rows), _image_bytes(config, rows)
+    if prompts is None or image is None:
+        return None
+    texts = settings.answers + 2  # those of a pair are written again
+    each = image + texts * settings.max_new_tokens * _TOKEN
+    return settings.rounds * prompts * each
+
+
+def _image_bytes(config: TrialConfig, rows: int | None) -> int | None:
+    """Return the bytes of one of the data's images, where their rows hold them."""
+    if config.data.source == SHAPES:
+        return _SHAPES_IMAGE
+    source = expand_path(config.data.source)
+    files = [source] if source.is_file() else sorted(source.glob("**/*.parquet"))
+    whole = config.data.limit is None and all(file.suffix == ".parquet" for file in files)
+    if not rows or not files or not whole:
+        return None
+    return sum(file.stat().st_size for file in files) // rows
 
 
 def _by_training(work: Workload) -> dict[str, list[TrialWork]]:

@@ -74,12 +74,18 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
             ("reference passes", disk.passes),
             ("trained models", disk.models),
             ("checkpoints", disk.checkpoints),
+            ("models of running trainings", disk.between),
+            ("sampled pairs", disk.pairs),
         )
         if size
     ]
     lacking = [
         what
-        for what, size in (("reference passes", disk.passes), ("trained models", disk.models))
+        for what, size in (
+            ("reference passes", disk.passes),
+            ("trained models", disk.models),
+            ("sampled pairs", disk.pairs),
+        )
         if size is None
     ]
     if parts:
@@ -237,6 +243,8 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
             "passes": disk.passes,
             "models": disk.models,
             "checkpoints": disk.checkpoints,
+            "between": disk.between,
+            "pairs": disk.pairs,
             "free": disk.free,
         },
         "device": None if estimated.device is None else estimated.device.name,

@@ -26,11 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.memory import recompute_layers
-from chip_core.models.packing import Span, packed_attention
+from chip_core.models.layers.recompute import recompute_layers
+from chip_core.models.packing import Packing, Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
 from chip_core.models.precision import as_held, quantized_weights
-from chip_core.objectives.head import OutputHead, head_scores
+from chip_core.objectives.head import OutputHead, chunk_size, head_scores
 from chip_core.objectives.parts import VIEWS, behind
 from chip_core.training.layout import lying
 
@@ -234,6 +234,7 @@ class _Step:
                 stack.enter_context(packed_attention(self._model))
             except ValueError as error:
                 self._notes.append(f"computed as if it shared prefixes: {error}")
+            given = self._given(self._config.objective.policy_reads)  # noqa: F841 (is held)
             if not self._stored:
                 with torch.no_grad():
                     self._scored(memory, self._config.objective.reference_reads)
@@ -245,10 +246,18 @@ class _Step:
             )
             loss.backward()  # type: ignore[no-untyped-call]
 
+    def _given(self, views: Collection[str]) -> list[Tensor]:
+        """Return the images of a batch as they come, in fp32, and those of one row together."""
+        inner = without_head(self._model)
+        images = [self._shape.pairs] * len({VIEWS[view][0] for view in views})
+        made = [_pictures(inner.config, each, self._shape.tiles) for each in [*images, sum(images)]]
+        return [each["pixel_values"] for each in made if each is not None]
+
     def _scored(self, memory: _Memory, views: Collection[str]) -> tuple[Tensor, Tensor]:
         """Return a number that depends on all that is read of views, and the states under it."""
         shape, objective = self._shape, self._config.objective
-        states = self._states(views)
+        by_view = self._states(views)
+        states = torch.cat(by_view)
         memory.part = "reference"
         pairs = shape.pairs
         lengths = [pairs * shape.rejected, pairs * shape.chosen]
@@ -259,6 +268,7 @@ class _Step:
             low = self._config.reference_precision == "bf16"
             dtype = torch.bfloat16 if low else torch.float32
             with_reference = torch.empty(sum(lengths), states.shape[-1], dtype=dtype)
+            as_read = torch.empty_like(with_reference)  # noqa: F841 (pair by pair, and is held)
             trained = sum(lengths) if objective.trains_chosen_divergence else lengths[0]
             if head.weight.requires_grad and self._stored:
                 other = OutputHead(weight=torch.empty_like(head.weight, requires_grad=False))
@@ -270,7 +280,7 @@ class _Step:
             reference_hidden=with_reference,
             reference_head=other,
             kl_gradients=trained,
-            chunk=self._config.engine.logits_chunk,
+            chunk=_chunk(self._config, len(states)),
         )
         memory.part = "activations"
         loss = scores.logps.sum()
@@ -278,23 +288,24 @@ class _Step:
             loss = loss + scores.kl[:trained].sum()
         return loss, states
 
-    def _states(self, views: Collection[str]) -> Tensor:
-        """Return the hidden states that predict the views' responses, (N, D)."""
+    def _states(self, views: Collection[str]) -> list[Tensor]:
+        """Return the hidden states that predict each view's responses, (N, D)."""
         model = self._model
         spans, places = self._layout(views)
         embedded = model.get_input_embeddings()(torch.zeros(1, _length(spans), dtype=torch.long))
         features = self._features(views)
         if features is not None:
-            mask = torch.zeros(embedded.shape, dtype=torch.bool)
+            mask = torch.zeros(embedded.shape[:2], dtype=torch.bool).unsqueeze(-1)
+            mask = mask.expand_as(embedded)
             embedded = embedded.masked_scatter(mask, features.to(embedded.dtype))
         hidden: Tensor = model.get_decoder()(
             inputs_embeds=embedded,
             attention_mask=torch.zeros(1, 1, 1, 1),
             position_ids=torch.zeros(1, _length(spans), dtype=torch.long),
-            packing=spans,
+            packing=Packing(spans),
             use_cache=False,
         ).last_hidden_state
-        return torch.cat([hidden[0, part] for part in places])
+        return [hidden[0, part] for part in places]
 
     def _layout(self, views: Collection[str]) -> tuple[tuple[Span, ...], list[Tensor]]:
         """Return the spans of the row, and the places that are scored, by view."""
@@ -350,6 +361,13 @@ class _Step:
         within = {id(p) for layer in layers for p in layer.parameters()}
         rest = [p for p in self._model.parameters() if id(p) not in within]
         return 2 * largest + _bytes(rest) + _bytes(p for p in rest if p.requires_grad)
+
+
+def _chunk(config: TrialConfig, positions: int) -> int:
+    """Return how many positions' logits are held together; by a GPU's memory: taken to be all."""
+    wanted = config.engine.logits_chunk
+    gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
+    return positions if wanted is None and gpu else chunk_size(wanted, 1, None)
 
 
 def _take(held: list[Tensor] | None, parameter: Tensor) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip_core.objectives.from_logits import token_kl, token_logps
-from chip_core.objectives.head import HeadScores, OutputHead, head_scores
+from chip_core.objectives.head import HeadScores, OutputHead, chunk_size, head_scores
 
 CASES = ["trained", "frozen"]
 
@@ -187,3 +187,11 @@ def test_no_graph_is_kept_where_no_gradient_is_wanted() -> None:
     with torch.no_grad():
         scores = head_scores(**given, kl_gradients=5)
     assert not scores.logps.requires_grad
+
+
+def test_a_chunk_of_its_own_size_takes_a_32nd_of_a_gpus_memory() -> None:
+    """A logit takes 16 bytes: 80 GiB / 32 / (16 × 32,064) = 5,232.4."""
+    assert chunk_size(7, 32_064, 80 * 2**30) == 7
+    assert chunk_size(None, 32_064, 80 * 2**30) == 5_232
+    assert chunk_size(None, 151_936, 8 * 2**30) == 512  # 110 would be more work than memory
+    assert chunk_size(None, 32_064, None) == 512

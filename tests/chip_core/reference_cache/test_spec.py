@@ -106,6 +106,7 @@ def test_trials_that_differ_otherwise_share_all(change: dict[str, Any]) -> None:
         {"training": {"max_length": 100}},
         {"engine": {"attention": "eager"}},
         {"engine": {"prefix_sharing": "off"}},
+        {"engine": {"compile": "layers"}},
     ],
 )
 def test_another_reference_shares_nothing(change: dict[str, Any]) -> None:

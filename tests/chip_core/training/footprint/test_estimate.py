@@ -171,6 +171,18 @@ BF16 = {"path": "x", "dtype": "bf16"}
                 "engine": {"micro_batch": 2},
             },
         ),
+        (
+            "llava_next",
+            {
+                "language_model": "lora",
+                "model": BF16,
+                "engine": {"micro_batch": 2, "gradient_checkpointing": True},
+            },
+        ),
+        (
+            "llava",
+            {"model": BF16, "engine": {"micro_batch": 2, "gradient_checkpointing": True}},
+        ),
         ("llava", {"engine": {"micro_batch": 2}, "objective": "symmpo"}),
         ("llava", {"engine": {"micro_batch": 2}, "objective": "sft"}),
     ],
@@ -183,6 +195,8 @@ BF16 = {"path": "x", "dtype": "bf16"}
         "bf16-gradients",
         "tower-adapters",
         "adapters-everywhere",
+        "chip-checkpointing-lora",
+        "chip-checkpointing",
         "symmpo",
         "sft",
     ],  # fmt: skip

@@ -1,0 +1,1 @@
+"""How a model's layers are computed: again in the backward pass, or compiled."""

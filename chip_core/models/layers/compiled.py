@@ -1,0 +1,81 @@
+"""Decoder layers compiled one by one (torch.compile): norms, products' neighbours and activations
+become a few kernels.
+
+Sizes are symbols in the code, so one code serves every length of a row, and as layers are alike,
+every layer. What is compiled is a layer's own forward: the hooks of DDP and FSDP2 lie around it,
+and so does checkpointing, whose backward pass runs the compiled code again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from chip_core.models import packing
+from chip_core.utils.errors import TrialError
+
+#: What turns a graph into code: a name that torch.compile knows, or a function.
+Backend = str | Callable[..., Any]
+
+INDUCTOR = "inductor"
+
+
+@contextmanager
+def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None]:
+    """Compile a decoder's layers for as long as the context is open; nothing of it is left behind.
+
+    Layers that are to be computed again in the backward pass are so around the compiled code.
+
+    Args:
+        model: within `packed_attention` where its rows are packed; with what is trained marked so,
+            and layers recomputed where they are to be.
+        backend: of torch.compile; None: `INDUCTOR`.
+
+    Raises:
+        TrialError: the decoder has no layers that are known as such.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    decoder = model.get_decoder()
+    layers = [part for part in decoder.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrialError(
+            f"engine.compile: layers: {type(decoder).__name__} has no layers that transformers "
+            "knows as such: write engine.compile: off"
+        )
+    # Its loop over pieces is of each row's own lengths: no code of one row serves another.
+    apart = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
+    ALL_ATTENTION_FUNCTIONS.register(packing.NAME, apart)
+    try:
+        for layer in layers:
+            _compile(layer, backend or INDUCTOR)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+        ALL_ATTENTION_FUNCTIONS.register(packing.NAME, packing.attention)
+        # Code that was made for these rows may add up otherwise than code made for the next ones.
+        torch.compiler.reset()
+
+
+def _compile(layer: nn.Module, backend: Backend) -> None:
+    """Put compiled code over a layer's forward, on the instance."""
+    recomputed = layer.gradient_checkpointing
+    # transformers' own would lie within the code.
+    layer.gradient_checkpointing = False  # type: ignore[assignment]
+    compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
+    layer.forward = partial(_again, compiled) if recomputed else compiled
+
+
+def _again(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """Keep nothing of a layer but what it is given, where there is to be a backward pass."""
+    if not torch.is_grad_enabled():
+        return compiled(*given, **options)
+    return checkpoint(compiled, *given, use_reentrant=False, preserve_rng_state=False, **options)
