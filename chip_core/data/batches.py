@@ -283,12 +283,12 @@ class PairEncoder:
         sides = [size[name] for name in ("width", "height") if name in size and size[name]]
         seed = derived_seed("augment", self._config.seed, pair.id, epoch)
         both = (sides[0], sides[1]) if len(sides) == 2 else None
-        changed = {
-            name: augment_image(as_rgb(image), both, seed)
-            for name, image in (("image", pair.image), ("own_image", pair.own_image))
-            if image is not None
-        }
-        return replace(pair, **changed)
+        own = pair.own_image
+        return replace(
+            pair,
+            image=augment_image(as_rgb(pair.image), both, seed),
+            own_image=None if own is None else augment_image(as_rgb(own), both, seed),
+        )
 
     def _prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
         processor, (asked,) = self._marks.hidden(pair.prompt)

@@ -63,6 +63,33 @@ def ranker_problems(config: TrialConfig, places: DataPaths) -> list[str]:
     return [f"pairs: {problem}" for problem in lacking]
 
 
+def replay_problems(config: TrialConfig, places: DataPaths) -> list[str]:
+    """Return why a file of a judge's replies cannot serve a trial; empty where it can.
+
+    A file has one reply to a question, whoever's answer it was of.
+    """
+    if places.judge_replies is None:
+        return []
+    judged = [settings.name for settings in config.benchmarks.select if _asks_judge(settings)]
+    asked = {
+        "pairs.rounds": bool(config.pairs.rounds) and config.pairs.ranker == "judge",
+        f"training.score_at ({', '.join(judged)})": bool(config.training.score_at and judged),
+    }
+    return [
+        f"{key}: the judge compares answers that are made on the way, and --judge-replies says the "
+        "same of all of them: leave it out, and name a judge"
+        for key, is_so in asked.items()
+        if is_so
+    ]
+
+
+def _asks_judge(settings: BenchmarkConfig) -> bool:
+    try:
+        return "judge" in getattr(find_benchmark(settings.name), "needs", ())
+    except ValueError:
+        return False  # said of the benchmark itself
+
+
 def _problems(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Iterator[str]:
     try:
         benchmark = find_benchmark(settings.name)

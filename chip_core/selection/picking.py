@@ -58,6 +58,7 @@ class Picker:
             for step in ([0] if asks_untrained(self.config) else []) + trained.kept
         ]
         pick = pick_point(self.config, points)
+        last = " of the last round" if self.config.pairs.rounds > 1 else ""
         model = self._whole(pick.step, end)
         workers.wait()  # everyone has read it
         trained = replace(
@@ -66,7 +67,7 @@ class Picker:
             files=kept_models.files_of(trained.files, pick.step, end),
             kept=[],
             picked=as_json(pick, points),
-            notes=[*trained.notes, f"the model after step {pick.step} of {end}: {pick.why}"],
+            notes=[*trained.notes, f"the model after step {pick.step} of {end}{last}: {pick.why}"],
         )
         if workers.first:
             write_trained(folder, trained)

@@ -83,6 +83,8 @@ def selection_words(config: TrialConfig) -> str | None:
     if settings.pick.constraint is not None:
         bound = settings.pick.constraint
         rule += f", of those with {bound.metric} at most {bound.max_drop:g} worse than untrained"
+    if not config.evaluation.own:
+        rule += "; transformers answers `select` there, whatever evaluation.generator says"
     return f"models are scored on `select` {after}; {rule}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.paths import DataPaths
+from chip_core.data.files import digest
 from chip_core.evaluation import items as benchmark_items
 from chip_core.evaluation.readiness import sides
 from chip_core.utils.errors import UserError, warn_once
@@ -15,6 +16,8 @@ from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
+
+RANKER = "pairs/chair"  # what ranks trials' own answers is kept beside the benchmarks
 
 
 def identities(study: Study, places: DataPaths, seen: Identities) -> dict[str, Mapping[str, Any]]:
@@ -62,6 +65,17 @@ def save_identities(workdir: Path, study: str, found: Identities) -> None:
     write_checksummed(
         _file(workdir, study), {key: dict(identity) for key, identity in found.items()}
     )
+
+
+def ranker_names(places: DataPaths, seen: Identities) -> Mapping[str, Any]:
+    """Return what the list of names is by which CHAIR ranks a trial's own answers; as seen before
+    where it is not here, and nothing where it never was.
+    """
+    folder = places.data("chair")
+    file = None if folder is None else folder / "synonyms.txt"
+    if file is None or not file.is_file():
+        return seen.get(RANKER, {})
+    return {"names": digest(file)}
 
 
 def _identity(

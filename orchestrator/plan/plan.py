@@ -20,8 +20,9 @@ from chip_core.config.paths import DataPaths
 from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
+from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
-from chip_core.evaluation.readiness import ranker_problems, sides
+from chip_core.evaluation.readiness import ranker_problems, replay_problems, sides
 from chip_core.models import loading
 from chip_core.selection.rule import selection_problems
 from chip_core.utils.errors import ConfigError
@@ -99,6 +100,11 @@ class Plan:
         """Return what a fingerprint holds of one of the plan's models or data."""
         return self.identities[section.model_dump_json()]
 
+    def training(self, config: TrialConfig) -> dict[str, Any]:
+        """Return all that decides the model that a configuration of the plan trains."""
+        names = self.benchmarks.get(benchmark_identities.RANKER, {})
+        return _training(config, self.identity(config.model), self.identity(config.data), names)
+
     @property
     def trials(self) -> tuple[Trial, ...]:
         """Every trial that can run, the untrained model first; a fingerprint stands once."""
@@ -116,6 +122,7 @@ class Plan:
         found = [problem for config in trained for problem in unmet_requirements(config)]
         for arm in self.arms:  # its seeds rank alike
             found += ranker_problems(arm.trials[0].config, self.places)
+            found += replay_problems(arm.trials[0].config, self.places)
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
             found += generator_problems(evaluation, self.study.benchmarks, model)
@@ -172,7 +179,10 @@ def make_plan(
     evaluations = _evaluations(study, contents, base_config.evaluation)
     # While a model is picked, transformers answers, whichever engine does so later.
     picking = _evaluations(study, contents, EvaluationConfig())
-    groups = _group_cells(study, asked, picking)
+    names = benchmark_identities.ranker_names(places, seen or {})
+    groups = _group_cells(study, asked, picking, names)
+    if any(_ranked_by_names(group.config) for group in groups):
+        contents = {**contents, benchmark_identities.RANKER: names}
     params = [_params(study, group.cells) for group in groups]
     arms = tuple(
         _arm(study, group, name, levels, evaluations)
@@ -239,13 +249,35 @@ def _evaluations(
     }
 
 
-def _group_cells(study: Study, identities: _Identities, picking: Mapping[str, str]) -> list[_Group]:
+def _ranked_by_names(config: TrialConfig) -> bool:
+    """Return whether a list of names decides which pairs a trial makes of its own answers."""
+    pairs = config.pairs
+    return bool(pairs.rounds) and pairs.ranker == "chair" and config.data.source != SHAPES
+
+
+def _training(
+    config: TrialConfig,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    names: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return all that decides a trained model, what ranks its own answers among it."""
+    training = training_identity(config, model, data)
+    if _ranked_by_names(config):
+        training["pairs"].update(names)
+    return training
+
+
+def _group_cells(
+    study: Study, identities: _Identities, picking: Mapping[str, str], names: Mapping[str, Any]
+) -> list[_Group]:
     """Return a study's cells by training: those that train alike are one arm.
 
     Args:
         study: the study.
         identities: of models and data.
         picking: fingerprints of what models answer on their way, by side and name.
+        names: what the list is by which CHAIR ranks.
 
     Raises:
         ConfigError: a cell is no valid configuration.
@@ -262,9 +294,8 @@ def _group_cells(study: Study, identities: _Identities, picking: Mapping[str, st
             problems.extend(error.problems)
             continue
         problems.extend(f"{study.source}: {what}" for what in _selection_problems(study, config))
-        training = training_identity(
-            config, identities.model(config.model), identities.data(config.data)
-        )
+        model, data = identities.model(config.model), identities.data(config.data)
+        training = _training(config, model, data, names)
         if config.training.score_at:  # what is answered on its way picks the model
             picks = {key: mark for key, mark in picking.items() if key.startswith("select/")}
             training["select"] = picks

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.results import Progress
+from chip_core.selection.rule import times_asked
 from orchestrator.executors.base import (
     COPYING,
     Answered,
@@ -83,7 +84,9 @@ class _Line:
         """Take a job, all of which is still to be done."""
         self.job, self.whole = job, 1.0
         if job.shard is None:
-            benchmarks = len(job.config.benchmarks.select) + len(job.config.benchmarks.report)
+            asked = times_asked(job.config) if job.trains else 1
+            benchmarks = asked * len(job.config.benchmarks.select)
+            benchmarks += len(job.config.benchmarks.report)
             self.whole = benchmarks * (_SCORING if job.scores else 1.0 + _SCORING)
             self.whole += _TRAINING if job.trains else 0.0
             self.whole += 1.0 if job.trains and job.config.pairs.rounds else 0.0
@@ -101,7 +104,11 @@ class _Line:
             self.worked_from = self.worked_from or time.monotonic()
             # A judge's replies are what scoring waits for: both are one phase.
             phase = f"score {benchmark}" if kind == "judge" else progress.phase
-            self.phases[phase] = weight * progress.done / max(progress.total, 1)
+            now, before = weight * progress.done / max(progress.total, 1), self.phases.get(phase, 0)
+            if self.job.config.training.score_at and kind != "train" and now < before == weight:
+                # It is asked again, of the model after another step.
+                self.phases[f"{phase}, {len(self.phases)}"] = before
+            self.phases[phase] = now
         self.loss = progress.figures.get("loss", self.loss)
 
 

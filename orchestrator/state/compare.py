@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from chip_core.config.identity import fingerprint, training_identity
+from chip_core.config.identity import fingerprint
 from orchestrator.plan.plan import Arm, Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.editor_schema import OWN
@@ -88,10 +88,7 @@ def _by_training(plan: Plan) -> dict[str, Arm]:
         if arm.trials[0].blocked is not None:  # what it is trained with is still to be chosen
             found[arm.trials[0].fingerprint] = arm
             continue
-        identity = training_identity(
-            config, plan.identity(config.model), plan.identity(config.data)
-        )
-        found[fingerprint({**identity, "seed": None})] = arm
+        found[fingerprint({**plan.training(config), "seed": None})] = arm
     return found
 
 

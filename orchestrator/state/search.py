@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from chip_core.config.identity import evaluation_identity, fingerprint, training_identity
+from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import set_key, trial_config
 from chip_core.evaluation.readiness import sides
@@ -289,8 +289,7 @@ def _resolved(plan: Plan, search: Search) -> Arm:
 
 
 def _training(plan: Plan, config: TrialConfig) -> str:
-    found = training_identity(config, plan.identity(config.model), plan.identity(config.data))
-    return fingerprint(found)
+    return fingerprint(plan.training(config))
 
 
 def _with(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialConfig:

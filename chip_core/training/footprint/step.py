@@ -249,7 +249,7 @@ class _Step:
     def _given(self, views: Collection[str]) -> list[Tensor]:
         """Return the images of a batch as they come, in fp32, and those of one row together."""
         inner = without_head(self._model)
-        images = [self._shape.pairs] * len({VIEWS[view][0] for view in views})
+        images = [self._shape.pairs] * self._shape.behind(views)
         made = [_pictures(inner.config, each, self._shape.tiles) for each in [*images, sum(images)]]
         return [each["pixel_values"] for each in made if each is not None]
 

@@ -84,7 +84,12 @@ def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, f
 def pick_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlock]:
     """Return which checkpoint each trial's model is, and why; nothing where none was picked."""
     rows = [
-        text_row(trial.name, f"{picked['step']} of {picked['steps']}", str(picked["why"]))
+        text_row(
+            trial.name,
+            f"{picked['step']} of {picked['steps']}"
+            + (" of the last round" if trial.config.pairs.rounds > 1 else ""),
+            str(picked["why"]),
+        )
         for arm in plan.arms
         for trial in arm.trials
         if trial.config.training.score_at and (picked := ledger[trial.fingerprint].picked)

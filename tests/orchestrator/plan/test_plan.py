@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chip_core.config.paths import DataPaths
 from chip_core.utils.errors import ConfigError
-from orchestrator.plan.plan import Plan
+from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.writers.trust_warnings import trust_warnings
+from orchestrator.study.model import Study
 
 from ..conftest import STUDY
 
@@ -105,3 +110,55 @@ def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> Non
     beams = text.replace("report: [shapes]", "report: [{name: shapes, num_beams: 3}]")
     (line,) = plan_of(beams).lacking
     assert line.startswith("benchmarks.report: shapes asks for 3 beams, and generator 'openai' ")
+
+
+def planned(load: Callable[..., Study], overrides: dict[str, Any], **further: Any) -> Plan:
+    return make_plan(load(STUDY, overrides=overrides), lambda _: {"content": "x"}, **further)
+
+
+def test_the_names_that_chair_ranks_by_are_in_a_trials_fingerprint(
+    load: Callable[..., Study], tmp_path: Path
+) -> None:
+    """Where they decide its pairs; what a run saw holds where they are not here."""
+    texts = {"prompt": "What?", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({**texts, "objects": ["cat"]}) + "\n")
+    file = tmp_path / "data" / "chair" / "synonyms.txt"
+    file.parent.mkdir(parents=True)
+    places = DataPaths(benchmark_data=tmp_path / "data")
+    source = {"data.source": str(rows)}
+    ranked = {**source, "pairs.rounds": 1, "pairs.ranker": "chair"}
+
+    def marked(overrides: dict[str, Any], names: str) -> list[str]:
+        file.write_text(names)
+        plan = planned(load, overrides, places=places)
+        return [trial.fingerprint for arm in plan.arms for trial in arm.trials]
+
+    assert marked(ranked, "cat, kitten\n") == marked(ranked, "cat, kitten\n")
+    assert not {*marked(ranked, "cat, kitten\n")} & {*marked(ranked, "cat, kitten, puss\n")}
+    for other in ({**ranked, "pairs.rounds": 0}, {"pairs.rounds": 1, "pairs.ranker": "chair"}):
+        assert marked(other, "cat\n") == marked(other, "dog\n")
+    file.write_text("cat\n")
+    seen = planned(load, ranked, places=places)
+    file.unlink()
+    again = planned(load, ranked, places=places, seen=seen.benchmarks)
+    assert [arm.trials for arm in again.arms] == [arm.trials for arm in seen.arms]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (
+            {"pairs.rounds": 1, "pairs.ranker": "judge", "pairs.judge": {"model": "m"}},
+            "pairs.rounds",
+        ),
+        ({"pairs.rounds": 0}, None),
+    ],
+)
+def test_replies_that_exist_judge_no_answers_made_on_the_way(
+    load: Callable[..., Study], tmp_path: Path, overrides: dict[str, Any], key: str | None
+) -> None:
+    replies = tmp_path / "replies.jsonl"
+    replies.write_text('{"item": "1", "reply": "x"}\n')
+    found = planned(load, overrides, places=DataPaths(judge_replies=replies)).lacking
+    assert [line.split(":")[0] for line in found] == ([] if key is None else [key])

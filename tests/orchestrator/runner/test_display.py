@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,7 +22,7 @@ from orchestrator.executors.base import (
     Progressed,
     Started,
 )
-from orchestrator.runner.display import Board, LiveDisplay
+from orchestrator.runner.display import Board, LiveDisplay, _Line
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,21 @@ def test_passes_and_trials_have_their_own_counts_and_times_left(
     assert board.overall_eta() == pytest.approx(10 * 1.1 / 4)
     assert board.overall_eta(passes=True) == 0
     assert (board.count("done", passes=True), board.count("done")) == (1, 0)
+
+
+def test_answers_along_a_training_count_at_each_of_its_models() -> None:
+    """Training weighs 4; two models' answers 1 each, and 0.1 each for scoring them: 6.2 in all."""
+    training = {"score_at": [0.5, 1.0]}
+    asked = {"model": "shapes", "training": training, "benchmarks": {"select": ["shapes"]}}
+    job: Any = SimpleNamespace(
+        shard=None, config=TrialConfig.model_validate(asked), scores=False, trains=True
+    )
+    trial: Any = None
+    line = _Line(job=job, trial=trial)
+    line.begin(job)
+    shares = []
+    for phase, done in (("train", 10), ("answer shapes", 10), ("answer shapes", 0),
+                        ("answer shapes", 10)):  # fmt: skip
+        line.take(Progress(phase=phase, done=done, total=10))
+        shares.append(line.share())
+    assert shares == pytest.approx([4 / 6.2, 5 / 6.2, 5 / 6.2, 6 / 6.2])
