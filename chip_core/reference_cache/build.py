@@ -43,7 +43,7 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.rows import ImageFeatures, ResponseLogps
 from chip_core.reference_cache.shards import CacheRow, write_shard, write_tensors
-from chip_core.reference_cache.size import BYTES, check_room
+from chip_core.reference_cache.size import BYTES, check_room, has_room
 from chip_core.reference_cache.spec import BuildShard, CacheSpec, group_specs
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.training.exactness import share_prefixes
@@ -236,13 +236,18 @@ def _write(
     device = device_of(config)
     group = BuildGroup(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
-    needed = len(missing.heads) * weights.weight.numel() * BYTES[config.model.dtype]
+    heads = len(missing.heads) * weights.weight.numel() * BYTES[config.model.dtype]
+    made = []
     for spec in passes:
         shards = [number for number, specs in missing.shards.items() if spec in specs]
         places = [place for number in shards for place in shard_rows(number, len(pairs))]
-        needed += parts * group.of(spec).bytes(places)
-    names = ", ".join(f"'{spec.name}'" for spec in passes)
-    check_room(cache, needed, f"the reference pass {names}")
+        made.append((group.of(spec), places))
+    longest = config.training.max_length
+    most = sum(each.most_bytes(places, longest) for each, places in made)
+    if not has_room(cache, heads + parts * most):  # to count tokens is to read all of the data
+        needed = sum(each.bytes(places) for each, places in made)
+        names = ", ".join(f"'{spec.name}'" for spec in passes)
+        check_room(cache, heads + parts * needed, f"the reference pass {names}")
     for spec in missing.heads:
         tensors = {"weight": weights.weight, "bias": weights.bias}
         kept = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
