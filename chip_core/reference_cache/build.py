@@ -6,9 +6,6 @@ workers, so that a store's content is a function of what it is a store of.
 
 from __future__ import annotations
 
-import json
-import platform
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
@@ -28,11 +24,11 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig, Term
 from chip_core.objectives.parts import VIEWS
+from chip_core.reference_cache.finish import FACTS, HEAD, finish_cache
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
     build_lock,
-    commit,
     partial_folder,
     recorded_file,
     shard_count,
@@ -55,13 +51,6 @@ from chip_core.utils.seeding import seed_process
 
 #: Pairs of a batch.
 BATCH = 8
-
-#: The output head that goes with hidden states.
-HEAD = "head.safetensors"
-
-#: In a partial folder, of its first batch: whether prefixes were shared, and by how much rounding
-#: to bf16 moves a token's log-probability.
-FACTS = "facts.note.json"
 
 PHASE = "reference pass"
 
@@ -162,43 +151,6 @@ def build_shard(
             "memory, or set reference_cache: off"
         ) from None
     return len(pairs)
-
-
-def finish_cache(
-    spec: CacheSpec,
-    *,
-    cache: Path,
-    rows: int,
-    seconds: float,
-    commit: Callable[..., Manifest] = commit,
-) -> Manifest:
-    """Give a pass its name, all of whose parts are made.
-
-    Args:
-        spec: the pass.
-        cache: where stores lie.
-        rows: how many samples it has.
-        seconds: how long it took.
-        commit: what gives it its name, as `commit` does.
-
-    Raises:
-        BrokenStoreError: a part is missing.
-    """
-    names = [shard_name(number) for number in range(shard_count(rows))]
-    if spec.hidden is not None:
-        names.append(HEAD)
-    made: dict[str, Any] = {
-        "time": time.time(),
-        "seconds": round(seconds, 1),
-        "host": socket.gethostname(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    folder = store_folder(cache, spec.key)
-    with suppress(FileNotFoundError):
-        made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
-    return commit(folder, identity=spec.identity, rows=rows, names=names, made=made)
 
 
 @dataclass(frozen=True, kw_only=True)

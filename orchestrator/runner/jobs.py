@@ -248,11 +248,11 @@ def _to_resume(storage: Path, trial: Trial) -> Path | None:
 
     Whether they are whole, the worker sees.
     """
-    from chip_core.training.checkpoint import (
-        list_checkpoints,  # torch: only where something is to run
-    )
-
     attempts = list(attempts_of(storage, trial).values())
-    trained = [folder for folder in attempts if has_model(folder)]
-    left = trained or [folder for folder in attempts if list_checkpoints(folder)]
+    left = [folder for folder in attempts if has_model(folder)]
+    if attempts and not left:
+        # Imported here: it takes torch, which a first run's driver goes without.
+        from chip_core.training.checkpoint import list_checkpoints
+
+        left = [folder for folder in attempts if list_checkpoints(folder)]
     return left[-1] if left else None

@@ -19,7 +19,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
 from chip_core.reference_cache import build, shards
 from chip_core.reference_cache import folder as folder_of_stores
-from chip_core.reference_cache.build import build_shard, ensure_caches, finish_cache
+from chip_core.reference_cache.build import build_shard, ensure_caches
+from chip_core.reference_cache.finish import finish_cache
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     partial_folder,
