@@ -40,7 +40,7 @@ from orchestrator.report.writers.files import (
     report_folder,
     require_room_for_report,
 )
-from orchestrator.runner.jobs import iter_phases, jobs_for, refresh_plan
+from orchestrator.runner.jobs import iter_phases, jobs_for, longest_first, refresh_plan
 from orchestrator.runner.limits import LimitedExecutor, check_limits
 from orchestrator.runner.phase import PhaseRun
 from orchestrator.runner.recorder import Recorder
@@ -204,6 +204,9 @@ class StudyRun:
                 save_plan_snapshot(known, workdir)
             recorder.open(known if self.trimmed is None else self.plan, wanted)
             passes = plan_caches(known, ledger, workdir)
+            training = [job for job, _, _ in wanted if job.trains]
+            if training and executor.slots(training[0]) > 1:
+                wanted = longest_first(wanted, known)
             phase = PhaseRun(
                 wanted,
                 passes,

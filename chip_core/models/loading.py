@@ -167,6 +167,7 @@ def load(
     """
     from chip_core.models.adapters import with_adapter
     from chip_core.models.base_models import BASE_MODELS
+    from chip_core.models.tower import skip_unread_layers
 
     adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not adapter:
@@ -175,6 +176,7 @@ def load(
 
     def read() -> tuple[Any, Any]:
         whole = load_whole(source, attention, dtype=model.dtype, quantize=model.quantize, **options)
+        skip_unread_layers(whole)
         return whole.eval(), _processor(source, options)
 
     if trained is not None:  # of one attempt, and what lies beside an adapter is written into it

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import named_parts
+from chip_core.models.parts import named_parts, tower_layers, unread_modules
 from chip_core.models.precision import as_held
 
 #: Field of the output -> (rows, …): the images' tiles or patches one after the other. An entry of a
 #: list is `FIELD:INDEX`.
 Features = Mapping[str, Tensor]
+
+#: Layers that are given hidden states first, and say hidden states alone: LLaVA's kin have them.
+_SAY_A_TENSOR = ("CLIPEncoderLayer", "SiglipEncoderLayer")
 
 
 def tower_of(model: Any) -> Any:
@@ -36,6 +39,25 @@ def is_frozen(model: Any, config: TrialConfig) -> bool:
         if getattr(config, part) != "frozen"
         for parameter in parameters.values()
     )
+
+
+def skip_unread_layers(model: Any) -> None:
+    """Have the tower's layers that nothing reads pass on what they are given.
+
+    What they would say is looked at by nobody (`unread_modules`): LLaVA reads its tower's last
+    hidden state but one. Their weights stay where they are, and are saved with the others.
+
+    Args:
+        model: without adapters; copies of it skip them too.
+    """
+    layers = tower_layers(model)
+    for name in unread_modules(model):
+        if type(layers.get(name)).__name__ in _SAY_A_TENSOR:
+            layers[name].forward = _passed_on
+
+
+def _passed_on(hidden_states: Tensor, *others: Any, **options: Any) -> Tensor:
+    return hidden_states
 
 
 @torch.no_grad()

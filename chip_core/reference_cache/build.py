@@ -6,9 +6,6 @@ workers, so that a store's content is a function of what it is a store of.
 
 from __future__ import annotations
 
-import json
-import platform
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
@@ -28,11 +24,11 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig, Term
 from chip_core.objectives.parts import VIEWS
+from chip_core.reference_cache.finish import FACTS, HEAD, finish_cache
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
     build_lock,
-    commit,
     partial_folder,
     recorded_file,
     shard_count,
@@ -43,7 +39,7 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.rows import ImageFeatures, ResponseLogps
 from chip_core.reference_cache.shards import CacheRow, write_shard, write_tensors
-from chip_core.reference_cache.size import BYTES, check_room
+from chip_core.reference_cache.size import BYTES, check_room, has_room
 from chip_core.reference_cache.spec import BuildShard, CacheSpec, group_specs
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.training.exactness import compile_exactly, share_prefixes
@@ -55,13 +51,6 @@ from chip_core.utils.seeding import seed_process
 
 #: Pairs of a batch.
 BATCH = 8
-
-#: The output head that goes with hidden states.
-HEAD = "head.safetensors"
-
-#: In a partial folder, of its first batch: whether prefixes were shared, and by how much rounding
-#: to bf16 moves a token's log-probability.
-FACTS = "facts.note.json"
 
 PHASE = "reference pass"
 
@@ -164,43 +153,6 @@ def build_shard(
     return len(pairs)
 
 
-def finish_cache(
-    spec: CacheSpec,
-    *,
-    cache: Path,
-    rows: int,
-    seconds: float,
-    commit: Callable[..., Manifest] = commit,
-) -> Manifest:
-    """Give a pass its name, all of whose parts are made.
-
-    Args:
-        spec: the pass.
-        cache: where stores lie.
-        rows: how many samples it has.
-        seconds: how long it took.
-        commit: what gives it its name, as `commit` does.
-
-    Raises:
-        BrokenStoreError: a part is missing.
-    """
-    names = [shard_name(number) for number in range(shard_count(rows))]
-    if spec.hidden is not None:
-        names.append(HEAD)
-    made: dict[str, Any] = {
-        "time": time.time(),
-        "seconds": round(seconds, 1),
-        "host": socket.gethostname(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    folder = store_folder(cache, spec.key)
-    with suppress(FileNotFoundError):
-        made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
-    return commit(folder, identity=spec.identity, rows=rows, names=names, made=made)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Missing:
     """What is not written yet."""
@@ -236,13 +188,18 @@ def _write(
     device = device_of(config)
     group = BuildGroup(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
-    needed = len(missing.heads) * weights.weight.numel() * BYTES[config.model.dtype]
+    heads = len(missing.heads) * weights.weight.numel() * BYTES[config.model.dtype]
+    made = []
     for spec in passes:
         shards = [number for number, specs in missing.shards.items() if spec in specs]
         places = [place for number in shards for place in shard_rows(number, len(pairs))]
-        needed += parts * group.of(spec).bytes(places)
-    names = ", ".join(f"'{spec.name}'" for spec in passes)
-    check_room(cache, needed, f"the reference pass {names}")
+        made.append((group.of(spec), places))
+    longest = config.training.max_length
+    most = sum(each.most_bytes(places, longest) for each, places in made)
+    if not has_room(cache, heads + parts * most):  # to count tokens is to read all of the data
+        needed = sum(each.bytes(places) for each, places in made)
+        names = ", ".join(f"'{spec.name}'" for spec in passes)
+        check_room(cache, heads + parts * needed, f"the reference pass {names}")
     for spec in missing.heads:
         tensors = {"weight": weights.weight, "bias": weights.bias}
         kept = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}

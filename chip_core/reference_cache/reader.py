@@ -24,7 +24,7 @@ from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
-from chip_core.reference_cache.build import HEAD
+from chip_core.reference_cache.finish import HEAD
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import field_of
 from chip_core.reference_cache.shards import ReferenceCacheStore

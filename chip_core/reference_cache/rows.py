@@ -57,6 +57,10 @@ class ImageFeatures:
         sizes = [value.nbytes for place in some for value in self._alone(place).values()]
         return round(sum(sizes) / max(1, len(some)) * len(places))
 
+    def most_bytes(self, places: Sequence[int], longest: int) -> int:
+        """Return `bytes`: it looks at a few images alone."""
+        return self.bytes(places)
+
     def rows(self, batch: PairBatch) -> Iterator[CacheRow]:
         """Yield what the tower says of each pair of a batch.
 
@@ -127,6 +131,16 @@ class ResponseLogps:
             texts = [text for place in these for text in self._texts(place)]
             ids = [self._marks.ids(text) for text in texts]
             tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
+        return tokens * bytes_a_token(self._spec, self._policy.head.weight.shape[1])
+
+    def most_bytes(self, places: Sequence[int], longest: int) -> int:
+        """Return what samples take at most; nothing of them is looked at.
+
+        Args:
+            places: the samples.
+            longest: tokens of a sequence at most, to which responses are cut.
+        """
+        tokens = len({VIEWS[view][1] for view in self._spec.reads}) * len(places) * longest
         return tokens * bytes_a_token(self._spec, self._policy.head.weight.shape[1])
 
     def _texts(self, place: int) -> list[str]:

@@ -178,6 +178,11 @@ class NoRoomError(TrialError):
     """The disk has no room for a store. Its message says how much it takes."""
 
 
+def has_room(cache: Path, needed: int) -> bool:
+    """Return whether a disk has room for so many bytes."""
+    return needed <= _free(cache)
+
+
 def check_room(cache: Path, needed: int, what: str) -> None:
     """Check that a disk has room.
 
@@ -189,13 +194,17 @@ def check_room(cache: Path, needed: int, what: str) -> None:
     Raises:
         NoRoomError: it has less.
     """
-    above = next(path for path in (cache, *cache.parents) if path.exists())
-    free = shutil.disk_usage(above).free
+    free = _free(cache)
     if needed > free:
         raise NoRoomError(
             f"no room for {what}: {gigabytes(needed)} are needed in {cache}, {gigabytes(free)} "
             "are free: make room (`chip-ablate cache --prune`), or set reference_cache: off"
         )
+
+
+def _free(cache: Path) -> int:
+    above = next(path for path in (cache, *cache.parents) if path.exists())
+    return shutil.disk_usage(above).free
 
 
 def gigabytes(size: int) -> str:

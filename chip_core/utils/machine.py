@@ -11,6 +11,7 @@ import platform
 import resource
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -42,6 +43,19 @@ def cores() -> int:
 def total_memory() -> int:
     """Return the bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@functools.cache
+def gpus() -> int:
+    """Return how many GPUs torch finds here; a torch that is built without CUDA is not asked.
+
+    To import it takes seconds, which a process that computes nothing has no other use for.
+    """
+    if version("torch").endswith("+cpu"):
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
 
 
 def device_name(device: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 from chip_core.config.trial import TrialConfig
-from chip_core.utils.machine import cores, cpu_name, device_name
+from chip_core.utils.machine import cores, cpu_name, device_name, gpus
 from orchestrator.cost.workload import TrialWork
 
 
@@ -43,11 +42,3 @@ def places_on(work: Sequence[TrialWork], count: int) -> int | None:
     needed = [each.config.engine.gpus_per_worker * each.processes for each in work]
     most = max(needed, default=0.0)
     return int(count / most) or None if most else 1
-
-
-@functools.cache
-def gpus() -> int:
-    """Return how many GPUs torch finds."""
-    import torch
-
-    return int(torch.cuda.device_count())

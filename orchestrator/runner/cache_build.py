@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from chip_core.reference_cache.finish import finish_cache
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
     build_lock,
@@ -168,9 +169,6 @@ class CacheBuild:
             self._caches.forget_jobs(store_folder(self._caches.cache, group[0].one.key))
 
     def _finish_pass(self, planned: PlannedCache, rows: int, taken: float) -> None:
-        # Imported here: it takes torch, which a study without a pass to make goes without.
-        from chip_core.reference_cache.build import finish_cache
-
         caches = self._caches
         try:
             caches.fetch_notes(store_folder(caches.cache, planned.one.key))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.trial import BenchmarkConfig, TrialConfig
+from chip_core import data as preference_data
+from chip_core.config.trial import BenchmarkConfig, DataConfig, TrialConfig
 from chip_core.results import MODEL
 from chip_core.trained import has_model, model_problem
 from chip_core.utils.errors import warn_once
+from orchestrator.cost.workload import steps_of
 from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import (
@@ -184,6 +187,33 @@ def iter_phases(
         yield plan, jobs
 
 
+def longest_first(
+    jobs: Sequence[tuple[Job, Trial, int]], plan: Plan
+) -> list[tuple[Job, Trial, int]]:
+    """Return jobs seed by seed as planned, those of a seed from the longest to the shortest.
+
+    Where several run at a time, they end at about the same time then: the last to begin is short.
+    What is long is told from the configurations alone, and changes nothing but the order. Where
+    early stopping compares trainings with those that have run, they come as planned.
+    """
+    if plan.study.early_stopping is not None:
+        return list(jobs)
+    ranks = {trial.fingerprint: rank for arm in plan.arms for rank, trial in enumerate(arm.trials)}
+    rows = functools.cache(lambda data: preference_data.count(DataConfig.model_validate_json(data)))
+
+    def place(each: tuple[Job, Trial, int]) -> tuple[int, int, int]:
+        job, trial, _ = each
+        config, rank = job.config, ranks.get(trial.fingerprint, -1)
+        if rank < 0 or not job.trains:  # the untrained model, and what a search tries
+            return rank, 0, 0
+        steps = steps_of(config, rows(config.data.model_dump_json())) or 0
+        views = steps * config.training.batch_size * len(config.objective.policy_reads)
+        parts = (config.vision_encoder, config.projector, config.language_model)
+        return rank, -views, -sum(part != "frozen" for part in parts)
+
+    return sorted(jobs, key=place)
+
+
 def trial_view(
     trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
 ) -> TrialView:
@@ -248,11 +278,11 @@ def _to_resume(storage: Path, trial: Trial) -> Path | None:
 
     Whether they are whole, the worker sees.
     """
-    from chip_core.training.checkpoint import (
-        list_checkpoints,  # torch: only where something is to run
-    )
-
     attempts = list(attempts_of(storage, trial).values())
-    trained = [folder for folder in attempts if has_model(folder)]
-    left = trained or [folder for folder in attempts if list_checkpoints(folder)]
+    left = [folder for folder in attempts if has_model(folder)]
+    if attempts and not left:
+        # Imported here: it takes torch, which a first run's driver goes without.
+        from chip_core.training.checkpoint import list_checkpoints
+
+        left = [folder for folder in attempts if list_checkpoints(folder)]
     return left[-1] if left else None

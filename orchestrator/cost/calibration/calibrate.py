@@ -25,10 +25,9 @@ from chip_core.config.identity import fingerprint
 from chip_core.config.paths import DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.utils.files import read_checksummed, write_checksummed, write_json
-from chip_core.utils.machine import cpu_name
+from chip_core.utils.machine import cpu_name, gpus
 from orchestrator.cost.calibration.measurements import Measurement, measurements
 from orchestrator.cost.estimate import OF_RAY, Way
-from orchestrator.cost.machines import gpus
 from orchestrator.cost.rates import Quantity, RateSource, Seconds, Size
 from orchestrator.cost.workload import Workload
 

@@ -137,7 +137,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str, Any]:
     """Make a group of passes, and tell what a sample took."""
-    from chip_core.reference_cache.build import PHASE, build_shard, finish_cache
+    from chip_core.reference_cache.build import PHASE, build_shard
+    from chip_core.reference_cache.finish import finish_cache
     from chip_core.utils.seeding import seed_process
 
     seed_process(config.seed, config.engine.threads)

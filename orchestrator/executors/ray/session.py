@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
 import ray
-import torch
 from ray.util import placement_group_table
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.machine import cores
+from chip_core.utils.machine import cores, gpus
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import keep_token_private
 from orchestrator.jobs.placement import (
@@ -255,7 +254,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _machine() -> dict[str, float]:
-    return {"CPU": float(cores()), "GPU": float(torch.cuda.device_count())}
+    return {"CPU": float(cores()), "GPU": float(gpus())}
 
 
 @contextlib.contextmanager

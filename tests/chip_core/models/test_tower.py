@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,14 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.parts import set_trained
-from chip_core.models.tower import is_frozen, join_features, tower_features, tower_of
+from chip_core.models.parts import set_trained, tower_layers, unread_modules
+from chip_core.models.tower import (
+    is_frozen,
+    join_features,
+    skip_unread_layers,
+    tower_features,
+    tower_of,
+)
 from chip_core.training.states import response_states
 
 from .. import families
@@ -91,6 +98,35 @@ def test_a_model_says_the_same_without_looking(
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert float((one - other).norm()) <= 1e-4 * float(other.norm()) + 1e-7
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_layers_that_nothing_reads_are_not_computed(family: str) -> None:
+    model, processor = families.build(family)
+    set_trained(model, config(vision_encoder="trained"))
+    batch = PairEncoder(processor, config(vision_encoder="trained"), PAIRS).batch([2, 0, 1])
+    saved = list(model.state_dict())
+    (unread,) = unread_modules(model)
+    layers = tower_layers(model)
+    inside: list[str] = []
+    for layer in layers.values():
+        layer.mlp.register_forward_hook(lambda module, *given: inside.append("computed"))
+    hidden, gradients = run(model, batch)
+    times = len(inside) // len(layers)
+    assert times > 0
+    skip_unread_layers(model)
+    copied = copy.deepcopy(model)
+    for skipping in (model, copied):
+        inside.clear()
+        again, gradients_again = run(skipping, batch)
+        assert len(inside) == times * (len(layers) - 1)
+        assert torch.equal(again, hidden)
+        assert list(skipping.state_dict()) == saved
+        names = [name for name, _ in skipping.named_parameters()]
+        for name, one, other in zip(names, gradients_again, gradients, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or other is None or torch.equal(one, other)
+            assert not name.startswith(unread) or one is None
 
 
 def test_a_projector_within_the_tower_is_part_of_it(built: tuple[str, Any, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chip_core.results import TrialResult
 from orchestrator.plan.plan import Plan
-from orchestrator.runner.jobs import jobs_for, trial_folder, trial_view
+from orchestrator.runner.jobs import jobs_for, longest_first, trial_folder, trial_view
 from orchestrator.state.ledger import Ledger
 
 
@@ -26,6 +26,58 @@ def test_an_attempt_goes_on_from_the_newest_that_left_checkpoints(
     assert handed[first.name].folder.name == "attempt-4"
     assert handed[second.name].resume_from is None
     assert handed[base.name].resume_from is None
+
+
+def test_the_trials_of_a_seed_come_from_the_longest_to_the_shortest(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    text = """
+study: long
+question: q
+recipe: shapes
+factors:
+  objective: [dpo, chip]  # two views of a pair, and three
+  vision_encoder: [frozen, trained]
+  training.max_steps: [4, 6]
+seeds: [0, 1]
+baseline: {objective: dpo, vision_encoder: frozen, training.max_steps: 4}
+"""
+    # Views read: 6 × 3, 6 × 2 and 4 × 3 (the same: then the trained parts tell), 4 × 2.
+    order = [
+        "chip, trained, 6",
+        "chip, frozen, 6",
+        "dpo, trained, 6",
+        "chip, trained, 4",
+        "dpo, frozen, 6",
+        "chip, frozen, 4",
+        "dpo, trained, 4",
+        "dpo, frozen, 4",
+    ]
+    plan = plan_of(text)
+    jobs = longest_first(jobs_for(plan, Ledger(tmp_path), tmp_path), plan)
+    assert [trial.name for _, trial, _ in jobs] == [
+        "base",
+        *(f"{arm}, seed {seed}" for seed in (0, 1) for arm in order),
+    ]
+
+
+def test_under_early_stopping_trials_come_as_planned(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    text = """
+study: cut
+question: q
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+seeds: [0, 1]
+baseline: {objective: dpo}
+early_stopping: {method: asha, metric: reward/accuracy}
+"""
+    plan = plan_of(text)
+    jobs = longest_first(jobs_for(plan, Ledger(tmp_path), tmp_path), plan)
+    names = ["base", "dpo, seed 0", "chip, seed 0", "dpo, seed 1", "chip, seed 1"]
+    assert [trial.name for _, trial, _ in jobs] == names
 
 
 def test_how_a_trial_was_trained_is_remembered(
