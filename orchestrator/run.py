@@ -47,7 +47,7 @@ from orchestrator.runner.phase import PhaseRun
 from orchestrator.runner.recorder import Recorder
 from orchestrator.state.cache_plan import plan_caches, require_disk_space
 from orchestrator.state.integrity import kept_report_notice, lost_figures
-from orchestrator.state.ledger import Ledger, study_lock
+from orchestrator.state.ledger import ENGINES, Ledger, study_lock
 from orchestrator.state.search import failures_of, resolve_search
 from orchestrator.storage.binding import exclusive_lease, storage_of
 from orchestrator.study.limits import Limits
@@ -202,7 +202,7 @@ class StudyRun:
     @property
     def _engines(self) -> Path:
         """Where the log of a server lies that the study starts."""
-        return self.workdir / "engines" / self._folder.name
+        return self.workdir / ENGINES / self.plan.study.name
 
     def _run_phases(self, executor: Executor, server: Path | None) -> None:
         """Run the trials of each phase, and the reference caches that they read.
@@ -217,7 +217,7 @@ class StudyRun:
             if known is not self._bounded:  # arms have chosen: these are the seeds' trials
                 save_plan_snapshot(known, workdir)
             if server is not None:
-                wanted = [(replace(job, server=server), *of) for job, *of in wanted]
+                wanted = [(replace(job, server=server), of, number) for job, of, number in wanted]
             recorder.open(known if self.trimmed is None else self.plan, wanted)
             passes = plan_caches(known, ledger, workdir)
             phase = PhaseRun(

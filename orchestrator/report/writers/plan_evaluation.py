@@ -58,8 +58,8 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     if made:
         line += f"; {made:,} answers are there, to be scored"
     yield Text(line)
-    if left and (line := _server(plan)) is not None:
-        yield Text(line)
+    if left and (who := _server(plan)) is not None:
+        yield Text(who)
     if left or made:
         yield Text("scoring: a step of its own, without a GPU, beside the next trials' training")
     share_so_far = _share(plan, ledger)

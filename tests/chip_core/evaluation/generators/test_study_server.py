@@ -75,7 +75,9 @@ def test_it_is_started_again_once_and_nothing_is_left_of_it(tmp_path: Path) -> N
         generator = SharedGenerator(SETTINGS, tmp_path, running.address)
         asked = arm_context(tmp_path, None).answering_model
         with pytest.raises(TrialError, match="started again once .*; answers that came are kept"):
-            generator.answer([Item(id="1", prompt="?", pictures=())], asked, Decoding(max_new_tokens=1), print)
+            generator.answer(
+                [Item(id="1", prompt="?", pictures=())], asked, Decoding(max_new_tokens=1), print
+            )
     with pytest.raises(TrialError, match="has ended with its study: run the study again"):
         SharedGenerator(SETTINGS, tmp_path, running.address)
     assert not (one.is_running() or two.is_running())
