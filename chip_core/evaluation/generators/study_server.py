@@ -198,11 +198,12 @@ class StudyServer:
                 f"http://127.0.0.1:{port}/v1/models",
                 headers={"Authorization": f"Bearer {key}"},
                 timeout=60,
-            ).json()
-            names = [each["id"] for each in said["data"]]
+            )
+            names = [each["id"] for each in said.json()["data"]]
         except (requests.RequestException, ValueError, KeyError, TypeError):
             return False
-        return arm_name(self._model.weights) in names
+        # Another program of the same kind knows the name, and not the key.
+        return said.status_code == 200 and arm_name(self._model.weights) in names
 
     def _watch(self) -> None:
         """Start it again where it has died, once."""

@@ -27,7 +27,7 @@ from ..fakes import FakeExecutor, FakeTracker
 
 PlanOf = Callable[..., Plan]
 
-STUDY = f"""{TINY}
+STUDY = f"""{TINY.replace("limit: 2", "limit: 4")}
 evaluation:
   generator: {{kind: vllm, serves: study, retries: 1}}
   parity: {{items: 2, share: 1.0}}
@@ -49,7 +49,7 @@ def processes(within: Path) -> list[psutil.Process]:
 
 
 class Killing(InlineExecutor):
-    """Kills the server when the second arm has had an answer."""
+    """Kills the server when the second arm has had an answer, and others are under way."""
 
     killed = 0
 
@@ -58,7 +58,8 @@ class Killing(InlineExecutor):
             on_event(event)
             if not isinstance(event, Progressed) or self.killed:
                 return
-            if event.job.name.startswith("chip") and event.progress.phase == "check shapes":
+            told = event.progress
+            if event.job.name.startswith("chip") and told.phase == "check shapes" and told.done:
                 assert event.job.server is not None
                 self.killed = kill_server(event.job.server.parent / "vllm-1.log")
 
@@ -91,7 +92,7 @@ def test_arms_are_answered_by_one_server_which_dies_and_is_started_again(
         console=Console(quiet=True),
     )
     assert outcome.failed == {} and executor.killed
-    folder = tmp_path / "runs" / "engines" / "tiny"
+    folder = tmp_path / "runs" / "engines" / plan.study.name
     loaded = [re.findall("loaded (.*)", (folder / f"vllm-{n}.log").read_text()) for n in (1, 2)]
     # the first server had both adapters, each by a name of its own; the second the one that is left
     assert len(set(loaded[0])) == 2 and loaded[1] == loaded[0][1:]
@@ -111,8 +112,9 @@ class Watching(FakeExecutor):
     seen: Any = None
 
     def run(self, jobs: Sequence[Job], *given: Any, **named: Any) -> None:
-        assert jobs[0].server is not None
-        self.seen = read_address(jobs[0].server)
+        (address,) = {job.server for job in jobs if job.shard is None}
+        assert address is not None
+        self.seen = read_address(address)
         super().run(jobs, *given, **named)
 
 
@@ -123,8 +125,9 @@ def test_ctrl_c_ends_the_server_with_the_study(
     program = write_program(tmp_path, QUICK)
     monkeypatch.setenv(vllm.PROGRAM, str(program))
     executor = Watching(dies_before="base")
+    plan = plan_of(STUDY, overrides=ADAPTERS)
     outcome = run_study(
-        plan_of(STUDY, overrides=ADAPTERS),
+        plan,
         workdir=tmp_path / "runs",
         executor=lambda: executor,
         tracker=FakeTracker(),
@@ -132,4 +135,5 @@ def test_ctrl_c_ends_the_server_with_the_study(
     )
     assert outcome.interrupted and executor.seen.state == "up"
     assert processes(program) == []
-    assert not (tmp_path / "runs" / "engines" / "tiny" / "server.json").exists()
+    folder = tmp_path / "runs" / "engines" / plan.study.name
+    assert [path.name for path in folder.iterdir()] == ["vllm-1.log"]
