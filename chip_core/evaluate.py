@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -157,7 +156,7 @@ def weights_mark(
         trained: the PEFT folder that is put on it.
         mark: what is told of that folder.
     """
-    base = json.dumps(loading.identity(config), sort_keys=True)
+    base = loading.base_weights(config)
     return base if trained is None else f"{base} {mark(trained)}"
 
 

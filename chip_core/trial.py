@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -392,7 +391,7 @@ class _Attempt:
             context = replace(context, earlier=[*said, *context.earlier])
         answers: dict[str, Answers] = {}
         evaluations: dict[str, Evaluation] = {}
-        with open_generator(config.evaluation, folder) as generator:
+        with open_generator(config.evaluation, folder, self._context.server) as generator:
             context = replace(context, generator=generator)
             for side, benchmark in sides(config.benchmarks):
                 measure(context, side, benchmark)
@@ -437,7 +436,7 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list
     """Return a mark of the weights that answer, and those that they had in earlier builds."""
     if trained_model is not None:
         return weights_content(trained_model), [weights_fingerprint(trained_model)]
-    return json.dumps(loading.identity(config.model), sort_keys=True), []
+    return loading.base_weights(config.model), []
 
 
 def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:

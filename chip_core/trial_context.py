@@ -35,6 +35,8 @@ class TrialContext:
     earlier: Sequence[Path] = ()
     #: the reference caches that the training may read
     caches: AvailableCaches | None = None
+    #: the file that says where the study's own server is, which answers
+    server: Path | None = None
     #: what is to be said of this attempt beside what it says itself
     notes: Sequence[str] = ()
     #: `time.perf_counter` when this process turned to the trial, before it imported anything

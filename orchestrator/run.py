@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,14 @@ from orchestrator.report.writers.files import (
     report_folder,
     require_room_for_report,
 )
+from orchestrator.runner.engine import opened_engine
 from orchestrator.runner.jobs import iter_phases, jobs_for, longest_first, refresh_plan
 from orchestrator.runner.limits import LimitedExecutor, check_limits
 from orchestrator.runner.phase import PhaseRun
 from orchestrator.runner.recorder import Recorder
 from orchestrator.state.cache_plan import plan_caches, require_disk_space
 from orchestrator.state.integrity import kept_report_notice, lost_figures
-from orchestrator.state.ledger import Ledger, study_lock
+from orchestrator.state.ledger import ENGINES, Ledger, study_lock
 from orchestrator.state.search import failures_of, resolve_search
 from orchestrator.storage.binding import exclusive_lease, storage_of
 from orchestrator.study.limits import Limits
@@ -181,8 +182,11 @@ class StudyRun:
                 with (
                     self.stop.install_signal_handlers(),
                     _opened(self.executor(), self.limits, self.stop, jobs) as executor,
+                    opened_engine(
+                        self.plan, [job for job, _, _ in jobs], executor, self._engines, self.stop
+                    ) as server,
                 ):
-                    self._run_phases(executor)
+                    self._run_phases(executor, server)
         except KeyboardInterrupt:
             limit = self.stop.limit
             self._recorder.stop("stopped by the user" if limit is None else f"stopped at {limit}")
@@ -195,13 +199,25 @@ class StudyRun:
             raise
         return False, None
 
-    def _run_phases(self, executor: Executor) -> None:
-        """Run the trials of each phase, and the reference caches that they read."""
+    @property
+    def _engines(self) -> Path:
+        """Where the log of a server lies that the study starts."""
+        return self.workdir / ENGINES / self.plan.study.name
+
+    def _run_phases(self, executor: Executor, server: Path | None) -> None:
+        """Run the trials of each phase, and the reference caches that they read.
+
+        Args:
+            executor: within `opened`.
+            server: says where the study's own server is, where it has one.
+        """
         workdir, ledger, recorder = self.workdir, self._ledger, self._recorder
         refresh = partial(refresh_plan, ledger=ledger, storage=workdir)
         for known, wanted in iter_phases(self._bounded, ledger, workdir, refresh):
             if known is not self._bounded:  # arms have chosen: these are the seeds' trials
                 save_plan_snapshot(known, workdir)
+            if server is not None:
+                wanted = [(replace(job, server=server), of, number) for job, of, number in wanted]
             recorder.open(known if self.trimmed is None else self.plan, wanted)
             passes = plan_caches(known, ledger, workdir)
             training = [job for job, _, _ in wanted if job.trains]

@@ -6,6 +6,7 @@ training's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -95,6 +96,11 @@ class GeneratorConfig(Shorthand):
         {},
         doc="of 'vllm': further options of `vllm serve`, without dashes (max_model_len: 4096)",
     )
+    serves: Literal["trial", "study"] = engine(
+        "trial",
+        doc="of 'vllm': whom a server serves; 'trial': each starts one, on its own GPUs; 'study': "
+        "one for all arms, on GPUs of its own, which holds their adapters side by side",
+    )
     timeout: float = engine(600.0, gt=0, doc="seconds that one answer, or loading, may take")
     concurrency: int = engine(32, ge=1, doc="questions that the server has at a time")
     retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
@@ -117,8 +123,8 @@ class GeneratorConfig(Shorthand):
     def _what_its_kind_takes(self) -> GeneratorConfig:
         takes = {
             "transformers": set[str](),
-            "vllm": {"options", "timeout", "concurrency", "retries"},
-            "openai": set(type(self).model_fields) - {"options"},
+            "vllm": {"options", "serves", "timeout", "concurrency", "retries"},
+            "openai": set(type(self).model_fields) - {"options", "serves"},
         }[self.kind]
         for name, field in type(self).model_fields.items():
             default = field.get_default(call_default_factory=True)
@@ -132,6 +138,13 @@ class GeneratorConfig(Shorthand):
                 "another's answers are others"
             )
         return self
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a vLLM server computes on, where there are any."""
+        given = {key.replace("-", "_"): value for key, value in self.options.items()}
+        sizes = (given.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
+        return math.prod(size for size in sizes if isinstance(size, int))
 
     @property
     def delivery(self) -> Literal["path", "load_lora_adapter", "served"]:

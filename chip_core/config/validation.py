@@ -105,7 +105,7 @@ def set_key(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set a dotted key in a tree of plain data, making sections on the way.
 
     A bare string at a key with a shorthand (`objective: dpo`) sets the key it stands for and
-    leaves the section's other keys.
+    leaves the section's other keys; those of another generator are not its own, and go.
     """
     *sections, last = path.split(".")
     node = tree
@@ -118,6 +118,8 @@ def set_key(tree: dict[str, Any], path: str, value: Any) -> None:
         node = below
     if isinstance(value, str) and path in SHORTHANDS:
         section = node.get(last)
+        if path == "evaluation.generator" and _kind_of_generator(section) != value:
+            section = None
         value = {**(section if isinstance(section, dict) else {}), SHORTHANDS[path]: value}
         if path == "objective":
             value.pop("terms", None)  # a preset names the active terms
@@ -125,6 +127,12 @@ def set_key(tree: dict[str, Any], path: str, value: Any) -> None:
     node[last] = value
     if path == "objective.preset":
         node |= preset_beta(value)
+
+
+def _kind_of_generator(written: Any) -> Any:
+    """Return which generator a section is, or a string that stands for one."""
+    key = SHORTHANDS["evaluation.generator"]
+    return written.get(key, "transformers") if isinstance(written, dict) else written
 
 
 def preset_beta(preset: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Hashable, Mapping
@@ -142,6 +143,11 @@ def identity(model: ModelConfig) -> dict[str, Any]:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     code = {"code": "its own"} if model.trust_remote_code else {}
     return {"content": digest.hexdigest(), **code}
+
+
+def base_weights(model: ModelConfig) -> str:
+    """Return what tells an untrained model's weights from all others."""
+    return json.dumps(identity(model), sort_keys=True)
 
 
 def load(

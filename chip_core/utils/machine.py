@@ -71,6 +71,15 @@ def device_name(device: str) -> str:
     return str(torch.cuda.get_device_name())
 
 
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
+
+
 def free_memory() -> None:
     """Give back what a trial held: to the GPU, and to the system.
 

@@ -107,6 +107,16 @@ class Executor(Protocol):
     def slots(self, job: Job) -> int:
         """Return how many jobs as large as this run at once; within `opened`."""
 
+    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+        """Keep GPUs of this machine from the jobs, for a server that all of them ask.
+
+        Within `opened`. Yields the GPUs as CUDA_VISIBLE_DEVICES names them; none where jobs
+        compute on none.
+
+        Raises:
+            UserError: jobs run elsewhere too, or there are not enough.
+        """
+
     def run(
         self,
         jobs: Sequence[Job],

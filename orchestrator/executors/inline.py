@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +66,23 @@ class InlineExecutor:
     def slots(self, job: Job) -> int:
         """Return 1: they run one after another."""
         return 1
+
+    @contextmanager
+    def reserved(self, gpus: int) -> Iterator[Sequence[str]]:
+        """Keep the last GPUs that this process sees; jobs compute on the first.
+
+        Raises:
+            UserError: there are not enough.
+        """
+        from chip_core.utils.machine import visible_gpus
+
+        there = visible_gpus()
+        if there and len(there) <= gpus:
+            raise UserError(
+                f"evaluation.generator.serves is study: its server takes {gpus} GPU of its "
+                f"own, the trials one, and this process sees {len(there)}: write serves: trial"
+            )
+        yield there[-gpus:] if there else ()
 
     def run(
         self,

@@ -76,6 +76,7 @@ def execute(
         earlier=job.earlier,
         caches=job.caches,
         stop=stop,
+        server=job.server,
         notes=job.notes,
         share=job.share or (lambda: None),
     )

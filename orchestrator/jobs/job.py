@@ -34,6 +34,7 @@ class Job:
     places: DataPaths = DataPaths()  # where benchmarks' data and judges' replies lie
     earlier: tuple[Path, ...] = ()  # earlier attempts' folders, whose answers can be taken over
     caches: AvailableCaches | None = None  # the stores of reference passes that it may read
+    server: Path | None = None  # says where the study's own server is, which answers
     shard: BuildShard | None = None  # make this share of a reference pass, and nothing else
     answers: Path | None = None  # score the answers of this attempt's folder, and nothing else
     may_be_cut: bool = False  # whether early stopping may end its training

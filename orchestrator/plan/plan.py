@@ -22,6 +22,7 @@ from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, Tr
 from chip_core.config.validation import set_key, trial_config
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
+from chip_core.evaluation.generators.sharing import sharing_problems
 from chip_core.evaluation.readiness import ranker_problems, replay_problems, sides
 from chip_core.models import loading
 from chip_core.selection.rule import selection_problems
@@ -126,6 +127,7 @@ class Plan:
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
             found += generator_problems(evaluation, self.study.benchmarks, model)
+        found += sharing_problems([trial.config for arm in self.arms for trial in arm.trials])
         return list(dict.fromkeys(found))
 
     @property

@@ -71,6 +71,10 @@ class LimitedExecutor:
         """As the executor's."""
         return self._executor.slots(job)
 
+    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+        """As the executor's."""
+        return self._executor.reserved(gpus)
+
     def run(
         self,
         jobs: Sequence[Job],

@@ -34,6 +34,9 @@ from orchestrator.utils.version import CodeVersion, code_version
 
 Outcome = Literal["finished", "failed", "killed", "cut"]
 
+#: Below the work directory, a folder a study: the log of the server that it starts.
+ENGINES = "engines"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBenchmark:

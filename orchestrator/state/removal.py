@@ -15,7 +15,7 @@ from pathlib import Path
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import join_names
 from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
-from orchestrator.state.ledger import Ledger, study_lock
+from orchestrator.state.ledger import ENGINES, Ledger, study_lock
 from orchestrator.state.trial_lookup import find_trial, trial_name
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.download import trial_key
@@ -78,6 +78,7 @@ def remove(workdir: Path, what: Removal) -> None:
         _delete(_trial_folder(workdir, fingerprint))
     if what.study is not None:
         _delete(workdir / "studies" / what.study)
+        _delete(workdir / ENGINES / what.study)
 
 
 @contextmanager

@@ -78,6 +78,9 @@ class FakeExecutor:
     def slots(self, job: Job) -> int:
         return self.at_once
 
+    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+        return nullcontext(())
+
     def run(
         self,
         jobs: Sequence[Job],

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation.task import Decoding, Item, Response
+from chip_core.utils.errors import TrialError
 
 #: Told of answers as they are made: whoever listens keeps them.
 Tell = Callable[[Sequence[tuple[Item, Response]]], None]
+
+
+class ServerLostError(TrialError):
+    """A server cannot be reached; what was told by then is made."""
 
 
 @dataclass(frozen=True, kw_only=True)

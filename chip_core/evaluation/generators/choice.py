@@ -19,18 +19,28 @@ from chip_core.utils.files import read_json
 
 
 @contextmanager
-def open_generator(config: EvaluationConfig, folder: Path) -> Iterator[Generator | None]:
+def open_generator(
+    config: EvaluationConfig, folder: Path, server: Path | None = None
+) -> Iterator[Generator | None]:
     """Give the engine that answers; None: transformers, in this process.
 
     Args:
         config: which.
         folder: the attempt's: gets a served model's files while it is served, and a server's log.
+        server: the file that says where the study's own server is, where it has one.
+
+    Raises:
+        TrialError: that server is gone.
     """
     if config.own:
         yield None
         return
     generator: Generator
-    if config.generator.kind == "vllm":
+    if server is not None:
+        from chip_core.evaluation.generators.shared import SharedGenerator
+
+        generator = SharedGenerator(config.generator, folder, server)
+    elif config.generator.kind == "vllm":
         from chip_core.evaluation.generators.vllm import VllmGenerator
 
         generator = VllmGenerator(config.generator, folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.generator import GeneratorConfig
-from chip_core.evaluation.generators.base import AnsweringModel
+from chip_core.evaluation.generators.base import AnsweringModel, ServerLostError
 from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
 from chip_core.models.parts import is_adapter, named_parts
 from chip_core.utils.errors import TrialError
@@ -166,6 +166,10 @@ class Delivery:
                     "takes no adapters while it runs: start it with --enable-lora and "
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
                 )
+            ) from None
+        except openai.APIConnectionError:
+            raise ServerLostError(
+                self._told("no connection: start it again; answers that came are kept")
             ) from None
         except openai.OpenAIError as error:
             if "already" in str(error):  # these weights: nothing else has their name

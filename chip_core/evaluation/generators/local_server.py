@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class LocalServer:
         log: Path,
         environment: Mapping[str, str],
         patience: float,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start it, and wait until it answers.
 
@@ -59,11 +60,12 @@ class LocalServer:
             log: gets what it says.
             environment: variables that it gets beside this process's.
             patience: seconds that starting may take.
+            stopping: asked meanwhile whether to give it up.
 
         Raises:
             TrialError: it did not start; the line that it ended with.
         """
-        self._log = log
+        self._log, self._stopping = log, stopping
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -72,6 +74,7 @@ class LocalServer:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C is for this process, which ends it in time
             )
         try:
             self._wait(command[0], health, time.monotonic() + patience)
@@ -83,13 +86,20 @@ class LocalServer:
         session = requests.Session()
         session.trust_env = False  # a proxy of the environment does not reach this machine
         while time.monotonic() < until:
-            if self._process.poll() is not None:
-                raise TrialError(f"{name} did not start: {self._last_line()} ({self._log})")
+            if self._stopping():
+                raise TrialError(f"{name} was stopped before it had started")
+            if not self.runs:
+                raise TrialError(f"{name} did not start: {self.last_line()} ({self._log})")
             with suppress(requests.RequestException):
                 if session.get(health, timeout=5).status_code == 200:
                     return
             time.sleep(0.2)
-        raise TrialError(f"{name} did not start in time: {self._last_line()} ({self._log})")
+        raise TrialError(f"{name} did not start in time: {self.last_line()} ({self._log})")
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def stop(self) -> None:
         """End it, and all that it started."""
@@ -98,6 +108,7 @@ class LocalServer:
             self._process.stdin.close()
         self._process.wait()
 
-    def _last_line(self) -> str:
+    def last_line(self) -> str:
+        """Return what it said last."""
         lines = self._log.read_text(errors="replace").split("\n")
         return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")

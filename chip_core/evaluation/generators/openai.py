@@ -19,7 +19,13 @@ from typing import Any
 from chip_core.config.generator import GeneratorConfig
 from chip_core.data.image_files import to_rgb
 from chip_core.data.special_tokens import SpecialTokens
-from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
+from chip_core.evaluation.generators.base import (
+    AnsweringModel,
+    Generator,
+    Pace,
+    ServerLostError,
+    Tell,
+)
 from chip_core.evaluation.generators.delivery import Delivery, Served
 from chip_core.evaluation.generators.parity import prompt_mark
 from chip_core.evaluation.inference.decoder import generation_settings
@@ -114,6 +120,10 @@ class OpenAIGenerator(Generator):
         self._delivery.close()
         self._client.close()
 
+    def abandon(self) -> None:
+        """Forget a server that is gone, with what was brought to it."""
+        self._client.close()
+
     def _check_marks(self, items: Sequence[Item], model: AnsweringModel) -> None:
         """Refuse a question that a server would read otherwise than transformers does here."""
         marks = SpecialTokens(model.processor)
@@ -157,7 +167,7 @@ class OpenAIGenerator(Generator):
                 )
             ) from None
         except openai.APIConnectionError:
-            raise TrialError(
+            raise ServerLostError(
                 self._told("no connection: start it again; answers that came are kept")
             ) from None
         except (openai.OpenAIError, ValueError, TypeError) as error:

@@ -20,6 +20,7 @@ from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace
 from chip_core.evaluation.generators.delivery import arm_name, beyond_adapter, whole_folder
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
+from chip_core.evaluation.generators.sharing import RANKS, rank_problem
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models.adapters import is_adapted
 from chip_core.utils.errors import TrialError
@@ -30,8 +31,8 @@ PROGRAM = "CHIP_ABLATE_VLLM"
 
 LOG = "vllm.log"  # in the attempt's folder
 
-#: What vLLM takes as the largest rank of adapters.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+#: Adapters in one batch of a server that several arms ask.
+_TOGETHER = 8
 
 
 class VllmGenerator(Generator):
@@ -52,8 +53,8 @@ class VllmGenerator(Generator):
         """
         self._settings, self._folder = settings, folder
         self._program = program()
-        self.label = f"vLLM {_version(self._program)}"
-        self.identity = {"generator": self.label, "options": dict(settings.options)}
+        self.label = f"vLLM {version(self._program)}"
+        self.identity = identity(self.label, settings)
         self._server: LocalServer | None = None
         self._asked: OpenAIGenerator | None = None
         self._serves: str | None = None  # these weights
@@ -84,23 +85,16 @@ class VllmGenerator(Generator):
             model.model.to("cpu")
             torch.cuda.empty_cache()
             self._moved = model.model, device
-        port, key = _free_port(), secrets.token_hex(16)
+        port, key = free_port(), secrets.token_hex(16)
         self._server = LocalServer(
             serve_command(self._program, self._settings, model, whole=whole, port=port),
             health=f"http://127.0.0.1:{port}/health",
             log=self._folder / LOG,
             environment={"VLLM_API_KEY": key},
-            patience=max(self._settings.timeout, 1800.0),  # it compiles, and loads weights
+            patience=patience(self._settings),
         )
         self._serves = model.weights
-        local = self._settings.model_copy(
-            update={
-                "kind": "openai",
-                "server": "vllm",
-                "version": self.label.removeprefix("vLLM "),
-                "base_url": f"http://127.0.0.1:{port}/v1",
-            }
-        )
+        local = spoken_to(self._settings, self.label, f"http://127.0.0.1:{port}/v1")
         served = {model.weights: arm_name(model.weights)}
         return OpenAIGenerator(local, self._folder, served, key=key)
 
@@ -117,6 +111,23 @@ class VllmGenerator(Generator):
             model.to(device)
 
 
+def identity(label: str, settings: GeneratorConfig) -> dict[str, Any]:
+    """Return what of a vLLM server decides answers."""
+    return {"generator": label, "options": dict(settings.options)}
+
+
+def spoken_to(settings: GeneratorConfig, label: str, base_url: str) -> GeneratorConfig:
+    """Return how a vLLM server that runs on this machine is asked."""
+    version_of = label.removeprefix("vLLM ")
+    local = {"kind": "openai", "server": "vllm", "version": version_of, "base_url": base_url}
+    return settings.model_copy(update=local)
+
+
+def patience(settings: GeneratorConfig) -> float:
+    """Return how many seconds a start may take: it compiles, and loads weights."""
+    return max(settings.timeout, 1800.0)
+
+
 def serve_command(
     program: str,
     settings: GeneratorConfig,
@@ -124,6 +135,7 @@ def serve_command(
     *,
     whole: Path | None,
     port: int,
+    rank: int | None = None,
 ) -> list[str]:
     """Return the command line of the server.
 
@@ -134,6 +146,7 @@ def serve_command(
         whole: a folder that has all of them; None: the base model's, with the arm's adapter if it
             has one.
         port: what it listens on, on 127.0.0.1.
+        rank: the largest of the adapters that it is to load while it runs.
 
     Raises:
         TrialError: the adapter's rank is more than vLLM takes.
@@ -150,16 +163,19 @@ def serve_command(
     if model.trust_remote_code:
         command += ["--trust-remote-code"]
     if adapter is not None:
-        rank = max(config.r for config in model.model.peft_config.values())
-        largest = next((each for each in _RANKS if each >= rank), None)
-        if largest is None:
-            raise TrialError(
-                f"vLLM takes adapters of a rank up to {_RANKS[-1]}, and this one's is {rank}: "
-                "write evaluation.generator: transformers"
-            )
-        command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(largest)]
-        command += ["--lora-modules", f"{name}={adapter.absolute()}"]
+        own_rank = max(config.r for config in model.model.peft_config.values())
+        if (problem := rank_problem(own_rank)) is not None:
+            raise TrialError(problem)
+        command += [*_adapters(own_rank, 1), "--lora-modules", f"{name}={adapter.absolute()}"]
+    if rank is not None:
+        command += _adapters(rank, _TOGETHER)
     return command + options(settings.options)
+
+
+def _adapters(rank: int, together: int) -> list[str]:
+    """Return the options by which adapters up to a rank are taken, so many in one batch."""
+    largest = next(each for each in RANKS if each >= rank)
+    return ["--enable-lora", "--max-loras", str(together), "--max-lora-rank", str(largest)]
 
 
 def options(given: Mapping[str, Any]) -> list[str]:
@@ -202,7 +218,12 @@ NO_PROGRAM = (
 )
 
 
-def _version(program: str) -> str:
+def version(program: str) -> str:
+    """Return which vLLM a program is.
+
+    Raises:
+        TrialError: it does not say.
+    """
     try:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired):
@@ -213,7 +234,8 @@ def _version(program: str) -> str:
     return found[0]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

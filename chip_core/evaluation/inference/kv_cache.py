@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -43,6 +44,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (room[..., :after, :] for room in self._room)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows (of B), each as often as it stands there, with room for next tokens."""
+        if not self.is_initialized or self.get_seq_length() == 0:
+            return
+        now = self.keys.shape[-2]
+        self._room = (_chosen(self.keys, indices), _chosen(self.values, indices))
+        self.keys, self.values = (room[..., :now, :] for room in self._room)
+
     def _has_room(self, tokens: int) -> bool:
         """Return whether keys and values are the beginning of a tensor for so many tokens.
 
@@ -61,6 +70,14 @@ def _roomy(held: Tensor, tokens: int) -> Tensor:
     *rows, now, width = held.shape
     room = held.new_empty(*rows, tokens + STRIDE, width)
     room[..., :now, :] = held
+    return room
+
+
+def _chosen(held: Tensor, indices: Tensor) -> Tensor:
+    """Return rows of what is held, with room for some more tokens: one copy, and not two."""
+    _, heads, now, width = held.shape
+    room = held.new_empty(len(indices), heads, now + STRIDE, width)
+    torch.index_select(held, 0, indices.to(held.device), out=room[..., :now, :])
     return room
 
 

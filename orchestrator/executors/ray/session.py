@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util import placement_group_table
 
 from chip_core.utils.errors import UserError
@@ -90,6 +91,9 @@ UNOBSERVED = {
 #: Bytes of a local Ray's object store: what passes through it is small.
 OBJECT_STORE = 256 * 1024**2
 
+#: Seconds within which GPUs for a study's server are free.
+_GPUS_WITHIN = 120.0
+
 #: Seconds that a local Ray's processes have to end, before they are killed.
 _GRACE = 5.0
 
@@ -121,21 +125,76 @@ def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
                 yield
 
 
-def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None) -> int:
+def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None, held: int = 0) -> int:
     """Return how many jobs as large as these run at once: as many as fit, or as are wanted.
 
     On this machine, never more than fit. On a cluster, more wait for it to grow.
+
+    Args:
+        address: of the cluster; None: Ray was started on this machine.
+        jobs: the jobs.
+        wanted: how many at most.
+        held: GPUs that something else holds.
 
     Raises:
         UserError: not even one fits.
     """
     if address is None:
-        fit = trials_at_once(map(request_of, jobs), [_machine()], "this machine")
+        fit = trials_at_once(map(request_of, jobs), _beside([_machine()], held), "this machine")
         return min(wanted or fit, fit)
     if wanted is None:
         hint = "; if the cluster grows by itself, say how many jobs may run at once"
-        wanted = trials_at_once(map(request_of, jobs), living_nodes(), "the cluster", hint)
+        wanted = trials_at_once(
+            map(request_of, jobs), _beside(living_nodes(), held), "the cluster", hint
+        )
     return max(1, min(wanted, int(ray.cluster_resources().get(DRIVER, wanted))))
+
+
+@contextlib.contextmanager
+def held_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]:
+    """Hold GPUs of this machine, which has to be the only one.
+
+    Args:
+        gpus: how many; 0: only the machine is looked at.
+        jobs: the largest of them has to fit beside.
+
+    Raises:
+        UserError: there are other machines, or not enough GPUs.
+    """
+    where, nodes = "evaluation.generator.serves is study", living_nodes()
+    if len(nodes) > 1:
+        raise UserError(
+            f"{where}: its server is reached on its own machine alone, and this cluster has "
+            f"{len(nodes)}: write serves: trial"
+        )
+    if not gpus:
+        yield ()
+        return
+    beside = f"beside the study's server, which holds {gpus} GPU, this machine"
+    trials_at_once(map(request_of, jobs), _beside(nodes, gpus), beside, ", or write serves: trial")
+    holder = ray.remote(_Holder).options(num_cpus=0, num_gpus=gpus).remote()
+    try:
+        yield ray.get(holder.devices.remote(), timeout=_GPUS_WITHIN)
+    except GetTimeoutError:
+        raise UserError(
+            f"{where}: {gpus} GPU for its server did not come free within {_GPUS_WITHIN:.0f} s: "
+            "wait until nothing else holds them"
+        ) from None
+    finally:
+        ray.kill(holder)
+
+
+class _Holder:
+    """An actor that holds GPUs, which a process of this one's computes on."""
+
+    def devices(self) -> list[str]:
+        """Return which ones, as CUDA_VISIBLE_DEVICES names them."""
+        return [str(each) for each in ray.get_gpu_ids()]
+
+
+def _beside(nodes: Sequence[Mapping[str, float]], held: int) -> list[dict[str, float]]:
+    """Return what nodes have beside GPUs that are held; those of one node."""
+    return [{**node, "GPU": max(0.0, node.get("GPU", 0) - held)} for node in nodes]
 
 
 def request_of(job: Job) -> ResourceRequest:

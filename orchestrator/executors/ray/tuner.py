@@ -35,6 +35,7 @@ from orchestrator.executors.ray.scoring import ScoringPool
 from orchestrator.executors.ray.session import (
     HEAD_NODE,
     at_once,
+    held_gpus,
     living_nodes,
     place_wanted,
     request_of,
@@ -88,6 +89,7 @@ class RayTuneExecutor:
     remote: Remote | None = None
     _folder: str | None = field(default=None, init=False)  # Tune's and Train's, while it is open
     _largest: Sequence[Job] = field(default=(), init=False)  # what it was opened for
+    _held: int = field(default=0, init=False)  # GPUs that are kept from the jobs
 
     @contextlib.contextmanager
     def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -109,7 +111,23 @@ class RayTuneExecutor:
 
     def slots(self, job: Job) -> int:
         """Return how many jobs as large as this run at once; within `opened`."""
-        return at_once(self.address, [job], self.max_concurrent)
+        return at_once(self.address, [job], self.max_concurrent, self._held)
+
+    @contextlib.contextmanager
+    def reserved(self, gpus: int) -> Iterator[Sequence[str]]:
+        """Keep GPUs of the only machine of the cluster from the jobs.
+
+        Raises:
+            UserError: it has other machines, or not enough GPUs for the largest job beside.
+        """
+        if not any(job.gpus for job in self._largest):
+            gpus = 0
+        with held_gpus(gpus, self._largest) as devices:
+            self._held = gpus
+            try:
+                yield devices
+            finally:
+                self._held = 0
 
     def run(
         self,
@@ -181,7 +199,7 @@ class RayTuneExecutor:
             search_alg=searcher,
             scheduler=FIFOScheduler() if rule is None else scheduler_of(rule),
             num_samples=_ATTEMPTS,
-            max_concurrent_trials=at_once(self.address, jobs, self.max_concurrent),
+            max_concurrent_trials=at_once(self.address, jobs, self.max_concurrent, self._held),
             reuse_actors=_reusable(jobs),
             trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
             trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from chip_core.evaluation.generators.sharing import is_servable, is_shared
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import ExternalBenchmark
@@ -57,6 +58,8 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     if made:
         line += f"; {made:,} answers are there, to be scored"
     yield Text(line)
+    if left and (who := _server(plan)) is not None:
+        yield Text(who)
     if left or made:
         yield Text("scoring: a step of its own, without a GPU, beside the next trials' training")
     share_so_far = _share(plan, ledger)
@@ -75,6 +78,21 @@ def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
         return
     for problem in problems(plan.study.benchmarks, plan.places) + plan.lacking:
         yield Text(f"cannot run yet: {problem}", style="bold red")
+
+
+def _server(plan: Plan) -> str | None:
+    """Return who answers, where that is one server of the study."""
+    if not is_shared(plan.base.config):
+        return None
+    arms = [arm.trials[0].config for arm in plan.arms]
+    served = sum(map(is_servable, arms))
+    line = f"answers: one server for {served} {'arm' if served == 1 else 'arms'} and the untrained "
+    line += "model, which holds adapters side by side"
+    if any(config.engine.gpus_per_worker for config in arms):
+        line += f", on {plan.base.config.evaluation.generator.gpus} GPU of its own"
+    if others := len(arms) - served:
+        line += f"; {others} that train{'s' if others == 1 else ''} more start one for each trial"
+    return line
 
 
 def _waits(trial: Trial) -> bool:

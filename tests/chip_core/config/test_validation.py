@@ -118,3 +118,12 @@ def test_a_bare_string_sets_the_key_it_stands_for() -> None:
 def test_one_lora_target_is_a_list_of_one() -> None:
     config = TrialConfig.model_validate({"model": "shapes", "lora": {"targets": "q_proj"}})
     assert config.lora.targets == ("q_proj",)
+
+
+def test_another_generator_takes_the_place_of_one_with_its_settings() -> None:
+    settings = {"kind": "openai", "version": "1", "base_url": "http://127.0.0.1:1/v1"}
+    tree = {"evaluation": {"generator": {**settings}, "parity": {"items": 3}}}
+    set_key(tree, "evaluation.generator", "openai")  # as it is
+    assert tree["evaluation"]["generator"] == settings
+    set_key(tree, "evaluation.generator", "transformers")
+    assert tree["evaluation"] == {"generator": {"kind": "transformers"}, "parity": {"items": 3}}

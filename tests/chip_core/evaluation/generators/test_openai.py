@@ -11,6 +11,7 @@ import pytest
 from chip_core.config.trial import EvaluationConfig, TrialConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators.answering import measure
+from chip_core.evaluation.generators.base import ServerLostError
 from chip_core.evaluation.generators.delivery import SERVED
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.task import Decoding, Item
@@ -168,3 +169,14 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
         ((path, body),) = asked
         assert path == "/v1/load_lora_adapter"
         assert body["lora_path"] == str(arms[0]) and body["lora_name"].startswith("chip-")
+
+
+def test_a_server_that_is_away_is_lost_when_an_adapter_is_loaded_too(
+    tmp_path: Path, arms: Arms
+) -> None:
+    generator = OpenAIGenerator(settings("http://127.0.0.1:9/v1", server="vllm"), tmp_path)
+    item = Item(id="1", prompt="What?", pictures=())
+    for arm in (None, arms[0]):
+        model = arm_context(tmp_path, arm).answering_model
+        with pytest.raises(ServerLostError, match="no connection: start it again"):
+            generator.answer([item], model, Decoding(max_new_tokens=2), print)

@@ -62,6 +62,19 @@ def test_what_somebody_changed_is_what_it_goes_on_from(change: str) -> None:
     assert torch.equal(ours.values, theirs.values)
 
 
+def test_rows_that_are_chosen_have_room_for_the_next_tokens() -> None:
+    ours, theirs, rows = GrowingLayer(), DynamicLayer(), torch.tensor([2, 0, 0, 1])
+    begin, new = tokens(5), tokens(3, rows=4)
+    for layer in (ours, theirs):
+        layer.update(begin, begin + 1)
+        layer.batch_select_indices(rows)
+    before = ours.keys.data_ptr(), ours.values.data_ptr()
+    assert torch.equal(ours.keys, theirs.keys)
+    for got, wanted in zip(ours.update(new, -new), theirs.update(new, -new), strict=True):
+        assert torch.equal(got, wanted)
+    assert (ours.keys.data_ptr(), ours.values.data_ptr()) == before
+
+
 def test_only_layers_that_keep_every_token_grow_in_place() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
     full = growing_cache(Configured(LlamaConfig(**sizes)))

@@ -1,0 +1,63 @@
+"""Which arms of a study one server can answer for: those whose adapters its engine takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from chip_core.config.trial import TrialConfig
+
+#: What vLLM takes as the largest rank of adapters.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def rank_problem(rank: int) -> str | None:
+    """Return why vLLM takes no adapters of a rank, with what to do."""
+    if rank <= RANKS[-1]:
+        return None
+    return (
+        f"vLLM takes adapters of a rank up to {RANKS[-1]}, and this one's is {rank}: "
+        "write evaluation.generator: transformers"
+    )
+
+
+def is_shared(config: TrialConfig) -> bool:
+    """Return whether the arms of a study are to be answered by one server."""
+    generator = config.evaluation.generator
+    return generator.kind == "vllm" and generator.serves == "study"
+
+
+def is_servable(config: TrialConfig) -> bool:
+    """Return whether what a training changes is an adapter on the language model alone."""
+    parts = (config.vision_encoder, config.projector, config.language_model)
+    return parts == ("frozen", "frozen", "lora")
+
+
+def largest_rank(configs: Iterable[TrialConfig]) -> int:
+    """Return the largest rank of the adapters that one server takes; 0: it takes none."""
+    return max((config.lora.rank for config in configs if is_servable(config)), default=0)
+
+
+def sharing_problems(configs: Sequence[TrialConfig]) -> list[str]:
+    """Return why no one server can answer for a study's trials, with what to do.
+
+    Args:
+        configs: of all that it may train.
+    """
+    if not any(map(is_shared, configs)):
+        return []
+    where = "evaluation.generator.serves is study"
+    models = {config.model for config in configs}
+    if len(models) > 1:
+        return [
+            f"{where}, and this study has {len(models)} base models: one server has one: write "
+            "serves: trial"
+        ]
+    rank = largest_rank(configs)
+    if rank == 0:
+        return [
+            f"{where}, and no arm trains an adapter on its language model alone (language_model: "
+            "lora, the other parts frozen), which is all that one server can hold: write serves: "
+            "trial"
+        ]
+    problem = rank_problem(rank)
+    return [] if problem is None else [f"{where}: {problem}"]

@@ -1,0 +1,56 @@
+"""GPUs that are kept from jobs for a study's server, and machines that it does not reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chip_core.config.trial import TrialConfig
+from chip_core.utils import machine
+from chip_core.utils.errors import UserError
+from orchestrator.executors.base import Job
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.executors.ray import session
+
+
+def job(gpus: float) -> Job:
+    config = TrialConfig.model_validate({"model": "shapes", "engine": {"gpus_per_worker": gpus}})
+    return Job(id="a-1", name="a", config=config, folder=Path("a"))
+
+
+def test_inline_the_last_gpus_are_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = InlineExecutor()
+    monkeypatch.setattr(machine, "visible_gpus", list)
+    with executor.reserved(2) as none:
+        assert none == ()
+    monkeypatch.setattr(machine, "visible_gpus", lambda: ["4", "5", "6"])
+    with executor.reserved(2) as held:
+        assert held == ["5", "6"]
+    with pytest.raises(UserError, match="takes 3 GPU of its own, .*sees 3: write serves: trial"):
+        executor.reserved(3).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "problem"),
+    [
+        ([{"CPU": 4}, {"CPU": 4}], "reached on its own machine alone, and this cluster has 2: "),
+        (
+            [{"CPU": 4, "GPU": 1}],
+            "beside the study's server, which holds 1 GPU, this machine has 4 CPU and 0 GPU: lower",
+        ),
+    ],
+)
+def test_on_ray_what_cannot_be_held_is_refused(
+    nodes: list[dict[str, Any]], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "living_nodes", lambda: nodes)
+    with pytest.raises(UserError, match=problem), session.held_gpus(1, [job(1.0)]):
+        pass
+
+
+def test_jobs_at_once_are_those_beside_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_machine", lambda: {"CPU": 8.0, "GPU": 4.0})
+    assert session.at_once(None, [job(1.0)], None) == 4
+    assert session.at_once(None, [job(1.0)], None, held=1) == 3

@@ -1,0 +1,139 @@
+"""One server for all arms of a study: real answers, a death in the middle, and Ctrl-C."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from chip_core.evaluation.generators import vllm
+from chip_core.evaluation.generators.study_server import read_address
+from orchestrator.executors.base import Event, Job, Progressed
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.plan.plan import Plan
+from orchestrator.report.writers.plan_evaluation import evaluation_lines
+from orchestrator.run import run_study
+from orchestrator.state.ledger import Ledger
+
+from ...chip_core.evaluation.generators.standing_in import QUICK, REAL, write_program
+from ..conftest import SHORT, TINY
+from ..fakes import FakeExecutor, FakeTracker
+
+PlanOf = Callable[..., Plan]
+
+STUDY = f"""{TINY.replace("limit: 2", "limit: 4")}
+evaluation:
+  generator: {{kind: vllm, serves: study, retries: 1}}
+  parity: {{items: 2, share: 1.0}}
+"""
+ADAPTERS = {
+    **SHORT,
+    **{"vision_encoder": "frozen", "projector": "frozen", "language_model": "lora"},
+    **{"training.max_steps": 2, "optimizer.lr": 3e-3},
+}
+
+
+def processes(within: Path) -> list[psutil.Process]:
+    """What runs of the program in a folder."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        if str(within) in " ".join(process.cmdline()):
+            found.append(process)
+    return found
+
+
+class Killing(InlineExecutor):
+    """Kills the server when the second arm has had an answer, and others are under way."""
+
+    killed = 0
+
+    def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
+        def listener(event: Event) -> None:
+            on_event(event)
+            if not isinstance(event, Progressed) or self.killed:
+                return
+            told = event.progress
+            if event.job.name.startswith("chip") and told.phase == "check shapes" and told.done:
+                assert event.job.server is not None
+                self.killed = kill_server(event.job.server.parent / "vllm-1.log")
+
+        super().run(jobs, listener, retry, more)
+
+
+def kill_server(log: Path) -> int:
+    """Kill what writes to a log, with all that it started."""
+    for process in psutil.Process().children(recursive=True):
+        if "standing_in" in " ".join(process.cmdline()) and "-c" not in process.cmdline():
+            process.send_signal(signal.SIGKILL)
+            return process.pid
+    raise AssertionError(f"no server: {log.read_text()}")
+
+
+@pytest.mark.timeout(600)
+def test_arms_are_answered_by_one_server_which_dies_and_is_started_again(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(vllm.PROGRAM, str(write_program(tmp_path, REAL)))
+    plan = plan_of(STUDY, overrides=ADAPTERS)
+    said = [str(line) for line in evaluation_lines(plan, Ledger(tmp_path / "runs"))]
+    assert any(line.startswith("answers: one server for 2 arms and the untrained") for line in said)
+    executor = Killing()
+    outcome = run_study(
+        plan,
+        workdir=tmp_path / "runs",
+        executor=lambda: executor,
+        tracker=FakeTracker(),
+        console=Console(quiet=True),
+    )
+    assert outcome.failed == {} and executor.killed
+    folder = tmp_path / "runs" / "engines" / plan.study.name
+    loaded = [re.findall("loaded (.*)", (folder / f"vllm-{n}.log").read_text()) for n in (1, 2)]
+    # the first server had both adapters, each by a name of its own; the second the one that is left
+    assert len(set(loaded[0])) == 2 and loaded[1] == loaded[0][1:]
+    records = Ledger(tmp_path / "runs")
+    for trial in plan.trials:
+        (scored,) = records[trial.fingerprint].evaluations.values()
+        metadata = scored.evaluation.metadata
+        assert metadata["generator"] == "vLLM 0.0.2"
+        assert metadata["parity"]["equal"] == metadata["parity"]["items"] == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["vllm-1.log", "vllm-2.log"]
+    assert processes(tmp_path) == []
+
+
+class Watching(FakeExecutor):
+    """Sees the server that its jobs would ask."""
+
+    seen: Any = None
+
+    def run(self, jobs: Sequence[Job], *given: Any, **named: Any) -> None:
+        (address,) = {job.server for job in jobs if job.shard is None}
+        assert address is not None
+        self.seen = read_address(address)
+        super().run(jobs, *given, **named)
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_ctrl_c_ends_the_server_with_the_study(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = write_program(tmp_path, QUICK)
+    monkeypatch.setenv(vllm.PROGRAM, str(program))
+    executor = Watching(dies_before="base")
+    plan = plan_of(STUDY, overrides=ADAPTERS)
+    outcome = run_study(
+        plan,
+        workdir=tmp_path / "runs",
+        executor=lambda: executor,
+        tracker=FakeTracker(),
+        console=Console(quiet=True),
+    )
+    assert outcome.interrupted and executor.seen.state == "up"
+    assert processes(program) == []
+    folder = tmp_path / "runs" / "engines" / plan.study.name
+    assert [path.name for path in folder.iterdir()] == ["vllm-1.log"]
