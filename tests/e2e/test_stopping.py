@@ -41,8 +41,7 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     tmp_path: Path, executor: str
 ) -> None:
     (tmp_path / "short.yaml").write_text(STUDY)
-    arguments = ["run", "short.yaml", "--set", f"training.max_steps={STEPS}",
-                 "--set", "training.batch_size=4", "--workdir", "w",
+    arguments = ["run", "short.yaml", "--set", f"training.max_steps={STEPS}", "--workdir", "w",
                  "--executor", executor]  # fmt: skip
     program = subprocess.Popen(
         [str(PROGRAM), *arguments],
