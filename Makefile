@@ -36,9 +36,10 @@ carry:
 	@du -sm .carry | awk '{ if ($$1 > 60) { print "make: .carry takes " $$1 " MB, more than 60"; exit 2 } }'
 
 # Three workers of one thread each on two cores, file by file: tests on Ray wait most of their time.
-# The order of files is that of tests/conftest.py, the longest first.
+# The order of files is that of tests/conftest.py, the longest first. Ray gives its workers a niceness
+# of 15, with which they would hardly run beside the other tests.
 test: install
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Clusters in namespaces of this machine: up, a study by job, down, and the figures; once with a shared
 # disk, once with an S3-compatible server in its place. Needs root, openssh-server, rsync and iproute2.
