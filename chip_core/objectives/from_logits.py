@@ -167,8 +167,7 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
         policy_logits: of further views, by name.
         reference_logits: as the policy's.
         fields: of the pair's row.
-        eos_id: an end of sequence with which both responses end; scored, and changed in
-            the scope `sequence` only.
+        eos_id: what both responses end with; scored, and changed in the scope `sequence` only.
 
     Raises:
         ValueError: logits are not there or shorter than their ids, or there is no prompt.
