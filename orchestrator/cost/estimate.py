@@ -257,7 +257,10 @@ def rows_of(config: TrialConfig, counted: int | None, rates: Rates) -> int | Non
 
 
 def _makespan(seconds: Sequence[float], slots: int) -> float:
-    """Return when the last of some jobs ends, each begun in order as soon as a place is free."""
+    """Return when the last of some jobs ends, each begun in order as soon as a place is free.
+
+    A run with several places begins a seed's longest trial first, and may end sooner.
+    """
     free = [0.0] * slots
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)

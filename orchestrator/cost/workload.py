@@ -84,7 +84,7 @@ class CacheBuildWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """All that is left of a study, in the order in which it is run."""
+    """All that is left of a study, in the order of its plan."""
 
     passes: tuple[CacheBuildWork, ...]
     trials: tuple[TrialWork, ...]

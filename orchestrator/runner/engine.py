@@ -6,7 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from chip_core.evaluation.generators.sharing import is_servable, is_shared, largest_rank
+from chip_core.evaluation.generators.sharing import (
+    is_servable,
+    is_shared,
+    largest_rank,
+    rank_problem,
+)
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.stopping import Stop
@@ -41,6 +46,9 @@ def opened_engine(
     settings = config.evaluation.generator
     trained = [trial.config for trial in plan.trials if not trial.untrained]
     rank = largest_rank([*trained, *(job.config for job in jobs)])
+    problem = rank_problem(rank)  # of what a search will try, which is in no arm yet
+    if problem is not None:
+        raise UserError(f"evaluation.generator.serves is study: {problem}")
     with ExitStack() as opened:
         devices = opened.enter_context(executor.reserved(settings.gpus))
         try:
@@ -54,7 +62,7 @@ def opened_engine(
                 lost=stop.drain,
             )
             opened.enter_context(server)
-        except TrialError as error:
+        except (TrialError, OSError) as error:
             if stop.asked:
                 raise KeyboardInterrupt from None
             raise UserError(f"evaluation.generator.serves is study: {error}") from None

@@ -206,7 +206,8 @@ def longest_first(
         config, rank = job.config, ranks.get(trial.fingerprint, -1)
         if rank < 0 or not job.trains:  # the untrained model, and what a search tries
             return rank, 0, 0
-        steps = steps_of(config, rows(config.data.model_dump_json())) or 0
+        # The rows of a hub's data may not be known here: then all count as having as many.
+        steps = steps_of(config, rows(config.data.model_dump_json())) or 1
         views = steps * config.training.batch_size * len(config.objective.policy_reads)
         parts = (config.vision_encoder, config.projector, config.language_model)
         return rank, -views, -sum(part != "frozen" for part in parts)

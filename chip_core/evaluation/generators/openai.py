@@ -112,7 +112,9 @@ class OpenAIGenerator(Generator):
         finally:
             pool.shutdown(cancel_futures=True)
         if failures:
-            raise failures[0]
+            raise next(
+                (each for each in failures if isinstance(each, ServerLostError)), failures[0]
+            )
         return Pace(seconds=busy.seconds, waited=busy.waited)
 
     def close(self) -> None:
@@ -156,7 +158,9 @@ class OpenAIGenerator(Generator):
                 self._told(f"serves no model {served.name}{self.words(error)}: {served.advice}")
             ) from None
         except openai.APIStatusError as error:
-            raise TrialError(
+            # vLLM answers 500 once its engine has died, and ends then.
+            kind = ServerLostError if error.status_code >= 500 else TrialError
+            raise kind(
                 self._told(f"refused item {item.id} (HTTP {error.status_code}){self.words(error)}")
             ) from None
         except openai.APITimeoutError:

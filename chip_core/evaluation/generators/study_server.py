@@ -9,6 +9,7 @@ import platform
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -139,6 +140,8 @@ class StudyServer:
         try:
             self._start()
         except BaseException:
+            if self._server is not None:
+                self._server.stop()
             self.address.unlink(missing_ok=True)
             raise
         self._watcher.start()
@@ -217,19 +220,22 @@ class StudyServer:
                 self._give_up(f"{why}: it was started again once ({self._folder})")
                 return
             warn_once(f"{why}: it is started again")
-            self._tell(replace(self._known, state="starting"))
             try:
+                self._tell(replace(self._known, state="starting"))
                 self._start()
             except Exception as error:  # whatever it is: trials wait to hear of it
                 self._give_up(f"{why}, and could not be started again: {error}")
                 return
 
     def _give_up(self, why: str) -> None:
-        if self._ended.is_set() or self._stopping():
-            self._tell(replace(self._known, state="stopped"))
-            return
-        self._tell(replace(self._known, state="gone", why=why))
-        self._lost(why)
+        stopping = self._ended.is_set() or self._stopping()
+        try:
+            self._tell(replace(self._known, state="stopped" if stopping else "gone", why=why))
+        except OSError:  # a full disk: without the file trials end too, with other words
+            with suppress(OSError):
+                self.address.unlink()
+        if not stopping:
+            self._lost(why)
 
     def _tell(self, known: Address) -> None:
         self._known = known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from rich.console import Console
 
 from chip_core.evaluation.generators import vllm
 from chip_core.evaluation.generators.study_server import read_address
+from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Event, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
+from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.plan_evaluation import evaluation_lines
 from orchestrator.run import run_study
+from orchestrator.runner.engine import opened_engine
+from orchestrator.runner.jobs import jobs_for
 from orchestrator.state.ledger import Ledger
 
 from ...chip_core.evaluation.generators.standing_in import QUICK, REAL, write_program
@@ -137,3 +142,30 @@ def test_ctrl_c_ends_the_server_with_the_study(
     assert processes(program) == []
     folder = tmp_path / "runs" / "engines" / plan.study.name
     assert [path.name for path in folder.iterdir()] == ["vllm-1.log"]
+
+
+def test_what_keeps_the_server_from_its_start_is_one_line(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(vllm.PROGRAM, str(write_program(tmp_path, QUICK)))
+    plan = plan_of(STUDY, overrides=ADAPTERS)
+    jobs = [job for job, _, _ in jobs_for(plan, Ledger(tmp_path), tmp_path)]
+    where = "^evaluation.generator.serves is study: "
+
+    # what a search will try is in none of the plan's arms
+    config = jobs[-1].config
+    tried = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 1024})})
+    searched = [*jobs, replace(jobs[-1], config=tried)]
+    with (
+        pytest.raises(UserError, match=f"{where}vLLM takes adapters of a rank up to 512"),
+        opened_engine(plan, searched, FakeExecutor(), tmp_path / "engine", Stop()),
+    ):
+        pass
+
+    (tmp_path / "engine").write_text("in its place")
+    with (
+        pytest.raises(UserError, match=f"{where}.*File exists"),
+        opened_engine(plan, jobs, FakeExecutor(), tmp_path / "engine", Stop()),
+    ):
+        pass
+    assert processes(tmp_path) == []

@@ -83,6 +83,23 @@ def test_it_is_started_again_once_and_nothing_is_left_of_it(tmp_path: Path) -> N
     assert not (one.is_running() or two.is_running())
 
 
+def test_a_full_disk_as_it_is_started_again_ends_the_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = list[str]()
+    with server(tmp_path / "engine", lost=lost.append) as running:
+
+        def full(*what: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(study_server, "write_private_json", full)
+        process_of(tmp_path / "engine" / "vllm-1.log").kill()
+        soon(lambda: lost != [])
+        assert "could not be started again: [Errno 28] No space left on device" in lost[0]
+        with pytest.raises(TrialError):  # no trial waits for what nobody will write
+            read_address(running.address)
+
+
 def test_a_port_that_another_program_has_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
