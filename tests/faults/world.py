@@ -84,6 +84,8 @@ class World:
                     "temp_dir": str(temp),
                     # From it Ray Train learns that a dead run's place is to be freed.
                     "include_dashboard": True,
+                    # Any port that is free: with a number Ray 2.60 takes that one or fails.
+                    "dashboard_port": None,
                     "object_store_memory": 80 * 1024**2,
                 },
             )

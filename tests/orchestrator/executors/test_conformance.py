@@ -41,7 +41,7 @@ REASONS = {
     "disk_full": r"a disk is full \(.*\): free some space and run the study again",
     "storage_away": "the storage is away",
     "killed": r"the worker process died \(killed, out of memory, or crashed\)",
-    "silent": r"its worker did not begin within 40 s",
+    "silent": r"its worker did not begin within 75 s",
     "hangs": r"its worker hangs: no progress for \d+ s at train 3/9 \(where: .*hang.txt\)",
 }
 #: With two workers each job starts eight processes one after another, some 30 CPU s of imports: by
@@ -110,7 +110,7 @@ def opened(
             executor = RayTuneExecutor(
                 workdir=folder / "work",
                 max_concurrent=1,
-                begin_within=40.0 if workers == 1 else 600.0,
+                begin_within=75.0 if workers == 1 else 600.0,
                 entry="ray_jobs:play",
                 stop=stop,
                 early_stopping=EarlyStopping(
