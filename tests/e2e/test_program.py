@@ -181,8 +181,7 @@ def test_running_again_runs_nothing_and_a_seed_more_runs_its_own(inline: Ran, se
 
 @pytest.mark.ray
 def test_a_driver_that_was_killed_is_taken_up_by_the_next(study: Path, tmp_path: Path) -> None:
-    changes = ["--set", "training.max_steps=12", "--set", "training.batch_size=4"]
-    longer = ["run", study, *changes, "--workdir", "w"]
+    longer = ["run", study, "--set", "training.max_steps=12", "--workdir", "w"]
     driver = subprocess.Popen(
         [str(PROGRAM), *map(str, longer)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )

@@ -54,7 +54,7 @@ QUICK = [
     Case("ddp", "full", steps=10),
     Case("fsdp", "full", "float32", checkpoint_every=5, micro_batch=2, steps=10),
     Case("fsdp", "lora", checkpoint_every=5, micro_batch=2, apart=True, steps=10),
-    Case("fsdp", "everywhere", checkpoint_every=10, micro_batch=2),  # which takes longer to train
+    Case("fsdp", "everywhere", checkpoint_every=10, micro_batch=2),  # which trains slowly
     Case("fsdp", "released", micro_batch=2, family="muffin", steps=10),
     Case("ddp", "mpo", steps=10),
     Case("fsdp", "dama", micro_batch=2, steps=10),
