@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from importlib.util import find_spec
 
 from chip_core.config.trial import TrialConfig
@@ -43,10 +44,11 @@ def _compiler_problems(config: TrialConfig) -> list[str]:
             "engine.compile is layers, and triton is not installed here: it comes with torch's "
             "CUDA builds: install one, or write engine.compile: off"
         ]
-    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in names if name):
+    # What torch's inductor asks for: CXX, or else one name.
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
         return [
-            "engine.compile is layers, and there is no C++ compiler here: install g++, or write "
-            "engine.compile: off"
+            f"engine.compile is layers, and there is no C++ compiler here ({compiler}): install "
+            "g++, or write engine.compile: off"
         ]
     return []

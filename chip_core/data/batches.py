@@ -256,7 +256,10 @@ class PairEncoder:
         return self._encodings.get(
             ("pair", key, rule, settings.segment_scope, settings.segment.insertions),
             lambda: self._encode(place, epoch),
-            lambda encoded: encoded.prompt.inputs.values(),
+            lambda encoded: [
+                *encoded.prompt.inputs.values(),
+                *(() if encoded.own is encoded.prompt else encoded.own.inputs.values()),
+            ],
         )
 
     def _encode(self, place: int, epoch: int) -> _EncodedPair:

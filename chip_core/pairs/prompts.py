@@ -11,7 +11,13 @@ from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
 from chip_core.data import identity as data_identity
 from chip_core.data.formats import FORMATS, Format, find_format
-from chip_core.data.formats.base import own_id, prompt_text, text_cell
+from chip_core.data.formats.base import (
+    CHOSEN_IMAGE_COLUMNS,
+    first_image,
+    own_id,
+    prompt_text,
+    text_cell,
+)
 from chip_core.data.image_files import ImageReader
 from chip_core.data.preferences import SHOWN
 from chip_core.data.rows import ImageRef, RowError, check_text
@@ -91,7 +97,7 @@ def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Ite
         texts = layout.texts(raw)
         prompt, name = texts.prompt, texts.id
     check_text("prompt", prompt)
-    image = layout.image(raw)
+    image = _image(layout, raw)
     if image == ImageRef():
         raise RowError("no image")
     name = name or source.fallback_id(index)
@@ -103,6 +109,12 @@ def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Ite
     )
 
 
+def _image(layout: Format, raw: Mapping[str, Any]) -> ImageRef:
+    """Return what a prompt is asked about: the pair's image, or the chosen response's own."""
+    image = layout.image(raw)
+    return image if image != ImageRef() else first_image(raw, *CHOSEN_IMAGE_COLUMNS)
+
+
 def _picture(
     source: DataSource, layout: Format, index: int, image: ImageRef, images: ImageReader
 ) -> Picture:
@@ -112,7 +124,7 @@ def _picture(
 
     def read() -> Image.Image:
         raw, _ = source.raw(index)  # its bytes are not held until then
-        return _read(source, index, layout.image(raw), images)
+        return _read(source, index, _image(layout, raw), images)
 
     return Picture(key=str(source.place(index)), read=read)
 

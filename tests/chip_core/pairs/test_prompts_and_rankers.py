@@ -49,6 +49,11 @@ def test_rows_of_prompts_alone_and_of_preferences(tmp_path: Path) -> None:
     pair = {"image": "red.png", "prompt": "Where?", "chosen": "here", "rejected": "there"}
     preferences = rows(tmp_path, {"id": "a", **pair}, {"id": "a", **pair}, name="pairs.jsonl")
     assert [item.id for item in read_prompts(DataConfig(source=preferences))] == ["a", "a@1"]
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "blue.png")
+    own = {"chosen_image": "blue.png", "rejected_image": "red.png", **pair}
+    del own["image"]
+    (item,) = read_prompts(DataConfig(source=rows(tmp_path, own, name="sides.jsonl")))
+    assert item.pictures[0].read().size == (4, 4)
 
 
 def test_every_bad_row_is_told_with_its_place(tmp_path: Path) -> None:
