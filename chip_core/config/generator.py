@@ -117,6 +117,8 @@ class GeneratorConfig(Shorthand):
                 raise ValueError(f"'{key}' begins with -, as an option does: write its value")
             if name == "distributed_executor_backend" and given not in _EXECUTORS:
                 raise ValueError(f"'{key}' is none of {', '.join(_EXECUTORS)}")
+            if name.endswith("_parallel_size") and (type(given) is not int or given < 1):
+                raise ValueError(f"'{key}' is no whole number of 1 or more: GPUs are counted by it")
         return value
 
     @model_validator(mode="after")

@@ -112,12 +112,12 @@ class DataSource:
         for _, _, read in self._readers((*self.format.text_columns, *CHOSEN_IMAGE_COLUMNS)):
             try:
                 raw = read()
-                texts = self.format.texts(raw)
+                texts, own = self.format.texts(raw), _has_own(raw)
             except RowError:
                 continue  # told when the rows are checked
             if (
                 texts.anew
-                or _has_own(raw)
+                or own
                 or any(
                     may_hold_special_tokens(text)
                     for text in (texts.prompt, texts.chosen, texts.rejected)
@@ -202,7 +202,7 @@ class DataSource:
 
 
 def _has_own(raw: Mapping[str, Any]) -> bool:
-    return any(raw.get(name) for name in CHOSEN_IMAGE_COLUMNS)
+    return first_image(raw, *CHOSEN_IMAGE_COLUMNS) != ImageRef()
 
 
 def open_source(

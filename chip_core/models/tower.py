@@ -52,7 +52,9 @@ def skip_unread_layers(model: Any) -> None:
     """
     layers = tower_layers(model)
     for name in unread_modules(model):
-        if type(layers.get(name)).__name__ in _SAY_A_TENSOR:
+        kind = type(layers.get(name))
+        # A model's own code may have a class of the same name that says something else.
+        if kind.__module__.startswith("transformers.") and kind.__name__ in _SAY_A_TENSOR:
             layers[name].forward = _passed_on
 
 

@@ -53,6 +53,7 @@ class InlineExecutor:
         """
         self._stop = stop or Stop()
         self._workdir, self._remote = workdir, remote
+        self._on_gpu = True  # whether jobs compute on one, where there is any
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         """There is nothing to open.
@@ -61,6 +62,7 @@ class InlineExecutor:
             UserError: a job needs more workers than this process.
         """
         _require_one_worker(jobs)
+        self._on_gpu = any(job.config.engine.device != "cpu" for job in jobs)
         return nullcontext()
 
     def slots(self, job: Job) -> int:
@@ -76,7 +78,7 @@ class InlineExecutor:
         """
         from chip_core.utils.machine import visible_gpus
 
-        there = visible_gpus()
+        there = visible_gpus() if self._on_gpu else []
         if there and len(there) <= gpus:
             raise UserError(
                 f"evaluation.generator.serves is study: its server takes {gpus} GPU of its "

@@ -167,6 +167,13 @@ class Delivery:
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
                 )
             ) from None
+        except openai.APITimeoutError:  # a connection's error too, of a server that is there
+            raise TrialError(
+                self._told(
+                    f"has not loaded {trained} within {self._settings.timeout:g} s: raise "
+                    "evaluation.generator.timeout; answers that came are kept"
+                )
+            ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
                 self._told("no connection: start it again; answers that came are kept")

@@ -112,4 +112,9 @@ class SharedGenerator(Generator):
             waited = time.monotonic() - began
             if error is not None and (known.state == "up") and waited > _SETTLED:
                 raise error
+            if waited > vllm.patience(self._settings) + _SETTLED:  # who starts it is gone
+                raise ServerLostError(
+                    f"the study's server did not come back within {waited:.0f} s; answers that "
+                    "came are kept"
+                )
             time.sleep(0.2)

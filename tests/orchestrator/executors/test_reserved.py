@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def test_inline_the_last_gpus_are_the_server_s(monkeypatch: pytest.MonkeyPatch) 
         assert held == ["5", "6"]
     with pytest.raises(UserError, match="takes 3 GPU of its own, .*sees 3: write serves: trial"):
         executor.reserved(3).__enter__()
+    on_cpu = TrialConfig.model_validate({"model": "shapes", "engine": {"device": "cpu"}})
+    with executor.opened([replace(job(0.0), config=on_cpu)]), executor.reserved(3) as none:
+        assert none == ()
 
 
 @pytest.mark.parametrize(
