@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,17 @@ import yaml
 
 from benchmarks.machine import describe, line, spread
 from benchmarks.startup import Meter
-from orchestrator.executors.base import Event, Executor, Finished, Job, Progressed, Retry, Started
+from orchestrator.executors.base import (
+    Answered,
+    Event,
+    Executor,
+    Finished,
+    Job,
+    More,
+    Progressed,
+    Retry,
+    Started,
+)
 
 WAYS = ("bare", "shared", "in step")
 #: Phases in which a job does nothing yet that its figures come from.
@@ -56,8 +67,10 @@ STUDY = {
 }
 
 
-#: The process that a job's own work is done in: on Ray, and without it.
+#: The processes that trainings, answers and reference passes are made in: on Ray, and without it.
 WORKER = {"ImplicitFunc", "RayTrainWorker", "bare"}
+#: The process that scores answers on Ray, beside the next trial.
+SCORER = "Scorer"
 
 #: What a job does once it has begun its work.
 AT_WORK = ("before scores", "scores")
@@ -82,11 +95,16 @@ class Watched:
         """Return 1: a pass in parts has a start-up each."""
         return 1
 
+    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+        """As the executor's."""
+        return self._executor.reserved(gpus)
+
     def run(
         self,
         jobs: Sequence[Job],
         on_event: Callable[[Event], None],
         retry: Retry | None = None,
+        more: More | None = None,
     ) -> None:
         """As the executor's."""
 
@@ -94,7 +112,7 @@ class Watched:
             self._note(event)
             on_event(event)
 
-        self._executor.run(jobs, listener, retry)
+        self._executor.run(jobs, listener, retry, more)
 
     def _note(self, event: Event) -> None:
         marks = self._marks.setdefault(event.job.id, {})
@@ -102,22 +120,30 @@ class Watched:
             case Started():
                 marks["started"] = self._clock()
             case Progressed(progress=progress) if progress.phase not in BEFORE_WORK:
-                if "work" not in marks:
-                    marks["work"] = self._clock()
-                if progress.phase.startswith("score") and "score" not in marks:
-                    marks["score"] = self._clock()
-            case Finished():
-                end = self._clock()
-                score = marks.get("score", end)
-                self.jobs.append(
-                    {
-                        "job": event.job.name,
-                        "kind": "pass" if event.job.shard is not None else "trial",
-                        "start": between(marks["started"], marks["work"]),
-                        "before scores": between(marks["work"], score),
-                        "scores": between(score, end),
-                    }
-                )
+                marks.setdefault("work", self._clock())
+            case Answered() | Finished():
+                self.jobs.append(costs(event.job, marks, self._clock()))
+
+
+def costs(job: Job, marks: dict[str, dict[str, float]], end: dict[str, float]) -> dict[str, Any]:
+    """Return what a job took until it ended: its own processes', where another runs beside it."""
+    kind = "pass" if job.shard is not None else "scoring" if job.scores else "trial"
+    work = marks.get("work", end)
+
+    def own(spent: dict[str, float]) -> dict[str, float]:
+        scored = {SCORER, "bare"}
+        return {
+            process: seconds
+            for process, seconds in spent.items()
+            if (process in scored if kind == "scoring" else process != SCORER)
+        }
+
+    return {
+        "job": job.name,
+        "kind": kind,
+        "start": own(between(marks["started"], work)),
+        "scores" if kind == "scoring" else "before scores": own(between(work, end)),
+    }
 
 
 def between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -178,7 +204,7 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
 
 def seconds(run: dict[str, Any], part: str, kind: str) -> float:
     """Return the CPU seconds of a part of a run's jobs of one kind, all processes together."""
-    return sum(sum(job[part].values()) for job in run["jobs"] if job["kind"] == kind)
+    return sum(sum(job.get(part, {}).values()) for job in run["jobs"] if job["kind"] == kind)
 
 
 def total(run: dict[str, Any]) -> float:
@@ -189,22 +215,25 @@ def total(run: dict[str, Any]) -> float:
 def work_of(run: dict[str, Any]) -> float:
     """Return the CPU seconds that a run's jobs worked in their own processes, start-up left out."""
     return sum(
-        job[part].get(kind, 0.0) for job in run["jobs"] for part in AT_WORK for kind in WORKER
+        job.get(part, {}).get(kind, 0.0)
+        for job in run["jobs"]
+        for part in AT_WORK
+        for kind in (*WORKER, SCORER)
     )
 
 
 def started(run: dict[str, Any]) -> float:
     """Return the CPU seconds of the start-up of a run's jobs, those of passes too."""
-    return seconds(run, "start", "trial") + seconds(run, "start", "pass")
+    return sum(seconds(run, "start", kind) for kind in ("trial", "scoring", "pass"))
 
 
 def rest_of(run: dict[str, Any]) -> dict[str, float]:
     """Return what is neither work nor start-up, by process."""
     rest = dict(run["spent"])
     for job in run["jobs"]:
-        for part, spent in ((part, job[part]) for part in ("start", *AT_WORK)):
+        for part, spent in ((part, job.get(part, {})) for part in ("start", *AT_WORK)):
             for kind, used in spent.items():
-                if part == "start" or kind in WORKER:
+                if part == "start" or kind in (*WORKER, SCORER):
                     rest[kind] = rest.get(kind, 0.0) - used
     return dict(sorted(rest.items(), key=lambda item: -item[1]))
 
@@ -238,7 +267,7 @@ def figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         "bare work, cpu_s": {
             "reference pass": of("bare", lambda run: seconds(run, "before scores", "pass")),
             "policy steps": of("bare", lambda run: seconds(run, "before scores", "trial")),
-            "scores": of("bare", lambda run: seconds(run, "scores", "trial")),
+            "scores": of("bare", lambda run: seconds(run, "scores", "scoring")),
         },
         **{
             way: {
@@ -246,6 +275,7 @@ def figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
                 "wall_s": of(way, lambda run: run["wall_s"]),
                 "work in the jobs' own processes, cpu_s": of(way, work_of),
                 "start-up of a trial, cpu_s": of(way, a_start("trial")),
+                "start-up of a scoring, cpu_s": of(way, a_start("scoring")),
                 "start-up of a pass, cpu_s": of(way, a_start("pass")),
                 "start-up of all jobs, cpu_s": of(way, started),
                 "over bare work, start-up taken off": ratio(way),
