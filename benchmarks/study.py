@@ -120,7 +120,8 @@ class Watched:
             case Started():
                 marks["started"] = self._clock()
             case Progressed(progress=progress) if progress.phase not in BEFORE_WORK:
-                marks.setdefault("work", self._clock())
+                if "work" not in marks:
+                    marks["work"] = self._clock()
             case Answered() | Finished():
                 self.jobs.append(costs(event.job, marks, self._clock()))
 

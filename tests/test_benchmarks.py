@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from chip_core.config.trial import TrialConfig
+from chip_core.results import Progress
+from orchestrator.executors.base import Answered, Job, Progressed, Started
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -88,27 +92,26 @@ def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(ROOT))
     study = importlib.import_module("benchmarks.study")
 
-    def a_job(kind: str, scores: float, **start: float) -> dict[str, Any]:
+    def a_job(kind: str, **start: float) -> dict[str, Any]:
         worker = "bare" if "bare" in start else "ImplicitFunc"
         beside = {} if worker == "bare" else {"raylet": 1.0}
-        return {
-            "kind": kind,
-            "start": start,
-            "before scores": {worker: 10.0, **beside},
-            "scores": {worker: scores},
-        }
+        return {"kind": kind, "start": start, "before scores": {worker: 10.0, **beside}}
+
+    def a_scoring(process: str, start: float) -> dict[str, Any]:
+        return {"kind": "scoring", "start": {process: start}, "scores": {process: 5.0}}
 
     bare = {
         "spent": {"bare": 60.0},
         "wall_s": 60.0,
-        "jobs": [a_job("pass", 0.0, bare=4.0), a_job("trial", 5.0, bare=1.0)],
+        "jobs": [a_job("pass", bare=4.0), a_job("trial", bare=1.0), a_scoring("bare", 0.5)],
     }
     ray = {
-        "spent": {"driver": 6.0, "raylet": 5.0, "ImplicitFunc": 41.0},
+        "spent": {"driver": 6.0, "raylet": 5.0, "ImplicitFunc": 36.0, "Scorer": 6.0},
         "wall_s": 70.0,
         "jobs": [
-            a_job("pass", 0.0, ImplicitFunc=7.0, raylet=0.5),
-            a_job("trial", 5.0, ImplicitFunc=8.0, raylet=0.5),
+            a_job("pass", ImplicitFunc=7.0, raylet=0.5),
+            a_job("trial", ImplicitFunc=8.0, raylet=0.5),
+            a_scoring("Scorer", 0.75),
         ],
     }
     found = study.figures([{"bare": bare, "shared": ray, "in step": ray}])
@@ -116,16 +119,58 @@ def test_a_grid_costs_its_work_its_start_ups_and_a_rest(monkeypatch: pytest.Monk
     work = {what: figure["median"] for what, figure in found["bare work, cpu_s"].items()}
     assert work == {"reference pass": 10.0, "policy steps": 10.0, "scores": 5.0}
     shared = found["shared"]
-    assert shared["cpu_s"]["median"] == 52.0  # 6 + 5 + 41
+    assert shared["cpu_s"]["median"] == 53.0  # 6 + 5 + 36 + 6
     assert shared["start-up of a trial, cpu_s"]["median"] == 8.5  # 8 + 0.5
     assert shared["start-up of a pass, cpu_s"]["median"] == 7.5
-    assert shared["over bare work, start-up taken off"]["median"] == 1.44  # (52 − 16) / 25
-    # the raylet's 5 less 1 of start-ups; the workers' 41 less 15 of start-ups and 25 of work
+    assert shared["start-up of a scoring, cpu_s"]["median"] == 0.75
+    # (53 − 16 − 0.75) / 25
+    assert shared["over bare work, start-up taken off"]["median"] == 1.45
+    # the raylet's 5 less 1 of start-ups; the slot's 36 less 15 of start-ups and 20 of work; what
+    # scores 6 less 0.75 and 5
     assert shared["the rest by process, cpu_s"] == {
         "driver": 6.0,
         "raylet": 4.0,
         "ImplicitFunc": 1.0,
+        "Scorer": 0.25,
     }
+
+
+def test_what_a_job_costs_is_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    study = importlib.import_module("benchmarks.study")
+    config = TrialConfig.model_validate({"model": "shapes"})
+    training = Job(id="t", name="t", config=config, folder=Path("t"))
+    times = iter(
+        [
+            {"driver": 1.0, "ImplicitFunc": 2.0, "Scorer": 3.0},
+            {"driver": 1.5, "ImplicitFunc": 4.0, "Scorer": 3.5},
+            {"driver": 1.75, "ImplicitFunc": 9.0, "Scorer": 4.0},
+        ]
+    )
+
+    class Executor:
+        def run(self, jobs: Any, on_event: Any, retry: Any, more: Any) -> None:
+            for event in (
+                Started(job=training),
+                Progressed(job=training, progress=Progress(phase="train", done=1, total=2)),
+                Progressed(job=training, progress=Progress(phase="train", done=2, total=2)),
+                Answered(job=training, answered=Any, scoring=training.scoring()),
+            ):
+                on_event(event)
+
+    heard: list[Any] = []
+    watched = study.Watched(Executor(), lambda: next(times))
+    watched.run([training], heard.append, None, lambda: ())
+
+    assert len(heard) == 4
+    assert watched.jobs == [
+        {
+            "job": "t",
+            "kind": "trial",
+            "start": {"driver": 0.5, "ImplicitFunc": 2.0},
+            "before scores": {"driver": 0.25, "ImplicitFunc": 5.0},
+        }
+    ]
 
 
 @pytest.fixture
