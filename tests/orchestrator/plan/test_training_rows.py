@@ -124,7 +124,8 @@ def test_a_broken_image_is_one_line_before_anything_is_written(
         assert stopped.value.code == 2
         assert len(said) == 1
         assert said[0].startswith(
-            f"chip-ablate: study.yaml: data.source: 1 of 3 rows are bad: {place}: {called}the image is broken ("
+            "chip-ablate: study.yaml: data.source: 1 of 3 rows are bad: "
+            f"{place}: {called}the image is broken ("
         )
         assert said[0].endswith(
             "): mend them, or leave them out by data.on_bad_row=skip (`chip-ablate data check` "
