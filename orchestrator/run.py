@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from chip_core.config.trial import TrialConfig
+from chip_core.data.source import SHAPES
 from chip_core.evaluation.readiness import problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import write_json
@@ -28,6 +30,7 @@ from orchestrator.plan import benchmark_identities
 from orchestrator.plan.contamination import count_overlaps, restore_overlaps
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.snapshot import require_same_file, save_plan_snapshot
+from orchestrator.plan.training_rows import check_training_rows, keep_checked
 from orchestrator.report.arm_views import arm_views
 from orchestrator.report.cached import WrittenReport, find_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
@@ -46,7 +49,7 @@ from orchestrator.runner.limits import LimitedExecutor, check_limits
 from orchestrator.runner.phase import PhaseRun
 from orchestrator.runner.recorder import Recorder
 from orchestrator.state.cache_plan import plan_caches, require_disk_space
-from orchestrator.state.integrity import kept_report_notice, lost_figures
+from orchestrator.state.integrity import kept_report_notice, ledger_of, lost_figures
 from orchestrator.state.ledger import ENGINES, Ledger, study_lock
 from orchestrator.state.search import failures_of, resolve_search
 from orchestrator.storage.binding import exclusive_lease, storage_of
@@ -153,6 +156,9 @@ class StudyRun:
         if jobs:
             check_ready(plan)
             require_disk_space(plan_caches(self._bounded, ledger, workdir), workdir)
+            trained = (job.config for job, _, _ in jobs if job.trains)
+            check_training_rows(plan, trained, workdir, self.console)
+        keep_checked(plan, workdir)
         kept = save_plan_snapshot(plan, workdir, runs=bool(jobs))
         self._planned_at = kept.time
         trimmed_trials.save_trimmed(workdir, plan.study.name, self.trimmed)
@@ -351,6 +357,23 @@ def check_startable(
     check_ready(plan)
     if address is not None:
         check_address(address)
+
+
+def check_rows(plan: Plan, workdir: Path, console: Console) -> None:
+    """Check the rows that are still to be trained on, before anything is written.
+
+    Raises:
+        ConfigError: rows are bad.
+    """
+    if all(arm.trials[0].config.data.source == SHAPES for arm in plan.arms):
+        return  # drawn
+    ledger, rule, left = ledger_of(plan, workdir), plan.study.early_stopping, list[TrialConfig]()
+    for trial in (trial for arm in resolve_search(plan, ledger).arms for trial in arm.trials):
+        record = ledger[trial.fingerprint]
+        waits = trial.blocked is not None and not trial.blocked.failed
+        if waits or not (trial.blocked or record.done(trial) or record.is_cut(rule)):
+            left.append(trial.config)
+    check_training_rows(plan, left, workdir, console)
 
 
 def check_ready(plan: Plan) -> None:

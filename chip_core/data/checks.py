@@ -10,10 +10,13 @@ from PIL import Image
 
 from chip_core.data.answers import template_of
 from chip_core.data.formats.further import Asks, Further, check_sentences, further_of
+from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
 from chip_core.utils.errors import brief
+from chip_core.utils.machine import cores
+from chip_core.utils.processes import map_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,57 +36,116 @@ class RowChecker(Protocol):
         """Raise RowError where it does not take a row with images of these sizes."""
 
 
+SHOWN = 10  # bad rows that a line lists
+
+#: Rows from which on a check has processes beside it: fewer are looked at before these are up.
+_MANY = 2000
+_MOST_PROCESSES = 8  # one process reads rows about as fast as so many decode their images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The images of a row, none of them decoded."""
+
+    reader: ImageReader
+    refs: tuple[tuple[str, ImageRef], ...]  # what each is called where it is bad, and itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """A row whose texts and fields are as they are to be."""
+
+    row: SourceRow
+    further: Further
+
+
 def check_rows(
     source: DataSource,
     *,
     rejected_images: bool = False,
     asks: Asks | None = None,
     model: RowChecker | None = None,
+    processes: int = 1,
 ) -> Iterator[GoodRow | BadRow]:
-    """Yield what every row is, in order; images are decoded one at a time and let go.
+    """Yield what every row is, in order; images are decoded and let go.
 
     Args:
         source: the rows.
         rejected_images: whether a row needs a rejected image of its own.
         asks: what an objective asks of it beside that.
         model: what else is to take the rows; None: no model is known.
+        processes: how many decode images; 1: this one, one image at a time.
     """
-    for index, row in source.scan():
-        if isinstance(row, RowError):
-            yield BadRow(place=source.place(index), reason=str(row))
-            continue
+    read = _read_rows(source, rejected_images, asks or Asks())
+    for (index, one), sizes in map_values(image_sizes, read, processes):
         try:
-            sizes = _sizes(row, rejected_images)
-            further = further_of(row.raw, asks or Asks())
-            check_sentences(row.texts, further)
-            if further.second_image is not None:
-                sizes.append(_second(row, further.second_image))
+            if isinstance(one, RowError) or isinstance(sizes, str):
+                raise RowError(str(one if isinstance(one, RowError) else sizes))
             if model is not None:
-                model.check(row, sizes, further)
+                model.check(one.row, sizes, one.further)
         except RowError as error:
             yield BadRow(place=source.place(index), reason=str(error))
             continue
-        yield GoodRow(row=row, size=sizes[0])
+        yield GoodRow(row=one.row, size=sizes[0])
 
 
-def _sizes(row: SourceRow, rejected_images: bool) -> list[tuple[int, int]]:
-    """Return the sizes of a row's images, the rejected one's last."""
-    sizes = [row.images.size(row.image)]
-    try:
-        if row.rejected_image is not None:
-            sizes.append(row.images.size(row.rejected_image))
-        elif rejected_images:
-            raise RowError("the row has none, and rejected_image is given")
-    except RowError as error:
-        raise RowError(f"rejected image: {error}") from None
+def bad_rows_line(
+    bad: Sequence[BadRow], rows: int, leave_out: str = "by data.on_bad_row=skip"
+) -> str:
+    """Return bad rows as one line: a trial's reason is one.
+
+    Args:
+        bad: the rows.
+        rows: how many were looked at.
+        leave_out: how they are left out.
+    """
+    listed = "; ".join(str(row) for row in bad[:SHOWN])
+    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return (
+        f"{len(bad)} of {rows} rows are bad: {listed}{more}: mend them, or leave them out "
+        f"{leave_out} (`chip-ablate data check` lists all)"
+    )
+
+
+def processes_for(rows: int) -> int:
+    """Return how many processes decode the images of so many rows where a machine is one's own."""
+    return 1 if rows < _MANY else min(cores(), _MOST_PROCESSES)
+
+
+def image_sizes(images: Images | None) -> list[tuple[int, int]] | str:
+    """Return the size of each image of a row, decoded whole; where one is bad, why."""
+    sizes = []
+    for name, ref in () if images is None else images.refs:
+        try:
+            sizes.append(images.reader.size(ref))  # type: ignore[union-attr]
+        except RowError as error:
+            return f"{name}: {error}" if name else str(error)
     return sizes
 
 
-def _second(row: SourceRow, image: ImageRef) -> tuple[int, int]:
-    try:
-        return row.images.size(image)
-    except RowError as error:
-        raise RowError(f"second image: {error}") from None
+def _read_rows(
+    source: DataSource, rejected_images: bool, asks: Asks
+) -> Iterator[tuple[tuple[int, _Read | RowError], Images | None]]:
+    """Yield each row with its number and its images; in place of a bad one the reason."""
+    for index, row in source.scan():
+        if isinstance(row, RowError):
+            yield (index, row), None
+            continue
+        try:
+            further = further_of(row.raw, asks)
+            check_sentences(row.texts, further)
+            refs = [("", row.image)]
+            if row.rejected_image is not None:
+                refs.append(("rejected image", row.rejected_image))
+            elif rejected_images:
+                raise RowError("rejected image: the row has none, and rejected_image is given")
+            if further.second_image is not None:
+                refs.append(("second image", further.second_image))
+        except RowError as error:
+            yield (index, error), None
+            continue
+        images = Images(reader=row.images, refs=tuple(refs))
+        yield (index, _Read(row=row, further=further)), images
 
 
 #: Images with a shorter side, in pixels, or a larger ratio of their sides are tried; any other is

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import RowChecker, check_rows
+from chip_core.data.checks import RowChecker, bad_rows_line, check_rows
 from chip_core.data.formats.further import Asks, Score, further_of
 from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
@@ -18,7 +18,6 @@ from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
 
-SHOWN = 10  # bad rows that a trial's reason lists
 LOOKED_AT = 64  # rows that `first_pairs` goes through at most
 
 
@@ -195,7 +194,7 @@ def load_pairs(
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None
     if pairs.skipped and config.on_bad_row == "fail":
-        raise TrialError(_told(pairs.skipped, len(pairs) + len(pairs.skipped)))
+        raise TrialError(bad_rows_line(pairs.skipped, len(pairs) + len(pairs.skipped)))
     return pairs
 
 
@@ -252,14 +251,4 @@ def _pair(row: SourceRow, name: str, asks: Asks | None = None) -> PreferencePair
         second_image=None if second is None else row.images.read(second),
         second_prompt=further.second_prompt,
         scores=further.scores,
-    )
-
-
-def _told(bad: Sequence[BadRow], rows: int) -> str:
-    """Return bad rows as one line: a trial's reason is one."""
-    listed = "; ".join(str(row) for row in bad[:SHOWN])
-    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    return (
-        f"{len(bad)} of {rows} rows are bad: {listed}{more}: mend them, or leave them out by "
-        "data.on_bad_row=skip (`chip-ablate data check` lists all)"
     )

@@ -49,6 +49,10 @@ class Table(Protocol):
     def folder(self) -> Path | None:
         """Where relative image paths begin."""
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """What its rows lie in."""
+
     def names_no_image(self, columns: Sequence[str]) -> bool:
         """Return whether it is plain, rows unread, that no image in these columns is a path."""
 
@@ -73,6 +77,7 @@ class ParquetTable:
         from pyarrow import parquet
 
         self.name, self._file, self.folder = name, file, file.parent
+        self.files = [file]
         try:
             self._parquet = parquet.ParquetFile(file, memory_map=True)
         except (OSError, pa.ArrowException) as error:
@@ -173,6 +178,7 @@ class LinesTable:
             ConfigError: it cannot be read, or holds no rows.
         """
         self.name, self.file, self.folder = name, file, None if fetched else file.parent
+        self.files = [file]
         self._starts, self._lines = array("Q"), array("Q")
         self._lengths: array[int] | None = None  # of rows that are no lines
         try:
@@ -344,6 +350,7 @@ class HubTable:
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.name, self._dataset = name, dataset.with_format("arrow")
+        self.files = [Path(entry["filename"]) for entry in dataset.cache_files]
         schema = self._dataset.data.schema
         self.kinds = {field.name: _arrow_kind(field.type) for field in schema}
         #: Whether a column holds dates or times, alone or within others.

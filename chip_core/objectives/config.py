@@ -206,16 +206,10 @@ class ObjectiveConfig(Shorthand):
         return self._reads("reference")
 
     def _reads(self, who: Literal["policy", "reference"]) -> Reads:
-        method, reads = self.resolved_method, dict[str, frozenset[Quantity]]()
-        logps: frozenset[Quantity] = frozenset(["logps"])
-        if method is not None:
-            reads |= method.policy if who == "policy" else method.reference
-        if method is None or self.active_custom:
-            reads |= {view: reads.get(view, logps) | logps for view in ("chosen", "rejected")}
-            if "visual" in self.active_terms:
-                reads["rejected_image"] = reads.get("rejected_image", logps) | logps
-            for said in self._declared:
-                reads |= {view: reads.get(view, of) | of for view, of in said.reads.items()}
+        reads: dict[str, frozenset[Quantity]] = {}
+        for part in self._parts:
+            for view, of in getattr(part, who).items():
+                reads[view] = reads.get(view, frozenset()) | of
         return {view: reads[view] for view in VIEWS if view in reads}
 
     @property
@@ -236,9 +230,16 @@ class ObjectiveConfig(Shorthand):
         return "scores" if "scores" in scopes else "tokens" if "tokens" in scopes else None
 
     @property
-    def _parts(self) -> list[Method | Declared]:
+    def _parts(self) -> list[Declared]:
         method = self.resolved_method
-        return [*([] if method is None else [method]), *self._declared]
+        parts: list[Declared] = [] if method is None else [method]
+        parts += map(_declared, self.active_custom)
+        if method is None or self.active_custom:
+            visual = ["rejected_image"] if "visual" in self.active_terms else []
+            logps: frozenset[Quantity] = frozenset(["logps"])
+            reads = dict.fromkeys(["chosen", "rejected", *visual], logps)
+            parts.append(Declared(policy=reads, reference=reads))
+        return parts
 
     def reads_image(self, image: str) -> bool:
         """Return whether a term looks at any response under an image."""
@@ -272,7 +273,7 @@ class ObjectiveConfig(Shorthand):
 
         A term of a user's own may.
         """
-        return any(said.divergence for said in self._declared)
+        return any(part.divergence for part in self._parts)
 
     @property
     def caution(self) -> str | None:
@@ -306,11 +307,6 @@ class ObjectiveConfig(Shorthand):
         """The temperature of a term."""
         own: float | None = getattr(self.betas, term)
         return self.beta if own is None else own
-
-    @property
-    def _declared(self) -> list[Declared]:
-        """What the user's own terms read."""
-        return [_declared(name) for name in self.active_custom]
 
     @property
     def _named(self) -> tuple[Term, ...]:

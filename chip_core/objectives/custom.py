@@ -63,7 +63,7 @@ def declared(term: Any) -> Declared:
     plain: frozenset[Quantity] = frozenset(["logps"])
     images = {"rejected_image": plain} if "rejected_image" in needed else {}
     if said is None:
-        return Declared(reads=images, divergence=divergence, takes_inputs=False)
+        return Declared(policy=images, reference=images, divergence=divergence, takes_inputs=False)
     named = said if isinstance(said, Mapping) else dict.fromkeys(said, plain)
     reads = images | {view: frozenset(quantities) for view, quantities in named.items()}
     scope = getattr(term, "scope", None)
@@ -78,7 +78,9 @@ def declared(term: Any) -> Declared:
             f"quantities {', '.join(QUANTITIES)}; scopes tokens and scores"
         )
     fields = tuple(sorted(getattr(term, "fields", ())))
-    return Declared(reads=reads, fields=fields, scope=scope, divergence=divergence)
+    return Declared(
+        policy=reads, reference=reads, fields=fields, scope=scope, divergence=divergence
+    )
 
 
 def needs(term: Any) -> frozenset[str]:
@@ -114,7 +116,7 @@ def _called(term: CustomTerm, inputs: Inputs, beta: float) -> Tensor:
     said, views = declared(term), inputs.views
     if said.takes_inputs:
         return term(inputs, beta)
-    other = views["rejected_image"] if said.reads else None
+    other = views["rejected_image"] if said.policy else None
     return term(views["chosen"], views["rejected"], other, beta)
 
 
@@ -191,26 +193,19 @@ def _differs(value: Tensor, other: Callable[[], Tensor], what: str) -> str | Non
 
 def _made_up() -> dict[str, ResponseScores]:
     draw = torch.Generator().manual_seed(0)
-
-    def scores(lengths: tuple[int, ...], kl: bool) -> ResponseScores:
-        shape = (len(lengths), max(lengths))
-        mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-
-        def logps() -> Tensor:
-            return -torch.rand(shape, generator=draw, dtype=torch.float64) * 3
-
-        return ResponseScores(
-            policy_logps=logps(),
-            reference_logps=logps(),
-            mask=mask,
-            changed=mask & (torch.rand(shape, generator=draw) < 0.5),
-            kl=-logps() if kl else None,
-        )
-
     lengths = {"chosen": (5, 3, 4), "rejected": (2, 6, 4), "other": (3, 3, 1)}
-    first = ("chosen", "rejected", "rejected_image")
-    order = sorted(VIEWS, key=lambda view: first.index(view) if view in first else len(first))
-    return {view: scores(lengths[VIEWS[view][1]], view in ("chosen", "rejected")) for view in order}
+    made = {}
+    for view, (_, response) in VIEWS.items():
+        mask = torch.arange(max(lengths[response])) < torch.tensor(lengths[response])[:, None]
+        draws = torch.rand(8, *mask.shape, generator=draw, dtype=torch.float64)
+        said = {f"{who}_{what}" for who in ("policy", "reference") for what in QUANTITIES}
+        made[view] = ResponseScores(
+            mask=mask,
+            changed=mask & (draws[0] < 0.5),
+            kl=3 * draws[1] if view in ("chosen", "rejected") else None,
+            **dict(zip(sorted(said), -3 * draws[2:], strict=True)),
+        )
+    return made
 
 
 def _made_up_facts(scores: Mapping[str, ResponseScores]) -> BatchFacts:

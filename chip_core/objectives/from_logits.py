@@ -20,7 +20,7 @@ from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, bat
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import VIEWS
 from chip_core.objectives.segments import changed_tokens
-from chip_core.objectives.terms import BatchObjective, ResponseScores
+from chip_core.objectives.terms import ResponseScores
 
 
 def token_logps(logits: Tensor, ids: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class PairLogits:
     chosen_ids: Tensor
     rejected_ids: Tensor
     other_ids: Tensor | None = None  # a third response
-    policy: Mapping[str, Tensor] = field(default_factory=dict)
-    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    policy: Mapping[str, Tensor | None] = field(default_factory=dict)
+    reference: Mapping[str, Tensor | None] = field(default_factory=dict)
     #: Columns of the row: name -> {what of: a number, or a list with one a token}, or a number.
     fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,6 +83,7 @@ class BatchOutput:
     losses: Tensor  # (B,), whose mean it is
     terms: dict[str, Tensor]  # (B,) each
     state: State  # after the batch
+    rewards: tuple[Tensor, Tensor]  # (B,) of chosen and rejected; 0 where they are not read
 
 
 def batch_from_logits(
@@ -105,28 +106,28 @@ def batch_from_logits(
     Raises:
         ValueError: logits are not there or shorter than their ids, or a prompt or field is not.
     """
-    result, after = _computed(objective, pairs, state or {}, kept, eos_id)
-    return BatchOutput(loss=result.loss.mean(), losses=result.loss, terms=result.terms, state=after)
-
-
-def _computed(
-    objective: ObjectiveConfig,
-    pairs: Sequence[PairLogits],
-    state: State,
-    kept: Sequence[int] | None,
-    eos_id: int | None,
-) -> tuple[BatchObjective, State]:
     own = [_views(objective, pair, eos_id) for pair in pairs]
     views = {view: _stacked([pair[view] for pair in own]) for view in own[0]}
     after: State = {}
 
     def facts(table: BatchTable) -> BatchFacts:
-        made, known = batch_facts(objective, table, state, kept=kept)
+        made, known = batch_facts(objective, table, state or {}, kept=kept)
         after.update(known)
         return made
 
     inputs = Inputs(views=views, fields=_fields(objective.fields, pairs), facts=facts)
-    return objective_of(objective, inputs), after
+    result = objective_of(objective, inputs)
+    chosen, rejected = (
+        torch.zeros_like(result.loss) if reward is None else reward
+        for reward in (result.chosen_reward, result.rejected_reward)
+    )
+    return BatchOutput(
+        loss=result.loss.mean(),
+        losses=result.loss,
+        terms=result.terms,
+        state=after,
+        rewards=(chosen, rejected),
+    )
 
 
 def objective_from_logits(  # noqa: PLR0913 (a tensor each)
@@ -172,39 +173,29 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
     Raises:
         ValueError: logits are not there or shorter than their ids, or there is no prompt.
     """
-    given = {
-        "policy": {
-            "chosen": policy_chosen_logits,
-            "rejected": policy_rejected_logits,
-            "rejected_image": policy_rejected_image_logits,
-            **(policy_logits or {}),
-        },
-        "reference": {
-            "chosen": reference_chosen_logits,
-            "rejected": reference_rejected_logits,
-            "rejected_image": reference_rejected_image_logits,
-            **(reference_logits or {}),
-        },
-    }
     pair = PairLogits(
         prompt_ids=prompt_ids,
         chosen_ids=chosen_ids,
         rejected_ids=rejected_ids,
         other_ids=other_ids,
         fields=fields or {},
-        **{
-            who: {view: logits for view, logits in by_view.items() if logits is not None}
-            for who, by_view in given.items()
+        policy={
+            "chosen": policy_chosen_logits,
+            "rejected": policy_rejected_logits,
+            "rejected_image": policy_rejected_image_logits,
+            **(policy_logits or {}),
+        },
+        reference={
+            "chosen": reference_chosen_logits,
+            "rejected": reference_rejected_logits,
+            "rejected_image": reference_rejected_image_logits,
+            **(reference_logits or {}),
         },
     )
-    result, _ = _computed(objective, [pair], {}, None, eos_id)
-    zero = torch.zeros_like(result.loss)
-    chosen, rejected = (
-        zero if reward is None else reward
-        for reward in (result.chosen_reward, result.rejected_reward)
-    )
+    result = batch_from_logits(objective, [pair], eos_id=eos_id)
+    chosen, rejected = result.rewards
     return ObjectiveOutput(
-        loss=result.loss[0],
+        loss=result.losses[0],
         terms={name: value[0] for name, value in result.terms.items()},
         chosen_reward=chosen[0],
         rejected_reward=rejected[0],
@@ -232,10 +223,8 @@ def _views(
     }
     reads = {"policy": objective.policy_reads, "reference": objective.reference_reads}
     scores = {}
-    for view, (_, response) in VIEWS.items():
-        if not any(view in views for views in reads.values()):
-            continue
-        ids, changed = responses[response]
+    for view in objective.views:
+        ids, changed = responses[VIEWS[view][1]]
         if ids is None:
             raise ValueError(f"other_ids: None, and {view} is read")
         rows = {
@@ -245,7 +234,7 @@ def _views(
             for who in reads
             if view in reads[who]
         }
-        scores[view] = _scores(ids, changed, rows.get("policy"), rows.get("reference"))
+        scores[view] = _scores(ids, changed, rows)
     return scores
 
 
@@ -260,31 +249,25 @@ def _rows(name: str, logits: Tensor | None, start: int, ids: Tensor) -> Tensor:
     return logits[start - 1 : start - 1 + len(ids)].unsqueeze(0)  # row t predicts token t + 1
 
 
-def _scores(
-    ids: Tensor, changed: list[int], policy: Tensor | None, reference: Tensor | None
-) -> ResponseScores:
+def _scores(ids: Tensor, changed: list[int], rows: Mapping[str, Tensor]) -> ResponseScores:
     """Return all that can be said of one response.
 
     Args:
         ids: (T,) the response.
         changed: places of its tokens that changed.
-        policy: (1, T, V); None: nothing is read of it.
-        reference: as the policy's.
+        rows: (1, T, V) of policy and reference; what is not there is not read.
     """
     marks = torch.zeros(1, len(ids), dtype=torch.bool, device=ids.device)
     marks[0, changed] = True
     tokens = ids.long().unsqueeze(0)
-    said: dict[str, Tensor] = {}
-    for who, logits in (("policy", policy), ("reference", reference)):
-        if logits is None:
-            nothing = torch.full(marks.shape, torch.nan, device=ids.device)
-            said[f"{who}_logps"] = nothing.to((policy if reference is None else reference).dtype)  # type: ignore[union-attr]
-            continue
+    nothing = torch.full_like(next(iter(rows.values()))[..., 0], torch.nan, requires_grad=False)
+    said = {"policy_logps": nothing, "reference_logps": nothing}
+    for who, logits in rows.items():
         said[f"{who}_logps"] = token_logps(logits, tokens)
         said[f"{who}_logits"] = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         said[f"{who}_best_other"] = best_other_logps(logits, tokens)
-    if policy is not None and reference is not None:
-        said["kl"] = token_kl(reference, policy)
+    if len(rows) == 2:
+        said["kl"] = token_kl(rows["reference"], rows["policy"])
     return ResponseScores(mask=torch.ones_like(marks), changed=marks, **said)
 
 
@@ -292,23 +275,17 @@ def _stacked(rows: Sequence[ResponseScores]) -> ResponseScores:
     """Return single responses as a batch, padded on the right."""
     names = [name for name, value in vars(rows[0]).items() if value is not None]
     return ResponseScores(
-        **{
-            name: torch.nn.utils.rnn.pad_sequence(
-                [getattr(row, name)[0] for row in rows], batch_first=True
-            )
-            for name in names
-        }
+        **{name: _together([getattr(row, name)[0] for row in rows]) for name in names}
     )
 
 
 def _fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Tensor]:
     """Return columns of rows as numbers, (B,), or (B, T) where there is one a token."""
-    dtype = next(iter(pairs[0].policy.values())).dtype
+    dtype = next(logits.dtype for logits in pairs[0].policy.values() if logits is not None)
     known: dict[str, Tensor] = {}
     for column in columns:
-        for pair in pairs:
-            if column not in pair.fields:
-                raise ValueError(f"fields: no {column}, which the objective reads")
+        if not all(column in pair.fields for pair in pairs):
+            raise ValueError(f"fields: no {column}, which the objective reads")
         said = [pair.fields[column] for pair in pairs]
         for key in said[0] if isinstance(said[0], Mapping) else ("",):
             values = [torch.as_tensor(of[key] if key else of, dtype=dtype) for of in said]

@@ -129,11 +129,19 @@ def batch_facts(
             pair["rejected_at_rank"] = _at_rank(rejected, chosen)
             pair["chosen_at_rank"] = _at_rank(chosen, rejected)
         if method.state == "mean_reward":
-            after = _shifted(config.beta * (chosen + rejected) / 2, state)
-            scalar["shift"] = after["mean"]
+            # TRL 0.10.1: the running mean of rewards, of which each batch counts as one.
+            batches, mean = state.get("batches", 0.0), state.get("mean", 0.0)
+            of_batch = float((config.beta * (chosen + rejected) / 2).mean())
+            scalar["shift"] = mean = (mean * batches + of_batch) / (batches + 1)
+            after = {"batches": batches + 1, "mean": mean}
         if method.state == "gap":
-            known, after = _dama(config, method, chosen - rejected, table, state, kept, draw)
-            pair |= known
+            gaps, before, settings = chosen - rejected, state.get("gap", 0.0), method.settings
+            if kept is None:
+                count = max(1, math.floor(settings["keep"] * len(gaps)))
+                kept = _draw(torch.exp(-0.5 * (gaps - before) ** 2), count, draw)
+            pair |= _dama(config.beta, settings, gaps, table, before, sorted(set(kept)))
+            momentum = settings["momentum"]
+            after = {"gap": momentum * before + (1 - momentum) * float(gaps.mean())}
     return BatchFacts(scalar=scalar, pair=pair, table=table), after
 
 
@@ -143,40 +151,24 @@ def _at_rank(values: Tensor, by: Tensor) -> Tensor:
     return values.sort().values[rank]
 
 
-def _shifted(means: Tensor, state: State) -> State:
-    """Return the running mean of rewards after a batch, which counts as one. TRL 0.10.1."""
-    batches = state.get("batches", 0.0)
-    mean = (state.get("mean", 0.0) * batches + float(means.mean())) / (batches + 1)
-    return {"batches": batches + 1, "mean": mean}
-
-
-def _dama(  # noqa: PLR0913 (what a batch is made of)
-    config: ObjectiveConfig,
-    method: Method,
+def _dama(
+    beta: float,
+    settings: Mapping[str, Any],
     gaps: Tensor,
     table: BatchTable,
-    state: State,
-    kept: Sequence[int] | None,
-    draw: torch.Generator | None,
-) -> tuple[dict[str, Tensor], State]:
-    """Return DAMA's beta and weight of each pair, and the mean gap after the batch."""
-    settings: Mapping[str, Any] = method.settings
-    before, count = state.get("gap", 0.0), math.floor(settings["keep"] * len(gaps))
-    if kept is None:
-        kept = _draw(torch.exp(-0.5 * (gaps - before) ** 2), max(1, count), draw)
-    places = sorted(set(kept))
+    before: float,
+    places: list[int],
+) -> dict[str, Tensor]:
+    """Return DAMA's beta and weight of each pair; `places` are kept, `before` is the mean gap."""
     keep = torch.zeros_like(gaps)
     keep[places] = 1.0
     better, worse = (table.columns[name] for name in _SCORES)
-    scores = better - worse
-    of_data = torch.sigmoid(scores) / _logistic(settings["score_mean"])
+    of_data = torch.sigmoid(better - worse) / _logistic(settings["score_mean"])
     of_model = torch.sigmoid(gaps)[places].mean() / _logistic(before)
-    momentum = settings["momentum"]
-    known = {
+    return {
         "keep": keep * (len(gaps) / keep.sum()),
-        "beta": (config.beta * of_data * of_model).clamp(min=settings["smallest_beta"]),
+        "beta": (beta * of_data * of_model).clamp(min=settings["smallest_beta"]),
     }
-    return known, {"gap": momentum * before + (1 - momentum) * float(gaps.mean())}
 
 
 def _draw(weights: Tensor, count: int, draw: torch.Generator | None) -> list[int]:

@@ -103,13 +103,7 @@ class Rewards:
         gamma = self.setting("gamma")
         if gamma == 1:
             return scores.log_ratio()
-        other = self.inputs.views[_twin(view)]
-        blank = other.policy_logps
-        if self.method.settings["guidance"] == "reference":
-            blank = other.reference_logps
-        blank = _fitted(
-            torch.where(other.mask, blank, torch.zeros_like(blank)), scores.mask.shape[1]
-        )
+        blank = self._under_other(view, f"{self.method.settings['guidance']}_logps")
         guided = gamma * scores.policy_logps - (gamma - 1) * blank.detach()
         return scores.total(guided) - scores.reference_sum()
 
@@ -118,24 +112,22 @@ class Rewards:
 
         With `multiplied` Σ sg(c)·log p.
         """
-        other = self.inputs.views[_twin(view)]
-        logits, without = getattr(scores, f"{who}_logits"), getattr(other, f"{who}_logits")
-        logps = scores.policy_logps if who == "policy" else scores.reference_logps
-        without = torch.where(other.mask, without, torch.zeros_like(without))
+        logits, logps = getattr(scores, f"{who}_logits"), getattr(scores, f"{who}_logps")
         # A token that is cut under the other image moves nowhere.
-        width = scores.mask.shape[1]
-        there = _fitted(other.mask, width) & scores.mask
-        gap = torch.where(there, logits - _fitted(without, width), torch.zeros_like(logits))
-        seen = torch.sigmoid(gap)
+        there = self._under_other(view, "mask") & scores.mask
+        moved = logits - self._under_other(view, f"{who}_logits")
+        seen = torch.sigmoid(torch.where(there, moved, torch.zeros_like(logits)))
         weight = 0.5 + seen if VIEWS[view][1] == "chosen" else 1.5 - seen
         if multiplied:
             return scores.total(weight.detach() * logps)
         return scores.total(logps + weight.log())
 
-
-def _twin(view: str) -> str:
-    """Return the same response under the rejected image."""
-    return view_of("rejected_image", VIEWS[view][1])
+    def _under_other(self, view: str, what: str) -> Tensor:
+        """Return a value of a response's tokens under the rejected image, else 0, (B, T)."""
+        other = self.inputs.views[view_of("rejected_image", VIEWS[view][1])]
+        values = getattr(other, what)
+        kept = torch.where(other.mask, values, torch.zeros_like(values))
+        return _fitted(kept, self.inputs.views[view].mask.shape[1])
 
 
 def _fitted(values: Tensor, width: int) -> Tensor:
@@ -184,13 +176,12 @@ OF_REWARDS: dict[str, Loss] = {
         torch.sigmoid(beta * up) + 1 - torch.sigmoid(beta * (up - down))
     ),
     "discopop": _discopop,
-}
-
-#: The same of rewards per token.
-OF_MEANS: dict[str, Loss] = {
     "ipo": lambda up, down, beta, _: (up - down - 1 / (2 * beta)) ** 2,
     "sigmoid_norm": lambda up, down, beta, _: _prefer(up - down, beta),
 }
+
+#: Those that take rewards per token.
+OF_MEANS = frozenset({"ipo", "sigmoid_norm"})
 
 
 def _smooth(rewards: Rewards, margin: Tensor, beta: float) -> Tensor:
@@ -292,9 +283,7 @@ def part_losses(method: Method, beta: float, inputs: Inputs) -> dict[str, Tensor
         own = beta if part.beta is None else part.beta
         if part.loss in OF_INPUTS:
             losses[part.name] = OF_INPUTS[part.loss](rewards, part, own)
-            continue
-        of_means = part.loss in OF_MEANS
-        up, down = map(rewards.mean if of_means else rewards.of, part.views)
-        loss = (OF_MEANS if of_means else OF_REWARDS)[part.loss]
-        losses[part.name] = loss(up, down, own, method.settings)
+        else:
+            up, down = map(rewards.mean if part.loss in OF_MEANS else rewards.of, part.views)
+            losses[part.name] = OF_REWARDS[part.loss](up, down, own, method.settings)
     return losses

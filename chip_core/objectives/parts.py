@@ -72,10 +72,11 @@ def behind(view: str, *, sides: bool) -> Behind:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What a term of a user's own reads."""
+    """What is read for a preset, or for a term of a user's own."""
 
-    reads: Reads
-    fields: tuple[str, ...] = ()
+    policy: Reads = field(default_factory=dict)
+    reference: Reads = field(default_factory=dict)
+    fields: tuple[str, ...] = ()  # columns of a row that are read beside texts and images
     scope: Scope | None = None
     divergence: bool = False  # whether it reads KL(reference || policy), of chosen and rejected
     takes_inputs: bool = True  # `losses.Inputs`, or three responses
@@ -99,15 +100,11 @@ Reward = Literal["log_ratio", "visual_weights", "multiplied", "guided", "best_ot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Declared):
     """An objective as a sum of parts."""
 
     parts: tuple[Part, ...]
     reward: Reward = "log_ratio"
     settings: Mapping[str, Any] = field(default_factory=dict)  # resolved; those that matter
-    policy: Reads = field(default_factory=dict)
-    reference: Reads = field(default_factory=dict)
-    fields: tuple[str, ...] = ()  # columns of a row that it reads beside texts and images
-    scope: Scope | None = None
     #: What is carried from batch to batch: `mean_reward` (BCO's shift), `gap` (DAMA's mean gap).
     state: Literal["mean_reward", "gap"] | None = None

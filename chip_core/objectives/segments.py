@@ -61,55 +61,34 @@ def changed_tokens(
 ) -> tuple[list[int], list[int]]:
     """Return the changed positions of both responses, as an objective's `segment.scope` wants it.
 
-    Args:
-        scope: `response`: the responses are compared, and an end of sequence never counts as
-            changed; `sequence`: see `changed_in_sequences`.
-        prompt_ids: the prompt; read in the scope `sequence` only.
-        chosen_ids: the chosen response.
-        rejected_ids: the rejected response.
-        insertions: whether a span that is empty on the other side counts.
-        eos_id: the end of sequence.
-    """
-    if scope == "sequence":
-        return changed_in_sequences(prompt_ids, chosen_ids, rejected_ids, insertions=insertions)
-    texts = [
-        ids[:-1] if eos_id is not None and len(ids) and ids[-1] == eos_id else ids
-        for ids in (chosen_ids, rejected_ids)
-    ]
-    return changed_positions(*texts, insertions=insertions)
-
-
-def changed_in_sequences(
-    prompt_ids: Sequence[int],
-    chosen_ids: Sequence[int],
-    rejected_ids: Sequence[int],
-    *,
-    insertions: bool = False,
-) -> tuple[list[int], list[int]]:
-    """Return the changed positions of the responses when whole sequences are compared.
-
-    As the released code does: prompt and response from their second token, padded on the right
-    with id 0 to one length, difflib's autojunk on. Short matches at the edges of the responses
-    then count differently than when the responses alone are compared.
+    `response`: the responses are compared, and an end of sequence never counts as changed.
+    `sequence`: whole sequences, as the released code does: prompt and response from their second
+    token, padded on the right with id 0 to one length, difflib's autojunk on. Short matches at the
+    edges of the responses then count differently than when the responses alone are compared.
 
     Args:
-        prompt_ids: the prompt, with one placeholder for the image.
+        scope: what is compared.
+        prompt_ids: the prompt, with one placeholder for the image; read in the scope `sequence`
+            only.
         chosen_ids: the chosen response, its end of sequence included.
         rejected_ids: the rejected response, its end of sequence included.
         insertions: whether a span that is empty on the other side counts.
+        eos_id: the end of sequence.
     """
-    chosen = [*prompt_ids, *chosen_ids][1:]
-    rejected = [*prompt_ids, *rejected_ids][1:]
-    length = max(len(chosen), len(rejected))
-    in_chosen, in_rejected = changed_positions(
-        chosen + [0] * (length - len(chosen)),
-        rejected + [0] * (length - len(rejected)),
-        insertions=insertions,
-        autojunk=True,
-    )
+    responses = (chosen_ids, rejected_ids)
+    if scope == "response":
+        texts = [
+            ids[:-1] if eos_id is not None and len(ids) and ids[-1] == eos_id else ids
+            for ids in responses
+        ]
+        return changed_positions(*texts, insertions=insertions)
+    sequences = [[*prompt_ids, *ids][1:] for ids in responses]
+    length = max(map(len, sequences))
+    padded = [ids + [0] * (length - len(ids)) for ids in sequences]
+    found = changed_positions(*padded, insertions=insertions, autojunk=True)
     first = len(prompt_ids) - 1  # where a response begins in its sequence
-
-    def within(positions: list[int], size: int) -> list[int]:
-        return [place - first for place in positions if first <= place < first + size]
-
-    return within(in_chosen, len(chosen_ids)), within(in_rejected, len(rejected_ids))
+    in_chosen, in_rejected = (
+        [place - first for place in positions if first <= place < first + len(ids)]
+        for positions, ids in zip(found, responses, strict=True)
+    )
+    return in_chosen, in_rejected

@@ -44,28 +44,26 @@ class ResponseScores:
             weights: (B, T); None: 1 on response tokens.
             average: whether to divide by Σ w; a sum over nothing is 0 all the same.
         """
-        return self.policy_sum(weights, average=average) - self.reference_sum(
-            weights, average=average
-        )
+        policy = self.policy_sum(weights, average=average)
+        return policy - self.reference_sum(weights, average=average)
 
     def policy_sum(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
         """Return Σ w·log p_policy, (B,)."""
-        return self._sum(self.policy_logps, weights, average)
+        return self.total(self.policy_logps, weights, average=average)
 
     def reference_sum(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
         """Return Σ w·log p_reference, (B,)."""
-        return self._sum(self.reference_logps, weights, average)
+        return self.total(self.reference_logps, weights, average=average)
 
     def divergence(self) -> Tensor:
         """Return D = Σ_t KL(reference || policy), (B,)."""
         assert self.kl is not None, "the token term needs the divergence"
-        return self._sum(self.kl, None, False)
+        return self.total(self.kl)
 
-    def total(self, values: Tensor) -> Tensor:
-        """Return the sum of a value of each token over the response, (B,)."""
-        return self._sum(values, None, False)
-
-    def _sum(self, values: Tensor, weights: Tensor | None, average: bool) -> Tensor:
+    def total(
+        self, values: Tensor, weights: Tensor | None = None, *, average: bool = False
+    ) -> Tensor:
+        """Return Σ w·(a value of each token) over the response, (B,); see `log_ratio`."""
         # where() and not a product alone: padding may hold anything, infinities included.
         kept = torch.where(self.mask, values, torch.zeros_like(values))
         total = (kept if weights is None else kept * weights).sum(-1)
@@ -102,18 +100,3 @@ class ReferenceScores:
     """What the reference says of a batch, by view; what is not declared is not there."""
 
     views: Mapping[str, ResponseReference] = field(default_factory=dict)
-
-    @property
-    def chosen(self) -> ResponseReference | None:
-        """Of the chosen response."""
-        return self.views.get("chosen")
-
-    @property
-    def rejected(self) -> ResponseReference | None:
-        """Of the rejected response."""
-        return self.views.get("rejected")
-
-    @property
-    def rejected_image(self) -> ResponseReference | None:
-        """Of the chosen response under the rejected image."""
-        return self.views.get("rejected_image")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
 from chip_core.data import identity as data_identity
+from chip_core.data.checks import SHOWN, Images, image_sizes
 from chip_core.data.formats import FORMATS, Format, find_format
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
@@ -19,12 +21,12 @@ from chip_core.data.formats.base import (
     text_cell,
 )
 from chip_core.data.image_files import ImageReader
-from chip_core.data.preferences import SHOWN
-from chip_core.data.rows import ImageRef, RowError, check_text
+from chip_core.data.rows import BadRow, ImageRef, RowError, check_text
 from chip_core.data.source import SHAPES, DataSource, open_source
 from chip_core.evaluation.task import Item, Picture
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
+from chip_core.utils.processes import map_values
 
 SPLIT = "train"  # of the embedded world: no benchmark asks of it
 
@@ -59,6 +61,32 @@ def read_prompts(data: DataConfig) -> list[Item]:
     return items
 
 
+def check_prompts(data: DataConfig, processes: int = 1) -> Iterator[BadRow | None]:
+    """Yield of each row of a source why it is no prompt, its image decoded; None where it is one.
+
+    Args:
+        data: the source; not the embedded world.
+        processes: how many decode images.
+
+    Raises:
+        ConfigError: the source cannot be read.
+    """
+    source, layout = open_prompts(data)
+
+    def read() -> Iterator[tuple[tuple[int, str | None], Images | None]]:
+        for index in range(len(source)):
+            try:
+                row = _prompt_row(source, layout, index)
+            except RowError as error:
+                yield (index, str(error)), None
+            else:
+                yield (index, None), Images(reader=row.images, refs=(("", row.image),))
+
+    for (index, wrong), sizes in map_values(image_sizes, read(), processes):
+        reason = sizes if isinstance(sizes, str) else wrong
+        yield None if reason is None else BadRow(place=source.place(index), reason=reason)
+
+
 def open_prompts(data: DataConfig) -> tuple[DataSource, Format]:
     """Open a source whose rows need no responses; return it and how its rows are laid out.
 
@@ -89,7 +117,18 @@ def _scene(index: int) -> Item:
     return Item(id=name, prompt=captions.question(SPLIT, index), pictures=(picture,))
 
 
-def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Item:
+@dataclass(frozen=True, kw_only=True)
+class _PromptRow:
+    """A row as a prompt has it."""
+
+    raw: Mapping[str, Any]
+    prompt: str
+    id: str | None
+    image: ImageRef
+    images: ImageReader
+
+
+def _prompt_row(source: DataSource, layout: Format, index: int) -> _PromptRow:
     raw, images = source.raw(index)
     if layout.name == "jsonl" and "chosen" not in raw:
         prompt, name = prompt_text(text_cell(raw, "prompt", "question")), own_id(raw)
@@ -100,12 +139,17 @@ def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Ite
     image = _image(layout, raw)
     if image == ImageRef():
         raise RowError("no image")
-    name = name or source.fallback_id(index)
+    return _PromptRow(raw=raw, prompt=prompt, id=name, image=image, images=images)
+
+
+def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Item:
+    row = _prompt_row(source, layout, index)
+    name = row.id or source.fallback_id(index)
     return Item(
         id=f"{name}@{index}" if name in seen else name,
-        prompt=prompt,
-        pictures=(_picture(source, layout, index, image, images),),
-        fields=dict(_plain(raw)),
+        prompt=row.prompt,
+        pictures=(_picture(source, layout, index, row.image, row.images),),
+        fields=dict(_plain(row.raw)),
     )
 
 

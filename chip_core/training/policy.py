@@ -176,7 +176,7 @@ class Policy(nn.Module):
         """Return the reference's hidden states, and how many positions' divergence is trained."""
         if reference is None or not self.objective.needs_divergence:
             return None, 0
-        known = {"rejected": reference.rejected, "chosen": reference.chosen}
+        known = {view: reference.views.get(view) for view in ("rejected", "chosen")}
         of_reference = torch.cat(
             [
                 said.hidden[scored[view].places]

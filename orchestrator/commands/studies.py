@@ -89,7 +89,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     from orchestrator.jobs.stopping import Stop
     from orchestrator.report.writers.next_steps import same_command, sync_command
     from orchestrator.report.writers.terminal import result_lines, show
-    from orchestrator.run import check_startable, run_study
+    from orchestrator.run import check_rows, check_startable, run_study
     from orchestrator.storage.binding import bind_storage
     from orchestrator.storage.remote import checked_uri
     from orchestrator.tracking.background import BackgroundTracker
@@ -119,6 +119,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     console = Console(file=sys.stderr if as_json else sys.stdout)
     trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
     require_room(plan, workdir, request)
+    check_rows(plan, workdir, console)
     remote = bind_storage(workdir, options.storage)  # the first thing that is written
     stop = Stop()
     settings = ExecutorSettings(

@@ -18,9 +18,10 @@ from chip_core.data.checks import check_rows
 from chip_core.data.preferences import load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import open_source
-from chip_core.utils.errors import TrialError
+from chip_core.utils.errors import ConfigError, TrialError
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import make_plan
+from orchestrator.report.results import Outcome
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
@@ -203,24 +204,42 @@ def test_damaged_parquet(tmp_path: Path, places: list[tuple[float, int]], keep: 
         told.note(f"{KIND}, generated", bad.reason)
 
 
-def test_a_study_on_bad_rows_fails_with_the_reason_and_leaves_nothing(tmp_path: Path) -> None:
-    """The whole way: the trial FAILED, the ledger has its reason, no model is there."""
+def run_on_a_bomb(folder: Path, tracker: FakeTracker) -> Outcome:
     rows = [files.rlhf_v(0), files.rlhf_v(1, **IN_PARQUET["a bomb"])]
-    path = files.write_parquet(tmp_path / "a.parquet", rows)
-    (tmp_path / "own.yaml").write_text(
+    path = files.write_parquet(folder / "a.parquet", rows)
+    (folder / "own.yaml").write_text(
         f"model: shapes\ndata: {{source: {path}}}\nobjective: dpo\ntraining: {{max_steps: 1}}\n"
     )
-    (tmp_path / "study.yaml").write_text(
+    (folder / "study.yaml").write_text(
         "study: small\nrecipe: own.yaml\nfactors: {vision_encoder: [frozen]}\n"
     )
-    tracker, runs = FakeTracker(), tmp_path / "runs"
-    outcome = run_study(
-        make_plan(load_study(tmp_path / "study.yaml")),
-        workdir=runs,
+    return run_study(
+        make_plan(load_study(folder / "study.yaml")),
+        workdir=folder / "runs",
         executor=InlineExecutor,
         tracker=tracker,
         console=Console(quiet=True),
     )
+
+
+def test_a_study_on_bad_rows_is_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_on_a_bomb(tmp_path, FakeTracker())
+    (reason,) = refused.value.problems
+    assert "1 of 2 rows are bad" in reason and "more than 89478485 pixels" in reason
+    told.note("studies not begun", reason)
+    assert not list(Ledger(tmp_path / "runs").items())
+    assert not (tmp_path / "runs" / "trials").exists()
+    assert not (tmp_path / "runs" / "studies").exists()
+
+
+def test_a_trial_whose_rows_turned_bad_fails_with_the_reason_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: the trial FAILED, the ledger has its reason, no model is there."""
+    monkeypatch.setattr("orchestrator.run.check_training_rows", lambda *of: None)  # good by then
+    tracker, runs = FakeTracker(), tmp_path / "runs"
+    outcome = run_on_a_bomb(tmp_path, tracker)
     (reason,) = outcome.failed.values()
     assert "1 of 2 rows are bad" in reason and "more than 89478485 pixels" in reason
     told.note("trials FAILED", reason)

@@ -15,7 +15,7 @@ from chip_core.data.batches import PairEncoder
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.objectives.segments import changed_in_sequences
+from chip_core.objectives.segments import changed_tokens
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.utils.errors import TrialError
@@ -92,8 +92,8 @@ def test_a_rule_changes_no_segment(built: tuple[Any, Any]) -> None:
     (prompt,), chosen, rejected = batch.prompts.ids.tolist(), batch.chosen, batch.rejected
     image = built[1].image_token_id
     short = [x for place, x in enumerate(prompt) if x != image or prompt[place - 1] != image]
-    wanted = changed_in_sequences(
-        short, chosen.behind.ids[0].tolist(), rejected.behind.ids[0].tolist()
+    wanted = changed_tokens(
+        "sequence", short, chosen.behind.ids[0].tolist(), rejected.behind.ids[0].tolist()
     )
     found = [part.behind.changed[0].nonzero().flatten().tolist() for part in (chosen, rejected)]
     assert tuple(found) == wanted
@@ -130,7 +130,7 @@ def test_the_log_probabilities_are_those_of_whole_logits(built: tuple[Any, Any])
             kept = labels[0, 1:] != -100
             wanted = logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0][kept]
             part = getattr(batch, side)
-            found = getattr(scores, side).logps[row][part.mask[row]]
+            found = scores.views[side].logps[row][part.mask[row]]
             assert torch.allclose(found, wanted, atol=1e-5)
 
 
@@ -167,7 +167,7 @@ def test_what_leads_a_response_says_the_same_for_both(built: tuple[Any, Any]) ->
     assert batch.chosen.leading is not None
     first = batch.chosen.leading.shape[1]
     before, after = (
-        [getattr(scores, side).logps[:, part] for side in ("chosen", "rejected")]
+        [scores.views[side].logps[:, part] for side in ("chosen", "rejected")]
         for part in (slice(first), slice(first, first + 3))
     )
     assert torch.allclose(*before, atol=1e-5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip_core.objectives import ObjectiveConfig, objective_from_logits
-from chip_core.objectives.segments import changed_in_sequences, changed_positions
+from chip_core.objectives.segments import changed_positions, changed_tokens
 from chip_core.objectives.terms import ResponseScores
 
 from ..plain import batch_objective
@@ -243,7 +243,7 @@ def test_sequences_over_200_tokens_meet_autojunk() -> None:
     # without autojunk the long common part matches; the end, with a block of two, changed
     assert changed_positions(chosen, rejected) == ([0, 221, 222, 223], [0, 221, 222, 223])
     # with it no match begins at 7 or 8, and no other block has three tokens
-    whole = changed_in_sequences([1], chosen, rejected)
+    whole = changed_tokens("sequence", [1], chosen, rejected)
     assert whole == (list(range(224)), list(range(224)))
 
 

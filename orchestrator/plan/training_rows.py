@@ -1,0 +1,188 @@
+"""Check the rows that a study is to train on before anything runs, their images decoded.
+
+Rows that were found good are known by their content: they are not looked at again, by whatever
+study of the work directory, unless they are asked for more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from chip_core.config.identity import fingerprint
+from chip_core.config.trial import DataConfig, TrialConfig
+from chip_core.data import asks_of
+from chip_core.data.checks import bad_rows_line, check_rows, processes_for
+from chip_core.data.files import is_hub_name
+from chip_core.data.formats.further import Asks
+from chip_core.data.image_files import READER
+from chip_core.data.rejected_images import strategy_class
+from chip_core.data.rows import BadRow
+from chip_core.data.source import SHAPES, DataSource, is_local, open_source
+from chip_core.pairs.prompts import check_prompts, open_prompts
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.files import read_checksummed, write_checksummed
+from orchestrator.plan.plan import Plan
+from orchestrator.utils.progress import progress
+
+KEPT = Path("cache", "rows")  # in a work directory
+
+#: What this process found good: the mark of rows -> what was asked of each.
+_good: dict[str, set[frozenset[str]]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """Rows as the arms that train on them want them."""
+
+    data: DataConfig
+    prompts: bool  # whether a model answers them: `pairs.rounds`
+    asks: Asks = Asks()
+    given: bool = False  # whether each needs a rejected image of its own
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """What is asked of each row, by name."""
+        return frozenset([*self.asks.names, *(["rejected_image"] if self.given else [])])
+
+
+def check_training_rows(
+    plan: Plan, configs: Iterable[TrialConfig], workdir: Path, console: Console
+) -> None:
+    """Check the rows of trainings. Nothing is written; `keep_checked` keeps what was found.
+
+    Rows of a data set of the hub that has not been fetched are checked as a training begins.
+
+    Args:
+        plan: the study's plan.
+        configs: of its trainings.
+        workdir: where it is kept what was found good before.
+        console: told how far it is.
+
+    Raises:
+        ConfigError: rows are bad, and they are not to be left out: a line for each data source.
+    """
+    problems = []
+    for wanted in _wanted(configs):
+        data = wanted.data
+        if not is_local(data):
+            console.print(
+                f"{data.source} has not been fetched: its rows are checked as a training begins",
+                markup=False,
+                highlight=False,
+            )
+            continue
+        mark = _mark(plan.identity(data), wanted)
+        if any(wanted.asked <= asked for asked in _kept(workdir, mark) | _good.get(mark, set())):
+            continue
+        try:
+            rows, bad = _checked(wanted, console)
+        except ConfigError as error:
+            problems += [f"data.source: {problem}" for problem in error.problems]
+            continue
+        if bad:
+            out = {"leave_out": "of the file"} if wanted.prompts else {}
+            problems.append(f"data.source: {bad_rows_line(bad, rows, **out)}")
+        else:
+            _good.setdefault(mark, set()).add(wanted.asked)
+    if problems:
+        raise ConfigError(f"{plan.study.source}: {problem}" for problem in problems)
+
+
+def keep_checked(plan: Plan, workdir: Path) -> None:
+    """Keep what this process found good of a plan's rows."""
+    if not _good:
+        return
+    for wanted in _wanted(arm.trials[0].config for arm in plan.arms):
+        if not is_local(wanted.data):
+            continue
+        mark = _mark(plan.identity(wanted.data), wanted)
+        kept = _kept(workdir, mark)
+        found = kept | _good.get(mark, set())
+        if found != kept:
+            write_checksummed(_file(workdir, mark), {"asked": sorted(map(sorted, found))})
+
+
+def _wanted(configs: Iterable[TrialConfig]) -> list[_Wanted]:
+    """Return the rows of trainings: once for all that train on them, with all they ask."""
+    found: dict[tuple[str, bool], _Wanted] = {}
+    for config in configs:
+        data, rounds = config.data, bool(config.pairs.rounds)
+        if data.source == SHAPES or (data.on_bad_row == "skip" and not rounds):
+            continue
+        key = (data.model_dump_json(), rounds)
+        before = found.get(key, _Wanted(data=data, prompts=rounds))
+        if not rounds:
+            asks, needs_given = asks_of(config.objective), _needs_given(config)
+            asks = Asks(
+                other=asks.other or before.asks.other,
+                second_image=asks.second_image or before.asks.second_image,
+                columns=tuple(dict.fromkeys((*before.asks.columns, *asks.columns))),
+            )
+            before = replace(before, asks=asks, given=needs_given or before.given)
+        found[key] = before
+    return list(found.values())
+
+
+def _needs_given(config: TrialConfig) -> bool:
+    given: bool = strategy_class(config.rejected_image.strategy).traits.needs_given
+    return given and config.objective.needs_rejected_image
+
+
+def _checked(wanted: _Wanted, console: Console) -> tuple[int, list[BadRow]]:
+    """Look at rows; return how many there are, and the bad ones.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    source = open_prompts(wanted.data)[0] if wanted.prompts else open_source(wanted.data)
+    bad = []
+    with progress(console, "rows checked", len(source)) as step:
+        for done, row in enumerate(_looked_at(wanted, source), start=1):
+            if isinstance(row, BadRow):
+                bad.append(row)
+            step(done)
+    return len(source), bad
+
+
+def _looked_at(wanted: _Wanted, source: DataSource) -> Iterator[object]:
+    processes = processes_for(len(source))
+    if wanted.prompts:
+        return check_prompts(wanted.data, processes)
+    return check_rows(source, rejected_images=wanted.given, asks=wanted.asks, processes=processes)
+
+
+def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
+    """Return what stands for the content of rows, and for how they are read."""
+    data = wanted.data
+    decided_by: dict[str, Any] = {
+        "data": identity,
+        "limit": data.limit,
+        "format": data.format,
+        "prompts": wanted.prompts,
+        "reader": READER,
+    }
+    if is_hub_name(data.source):  # of which a fingerprint holds the name alone
+        decided_by["fetched"] = [
+            [str(file), state.st_size, state.st_mtime_ns]
+            for table in open_source(data).tables
+            for file in table.files
+            for state in [os.stat(file)]
+        ]
+    return fingerprint(decided_by)[:32]
+
+
+def _kept(workdir: Path, mark: str) -> set[frozenset[str]]:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # else they are looked at again
+        return {frozenset(asked) for asked in read_checksummed(_file(workdir, mark))["asked"]}
+    return set()
+
+
+def _file(workdir: Path, mark: str) -> Path:
+    return workdir / KEPT / f"{mark}.json"

@@ -1,0 +1,247 @@
+"""Rows that a study trains on are looked at before anything runs, and once for their content."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from chip_core.data import checks
+from chip_core.data.image_files import ImageReader
+from chip_core.utils.errors import ConfigError
+from orchestrator.cli import main
+from orchestrator.plan import training_rows
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.training_rows import check_training_rows, keep_checked
+
+from ...chip_core.data import files
+
+PlanOf = Callable[..., Plan]
+
+STUDY = """
+study: small
+recipe: shapes
+factors:
+  objective: [OBJECTIVES]
+seeds: [0]
+baseline: {objective: BASELINE}
+benchmarks:
+  report: [shapes]
+"""
+BROKEN = files.picture(size=(64, 64))[:-40]  # its header says what it should be
+#: The column whose image is broken -> what a row has beside it, and who reads that.
+COLUMNS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "image": ({}, "dpo", ""),
+    "rejected_image": ({}, "dpo", "rejected image: "),
+    "second_image": ({"other": "A blue ball."}, "symmpo", "second image: "),
+    "chosen_image": ({"image": None, "rejected_image": "good"}, "dpo", ""),
+    "rejected_image of a side": (
+        {"image": None, "chosen_image": "good"},
+        "dpo",
+        "rejected image: ",
+    ),
+}
+
+
+def row(index: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": f"pair-{index}",
+        "image": "good",
+        "prompt": "What is it?",
+        "chosen": "A red ball.",
+        "rejected": "A red ball and a dog.",
+        **changes,
+    }
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str = "jsonl") -> Path:
+    """Write rows whose images are "good" or "broken": files by path, or bytes in the row."""
+    content = {"good": files.picture(), "broken": BROKEN}
+    for name, picture in content.items():
+        (folder / f"{name}.jpg").write_bytes(picture)
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, str) or value not in content:
+            return value
+        return f"{value}.jpg" if kind == "jsonl" else {"bytes": content[value], "path": None}
+
+    cells = [{name: cell(value) for name, value in each.items()} for each in rows]
+    file = folder / f"rows.{kind}"
+    return (files.write_lines if kind == "jsonl" else files.write_parquet)(file, cells)
+
+
+def text(*objectives: str) -> str:
+    return STUDY.replace("OBJECTIVES", ", ".join(objectives)).replace("BASELINE", objectives[0])
+
+
+def check(plan: Plan, workdir: Path, console: Console | None = None) -> None:
+    """Check all of a plan's trainings as a process of its own does."""
+    training_rows._good.clear()
+    configs = [trial.config for arm in plan.arms for trial in arm.trials]
+    check_training_rows(plan, configs, workdir, console or Console(quiet=True))
+    keep_checked(plan, workdir)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Note each image that is decoded."""
+    seen: list[None] = []
+    size = ImageReader.size
+    monkeypatch.setattr(ImageReader, "size", lambda *of: (seen.append(None), size(*of))[1])
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_broken_image_is_one_line_before_anything_is_written(
+    column: str,
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    beside, objective, called = COLUMNS[column]
+    name = column.partition(" ")[0]
+    if name == "second_image":  # symmpo reads a rejected image, too
+        beside = {**beside, "second_image": "good", "rejected_image": "good"}
+    good = {name: "good", **beside}
+    rows = [row(0, **good), row(1, **{**good, name: "broken"}), row(2, **good)]
+    file = write_rows(tmp_path, rows, kind)
+    Path("study.yaml").write_text(text(objective))
+    command = ["run", "study.yaml", "--executor", "inline", "--set", f"data.source={file.name}"]
+    for workdir, there in (("new", False), ("old", True)):
+        if there:  # where something else was run before
+            (tmp_path / workdir / "cache").mkdir(parents=True)
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--workdir", workdir])
+        said = capsys.readouterr().err.splitlines()
+        place = "rows.jsonl line 2" if kind == "jsonl" else "rows.parquet row 1"
+        assert stopped.value.code == 2
+        assert len(said) == 1
+        assert said[0].startswith(
+            "chip-ablate: study.yaml: data.source: 1 of 3 rows are bad: "
+            f"{place}: {called}the image is broken ("
+        )
+        assert said[0].endswith(
+            "): mend them, or leave them out by data.on_bad_row=skip (`chip-ablate data check` "
+            "lists all)"
+        )
+        left = [path.name for path in Path(workdir).rglob("*")] if Path(workdir).exists() else []
+        assert left == (["cache"] if there else [])
+
+
+def test_good_rows_are_decoded_once_for_their_content(
+    plan_of: PlanOf, tmp_path: Path, decoded: list[None]
+) -> None:
+    file = write_rows(tmp_path, [row(0), row(1, rejected_image="good")])
+    source = {"data.source": str(file)}
+
+    def look(*objectives: str, **changes: Any) -> int:
+        decoded.clear()
+        plan = plan_of(text(*objectives), overrides={**source, **changes})
+        check(plan, tmp_path / "runs")
+        return len(decoded)
+
+    assert look("dpo", "cmdpo") == 3  # by both arms
+    assert look("dpo", "cmdpo") == look("dpo") == 0
+    assert look("dpo", **{"data.limit": 1}) == 1
+    (tmp_path / "good.jpg").write_bytes(files.picture(colour=7))
+    assert look("dpo") == 3
+    (kept, *_) = (tmp_path / "runs" / "cache" / "rows").glob("*.json")
+    for each in (tmp_path / "runs" / "cache" / "rows").glob("*.json"):
+        each.write_bytes(kept.read_bytes()[:-3])
+    assert look("dpo") == 3
+    assert look("dpo") == 0
+
+
+def test_an_arm_that_asks_for_more_has_the_rows_looked_at_again(
+    plan_of: PlanOf, tmp_path: Path, decoded: list[None]
+) -> None:
+    whole = {"rejected_image": "good", "second_image": "good", "other": "A blue ball."}
+    file = write_rows(tmp_path, [row(0, **whole)])
+    source = {"data.source": str(file)}
+    counts = []
+    for objectives in (["dpo"], ["dpo", "symmpo"], ["symmpo"], ["dpo"]):
+        decoded.clear()
+        check(plan_of(text(*objectives), overrides=source), tmp_path / "runs")
+        counts.append(len(decoded))
+    assert counts == [2, 3, 0, 0]
+
+
+def test_what_an_arm_asks_and_a_row_lacks_is_told(plan_of: PlanOf, tmp_path: Path) -> None:
+    file = write_rows(tmp_path, [row(0, clip_scores={"chosen": 0.6, "rejected": 0.3}), row(1)])
+    with pytest.raises(ConfigError, match=r"rows.jsonl line 2: no clip_scores"):
+        check(plan_of(text("dpo", "dadpo"), overrides={"data.source": str(file)}), tmp_path / "w")
+    given = {"data.source": str(file), "rejected_image": "given"}
+    check(plan_of(text("dpo"), overrides=given), tmp_path / "w")  # which reads no rejected image
+    with pytest.raises(ConfigError, match="2 of 2 rows are bad: .*line 1: rejected image: the row"):
+        check(plan_of(text("chip"), overrides=given), tmp_path / "w")
+
+
+def test_rows_that_are_to_be_left_out_are_left_to_the_training(
+    plan_of: PlanOf, tmp_path: Path, decoded: list[None]
+) -> None:
+    file = write_rows(tmp_path, [row(0, image="broken")])
+    given = {"data.source": str(file), "data.on_bad_row": "skip"}
+    check(plan_of(text("dpo"), overrides=given), tmp_path / "w")
+    assert not decoded
+
+
+def test_prompts_of_rounds_need_no_responses_and_cannot_be_left_out(
+    plan_of: PlanOf, tmp_path: Path, decoded: list[None]
+) -> None:
+    def prompt(index: int, **changes: Any) -> dict[str, Any]:
+        left_out = ("chosen", "rejected")
+        return {name: of for name, of in row(index, **changes).items() if name not in left_out}
+
+    file = write_rows(tmp_path, [prompt(0), prompt(1)])
+    given = {
+        "data.source": str(file),
+        "data.on_bad_row": "skip",
+        "data.format": "jsonl",
+        "pairs.rounds": 1,
+    }
+    check(plan_of(text("dpo"), overrides=given), tmp_path / "w")
+    assert len(decoded) == 2
+    write_rows(tmp_path, [prompt(0), prompt(1, image="broken")])
+    with pytest.raises(ConfigError, match="line 2: the image is broken .* leave them out of the f"):
+        check(plan_of(text("dpo"), overrides=given), tmp_path / "w")
+
+
+def test_the_embedded_world_is_not_looked_at(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open_source", "_checked", "_kept"):
+        monkeypatch.delattr(training_rows, name)
+    check(plan_of(text("dpo")), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_many_rows_are_shared_and_progress_is_shown(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_MANY", 100)
+    monkeypatch.setattr(checks, "cores", lambda: 2)
+    monkeypatch.setattr("orchestrator.utils.progress.SHOWN_AFTER", 0.0)
+    monkeypatch.setattr("orchestrator.utils.progress.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr(ImageReader, "size", None)  # decoded elsewhere
+    images = ["broken" if index in (7, 90) else "good" for index in range(100)]
+    file = write_rows(tmp_path, [row(index, image=name) for index, name in enumerate(images)])
+    out = io.StringIO()
+    with pytest.raises(ConfigError) as told:
+        check(
+            plan_of(text("dpo"), overrides={"data.source": str(file)}),
+            tmp_path / "w",
+            Console(file=out, width=100),
+        )
+    (line,) = told.value.problems
+    assert "2 of 100 rows are bad" in line
+    assert line.count("the image is broken") == 2
+    assert "line 8: the image" in line
+    assert "line 91: the image" in line
+    assert "rows checked: 50 of 100, " in out.getvalue()
