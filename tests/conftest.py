@@ -55,10 +55,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (long.get(item.path, len(LONG)), -sizes[item.path]))
 
 
+def pytest_collectstart() -> None:
+    """Let the collector rest while all is imported: nothing of it is garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Keep the collector from looking through all that was imported, which stays: 0.4 s a time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
