@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import shutil
+import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from chip_core.utils.exit import end_without_libraries
 
@@ -81,3 +87,36 @@ def oracles() -> Path:
     if not folder.is_dir():
         pytest.skip("the conformance cases (../shared/oracles) are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has set up, which takes it seconds: one for all of a run's workers."""
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    folder = place / "migrated"
+    with FileLock(place / "migrated.lock"):
+        if not folder.exists():
+            from orchestrator.tracking.client import MlflowStore
+
+            made = tmp_path_factory.mktemp("mlflow")
+            MlflowStore(f"sqlite:///{made}/mlflow.db", made).open("template")
+            folder.mkdir()
+            with (
+                contextlib.closing(sqlite3.connect(made / "mlflow.db")) as database,
+                contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as copy,
+            ):
+                database.backup(copy)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def with_store(migrated: Path) -> Callable[[Path], Path]:
+    """Make a work directory with a database in it that MLflow need not set up."""
+
+    def made(workdir: Path) -> Path:
+        workdir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(migrated, workdir / "mlflow.db")
+        return workdir
+
+    return made
