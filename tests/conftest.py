@@ -21,21 +21,34 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 #: The files that take longest, of their own time and of waiting by turns, so that of the workers
-#: which begin together one waits while the others compute.
+#: which begin together one waits while the others compute; then those of few tests that take long,
+#: which would come last.
 LONG = (
     "e2e/test_program.py",
-    "chip_core/training/test_parallel.py",
-    "orchestrator/test_damage.py",
     "orchestrator/executors/test_conformance.py",
+    "orchestrator/test_damage.py",
+    "faults/test_faults.py",
+    "chip_core/training/test_parallel.py",
+    "orchestrator/executors/test_ray_tune.py",
+    "e2e/test_stopping.py",
+    "chip_core/training/test_checkpoint.py",
+    "orchestrator/executors/test_ray_storage.py",
+    "chip_core/reference_cache/test_reader.py",
+    "chip_core/training/footprint/test_estimate.py",
     "orchestrator/storage/test_study.py",
     "chip_core/training/test_exactness.py",
-    "faults/test_faults.py",
-    "e2e/test_stopping.py",
-    "orchestrator/executors/test_ray_tune.py",
-    "orchestrator/executors/test_slot_trials.py",
-    "orchestrator/executors/test_ray_storage.py",
-    "cluster/test_loopback.py",
+    "orchestrator/runner/test_cache_build.py",
+    "chip_core/evaluation/test_run.py",
+    "orchestrator/runner/test_engine.py",
+    "orchestrator/test_rerun.py",
+    "test_benchmarks.py",
+    "chip_core/test_main.py",
+    "chip_core/models/test_base_models.py",
+    "chip_core/pairs/test_rounds.py",
+    "orchestrator/cost/published/test_rates.py",
+    "orchestrator/cost/test_commands.py",
     "orchestrator/tracking/test_ui.py",
+    "orchestrator/tracking/test_sync.py",
     "test_architecture.py",
 )
 
