@@ -19,7 +19,7 @@ SEED ?= 0
 CARRIED := pydantic pydantic_core annotated-types typing-inspection typing_extensions
 CARRY_PYTHON ?= 3.12
 
-.PHONY: demo install carry test test-ray test-lowest test-extras test-cluster coverage check lint audit schemas faults clean
+.PHONY: demo install carry test test-slow test-ray test-lowest test-extras test-cluster coverage check lint audit schemas faults clean
 
 demo: install
 	.venv/bin/chip-ablate run ablations/encoder.yaml
@@ -40,6 +40,12 @@ carry:
 # of 15, with which they would hardly run beside the other tests.
 test: install
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# What `make test` leaves out because it takes long and a cheaper test holds the same or nearly so, one
+# after another. The clusters are `make test-cluster`.
+test-slow: install
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 .venv/bin/python -m pytest -m "slow and not gpu" \
+		--ignore=tests/cluster
 
 # Clusters in namespaces of this machine: up, a study by job, down, and the figures; once with a shared
 # disk, once with an S3-compatible server in its place. Needs root, openssh-server, rsync and iproute2.
@@ -109,7 +115,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { \
 		echo "make: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)"; rm -rf .venv; exit 2; }
 	@echo "installing into .venv (a few minutes the first time)"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c constraints.txt -e '.[dev]'
+	@# Bytecode of some 27,000 files: pip makes it on one core. Templates that are no Python are left.
+	@.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $(STAMP)
 
 clean:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import shutil
+import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from chip_core.utils.exit import end_without_libraries
 
@@ -15,21 +21,34 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 #: The files that take longest, of their own time and of waiting by turns, so that of the workers
-#: which begin together one waits while the others compute.
+#: which begin together one waits while the others compute; then those of few tests that take long,
+#: which would come last.
 LONG = (
     "e2e/test_program.py",
-    "chip_core/training/test_parallel.py",
-    "orchestrator/test_damage.py",
     "orchestrator/executors/test_conformance.py",
+    "orchestrator/test_damage.py",
+    "faults/test_faults.py",
+    "chip_core/training/test_parallel.py",
+    "orchestrator/executors/test_ray_tune.py",
+    "e2e/test_stopping.py",
+    "chip_core/training/test_checkpoint.py",
+    "orchestrator/executors/test_ray_storage.py",
+    "chip_core/reference_cache/test_reader.py",
+    "chip_core/training/footprint/test_estimate.py",
     "orchestrator/storage/test_study.py",
     "chip_core/training/test_exactness.py",
-    "faults/test_faults.py",
-    "e2e/test_stopping.py",
-    "orchestrator/executors/test_ray_tune.py",
-    "orchestrator/executors/test_slot_trials.py",
-    "orchestrator/executors/test_ray_storage.py",
-    "cluster/test_loopback.py",
+    "orchestrator/runner/test_cache_build.py",
+    "chip_core/evaluation/test_run.py",
+    "orchestrator/runner/test_engine.py",
+    "orchestrator/test_rerun.py",
+    "test_benchmarks.py",
+    "chip_core/test_main.py",
+    "chip_core/models/test_base_models.py",
+    "chip_core/pairs/test_rounds.py",
+    "orchestrator/cost/published/test_rates.py",
+    "orchestrator/cost/test_commands.py",
     "orchestrator/tracking/test_ui.py",
+    "orchestrator/tracking/test_sync.py",
     "test_architecture.py",
 )
 
@@ -55,10 +74,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (long.get(item.path, len(LONG)), -sizes[item.path]))
 
 
+def pytest_collectstart() -> None:
+    """Let the collector rest while all is imported: nothing of it is garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Keep the collector from looking through all that was imported, which stays: 0.4 s a time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +100,36 @@ def oracles() -> Path:
     if not folder.is_dir():
         pytest.skip("the conformance cases (../shared/oracles) are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has set up, which takes it seconds: one for all of a run's workers."""
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    folder = place / "migrated"
+    with FileLock(place / "migrated.lock"):
+        if not folder.exists():
+            from orchestrator.tracking.client import MlflowStore
+
+            made = tmp_path_factory.mktemp("mlflow")
+            MlflowStore(f"sqlite:///{made}/mlflow.db", made).open("template")
+            folder.mkdir()
+            with (
+                contextlib.closing(sqlite3.connect(made / "mlflow.db")) as database,
+                contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as copy,
+            ):
+                database.backup(copy)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def with_store(migrated: Path) -> Callable[[Path], Path]:
+    """Make a work directory with a database in it that MLflow need not set up."""
+
+    def made(workdir: Path) -> Path:
+        workdir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(migrated, workdir / "mlflow.db")
+        return workdir
+
+    return made

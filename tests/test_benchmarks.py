@@ -50,6 +50,7 @@ def test_the_naive_step_and_ours_have_the_same_gradient(
     assert all(figures["seconds"] > 0 for figures in variants.values())
 
 
+@pytest.mark.slow  # its process imports all anew
 def test_memory_is_that_of_one_variant_in_a_process_of_its_own(step: Any) -> None:
     assert step._peak_apart("dpo", 4, "stored reference") > 0
 

@@ -75,6 +75,7 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # `make lint` asks the same
 def test_the_rules_hold(tmp_path: Path) -> None:
     done = lint(copied(tmp_path))
     assert done.returncode == 0, done.stdout

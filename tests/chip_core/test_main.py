@@ -15,7 +15,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.results import TrialResult, read_result
 from chip_core.utils.errors import UserError
 
-SHORT = ["training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
+#: The recipe's benchmark asks 1,000 questions.
+SHORT = ["benchmarks={}", "training.max_steps=2", "training.batch_size=2", "engine.threads=1"]
 
 
 def test_it_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +50,7 @@ def test_the_reference_is_kept_where_a_folder_for_it_is_named(
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    changes = ["training.max_steps=16", *SHORT[1:], "engine.checkpoint_every=1"]
+    changes = [*SHORT, "training.max_steps=16", "engine.checkpoint_every=1"]
     command = ["train", "shapes", "--set", *changes, "--out"]
     process = subprocess.Popen([sys.executable, "-m", "chip_core", *command, str(tmp_path / "cut")])
     while not list((tmp_path / "cut" / "checkpoints").glob("step-*")):

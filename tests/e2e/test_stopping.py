@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,18 @@ def ledger(folder: Path) -> list[dict[str, object]]:
     return read_records(folder / "w" / "ledger" / "ledger.jsonl")
 
 
-@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    "executor",
+    [
+        # In one process a stop is held by tests/orchestrator/executors/test_conformance.py too.
+        pytest.param("inline", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.ray),
+    ],
+)
 def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
-    tmp_path: Path, executor: str
+    tmp_path: Path, executor: str, with_store: Callable[[Path], Path]
 ) -> None:
+    with_store(tmp_path / "w")
     (tmp_path / "short.yaml").write_text(STUDY)
     arguments = ["run", "short.yaml", "--set", f"training.max_steps={STEPS}",
                  "--set", f"training.batch_size={BATCH[executor]}", "--workdir", "w",

@@ -286,8 +286,10 @@ def test_what_waits_is_never_told_as_tracked(plan_of: PlanOf, tmp_path: Path) ->
     assert not run(plan_of(), workdir)[1].asked
 
 
-def test_commands_import_what_they_use(write_study: Callable[[str], Path], tmp_path: Path) -> None:
-    study, workdir = write_study(STUDY), tmp_path / "runs"
+def test_commands_import_what_they_use(
+    write_study: Callable[[str], Path], tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
+    study, workdir = write_study(STUDY), with_store(tmp_path / "runs")
     plan = make_plan(load_study(study, StudyChanges()))
     run_study(
         plan,

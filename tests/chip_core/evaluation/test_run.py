@@ -31,9 +31,15 @@ from . import made
 from .answering import SHAPES, answer_and_die, answering, work_in_a_group
 from .judge.server import good, serving
 
+#: Processes are forked from one that has imported what all of them need, and has no threads.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
+    [answer_and_die.__module__, "transformers.models.llava.modeling_llava"]
+)
+
 
 def in_process(work: Callable[..., None], *given: Any) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=work, args=given)
+    process = FORKED.Process(target=work, args=given)
     process.start()
     process.join(120)
     return process
@@ -178,11 +184,10 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
 
 def test_two_workers_give_what_one_gives_and_fail_together(tmp_path: Path) -> None:
     one = evaluate(answering(tmp_path / "one"), "report", SHAPES)
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    with FORKED.Manager() as manager:
         found = manager.dict()
         given = (2, str(tmp_path / "store"), str(tmp_path / "two"), found)
-        workers = [context.Process(target=work_in_a_group, args=(rank, *given)) for rank in (0, 1)]
+        workers = [FORKED.Process(target=work_in_a_group, args=(rank, *given)) for rank in (0, 1)]
         for worker in workers:
             worker.start()
         for worker in workers:

@@ -66,10 +66,9 @@ def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kep
     together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
     BASE_MODELS.forget()
     ENCODINGS.forget()
-    alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE)]
-    assert together == alone
-    assert together[0] == together[5] != together[2]
-    assert together[1] == together[6]
+    alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
+    assert together == alone + alone[:2]  # the first two come again
+    assert together[0] != together[2]
 
 
 def test_the_next_trial_encodes_no_prompt_that_the_last_one_did(

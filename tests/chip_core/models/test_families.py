@@ -45,6 +45,8 @@ from ..plain import logits, objective, original_logits
 from ..trainings import train
 
 PAIRS = families.pairs()
+#: The second shows what the first came to.
+TWO_STEPS = {"batch_size": 3, "epochs": 2, "max_length": 256}
 
 
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
@@ -65,7 +67,7 @@ def configured(folder: Path) -> Callable[..., TrialConfig]:
             "objective": {"weights": {"segment": 3.0}},
             "vision_encoder": "trained",
             "optimizer": {"lr": 1e-3, "warmup": 0},
-            "training": {"batch_size": 3, "epochs": 2, "max_length": 256},
+            "training": {**TWO_STEPS, "epochs": 1},
             "engine": {"micro_batch": 2, "threads": 1},
         }
         return TrialConfig.model_validate({**tree, **changes})
@@ -121,7 +123,7 @@ def test_policy_is_reference_at_first_and_gradients_are_finite(
 def test_it_trains_and_reloads_with_plain_transformers(
     configured: Callable[..., TrialConfig], tmp_path: Path
 ) -> None:
-    config = configured()
+    config = configured(training=TWO_STEPS)
     model, processor = loading.load(config.model)
     batch = PairEncoder(processor, config, PAIRS).batch(range(3))
     before = logits(model, batch)
@@ -264,7 +266,9 @@ def test_layers_computed_again_give_the_same_gradients(
 ) -> None:
     saved = []
     for again in (False, True):
-        config = configured(engine={"threads": 1, "gradient_checkpointing": again})
+        config = configured(
+            engine={"threads": 1, "gradient_checkpointing": again}, training=TWO_STEPS
+        )
         model, processor = loading.load(config.model)
         train(config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path / str(again))
         saved.append(model.state_dict())

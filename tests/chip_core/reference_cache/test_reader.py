@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -231,51 +230,65 @@ def test_what_was_interrupted_goes_on_with_what_is_whole(
     assert told == []  # it is there
 
 
+#: Makes a pass in processes of its own, which it forks: what all of them import is imported once.
 PROGRAM = """
-import sys
+import json, multiprocessing, os, signal, sys
 from pathlib import Path
 from chip_core import recipes
 from chip_core.reference_cache import build, folder
 from chip_core.reference_cache.spec import cache_specs
 from chip_core.config.validation import set_key, trial_config
+import chip_core.trial, transformers.models.clip.modeling_clip
+import transformers.models.llava.modeling_llava
 folder.SHARD, build.BATCH = 4, 3
-tree = recipes.read_yaml(recipes.find("shapes"))
-for key, value in {
-    "objective": "dpo", "data.limit": 10, "engine.feature_cache": "off"
-}.items():
-    set_key(tree, key, value)
-config = trial_config(tree, "test")
-(one,) = cache_specs(config, {"content": "the model"}, {"source": "shapes"})
-def report(progress):
-    print(progress.phase, progress.done, flush=True)
-    if sys.argv[2] == "dies" and progress.done == 7:
-        import os, signal
-        os.kill(os.getpid(), signal.SIGKILL)
-build.ensure_caches([one], config, cache=Path(sys.argv[1]), report=report)
-print(one.key)
+cache, told = map(Path, sys.argv[1:])
+def make(name, dies):
+    sys.stdout = (told / name).open("w")
+    tree = recipes.read_yaml(recipes.find("shapes"))
+    for key, value in {
+        "objective": "dpo", "data.limit": 10, "engine.feature_cache": "off"
+    }.items():
+        set_key(tree, key, value)
+    config = trial_config(tree, "test")
+    (one,) = cache_specs(config, {"content": "the model"}, {"source": "shapes"})
+    def report(progress):
+        print(progress.phase, progress.done, flush=True)
+        if dies and progress.done == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+    build.ensure_caches([one], config, cache=cache, report=report)
+    print(one.key, flush=True)
+def ends(*processes):
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+def maker(name, dies=False):
+    return multiprocessing.get_context("fork").Process(target=make, args=(name, dies))
+killed = ends(maker("killed", dies=True))
+left = sorted(path.relative_to(cache).as_posix() for path in cache.rglob("*"))
+print(json.dumps([killed, left, ends(maker("one"), maker("other"))]))
 """
 
 
-def builder(cache: Path, how: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(cache), how],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def test_two_at_once_make_it_once_also_where_one_is_killed(tmp_path: Path) -> None:
-    killed = builder(tmp_path, "dies")
-    killed.communicate()
-    assert killed.returncode == -9
-    assert list(tmp_path.glob("*.partial"))
-    assert not list(tmp_path.glob("*/manifest.json"))
-    both = [builder(tmp_path, "lives") for _ in range(2)]
-    said = [each.communicate()[0].splitlines() for each in both]
-    assert [each.returncode for each in both] == [0, 0]
+    cache, told = tmp_path / "cache", tmp_path / "told"
+    cache.mkdir()
+    told.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(cache), str(told)],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    killed, left, ends = json.loads(done.stdout)
+    assert killed == [-9]
+    assert any(name.endswith(".partial") for name in left)
+    assert not any(name.endswith("manifest.json") for name in left)
+    assert ends == [0, 0]
+    said = [(told / name).read_text().splitlines() for name in ("one", "other")]
     assert said[0][-1] == said[1][-1]
     made = [any(line.startswith("reference pass") for line in lines) for lines in said]
     assert sorted(made) == [False, True]
-    assert [path.name for path in tmp_path.iterdir()] == [said[0][-1][:32]]
+    assert [path.name for path in cache.iterdir()] == [said[0][-1][:32]]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import os
-import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from chip_core.utils.files import read_records
 
 Configured = Callable[..., TrialConfig]
 STEPS = 8
-INTERRUPTED = sorted(random.Random(7).sample(range(1, STEPS), 5))
+#: Before there is a checkpoint, right after one, and between the last one and the end.
+INTERRUPTED = [1, 4, 7]
 LORA = {"language_model": "lora", "lora": {"rank": 2, "alpha": 4}, "vision_encoder": "staged"}
 BF16 = {"model": {"path": "shapes", "dtype": "bf16"}}
 
@@ -68,6 +69,37 @@ def cut(config: TrialConfig, folder: Path, step: int) -> Path:
     return folder
 
 
+Made = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Train what a configuration says, to the end or until it is cut in a step: each once."""
+    kept: dict[tuple[str, int], Path] = {}
+
+    def made(config: TrialConfig, step: int = 0) -> Path:
+        key = config.model_dump_json(), step
+        if key not in kept:
+            folder = tmp_path_factory.mktemp("made")
+            kept[key] = cut(config, folder, step) if step else folder
+            if not step:
+                run_trial(config, folder=folder)
+        return kept[key]
+
+    return made
+
+
+@pytest.fixture
+def copied(made: Made, tmp_path: Path) -> Made:
+    """A copy of a training that was cut in a step, to be spoilt."""
+
+    def copied(config: TrialConfig, step: int) -> Path:
+        shutil.copytree(made(config, step), tmp_path / "first")
+        return tmp_path / "first"
+
+    return copied
+
+
 def several(configured: Configured, **changes: Any) -> TrialConfig:
     return configured(
         training__max_steps=STEPS, training__batch_size=2, engine__checkpoint_every=2, **changes
@@ -78,9 +110,8 @@ def several(configured: Configured, **changes: Any) -> TrialConfig:
     ("changes", "steps"),
     [
         ({}, INTERRUPTED),
-        # each checkpoint that there is once, and none
-        (LORA, [1, 3, 5]),
-        ({"vision_encoder": "lora", "projector": "lora"}, [1, 3, 5]),
+        (LORA, [3, 6]),
+        ({"vision_encoder": "lora", "projector": "lora"}, [5]),
     ],
     ids=["full", "lora-staged", "full-lora-lora"],
 )
@@ -144,16 +175,15 @@ def test_masters_of_other_weights_are_not_used(tmp_path: Path) -> None:
 
 
 def test_a_training_can_be_cut_short_again_and_again(
-    shapes_config: Configured, tmp_path: Path
+    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made
 ) -> None:
     config = several(shapes_config)
-    run_trial(config, folder=tmp_path / "whole")
-    folder = cut(config, tmp_path / "one", 3)
+    folder = copied(config, 3)
     with pytest.raises(Cut):
         run_trial(config, folder=tmp_path / "two", report=at(5), resume_from=folder)
     run_trial(config, folder=tmp_path / "three", resume_from=tmp_path / "two")
-    assert curves(tmp_path / "three") == curves(tmp_path / "whole")
-    assert weights(tmp_path / "three") == weights(tmp_path / "whole")
+    assert curves(tmp_path / "three") == curves(made(config))
+    assert weights(tmp_path / "three") == weights(made(config))
 
 
 def test_what_was_cut_is_counted_over_both_attempts(
@@ -166,14 +196,15 @@ def test_what_was_cut_is_counted_over_both_attempts(
     assert run_trial(config, folder=tmp_path / "second", resume_from=first).data == whole.data
 
 
-def test_a_training_goes_on_in_its_own_folder(shapes_config: Configured, tmp_path: Path) -> None:
+def test_a_training_goes_on_in_its_own_folder(
+    shapes_config: Configured, made: Made, copied: Made
+) -> None:
     config = several(shapes_config)
-    run_trial(config, folder=tmp_path / "whole")
-    folder = cut(config, tmp_path / "one", 5)
+    folder = copied(config, 5)
     assert len(curves(folder)) == 5  # one more than the checkpoint's
     run_trial(config, folder=folder, resume_from=folder)
-    assert curves(folder) == curves(tmp_path / "whole")
-    assert weights(folder) == weights(tmp_path / "whole")
+    assert curves(folder) == curves(made(config))
+    assert weights(folder) == weights(made(config))
 
 
 def cut_off(checkpoint: Path) -> str:
@@ -202,10 +233,10 @@ def spoil(checkpoint: Path) -> str:
 
 @pytest.mark.parametrize("harm", [cut_off, corrupt, lose, spoil])
 def test_a_broken_checkpoint_is_said_and_the_one_before_is_used(
-    shapes_config: Configured, tmp_path: Path, harm: Callable[[Path], str]
+    shapes_config: Configured, tmp_path: Path, copied: Made, harm: Callable[[Path], str]
 ) -> None:
     config = several(shapes_config)
-    first = cut(config, tmp_path / "first", 6)
+    first = copied(config, 6)
     found = sorted(path.name for path in (first / "checkpoints").iterdir())
     assert found == ["step-00000004", "step-00000006"]  # older ones are gone
     why = harm(first / "checkpoints" / found[-1])
@@ -247,12 +278,12 @@ def rewrite(checkpoint: Path, file: str, change: Callable[[str], str | None]) ->
     ids=["full", "adapter", "beside"],
 )
 def test_a_checkpoint_whose_weights_do_not_fit_is_not_used(
-    shapes_config: Configured, tmp_path: Path, changes: dict[str, Any], file: str, why: str
-) -> None:
+    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made,
+    changes: dict[str, Any], file: str, why: str,
+) -> None:  # fmt: skip
     """Its manifest is right, and still nothing of it is put into the policy."""
     config = several(shapes_config, **changes)
-    run_trial(config, folder=tmp_path / "whole")
-    first = cut(config, tmp_path / "first", 6)
+    first = copied(config, 6)
     rewrite(
         list_checkpoints(first)[-1],
         file,
@@ -262,17 +293,16 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_not_used(
     assert result.notes[-2].startswith("checkpoint step-00000006 is not used: ")
     assert why in result.notes[-2]
     assert "resumed after step 4" in result.notes[-1]
-    assert curves(tmp_path / "second") == curves(tmp_path / "whole")
-    assert weights(tmp_path / "second") == weights(tmp_path / "whole")
+    assert curves(tmp_path / "second") == curves(made(config))
+    assert weights(tmp_path / "second") == weights(made(config))
 
 
 def test_a_checkpoint_of_an_older_layout_goes_on_to_the_same_bits(
-    shapes_config: Configured, tmp_path: Path
+    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made
 ) -> None:
     """One that another version of transformers wrote: LLaVA before 4.52."""
     config = several(shapes_config, **LORA)
-    run_trial(config, folder=tmp_path / "whole")
-    first = cut(config, tmp_path / "first", 6)
+    first = copied(config, 6)
     last = list_checkpoints(first)[-1]
     rewrite(
         last,
@@ -282,8 +312,8 @@ def test_a_checkpoint_of_an_older_layout_goes_on_to_the_same_bits(
     rewrite(last, "trained_parts.safetensors", lambda name: name.removeprefix("model."))
     result = run_trial(config, folder=tmp_path / "second", resume_from=first)
     assert "resumed after step 6" in result.notes[-1]
-    assert curves(tmp_path / "second") == curves(tmp_path / "whole")
-    assert weights(tmp_path / "second") == weights(tmp_path / "whole")
+    assert curves(tmp_path / "second") == curves(made(config))
+    assert weights(tmp_path / "second") == weights(made(config))
 
 
 def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
@@ -359,12 +389,10 @@ def at_once(path: Path) -> None:
 
 
 def test_where_the_last_attempts_checkpoints_are_broken_the_one_befores_are_used(
-    shapes_config: Configured, tmp_path: Path
+    shapes_config: Configured, tmp_path: Path, made: Made, copied: Made
 ) -> None:
     config = several(shapes_config)
-    whole = tmp_path / "whole"
-    run_trial(config, folder=whole)
-    first = cut(config, tmp_path / "first", 3)  # left step 2
+    first = copied(config, 3)  # left step 2
     second = tmp_path / "second"
     with pytest.raises(Cut):
         run_trial(config, folder=second, resume_from=first, report=at(5))  # left step 4
@@ -376,8 +404,8 @@ def test_where_the_last_attempts_checkpoints_are_broken_the_one_befores_are_used
     assert result.notes[-2].startswith("checkpoint step-00000004 is not used: state.pt is cut off")
     assert result.notes[-1] == f"resumed after step 2 from {used}"
     assert list_checkpoints(first) == list_checkpoints(second) == []  # a model is there
-    assert curves(third) == curves(whole)
-    assert weights(third) == weights(whole)
+    assert curves(third) == curves(made(config))
+    assert weights(third) == weights(made(config))
 
 
 def test_a_training_that_is_stopped_goes_on_to_the_same_bits(
@@ -418,10 +446,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
 
 
 def test_a_checkpoint_that_memory_does_not_hold_is_not_what_is_wrong(
-    shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes_config: Configured, tmp_path: Path, copied: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = several(shapes_config)
-    first = cut(config, tmp_path / "first", 3)
+    first = copied(config, 3)
 
     def full(*arguments: Any, **options: Any) -> None:
         raise MemoryError

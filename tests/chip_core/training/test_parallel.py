@@ -49,20 +49,21 @@ def _helper() -> Any:
 helper = _helper()
 Case = helper.Case
 
-#: Ten steps, and a checkpoint in the middle: what goes wrong between workers does so at once.
+#: As many steps as it takes to train, and a checkpoint in the middle: what goes wrong between
+#: workers does so at once.
 QUICK = [
-    Case("ddp", "full", steps=10),
-    Case("fsdp", "full", "float32", checkpoint_every=5, micro_batch=2, steps=10),
-    Case("fsdp", "lora", checkpoint_every=5, micro_batch=2, apart=True, steps=10),
+    Case("ddp", "full", steps=6),
+    Case("fsdp", "full", "float32", checkpoint_every=3, micro_batch=2, steps=6),
+    Case("fsdp", "lora", checkpoint_every=4, micro_batch=2, apart=True, steps=8),
     Case("fsdp", "everywhere", checkpoint_every=10, micro_batch=2),  # which trains slowly
-    Case("fsdp", "released", micro_batch=2, family="muffin", steps=10),
-    Case("ddp", "mpo", steps=10),
-    Case("fsdp", "dama", micro_batch=2, steps=10),
-    Case("fsdp", "bf16_lora", "bfloat16", checkpoint_every=5, micro_batch=2, steps=10),
-    Case("ddp", "bf16", "bfloat16", steps=10),
+    Case("fsdp", "released", micro_batch=2, family="muffin", steps=6),
+    Case("ddp", "mpo", steps=6),
+    Case("fsdp", "dama", micro_batch=2, steps=6),
+    Case("fsdp", "bf16_lora", "bfloat16", checkpoint_every=4, micro_batch=2, steps=8),
+    Case("ddp", "bf16", "bfloat16", steps=6),
 ]
 #: What three workers go on with from the checkpoint of two.
-BY_THREE = Case("fsdp", "full", "float32", resume=QUICK[1].name, steps=10)
+BY_THREE = Case("fsdp", "full", "float32", resume=QUICK[1].name, steps=6)
 SLOW = [
     *(Case(kind, preset) for kind in ("ddp", "fsdp") for preset in ("aot", "aot_unpaired", "sft")),
     Case("fsdp", "mpo"),

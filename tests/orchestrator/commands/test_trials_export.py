@@ -28,6 +28,8 @@ factors:
   training.batch_size: [2]
   engine.threads: [1]
 seeds: [0]
+benchmarks:
+  report: [{name: shapes, limit: 2}]
 """
 ARM = {"full": "full, 1, 2, 1, seed 0", "lora": "lora, 1, 2, 1, seed 0"}
 

@@ -74,7 +74,11 @@ def test_without_rates_it_is_not_known(
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}  # looking writes nothing
 
 
-def test_too_little_memory_is_said(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_too_little_memory_is_said(
+    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What else would not fit either is tried in published/test_rates.py.
+    monkeypatch.setattr("orchestrator.cost.memory.changes_that_fit", lambda *_: ())
     _, out, _ = call("plan", *GIVEN, "--device-memory", "0.001")
     assert "does not fit" in out
 

@@ -86,7 +86,7 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
         "benchmarks": {"report": [{"name": "shapes", "limit": 4}]},
         "engine": {"micro_batch": 2, "threads": 1, "workers_per_trial": 2},
     }
-    names = ["trains", "second_fails", "second_dies"]
+    names = ["trains", "second_dies"]
     jobs = [
         Job(id=name, name=name, config=TrialConfig.model_validate(short), folder=tmp_path / name)
         for name in names
@@ -97,7 +97,6 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
 
     assert ends(events) == {
         "trains": "finished",
-        "second_fails": "row 7 is bad",
         "second_dies": "the worker process died (killed, out of memory, or crashed)",
     }
     assert alive(children()) == set()
@@ -143,6 +142,8 @@ def test_as_many_run_at_once_as_fit_and_are_wanted(
     assert at_once == [4, 3, 4, 2, 2, 2]  # 4 CPU hold four jobs of one, two of two
 
 
+# tests/e2e/test_stopping.py gives the program Ctrl-C; what is alive then is looked at here.
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
     # A shell starts what it puts in the background with Ctrl-C switched off: on again for this.

@@ -39,6 +39,8 @@ def left(folder: Path) -> dict[str, str]:
     }
 
 
+# test_base_models.py holds it in a process without Ray, and e2e/test_program.py two trials on Ray.
+@pytest.mark.slow
 @pytest.mark.ray
 def test_trials_of_one_slot_equal_trials_by_themselves(tmp_path: Path) -> None:
     def job(name: str, settings: dict[str, Any]) -> Job:

@@ -62,8 +62,10 @@ def trained(workdir: Path, plan: Plan, trial: Trial, scale: float) -> None:
     Ledger(workdir).finished(trial, plan.study.name, 1, str(folder.relative_to(workdir)), result)
 
 
-def test_a_study_in_one_picture(tmp_path: Path, run: Run) -> None:
-    workdir, file = tmp_path / "work", tmp_path / "small.yaml"
+def test_a_study_in_one_picture(
+    tmp_path: Path, run: Run, with_store: Callable[[Path], Path]
+) -> None:
+    workdir, file = with_store(tmp_path / "work"), tmp_path / "small.yaml"
     file.write_text(STUDY)
     plan = make_plan(load_study(file))
     dpo, chip = plan.arms

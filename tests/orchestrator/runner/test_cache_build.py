@@ -16,6 +16,7 @@ from chip_core.reference_cache.folder import build_lock, store_folder
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.results import CURVES, MODEL
 from chip_core.utils.errors import UserError
+from orchestrator.executors import inline
 from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan
@@ -25,7 +26,7 @@ from orchestrator.state.cache_plan import USES, PlannedCache, cache_folder, plan
 from orchestrator.state.ledger import Ledger
 
 from ..conftest import SHORT, STUDY, TINY
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, FakeTracker, leave_result
 
 PlanOf = Callable[..., Plan]
 
@@ -84,6 +85,17 @@ class Inline(InlineExecutor):
     @property
     def parts(self) -> list[str]:
         return [job.name for job in self.jobs if job.shard is not None]
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make passes as they are made, and of trials what they leave, without a training."""
+    really = inline.execute
+
+    def execute(job: Job, *given: Any) -> Any:
+        return leave_result(job) if job.shard is None else really(job, *given)
+
+    monkeypatch.setattr(inline, "execute", execute)
 
 
 def losses(workdir: Path) -> dict[str, list[float]]:
@@ -236,6 +248,7 @@ def test_features_are_made_and_read(plan_of: PlanOf, tmp_path: Path) -> None:
             assert (engine["reference"], engine["image_features"]) == ("stored", "stored")
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_broken_store_is_made_anew_before_the_trials(
     plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +285,7 @@ def test_passes_are_shared_out_to_workers(plan_of: PlanOf, tmp_path: Path) -> No
     assert all(job.caches is None for job in executor.jobs)
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_pass_that_another_driver_makes_is_waited_for(
     plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +328,7 @@ def test_without_room_nothing_is_begun(
     run(plan_of(overrides={"reference_cache": "off"}), tmp_path, executor)
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_path: Path) -> None:
     class LosesOne(Inline):
         def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
@@ -332,6 +347,7 @@ def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_pat
     assert executor.jobs[0].id.endswith("-again")
 
 
+@pytest.mark.usefixtures("untrained")
 def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> None:
     events: list[Event] = []
 

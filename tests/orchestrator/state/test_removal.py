@@ -179,10 +179,12 @@ def test_what_is_not_there_is_told(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_mlflow_forgets_a_trial_or_all(plan_of: PlanOf, tmp_path: Path) -> None:
+def test_mlflow_forgets_a_trial_or_all(
+    plan_of: PlanOf, tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
     plan = plan_of(STUDY.replace("[dpo, chip]", "[dpo]").replace("[0, 1]", "[0]"))
     executor = FakeExecutor()
-    tracker = MlflowTracker(tmp_path)
+    tracker = MlflowTracker(with_store(tmp_path))
     run_study(
         plan,
         workdir=tmp_path,

@@ -98,8 +98,9 @@ class Finished:
 
 @pytest.fixture(scope="module", params=["folder", "s3"])
 def finished(
-    request: pytest.FixtureRequest, run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> Finished:
+    request: pytest.FixtureRequest, run: Run, tmp_path_factory: pytest.TempPathFactory,
+    with_store: Callable[[Path], Path],
+) -> Finished:  # fmt: skip
     folder = tmp_path_factory.mktemp("finished")
     uri = str(folder / "shared")
     if request.param == "s3":
@@ -108,7 +109,9 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv(NODE_CACHE, str(folder / "one"))
-        tracker = MlflowTracker(folder / "work")  # before the storage is settled, as the command
+        tracker = MlflowTracker(
+            with_store(folder / "work")
+        )  # before the storage is settled, as the command
         outcome = run(folder / "work", uri, tracker=tracker)
     return Finished(folder=folder, uri=uri, outcome=outcome)
 

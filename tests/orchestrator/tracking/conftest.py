@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +16,6 @@ from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.base import TrialView
-from orchestrator.tracking.client import MlflowStore
 from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.utils.version import code_version
 
@@ -28,22 +27,14 @@ def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chip_core.models.loading.problem", lambda model: None)
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has set up: that takes it seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowStore(f"sqlite:///{folder}/mlflow.db", folder).open("template")
-    with sqlite3.connect(folder / "mlflow.db") as database:
-        database.execute("PRAGMA journal_mode = WAL")  # fewer waits for the disk
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def workdir(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(
+    tmp_path: Path, with_store: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "work"
-    folder.mkdir()
-    shutil.copyfile(migrated, folder / "mlflow.db")
+    folder = with_store(tmp_path / "work")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        database.execute("PRAGMA journal_mode = WAL")  # fewer waits for the disk
     return folder
 
 

@@ -161,7 +161,7 @@ BF16 = {"path": "x", "dtype": "bf16"}
                 "engine": {"micro_batch": 2},
             },
         ),
-        (
+        pytest.param(  # "lora" and "tower-adapters" together
             "llava_next",
             {
                 "vision_encoder": "lora",
@@ -170,18 +170,21 @@ BF16 = {"path": "x", "dtype": "bf16"}
                 "model": BF16,
                 "engine": {"micro_batch": 2},
             },
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(  # "checkpointing" with the image's responses beside
             "llava_next",
             {
                 "language_model": "lora",
                 "model": BF16,
                 "engine": {"micro_batch": 2, "gradient_checkpointing": True},
             },
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(  # the same, trained in whole
             "llava",
             {"model": BF16, "engine": {"micro_batch": 2, "gradient_checkpointing": True}},
+            marks=pytest.mark.slow,
         ),
         ("llava", {"engine": {"micro_batch": 2}, "objective": "symmpo"}),
         ("llava", {"engine": {"micro_batch": 2}, "objective": "sft"}),

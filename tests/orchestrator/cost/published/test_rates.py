@@ -160,8 +160,9 @@ def test_what_is_written_is_as_wide_as_it_is_held(
 
 
 def test_a_run_that_cannot_fit_ends_before_anything_is_made(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.cost.memory.changes_that_fit", lambda *_: ())
     code, _, error = call("run", "--device-memory", "0.005", "--executor", "inline")
     assert code == 2
     assert "a step takes about" in error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,12 +28,14 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture
-def tracked(finished: Callable[..., Finished]) -> tuple[Finished, dict[str, Run]]:
+def tracked(
+    finished: Callable[..., Finished], with_store: Callable[[Path], Path]
+) -> tuple[Finished, dict[str, Run]]:
     """A study of four arms and three seeds, its report written and its runs in MLflow."""
     made = finished(STUDY.replace("goal: minimize}", "smallest_difference: 4}"))
     report = made.report()
     write_report(report, made.folder)
-    tracker = MlflowTracker(made.workdir)
+    tracker = MlflowTracker(with_store(made.workdir))
     ledger, study = Ledger(made.workdir), made.plan.study.name
     tracker.open(
         made.plan,
