@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,15 +57,17 @@ def test_a_figure_that_differs_in_its_last_bit_is_told() -> None:
 
 @pytest.mark.ray
 @pytest.mark.e2e
-def test_a_worker_and_then_the_studys_driver_are_killed(tmp_path: Path) -> None:
+def test_a_worker_and_then_the_studys_driver_are_killed(
+    tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
     faults = [
         Fault(kind="slot killed in a second trial", step=4),
         Fault(kind="study's driver killed", step=2),
     ]
-    expected = undisturbed(tmp_path / "undisturbed")
+    expected = undisturbed(with_store(tmp_path / "undisturbed"))
     try:
         with opened() as world:
-            outcome = one(world, faults, tmp_path / "spoilt", expected)
+            outcome = one(world, faults, with_store(tmp_path / "spoilt"), expected)
     finally:
         ray.shutdown()
     assert outcome.survived, outcome

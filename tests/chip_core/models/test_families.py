@@ -49,7 +49,13 @@ PAIRS = families.pairs()
 TWO_STEPS = {"batch_size": 3, "epochs": 2, "max_length": 256}
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+EACH = [
+    pytest.param(family, marks=pytest.mark.slow) if family in families.BY_HAND else family
+    for family in sorted(families.FAMILIES)
+]
+
+
+@pytest.fixture(scope="module", params=EACH)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A family's model and processor as a Hugging Face folder."""
     path: Path = tmp_path_factory.mktemp(request.param)

@@ -71,7 +71,13 @@ def as_held(model: Any, held: str) -> Any:
     return model if held == "bf16" else hold(model, "fp32")
 
 
-@pytest.fixture(params=sorted(families.FAMILIES))
+EACH = [
+    pytest.param(family, marks=pytest.mark.slow) if family in families.BY_HAND else family
+    for family in sorted(families.FAMILIES)
+]
+
+
+@pytest.fixture(params=EACH)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from chip_core.config.strategies import STRATEGIES, NoParameters
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.rejected_images import REJECTED_IMAGES
-from chip_core.data.rejected_images.conformance import CHECKS, StrategyHarness, conformance
+from chip_core.data.rejected_images.conformance import (
+    CHECKS,
+    StrategyHarness,
+    conformance,
+    sample_image,
+)
 
 
 def config(strategy: str, pipeline: Path, **settings: Any) -> RejectedImageConfig:
@@ -33,6 +40,19 @@ def test_registry_and_configuration_name_the_same_strategies() -> None:
             assert RejectedImageConfig.model_fields[name].annotation is section
 
 
+@cache
+def drawn(*given: Any) -> Image.Image:
+    return sample_image(*given)
+
+
+@pytest.fixture
+def samples_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw each sample once: that of 17 million pixels takes longer than most strategies."""
+    once = "chip_core.data.rejected_images.conformance.sample_image"
+    monkeypatch.setattr(once, lambda *given: drawn(*given).copy())
+
+
+@pytest.mark.usefixtures("samples_once")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_conformance(strategy: str, check: str, pipeline: Path) -> None:
