@@ -26,7 +26,7 @@ from chip_core.data.rejected_images import strategy_class
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, DataSource, is_local, open_source
 from chip_core.pairs.prompts import check_prompts, open_prompts
-from chip_core.utils.errors import ConfigError
+from chip_core.utils.errors import ConfigError, warn_once
 from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.utils.progress import progress
@@ -72,10 +72,8 @@ def check_training_rows(
     for wanted in _wanted(configs):
         data = wanted.data
         if not is_local(data):
-            console.print(
-                f"{data.source} has not been fetched: its rows are checked as a training begins",
-                markup=False,
-                highlight=False,
+            warn_once(
+                f"{data.source} has not been fetched: its rows are checked as a training begins"
             )
             continue
         mark = _mark(plan.identity(data), wanted)

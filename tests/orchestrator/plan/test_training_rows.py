@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from chip_core.config.trial import DataConfig
 from chip_core.data import checks
 from chip_core.data.image_files import ImageReader
+from chip_core.data.source import open_source
 from chip_core.utils.errors import ConfigError
 from orchestrator.cli import main
 from orchestrator.plan import training_rows
@@ -220,6 +223,36 @@ def test_the_embedded_world_is_not_looked_at(
         monkeypatch.delattr(training_rows, name)
     check(plan_of(text("dpo")), tmp_path / "w")
     assert not (tmp_path / "w").exists()
+
+
+def test_what_the_hub_has_is_not_fetched_for_it(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[None]
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(training_rows, "warn_once", told.append)
+    monkeypatch.setattr(training_rows, "is_local", lambda data: False)
+    monkeypatch.delattr(training_rows, "open_source")
+    check(plan_of(text("dpo"), overrides={"data.source": "owner/name"}), tmp_path / "w")
+    assert told == ["owner/name has not been fetched: its rows are checked as a training begins"]
+    assert not decoded
+
+
+def test_fetched_rows_are_known_by_their_files(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[None]
+) -> None:
+    file = write_rows(tmp_path, [row(0)], "parquet")
+    there = open_source(DataConfig(source=str(file)))
+    monkeypatch.setattr(training_rows, "is_local", lambda data: True)
+    monkeypatch.setattr(training_rows, "open_source", lambda data: there)
+    plan = plan_of(text("dpo"), overrides={"data.source": "owner/name"})
+    counts = []
+    for touched in (False, False, True):
+        if touched:
+            os.utime(file, (1, 1))
+        decoded.clear()
+        check(plan, tmp_path / "w")
+        counts.append(len(decoded))
+    assert counts == [1, 0, 1]
 
 
 def test_many_rows_are_shared_and_progress_is_shown(
