@@ -79,7 +79,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
     context = TrialContext(folder=folder, **options)
     answer_trial(config, context)
     scoring = replace(context, began=None, began_cpu=None)
-    return current_workers().broadcast_from_rank0(lambda: score_trial(config, scoring))
+    return current_workers().awaited_from_rank0(lambda: score_trial(config, scoring))
 
 
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
