@@ -1,10 +1,18 @@
-"""Check every row before training: by itself, and for a model's processor."""
+"""Check every row before training: by itself, and for a model's processor.
+
+Most of it is the decoding of images, so many rows are looked at by several processes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from multiprocessing.connection import Connection
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -13,7 +21,19 @@ from chip_core.data.formats.further import Asks, Further, check_sentences, furth
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
-from chip_core.utils.errors import brief
+from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.machine import cores
+
+T = TypeVar("T")
+
+#: Rows that one process looks at before the next one's turn.
+BLOCK = 64
+
+#: Fewer rows are looked at by one process: the start of others takes longer than they save.
+FEW = 2_000
+
+#: Processes at most.
+MOST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +59,7 @@ def check_rows(
     rejected_images: bool = False,
     asks: Asks | None = None,
     model: RowChecker | None = None,
+    wanted: Callable[[int], bool] = lambda index: True,
 ) -> Iterator[GoodRow | BadRow]:
     """Yield what every row is, in order; images are decoded one at a time and let go.
 
@@ -47,8 +68,9 @@ def check_rows(
         rejected_images: whether a row needs a rejected image of its own.
         asks: what an objective asks of it beside that.
         model: what else is to take the rows; None: no model is known.
+        wanted: which rows are looked at, by their numbers.
     """
-    for index, row in source.scan():
+    for index, row in source.scan(wanted):
         if isinstance(row, RowError):
             yield BadRow(place=source.place(index), reason=str(row))
             continue
@@ -64,6 +86,106 @@ def check_rows(
             yield BadRow(place=source.place(index), reason=str(error))
             continue
         yield GoodRow(row=row, size=sizes[0])
+
+
+def processes_for(rows: int, sharing: int = 1) -> int:
+    """Return how many processes are to look at rows.
+
+    Args:
+        rows: how many there are.
+        sharing: how many processes of this machine look at as many at the same time.
+    """
+    if rows < FEW or sys.platform != "linux":  # elsewhere none can be forked safely
+        return 1
+    return max(1, min(MOST, cores() // sharing))
+
+
+def told_of_rows(
+    source: DataSource, tell: Callable[[GoodRow], T], *, processes: int = 1, **held: Any
+) -> Iterator[T | BadRow]:
+    """Yield what is told of each good row, and each bad row, in order.
+
+    Args:
+        source: the rows.
+        tell: of a good row; called in the process that has looked at it.
+        processes: how many look at rows.
+        **held: what they are held against: see `check_rows`.
+
+    Raises:
+        TrialError: one of the processes was ended from outside.
+    """
+    if processes == 1:
+        for checked in check_rows(source, **held):
+            yield checked if isinstance(checked, BadRow) else tell(checked)
+        return
+    # Forked: a new interpreter would import for seconds, and what is told may be a closure.
+    forked = multiprocessing.get_context("fork")
+    started = []
+    for number in range(processes):
+        here, there = forked.Pipe(duplex=False)
+        share = _Share(number=number, of=processes)
+        process = forked.Process(target=_look, args=(source, tell, share, there, held), daemon=True)
+        process.start()
+        there.close()  # so that its end is seen here
+        started.append((process, here))
+    try:
+        for block in range(-(-len(source) // BLOCK)):
+            try:
+                told = started[block % processes][1].recv()
+            except EOFError:
+                raise TrialError(
+                    "a process that looks at rows was ended: is the machine's memory full?"
+                ) from None
+            if isinstance(told, Exception):
+                raise told
+            yield from told
+    finally:
+        for process, here in started:
+            here.close()
+            process.terminate()
+            process.join()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """The rows that one of several processes looks at: every so manieth block."""
+
+    number: int
+    of: int
+
+    def __call__(self, index: int) -> bool:
+        return index // BLOCK % self.of == self.number
+
+
+def _look(
+    source: DataSource,
+    tell: Callable[[GoodRow], T],
+    share: _Share,
+    out: Connection[Any, Any],
+    held: dict[str, Any],
+) -> None:
+    """Be one of several processes; send what is told of each block of rows."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at a terminal all get it: one decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)  # its others are not there after a fork, and would be waited for
+    block: list[T | BadRow] = []
+    try:
+        for checked in check_rows(source, wanted=share, **held):
+            block.append(checked if isinstance(checked, BadRow) else tell(checked))
+            if len(block) == BLOCK:
+                out.send(block)
+                block = []
+        if block:
+            out.send(block)
+    except BrokenPipeError:
+        return  # nobody asks any more
+    except Exception as error:  # comes out where the block is waited for
+        try:
+            out.send(error)
+        except (TypeError, AttributeError, pickle.PicklingError):
+            out.send(TrialError(f"a row cannot be looked at ({brief(error)})"))
 
 
 def _sizes(row: SourceRow, rejected_images: bool) -> list[tuple[int, int]]:

@@ -6,11 +6,12 @@ import itertools
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import RowChecker, check_rows
+from chip_core.data.checks import GoodRow, RowChecker, processes_for, told_of_rows
 from chip_core.data.formats.further import Asks, Score, further_of
 from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
@@ -107,6 +108,7 @@ class SourcePairs(Pairs):
         rejected_images: bool = False,
         asks: Asks | None = None,
         model: RowChecker | None = None,
+        processes: int = 1,
     ) -> None:
         """Look at every row once; `on_row` is told (done, total)."""
         self._source, self._asks = source, asks or Asks()
@@ -114,16 +116,21 @@ class SourcePairs(Pairs):
         skipped: list[BadRow] = []
         lengths = array("Q")
         seen: set[str] = set()
-        checks = check_rows(source, rejected_images=rejected_images, asks=asks, model=model)
-        for done, checked in enumerate(checks, start=1):
-            if isinstance(checked, BadRow):
-                skipped.append(checked)
+        rows = told_of_rows(
+            source,
+            partial(_kept, source),
+            processes=processes,
+            rejected_images=rejected_images,
+            asks=asks,
+            model=model,
+        )
+        for done, told in enumerate(rows, start=1):
+            if isinstance(told, BadRow):
+                skipped.append(told)
             else:
-                index = checked.row.index
+                index, length, name = told
                 self._good.append(index)
-                texts = checked.row.texts
-                lengths.append(len(texts.prompt) + len(texts.chosen) + len(texts.rejected))
-                name = checked.row.id or source.fallback_id(index)
+                lengths.append(length)
                 if name in seen:
                     self._repeated.add(index)
                 seen.add(name)
@@ -167,6 +174,7 @@ def load_pairs(
     rejected_images: bool = False,
     asks: Asks | None = None,
     model: RowChecker | None = None,
+    sharing: int = 1,
 ) -> Pairs:
     """Return the pairs that a configuration names, every row of them checked.
 
@@ -176,6 +184,7 @@ def load_pairs(
         rejected_images: whether a row without a rejected image of its own is bad.
         asks: what an objective asks of each row beside that.
         model: what else is to take the rows; None: no model is known.
+        sharing: how many processes of this machine load them at the same time.
 
     Raises:
         TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
@@ -185,12 +194,14 @@ def load_pairs(
             raise TrialError(f"the embedded world's pairs have no {', '.join(asks.names)}")
         return ShapesPairs(config.limit)
     try:
+        source = open_source(config)
         pairs = SourcePairs(
-            open_source(config),
+            source,
             on_row,
             rejected_images=rejected_images,
             asks=asks,
             model=model,
+            processes=processes_for(len(source), sharing),
         )
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None
@@ -233,6 +244,13 @@ def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
             yield _pair(row, row.id or source.fallback_id(index))
         except RowError:
             continue  # its image is bad
+
+
+def _kept(source: DataSource, good: GoodRow) -> tuple[int, int, str]:
+    """Return what is kept of a good row: its number, the length of its texts, its name."""
+    row, texts = good.row, good.row.texts
+    length = len(texts.prompt) + len(texts.chosen) + len(texts.rejected)
+    return row.index, length, row.id or source.fallback_id(row.index)
 
 
 def _pair(row: SourceRow, name: str, asks: Asks | None = None) -> PreferencePair:

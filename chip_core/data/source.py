@@ -77,9 +77,17 @@ class DataSource:
         shard, row = self._find(index)
         return f"{self.tables[shard].name}:{row}"
 
-    def scan(self) -> Iterator[tuple[int, SourceRow | RowError]]:
-        """Yield each row with its number, in order; in place of a bad one the reason."""
+    def scan(
+        self, wanted: Callable[[int], bool] = lambda index: True
+    ) -> Iterator[tuple[int, SourceRow | RowError]]:
+        """Yield each row with its number, in order; in place of a bad one the reason.
+
+        Args:
+            wanted: which rows, by their numbers; no other is read.
+        """
         for index, shard, read in self._readers():
+            if not wanted(index):
+                continue
             try:
                 yield index, self._row(index, shard, read())
             except RowError as error:

@@ -65,6 +65,10 @@ class ConfigError(UserError):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        """Go from process to process with all problems apart."""
+        return type(self), (self.problems,)
+
 
 class TrialError(Exception):
     """A trial cannot go on; the study does. Its message is the trial's reason."""

@@ -6,6 +6,7 @@ import statistics
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
-from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows
+from chip_core.data.checks import GoodRow, ProcessorChecker, processes_for, told_of_rows
 from chip_core.data.formats.further import Asks, asks_of
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
@@ -29,6 +30,15 @@ _NAMED = 3  # files that are listed
 
 #: Splits a text into what is compared: token ids, or numbers that stand for words.
 Split = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is told of a good row."""
+
+    rejected_image: bool
+    sides: bool
+    figures: dict[str, float]
 
 
 @dataclass(kw_only=True)
@@ -52,9 +62,13 @@ class DataReport:
         """How many rows were looked at."""
         return self.good + len(self.bad)
 
-    def add(self, name: str, value: float) -> None:
-        """Note a good row's figure."""
-        self.figures.setdefault(name, array("d")).append(value)
+    def note(self, seen: Seen) -> None:
+        """Note a good row."""
+        self.good += 1
+        self.rejected_images += seen.rejected_image
+        self.sides += seen.sides
+        for name, value in seen.figures.items():
+            self.figures.setdefault(name, array("d")).append(value)
 
 
 def check_data(
@@ -97,12 +111,22 @@ def check_data(
         asked=asks.names,
     )
     with progress(console, "rows checked", len(source)) as step:
-        for done, checked in enumerate(check_rows(source, asks=asks, model=taken), start=1):
-            if isinstance(checked, BadRow):
-                report.bad.append(checked)
-            else:
-                _note(report, checked, split, in_tokens=model is not None)
-            step(done)
+        rows = told_of_rows(
+            source,
+            partial(_seen, split=split, in_tokens=model is not None),
+            processes=processes_for(len(source)),
+            asks=asks,
+            model=taken,
+        )
+        try:
+            for done, told in enumerate(rows, start=1):
+                if isinstance(told, BadRow):
+                    report.bad.append(told)
+                else:
+                    report.note(told)
+                step(done)
+        except TrialError as error:
+            raise UserError(str(error)) from None
     return report
 
 
@@ -175,22 +199,21 @@ def summary(report: DataReport) -> dict[str, dict[str, float]]:
     }
 
 
-def _note(report: DataReport, checked: GoodRow, split: Split, *, in_tokens: bool) -> None:
-    texts = checked.row.texts
-    report.good += 1
-    report.rejected_images += checked.row.rejected_image is not None
-    report.sides += checked.row.sides
+def _seen(good: GoodRow, *, split: Split, in_tokens: bool) -> Seen:
+    texts = good.row.texts
     parts = {name: split(getattr(texts, name)) for name in ("prompt", "chosen", "rejected")}
-    for name in parts:
-        report.add(f"{name}, characters", len(getattr(texts, name)))
+    figures: dict[str, float] = {f"{name}, characters": len(getattr(texts, name)) for name in parts}
     if in_tokens:
-        for name, ids in parts.items():
-            report.add(f"{name}, tokens", len(ids))
-    report.add("image width, pixels", checked.size[0])
-    report.add("image height, pixels", checked.size[1])
+        figures |= {f"{name}, tokens": len(ids) for name, ids in parts.items()}
+    figures["image width, pixels"], figures["image height, pixels"] = good.size
     changed = changed_positions(parts["chosen"], parts["rejected"])
     for name, positions in zip(("chosen", "rejected"), changed, strict=True):
-        report.add(f"{name} changed, %", 100 * len(positions) / max(len(parts[name]), 1))
+        figures[f"{name} changed, %"] = 100 * len(positions) / max(len(parts[name]), 1)
+    return Seen(
+        rejected_image=good.row.rejected_image is not None,
+        sides=good.row.sides,
+        figures=figures,
+    )
 
 
 def _words() -> Split:
