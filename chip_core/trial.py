@@ -79,7 +79,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
     context = TrialContext(folder=folder, **options)
     answer_trial(config, context)
     scoring = replace(context, began=None, began_cpu=None)
-    return current_workers().broadcast_from_rank0(lambda: score_trial(config, scoring))
+    return current_workers().awaited_from_rank0(lambda: score_trial(config, scoring))
 
 
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
@@ -186,6 +186,35 @@ class _Attempt:
 
     def _load(self, trained_model: Path | None, *, train: bool) -> _Model:
         """Load the model that is trained, or that answers, and take it to its device."""
+        empty = self._empty() if train else None
+        if empty is None or empty.parallelism != "fsdp":
+            loaded = self._whole(trained_model, empty, train=train)
+        else:
+            found: list[_Model] = []
+
+            def load() -> None:
+                first = self._workers.first
+                found.append(self._whole(trained_model, empty, train=True) if first else empty)
+
+            self._workers.each(load)  # who waits for the first is told where it fails
+            (loaded,) = found
+        self._spans.end("model")
+        return loaded
+
+    def _empty(self) -> _Model | None:
+        """Return the model without its weights, where it may be spread; None where it is not."""
+        config, device = self._config, self._device
+        may = {"fsdp": True, "ddp": False, "auto": device.type == "cuda"}[config.engine.parallel]
+        if self._workers.alone or not may or config.model.quantize != "none":
+            return None
+        model, processor = loading.load_empty(config.model, attention=config.engine.attention)
+        model = attach_adapters(model, config)
+        parallelism = choose_parallelism(config, model, device, self._workers)
+        self._check_room(model, parallelism)
+        return _Model(model=model, processor=processor, parallelism=parallelism)
+
+    def _whole(self, trained_model: Path | None, empty: _Model | None, *, train: bool) -> _Model:
+        """Load the model with all of its weights; `empty` is of `_empty`."""
         config, device = self._config, self._device
         model, processor = loading.load(
             config.model,
@@ -198,18 +227,26 @@ class _Attempt:
             model = attach_adapters(model, config)
             unread = unread_note(model, config)
             self._notes += [] if unread is None else [unread]
-            parallelism = choose_parallelism(config, model, device, self._workers)
-            if device.type == "cuda":
-                parts = self._workers.size if parallelism == "fsdp" else 1
-                caches = self._context.caches
-                computed = caches is None or not caches.covers(config)
-                needed = bytes_needed(model, config, reference=computed)
-                check_room(needed // parts, room_for(model, device), config)
+            if empty is None:
+                parallelism = choose_parallelism(config, model, device, self._workers)
+                self._check_room(model, parallelism)
+            else:
+                parallelism = empty.parallelism
         # What is going to be spread is taken there whole too, if it can: checks are fast there.
         if parallelism != "fsdp" or weights_fit(model, device):
             model.to(device)
-        self._spans.end("model")
         return _Model(model=model, processor=processor, parallelism=parallelism)
+
+    def _check_room(self, model: Any, parallelism: Parallelism) -> None:
+        """Check that this worker's part of a training fits its device."""
+        config, device = self._config, self._device
+        if device.type != "cuda":
+            return
+        parts = self._workers.size if parallelism == "fsdp" else 1
+        caches = self._context.caches
+        computed = caches is None or not caches.covers(config)
+        needed = bytes_needed(model, config, reference=computed)
+        check_room(needed // parts, room_for(model, device), config)
 
     def _sampled_pairs(self, loaded: _Model) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs."""

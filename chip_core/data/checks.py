@@ -107,9 +107,14 @@ def bad_rows_line(
     )
 
 
-def processes_for(rows: int) -> int:
-    """Return how many processes decode the images of so many rows where a machine is one's own."""
-    return 1 if rows < _MANY else min(cores(), _MOST_PROCESSES)
+def processes_for(rows: int, sharing: int = 1) -> int:
+    """Return how many processes are to decode the images of rows.
+
+    Args:
+        rows: how many there are.
+        sharing: how many processes of this machine look at as many at the same time.
+    """
+    return 1 if rows < _MANY else max(1, min(_MOST_PROCESSES, cores() // sharing))
 
 
 def image_sizes(images: Images | None) -> list[tuple[int, int]] | str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import RowChecker, bad_rows_line, check_rows
+from chip_core.data.checks import RowChecker, bad_rows_line, check_rows, processes_for
 from chip_core.data.formats.further import Asks, Score, further_of
 from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
@@ -106,14 +106,21 @@ class SourcePairs(Pairs):
         rejected_images: bool = False,
         asks: Asks | None = None,
         model: RowChecker | None = None,
+        processes: int = 1,
     ) -> None:
-        """Look at every row once; `on_row` is told (done, total)."""
+        """Look at every row once, in so many processes; `on_row` is told (done, total)."""
         self._source, self._asks = source, asks or Asks()
         self._good, self._repeated = array("Q"), set[int]()
         skipped: list[BadRow] = []
         lengths = array("Q")
         seen: set[str] = set()
-        checks = check_rows(source, rejected_images=rejected_images, asks=asks, model=model)
+        checks = check_rows(
+            source,
+            rejected_images=rejected_images,
+            asks=asks,
+            model=model,
+            processes=processes,
+        )
         for done, checked in enumerate(checks, start=1):
             if isinstance(checked, BadRow):
                 skipped.append(checked)
@@ -166,6 +173,7 @@ def load_pairs(
     rejected_images: bool = False,
     asks: Asks | None = None,
     model: RowChecker | None = None,
+    sharing: int = 1,
 ) -> Pairs:
     """Return the pairs that a configuration names, every row of them checked.
 
@@ -175,6 +183,7 @@ def load_pairs(
         rejected_images: whether a row without a rejected image of its own is bad.
         asks: what an objective asks of each row beside that.
         model: what else is to take the rows; None: no model is known.
+        sharing: how many processes of this machine load them at the same time.
 
     Raises:
         TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
@@ -184,12 +193,14 @@ def load_pairs(
             raise TrialError(f"the embedded world's pairs have no {', '.join(asks.names)}")
         return ShapesPairs(config.limit)
     try:
+        source = open_source(config)
         pairs = SourcePairs(
-            open_source(config),
+            source,
             on_row,
             rejected_images=rejected_images,
             asks=asks,
             model=model,
+            processes=processes_for(len(source), sharing),
         )
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None

@@ -197,6 +197,41 @@ def load(
     return loaded.eval(), processor
 
 
+def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any]:
+    """Return (model, processor) as `load` does, the model's weights with shapes and no memory.
+
+    For a worker that is given its part of them by another one, which loads them.
+
+    Args:
+        model: the model; not quantized.
+        attention: as for `load`.
+
+    Raises:
+        TrialError: it cannot be built.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from chip_core.models.precision import DTYPES
+    from chip_core.models.tower import skip_unread_layers
+
+    source, options = _checked_source(model)
+    own.register()
+    kind: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForImageTextToText.from_config(
+                AutoConfig.from_pretrained(source, **options),
+                dtype=DTYPES[model.dtype],
+                trust_remote_code=model.trust_remote_code,
+                **kind,
+            )
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {_advice(error)}") from None
+    skip_unread_layers(empty)
+    return empty.eval(), _processor(source, options)
+
+
 def content_key(model: ModelConfig) -> Hashable:
     """Return what is equal for models of this process whose files are the same."""
     state = _state_of(local_folder(model.path))
@@ -279,15 +314,7 @@ def load_whole(
     except torch.OutOfMemoryError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError) as error:
-        advice = (
-            "choose engine.attention: sdpa"
-            if "attention" in str(error).lower()
-            else "check the name and the network, or name a folder with its files"
-        )
-        for model_type, command in own.CONVERTERS.items():
-            if model_type in str(error):
-                advice = f"it is as released: fetch it, and {command} converts it"
-        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {advice}") from None
+        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {_advice(error)}") from None
     finally:
         logging.set_verbosity(told)
     if quantize == "nf4":
@@ -295,6 +322,16 @@ def load_whole(
     _check_weights(source, loaded, found)
     check_finite(source, loaded.state_dict())
     return loaded
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about a model that transformers does not load."""
+    for model_type, command in own.CONVERTERS.items():
+        if model_type in str(error):
+            return f"it is as released: fetch it, and {command} converts it"
+    if "attention" in str(error).lower():
+        return "choose engine.attention: sdpa"
+    return "check the name and the network, or name a folder with its files"
 
 
 def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -> None:

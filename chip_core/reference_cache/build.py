@@ -270,7 +270,7 @@ class BuildGroup:
         self._policy = Policy(
             model,
             objective,
-            logits_chunk=chunk_of(model, config),
+            logits_chunk=chunk_of(model, config, self._device),
         )
         self._of: dict[str, ImageFeatures | ResponseLogps] = {}
         for spec in passes:

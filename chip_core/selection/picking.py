@@ -99,7 +99,7 @@ class Picker:
                     places=self.context.places,
                     report=self.report,
                 )
-                made = current_workers().broadcast_from_rank0(score)
+                made = current_workers().awaited_from_rank0(score)
             figures |= made.metrics
         self.spans.end(f"select after step {step}")
         return Point(step=step, figures=figures)

@@ -250,7 +250,14 @@ class Checkpointer:
         """Go on from a checkpoint that is whole; return why it is not used, None where it is."""
         problem, state = None, {}
         try:
-            state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+            state = torch.load(
+                checkpoint / STATE,
+                map_location="cpu",
+                weights_only=True,
+                # Each worker takes its part of an optimizer's whole state: of the file, which the
+                # workers of a machine so have in memory once.
+                mmap=is_sharded(self._model),
+            )
         except Exception as error:  # a file that is not torch's may raise anything
             problem = f"{STATE} ({_described(error)})"
         problem = self._agreed(problem)

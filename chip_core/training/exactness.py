@@ -14,6 +14,7 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.layers.compiled import compiled_layers
 from chip_core.models.packing import can_fuse, packed_attention
 from chip_core.models.precision import dtype_of, in_fp32
+from chip_core.models.shards import has_weights
 from chip_core.training.layout import lying, pad
 from chip_core.training.policy import Policy
 from chip_core.training.states import response_states
@@ -52,7 +53,8 @@ def share_prefixes(
         batch: one pair to try it on, on the policy's device.
         wanted: `engine.prefix_sharing`.
         workers: who share the training, each with a pair of its own: they share prefixes where all
-            of them can, or none does. None: this process alone.
+            of them can, or none does. What has no weights yet is tried by those that have them.
+            None: this process alone.
 
     Yields:
         `on`, by itself or with how attention is computed; or `off (…)` with the reason: then every
@@ -62,11 +64,12 @@ def share_prefixes(
         TrialError: the model's logits are not what its output head makes of its hidden states.
     """
     workers = workers or Workers()
-    workers.each(lambda: _check_head(policy, batch))
+    here = has_weights(policy)
+    workers.each(lambda: _check_head(policy, batch) if here else None)
     if wanted == "off":
         yield "off (engine.prefix_sharing: off)"
         return
-    fused = all(workers.each(lambda: can_fuse(policy.head.weight)))
+    fused = all(workers.each(lambda: not here or can_fuse(policy.head.weight)))
     reason = _anyones_problem(policy, batch, workers, fused=fused)
     if fused and reason is not None:
         _log.warning("attention of packed rows is not fused: %s", reason)
@@ -86,7 +89,10 @@ def share_prefixes(
 def _anyones_problem(
     policy: Policy, batch: PairBatch, workers: Workers, *, fused: bool
 ) -> str | None:
-    problems = workers.each(lambda: prefix_sharing_problem(policy, batch, fused=fused))
+    here = has_weights(policy)
+    problems = workers.each(
+        lambda: prefix_sharing_problem(policy, batch, fused=fused) if here else None
+    )
     return next((each for each in problems if each is not None), None)
 
 
@@ -146,7 +152,7 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
     with compiled_layers(policy.model):
         try:
             made = _measured(policy, batch, shared=shared, as_held=True)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, TrialError):
             raise
         except Exception as error:  # whatever a compiler does with a model
             raise TrialError(

@@ -21,7 +21,7 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.precision import dtype_of
-from chip_core.models.shards import local_part, whole
+from chip_core.models.shards import WeightsFromRank0, has_weights, local_part, whole
 from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
@@ -44,9 +44,12 @@ class FSDPStrategy(SingleProcessStrategy):
     def __init__(
         self, policy: Policy, config: TrialConfig, workers: Workers, device: torch.device
     ) -> None:
-        """Shard a policy's weights, and take them to the device."""
+        """Shard a policy's weights, and take them to the device.
+
+        Of workers that have not loaded them, those are given that rank 0 has.
+        """
         super().__init__(policy, config, workers)
-        self._root = _shard(policy, device)
+        self._root = _shard(policy, device, workers)
         short = not _room_for_gradients(self._root, device)
         # Alike for all: they meet as often.
         self._each_pass = workers.sums({"short": float(short)}, device)["short"] > 0
@@ -194,7 +197,7 @@ def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
     return whole_gradient + parts <= _ROOM * free
 
 
-def _shard(policy: Policy, device: torch.device) -> Any:
+def _shard(policy: Policy, device: torch.device, workers: Workers) -> Any:
     """Return a policy's root with every layer a unit of its own; the rest is the root's.
 
     Weights are brought together in what they are held in. Gradients of bf16 weights are added up
@@ -208,10 +211,14 @@ def _shard(policy: Policy, device: torch.device) -> Any:
         reduce_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False
     )
     root: Any = _Root(policy)
-    for module in reversed(list(policy.modules())):  # what is within a layer comes before it
-        if isinstance(module, GradientCheckpointingLayer):
-            fully_shard(module, mesh=mesh, mp_policy=precision)
-    fully_shard(root, mesh=mesh, mp_policy=precision)
+    everywhere = all(workers.each(lambda: has_weights(policy)))
+    given = None if everywhere else WeightsFromRank0(root, workers, device)
+    # What is within a layer comes before it. A layer is spread as soon as it is given.
+    layers = [each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer)]
+    for module in [*reversed(layers), root]:
+        if given is not None:
+            given.give(module)
+        fully_shard(module, mesh=mesh, mp_policy=precision)
     register_fsdp_forward_method(root, "reference_scores")
     register_fsdp_forward_method(root, "table_columns")
     register_fsdp_forward_method(root, "begin")

@@ -219,13 +219,12 @@ class Policy(nn.Module):
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
 
-def chunk_of(model: Any, config: TrialConfig) -> int:
-    """Return how many positions' logits a model on its device holds together."""
-    weight = model.get_output_embeddings().weight
+def chunk_of(model: Any, config: TrialConfig, device: torch.device) -> int:
+    """Return how many positions' logits a model holds together where it is computed."""
     memory = None
-    if weight.is_cuda:
-        memory = torch.cuda.get_device_properties(weight.device).total_memory
-    return chunk_size(config.engine.logits_chunk, len(weight), memory)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    return chunk_size(config.engine.logits_chunk, len(model.get_output_embeddings().weight), memory)
 
 
 def spread(values: Tensor, responses: Responses) -> Tensor:

@@ -17,6 +17,7 @@ from chip_core.data.source import SHAPES
 from chip_core.models import loading
 from chip_core.results import Progress
 from chip_core.utils.errors import TrialError
+from chip_core.utils.workers import current_workers
 
 
 def checked_pairs(
@@ -49,6 +50,7 @@ def checked_pairs(
         rejected_images=given and config.objective.needs_rejected_image,
         asks=asks_of(config.objective) if asks is None else asks,
         model=ProcessorChecker(loading.processor_of(config.model)) if own else None,
+        sharing=current_workers().size,
     )
 
 

@@ -88,7 +88,8 @@ class Trainer:
 
         Args:
             config: the trial.
-            model: the policy, with its adapters; on the device, but that `fsdp` takes it there.
+            model: the policy, with its adapters; on the device, but that `fsdp` takes it there, and
+                all workers but the first may have it without its weights.
             processor: its processor.
             pairs: the preference pairs.
             folder: the trial's: each step's figures go to its curves.jsonl, and checkpoints beside
@@ -111,7 +112,8 @@ class Trainer:
         if config.engine.gradient_checkpointing:
             recompute_layers(model)
         set_trained(model, config)
-        self.policy = Policy(model, config.objective, logits_chunk=chunk_of(model, config))
+        chunk = chunk_of(model, config, self.compute.device)
+        self.policy = Policy(model, config.objective, logits_chunk=chunk)
         with ExitStack() as stack:
             small = self.batches.shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(

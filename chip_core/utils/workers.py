@@ -7,8 +7,9 @@ workers, `join_workers` does for torchrun's. One process needs neither.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 #: How long one worker may wait for another: rank 0 alone writes checkpoints.
 PATIENCE = timedelta(hours=2)
+
+#: Seconds between two meetings while the others wait for what may take rank 0 longer than that.
+BEAT = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,46 @@ class Workers:
         """
         return self.each(lambda: make() if self.first else None)[0]  # type: ignore[return-value]
 
+    def awaited_from_rank0(self, make: Callable[[], T]) -> T:
+        """Return what rank 0 makes, on every process, however long it takes: judges, say.
+
+        While it is made all meet now and then, so that none waits in vain for `PATIENCE`.
+
+        Args:
+            make: meets no other process itself.
+
+        Raises:
+            Exception: as `each`.
+        """
+        if self.alone or not self.first:
+            while not (self.alone or self.gathered(None)[0]):
+                pass
+            return self.broadcast_from_rank0(make)
+        over = threading.Event()
+        meeting = threading.Thread(target=self._meet, args=(over, _gpu()), daemon=True)
+
+        def work() -> T:
+            meeting.start()
+            try:
+                return make()
+            finally:
+                over.set()
+                meeting.join()
+
+        return self.broadcast_from_rank0(work)
+
+    def _meet(self, over: threading.Event, gpu: int | None) -> None:
+        """Tell the others now and then whether rank 0 is done, until it is."""
+        import torch
+
+        if gpu is not None:
+            torch.cuda.set_device(gpu)  # of a thread, each has its own
+        done = False
+        with suppress(Exception):  # who cannot be met now is not met afterwards, which is told
+            while not done:
+                done = over.wait(BEAT)
+                self.gathered(done)
+
     def gathered(self, value: Any) -> list[Any]:
         """Return what each process gave, by rank: plain data."""
         if self.alone:
@@ -103,6 +147,13 @@ class Workers:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+
+def _gpu() -> int | None:
+    """Return the GPU that this thread computes on, if it does."""
+    import torch
+
+    return torch.cuda.current_device() if torch.cuda.is_available() else None
 
 
 def _reason(failure: Exception | None) -> tuple[type[TrialError], str] | None:

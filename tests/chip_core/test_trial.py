@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from chip_core.config.trial import TrialConfig
+from chip_core.models.shards import has_weights
 from chip_core.results import Progress, read_result
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import (
@@ -21,9 +23,11 @@ from chip_core.trained import (
     weights_fingerprint,
     write_trained,
 )
-from chip_core.trial import run_trial
+from chip_core.trial import _Attempt, run_trial
+from chip_core.trial_context import TrialContext
 from chip_core.utils.errors import NonFiniteLossError, TrialError
 from chip_core.utils.files import read_records
+from chip_core.utils.workers import Workers
 
 Configured = Callable[..., TrialConfig]
 SCORED = {"benchmarks": {"report": [{"name": "shapes", "limit": 8}]}}
@@ -54,6 +58,27 @@ def test_two_runs_agree_to_the_bit(shapes_config: Configured, tmp_path: Path) ->
     )
     assert (len(content), len(marks)) == (1, 2)  # answers of the one are answers of the other
     assert read_result(folders[0]) == results[0]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "rank", "loads"),
+    [("fsdp", 0, True), ("fsdp", 1, False), ("ddp", 1, True), ("auto", 1, True)],
+)
+def test_of_workers_that_spread_a_model_the_first_alone_loads_it(
+    shapes_config: Configured, tmp_path: Path, parallel: str, rank: int, loads: bool
+) -> None:
+    class Joined(Workers):
+        def each(self, make: Callable[[], Any]) -> list[Any]:
+            return [make()] * 2
+
+    config = shapes_config(engine__parallel=parallel, language_model="lora")
+    attempt = _Attempt(config, TrialContext(folder=tmp_path))
+    attempt._workers, attempt._device = Joined(rank=rank, size=2), torch.device("cpu")
+    loaded = attempt._load(None, train=True)
+    assert has_weights(loaded.model) == loads
+    assert loaded.parallelism == ("fsdp" if parallel == "fsdp" else "ddp")
+    assert any(".lora_A." in name for name, _ in loaded.model.named_parameters())
+    assert has_weights(attempt._load(None, train=False).model)  # who answers has it whole
 
 
 def test_the_seed_changes_the_figures(shapes_config: Configured, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def answer(
         benchmark = find_benchmark(settings.name)
         if isinstance(benchmark, ExternalBenchmark):
             asker = benchmark
-            return current_workers().broadcast_from_rank0(
+            return current_workers().awaited_from_rank0(
                 lambda: _by_itself(context, side, settings, asker)
             )
         items, _ = select_items(side, settings, benchmark, context.places)
@@ -195,7 +195,7 @@ def _responses(
         own = _transformers(context, questions, workers)
         made = _answered(context, questions, own, phase, workers)
     else:
-        made = workers.broadcast_from_rank0(lambda: _by_engine(context, questions, engine, phase))
+        made = workers.awaited_from_rank0(lambda: _by_engine(context, questions, engine, phase))
     return [made.answers[item.id].text for item in questions.items], made.metadata
 
 

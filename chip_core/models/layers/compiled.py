@@ -4,6 +4,11 @@ become a few kernels.
 Sizes are symbols in the code, so one code serves every length of a row, and as layers are alike,
 every layer. What is compiled is a layer's own forward: the hooks of DDP and FSDP2 lie around it,
 and so does checkpointing, whose backward pass runs the compiled code again.
+
+Each way that layers are called has code of its own: with gradients and without, with adapters and
+without, with the encoder trained alone. Of one function torch makes so many codes and no more
+(`torch.compiler.config.recompile_limit`); then it computes without, and says so in a log alone.
+Here a training ends by that.
 """
 
 from __future__ import annotations
@@ -24,6 +29,9 @@ from chip_core.utils.errors import TrialError
 Backend = str | Callable[..., Any]
 
 INDUCTOR = "inductor"
+
+#: What torch.compile is documented to raise, a class that torch names nowhere else.
+_LIMIT_HIT = "FailOnRecompileLimitHit"
 
 
 @contextmanager
@@ -53,6 +61,9 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
     # Its loop over pieces is of each row's own lengths: no code of one row serves another.
     apart = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
     ALL_ATTENTION_FUNCTIONS.register(packing.NAME, apart)
+    settings: Any = torch.compiler.config
+    failing = settings.fail_on_recompile_limit_hit
+    settings.fail_on_recompile_limit_hit = True
     try:
         for layer in layers:
             _compile(layer, backend or INDUCTOR)
@@ -61,6 +72,7 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
         for layer in layers:
             layer.__dict__.pop("forward", None)
         ALL_ATTENTION_FUNCTIONS.register(packing.NAME, packing.attention)
+        settings.fail_on_recompile_limit_hit = failing
         # Code that was made for these rows may add up otherwise than code made for the next ones.
         torch.compiler.reset()
 
@@ -70,8 +82,23 @@ def _compile(layer: nn.Module, backend: Backend) -> None:
     recomputed = layer.gradient_checkpointing
     # transformers' own would lie within the code.
     layer.gradient_checkpointing = False  # type: ignore[assignment]
-    compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
+    made = torch.compile(layer.forward, dynamic=True, backend=backend)
+    compiled = partial(_by_code, made)
     layer.forward = partial(_again, compiled) if recomputed else compiled
+
+
+def _by_code(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """Call compiled code; end with a line where torch would make no more of it."""
+    try:
+        return compiled(*given, **options)
+    except Exception as error:
+        if type(error).__name__ != _LIMIT_HIT:
+            raise
+        limit = torch.compiler.config.recompile_limit
+        raise TrialError(
+            f"engine.compile: layers: this training calls its layers in more than {limit} ways, "
+            "each of which takes code of its own: write engine.compile: off"
+        ) from error
 
 
 def _again(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:

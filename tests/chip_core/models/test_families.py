@@ -81,6 +81,29 @@ def configured(folder: Path) -> Callable[..., TrialConfig]:
     return made
 
 
+def test_a_model_without_weights_has_the_places_of_all(
+    configured: Callable[..., TrialConfig],
+) -> None:
+    """What one worker loads has a place in the model of those that do not."""
+    config = configured()
+    loaded, _ = loading.load(config.model)
+    empty, _ = loading.load_empty(config.model)
+
+    def places(model: Any) -> dict[str, torch.Size]:
+        named = [*model.named_parameters(), *model.named_buffers()]
+        return {name: tensor.shape for name, tensor in named}
+
+    assert places(empty) == places(loaded)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert not empty.training
+    # What nothing reads is skipped in both.
+    skipping = [
+        {name for name, module in model.named_modules() if "forward" in vars(module)}
+        for model in (loaded, empty)
+    ]
+    assert skipping[0] == skipping[1]
+
+
 def test_a_padded_batch_gives_what_each_pair_gives_alone(
     configured: Callable[..., TrialConfig],
 ) -> None:

@@ -31,6 +31,7 @@ from trainings import train  # noqa: E402
 
 from chip_core.config.trial import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
+from chip_core.models import loading  # noqa: E402
 from chip_core.models.adapters import attach_adapters, save_model  # noqa: E402
 from chip_core.models.precision import hold  # noqa: E402
 from chip_core.training import fsdp  # noqa: E402
@@ -53,11 +54,13 @@ class Case:
     family: str = "llava"
     apart: bool = False  # whether every worker has a disk of its own
     steps: int = 20
+    loads: str = ""  # "all" or "first": which workers load the weights, from files
 
     @property
     def name(self) -> str:
         more = [*(["resumed"] if self.resume else [])]
         more += [] if self.family == "llava" else [self.family]
+        more += [f"{self.loads}_loads"] if self.loads else []
         return "-".join([self.kind, self.changes, self.dtype, *more])
 
 
@@ -151,11 +154,14 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
     fsdp._room_for_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
-    model, processor = families.build(case.family)
-    if case.dtype == "bfloat16":
-        model = hold(model, "bf16")
+    if case.loads:
+        model, processor = loaded(case, config, out / "files" / case.family, workers)
     else:
-        model = model.to(getattr(torch, case.dtype))
+        model, processor = families.build(case.family)
+        if case.dtype == "bfloat16":
+            model = hold(model, "bf16")
+        else:
+            model = model.to(getattr(torch, case.dtype))
     model = attach_adapters(model, config)
     folder = out / case.name
     if case.apart and not workers.first:
@@ -171,6 +177,16 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     )
     save_model(model, processor, folder / "model", config, write=workers.first)
     return trained
+
+
+def loaded(case: Case, config: TrialConfig, folder: Path, workers: Workers) -> tuple[Any, Any]:
+    """Return (model, processor) as a trial has them: of all workers, or of the first alone."""
+    source = config.model.model_copy(update={"path": str(folder)})
+    if case.loads == "all" or workers.first:
+        return loading.load(source)
+    model, processor = loading.load_empty(source)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return model, processor
 
 
 def curve(out: Path, case: Case) -> list[dict[str, float]]:

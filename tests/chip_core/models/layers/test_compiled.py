@@ -50,10 +50,15 @@ class Stepping:
         self.model = attach_adapters(model, config).eval()
         if config.engine.gradient_checkpointing:
             recompute_layers(self.model)
-        self._trained = set_trained(self.model, config)
+        self._config = config
+        self.at()
         self._policy = Policy(self.model, config.objective, prefix_sharing=shared)
         self._reference = LiveReference(self._policy, config)
         self._encoder = PairEncoder(processor, config, PAIRS)
+
+    def at(self, *, encoder_alone: bool = False) -> None:
+        """Be at a stage of a training."""
+        self._trained = set_trained(self.model, self._config, encoder_alone=encoder_alone)
 
     def __call__(self, places: list[int]) -> tuple[float, Tensor]:
         batch = self._encoder.batch(places)
@@ -63,10 +68,10 @@ class Stepping:
         return loss.item(), torch.cat([part.flatten() for part in gradients if part is not None])
 
 
-def config(language_model: str, *, again: bool) -> TrialConfig:
+def config(language_model: str, *, again: bool, vision_encoder: str = "frozen") -> TrialConfig:
     return config_of(
         language_model=language_model,
-        vision_encoder="frozen",
+        vision_encoder=vision_encoder,
         engine={"gradient_checkpointing": again, "compile": "layers"},
     )
 
@@ -185,6 +190,52 @@ def test_rows_of_all_lengths_take_the_code_of_the_first_and_nothing_is_left_behi
         after = step(batches[0])
         assert backend.graphs and after[0] == plain[0][0]
         assert torch.equal(after[1], plain[0][1])
+
+
+@pytest.mark.parametrize("language_model", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+def test_a_staged_training_calls_its_layers_in_fewer_ways_than_torch_makes_code_for(
+    fused_here: None, language_model: str
+) -> None:
+    """The encoder alone and then all, rows of all lengths, the reference computed beside them."""
+    step = Stepping(config(language_model, again=True, vision_encoder="staged"), shared=True)
+    batches = [[0], [1], [2, 1], [0, 1, 2]]
+
+    def steps() -> list[tuple[float, Tensor]]:
+        made = []
+        for encoder_alone in (True, False):
+            step.at(encoder_alone=encoder_alone)
+            made += [step(places) for places in batches]
+        return made
+
+    with packed_attention(step.model, fused=True):
+        plain = steps()
+        backend = Counting()
+        with compiled_layers(step.model, backend):
+            made = steps()
+            graphs = backend.graphs
+            assert steps() and backend.graphs == graphs  # again, and nothing is made anew
+        assert 2 <= graphs < torch.compiler.config.recompile_limit  # type: ignore[attr-defined]
+    for (loss, gradient), (own, of_own) in zip(plain, made, strict=True):
+        assert own == pytest.approx(loss, rel=1e-6)
+        assert float((of_own - gradient).norm() / gradient.norm()) < 1e-6
+
+
+def test_layers_that_torch_would_leave_uncompiled_end_the_training(
+    fused_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Any = torch.compiler.config
+    monkeypatch.setattr(settings, "recompile_limit", 1)
+    step = Stepping(config("lora", again=False), shared=True)
+    told = (
+        "engine.compile: layers: this training calls its layers in more than 1 ways, each of which "
+        "takes code of its own: write engine.compile: off"
+    )
+    with packed_attention(step.model, fused=True):
+        with pytest.raises(TrialError) as refused, compiled_layers(step.model, Counting()):
+            step([0])  # without gradients and with them
+        assert str(refused.value) == told
+        assert not settings.fail_on_recompile_limit_hit  # as before
+        assert step([0])
 
 
 def test_a_decoder_without_known_layers_is_refused() -> None:

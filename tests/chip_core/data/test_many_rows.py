@@ -1,0 +1,106 @@
+"""The images of many rows are decoded in several processes; all comes out as from one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from chip_core.config.trial import DataConfig
+from chip_core.data import checks, preferences
+from chip_core.data.checks import GoodRow, check_rows, processes_for
+from chip_core.data.preferences import SourcePairs, load_pairs
+from chip_core.data.rows import BadRow
+from chip_core.data.source import DataSource, open_source
+
+from . import files
+
+ROWS = 50
+#: Rows without a chosen response, and one whose image is cut.
+BAD, CUT = (0, 6, 7, 49), 33
+
+
+@pytest.fixture(params=["parquet", "jsonl"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> DataSource:
+    rows = [files.rlhf_v(n, **({"chosen": ""} if n in BAD else {})) for n in range(ROWS)]
+    whole = files.picture()
+    rows[CUT]["image"] = {"bytes": whole[: len(whole) // 2], "path": None}
+    path = tmp_path / f"rows.{request.param}"
+    if request.param == "parquet":
+        files.write_parquet(path, rows)
+    else:
+        (tmp_path / "a.jpg").write_bytes(whole)
+        (tmp_path / "cut.jpg").write_bytes(rows[CUT]["image"]["bytes"])
+        path.write_text("".join(json.dumps(_line(row)) + "\n" for row in rows))
+    return open_source(DataConfig(source=str(path)))
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    said = json.loads(row["text"])
+    return {
+        "id": row["idx"],
+        "image": "cut.jpg" if row["idx"] == CUT else "a.jpg",
+        "prompt": said["question"],
+        "chosen": said["chosen"],
+        "rejected": said["rejected"],
+    }
+
+
+def _plain(found: GoodRow | BadRow) -> object:
+    if isinstance(found, BadRow):
+        return str(found)
+    return found.row.index, found.row.texts, found.size
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_rows_come_in_order_whoever_decoded_them(source: DataSource, processes: int) -> None:
+    alone = [_plain(row) for row in check_rows(source)]
+    assert [n for n, row in enumerate(alone) if isinstance(row, str)] == sorted([*BAD, CUT])
+    assert [_plain(row) for row in check_rows(source, processes=processes)] == alone
+    assert not psutil.Process().children()
+
+
+def test_pairs_are_the_same(source: DataSource) -> None:
+    done: list[tuple[int, int]] = []
+    one = SourcePairs(source)
+    other = SourcePairs(source, lambda *told: done.append(told), processes=2)
+    assert done == [(number, ROWS) for number in range(1, ROWS + 1)]  # progress, row by row
+    assert [pair.id for pair in one] == [pair.id for pair in other]
+    assert len(one) == ROWS - len(BAD) - 1
+    assert list(one.lengths) == list(other.lengths)
+    assert list(map(str, one.skipped)) == list(map(str, other.skipped))
+
+
+def test_a_training_takes_its_share_of_the_cores(
+    source: DataSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_MANY", ROWS)
+    monkeypatch.setattr(checks, "cores", lambda: 4)
+    asked: list[int] = []
+
+    def counted(*given: Any, processes: int, **held: Any) -> Any:
+        asked.append(processes)
+        return check_rows(*given, processes=processes, **held)
+
+    monkeypatch.setattr(preferences, "check_rows", counted)
+    config = DataConfig(source=str(source.place(0).file), on_bad_row="skip")
+    assert len(load_pairs(config, sharing=2)) == ROWS - len(BAD) - 1
+    assert asked == [2]
+
+
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "cores", lambda: 16)
+    assert [processes_for(rows) for rows in (1, 1_999, 2_000, 83_000)] == [1, 1, 8, 8]
+    assert [processes_for(83_000, sharing) for sharing in (2, 4, 8, 32)] == [8, 4, 2, 1]
+
+
+def test_what_they_import_is_little() -> None:
+    there = "import sys, chip_core.utils.processes, chip_core.data.checks as _"
+    code = f"{there}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
