@@ -1,17 +1,19 @@
 """Keys and values that grow in place.
 
 transformers' DynamicLayer copies all keys and values of a layer for each token that it adds. Here
-there is room for the next tokens: only theirs are written.
+there is room for the next tokens: only theirs are written, in a `GrowingLayer` behind all that is
+there, in a `PlacedLayer` where each row has its own place.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 #: Tokens of room that a full layer gets: what is copied once for so many tokens.
 STRIDE = 64
@@ -63,6 +65,75 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             and room.shape[-2] >= tokens
             for held, room in zip((self.keys, self.values), self._room, strict=True)
         )
+
+
+@dataclass(kw_only=True)
+class Places:
+    """Where the next tokens' keys and values go, the same in all layers of a cache."""
+
+    rows: Tensor  # (N,) of N tokens
+    columns: Tensor  # (N,)
+    end: int  # columns that any row has by then
+
+
+class PlacedLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values (B, H, T, D), in larger tensors, written where `places` says."""
+
+    def __init__(self, places: Places) -> None:
+        """Hold nothing, until `make_room`."""
+        super().__init__()
+        self._places = places
+        self._room: list[Tensor] = []  # keys, values
+
+    def make_room(self, like: CacheLayerMixin, rows: int, columns: int) -> None:
+        """Have so many rows and columns, at least; what is there stays.
+
+        Args:
+            like: a layer with keys and values of the same kind.
+            rows: B.
+            columns: of each row.
+        """
+        if not self._room:
+            self.lazy_initialization(like.keys, like.values)
+        held = self._room or [new[:0, :, :0] for new in (like.keys, like.values)]
+        self._room = [_larger(room, rows, columns) for room in held]
+
+    def begin(self, rows: Tensor, computed: CacheLayerMixin) -> None:
+        """Have rows begin with keys and values that were computed before.
+
+        Args:
+            rows: which.
+            computed: a layer with theirs, in this order.
+        """
+        for room, new in zip(self._room, (computed.keys, computed.values), strict=True):
+            room[rows, :, : new.shape[-2]] = new
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows alone, in this order."""
+        self._room = [room.index_select(0, rows) for room in self._room]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, t, D) of the next tokens; return all of them."""
+        places = self._places
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[places.rows, :, places.columns] = new.transpose(1, 2).flatten(0, 1)
+        self.keys, self.values = (room[:, :, : places.end] for room in self._room)
+        return self.keys, self.values
+
+
+def _larger(room: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a tensor (B, H, T, D) of so many rows and columns at least that holds what this does.
+
+    The rest is 0: what was never written is given no weight, and must be a number for that.
+    """
+    had, heads, wide, width = room.shape
+    if had >= rows and wide >= columns:
+        return room
+    larger = room.new_zeros(max(had, rows), heads, max(wide, columns), width)
+    larger[:had, :, :wide] = room
+    return larger
 
 
 def _roomy(held: Tensor, tokens: int) -> Tensor:
