@@ -227,6 +227,11 @@ def inexactness(model: Any, groups: Sequence[Sequence[Prompt]], padding: int) ->
         second = lanes.step()
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return float("inf")
-    alone = torch.stack([logits_alone(model, row.prompt, row.said) for row in rows], dim=1)
-    off = (torch.stack([first, second]) - alone).abs().amax() / alone.abs().amax()
+    # Of the first lane the last row, which lies behind others; of the second the first.
+    tried = {few[0][-1], few[-1][0]} if len(few) > 1 else {few[0][-1]}
+    places = [place for place, row in enumerate(rows) if row in tried]
+    alone = torch.stack(
+        [logits_alone(model, rows[place].prompt, rows[place].said) for place in places], dim=1
+    )
+    off = (torch.stack([first, second])[:, places] - alone).abs().amax() / alone.abs().amax()
     return float(off) if off.isfinite() else float("inf")

@@ -7,7 +7,6 @@ there, in a `PlacedLayer` where each row has its own place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,13 +66,37 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         )
 
 
-@dataclass(kw_only=True)
 class Places:
     """Where the next tokens' keys and values go, the same in all layers of a cache."""
 
-    rows: Tensor  # (N,) of N tokens
-    columns: Tensor  # (N,)
-    end: int  # columns that any row has by then
+    def __init__(self) -> None:
+        """Go nowhere, until `put`."""
+        self.end = 0  # columns that any row has by then
+        self._columns = torch.empty((0, 0), dtype=torch.long)
+        self._indices: dict[tuple[int, int], Tensor] = {}
+
+    def put(self, columns: Tensor, end: int) -> None:
+        """Say where.
+
+        Args:
+            columns: (B, t) of t tokens of each row.
+            end: columns that any row has then.
+        """
+        self._columns, self.end, self._indices = columns, end, {}
+
+    def index(self, heads: int, room: int) -> Tensor:
+        """Return the places (B H t,) within all rows, heads and columns, one behind the other.
+
+        Args:
+            heads: H.
+            room: columns of a row.
+        """
+        if (heads, room) not in self._indices:
+            rows = torch.arange(len(self._columns), device=self._columns.device)
+            starts = (rows[:, None] * heads + torch.arange(heads, device=rows.device)) * room
+            index = (starts[..., None] + self._columns[:, None]).flatten()
+            self._indices[heads, room] = index
+        return self._indices[heads, room]
 
 
 class PlacedLayer(DynamicLayer):  # type: ignore[misc]
@@ -117,8 +140,10 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H, t, D) of the next tokens; return all of them."""
         places = self._places
+        index = places.index(*self._room[0].shape[1:3])
         for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[places.rows, :, places.columns] = new.transpose(1, 2).flatten(0, 1)
+            flat = room.view(-1, room.shape[-1])
+            flat.index_copy_(0, index, new.reshape(-1, room.shape[-1]))
         self.keys, self.values = (room[:, :, : places.end] for room in self._room)
         return self.keys, self.values
 

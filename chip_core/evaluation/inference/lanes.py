@@ -38,8 +38,7 @@ class Lanes:
         """
         self._model, self._padding = model, padding
         self._device = next(model.parameters()).device
-        nothing = torch.empty(0, dtype=torch.long)
-        self._places = Places(rows=nothing, columns=nothing, end=0)
+        self._places = Places()
         self._cache: Any = None
         self._lanes: list[list[Row]] = []
         self._used: list[int] = []  # columns of each lane
@@ -98,13 +97,9 @@ class Lanes:
                 live.append(place * questions + number)
             self._used[place] += len(lane)
             end = max(end, self._used[place]) if lane else end
-        shape = len(self._lanes), questions
-        places = self._places
-        places.rows = torch.arange(shape[0], device=self._device).repeat_interleave(questions)
-        places.columns = torch.tensor(columns, device=self._device).flatten()
-        places.end = end
-        of_lane = torch.arange(questions, device=self._device).repeat(shape[0])
-        self._mask[places.rows, 0, of_lane, places.columns] = 0  # each sees itself
+        where = torch.tensor(columns, device=self._device)
+        self._places.put(where, end)
+        self._mask.scatter_(-1, where[:, None, :, None], 0)  # each sees itself
         logits = self._model(
             input_ids=torch.tensor(ids, device=self._device),
             attention_mask=self._mask[..., :end],

@@ -10,7 +10,7 @@ import torch
 
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.inference import Decoder, generate, make_batches
+from chip_core.evaluation.inference import Decoder, generate, make_batches, ties
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.prompts import padded
 from chip_core.evaluation.inference.shared import EXACT, sharing_inexactness
