@@ -34,7 +34,8 @@ def generate(  # noqa: PLR0913 (options of the public function)
         num_beams: beams; 1 is greedy.
         batch_size: items decoded together; padded on the left.
         bf16: whether the model is held, and so computes, in bfloat16.
-        share_prefix: whether a picture that is asked about more than once is computed once.
+        share_prefix: whether a picture that is asked about more than once is computed once, and
+            rows come and go; else whole batches are transformers' `generate`'s.
         on_batch: called with (items done, items in all).
     """
     decoding = Decoding(max_new_tokens=max_new_tokens, num_beams=num_beams)

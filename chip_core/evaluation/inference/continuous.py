@@ -24,6 +24,14 @@ from chip_core.evaluation.inference.rows import Chooser, Row, logits_alone
 from chip_core.evaluation.inference.shared import start_of
 from chip_core.models.adapters import is_adapted
 
+#: Bytes of keys and values that count as little on a CPU, and how many times the rows are read
+#: then. A step of a small model takes about as long for 192 rows as for 64.
+LITTLE = 64 * 2**20
+TIMES = 3
+
+#: Prompts that are read in one pass: of more, what is computed does not stay in a CPU's cache.
+AT_ONCE = 32
+
 
 class NoRoomError(Exception):
     """The device's memory does not hold a single row."""
@@ -63,7 +71,8 @@ class Continuous:
 
         Args:
             groups: prompts, asked for when there is room for them.
-            size: most rows at a time. A group of more is alone.
+            size: most rows at a time; more on a CPU where those take little. A group of more is
+                alone.
 
         Raises:
             NoRoomError: the device does not hold one row.
@@ -88,7 +97,7 @@ class Continuous:
 
     def _until_the_end(self, going: _Going, waiting: _Waiting, size: int) -> Iterator[list[Row]]:
         """Yield rows that ended whenever others come in for them."""
-        lanes, coming = going.lanes, going.coming
+        lanes, coming, few = going.lanes, going.coming, size
         while True:
             coming += waiting.take(len(lanes.rows), size)
             if going.ended and (coming or not lanes.rows):
@@ -96,6 +105,8 @@ class Continuous:
                 yield ended
             if coming:
                 rows, scores = [row for group in coming for row in group], lanes.enter(coming)
+                if len(coming) == len(rows) and 0 < lanes.host_bytes * few <= LITTLE * len(rows):
+                    size = TIMES * few
                 coming.clear()
             elif lanes.rows:
                 rows, scores = lanes.rows, lanes.step()
@@ -110,9 +121,7 @@ class Continuous:
         """Give each row its next token; return those that have ended."""
         for row, token in zip(rows, self._chooser(rows, scores), strict=True):
             row.said.append(token)
-        return [
-            row for row in rows if row.said[-1] in self._ends or len(row.said) >= self._longest
-        ]
+        return [row for row in rows if row.said[-1] in self._ends or len(row.said) >= self._longest]
 
 
 @dataclass(kw_only=True)
@@ -149,6 +158,8 @@ class _Waiting:
         if held and room < max(1, size // 4):
             return taken
         while self and (len(self._next[0]) <= room or not (held or taken)):
+            if sum(map(len, taken)) + len(self._next[0]) > AT_ONCE and taken:
+                break
             if taken and (len(taken[0]) == 1) != (len(self._next[0]) == 1):
                 break  # they are read in another way
             taken.append(self._next.popleft())
@@ -168,7 +179,7 @@ def _lanes_of(rows: list[Row]) -> list[list[Row]]:
     return [rows] if start_of([row.prompt for row in rows]) is not None else [[row] for row in rows]
 
 
-def can_continue(model: Any, settings: Any, tokenizer: Any) -> bool:
+def can_continue(model: Any, settings: Any) -> bool:
     """Return whether answers need nothing of transformers' `generate` but what is done here.
 
     That is: of the scores the chooser takes what it does, and an answer ends at an ending token or
@@ -178,12 +189,13 @@ def can_continue(model: Any, settings: Any, tokenizer: Any) -> bool:
     Args:
         model: the model.
         settings: how answers are generated.
-        tokenizer: the model's.
     """
     if settings.num_beams > 1 or model.config.is_encoder_decoder:
         return False
     if not all(type(layer) is GrowingLayer for layer in growing_cache(model).layers):
         return False
+    if getattr(model.generation_config, "stop_strings", None):
+        return False  # below, `generate` would not find the tokenizer that it needs for them
     base = model.get_base_model() if is_adapted(model) else model
     if is_adapted(model) and model.active_peft_config.is_prompt_learning:
         return False  # tokens of its own before each prompt
@@ -192,7 +204,9 @@ def can_continue(model: Any, settings: Any, tokenizer: Any) -> bool:
     def look(
         asked: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, **_: Any
     ) -> Tensor:
-        ends = all(type(each) in (MaxLengthCriteria, EosTokenCriteria) for each in stopping_criteria)
+        ends = all(
+            type(each) in (MaxLengthCriteria, EosTokenCriteria) for each in stopping_criteria
+        )
         found.append(asked is base and not logits_processor and ends)
         return input_ids
 
@@ -201,7 +215,6 @@ def can_continue(model: Any, settings: Any, tokenizer: Any) -> bool:
         input_ids=nothing,
         attention_mask=torch.ones_like(nothing),
         generation_config=settings,
-        tokenizer=tokenizer,
         custom_generate=look,
     )
     own = type(base).generate is GenerationMixin.generate

@@ -52,7 +52,8 @@ class Decoder:
             processor: its processor.
             decoding: how answers are made.
             bf16: whether the model is held, and so computes, in bfloat16.
-            share_prefix: whether a picture that is asked about more than once is computed once.
+            share_prefix: whether a picture that is asked about more than once is computed once, and
+                rows come and go; else whole batches are transformers' `generate`'s.
             encodings: prompts that the processor encoded in this process before.
             asked: what the items' ids are ids of.
             sampling: how answers are drawn; None: they are not. There are no beams then.
@@ -143,9 +144,7 @@ class Decoder:
         """Return whether rows of these groups may come and go, as tried on the first of a kind."""
         shares = any(len(group) > 1 for group in groups)
         if self._lanes is None:
-            self._lanes = self._shares is not False and can_continue(
-                self._model, self._settings, self._processor.tokenizer
-            )
+            self._lanes = self._shares is not False and can_continue(self._model, self._settings)
         if not self._lanes:
             return False
         if shares not in self._exact:

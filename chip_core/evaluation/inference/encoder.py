@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from chip_core.data.encodings import Encodings
 from chip_core.data.image_files import to_rgb
@@ -152,7 +151,9 @@ class Encoder:
     def _key(self, pictures: Sequence[Any], inputs: Inputs) -> Hashable:
         """Return what pictures have in common that are laid out alike."""
         own = type(self._processor).__mro__
-        names = next((_LAID_OUT_BY[each.__name__] for each in own if each.__name__ in _LAID_OUT_BY), None)
+        names = next(
+            (_LAID_OUT_BY[each.__name__] for each in own if each.__name__ in _LAID_OUT_BY), None
+        )
         shapes = tuple((name, tuple(value.shape)) for name, value in inputs.items())
         if names is None:
             return shapes, tuple(picture.size for picture in pictures)

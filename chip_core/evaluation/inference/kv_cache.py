@@ -108,6 +108,11 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
         self._places = places
         self._room: list[Tensor] = []  # keys, values
 
+    @property
+    def bytes(self) -> int:
+        """What it takes of memory."""
+        return sum(room.numel() * room.element_size() for room in self._room)
+
     def make_room(self, like: CacheLayerMixin, rows: int, columns: int) -> None:
         """Have so many rows and columns, at least; what is there stays.
 

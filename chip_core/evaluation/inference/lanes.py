@@ -55,6 +55,12 @@ class Lanes:
         """Those that are held, in the order of their scores."""
         return [row for lane in self._lanes for row in lane]
 
+    @property
+    def host_bytes(self) -> int:
+        """What the lanes take of the host's memory; 0 where they lie on another device."""
+        held = self._device.type == "cpu" and self._cache is not None
+        return sum(layer.bytes for layer in self._cache.layers) if held else 0
+
     def enter(self, groups: Sequence[Sequence[Row]]) -> Tensor:
         """Read prompts; return the logits (N, V) of their answers' first tokens.
 

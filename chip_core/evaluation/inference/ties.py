@@ -24,7 +24,7 @@ NEAR = 2e-4
 
 
 class Greedy:
-    """Chooses the best token; a row's own logits take the batch's place where these leave it open."""
+    """Chooses the best token, by a row's own logits where the batch's leave it open which."""
 
     def __init__(self, model: Any, *, exact: bool) -> None:
         """Make ready.
