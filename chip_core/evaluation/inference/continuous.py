@@ -104,8 +104,10 @@ class Continuous:
                 ended, going.ended = going.ended, []
                 yield ended
             if coming:
-                rows, scores = [row for group in coming for row in group], lanes.enter(coming)
-                if len(coming) == len(rows) and 0 < lanes.host_bytes * few <= LITTLE * len(rows):
+                rows = [row for group in coming for row in group]
+                single = len(coming) == len(rows)
+                scores = lanes.enter(coming, expected=size if single else 0)
+                if single and 0 < lanes.host_bytes <= LITTLE:
                     size = TIMES * few
                 coming.clear()
             elif lanes.rows:

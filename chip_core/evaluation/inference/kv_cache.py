@@ -118,7 +118,7 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
 
         Args:
             like: a layer with keys and values of the same kind.
-            rows: B.
+            rows: B, of which the first may be used.
             columns: of each row.
         """
         if not self._room:
@@ -149,7 +149,8 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             flat = room.view(-1, room.shape[-1])
             flat.index_copy_(0, index, new.reshape(-1, room.shape[-1]))
-        self.keys, self.values = (room[:, :, : places.end] for room in self._room)
+        rows = len(key_states)
+        self.keys, self.values = (room[:rows, :, : places.end] for room in self._room)
         return self.keys, self.values
 
 

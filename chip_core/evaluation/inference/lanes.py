@@ -61,11 +61,12 @@ class Lanes:
         held = self._device.type == "cpu" and self._cache is not None
         return sum(layer.bytes for layer in self._cache.layers) if held else 0
 
-    def enter(self, groups: Sequence[Sequence[Row]]) -> Tensor:
+    def enter(self, groups: Sequence[Sequence[Row]], *, expected: int = 0) -> Tensor:
         """Read prompts; return the logits (N, V) of their answers' first tokens.
 
         Args:
             groups: rows whose prompts share a picture, and begin alike up to its end.
+            expected: lanes that there may come to be: room that need not be made again.
         """
         begun = begin(self._model, groups, self._padding)
         free = [place for place, lane in enumerate(self._lanes) if not lane][: len(groups)]
@@ -73,7 +74,7 @@ class Lanes:
         free += range(len(self._lanes), len(self._lanes) + more)
         self._lanes += [[] for _ in range(more)]
         self._used += [0] * more
-        self._make_room(begun)
+        self._make_room(begun, expected)
         lanes = torch.tensor(free, device=self._device)
         for mine, made in zip(self._cache.layers, begun.cache.layers, strict=True):
             mine.begin(lanes, made)
@@ -156,7 +157,7 @@ class Lanes:
         self._lanes = [self._lanes[place] for place in lanes]
         self._used = [self._used[place] for place in lanes]
 
-    def _make_room(self, begun: Begun) -> None:
+    def _make_room(self, begun: Begun, expected: int) -> None:
         """Have room for lanes that come in, and for a token of each of their questions."""
         _, questions, width = begun.seen.shape
         if self._cache is None:
@@ -168,7 +169,7 @@ class Lanes:
         columns = width + questions + 1
         columns = had[-1] if columns <= had[-1] else columns + STRIDE
         for mine, made in zip(self._cache.layers, begun.cache.layers, strict=True):
-            mine.make_room(made, rows, columns)
+            mine.make_room(made, max(rows, expected), columns)
         most = max(had[2], questions)
         self._mask = pad(
             self._mask,

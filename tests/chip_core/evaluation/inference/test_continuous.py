@@ -31,9 +31,9 @@ class Watching:
         self.steps = 0
         enter, step = Lanes.enter, Lanes.step
 
-        def entering(lanes: Lanes, groups: Any) -> Any:
+        def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
             self.entered.append(sum(map(len, groups)))
-            return enter(lanes, groups)
+            return enter(lanes, groups, **more)
 
         def stepping(lanes: Lanes) -> Any:
             self.steps += 1
@@ -120,11 +120,11 @@ def test_what_does_not_fit_is_tried_with_half_the_rows(monkeypatch: pytest.Monke
     enter, step = Lanes.enter, Lanes.step
     most, rows, stopped = 3, [], []
 
-    def entering(lanes: Lanes, groups: Any) -> Any:
+    def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
         rows.append(len(lanes.rows) + sum(map(len, groups)))
         if rows[-1] > max(most, 4 * (len(rows) == 1)):  # the trial has room
             raise torch.cuda.OutOfMemoryError("no room")
-        return enter(lanes, groups)
+        return enter(lanes, groups, **more)
 
     def stepping(lanes: Lanes) -> Any:
         if len(rows) > 3 and not stopped and lanes.rows[0].said[1:]:
