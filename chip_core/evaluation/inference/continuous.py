@@ -79,7 +79,7 @@ class Continuous:
         """
         waiting = _Waiting(groups)
         while True:
-            going = _Going(lanes=Lanes(self._model, padding=self._padding))
+            going = _Going(lanes=Lanes(self._model, padding=self._padding, longest=self._longest))
             try:
                 yield from self._until_the_end(going, waiting, size)
                 return
@@ -228,7 +228,7 @@ def inexactness(model: Any, groups: Sequence[Sequence[Prompt]], padding: int) ->
 
     Infinite where the family cannot be computed so at all.
     """
-    lanes = Lanes(model, padding=padding)
+    lanes = Lanes(model, padding=padding, longest=2)
     few = [
         lane
         for group in groups[:2]

@@ -134,7 +134,7 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
             computed: a layer with theirs, in this order.
         """
         for room, new in zip(self._room, (computed.keys, computed.values), strict=True):
-            room[rows, :, : new.shape[-2]] = new
+            room[:, :, : new.shape[-2]].index_copy_(0, rows, new)
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows alone, in this order."""

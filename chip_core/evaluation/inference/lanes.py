@@ -29,14 +29,16 @@ from chip_core.evaluation.inference.rows import Row
 class Lanes:
     """What a model has read of rows in the making."""
 
-    def __init__(self, model: Any, *, padding: int) -> None:
+    def __init__(self, model: Any, *, padding: int, longest: int) -> None:
         """Hold no row.
 
         Args:
             model: of which all layers keep every token.
             padding: the padding token.
+            longest: most tokens of an answer.
         """
         self._model, self._padding = model, padding
+        self._stride = min(longest, STRIDE)  # columns of room that are made at a time, a question
         self._device = next(model.parameters()).device
         self._places = Places()
         self._cache: Any = None
@@ -107,13 +109,14 @@ class Lanes:
         where = torch.tensor(columns, device=self._device)
         self._places.put(where, end)
         self._mask.scatter_(-1, where[:, None, :, None], 0)  # each sees itself
-        logits = self._model(
+        logits: Tensor = self._model(
             input_ids=torch.tensor(ids, device=self._device),
             attention_mask=self._mask[..., :end],
             position_ids=self._positions,
             past_key_values=self._cache,
             use_cache=True,
-        ).logits.flatten(0, 1)
+        ).logits
+        logits = logits.flatten(0, 1)
         self._positions = self._positions + 1
         if len(live) < len(logits):
             logits = logits[torch.tensor(live, device=self._device)]
@@ -167,7 +170,7 @@ class Lanes:
             self._positions = begun.positions[..., :0, :0]
         rows, had = len(self._lanes), self._mask.shape
         columns = width + questions + 1
-        columns = had[-1] if columns <= had[-1] else columns + STRIDE
+        columns = had[-1] if columns <= had[-1] else columns + self._stride * questions
         for mine, made in zip(self._cache.layers, begun.cache.layers, strict=True):
             mine.make_room(made, max(rows, expected), columns)
         most = max(had[2], questions)
@@ -184,7 +187,7 @@ class Lanes:
         if columns <= had:
             return
         for layer in self._cache.layers:
-            layer.make_room(layer, len(self._lanes), columns + STRIDE)
+            layer.make_room(layer, len(self._lanes), columns + self._stride)
         self._mask = pad(
-            self._mask, (0, columns + STRIDE - had), value=torch.finfo(self._mask.dtype).min
+            self._mask, (0, columns + self._stride - had), value=torch.finfo(self._mask.dtype).min
         )
