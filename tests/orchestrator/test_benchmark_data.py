@@ -322,7 +322,13 @@ def test_evaluate_says_what_could_not_be_read(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hm = Response(text="[hm]")
-    monkeypatch.setattr(Decoder, "responses", lambda decoder, batch: [hm] * len(batch.items))
+    monkeypatch.setattr(
+        Decoder,
+        "stream",
+        lambda decoder, batches, *, size: [
+            [(item, hm) for item in batch.items] for batch in batches
+        ],
+    )
     arguments = [
         "evaluate", "shapes", "--benchmarks", "pope", "--benchmark-data", str(data),
         "--limit", "6", "--protocol", "corrected", "--out", "out",

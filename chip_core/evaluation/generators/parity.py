@@ -20,8 +20,9 @@ import torch
 from chip_core.config.generator import ParityConfig
 from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.evaluation.inference.decoder import generation_settings
-from chip_core.evaluation.inference.prompts import Encoder, Prompt
-from chip_core.evaluation.inference.ties import next_logits
+from chip_core.evaluation.inference.encoder import Encoder
+from chip_core.evaluation.inference.prompts import Prompt
+from chip_core.evaluation.inference.rows import next_logits
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.utils.errors import TrialError
 

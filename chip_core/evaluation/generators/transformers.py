@@ -63,8 +63,7 @@ class TransformersGenerator(Generator):
         batches = make_batches(
             items, size=self._batch_size, worker=self._workers.rank, workers=self._workers.size
         )
-        for batch in batches:
-            answers = list(zip(batch.items, decoder.responses(batch), strict=True))
+        for answers in decoder.stream(batches, size=self._batch_size):
             tell(answers)
             made.update((item.id, response.text) for item, response in answers)
         pace = Pace(seconds=time.perf_counter() - began, waited=decoder.waited, notes=decoder.notes)

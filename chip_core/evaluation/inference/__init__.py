@@ -34,15 +34,15 @@ def generate(  # noqa: PLR0913 (options of the public function)
         num_beams: beams; 1 is greedy.
         batch_size: items decoded together; padded on the left.
         bf16: whether the model is held, and so computes, in bfloat16.
-        share_prefix: whether a picture that is asked about more than once is computed once.
+        share_prefix: whether a picture that is asked about more than once is computed once, and
+            rows come and go; else whole batches are transformers' `generate`'s.
         on_batch: called with (items done, items in all).
     """
     decoding = Decoding(max_new_tokens=max_new_tokens, num_beams=num_beams)
     decoder = Decoder(model, processor, decoding, bf16=bf16, share_prefix=share_prefix)
     responses: dict[str, str] = {}
-    for batch in make_batches(items, size=batch_size):
-        made = decoder.answers(batch)
-        responses.update(zip((item.id for item in batch.items), made, strict=True))
+    for made in decoder.stream(make_batches(items, size=batch_size), size=batch_size):
+        responses.update((item.id, response.text) for item, response in made)
         if on_batch is not None:
             on_batch(len(responses), len(items))
     return [responses[item.id] for item in items]

@@ -7,7 +7,7 @@ same picture stay together: its part of the prompt is computed once for all of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from chip_core.evaluation.task import Item
@@ -25,9 +25,9 @@ class Batch:
         return tuple(item for group in self.groups for item in group)
 
     @property
-    def shares(self) -> bool:
-        """Whether there is a picture that is asked about more than once."""
-        return any(len(group) > 1 for group in self.groups)
+    def kind(self) -> Hashable:
+        """What all of its groups have in common, and those of other batches that are alike."""
+        return _kind(self.groups[0])
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return it as two; it has more than one item."""

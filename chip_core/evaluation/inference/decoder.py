@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,19 @@ from torch import Tensor
 
 from chip_core.data.encodings import Encodings
 from chip_core.evaluation.inference.batches import Batch
+from chip_core.evaluation.inference.continuous import (
+    Continuous,
+    NoRoomError,
+    can_continue,
+    inexactness,
+)
+from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.kv_cache import growing_cache
-from chip_core.evaluation.inference.prompts import Encoder, Prompt, padded
-from chip_core.evaluation.inference.sampling import Sampling, SeededDraws
-from chip_core.evaluation.inference.shared import EXACT, inexactness, share
-from chip_core.evaluation.inference.ties import NearTies
+from chip_core.evaluation.inference.prompts import Prompt, padded
+from chip_core.evaluation.inference.rows import Chosen
+from chip_core.evaluation.inference.sampling import Draws, Sampling
+from chip_core.evaluation.inference.shared import EXACT, share, sharing_inexactness
+from chip_core.evaluation.inference.ties import Greedy
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.models.precision import as_held, in_fp32
 from chip_core.utils.errors import TrialError
@@ -43,7 +52,8 @@ class Decoder:
             processor: its processor.
             decoding: how answers are made.
             bf16: whether the model is held, and so computes, in bfloat16.
-            share_prefix: whether a picture that is asked about more than once is computed once.
+            share_prefix: whether a picture that is asked about more than once is computed once, and
+                rows come and go; else whole batches are transformers' `generate`'s.
             encodings: prompts that the processor encoded in this process before.
             asked: what the items' ids are ids of.
             sampling: how answers are drawn; None: they are not. There are no beams then.
@@ -56,6 +66,8 @@ class Decoder:
         self._sampling = sampling
         self._bf16 = bf16
         self._shares: bool | None = None if share_prefix else False  # None: not tried yet
+        self._lanes: bool | None = None  # the same of rows that come and go
+        self._exact: dict[bool, bool] = {}  # whether they may, by whether they share pictures
         self._settings, self._ends = generation_settings(model, processor.tokenizer, decoding)
         self.near_ties = 0  # decided so far
         self.waited = 0.0  # seconds for prompts and pictures
@@ -65,26 +77,93 @@ class Decoder:
         """Return the text of each response of `responses`."""
         return [response.text for response in self.responses(batch)]
 
-    @torch.inference_mode()
     def responses(self, batch: Batch) -> list[Response]:
         """Return a response for each of the batch's items, in their order.
 
         Raises:
             TrialError: the device's memory does not hold a single item.
         """
+        made: dict[str, Response] = {}
+        for answers in self.stream([batch], size=len(batch.items)):
+            made.update((item.id, response) for item, response in answers)
+        return [made[item.id] for item in batch.items]
+
+    @torch.inference_mode()
+    def stream(
+        self, batches: Sequence[Batch], *, size: int
+    ) -> Iterator[list[tuple[Item, Response]]]:
+        """Yield each item of the batches with its response, some at a time as they are made.
+
+        Args:
+            batches: what is answered, in about this order.
+            size: items answered together: as some end, others come in.
+
+        Raises:
+            TrialError: as `responses`.
+        """
+        for _, alike in itertools.groupby(batches, lambda batch: batch.kind):
+            own = list(alike)
+            groups = [group for batch in own for group in batch.groups]
+            if self._continues(groups):
+                yield from self._continued(groups, size)
+                continue
+            for batch in own:
+                yield list(zip(batch.items, self._batch(batch), strict=True))
+
+    def _continued(
+        self, groups: Sequence[Sequence[Item]], size: int
+    ) -> Iterator[list[tuple[Item, Response]]]:
+        """Yield answers of which none waits for another's end."""
+        items = {item.id: item for group in groups for item in group}
+        chooser = self._chooser()
+        going = Continuous(
+            self._model,
+            chooser or Greedy(self._model, exact=False),
+            padding=self._settings.pad_token_id,
+            ends=self._ends,
+            longest=self._decoding.max_new_tokens,
+        )
+        try:
+            for rows in going.run(map(self._encoded, groups), size):
+                texts = self._texts([row.said for row in rows])
+                yield [
+                    (items[row.prompt.item], self._response(text, row.said))
+                    for row, text in zip(rows, texts, strict=True)
+                ]
+        except NoRoomError as error:
+            raise _no_room(error.prompt.item) from None
+        self.near_ties += 0 if chooser is None else chooser.decided
+
+    def _encoded(self, group: Sequence[Item]) -> list[Prompt]:
         began = time.perf_counter()
-        groups = [self._encoder.encode(group) for group in batch.groups]
+        prompts = self._encoder.encode(group)
         self.waited += time.perf_counter() - began
+        return prompts
+
+    def _continues(self, groups: Sequence[Sequence[Item]]) -> bool:
+        """Return whether rows of these groups may come and go, as tried on the first of a kind."""
+        shares = any(len(group) > 1 for group in groups)
+        if self._lanes is None:
+            self._lanes = self._shares is not False and can_continue(self._model, self._settings)
+        if not self._lanes:
+            return False
+        if shares not in self._exact:
+            few = [self._encoded(group[:2]) for group in groups[:2]]
+            with in_fp32(self._model):
+                off = inexactness(self._model, few, self._settings.pad_token_id)
+            self._exact[shares] = off <= EXACT
+        return self._exact[shares]
+
+    def _batch(self, batch: Batch) -> list[Response]:
+        """Answer a batch by transformers' `generate`, which ends when its last answer does."""
+        groups = [self._encoded(group) for group in batch.groups]
         try:
             return self._answers(groups)
         except torch.cuda.OutOfMemoryError:
             if len(batch.items) == 1:
-                raise TrialError(
-                    f"no room on the GPU to answer item {batch.items[0].id}: a smaller "
-                    "max_new_tokens or fewer beams take less"
-                ) from None
+                raise _no_room(batch.items[0].id) from None
         torch.cuda.empty_cache()
-        return [response for half in batch.halves() for response in self.responses(half)]
+        return [response for half in batch.halves() for response in self._batch(half)]
 
     @torch.inference_mode()
     def alone(self, item: Item) -> str:
@@ -114,18 +193,10 @@ class Decoder:
 
     def _generate(self, prompts: Sequence[Prompt], inputs: dict[str, Any]) -> list[Response]:
         start = inputs["input_ids"].shape[1]
-        ties: NearTies | SeededDraws | None = None
-        if self._sampling is not None:
-            ties = SeededDraws(
-                self._model,
-                prompts,
-                self._sampling,
-                start=start,
-                ends=self._ends,
-                exact=not self._bf16,
-            )
-        elif self._decoding.num_beams == 1 and not self._bf16:
-            ties = NearTies(self._model, prompts, start, self._ends)
+        chooser = self._chooser()
+        chosen = []
+        if chooser is not None:
+            chosen = [Chosen(chooser, prompts, start=start, ends=self._ends)]
         # An encoder-decoder has a cache of two parts, which `generate` makes.
         if self._decoding.num_beams == 1 and not self._model.config.is_encoder_decoder:
             inputs.setdefault("past_key_values", growing_cache(self._model))
@@ -133,16 +204,31 @@ class Decoder:
             **inputs,
             generation_config=self._settings,
             tokenizer=self._processor.tokenizer,  # finds the model's own stop strings
-            logits_processor=[ties] if ties is not None else [],
+            logits_processor=chosen,
         )
-        self.near_ties += 0 if ties is None else ties.decided
-        texts: list[str] = self._processor.post_process_image_text_to_text(
-            made[:, start:], skip_special_tokens=True
-        )
+        self.near_ties += 0 if chooser is None else chooser.decided
+        rows = made[:, start:].tolist()
         return [
-            self._response(text, row)
-            for text, row in zip(texts, made[:, start:].tolist(), strict=True)
+            self._response(text, row) for text, row in zip(self._texts(rows), rows, strict=True)
         ]
+
+    def _chooser(self) -> Greedy | Draws | None:
+        """Return who chooses tokens; None: transformers may, and take the best."""
+        if self._sampling is not None:
+            return Draws(self._model, self._sampling, exact=not self._bf16)
+        if self._decoding.num_beams == 1 and not self._bf16:
+            return Greedy(self._model, exact=True)
+        return None
+
+    def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return what rows say; they are padded behind their ends."""
+        longest = max(map(len, rows))
+        padding = self._settings.pad_token_id
+        whole = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])
+        texts: list[str] = self._processor.post_process_image_text_to_text(
+            whole, skip_special_tokens=True
+        )
+        return texts
 
     def _response(self, text: str, ids: Sequence[int]) -> Response:
         """Return a row's response; the row is padded behind its end."""
@@ -155,7 +241,7 @@ class Decoder:
         """Return whether this family's rows may share, as tried on the first batch."""
         if self._shares is None:
             with in_fp32(self._model):
-                off = inexactness(self._model, groups)
+                off = sharing_inexactness(self._model, groups)
             self._shares = off <= EXACT
             if not self._shares:
                 self.notes.append(
@@ -190,3 +276,10 @@ def generation_settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple
         top_k=50,
     )
     return settings, {end for end in every if end is not None}
+
+
+def _no_room(item: str) -> TrialError:
+    return TrialError(
+        f"no room on the GPU to answer item {item}: a smaller max_new_tokens or fewer beams take "
+        "less"
+    )

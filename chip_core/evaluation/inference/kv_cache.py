@@ -1,7 +1,8 @@
 """Keys and values that grow in place.
 
 transformers' DynamicLayer copies all keys and values of a layer for each token that it adds. Here
-there is room for the next tokens: only theirs are written.
+there is room for the next tokens: only theirs are written, in a `GrowingLayer` behind all that is
+there, in a `PlacedLayer` where each row has its own place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 #: Tokens of room that a full layer gets: what is copied once for so many tokens.
 STRIDE = 64
@@ -63,6 +64,107 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             and room.shape[-2] >= tokens
             for held, room in zip((self.keys, self.values), self._room, strict=True)
         )
+
+
+class Places:
+    """Where the next tokens' keys and values go, the same in all layers of a cache."""
+
+    def __init__(self) -> None:
+        """Go nowhere, until `put`."""
+        self.end = 0  # columns that any row has by then
+        self._columns = torch.empty((0, 0), dtype=torch.long)
+        self._indices: dict[tuple[int, int], Tensor] = {}
+
+    def put(self, columns: Tensor, end: int) -> None:
+        """Say where.
+
+        Args:
+            columns: (B, t) of t tokens of each row.
+            end: columns that any row has then.
+        """
+        self._columns, self.end, self._indices = columns, end, {}
+
+    def index(self, heads: int, room: int) -> Tensor:
+        """Return the places (B H t,) within all rows, heads and columns, one behind the other.
+
+        Args:
+            heads: H.
+            room: columns of a row.
+        """
+        if (heads, room) not in self._indices:
+            rows = torch.arange(len(self._columns), device=self._columns.device)
+            starts = (rows[:, None] * heads + torch.arange(heads, device=rows.device)) * room
+            index = (starts[..., None] + self._columns[:, None]).flatten()
+            self._indices[heads, room] = index
+        return self._indices[heads, room]
+
+
+class PlacedLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values (B, H, T, D), in larger tensors, written where `places` says."""
+
+    def __init__(self, places: Places) -> None:
+        """Hold nothing, until `make_room`."""
+        super().__init__()
+        self._places = places
+        self._room: list[Tensor] = []  # keys, values
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of memory."""
+        return sum(room.numel() * room.element_size() for room in self._room)
+
+    def make_room(self, like: CacheLayerMixin, rows: int, columns: int) -> None:
+        """Have so many rows and columns, at least; what is there stays.
+
+        Args:
+            like: a layer with keys and values of the same kind.
+            rows: B, of which the first may be used.
+            columns: of each row.
+        """
+        if not self._room:
+            self.lazy_initialization(like.keys, like.values)
+        held = self._room or [new[:0, :, :0] for new in (like.keys, like.values)]
+        self._room = [_larger(room, rows, columns) for room in held]
+
+    def begin(self, rows: Tensor, computed: CacheLayerMixin) -> None:
+        """Have rows begin with keys and values that were computed before.
+
+        Args:
+            rows: which.
+            computed: a layer with theirs, in this order.
+        """
+        for room, new in zip(self._room, (computed.keys, computed.values), strict=True):
+            room[:, :, : new.shape[-2]].index_copy_(0, rows, new)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows alone, in this order."""
+        self._room = [room.index_select(0, rows) for room in self._room]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, t, D) of the next tokens; return all of them."""
+        places = self._places
+        index = places.index(*self._room[0].shape[1:3])
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            flat = room.view(-1, room.shape[-1])
+            flat.index_copy_(0, index, new.reshape(-1, room.shape[-1]))
+        rows = len(key_states)
+        self.keys, self.values = (room[:rows, :, : places.end] for room in self._room)
+        return self.keys, self.values
+
+
+def _larger(room: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a tensor (B, H, T, D) of so many rows and columns at least that holds what this does.
+
+    The rest is 0: what was never written is given no weight, and must be a number for that.
+    """
+    had, heads, wide, width = room.shape
+    if had >= rows and wide >= columns:
+        return room
+    larger = room.new_zeros(max(had, rows), heads, max(wide, columns), width)
+    larger[:had, :, :wide] = room
+    return larger
 
 
 def _roomy(held: Tensor, tokens: int) -> Tensor:

@@ -1,23 +1,17 @@
-"""From items to what a model reads.
+"""What a model reads of a question.
 
 Shapes: B rows, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from chip_core.data.encodings import Encodings
-from chip_core.data.image_files import to_rgb
-from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import stack_inputs
-from chip_core.evaluation.task import Item
 
 Inputs = Mapping[str, Tensor]
 
@@ -35,115 +29,6 @@ class Prompt:
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
         """Return it as a batch of one."""
         return padded([self], [self.ids], device)
-
-
-class Encoder:
-    """Makes prompts of items; a picture that several items share is processed once."""
-
-    def __init__(
-        self, processor: Any, encodings: Encodings | None = None, asked: Hashable = None
-    ) -> None:
-        """Make ready.
-
-        Args:
-            processor: the model's.
-            encodings: prompts that it encoded in this process before.
-            asked: what the items' ids are ids of: a benchmark's name, say.
-        """
-        self._processor, self._marks = processor, SpecialTokens(processor)
-        self._encodings, self._asked = encodings, asked
-        self._composes: bool | None = None  # not known before it was tried
-
-    def encode(self, items: Sequence[Item]) -> list[Prompt]:
-        """Return the prompts of items that show the same pictures."""
-        if self._encodings is None:
-            return self._encode(items)
-        key = (
-            self._asked,
-            tuple((item.id, item.prompt) for item in items),
-            tuple((picture.key, *_state_of(picture.file)) for picture in items[0].pictures),
-        )
-        return self._encodings.get(
-            ("prompts", key),
-            lambda: self._encode(items),
-            lambda prompts: prompts[0].pictures.values(),  # those of the others are the same
-        )
-
-    def _encode(self, items: Sequence[Item]) -> list[Prompt]:
-        pictures = [to_rgb(picture.read()) for picture in items[0].pictures]
-        first = self._whole(items[0], pictures)
-        prompts = [first]
-        for item in items[1:]:
-            composed = None
-            if len(pictures) == 1 and self._composes is not False:
-                composed = self._composed(items[0], first, item)
-            if composed is None or self._composes is None:
-                whole = self._whole(item, pictures)
-                if composed is not None:
-                    self._composes = composed.ids == whole.ids and composed.kinds == whole.kinds
-                composed = whole
-            prompts.append(composed)
-        return prompts
-
-    def _text(self, item: Item) -> tuple[Any, str]:
-        """Return the processor that reads an item's text, and the text."""
-        processor, (asked,) = self._marks.hidden(item.prompt)
-        content = [{"type": "image"} for _ in item.pictures]
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": [*content, {"type": "text", "text": asked}]}],
-            add_generation_prompt=True,
-        )
-        return processor, text
-
-    def _whole(self, item: Item, pictures: Sequence[Any]) -> Prompt:
-        """Let the processor do all."""
-        shown = {"images": [list(pictures)]} if pictures else {}
-        processor, text = self._text(item)
-        encoded = dict(processor(**shown, text=[text], return_tensors="pt"))
-        ids = encoded.pop("input_ids")[0].tolist()
-        encoded.pop("attention_mask")
-        kinds = {
-            name: encoded.pop(name)[0].tolist()
-            for name in list(encoded)
-            if name.endswith("token_type_ids")
-        }
-        image = self._processor.image_token_id
-        places = [place for place, token in enumerate(ids) if token == image]
-        return Prompt(
-            ids=ids,
-            pictures=encoded,
-            kinds=kinds,
-            vision_end=places[-1] + 1 if places else 0,
-            item=item.id,
-        )
-
-    def _composed(self, known: Item, first: Prompt, item: Item) -> Prompt | None:
-        """Return an item's prompt made of another's that shows the same picture.
-
-        A picture's placeholder becomes many tokens; those are taken over. None where the two
-        questions differ before the picture's end.
-        """
-        raw, other = (
-            processor.tokenizer(text)["input_ids"]
-            for processor, text in map(self._text, (known, item))
-        )
-        start = _common(raw, first.ids)
-        end = len(raw) - min(_common(raw[::-1], first.ids[::-1]), len(raw) - start)
-        if raw[:end] != other[:end]:
-            return None
-        shared = len(first.ids) - (len(raw) - end)
-        rest = other[end:]
-        if shared < first.vision_end:
-            return None
-        return Prompt(
-            ids=[*first.ids[:shared], *rest],
-            pictures=first.pictures,
-            kinds={
-                name: [*kinds[:shared], *[0] * len(rest)] for name, kinds in first.kinds.items()
-            },
-            vision_end=first.vision_end,
-            item=item.id,
-        )
 
 
 def padded(
@@ -176,18 +61,7 @@ def padded(
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def _state_of(file: Path | None) -> tuple[object, ...]:
-    """Return what changes when a picture's file does; nothing where it has none of its own."""
-    if file is None:
-        return ()
-    try:
-        state = file.stat()
-    except OSError:
-        return (str(file),)  # told when it is read
-    return str(file), state.st_size, state.st_mtime_ns
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[int], other: Sequence[int]) -> int:
     """Return how many entries two sequences begin with alike."""
     for place, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
@@ -197,4 +71,4 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def common_start(rows: Sequence[Sequence[int]]) -> int:
     """Return how many tokens all rows begin with alike."""
-    return min(_common(rows[0], row) for row in rows)
+    return min(common(rows[0], row) for row in rows)

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
-from chip_core.evaluation.inference.prompts import Prompt
-from chip_core.evaluation.inference.ties import NEAR, next_logits
+from chip_core.evaluation.inference.rows import Row, next_logits
+from chip_core.evaluation.inference.ties import NEAR
 from chip_core.utils.seeding import derived_seed
 
 
@@ -37,54 +36,38 @@ class Sampling:
         return derived_seed("sample", self.seed, item)
 
 
-class SeededDraws(LogitsProcessor):  # type: ignore[misc]
-    """Leaves each row one token: the one that is drawn."""
+class Draws:
+    """Chooses tokens by drawing them."""
 
-    def __init__(
-        self,
-        model: Any,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        *,
-        start: int,
-        ends: set[int],
-        exact: bool,
-    ) -> None:
-        """Make ready for one batch.
+    def __init__(self, model: Any, sampling: Sampling, *, exact: bool) -> None:
+        """Make ready.
 
         Args:
             model: the model.
-            prompts: of the rows.
             sampling: how tokens are drawn.
-            start: where in the batch's ids the answers begin.
-            ends: tokens that end an answer.
             exact: whether rows that rounding could decide are computed alone.
         """
-        device = next(model.parameters()).device
-        self._model, self._prompts, self._sampling = model, prompts, sampling
-        self._start, self._ends, self._exact = start, ends, exact
-        self._draws = [
-            torch.Generator(device).manual_seed(sampling.seed_of(prompt.item)) for prompt in prompts
-        ]
+        self._model, self._sampling, self._exact = model, sampling, exact
         self.decided = 0  # rows computed alone so far
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (B, V) of which only the drawn token's is finite."""
-        size = scores.shape[-1]
-        waits = [
-            torch.empty(size, dtype=torch.float64, device=scores.device).exponential_(generator=own)
-            for own in self._draws
-        ]
+    def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
+        """Return each row's next token."""
+        waits = []
+        for row in rows:
+            if row.draws is None:
+                seed = self._sampling.seed_of(row.prompt.item)
+                row.draws = torch.Generator(scores.device).manual_seed(seed)
+            wait = torch.empty(scores.shape[-1], dtype=torch.float64, device=scores.device)
+            waits.append(wait.exponential_(generator=row.draws))
         noise = -torch.stack(waits).log()
         drawn, unsure = draw(scores, noise, self._sampling)
-        for row in unsure.nonzero().flatten().tolist() if self._exact else ():
-            answer = input_ids[row, self._start :].tolist()
-            if self._ends.isdisjoint(answer):
-                alone = next_logits(self._model, self._prompts[row], answer)
-                alone = alone.masked_fill(scores[row].isinf(), -torch.inf)
-                drawn[row] = draw(alone[None], noise[row : row + 1], self._sampling)[0][0]
-                self.decided += 1
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+        for place in unsure.nonzero().flatten().tolist() if self._exact else ():
+            alone = next_logits(self._model, rows[place].prompt, rows[place].said)
+            alone = alone.masked_fill(scores[place].isinf(), -torch.inf)
+            drawn[place] = draw(alone[None], noise[place : place + 1], self._sampling)[0][0]
+            self.decided += 1
+        tokens: list[int] = drawn.tolist()
+        return tokens
 
 
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

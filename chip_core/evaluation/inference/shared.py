@@ -14,7 +14,7 @@ Shapes: K pictures, B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
-from chip_core.evaluation.inference.ties import next_logits
+from chip_core.evaluation.inference.rows import next_logits
 from chip_core.models.precision import as_held
 
 #: Largest difference of logits from those of separate rows, as a share of the largest logit. What
@@ -54,23 +54,20 @@ def share(
         copies: how many rows of keys and values each row gets: one a beam.
         pad: the padding token.
     """
-    starts = []
-    for prompts in groups:
-        rows = [prompt.ids for prompt in prompts]
-        start = min(common_start(rows), min(map(len, rows)) - 1)
-        if start < prompts[0].vision_end:
-            return None
-        starts.append(start)
+    found = [start_of(prompts) for prompts in groups]
+    starts = [start for start in found if start is not None]
+    if len(starts) < len(found):
+        return None
     device = next(model.parameters()).device
     firsts = [prompts[0] for prompts in groups]
     begins = [prompt.ids[:start] for prompt, start in zip(firsts, starts, strict=True)]
-    positions = [[_positions(model, prompt) for prompt in prompts] for prompts in groups]
+    positions = [[positions_of(model, prompt) for prompt in prompts] for prompts in groups]
     begin_positions = [own[0][..., :start] for own, start in zip(positions, starts, strict=True)]
     # Beams change rows at each token, which copies all keys and values anyway.
     cache = growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
         **as_held(padded(firsts, begins, device, pad=pad), model),
-        position_ids=_side_by_side(begin_positions),
+        position_ids=side_by_side(begin_positions),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
@@ -91,8 +88,8 @@ def share(
         attention_mask=torch.cat([left["attention_mask"][rows_of], right["attention_mask"]], dim=1),
         position_ids=torch.cat(
             [
-                _side_by_side([begin_positions[group] for group in owner]),
-                _side_by_side(rest_positions),
+                side_by_side([begin_positions[group] for group in owner]),
+                side_by_side(rest_positions),
             ],
             dim=-1,
         ),
@@ -100,7 +97,7 @@ def share(
     )
 
 
-def inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
+def sharing_inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
     """Return how far off the first token's logits are when rows share, as a share of the largest.
 
     Infinite where the family cannot do it at all.
@@ -125,16 +122,28 @@ def inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
     return float(off) if off.isfinite() else float("inf")
 
 
-def _positions(model: Any, prompt: Prompt) -> Tensor:
+def start_of(prompts: Sequence[Prompt]) -> int | None:
+    """Return how many tokens a group's prompts share; None where they differ in their picture."""
+    rows = [prompt.ids for prompt in prompts]
+    start = min(common_start(rows), min(map(len, rows)) - 1)
+    return None if start < prompts[0].vision_end else start
+
+
+def positions_of(model: Any, prompt: Prompt) -> Tensor:
     """Return a prompt's positions (1, T) as its family counts them; Qwen-VL's are (4, 1, T)."""
     device = next(model.parameters()).device
-    inputs = prompt.inputs(device)
-    inputs.pop("pixel_values", None)
-    found: Tensor = model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)
+    # No position depends on pixels, which are many.
+    shown = {name: each for name, each in prompt.pictures.items() if name != "pixel_values"}
+    return positions_in(model, replace(prompt, pictures=shown).inputs(device))
+
+
+def positions_in(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return the positions (…, B, T) of a batch as its family counts them."""
+    found: Tensor = model._prepare_position_ids_for_generation(batch["input_ids"], batch)
     return found
 
 
-def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
+def side_by_side(rows: Sequence[Tensor]) -> Tensor:
     """Return position rows (…, 1, T) as one batch (…, B, T), padded on the left with 0."""
     longest = max(row.shape[-1] for row in rows)
     grown = [torch.nn.functional.pad(row, (longest - row.shape[-1], 0)) for row in rows]

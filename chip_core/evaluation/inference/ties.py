@@ -4,6 +4,8 @@ The same row gives other last digits in another batch: sums are taken in another
 two best tokens are nearly equal, that would decide between them, and with them the whole rest of
 the answer. So near ties are decided by one computation that is always the same: the row alone,
 without padding, from its first token on.
+
+Shapes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,58 +15,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
-from chip_core.evaluation.inference.prompts import Prompt
-from chip_core.models.precision import as_held
+from chip_core.evaluation.inference.rows import Row, next_logits
 
 #: A lead under this share of the largest logit is a near tie. Rounding in fp32 moves logits by
 #: less than a millionth of it (docs/evaluation.md), so no larger lead is turned round by it.
 NEAR = 2e-4
 
 
-class NearTies(LogitsProcessor):  # type: ignore[misc]
-    """Puts a row's own logits in place of the batch's where these leave it open which is best."""
+class Greedy:
+    """Chooses the best token, by a row's own logits where the batch's leave it open which."""
 
-    def __init__(self, model: Any, prompts: Sequence[Prompt], start: int, ends: set[int]) -> None:
-        """Make ready for one batch.
+    def __init__(self, model: Any, *, exact: bool) -> None:
+        """Make ready.
 
         Args:
             model: the model.
-            prompts: of the rows.
-            start: where in the batch's ids the answers begin.
-            ends: tokens that end an answer.
+            exact: whether near ties are decided by the row alone.
         """
-        self._model = model
-        self._prompts = prompts
-        self._start = start
-        self._ends = ends
+        self._model, self._exact = model, exact
         self.decided = 0  # near ties so far
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores (B, V) of the next tokens."""
-        best = scores.topk(2, dim=-1).values
-        near = best[:, 0] - best[:, 1] <= NEAR * scores.masked_fill(scores.isinf(), 0).abs().amax(
-            -1
-        )
-        for row in near.nonzero().flatten().tolist():
-            answer = input_ids[row, self._start :].tolist()
-            if self._ends.isdisjoint(answer):
-                alone = next_logits(self._model, self._prompts[row], answer)
-                scores[row] = alone.masked_fill(scores[row].isinf(), -torch.inf)
+    def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
+        """Return each row's next token."""
+        if self._exact:
+            for place in near_ties(scores).nonzero().flatten().tolist():
+                alone = next_logits(self._model, rows[place].prompt, rows[place].said)
+                scores[place] = alone.masked_fill(scores[place].isinf(), -torch.inf)
                 self.decided += 1
-        return scores
+        chosen: list[int] = scores.argmax(-1).tolist()
+        return chosen
 
 
-def next_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tensor:
-    """Return the logits (V,) of the token after a prompt and an answer, computed alone.
-
-    The answer goes on from the prompt: a token in it that stands for a picture is a word there.
-    """
-    device = next(model.parameters()).device
-    out = model(**as_held(prompt.inputs(device), model), use_cache=True)
-    if answer:
-        said = torch.tensor([list(answer)], device=device)
-        out = model(input_ids=said, past_key_values=out.past_key_values, use_cache=True)
-    logits: Tensor = out.logits
-    return logits[0, -1].float()
+def near_ties(scores: Tensor) -> Tensor:
+    """Return which rows' (N,) two best tokens are nearly equal."""
+    best = scores.topk(2, dim=-1).values
+    largest = scores.masked_fill(scores.isinf(), 0).abs().amax(-1)
+    return best[:, 0] - best[:, 1] <= NEAR * largest

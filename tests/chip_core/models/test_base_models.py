@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.encodings import ENCODINGS
-from chip_core.evaluation.inference.prompts import Encoder
+from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.models.base_models import BASE_MODELS
 from chip_core.models.loading import load
 from chip_core.shapes import MODEL_FOLDER

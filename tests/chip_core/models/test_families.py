@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.evaluation.inference import generate
-from chip_core.evaluation.inference.prompts import Encoder
+from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model, write_weights
 from chip_core.models.loading import read_weights

@@ -7,7 +7,13 @@ import torch
 from transformers import DynamicCache, LlamaConfig, MistralConfig
 from transformers.cache_utils import DynamicLayer
 
-from chip_core.evaluation.inference.kv_cache import STRIDE, GrowingLayer, growing_cache
+from chip_core.evaluation.inference.kv_cache import (
+    STRIDE,
+    GrowingLayer,
+    PlacedLayer,
+    Places,
+    growing_cache,
+)
 
 ROWS, HEADS, WIDTH = 3, 2, 4
 
@@ -82,3 +88,30 @@ def test_only_layers_that_keep_every_token_grow_in_place() -> None:
     sliding = growing_cache(Configured(MistralConfig(**sizes, sliding_window=16)))
     assert isinstance(sliding, DynamicCache)
     assert not any(isinstance(layer, GrowingLayer) for layer in sliding.layers)
+
+
+def test_a_placed_layer_writes_each_row_where_it_has_room() -> None:
+    """Against a table that is filled entry by entry; rows come in, room grows, rows are left."""
+    places = Places()
+    layer, begun = PlacedLayer(places), DynamicLayer()
+    begun.update(tokens(4, rows=2), tokens(4, rows=2))
+    expected = torch.zeros(2, 3, HEADS, 12, WIDTH)  # keys and values
+    layer.make_room(begun, 3, 8)
+    layer.begin(torch.tensor([2, 0]), begun)
+    expected[:, [2, 0], :, :4] = torch.stack([begun.keys, begun.values])
+    for columns, end in (([[4, 5], [0, 1], [6, 4]], 7), ([[6, 7], [2, 3], [8, 9]], 10)):
+        layer.make_room(layer, 3, end + 2)
+        new = tokens(2), tokens(2)
+        places.put(torch.tensor(columns), end)
+        held = layer.update(*new)
+        for row, own in enumerate(columns):
+            for place, column in enumerate(own):
+                for which in (0, 1):
+                    expected[which, row, :, column] = new[which][row, :, place]
+        assert torch.equal(torch.stack(held), expected[:, :, :, :end])
+        assert layer.get_seq_length() == end
+    layer.keep(torch.tensor([2, 1]))
+    places.put(torch.tensor([[10], [10]]), 11)
+    held = layer.update(new := tokens(1, rows=2), new)
+    assert torch.equal(torch.stack(held)[..., :10, :], expected[:, [2, 1], :, :10])
+    assert torch.equal(held[0][:, :, 10:], new)

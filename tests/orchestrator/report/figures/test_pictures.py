@@ -18,7 +18,7 @@ from chip_core.data.preferences import first_pairs, load_pairs
 from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.source import SourceRow, open_source
 from chip_core.evaluation.benchmarks.base import Pictures, inside
-from chip_core.evaluation.inference.prompts import Encoder
+from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.task import Item, Picture
 from chip_core.representation.described import read_set
 from orchestrator.human_eval.sheet import _data_uri

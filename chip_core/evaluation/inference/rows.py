@@ -1,0 +1,87 @@
+"""An answer in the making, and who chooses its next token.
+
+Shapes: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from chip_core.evaluation.inference.prompts import Prompt
+from chip_core.models.precision import as_held
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """A question, and what was said so far."""
+
+    prompt: Prompt
+    said: list[int] = field(default_factory=list)
+    draws: torch.Generator | None = None  # of an answer that is drawn, once one was
+
+
+class Chooser(Protocol):
+    """Chooses tokens by rules of which none depends on what rows are computed together with."""
+
+    def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
+        """Return each row's next token; the scores (N, V) are not needed afterwards."""
+        ...
+
+
+class Chosen(LogitsProcessor):  # type: ignore[misc]
+    """Has transformers' `generate` take the tokens that are chosen."""
+
+    def __init__(
+        self, chooser: Chooser, prompts: Sequence[Prompt], *, start: int, ends: set[int]
+    ) -> None:
+        """Make ready for one batch.
+
+        Args:
+            chooser: chooses.
+            prompts: of the batch's rows.
+            start: where in the batch's ids the answers begin.
+            ends: tokens that end an answer.
+        """
+        self._chooser, self._start, self._ends = chooser, start, ends
+        self._rows = [Row(prompt=prompt) for prompt in prompts]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (N, V) of which a row's that has not ended is finite at one token."""
+        open_ = []
+        for place, (row, said) in enumerate(zip(self._rows, input_ids.tolist(), strict=True)):
+            row.said = said[self._start :]
+            if self._ends.isdisjoint(row.said):
+                open_.append(place)
+        if open_:
+            places = torch.tensor(open_, device=scores.device)
+            chosen = self._chooser([self._rows[place] for place in open_], scores[places])
+            only = torch.full_like(scores[places], -torch.inf)
+            only.scatter_(1, torch.tensor(chosen, device=scores.device)[:, None], 0.0)
+            scores[places] = only
+        return scores
+
+
+def next_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tensor:
+    """Return the logits (V,) of the token after a prompt and an answer, computed alone.
+
+    The answer goes on from the prompt: a token in it that stands for a picture is a word there.
+    """
+    return logits_alone(model, prompt, answer)[-1]
+
+
+def logits_alone(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tensor:
+    """Return the logits after a prompt, and those after an answer if there is one, (1 or 2, V)."""
+    device = next(model.parameters()).device
+    out = model(**as_held(prompt.inputs(device), model), use_cache=True)
+    found: list[Tensor] = [out.logits[0, -1].float()]
+    if answer:
+        said = torch.tensor([list(answer)], device=device)
+        out = model(input_ids=said, past_key_values=out.past_key_values, use_cache=True)
+        found.append(out.logits[0, -1].float())
+    return torch.stack(found)

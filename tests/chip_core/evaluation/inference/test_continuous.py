@@ -1,0 +1,177 @@
+"""Rows that come and go give the answers that transformers' `generate` gives in whole batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from chip_core.config.trial import ModelConfig
+from chip_core.evaluation import BENCHMARKS
+from chip_core.evaluation.inference import Decoder, continuous, generate, make_batches
+from chip_core.evaluation.inference.continuous import can_continue, inexactness
+from chip_core.evaluation.inference.decoder import generation_settings
+from chip_core.evaluation.inference.encoder import Encoder
+from chip_core.evaluation.inference.lanes import Lanes
+from chip_core.evaluation.task import Decoding, Item
+from chip_core.models import loading
+from chip_core.utils.errors import TrialError
+
+from ... import families
+
+EVERY = sorted(families.FAMILIES)
+
+
+class Watching:
+    """Counts what lanes read: rows that come in at a time, and steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered: list[int] = []
+        self.steps = 0
+        enter, step = Lanes.enter, Lanes.step
+
+        def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
+            self.entered.append(sum(map(len, groups)))
+            return enter(lanes, groups, **more)
+
+        def stepping(lanes: Lanes) -> Any:
+            self.steps += 1
+            return step(lanes)
+
+        monkeypatch.setattr(Lanes, "enter", entering)
+        monkeypatch.setattr(Lanes, "step", stepping)
+
+
+def plain(loaded: tuple[Any, Any], items: list[Item], longest: int) -> list[str]:
+    """Each alone, by transformers' own loop."""
+    return generate(*loaded, items, max_new_tokens=longest, batch_size=1, share_prefix=False)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_lanes_give_the_logits_of_rows_alone(family: str) -> None:
+    model, processor = families.build(family)
+    encoder, items = Encoder(processor), families.items()
+    groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
+    alone = [[prompt] for group in groups for prompt in group[:3]]
+    with torch.inference_mode():  # measured: 1e-7 to 3e-7 on all
+        assert inexactness(model, groups, 0) < 1e-5
+        assert inexactness(model, groups[1:], 0) < 1e-5
+        assert inexactness(model, alone[::4], 0) < 1e-5
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_answers_of_all_lengths_are_those_of_whole_batches(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ends that come often: questions of one picture leave one by one, others come in."""
+    monkeypatch.setattr(continuous, "LITTLE", 0)
+    model, processor = loaded = families.build(family)
+    items = families.items()
+    watching = Watching(monkeypatch)
+    with torch.no_grad():  # else random weights say the same of all
+        for weight in model.get_decoder().parameters():
+            weight *= 6 if weight.ndim > 1 else 1
+    model.generation_config.eos_token_id = [1, *range(2, len(processor.tokenizer), 5)]
+    expected = plain(loaded, items, 12)
+    assert not watching.entered
+    assert len({len(answer.split()) for answer in expected}) > 1
+    for size in (5, 12):
+        watching.entered.clear()
+        assert generate(*loaded, items, max_new_tokens=12, batch_size=size) == expected
+        # The trial of two pictures with two questions each, then all questions.
+        assert watching.entered[0] == 4 and sum(watching.entered[1:]) == len(items)
+
+
+def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continuous, "LITTLE", 0)
+    torch.set_num_threads(1)
+    loaded = loading.load(ModelConfig(path="shapes"))
+    items = list(BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:48])
+    blue = loaded[1].tokenizer.convert_tokens_to_ids("blue")
+    loaded[0].generation_config.eos_token_id = [1, blue]  # answers of one to thirty tokens
+    tokens: list[int] = []
+    decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=False)
+    texts = {}
+    batches = make_batches(items, size=8)
+    for answers in decoder.stream(batches, size=8):
+        tokens.append(max(response.tokens or 0 for _, response in answers))
+        texts.update((item.id, response) for item, response in answers)
+    watching = Watching(monkeypatch)
+    decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=True)
+    told = list(decoder.stream(batches, size=8))
+    assert {item.id: response for answers in told for item, response in answers} == texts
+    assert watching.entered[:2] == [2, 8] and sum(watching.entered[1:]) == 48
+    assert len(watching.entered) > 7 and len(told) > 6
+    # A batch takes its first token's pass and then a step for each token but the last.
+    assert watching.steps < sum(length - 1 for length in tokens)
+    watching.entered.clear()
+    monkeypatch.setattr(continuous, "LITTLE", 8 * 2**20)  # as many bytes as eight rows take here
+    decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=True)
+    told = list(decoder.stream(batches, size=8))
+    assert {item.id: response for answers in told for item, response in answers} == texts
+    assert watching.entered[:3] == [2, 8, 16]  # three times the eight
+
+
+def test_what_does_not_fit_is_tried_with_half_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = families.build("llava")
+    items = families.items()
+    expected = plain(loaded, items, 5)
+    enter, step = Lanes.enter, Lanes.step
+    most, rows, stopped = 3, [], []
+
+    def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
+        rows.append(len(lanes.rows) + sum(map(len, groups)))
+        if rows[-1] > max(most, 4 * (len(rows) == 1)):  # the trial has room
+            raise torch.cuda.OutOfMemoryError("no room")
+        return enter(lanes, groups, **more)
+
+    def stepping(lanes: Lanes) -> Any:
+        if len(rows) > 3 and not stopped and lanes.rows[0].said[1:]:
+            stopped.append(len(lanes.rows))  # once in the middle, too
+            raise torch.cuda.OutOfMemoryError("no room")
+        return step(lanes)
+
+    monkeypatch.setattr(Lanes, "enter", entering)
+    monkeypatch.setattr(Lanes, "step", stepping)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert generate(*loaded, items, max_new_tokens=5) == expected
+    # Twelve, one picture's four as six have no room for two pictures, two; then one.
+    assert (rows[:5], stopped) == ([4, 12, 4, 2, 1], [2])
+    most = 0
+    rows.clear()
+    with pytest.raises(TrialError, match=r"no room on the GPU to answer item \d/\d: a smaller"):
+        generate(*loaded, items, max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"suppress_tokens": [5, 6]}, {"min_new_tokens": 4}],
+    ids=lambda wanted: next(iter(wanted)),
+)
+def test_what_a_models_own_settings_want_beside_is_left_to_transformers(
+    wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded = families.build("llava")
+    settings, _ = generation_settings(model, processor.tokenizer, Decoding(max_new_tokens=5))
+    assert can_continue(model, settings)
+    model.generation_config.update(**wanted)
+    assert not can_continue(model, settings)
+    watching = Watching(monkeypatch)
+    items = families.items()[:4]
+    assert generate(*loaded, items, max_new_tokens=5) == plain(loaded, items, 5)
+    assert not watching.entered
+
+
+def test_strings_that_end_answers_are_left_to_transformers() -> None:
+    model, processor = families.build("llava")
+    settings, _ = generation_settings(model, processor.tokenizer, Decoding(max_new_tokens=5))
+    model.generation_config.stop_strings = ["dog"]
+    assert not can_continue(model, settings)
+
+
+def test_beams_are_left_to_transformers() -> None:
+    model, processor = families.build("llava")
+    decoding = Decoding(max_new_tokens=5, num_beams=2)
+    settings, _ = generation_settings(model, processor.tokenizer, decoding)
+    assert not can_continue(model, settings)
