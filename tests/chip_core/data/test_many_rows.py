@@ -172,3 +172,26 @@ def test_a_bad_row_and_a_reason_go_from_process_to_process(source: DataSource) -
     bad = BadRow(place=source.place(3), reason="odd")
     assert pickle.loads(pickle.dumps(bad)) == bad
     assert str(pickle.loads(pickle.dumps(RowError("odd")))) == "odd"
+
+
+@forks  # and there alone it says what is mapped
+def test_of_a_file_that_was_read_nothing_stays(tmp_path: Path) -> None:
+    """A parquet file is gone through with one of its pages in memory, whatever its length."""
+    import pyarrow as pa
+
+    noise = os.urandom(100_000)  # which does not compress
+    image = {"bytes": noise, "path": "0.jpg"}
+    rows = [files.rlhf_v(n, image={**image, "bytes": noise + b"%d" % n}) for n in range(120)]
+    path = files.write_parquet(tmp_path / "a.parquet", rows, row_group_size=3, use_dictionary=False)
+    table = open_source(DataConfig(source=str(path))).tables[0]
+    before, held = pa.total_allocated_bytes(), []
+    for read in table.scan():
+        assert len(read()["image"]["bytes"]) > 100_000
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 120
+    mapped = [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if "a.parquet" in line
+    ]
+    assert not mapped
+    # A batch of 16 rows, a page of 3 and a buffer.
+    assert max(held) < 3_000_000 < path.stat().st_size / 3
