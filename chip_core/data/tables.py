@@ -24,6 +24,7 @@ from chip_core.data.rows import RowError, RowLocation
 from chip_core.utils.errors import ConfigError, brief
 
 _ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
+_BUFFER = 2**20  # bytes of a column that are read of a parquet file at a time
 _LONGEST_JSON = 2**31  # bytes of a file that is read whole, because its rows are no lines
 #: Columns that hold messages in some rows and texts in others: what reads a list reads both.
 _CONVERSATIONS = frozenset({"prompt", "question", "chosen", "rejected"})
@@ -79,7 +80,8 @@ class ParquetTable:
         self.name, self._file, self.folder = name, file, file.parent
         self.files = [file]
         try:
-            self._parquet = parquet.ParquetFile(file, memory_map=True)
+            # Neither mapped nor fetched ahead: all that was read would stay with this process.
+            self._parquet = parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise ConfigError([f"{file} cannot be read as parquet ({brief(error)})"]) from None
         self.kinds = {field.name: _arrow_kind(field.type) for field in self._parquet.schema_arrow}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,26 @@ def test_what_they_import_is_little() -> None:
     code = f"{there}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing says what is mapped")
+def test_of_a_file_that_was_read_nothing_stays(tmp_path: Path) -> None:
+    """A parquet file is gone through with one of its pages in memory, whatever its length."""
+    import pyarrow as pa
+
+    noise = os.urandom(100_000)  # which does not compress
+    image = {"bytes": noise, "path": "0.jpg"}
+    rows = [files.rlhf_v(n, image={**image, "bytes": noise + b"%d" % n}) for n in range(120)]
+    path = files.write_parquet(tmp_path / "a.parquet", rows, row_group_size=3, use_dictionary=False)
+    table = open_source(DataConfig(source=str(path))).tables[0]
+    before, held = pa.total_allocated_bytes(), []
+    for read in table.scan():
+        assert len(read()["image"]["bytes"]) > 100_000
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 120
+    mapped = [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if "a.parquet" in line
+    ]
+    assert not mapped
+    # A batch of 16 rows, a page of 3 and a buffer.
+    assert max(held) < 3_000_000 < path.stat().st_size / 3
