@@ -67,13 +67,12 @@ def measure(study: str, executor: str, workdir: Path, extra: Sequence[str]) -> d
 def _timed(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a command that prints JSON; return what all its processes took, and what it printed."""
     meter = Meter()
-    own = meter.read()["driver"]
+    before = meter.read()  # of this process, and of others that it started
     began = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     wall = time.perf_counter() - began
-    found = meter.read()
+    found = {kind: seconds - before.get(kind, 0.0) for kind, seconds in meter.read().items()}
     meter.stop()
-    found["driver"] -= own  # this process, but for what looking costs
     kinds = {kind: round(seconds, 1) for kind, seconds in found.items() if seconds >= 0.05}
     taken = {"cpu_s": sum(found.values()), "wall_s": wall, "by_process": kinds}
     return taken, json.loads(done.stdout.splitlines()[-1])

@@ -72,6 +72,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "projector": "lora",
         "language_model": "lora",
         "lora": {"rank": 2, "alpha": 4},
+        "optimizer": {"lr": 5e-3, "warmup": 0.1, "clip": 1.0},  # else it trains slowly
     },
     "staged": {"vision_encoder": "staged", "language_model": "lora", "lora": {"rank": 2}},
     "recomputed": {"vision_encoder": "trained", "engine": {"gradient_checkpointing": True}},
