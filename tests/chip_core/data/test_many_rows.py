@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,13 @@ def test_nobody_goes_on_when_nobody_asks_any_more(
     source: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "BLOCK", 7)
-    rows = told_of_rows(source, tell, processes=3)
+
+    def slow(good: GoodRow) -> int:
+        if good.row.index >= 7:  # the first block comes, and each process has another
+            time.sleep(600)
+        return good.row.index
+
+    rows = told_of_rows(source, slow, processes=3)
     next(rows)
     assert len(multiprocessing.active_children()) == 3
     rows.close()
