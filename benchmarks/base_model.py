@@ -38,8 +38,8 @@ TRAINED = {
 }
 
 
-def build(folder: Path, dtype: str) -> int:
-    """Write the model and return its file's bytes."""
+def build(folder: Path, dtype: str, layers: int | None = None) -> int:
+    """Write the model, of so many layers, and return its file's bytes."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -47,6 +47,7 @@ def build(folder: Path, dtype: str) -> int:
 
     shutil.copytree(MODEL_FOLDER, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = AutoConfig.from_pretrained(MODEL_FOLDER)
+    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
     config.text_config.intermediate_size = PARAMETERS // (
         3 * config.text_config.hidden_size * config.text_config.num_hidden_layers
     )

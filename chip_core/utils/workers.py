@@ -153,7 +153,9 @@ def _gpu() -> int | None:
     """Return the GPU that this thread computes on, if it does."""
     import torch
 
-    return torch.cuda.current_device() if torch.cuda.is_available() else None
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None  # asking which it is would take one
+    return torch.cuda.current_device()
 
 
 def _reason(failure: Exception | None) -> tuple[type[TrialError], str] | None:
