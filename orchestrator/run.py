@@ -371,7 +371,8 @@ def check_rows(plan: Plan, workdir: Path, console: Console) -> None:
     for trial in (trial for arm in resolve_search(plan, ledger).arms for trial in arm.trials):
         record = ledger[trial.fingerprint]
         waits = trial.blocked is not None and not trial.blocked.failed
-        if waits or not (trial.blocked or record.done(trial) or record.is_cut(rule)):
+        trained = record.model is not None or record.done(trial) or record.is_cut(rule)
+        if waits or not (trial.blocked or trained):
             left.append(trial.config)
     check_training_rows(plan, left, workdir, console)
 

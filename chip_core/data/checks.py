@@ -16,7 +16,7 @@ from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
 from chip_core.utils.errors import brief
 from chip_core.utils.machine import cores
-from chip_core.utils.processes import map_values
+from chip_core.utils.threads import map_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class RowChecker(Protocol):
 
 SHOWN = 10  # bad rows that a line lists
 
-#: Rows from which on a check has processes beside it: fewer are looked at before these are up.
+#: Rows from which on several threads decode images: fewer are soon looked at.
 _MANY = 2000
-_MOST_PROCESSES = 8  # one process reads rows about as fast as so many decode their images
+_MOST_THREADS = 8  # one reads rows about as fast as so many decode their images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def check_rows(
     rejected_images: bool = False,
     asks: Asks | None = None,
     model: RowChecker | None = None,
-    processes: int = 1,
+    threads: int = 1,
 ) -> Iterator[GoodRow | BadRow]:
     """Yield what every row is, in order; images are decoded and let go.
 
@@ -74,10 +74,10 @@ def check_rows(
         rejected_images: whether a row needs a rejected image of its own.
         asks: what an objective asks of it beside that.
         model: what else is to take the rows; None: no model is known.
-        processes: how many decode images; 1: this one, one image at a time.
+        threads: how many decode images; 1: this one alone.
     """
     read = _read_rows(source, rejected_images, asks or Asks())
-    for (index, one), sizes in map_values(image_sizes, read, processes):
+    for (index, one), sizes in map_values(image_sizes, read, threads):
         try:
             if isinstance(one, RowError) or isinstance(sizes, str):
                 raise RowError(str(one if isinstance(one, RowError) else sizes))
@@ -107,14 +107,14 @@ def bad_rows_line(
     )
 
 
-def processes_for(rows: int, sharing: int = 1) -> int:
-    """Return how many processes are to decode the images of rows.
+def threads_for(rows: int, sharing: int = 1) -> int:
+    """Return how many threads are to decode the images of rows.
 
     Args:
         rows: how many there are.
         sharing: how many processes of this machine look at as many at the same time.
     """
-    return 1 if rows < _MANY else max(1, min(_MOST_PROCESSES, cores() // sharing))
+    return 1 if rows < _MANY else max(1, min(_MOST_THREADS, cores() // sharing))
 
 
 def image_sizes(images: Images | None) -> list[tuple[int, int]] | str:

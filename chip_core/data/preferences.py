@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import RowChecker, bad_rows_line, check_rows, processes_for
+from chip_core.data.checks import RowChecker, bad_rows_line, check_rows, threads_for
 from chip_core.data.formats.further import Asks, Score, further_of
 from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
@@ -106,9 +106,9 @@ class SourcePairs(Pairs):
         rejected_images: bool = False,
         asks: Asks | None = None,
         model: RowChecker | None = None,
-        processes: int = 1,
+        threads: int = 1,
     ) -> None:
-        """Look at every row once, in so many processes; `on_row` is told (done, total)."""
+        """Look at every row once, images in so many threads; `on_row` is told (done, total)."""
         self._source, self._asks = source, asks or Asks()
         self._good, self._repeated = array("Q"), set[int]()
         skipped: list[BadRow] = []
@@ -119,7 +119,7 @@ class SourcePairs(Pairs):
             rejected_images=rejected_images,
             asks=asks,
             model=model,
-            processes=processes,
+            threads=threads,
         )
         for done, checked in enumerate(checks, start=1):
             if isinstance(checked, BadRow):
@@ -200,7 +200,7 @@ def load_pairs(
             rejected_images=rejected_images,
             asks=asks,
             model=model,
-            processes=processes_for(len(source), sharing),
+            threads=threads_for(len(source), sharing),
         )
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None

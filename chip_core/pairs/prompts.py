@@ -26,7 +26,7 @@ from chip_core.data.source import SHAPES, DataSource, open_source
 from chip_core.evaluation.task import Item, Picture
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
-from chip_core.utils.processes import map_values
+from chip_core.utils.threads import map_values
 
 SPLIT = "train"  # of the embedded world: no benchmark asks of it
 
@@ -61,12 +61,12 @@ def read_prompts(data: DataConfig) -> list[Item]:
     return items
 
 
-def check_prompts(data: DataConfig, processes: int = 1) -> Iterator[BadRow | None]:
+def check_prompts(data: DataConfig, threads: int = 1) -> Iterator[BadRow | None]:
     """Yield of each row of a source why it is no prompt, its image decoded; None where it is one.
 
     Args:
         data: the source; not the embedded world.
-        processes: how many decode images.
+        threads: how many decode images.
 
     Raises:
         ConfigError: the source cannot be read.
@@ -82,7 +82,7 @@ def check_prompts(data: DataConfig, processes: int = 1) -> Iterator[BadRow | Non
             else:
                 yield (index, None), Images(reader=row.images, refs=(("", row.image),))
 
-    for (index, wrong), sizes in map_values(image_sizes, read(), processes):
+    for (index, wrong), sizes in map_values(image_sizes, read(), threads):
         reason = sizes if isinstance(sizes, str) else wrong
         yield None if reason is None else BadRow(place=source.place(index), reason=reason)
 

@@ -119,7 +119,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     console = Console(file=sys.stderr if as_json else sys.stdout)
     trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
     require_room(plan, workdir, request)
-    check_rows(plan, workdir, console)
+    check_rows(plan if trimmed is None else trimmed.plan, workdir, console)
     remote = bind_storage(workdir, options.storage)  # the first thing that is written
     stop = Stop()
     settings = ExecutorSettings(

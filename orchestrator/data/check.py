@@ -14,7 +14,7 @@ from rich.text import Text
 
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
-from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows, processes_for
+from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows, threads_for
 from chip_core.data.formats.further import Asks, asks_of
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, open_source
@@ -97,8 +97,8 @@ def check_data(
         asked=asks.names,
     )
     with progress(console, "rows checked", len(source)) as step:
-        processes = processes_for(len(source))
-        rows = check_rows(source, asks=asks, model=taken, processes=processes)
+        threads = threads_for(len(source))
+        rows = check_rows(source, asks=asks, model=taken, threads=threads)
         for done, checked in enumerate(rows, start=1):
             if isinstance(checked, BadRow):
                 report.bad.append(checked)

@@ -18,8 +18,8 @@ from rich.console import Console
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.data import asks_of
-from chip_core.data.checks import bad_rows_line, check_rows, processes_for
-from chip_core.data.files import is_hub_name
+from chip_core.data.checks import bad_rows_line, check_rows, threads_for
+from chip_core.data.files import digest, is_hub_name
 from chip_core.data.formats.further import Asks
 from chip_core.data.image_files import READER
 from chip_core.data.rejected_images import strategy_class
@@ -150,10 +150,10 @@ def _checked(wanted: _Wanted, console: Console) -> tuple[int, list[BadRow]]:
 
 
 def _looked_at(wanted: _Wanted, source: DataSource) -> Iterator[object]:
-    processes = processes_for(len(source))
+    threads = threads_for(len(source))
     if wanted.prompts:
-        return check_prompts(wanted.data, processes)
-    return check_rows(source, rejected_images=wanted.given, asks=wanted.asks, processes=processes)
+        return check_prompts(wanted.data, threads)
+    return check_rows(source, rejected_images=wanted.given, asks=wanted.asks, threads=threads)
 
 
 def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
@@ -167,12 +167,15 @@ def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
         "reader": READER,
     }
     if is_hub_name(data.source):  # of which a fingerprint holds the name alone
+        source = open_source(data)
         decided_by["fetched"] = [
             [str(file), state.st_size, state.st_mtime_ns]
-            for table in open_source(data).tables
+            for table in source.tables
             for file in table.files
             for state in [os.stat(file)]
         ]
+        images = {path: file and digest(file) for path, file in source.image_files()}
+        decided_by["images"] = sorted(images.items())
     return fingerprint(decided_by)[:32]
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, padded
-from chip_core.evaluation.inference.rows import Row
-from chip_core.evaluation.inference.shared import positions_in, positions_of, side_by_side, start_of
+from chip_core.evaluation.inference.rows import Row, positions_in, positions_of
+from chip_core.evaluation.inference.shared import side_by_side, start_of
 from chip_core.models.precision import as_held
 
 

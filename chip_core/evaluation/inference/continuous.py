@@ -32,6 +32,10 @@ TIMES = 3
 #: Prompts that are read in one pass: of more, what is computed does not stay in a CPU's cache.
 AT_ONCE = 32
 
+#: Tokens of questions that one lane reads behind their picture: none sees another's, and yet what
+#: is computed grows with the square of them all.
+BEHIND = 1024
+
 
 class NoRoomError(Exception):
     """The device's memory does not hold a single row."""
@@ -178,7 +182,19 @@ class _Waiting:
 
 def _lanes_of(rows: list[Row]) -> list[list[Row]]:
     """Return rows of a picture as they can share a lane."""
-    return [rows] if start_of([row.prompt for row in rows]) is not None else [[row] for row in rows]
+    start = start_of([row.prompt for row in rows])
+    if start is None:
+        return [[row] for row in rows]
+    lanes: list[list[Row]] = []
+    behind = 0
+    for row in rows:
+        own = len(row.prompt.ids) - start
+        if not lanes or behind + own > BEHIND:
+            lanes.append([])
+            behind = 0
+        lanes[-1].append(row)
+        behind += own
+    return lanes
 
 
 def can_continue(model: Any, settings: Any) -> bool:

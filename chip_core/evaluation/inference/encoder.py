@@ -35,6 +35,9 @@ _LAID_OUT_BY = {
 #: Texts and layouts that are kept: some MB at most.
 _KEPT = 1024
 
+#: Layouts of which a picture's inputs are held against the processor's own.
+_TRIED = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
@@ -77,10 +80,11 @@ class Encoder:
         self._encodings, self._asked = encodings, asked
         self._texts: dict[Hashable, tuple[Any, str]] = {}
         self._raws: dict[Hashable, list[int]] = {}
-        self._layouts: dict[Hashable, _Layout] = {}
+        self._layouts: dict[tuple[Hashable, Hashable], _Layout] = {}
         # Not known before it was tried: prompts of others' layouts, pictures without a text.
         self._composes: bool | None = None
         self._shows: bool | None = None
+        self._tried = 0  # layouts whose pictures' inputs were held against the processor's own
         self._names: tuple[str, ...] = ()  # of a picture's inputs
 
     def encode(self, items: Sequence[Item]) -> list[Prompt]:
@@ -103,12 +107,14 @@ class Encoder:
         if len(pictures) != 1:
             return [self._whole(item, pictures) for item in items]
         prompts: list[Prompt] = []
-        inputs = self._shown(pictures) if self._shows and self._composes else None
+        inputs = None
+        if self._shows and self._composes and self._may_know(pictures):
+            inputs = self._shown(pictures) or None
         for item in items:
             prompt = None if inputs is None else self._composed(item, pictures, inputs)
             if prompt is None:
                 prompt = self._whole(item, pictures)
-                self._look(item, prompt, pictures)
+                self._look(item, prompt, pictures, inputs)
             inputs = prompt.pictures if inputs is None else inputs
             prompts.append(prompt)
         return prompts
@@ -118,13 +124,31 @@ class Encoder:
         layout = self._layouts.get(self._key(pictures, inputs)) if self._composes else None
         return None if layout is None else layout.prompt(self._raw(item), inputs, item.id)
 
-    def _look(self, item: Item, whole: Prompt, pictures: Sequence[Any]) -> None:
-        """Hold what could have been made faster against a processor's own prompt."""
+    def _may_know(self, pictures: Sequence[Any]) -> bool:
+        """Return whether a layout may be known that pictures have, before they are processed."""
+        if self._laid_out_by() is not None:
+            return True
+        sizes = tuple(picture.size for picture in pictures)
+        return any(key[1] == sizes for key in self._layouts)
+
+    def _look(
+        self, item: Item, whole: Prompt, pictures: Sequence[Any], shown: Inputs | None
+    ) -> None:
+        """Hold what could have been made faster against a processor's own prompt.
+
+        Args:
+            item: the question.
+            whole: its prompt.
+            pictures: which it shows.
+            shown: what `_shown` made of them, where it did.
+        """
         key = self._key(pictures, whole.pictures)
         known = self._layouts.get(key)
         if known is None:
-            if self._shows is not False:
-                self._shows = _equal(self._shown(pictures, whole.pictures), whole.pictures)
+            if self._shows is not False and (shown is not None or self._tried < _TRIED):
+                self._tried += 1
+                shown = self._shown(pictures, whole.pictures) if shown is None else shown
+                self._shows = _equal(shown, whole.pictures)
             layout = _layout(self._raw(item), whole)
             if layout is not None:
                 _keep(self._layouts, key, layout)
@@ -148,12 +172,14 @@ class Encoder:
         except (AttributeError, KeyError, TypeError, ValueError):
             return {}  # it is not for this one alone to do
 
-    def _key(self, pictures: Sequence[Any], inputs: Inputs) -> Hashable:
+    def _laid_out_by(self) -> tuple[str, ...] | None:
+        """Return by which of a picture's inputs it is laid out; None: by its size."""
+        own = (each.__name__ for each in type(self._processor).__mro__)
+        return next((_LAID_OUT_BY[name] for name in own if name in _LAID_OUT_BY), None)
+
+    def _key(self, pictures: Sequence[Any], inputs: Inputs) -> tuple[Hashable, Hashable]:
         """Return what pictures have in common that are laid out alike."""
-        own = type(self._processor).__mro__
-        names = next(
-            (_LAID_OUT_BY[each.__name__] for each in own if each.__name__ in _LAID_OUT_BY), None
-        )
+        names = self._laid_out_by()
         shapes = tuple((name, tuple(value.shape)) for name, value in inputs.items())
         if names is None:
             return shapes, tuple(picture.size for picture in pictures)
@@ -234,7 +260,7 @@ def _equal(made: Inputs, wanted: Inputs) -> bool:
     )
 
 
-def _keep(kept: dict[Hashable, Any], key: Hashable, value: Any) -> None:
+def _keep(kept: dict[Any, Any], key: Hashable, value: Any) -> None:
     """Keep something, and of too many not the oldest."""
     if len(kept) >= _KEPT:
         del kept[next(iter(kept))]

@@ -125,6 +125,7 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
             self.lazy_initialization(like.keys, like.values)
         held = self._room or [new[:0, :, :0] for new in (like.keys, like.values)]
         self._room = [_larger(room, rows, columns) for room in held]
+        self._let_go()
 
     def begin(self, rows: Tensor, computed: CacheLayerMixin) -> None:
         """Have rows begin with keys and values that were computed before.
@@ -139,6 +140,11 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
     def keep(self, rows: Tensor) -> None:
         """Keep these rows alone, in this order."""
         self._room = [room.index_select(0, rows) for room in self._room]
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold nothing of the room before: all layers would be there twice until `update`."""
+        self.keys, self.values = (room[:, :, :0] for room in self._room)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

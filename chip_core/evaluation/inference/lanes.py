@@ -117,7 +117,8 @@ class Lanes:
             use_cache=True,
         ).logits
         logits = logits.flatten(0, 1)
-        self._positions = self._positions + 1
+        # Of nobody's tokens they stay at 0: some kinds of RoPE go by the largest of a batch.
+        self._positions = (self._positions + 1) * (where != nowhere)
         if len(live) < len(logits):
             logits = logits[torch.tensor(live, device=self._device)]
         return logits.float()

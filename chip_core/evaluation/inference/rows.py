@@ -1,12 +1,12 @@
 """An answer in the making, and who chooses its next token.
 
-Shapes: N rows, V vocabulary.
+Shapes: B, N rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -82,6 +82,27 @@ def logits_alone(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tens
     found: list[Tensor] = [out.logits[0, -1].float()]
     if answer:
         said = torch.tensor([list(answer)], device=device)
-        out = model(input_ids=said, past_key_values=out.past_key_values, use_cache=True)
+        # Said, since Qwen-VL would go on from the positions of what it has read last.
+        ahead = torch.arange(1, len(answer) + 1, device=device)
+        out = model(
+            input_ids=said,
+            position_ids=positions_of(model, prompt)[..., -1:] + ahead,
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
         found.append(out.logits[0, -1].float())
     return torch.stack(found)
+
+
+def positions_of(model: Any, prompt: Prompt) -> Tensor:
+    """Return a prompt's positions (1, T) as its family counts them; Qwen-VL's are (4, 1, T)."""
+    device = next(model.parameters()).device
+    # No position depends on pixels, which are many.
+    shown = {name: each for name, each in prompt.pictures.items() if name != "pixel_values"}
+    return positions_in(model, replace(prompt, pictures=shown).inputs(device))
+
+
+def positions_in(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return the positions (…, B, T) of a batch as its family counts them."""
+    found: Tensor = model._prepare_position_ids_for_generation(batch["input_ids"], batch)
+    return found

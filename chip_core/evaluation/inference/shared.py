@@ -14,7 +14,7 @@ Shapes: K pictures, B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
-from chip_core.evaluation.inference.rows import next_logits
+from chip_core.evaluation.inference.rows import next_logits, positions_of
 from chip_core.models.precision import as_held
 
 #: Largest difference of logits from those of separate rows, as a share of the largest logit. What
@@ -127,20 +127,6 @@ def start_of(prompts: Sequence[Prompt]) -> int | None:
     rows = [prompt.ids for prompt in prompts]
     start = min(common_start(rows), min(map(len, rows)) - 1)
     return None if start < prompts[0].vision_end else start
-
-
-def positions_of(model: Any, prompt: Prompt) -> Tensor:
-    """Return a prompt's positions (1, T) as its family counts them; Qwen-VL's are (4, 1, T)."""
-    device = next(model.parameters()).device
-    # No position depends on pixels, which are many.
-    shown = {name: each for name, each in prompt.pictures.items() if name != "pixel_values"}
-    return positions_in(model, replace(prompt, pictures=shown).inputs(device))
-
-
-def positions_in(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Return the positions (…, B, T) of a batch as its family counts them."""
-    found: Tensor = model._prepare_position_ids_for_generation(batch["input_ids"], batch)
-    return found
 
 
 def side_by_side(rows: Sequence[Tensor]) -> Tensor:

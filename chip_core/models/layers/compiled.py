@@ -61,9 +61,6 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
     # Its loop over pieces is of each row's own lengths: no code of one row serves another.
     apart = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
     ALL_ATTENTION_FUNCTIONS.register(packing.NAME, apart)
-    settings: Any = torch.compiler.config
-    failing = settings.fail_on_recompile_limit_hit
-    settings.fail_on_recompile_limit_hit = True
     try:
         for layer in layers:
             _compile(layer, backend or INDUCTOR)
@@ -72,7 +69,6 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
         for layer in layers:
             layer.__dict__.pop("forward", None)
         ALL_ATTENTION_FUNCTIONS.register(packing.NAME, packing.attention)
-        settings.fail_on_recompile_limit_hit = failing
         # Code that was made for these rows may add up otherwise than code made for the next ones.
         torch.compiler.reset()
 
@@ -89,6 +85,10 @@ def _compile(layer: nn.Module, backend: Backend) -> None:
 
 def _by_code(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
     """Call compiled code; end with a line where torch would make no more of it."""
+    settings: Any = torch.compiler.config
+    failing = settings.fail_on_recompile_limit_hit
+    # Here, since each thread has its own, and a backward pass computes layers again in another.
+    settings.fail_on_recompile_limit_hit = True
     try:
         return compiled(*given, **options)
     except Exception as error:
@@ -99,6 +99,8 @@ def _by_code(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
             f"engine.compile: layers: this training calls its layers in more than {limit} ways, "
             "each of which takes code of its own: write engine.compile: off"
         ) from error
+    finally:
+        settings.fail_on_recompile_limit_hit = failing
 
 
 def _again(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:

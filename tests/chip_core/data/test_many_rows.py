@@ -1,20 +1,17 @@
-"""The images of many rows are decoded in several processes; all comes out as from one."""
+"""The images of many rows are decoded in several threads; all comes out as from one."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from chip_core.config.trial import DataConfig
 from chip_core.data import checks, preferences
-from chip_core.data.checks import GoodRow, check_rows, processes_for
+from chip_core.data.checks import GoodRow, check_rows, threads_for
 from chip_core.data.preferences import SourcePairs, load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import DataSource, open_source
@@ -58,18 +55,17 @@ def _plain(found: GoodRow | BadRow) -> object:
     return found.row.index, found.row.texts, found.size
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_rows_come_in_order_whoever_decoded_them(source: DataSource, processes: int) -> None:
+@pytest.mark.parametrize("threads", [2, 3])
+def test_rows_come_in_order_whoever_decoded_them(source: DataSource, threads: int) -> None:
     alone = [_plain(row) for row in check_rows(source)]
     assert [n for n, row in enumerate(alone) if isinstance(row, str)] == sorted([*BAD, CUT])
-    assert [_plain(row) for row in check_rows(source, processes=processes)] == alone
-    assert not psutil.Process().children()
+    assert [_plain(row) for row in check_rows(source, threads=threads)] == alone
 
 
 def test_pairs_are_the_same(source: DataSource) -> None:
     done: list[tuple[int, int]] = []
     one = SourcePairs(source)
-    other = SourcePairs(source, lambda *told: done.append(told), processes=2)
+    other = SourcePairs(source, lambda *told: done.append(told), threads=2)
     assert done == [(number, ROWS) for number in range(1, ROWS + 1)]  # progress, row by row
     assert [pair.id for pair in one] == [pair.id for pair in other]
     assert len(one) == ROWS - len(BAD) - 1
@@ -84,9 +80,9 @@ def test_a_training_takes_its_share_of_the_cores(
     monkeypatch.setattr(checks, "cores", lambda: 4)
     asked: list[int] = []
 
-    def counted(*given: Any, processes: int, **held: Any) -> Any:
-        asked.append(processes)
-        return check_rows(*given, processes=processes, **held)
+    def counted(*given: Any, threads: int, **held: Any) -> Any:
+        asked.append(threads)
+        return check_rows(*given, threads=threads, **held)
 
     monkeypatch.setattr(preferences, "check_rows", counted)
     config = DataConfig(source=str(source.place(0).file), on_bad_row="skip")
@@ -94,17 +90,10 @@ def test_a_training_takes_its_share_of_the_cores(
     assert asked == [2]
 
 
-def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "cores", lambda: 16)
-    assert [processes_for(rows) for rows in (1, 1_999, 2_000, 83_000)] == [1, 1, 8, 8]
-    assert [processes_for(83_000, sharing) for sharing in (2, 4, 8, 32)] == [8, 4, 2, 1]
-
-
-def test_what_they_import_is_little() -> None:
-    there = "import sys, chip_core.utils.processes, chip_core.data.checks as _"
-    code = f"{there}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert [threads_for(rows) for rows in (1, 1_999, 2_000, 83_000)] == [1, 1, 8, 8]
+    assert [threads_for(83_000, sharing) for sharing in (2, 4, 8, 32)] == [8, 4, 2, 1]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing says what is mapped")
