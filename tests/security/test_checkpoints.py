@@ -192,7 +192,7 @@ def manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
 
 
 def restore(folder: Path, config: TrialConfig) -> checkpoints.Resumed:
-    kept: dict[str, Any] = {"model": None, "optimizer": None, "stateful": {}}
+    kept: dict[str, Any] = {"model": torch.nn.Module(), "optimizer": None, "stateful": {}}
     return checkpoints.Checkpointer(config, **kept).restore(folder)
 
 
