@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
@@ -14,7 +16,7 @@ from chip_core.evaluation.inference.continuous import can_continue, inexactness
 from chip_core.evaluation.inference.decoder import generation_settings
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.lanes import Lanes
-from chip_core.evaluation.task import Decoding, Item
+from chip_core.evaluation.task import Decoding, Item, Picture
 from chip_core.models import loading
 from chip_core.utils.errors import TrialError
 
@@ -175,3 +177,74 @@ def test_beams_are_left_to_transformers() -> None:
     decoding = Decoding(max_new_tokens=5, num_beams=2)
     settings, _ = generation_settings(model, processor.tokenizer, decoding)
     assert not can_continue(model, settings)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_questions_without_a_picture(family: str) -> None:
+    """Qwen-VL counts the positions of an answer by the prompt that it has read last."""
+    loaded = families.build(family)
+    asked = [
+        Item(id=f"t{number}", prompt=" ".join(families.WORDS[: number + 2]), pictures=())
+        for number in range(3)
+    ]
+    for items in (asked, [*families.items()[:4], *asked]):
+        found = generate(*loaded, items, max_new_tokens=4, batch_size=4)
+        assert found == plain(loaded, items, 4)
+
+
+def picture(number: int) -> Image.Image:
+    return Image.new("RGB", (90, 90), (20 * number, 100, 50))
+
+
+def test_positions_of_nobody_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamic RoPE takes its frequencies from the largest position of a batch."""
+    monkeypatch.setattr(continuous, "LITTLE", 0)
+    loaded = families.build("llava")
+    # Four pictures of two questions, then five of eight: three lanes stay empty while those are
+    # answered, one after another.
+    items = [
+        Item(
+            id=f"{number}/{question}",
+            prompt=" ".join(families.WORDS[question : question + 3]),
+            pictures=(Picture(key=str(number), read=partial(picture, number)),),
+        )
+        for number in range(9)
+        for question in range(2 if number < 4 else 8)
+    ]
+    largest = [0]
+    step = Lanes.step
+
+    def stepping(lanes: Lanes) -> Any:
+        made = step(lanes)
+        largest.append(int(lanes._positions.max()))
+        return made
+
+    monkeypatch.setattr(Lanes, "step", stepping)
+    longest = 12
+    encoder = Encoder(loaded[1])
+    most = max(len(encoder.encode([item])[0].ids) for item in items)
+    generate(*loaded, items, max_new_tokens=longest, batch_size=8)
+    assert most < max(largest) < most + longest
+
+
+def test_long_questions_of_one_picture_take_lanes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = families.build("llava")
+    items = families.items()[:4]
+    expected = plain(loaded, items, 6)
+    prompts = Encoder(loaded[1]).encode(items)
+    start = continuous.start_of(prompts)
+    assert start is not None
+    behind = [len(prompt.ids) - start for prompt in prompts]
+    lanes: list[list[int]] = []
+    enter = Lanes.enter
+
+    def entering(self: Lanes, groups: Any, **more: Any) -> Any:
+        lanes.append([len(group) for group in groups])
+        return enter(self, groups, **more)
+
+    monkeypatch.setattr(Lanes, "enter", entering)
+    monkeypatch.setattr(continuous, "BEHIND", sum(behind) - 1)
+    assert generate(*loaded, items, max_new_tokens=6) == expected
+    assert lanes[-2:] == [[3], [1]]
