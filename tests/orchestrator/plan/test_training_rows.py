@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,13 @@ def test_many_rows_are_shared_and_progress_is_shown(
     monkeypatch.setattr(checks, "cores", lambda: 2)
     monkeypatch.setattr("orchestrator.utils.progress.SHOWN_AFTER", 0.0)
     monkeypatch.setattr("orchestrator.utils.progress.PLAIN_EVERY", 0.0)
-    monkeypatch.setattr(ImageReader, "size", None)  # decoded elsewhere
+    size, makers = ImageReader.size, set[str]()
+
+    def sized(reader: ImageReader, ref: Any) -> tuple[int, int]:
+        makers.add(threading.current_thread().name)
+        return size(reader, ref)
+
+    monkeypatch.setattr(ImageReader, "size", sized)
     images = ["broken" if index in (7, 90) else "good" for index in range(100)]
     file = write_rows(tmp_path, [row(index, image=name) for index, name in enumerate(images)])
     out = io.StringIO()
@@ -278,3 +285,4 @@ def test_many_rows_are_shared_and_progress_is_shown(
     assert "line 8: the image" in line
     assert "line 91: the image" in line
     assert "rows checked: 50 of 100, " in out.getvalue()
+    assert makers and threading.current_thread().name not in makers
