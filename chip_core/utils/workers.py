@@ -109,9 +109,11 @@ class Workers:
         Raises:
             Exception: as `each`.
         """
-        if self.alone or not self.first:
-            while not (self.alone or self.gathered(None)[0]):
-                pass
+        if self.alone:
+            return make()
+        if not self.first:
+            while not self.gathered(None)[0]:
+                pass  # the meeting is the waiting
             return self.broadcast_from_rank0(make)
         over = threading.Event()
         meeting = threading.Thread(target=self._meet, args=(over, _gpu()), daemon=True)
