@@ -12,13 +12,15 @@ naive               as the released code: 3 policy and 4 reference sequences, al
 response logits     one pass a response, logits of response tokens alone, in chunks
 prefix sharing      and chosen, rejected and the rejected image's pass in one packed row
 stored reference    and the reference read from memory, as a study's reference pass leaves it
+stored features     and the frozen vision encoder's output too
 trl                 TRL's DPOTrainer (plain DPO; 2 policy and 2 reference sequences)
 floor               forward and backward of the decoder over the unique tokens of both prefixes,
                     the output head and cross-entropy on response positions; no image is encoded
 
 `--beside` compares objectives with each other instead: each one's step with its reference stored.
 
-Ratios are medians over interleaved rounds. Gradients are compared with the naive ones by the norm
+Ratios are medians over interleaved rounds. Operations are those of forward and backward, as torch
+counts them. Gradients are compared with the naive ones by the norm
 of the difference over the norm. Memory is the peak of a process that does one step, over what it
 held before any model was made.
 """
@@ -32,22 +34,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import trl_dpo
 from benchmarks.machine import describe, line
 from benchmarks.measure import Clock, PeakMemory, interleaved
 from benchmarks.naive import naive_loss
 from benchmarks.workload import Workload
+from chip_core.data.tensors import PairBatch, Prompts
 from chip_core.models.packing import packed_attention
+from chip_core.models.tower import tower_features
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.training.policy import Policy
 
 NAIVE, FLOOR, TRL = "naive", "floor", "trl"
-OURS = ("response logits", "prefix sharing", "stored reference")
+OURS = ("response logits", "prefix sharing", "stored reference", "stored features")
+
+STORED = OURS[2:]
 
 Step = Callable[[], Tensor]
 
@@ -103,6 +111,7 @@ def measure(
     with packed_attention(policy), packed_attention(reference):
         steps = {name: _step(name, objective, workload, policy, reference) for name in names}
         gradients = {name: _gradient(policy, step) for name, step in steps.items() if name != TRL}
+        counts = {name: _operations(policy, steps[name]) for name in (*OURS, FLOOR)}
 
         def timed(step: Step) -> Callable[[], None]:
             def run() -> None:
@@ -123,6 +132,8 @@ def measure(
             **({"trl over this": round(times[TRL].over(seconds), 3)} if TRL in times else {}),
         }
         if name in OURS:
+            over = counts[name] / counts[FLOOR]
+            variants[name]["operations over floor"] = round(over, 3)
             variants[name]["gradient apart"] = _apart(gradients[name], gradients[NAIVE])
         if memory:
             variants[name]["peak MiB"] = round(_peak_apart(objective, tokens, name))
@@ -176,10 +187,26 @@ def _step(name: str, objective: str, workload: Workload, policy: Any, reference:
     ours = Policy(policy, settings, prefix_sharing=share)
     frozen = Policy(reference, settings, prefix_sharing=share)
     head = frozen.head
-    if name == OURS[2]:
+    if name in STORED:
         stored = frozen.reference_scores(batch)
+        if name == STORED[1]:
+            batch = _with_features(batch, policy)
         return lambda: ours(batch, stored, head).loss.mean()
     return lambda: ours(batch, frozen.reference_scores(batch), head).loss.mean()
+
+
+def _with_features(batch: PairBatch, policy: Any) -> PairBatch:
+    """Return a batch with the vision encoder's output for its images."""
+
+    def known(prompts: Prompts) -> Prompts:
+        return replace(prompts, features=tower_features(policy, prompts.images))
+
+    rejected = batch.rejected_image_prompts
+    return replace(
+        batch,
+        prompts=known(batch.prompts),
+        rejected_image_prompts=None if rejected is None else known(rejected),
+    )
 
 
 def _trl(workload: Workload) -> Step:
@@ -219,6 +246,13 @@ def _gradient(policy: Any, step: Step) -> list[Tensor]:
     return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
 
+def _operations(policy: Any, step: Step) -> int:
+    policy.zero_grad(set_to_none=True)
+    with FlopCounterMode(display=False) as counted:
+        step().backward()
+    return int(counted.get_total_flops())
+
+
 def _apart(one: list[Tensor], other: list[Tensor]) -> float:
     pairs = list(zip(one, other, strict=True))
     difference = sum(float((a - b).square().sum()) for a, b in pairs)
@@ -254,7 +288,7 @@ def _peak(objective: str, tokens: int, name: str) -> float:
         open_for_reference = packed_attention(reference)
         stack.enter_context(open_for_reference)
         step = _step(name, objective, workload, policy, reference)
-        if name == OURS[2]:
+        if name in STORED:
             stack.close()
             del reference, open_for_reference  # a study's trial has none in memory
         memory.forget()  # what building takes
