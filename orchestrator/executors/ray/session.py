@@ -234,20 +234,12 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
     guard: subprocess.Popen[bytes] | None = None
     try:
         with signals_kept(), _environment({"RAY_TMPDIR": folder, **UNOBSERVED}):
-            ray.init(
-                address="local",
-                num_cpus=int(machine["CPU"]),
-                num_gpus=int(machine["GPU"]),
-                resources={DRIVER: max(len(jobs), int(machine["CPU"]))},
-                object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-            )
+            _start(machine, max(len(jobs), int(machine["CPU"])))
         started = _children(psutil.Process()) - others
         guard = _guard(folder, started)
         yield
     finally:
+        started = started or _children(psutil.Process()) - others  # where Ray did not start whole
         left = started | {child for process in started for child in _children(process)}
         ray.shutdown()
         if guard is not None:
@@ -258,6 +250,31 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(machine: Mapping[str, float], drivers: int) -> None:
+    """Start Ray on this machine.
+
+    Raises:
+        UserError: it does not start; Ray waits 30 s for its processes.
+    """
+    try:
+        ray.init(
+            address="local",
+            num_cpus=int(machine["CPU"]),
+            num_gpus=int(machine["GPU"]),
+            resources={DRIVER: drivers},
+            object_store_memory=OBJECT_STORE,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
+    except Exception as error:  # Ray's own class for it is Exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"Ray does not start on this machine ({reason}): run the command again when the "
+            "machine is less busy, or with --executor inline"
+        ) from None
 
 
 def _children(process: psutil.Process) -> set[psutil.Process]:
