@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # bitsandbytes' Linear4bit on a CPU with AVX512-BF16:
-# A frozen NF4 layer that computes in float32 gives one output before and another after a forward pass
-# without gradients (torch.no_grad, evaluation mode): that pass repacks the layer's weight in place for a
-# kernel of its own, rounds its scales to bfloat16 and sets the type of what is unpacked to bfloat16, and
-# every later pass, with gradients too, uses those. So a LoRA training over it (QLoRA) that looks at its
-# reference, or answers, between steps trains on another base model from then on; layers in training
-# mode stay as they are. On other CPUs nothing is repacked.
-# Exits 0 as long as this is so (or the CPU cannot show it), 1 where it is no longer.
+# A frozen NF4 layer that computes in float32 gives a different output after a forward pass without
+# gradients (torch.no_grad, evaluation mode). That pass repacks the layer's weight in place for a
+# kernel of its own, rounds its scales to bfloat16 and sets the unpacked type to bfloat16, and
+# every later pass uses those, with gradients too. So a LoRA training on it (QLoRA) that computes its
+# reference, or generates answers, between steps trains on another base model from then on. Layers in
+# training mode do not change. Other CPUs repack nothing.
+# Exits 0 while this holds (or if the CPU cannot show it), 1 once it has changed.
 set -euo pipefail
 if ! grep -qw avx512_bf16 /proc/cpuinfo; then
     echo "not seen: this CPU has no AVX512-BF16"

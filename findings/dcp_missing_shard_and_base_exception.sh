@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # torch.distributed.checkpoint with its Hugging Face (safetensors) storage, two workers:
-# 1. A checkpoint that lacks the shard with a tensor's first rows is loaded without a word: the size
-#    is told from the shards that are there, and those rows stay as they were before the load. One
-#    that lacks the last rows is refused.
-# 2. Whatever fails in `save` or `load` comes as CheckpointException, which is a BaseException and no
-#    Exception: `except Exception` around a save does not see that a folder cannot be written.
-# Exits 0 as long as this is so, 1 where it is no longer.
+# 1. A checkpoint without the shard that has a tensor's first rows is loaded silently: the size
+#    is taken from the existing shards, and those rows keep their values from before the load. A
+#    checkpoint without the last rows is refused.
+# 2. Every failure in `save` or `load` is raised as CheckpointException, which is a BaseException but not
+#    an Exception: `except Exception` around a save does not catch that a folder cannot be written.
+# Exits 0 while this holds, 1 once it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# transformers: `generate(custom_generate=function, tokenizer=…)` loses the tokenizer. It is taken out
-# of the arguments before they are shared out, and given neither to the stop strings nor to the
-# function, also where that names `tokenizer` among its parameters (and does not get it). A model whose
+# transformers: `generate(custom_generate=function, tokenizer=…)` loses the tokenizer. It is removed
+# from the arguments before they are distributed, and passed neither to the stop strings nor to the
+# function, even if that has a parameter `tokenizer` (which it does not get). A model whose
 # generation config has stop strings, or a call that gives some, then fails with a ValueError that asks
 # for the tokenizer that was given; without `custom_generate` the same call runs.
-# What helps: look for stop strings in the function oneself, or leave such models to `generate` alone.
+# Workaround: check for stop strings in the function yourself, or leave such models to `generate` alone.
 #
 # Seen with transformers 5.24.0, torch 2.13.0 (CPU), Python 3.11; a Llama of one layer, random weights:
 #   no stop string, generate's own loop: 3 tokens
 #   no stop string, a function: 1 token, tokenizer given to it: no
 #   a stop string, generate's own loop: 3 tokens
 #   a stop string, a function: ValueError, could not locate a tokenizer
-# Ends with 1 where that is otherwise.
+# Exits with 1 once this has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# transformers: a model read with `key_mapping` that takes a prefix away (weights that DDP named
-# `module.…`) is whole and right; `save_pretrained` writes the prefix back, so the new folder, read
-# plainly, is random in every weight, with a warning alone.
+# transformers: a model loaded with a `key_mapping` that removes a prefix (weights that DDP named
+# `module.…`) is complete and correct. But `save_pretrained` writes the prefix back, so the new folder,
+# loaded without `key_mapping`, is random in every weight, with only a warning.
 #
 # Seen with transformers 5.23.0, torch 2.13.0 (CPU), Python 3.11:
 #   read with key_mapping: 0 missing; saved and read again: 12 missing, 12 unexpected, not equal
-# Ends with 1 where that is otherwise.
+# Exits with 1 once this has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

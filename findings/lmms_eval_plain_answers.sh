@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # lmms-eval 0.7.3 reads plain answers as wrong or as another option.
 #
-# POPE counts an answer as right only where it is the label to the letter: "Yes." and "Yes, there is
+# POPE counts an answer as right only if it equals the label to the letter: "Yes." and "Yes, there is
 # a dog." are wrong. MMMU takes the article in "C. A bowl of soup" for option A, and draws a letter
-# for "**C**". ScienceQA gives 0 for "Answer: B", "(B)" and "**B**". No error, no count: the figures
-# are lower, or another option's. Seen on Python 3.11; exits non-zero once any of it has changed.
+# for "**C**". ScienceQA gives 0 for "Answer: B", "(B)" and "**B**". There is no error and no count: the
+# figures are lower, or another option's. Seen on Python 3.11; exits non-zero once any of it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

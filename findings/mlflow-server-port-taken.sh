@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# `mlflow server` whose port is taken ends with exit code 0, and a server has 14 processes below it.
+# `mlflow server` exits with code 0 if its port is taken, and a server has 14 descendant processes.
 #
-# MLflow 3.17.2 (uvicorn 0.54.0), Python 3.11, Linux. What is expected: an exit code that is not 0
-# where the server could not be started, so that a script or a supervisor sees it.
-# What is seen:
+# MLflow 3.17.2 (uvicorn 0.54.0), Python 3.11, Linux. Expected: a non-zero exit code
+# if the server could not be started, so that a script or a supervisor notices.
+# Seen:
 #   second server on the port: "[Errno 98] ... address already in use", exit code 0
 #   processes below `mlflow server`: 14 (4 workers and what starts them, 8 for jobs and periodic tasks)
 #   with MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false and --workers 1: 1
-# Exits with 1 where that has changed.
+# Exits with 1 once this has changed.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # PEFT's disable_adapter() and FSDP2 with mixed precision, one worker on a CPU:
 # A LoRA model is sharded by fully_shard with MixedPrecisionPolicy(param_dtype=bfloat16), and its first
-# forward is a reference pass: no_grad, within disable_adapter(). That takes requires_grad away from the
-# adapter, FSDP notes what it finds when it first brings weights together, and the first backward of
-# the policy fails with RuntimeError (a gradient in bf16 for a weight in fp32). Where the policy is run
-# first, or requires_grad is put back within disable_adapter(), the gradients are there.
-# Exits 0 as long as this is so, 1 where it is no longer.
+# forward is a reference pass: no_grad, within disable_adapter(). That sets requires_grad of the adapter
+# to False, FSDP records what it finds when it first gathers weights, and the first backward of
+# the policy fails with RuntimeError (a gradient in bf16 for a weight in fp32). If the policy runs
+# first, or if requires_grad is restored within disable_adapter(), the gradients are there.
+# Exits 0 while this holds, 1 once it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

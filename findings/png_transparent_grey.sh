@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A PNG may name one grey, or one colour, that is transparent (tRNS). Pillow hands it on as the file
-# has it, while it scales grey of 2 and 4 bits up to 8 and cuts colours of 16 bits down to 8: the two
-# no longer meet. `convert("RGBA")`, and with it transformers' `convert_to_rgb`, which lays pictures on
-# white, leave such a picture opaque, without a word. The PNG specification (tRNS) gives the value in
+# A PNG may declare one grey, or one colour, as transparent (tRNS). Pillow passes that value on as the
+# file has it, but scales grey of 2 and 4 bits up to 8 and reduces colours of 16 bits to 8: the two
+# no longer match. So `convert("RGBA")`, and with it transformers' `convert_to_rgb`, which puts pictures on
+# white, silently leaves such a picture opaque. The PNG specification (tRNS) gives the value in
 # the image's own bit depth.
-# Exits 0 as long as this is so, 1 where it is no longer.
+# Exits 0 while this holds, 1 once it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Ray Train: where the process that called `fit` is killed, the workers go, and their placement group
+# Ray Train: if the process that called `fit` is killed, the workers end, but their placement group
 # stays, with all its CPUs, as long as Ray runs, if Ray was started without its dashboard. The next
 # run that asks for them never begins. Train's actor that frees it (PlacementGroupCleaner) asks the
-# dashboard's State API whether the run still has its controller, and asks again where there is none.
-# With a dashboard and a second Ray on the machine it stays too: the State API is asked without an
+# dashboard's State API whether the run still has its controller, and retries if there is no dashboard.
+# With a dashboard and a second Ray on the machine it stays too: the State API is called without an
 # address, and raises "Found multiple active Ray instances".
-# The workers know their placement group, and whoever they tell can remove it.
+# The workers know their placement group, and any process that they tell can remove it.
 #
 # Seen with Ray 2.60.0, Python 3.11:
 #   a minute after the kill: 1 placement group, removed by what a worker told: 0
-# Ends with 1 where that is otherwise.
+# Exits with 1 once this has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

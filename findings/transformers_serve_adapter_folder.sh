@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # `transformers serve` and a PEFT adapter:
 # `AutoModelForCausalLM.from_pretrained(FOLDER)` loads a folder that PEFT wrote: it reads
-# adapter_config.json, loads the base model that it names, and puts the adapter on it. `transformers
-# serve`, which loads by the same classes whatever folder a request names, answers HTTP 200 for the base
-# model's folder and HTTP 500 for the adapter's. So an arm of a LoRA study is merged before it is served.
-# Exits 0 as long as this is so, 1 where it is no longer.
+# adapter_config.json, loads the base model that it names, and adds the adapter to it. `transformers
+# serve` uses the same classes to load any folder that a request names, but answers HTTP 200 for the base
+# model's folder and HTTP 500 for the adapter's. So merge an arm of a LoRA study before you serve it.
+# Exits 0 while this holds, 1 once it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Ray Tune: what a Callback raises in `on_trial_start` or `on_trial_result` ends the run: `Tuner.fit`
-# raises. What it raises in `on_trial_complete` does not: Tune logs it, takes the trial, which had
-# finished, for failed, calls `on_trial_error` of the same callback for it, begins the next trials, and
-# `fit` returns. Whoever records results in `on_trial_complete` (a file, a database) and relies on the
-# exception where that cannot be written loses them while the run goes on to its end.
-# `FailureConfig(fail_fast="raise")` ends the run there too, and at every trial that fails.
-# What helps: keep the exception, raise it in the callback's `on_step_begin`, and look after `fit`.
+# Ray Tune: an exception in a Callback's `on_trial_start` or `on_trial_result` ends the run: `Tuner.fit`
+# raises. One in `on_trial_complete` does not: Tune logs it, treats the trial, which had
+# finished, as failed, calls `on_trial_error` of the same callback for it, starts the next trials, and
+# `fit` returns. A callback that records results in `on_trial_complete` (a file, a database) and relies on the
+# exception if they cannot be written loses them while the run continues to its end.
+# `FailureConfig(fail_fast="raise")` ends the run there too, but at every trial that fails.
+# Workaround: keep the exception, raise it in the callback's `on_step_begin`, and check after `fit`.
 #
 # Seen with Ray 2.60.0, Python 3.11 (trials that began, how fit ended, results that are errors,
 # on_trial_error called):
 #   on_trial_start: 1 begun, fit raised OSError
 #   on_trial_result: 1 begun, fit raised TuneError
 #   on_trial_complete: 3 begun, fit returned, 3 errors, on_trial_error 3 times
-# Ends with 1 where that is otherwise.
+# Exits with 1 once this has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
