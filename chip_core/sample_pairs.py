@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import model_identity
 from chip_core.config.pairs import PairsConfig
-from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig
 from chip_core.evaluate import model_problems, named_model, weights_mark
 from chip_core.models import loading

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.phases import PhaseTimer, stop_on_request
 from chip_core.reference_cache.spec import AvailableCaches
 from chip_core.results import Progress

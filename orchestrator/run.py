@@ -19,8 +19,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.readiness import problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
-from chip_core.utils.files import write_json
-from chip_core.utils.private import make_private
+from chip_core.utils.files import make_private, write_json
 from orchestrator.cost import trimmed_trials
 from orchestrator.cost.budget import Trimmed
 from orchestrator.executors.base import Executor, Job

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.data.files import digest
 from chip_core.data.image_files import READER
 from chip_core.evaluation.resources import resource_identity

@@ -10,8 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 
-from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Item, Picture, Side
 from chip_core.utils.errors import TrialError, UserError

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.data.files import digest
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
 from chip_core.evaluation.judge.replay import ReplayJudge

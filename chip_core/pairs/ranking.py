@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.pairs import PairsConfig
-from chip_core.config.paths import DataPaths
 from chip_core.data.files import digest
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader

@@ -13,7 +13,7 @@ from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Location, Text
 
 if TYPE_CHECKING:
-    from chip_core.config.paths import DataPaths
+    from chip_core.config.benchmark import DataPaths
 
 
 @click.group(epilog="Example: chip-ablate plugin check my_lab.terms:my_term")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chip_core import data as preference_data
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import (
     evaluation_identity,
     fingerprint,
@@ -16,7 +17,6 @@ from chip_core.config.identity import (
     training_identity,
     untrained_identity,
 )
-from chip_core.config.paths import DataPaths
 from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config

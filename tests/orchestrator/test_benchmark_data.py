@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.task import Response
 from chip_core.utils.errors import ConfigError

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.generator import EvaluationConfig
 from chip_core.config.identity import evaluation_identity, fingerprint
-from chip_core.config.paths import DataPaths
 from chip_core.evaluation.items import find_benchmark, select_half, select_items
 from chip_core.evaluation.leakage import declared_overlaps, shared_questions
 from chip_core.evaluation.readiness import problems
