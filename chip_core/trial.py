@@ -17,7 +17,7 @@ from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems, ranker_problems, sides
+from chip_core.evaluation.readiness import problems, ranker_problems, sides, unmet_requirements
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
@@ -51,7 +51,7 @@ from chip_core.trained import (
 )
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
-from chip_core.training.prepare import check_requirements, checked_pairs, device_of
+from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
@@ -120,7 +120,8 @@ class _Attempt:
         config, context, folder = self._config, self._context, self._context.folder
         if context.trains:  # scoring is one worker's work
             _check_workers(config, self._workers)
-            check_requirements(config)
+            if unmet := unmet_requirements(config):
+                raise TrialError(unmet[0])
         lacking = problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
         lacking += lacking_here(config.evaluation)

@@ -378,7 +378,7 @@ def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_package_that_a_training_lacks_is_said_before_anything_is_written(
     plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chip_core.config.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     plan = plan_of(overrides={"optimizer.states": "int8"})
     said = (
         "optimizer.states is int8, and torchao is not installed here: "

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import trial_config
 from chip_core.data.batches import PairEncoder
+from chip_core.evaluation.readiness import unmet_requirements
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import compiled
 from chip_core.models.layers.compiled import compiled_layers
@@ -282,7 +282,7 @@ def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     (line,) = unmet_requirements(wanted)
     assert re.match(r"engine.compile is layers, and there is no C\+\+ compiler here \(.*\): ", line)
-    monkeypatch.setattr("chip_core.config.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     (line,) = unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
     assert line.startswith("engine.compile is layers, and triton is not installed here")
 
