@@ -17,7 +17,6 @@ from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.generators.answering import InferenceContext, answer
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
-from chip_core.phases import PhaseTimer
 from chip_core.results import MODEL, Answers, Progress
 from chip_core.selection import kept_models
 from chip_core.selection.rule import (
@@ -29,7 +28,7 @@ from chip_core.selection.rule import (
     step_name,
 )
 from chip_core.trained import TrainedModel, write_trained
-from chip_core.trial_context import TrialContext
+from chip_core.trial_context import PhaseTimer, TrialContext
 from chip_core.utils.workers import current_workers
 
 

@@ -1,13 +1,17 @@
 """The one way to the hidden states that predict a batch's responses.
 
-Policy, reference and stored reference passes all take it, so that they round alike.
+Policy, reference and stored reference passes all take it, so that they round alike. No pass asks
+the device how many image tokens a row has: transformers holds their number against that of image
+features, has the device count them, and waits. The number is known where the row was made.
 
 Shapes: B pairs, D hidden, N tokens of all of a batch's responses of one kind, row after row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +25,6 @@ from chip_core.models.precision import as_held
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
 from chip_core.objectives.parts import VIEWS
 from chip_core.training.layout import PackedRow, lying, pack, pad
-from chip_core.training.placeholders import counted_on_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +133,37 @@ def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
             **as_held(row.inputs, inner),
         ).last_hidden_state
     return tuple(hidden[0, places] for places in row.predicting)
+
+
+#: What LLaVA's way to find them takes; families with another one keep theirs.
+_TAKEN = ["input_ids", "inputs_embeds", "image_features"]
+
+
+@contextmanager
+def counted_on_host(inner: Any, ids: Tensor) -> Iterator[None]:
+    """Let a model find its image tokens by their number on the host, which is checked as well.
+
+    Args:
+        inner: the part of a model that merges images and text.
+        ids: of the row that it is given, on the host.
+    """
+    own = getattr(inner, "get_placeholder_mask", None)
+    if own is None or list(inspect.signature(own).parameters) != _TAKEN:
+        yield
+        return
+    token = inner.config.image_token_id
+    tokens = int((ids == token).sum())
+
+    def mask(input_ids: Tensor, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
+        if tokens * inputs_embeds.shape[-1] != image_features.numel():
+            raise ValueError(
+                f"the row has {tokens} image tokens, and its images "
+                f"{image_features.numel() / inputs_embeds.shape[-1]:g} features"
+            )
+        return input_ids.eq(token).unsqueeze(-1)
+
+    inner.get_placeholder_mask = mask  # on the instance, over the class's own
+    try:
+        yield
+    finally:
+        del inner.get_placeholder_mask

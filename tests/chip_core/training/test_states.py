@@ -11,7 +11,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.models.parts import without_head
 from chip_core.training.layout import pad
-from chip_core.training.placeholders import counted_on_host
+from chip_core.training.states import counted_on_host
 
 from .. import families
 
