@@ -32,7 +32,7 @@ from chip_core.models.parts import is_adapter, set_trained, trained_parts, witho
 from chip_core.models.precision import as_held, quantized_weights
 from chip_core.objectives.head import OutputHead, chunk_size, head_scores
 from chip_core.objectives.parts import VIEWS, behind
-from chip_core.training.layout import lying
+from chip_core.training.states import lying
 
 FP32 = 4  # bytes
 

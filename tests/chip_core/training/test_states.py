@@ -1,7 +1,8 @@
-"""Image tokens found by their number on the host: the same states, and the same complaint."""
+"""How rows lie for the decoder; image tokens found by their number: the same states."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,88 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
+from chip_core.data.tensors import PairBatch, Prompts, Responses, padded
+from chip_core.models.packing import Span
 from chip_core.models.parts import without_head
-from chip_core.training.layout import pad
-from chip_core.training.states import counted_on_host
+from chip_core.training.states import counted_on_host, pack, pad
 
 from .. import families
+
+
+def prompts(*rows: list[int]) -> Prompts:
+    ids, mask = padded(rows, 0)
+    kinds = torch.where(ids == 9, 1, 0)  # 9 stands for an image's token
+    inputs = {"pixel_values": torch.arange(len(rows)), "mm_token_type_ids": kinds}
+    return Prompts(ids=ids, mask=mask, inputs=inputs)
+
+
+def responses(*rows: list[int]) -> Responses:
+    ids, mask = padded(rows, 0)
+    return Responses(ids=ids, mask=mask, changed=torch.zeros_like(mask))
+
+
+PROMPTS = prompts([9, 11, 12], [9, 21])
+CHOSEN, REJECTED = responses([13], [22, 23]), responses([14, 15], [24])
+BATCH = PairBatch(
+    places=(4, 2), epoch=0, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
+    rejected_image_prompts=None, rejected_image=None,
+)  # fmt: skip
+
+
+def test_padded_rows_have_their_padding_on_the_right() -> None:
+    rows = pad(PROMPTS, CHOSEN)
+    assert rows.input_ids.tolist() == [[9, 11, 12, 13], [9, 21, 22, 23]]
+    assert rows.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    assert rows.inputs["mm_token_type_ids"].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]
+    rows = pad(PROMPTS, REJECTED)
+    assert rows.input_ids.tolist() == [[9, 11, 12, 14, 15], [9, 21, 24, 0, 0]]
+    assert rows.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    # 14 is predicted at place 2 of the first row, 15 at 3; 24 at place 1 of the second.
+    assert [part.tolist() for part in rows.predicting] == [[0, 0, 1], [2, 3, 1]]
+
+
+def test_a_packed_row_has_no_padding_and_restarts_positions() -> None:
+    row = pack(BATCH, model=None)
+    assert row.input_ids.tolist() == [[9, 11, 12, 13, 14, 15, 9, 21, 22, 23, 24]]
+    assert row.positions.tolist() == [[0, 1, 2, 3, 3, 4, 0, 1, 2, 3, 2]]
+    assert row.inputs["mm_token_type_ids"].tolist() == [[1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]]
+    assert row.spans == (Span(prompt=3, responses=(1, 2)), Span(prompt=2, responses=(2, 1)))
+    chosen, rejected = (part.tolist() for part in row.predicting)
+    assert chosen == [2, 7, 8]  # 12 predicts 13, 21 predicts 22, 22 predicts 23
+    assert rejected == [2, 4, 7]  # 12 predicts 14, 14 predicts 15, 21 predicts 24
+
+
+def test_rejected_images_lie_behind_all_else() -> None:
+    other = prompts([9, 9, 11, 12], [9, 21])  # of another size, so of other tokens
+    batch = replace(BATCH, rejected_image_prompts=other, rejected_image=CHOSEN)
+    row, alone = pack(batch, model=None), pack(BATCH, model=None)
+    length = alone.input_ids.shape[1]
+    assert torch.equal(row.input_ids[:, :length], alone.input_ids)
+    assert row.input_ids[0, length:].tolist() == [9, 9, 11, 12, 13, 9, 21, 22, 23]
+    assert row.positions[0, length:].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert row.inputs["pixel_values"].tolist() == [0, 1, 0, 1]
+    assert row.inputs["mm_token_type_ids"].shape == row.input_ids.shape
+    assert row.spans[2:] == (Span(prompt=4, responses=(1,)), Span(prompt=2, responses=(2,)))
+    assert row.predicting[2].tolist() == [length + 3, length + 6, length + 7]
+
+
+class Counted:
+    """A model that counts positions as Qwen-VL does: an image's tokens share one, on three axes."""
+
+    def get_rope_index(
+        self, ids: torch.Tensor, attention_mask: torch.Tensor, mm_token_type_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        position = (1 - mm_token_type_ids).cumsum(1) * attention_mask
+        return position.expand(3, -1, -1), None
+
+
+def test_a_models_own_positions_go_on_from_their_largest() -> None:
+    batch = replace(BATCH, prompts=prompts([9, 9, 9, 11], [9, 21]))
+    row = pack(batch, Counted())
+    assert row.positions.shape == (3, 1, row.input_ids.shape[1])
+    #                                   9  9  9 11 13 14 15  9 21 22 23 24
+    assert row.positions[0, 0].tolist() == [0, 0, 0, 1, 2, 2, 3, 0, 1, 2, 3, 2]
+
 
 CONFIG = TrialConfig.model_validate({"model": "x"})
 
