@@ -36,7 +36,6 @@ from chip_core.results import (
     write_answered,
 )
 from chip_core.selection import kept_models
-from chip_core.selection.picking import Picker
 from chip_core.selection.rule import SELECTION, selection_problems, step_name
 from chip_core.trained import (
     TrainedModel,
@@ -366,7 +365,7 @@ class _Attempt:
         self._context.share()  # each worker reads them
         if self._device.type == "cuda":
             loaded.model.to("cpu")
-        picker = Picker(
+        picker = kept_models.Picker(
             config=self._config,
             context=self._context,
             device=self._device,

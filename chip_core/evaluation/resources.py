@@ -9,7 +9,7 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.data.files import digest
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import Judge, Resources, Similarity
 from chip_core.evaluation.task import Benchmark
 from chip_core.evaluation.text.language import nltk_problems, spacy_problems

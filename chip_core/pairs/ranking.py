@@ -23,7 +23,7 @@ from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
 from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge.asking import ask
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import JudgeRequest, Resources
 from chip_core.evaluation.task import Item

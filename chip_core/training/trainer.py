@@ -18,7 +18,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import Encodings
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.models.layers.recompute import keep_activations, recompute_layers
+from chip_core.models.layers import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.terms import BatchObjective, ReferenceScores

@@ -98,7 +98,7 @@ def _kind(loaded: Any) -> str:
 def _benchmark(name: str, places: DataPaths) -> dict[str, str | None]:
     from chip_core.evaluation.conformance import conformance
     from chip_core.evaluation.items import find_benchmark
-    from chip_core.evaluation.judge.replay import ReplayJudge
+    from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.evaluation.scorer import Resources
 
     benchmark = find_benchmark(name)
