@@ -30,13 +30,12 @@ from orchestrator.plan.contamination import count_overlaps, restore_overlaps
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.snapshot import require_same_file, save_plan_snapshot
 from orchestrator.plan.training_rows import check_training_rows, keep_checked
-from orchestrator.report.arm_views import arm_views
 from orchestrator.report.cached import WrittenReport, find_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.results import Outcome, results_of
 from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.summary import Summary, arm_views, summarise
 from orchestrator.report.writers.files import (
     PAGE,
     report_folder,

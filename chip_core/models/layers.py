@@ -2,8 +2,8 @@
 
 Compiled one by one (torch.compile), norms, products' neighbours and activations become a few
 kernels. Sizes are symbols in the code, so one code serves every length of a row, and as layers are
-alike, every layer. What is compiled is a layer's own forward: the hooks of DDP and FSDP2 lie around it,
-and so does checkpointing, whose backward pass runs the compiled code again.
+alike, every layer. What is compiled is a layer's own forward: the hooks of DDP and
+FSDP2 lie around it, and so does checkpointing, whose backward pass runs the compiled code again.
 
 Each way that layers are called has code of its own: with gradients and without, with adapters and
 without, with the encoder trained alone. Of one function torch makes so many codes and no more

@@ -47,7 +47,7 @@ def check(
     """
     from chip_core.utils import plugins
     from chip_core.utils.errors import UserError
-    from orchestrator.report.writers.mlflow_names import mlflow_name_lines
+    from orchestrator.report.writers.plan import mlflow_name_lines
     from orchestrator.tracking.names import respelled
 
     given = each_once("--set", parameters)

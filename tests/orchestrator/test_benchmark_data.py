@@ -22,7 +22,7 @@ from orchestrator.plan.contamination import Overlap, count_overlaps, read_overla
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, summarise
-from orchestrator.report.writers.plan_evaluation import evaluation_lines, readiness_lines
+from orchestrator.report.writers.plan import evaluation_lines, readiness_lines
 from orchestrator.run import Outcome, check_startable, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
