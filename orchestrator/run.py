@@ -33,9 +33,9 @@ from orchestrator.plan.training_rows import check_training_rows, keep_checked
 from orchestrator.report.cached import WrittenReport, find_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.results import Outcome, results_of
+from orchestrator.report.results import Outcome, arm_views, results_of
 from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import Summary, arm_views, summarise
+from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.writers.files import (
     PAGE,
     report_folder,

@@ -32,7 +32,7 @@ from orchestrator.human_eval.judge import (
 )
 from orchestrator.human_eval.pairs import find_arm, find_scored, trial_answers
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.formatting import shown, shown_scale
+from orchestrator.report.units import shown, shown_scale
 from orchestrator.state.ledger import Ledger
 
 KIND = "labels"

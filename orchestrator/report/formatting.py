@@ -1,10 +1,9 @@
-"""Format figures for people, the same way and in the same unit everywhere."""
+"""Format figures for people, the same way everywhere."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from chip_core.evaluation.task import MetricInfo
 from orchestrator.analysis import Comparison, Verdict
@@ -184,13 +183,3 @@ def metric_groups(metrics: Mapping[str, MetricInfo]) -> dict[str, list[str]]:
     for metric in metrics:
         groups.setdefault(metric.rpartition("/")[0], []).append(metric)
     return groups
-
-
-def shown(info: MetricInfo) -> MetricInfo:
-    """Return a metric as a report shows it: one that is printed as a fraction, in percent."""
-    return replace(info, unit="percent") if info.unit == "fraction" else info
-
-
-def shown_scale(info: MetricInfo) -> float:
-    """Return what a scorer's figure is multiplied with to be shown: 100 for a fraction, else 1."""
-    return 100.0 if info.unit == "fraction" else 1.0

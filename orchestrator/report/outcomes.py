@@ -15,7 +15,7 @@ from chip_core.utils.errors import warn_once
 from orchestrator.analysis import MetricResults, StudyArm, StudyResults
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.formatting import shown, shown_scale
+from orchestrator.report.units import shown, shown_scale
 from orchestrator.state.ledger import Ledger
 
 #: item -> (numerator, denominator)

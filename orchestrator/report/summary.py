@@ -1,4 +1,4 @@
-"""Summarise a study as data, arms × metrics, for reports and for trackers."""
+"""Summarise a study as data: arms × metrics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.analysis import Comparison, interactions, main_effects, verdicts
 from orchestrator.cost.trimmed_trials import trimmed_notes
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.formatting import shown, shown_scale, verdict_words
 from orchestrator.report.outcomes import ComparedScores, Loaded, compare_scores
 from orchestrator.report.scoring import scoring_notes
+from orchestrator.report.units import shown, shown_scale
 from orchestrator.report.unread_counts import UnreadCount, unread_counts
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.early_stopping import EarlyStopping
-from orchestrator.tracking.base import ArmView, Status
 
 State = Literal["done", "failed", "killed", "cut", "missing"]
 Role = Literal["primary", "secondary"]
@@ -233,57 +232,3 @@ def _gone(plan: Plan, ledger: Ledger) -> int:
         record.study == plan.study.name and record.model is not None and fingerprint not in wanted
         for fingerprint, record in ledger.items()
     )
-
-
-VERDICT = "chip.verdict"
-
-
-def arm_views(summary: Summary) -> list[ArmView]:
-    """Return each arm's means, deviations, differences, intervals and corrected p-values.
-
-    A mean and its deviation have the scorer's unit, as the trials' own figures beside them; the
-    difference and its interval are in points, as everywhere.
-    """
-    return [
-        ArmView(
-            arm=row.arm,
-            figures=_figures(row, summary.scales),
-            status=_status(row),
-            tags=_tags(summary, row),
-        )
-        for row in summary.rows
-        if row.arm is not None
-    ]
-
-
-def _figures(row: ArmRow, scales: Mapping[str, float]) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for name, figure in row.figures.items():
-        low, high = figure.interval or (None, None)
-        found = figure.comparison
-        scale = scales[name]
-        parts = {
-            name: figure.mean / scale,
-            f"{name}.sd": None if figure.sd is None else figure.sd / scale,
-            f"{name}.low": low,
-            f"{name}.high": high,
-            f"{name}.difference": figure.difference,
-            f"{name}.p_adjusted": None if found is None else found.p_adjusted,
-        }
-        figures |= {key: value for key, value in parts.items() if value is not None}
-    return figures
-
-
-def _status(row: ArmRow) -> Status:
-    states = set(row.states.values())
-    if "failed" in states:
-        return "FAILED"
-    return "KILLED" if states & {"missing", "killed", "cut"} else "FINISHED"
-
-
-def _tags(summary: Summary, row: ArmRow) -> dict[str, str | None]:
-    """Return the verdict on the primary metric; None where there is none any more."""
-    primary = summary.plan.study.primary
-    figure = None if primary is None else row.figures.get(primary.metric)
-    found = None if figure is None else figure.comparison
-    return {VERDICT: None if found is None else verdict_words(found)}

@@ -14,8 +14,9 @@ from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
 from orchestrator.report.outcomes import load_scores
+from orchestrator.report.results import arm_views
 from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import arm_views, summarise
+from orchestrator.report.summary import summarise
 from orchestrator.report.writers.files import report_folder
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.integrity import inspect_plan

@@ -22,9 +22,10 @@ from chip_core.selection.rule import selection_words, times_asked
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, printable
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.formatting import metric_title, plain, shown, shown_scale
+from orchestrator.report.formatting import metric_title, plain
 from orchestrator.report.sections.search import search_json, search_lines
 from orchestrator.report.summary import study_metrics
+from orchestrator.report.units import shown, shown_scale
 from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
 from orchestrator.state.integrity import ledger_of
 from orchestrator.state.ledger import Ledger, TrialRecord

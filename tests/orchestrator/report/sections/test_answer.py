@@ -7,9 +7,9 @@ from collections.abc import Callable
 from orchestrator.plan.plan import Trial
 from orchestrator.report.formatting import listed, plain, signed
 from orchestrator.report.layout import ChangedItems
+from orchestrator.report.results import arm_views
 from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.arms import verdict_table
-from orchestrator.report.summary import arm_views
 
 from ..conftest import STUDY, Finished, noisy
 
