@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, shards
+from chip_core.data.files import LINES, NAMED, PARQUET, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
@@ -26,7 +26,7 @@ from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation
 from chip_core.data.special_tokens import may_hold_special_tokens
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
 from chip_core.utils.errors import ConfigError, brief
-from chip_core.utils.files import expand_path
+from chip_core.utils.files import expand_path, sha256_of
 
 SHAPES = "shapes"
 
@@ -277,11 +277,11 @@ def identity(data: DataConfig) -> dict[str, Any]:
     if is_hub_name(data.source):
         return {"hub": data.source, "revision": data.revision or "main", "format": data.format}
     source = open_source(data)
-    files = [[file.name, digest(file)] for file in shards(data)]
+    files = [[file.name, sha256_of(file)] for file in shards(data)]
     images = hashlib.sha256()
     seen: set[tuple[str, str]] = set()
     for path, file in source.image_files():
-        key = (path, "none" if file is None else digest(file))
+        key = (path, "none" if file is None else sha256_of(file))
         if key not in seen:
             seen.add(key)
             images.update("\0".join((*key, "")).encode("utf-8", "surrogatepass"))

@@ -15,7 +15,6 @@ from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.pairs import PairsConfig
-from chip_core.data.files import digest
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
@@ -34,6 +33,7 @@ from chip_core.shapes.captions import compare
 from chip_core.shapes.world import scene_of
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
+from chip_core.utils.files import sha256_of
 
 #: Told to a judge with the image.
 PROMPT = (
@@ -117,7 +117,7 @@ class CocoChair(Ranker):
     @property
     def identity(self) -> Mapping[str, Any]:
         """Its version and the list of names."""
-        return {"ranker": "chair", "version": ChairScorer.version, "names": digest(self._file)}
+        return {"ranker": "chair", "version": ChairScorer.version, "names": sha256_of(self._file)}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of what is not in the image, then by what of it is named."""
@@ -179,7 +179,7 @@ class JudgeRanker(Ranker):
         self._judge: ReplayJudge | EndpointJudge
         if places.judge_replies is not None:
             self._judge = ReplayJudge.from_file(places.judge_replies)
-            self._of: dict[str, Any] = {"replies": digest(places.judge_replies)}
+            self._of: dict[str, Any] = {"replies": sha256_of(places.judge_replies)}
         elif settings.judge is not None and places.judge_cache is not None:
             self._judge = EndpointJudge(
                 settings.judge, ReplyCache(places.judge_cache), on_reply=self._on_reply

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -167,8 +167,17 @@ def sha256_of(path: Path) -> str:
     return _hashed(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-@lru_cache(maxsize=16384)
+@cache
 def _hashed(path: Path, *unchanged: int) -> str:
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's sha256, in hex, as it is now.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
