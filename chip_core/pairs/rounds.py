@@ -26,10 +26,9 @@ from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.evaluation.task import Item
 from chip_core.models import loading
 from chip_core.models.adapters import save_model
-from chip_core.pairs.make import PAIRS, make_pairs
+from chip_core.pairs.make import PAIRS, SampledModel, make_pairs
 from chip_core.pairs.prompts import prompts_identity, read_prompts
 from chip_core.pairs.ranking import Ranker, open_ranker
-from chip_core.pairs.sampling import SampledModel
 from chip_core.results import CHECKPOINTS, MODEL, SAMPLED, Progress
 from chip_core.selection import kept_models
 from chip_core.trained import (
