@@ -1,4 +1,4 @@
-"""A released checkpoint: its files, read one at a time, and this model's names for what they hold."""
+"""A released checkpoint: its files, read one at a time, and our names for what they hold."""
 
 from __future__ import annotations
 
