@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -81,8 +81,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    _put(content, path, path.with_name(f".{path.name}.{os.getpid()}.partial"))
+
+
+def _put(
+    content: bytes, path: Path, partial: Path, opener: Callable[[str, int], int] | None = None
+) -> None:
+    """Write a file under another name, durably, and give it its own."""
+    with open(partial, "wb", opener=opener) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -413,13 +419,11 @@ def write_private(path: Path, text: str) -> None:
     make_private(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(partial, flags, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+    _put(text.encode(), path, partial, _private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
 
 def write_private_json(path: Path, value: Any) -> None:
