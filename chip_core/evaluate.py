@@ -10,8 +10,7 @@ from typing import Literal
 
 import torch
 
-from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.trial import EvaluationConfig, ModelConfig
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.generators.answering import InferenceContext, answer, measure

@@ -8,16 +8,15 @@ from typing import Any, Literal
 
 import torch
 
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import model_identity
 from chip_core.config.pairs import PairsConfig
-from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig
 from chip_core.evaluate import model_problems, named_model, weights_mark
 from chip_core.models import loading
-from chip_core.pairs.make import Made, make_pairs
+from chip_core.pairs.make import Made, SampledModel, make_pairs
 from chip_core.pairs.prompts import prompts_identity, read_prompts
 from chip_core.pairs.ranking import open_ranker
-from chip_core.pairs.sampling import SampledModel
 from chip_core.results import Progress
 from chip_core.trained import weights_fingerprint
 from chip_core.utils.errors import ConfigError

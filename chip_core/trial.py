@@ -17,7 +17,7 @@ from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
 from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
 from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems, ranker_problems, sides
+from chip_core.evaluation.readiness import problems, ranker_problems, sides, unmet_requirements
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
@@ -36,7 +36,6 @@ from chip_core.results import (
     write_answered,
 )
 from chip_core.selection import kept_models
-from chip_core.selection.picking import Picker
 from chip_core.selection.rule import SELECTION, selection_problems, step_name
 from chip_core.trained import (
     TrainedModel,
@@ -51,7 +50,7 @@ from chip_core.trained import (
 )
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
-from chip_core.training.prepare import check_requirements, checked_pairs, device_of
+from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
@@ -120,7 +119,8 @@ class _Attempt:
         config, context, folder = self._config, self._context, self._context.folder
         if context.trains:  # scoring is one worker's work
             _check_workers(config, self._workers)
-            check_requirements(config)
+            if unmet := unmet_requirements(config):
+                raise TrialError(unmet[0])
         lacking = problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
         lacking += lacking_here(config.evaluation)
@@ -365,7 +365,7 @@ class _Attempt:
         self._context.share()  # each worker reads them
         if self._device.type == "cuda":
             loaded.model.to("cpu")
-        picker = Picker(
+        picker = kept_models.Picker(
             config=self._config,
             context=self._context,
             device=self._device,

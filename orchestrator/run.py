@@ -19,8 +19,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.readiness import problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
-from chip_core.utils.files import write_json
-from chip_core.utils.private import make_private
+from chip_core.utils.files import make_private, write_json
 from orchestrator.cost import trimmed_trials
 from orchestrator.cost.budget import Trimmed
 from orchestrator.executors.base import Executor, Job
@@ -31,11 +30,10 @@ from orchestrator.plan.contamination import count_overlaps, restore_overlaps
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.snapshot import require_same_file, save_plan_snapshot
 from orchestrator.plan.training_rows import check_training_rows, keep_checked
-from orchestrator.report.arm_views import arm_views
 from orchestrator.report.cached import WrittenReport, find_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.results import Outcome, results_of
+from orchestrator.report.results import Outcome, arm_views, results_of
 from orchestrator.report.sections.provenance import last_ended
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.writers.files import (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -227,3 +229,21 @@ def _keys(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _keys(inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPaths:
+    """Folders and files of the machine that a trial runs on."""
+
+    #: `--benchmark-data`: a folder for each benchmark, named as it, in its own published layout
+    benchmark_data: Path | None = None
+    judge_cache: Path | None = None  # where judges' replies are kept, for all trials
+    judge_replies: Path | None = None  # `--judge-replies`: replies in place of a judge's
+
+    def data(self, benchmark: str) -> Path | None:
+        """Return a benchmark's folder, whether or not it is there; of my.module:Mine it is
+        my.module.Mine.
+        """
+        if self.benchmark_data is None:
+            return None
+        return self.benchmark_data / benchmark.replace(":", ".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ NAMED = (".json",)
 MOST_ENTRIES = 100_000  # files and folders below a source, of which a data set has fewer
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GLOB = re.compile(r"[*?\[]")
-_digests: dict[tuple[str, int, int], str] = {}
 
 
 def is_hub_name(source: str) -> bool:
@@ -64,16 +62,6 @@ def shards(data: DataConfig) -> list[Path]:
     if len({file.suffix.lower() in PARQUET for file in found}) > 1:
         raise ConfigError([f"{source} holds parquet and JSON lines: name one kind by a glob"])
     return found
-
-
-def digest(file: Path) -> str:
-    """Return the sha256 of a file; kept as long as its size and time of change stay."""
-    state = os.stat(file)
-    key = (str(file.resolve()), state.st_size, state.st_mtime_ns)
-    if key not in _digests:
-        with file.open("rb") as opened:
-            _digests[key] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return _digests[key]
 
 
 def cache_folder() -> Path:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.files import LINES, NAMED, PARQUET, digest, is_hub_name, shards
+from chip_core.data.files import LINES, NAMED, PARQUET, is_hub_name, shards
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
@@ -25,9 +25,8 @@ from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation, check_texts
 from chip_core.data.special_tokens import may_hold_special_tokens
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
-from chip_core.utils import hub
 from chip_core.utils.errors import ConfigError, brief
-from chip_core.utils.files import expand_path
+from chip_core.utils.files import expand_path, sha256_of
 
 SHAPES = "shapes"
 
@@ -278,11 +277,11 @@ def identity(data: DataConfig) -> dict[str, Any]:
     if is_hub_name(data.source):
         return {"hub": data.source, "revision": data.revision or "main", "format": data.format}
     source = open_source(data)
-    files = [[file.name, digest(file)] for file in shards(data)]
+    files = [[file.name, sha256_of(file)] for file in shards(data)]
     images = hashlib.sha256()
     seen: set[tuple[str, str]] = set()
     for path, file in source.image_files():
-        key = (path, "none" if file is None else digest(file))
+        key = (path, "none" if file is None else sha256_of(file))
         if key not in seen:
             seen.add(key)
             images.update("\0".join((*key, "")).encode("utf-8", "surrogatepass"))
@@ -304,7 +303,7 @@ def _hub_tables(data: DataConfig) -> list[Table]:
     from datasets import load_dataset
 
     split = data.split or "train"
-    away = hub.unreachable("dataset", data.source, data.revision)
+    away = unreachable("dataset", data.source, data.revision)
     if away is not None and not is_local(data):
         raise ConfigError(
             [
@@ -366,3 +365,26 @@ def _format(data: DataConfig, tables: list[Table]) -> Format:
         where = f"{first.place(0).file}: " if first is not None and len(tables) > 1 else ""
         raise ConfigError([f"{where}the columns {', '.join(kinds)} fit no format ({wanted})"])
     return found or FORMATS["jsonl"]  # without a row nothing is read by it
+
+
+_SECONDS = 5.0  # that an answer is waited for
+
+
+def unreachable(
+    kind: Literal["dataset", "model"], name: str, revision: str | None = None
+) -> str | None:
+    """Return why the hub cannot be asked for a name; None if it answers, whatever it says."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+    try:
+        ask(name, revision=revision, timeout=_SECONDS)
+    except HfHubHTTPError as error:
+        code = error.response.status_code
+        return f"it answers {code}" if code >= 500 else None
+    except ValueError:  # a name that no repository can have: told when it is loaded
+        return None
+    except Exception as error:  # whatever is between here and there
+        return brief(error)
+    return None

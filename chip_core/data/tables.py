@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from chip_core.data.files import cache_folder, digest
+from chip_core.data.files import cache_folder
 from chip_core.data.rows import RowError, RowLocation
 from chip_core.utils.errors import ConfigError, brief
+from chip_core.utils.files import sha256_of
 
 _ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
 _BUFFER = 2**20  # bytes of a column that are read of a parquet file at a time
@@ -130,7 +131,7 @@ class ParquetTable:
     def _open_copy(self) -> Any:
         import pyarrow as pa
 
-        copy = cache_folder() / "data" / f"{digest(self._file)}.arrow"
+        copy = cache_folder() / "data" / f"{sha256_of(self._file)}.arrow"
         if not copy.exists():
             partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.partial")
             try:

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
-from chip_core.data.files import digest
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.data.image_files import READER
 from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError
+from chip_core.utils.files import sha256_of
 from chip_core.utils.registry import suggestion
 
 #: Raised whenever code changes which questions are asked, or how they are answered.
@@ -163,7 +162,7 @@ def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
 def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths) -> list[list[str]]:
     try:
         named = benchmark.files(places.data(settings.name))
-        return sorted([file.name, digest(file)] for file in named)
+        return sorted([file.name, sha256_of(file)] for file in named)
     except OSError as error:
         raise UserError(
             f"{settings.name}: {error.filename} cannot be read ({error.strerror})"

@@ -172,6 +172,25 @@ def first_of(row: Mapping[str, Any], names: Sequence[str], path: Path, number: i
     raise UserError(f"{path}: row {number} has no '{names[0]}'; it has: {', '.join(row) or '-'}")
 
 
+def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> list[Answer]:
+    """Read rows of an item and a response, each by the first of its names that is there.
+
+    What an official script would stumble over is kept as it is in the answer's fields: an item by
+    the first name that is no whole number, a response that is no text.
+    """
+    answers = []
+    for number, row in enumerate(read_objects(path), start=1):
+        item = first_of(row, items, path, number)
+        response = first_of(row, responses, path, number)
+        fields: dict[str, Any] = {}
+        if items[0] in row and type(item) is not int:
+            fields[items[0]] = item
+        if not isinstance(response, str):
+            fields["response"], response = response, ""
+        answers.append(Answer(item=str(item), response=response, fields=fields))
+    return answers
+
+
 def refuse_repeats(answers: Sequence[Answer], scorer: str) -> None:
     """Raise where an item is answered more than once: which answer counts is not for us to say.
 

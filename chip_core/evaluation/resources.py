@@ -6,16 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
-from chip_core.data.files import digest
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import Judge, Resources, Similarity
 from chip_core.evaluation.task import Benchmark
 from chip_core.evaluation.text.language import nltk_problems, spacy_problems
 from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
 from chip_core.utils.errors import TrialError, UserError
+from chip_core.utils.files import sha256_of
 
 #: A table of word similarities in a benchmark's folder, in place of spaCy's vectors.
 TABLE = "similarity.json"
@@ -95,17 +94,17 @@ def resource_identity(
     found: dict[str, Any] = {}
     if "similarity" in benchmark.needs:
         table = similarity_table(settings, places)
-        found["similarity"] = SPACY_VECTORS if table is None else digest(table)
+        found["similarity"] = SPACY_VECTORS if table is None else sha256_of(table)
     if "coco" in benchmark.needs:
         folder = coco_folder(places)
         files = [] if folder is None else sorted(folder.glob("*_*2014.json"))
-        found["coco"] = [[file.name, digest(file)] for file in files]
+        found["coco"] = [[file.name, sha256_of(file)] for file in files]
     if "judge" not in benchmark.needs:
         found["judge"] = None  # whatever is written there is without effect
     elif places.judge_replies is not None:
         if not places.judge_replies.is_file():
             raise UserError(f"--judge-replies: no file {places.judge_replies}")
-        found["judge"] = {"replies": digest(places.judge_replies)}  # in place of who gives them
+        found["judge"] = {"replies": sha256_of(places.judge_replies)}  # in place of who gives them
     return found
 
 

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, Scored

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
-from chip_core.models import own, remote, templates
+from chip_core.models import own, remote
+from chip_core.models.processing import (
+    json_beside,
+    load_processor,
+    set_template,
+    template_problem,
+)
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError, UnfitError, brief
 from chip_core.utils.files import expand_path, read_json
@@ -89,7 +95,7 @@ def problem(model: ModelConfig) -> str | None:
             return f"{file} cannot be read ({brief(error)}): copy the weights again"
     # The embedded model's is known, and planning it reads no transformers.
     if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
-        fault = templates.problem(folder, model_type)
+        fault = template_problem(folder, model_type)
         if fault is not None:
             return f"{folder} {fault}"
     return None
@@ -428,11 +434,9 @@ def _checked_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 def _processor(source: str, options: Mapping[str, Any]) -> Any:
     """Return a processor that can make a prompt and end a response; it has a padding token."""
-    from chip_core.models.processing import json_beside, load_processor
-
     processor = load_processor(source, **options)
     revision = {name: options[name] for name in options.keys() & {"revision"}}
-    fault = templates.set_template(processor, lambda name: json_beside(source, name, **revision))
+    fault = set_template(processor, lambda name: json_beside(source, name, **revision))
     if fault is not None:
         raise TrialError(f"{source} {fault}")
     if processor.tokenizer.eos_token_id is None:

@@ -13,10 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.pairs import PairsConfig
-from chip_core.config.paths import DataPaths
-from chip_core.data.files import digest
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
@@ -24,7 +22,7 @@ from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
 from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge.asking import ask
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import JudgeRequest, Resources
 from chip_core.evaluation.task import Item
@@ -35,6 +33,7 @@ from chip_core.shapes.captions import compare
 from chip_core.shapes.world import scene_of
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
+from chip_core.utils.files import sha256_of
 
 #: Told to a judge with the image.
 PROMPT = (
@@ -118,7 +117,7 @@ class CocoChair(Ranker):
     @property
     def identity(self) -> Mapping[str, Any]:
         """Its version and the list of names."""
-        return {"ranker": "chair", "version": ChairScorer.version, "names": digest(self._file)}
+        return {"ranker": "chair", "version": ChairScorer.version, "names": sha256_of(self._file)}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of what is not in the image, then by what of it is named."""
@@ -180,7 +179,7 @@ class JudgeRanker(Ranker):
         self._judge: ReplayJudge | EndpointJudge
         if places.judge_replies is not None:
             self._judge = ReplayJudge.from_file(places.judge_replies)
-            self._of: dict[str, Any] = {"replies": digest(places.judge_replies)}
+            self._of: dict[str, Any] = {"replies": sha256_of(places.judge_replies)}
         elif settings.judge is not None and places.judge_cache is not None:
             self._judge = EndpointJudge(
                 settings.judge, ReplyCache(places.judge_cache), on_reply=self._on_reply

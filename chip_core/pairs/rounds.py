@@ -26,11 +26,9 @@ from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.evaluation.task import Item
 from chip_core.models import loading
 from chip_core.models.adapters import save_model
-from chip_core.pairs.make import PAIRS, make_pairs
+from chip_core.pairs.make import PAIRS, SampledModel, make_pairs
 from chip_core.pairs.prompts import prompts_identity, read_prompts
 from chip_core.pairs.ranking import Ranker, open_ranker
-from chip_core.pairs.sampling import SampledModel
-from chip_core.phases import PhaseTimer
 from chip_core.results import CHECKPOINTS, MODEL, SAMPLED, Progress
 from chip_core.selection import kept_models
 from chip_core.trained import (
@@ -45,7 +43,7 @@ from chip_core.trained import (
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import Compute
 from chip_core.training.trainer import Trainer
-from chip_core.trial_context import TrialContext
+from chip_core.trial_context import PhaseTimer, TrialContext
 from chip_core.utils.errors import TrialError, UserError
 from chip_core.utils.files import sha256_of
 from chip_core.utils.seeding import derived_seed

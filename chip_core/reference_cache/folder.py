@@ -11,7 +11,6 @@ size, times or inode are no longer what they were then; `.verified-HOST.json` ke
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from chip_core.utils.files import sync_folder, write_atomically, write_json
+from chip_core.utils.files import hash_file, sync_folder, write_atomically, write_json
 
 #: Raised whenever the files' layout changes; part of every store's identity.
 FORMAT = 1
@@ -193,7 +192,7 @@ def verify(
         seen = {name: _mark(folder / name) for name in manifest.files}
         wanting = [name for name, mark in seen.items() if verified.get(name) != mark]
         with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets other threads run
-            found = list(pool.map(lambda name: _sha256(folder / name), wanting))
+            found = list(pool.map(lambda name: hash_file(folder / name), wanting))
     except OSError as error:
         raise BrokenStoreError(f"a file cannot be read ({error.strerror})") from None
     for name, sha256 in zip(wanting, found, strict=True):
@@ -245,7 +244,7 @@ def record_file(partial: Path, name: str) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     sync_folder(partial)
-    facts = FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+    facts = FileFacts(bytes=path.stat().st_size, sha256=hash_file(path))
     write_json(
         _note(partial, name),
         {"facts": asdict(facts), "host": socket.gethostname(), "mark": _mark(path)},
@@ -262,7 +261,7 @@ def recorded_file(partial: Path, name: str) -> FileFacts | None:
         raw = json.loads(_note(partial, name).read_text(encoding="utf-8"))
         facts = FileFacts(**raw["facts"])
         same = raw["host"] == socket.gethostname() and raw["mark"] == _mark(path)
-        whole = same or facts == FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+        whole = same or facts == FileFacts(bytes=path.stat().st_size, sha256=hash_file(path))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return facts if whole else None
@@ -304,11 +303,6 @@ def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity as it comes out of JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _POLL = 0.5  # seconds between two tries

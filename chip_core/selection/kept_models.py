@@ -7,14 +7,33 @@ folder of its model, so that they are taken over with it; and then one alone is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from chip_core.results import MODEL, TRAINED, file_hashes
-from chip_core.selection.rule import KEPT, step_name
-from chip_core.trained import PICKED, model_files
+import torch
+
+from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.generators.answering import InferenceContext, answer
+from chip_core.evaluation.scoring import score_answers
+from chip_core.models import loading
+from chip_core.results import MODEL, TRAINED, Answers, Progress, file_hashes
+from chip_core.selection.rule import (
+    KEPT,
+    SELECTION,
+    Point,
+    as_json,
+    asks_untrained,
+    pick_point,
+    step_name,
+)
+from chip_core.trained import PICKED, TrainedModel, model_files, write_trained
 from chip_core.training.checkpoint import list_checkpoints
+from chip_core.trial_context import PhaseTimer, TrialContext
 from chip_core.utils.files import read_checksummed, sync_folder, write_bytes, write_checksummed
+from chip_core.utils.workers import current_workers
 
 
 def folder_of(trial: Path, step: int) -> Path:
@@ -140,3 +159,91 @@ def leave_picked(folder: Path) -> None:
 
 def _note_of(model: Path) -> Path:
     return model.with_suffix(".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picker:
+    """Picks the model of one attempt, with all of its workers."""
+
+    config: TrialConfig
+    context: TrialContext
+    device: torch.device
+    #: (model, mark of its weights, folder=, earlier=, model_folder=) -> a model that answers
+    asked: Callable[..., InferenceContext]
+    report: Callable[[Progress], None]
+    spans: PhaseTimer
+
+    def pick(self, trained: TrainedModel) -> tuple[Any, TrainedModel]:
+        """Return the picked model, on the device, and what its training came to.
+
+        Raises:
+            StoppedError: it was asked to stop.
+            TrialError: a model cannot be loaded or asked.
+        """
+        folder, workers, end = self.context.folder, current_workers(), trained.kept[-1]
+        points = [
+            self._scored(step, end, trained.mark)
+            for step in ([0] if asks_untrained(self.config) else []) + trained.kept
+        ]
+        pick = pick_point(self.config, points)
+        last = " of the last round" if self.config.pairs.rounds > 1 else ""
+        model = self._whole(pick.step, end)
+        workers.wait()  # everyone has read it
+        trained = replace(
+            trained,
+            mark=mark_of(trained.mark, pick.step),
+            files=files_of(trained.files, pick.step, end),
+            kept=[],
+            picked=as_json(pick, points),
+            notes=[*trained.notes, f"the model after step {pick.step} of {end}{last}: {pick.why}"],
+        )
+        if workers.first:
+            write_trained(folder, trained)
+            leave_picked(folder)
+        workers.wait()
+        self.spans.end("pick")
+        return model, trained
+
+    def _scored(self, step: int, end: int, mark: str) -> Point:
+        """Have the model after a step answer `select`, and score what it says."""
+        place = self.context.folder / SELECTION / step_name(step)
+        asked = self.asked(
+            self._whole(step, end),
+            mark_of(mark, step),
+            folder=place,
+            earlier=[attempt / SELECTION / step_name(step) for attempt in self.context.earlier],
+            model_folder=self._kept_folder(step, end),
+        )
+        figures: dict[str, float] = {}
+        for benchmark in self.config.benchmarks.select:
+            made = answer(asked, "select", benchmark)
+            if isinstance(made, Answers):
+                score = partial(
+                    score_answers,
+                    made,
+                    "select",
+                    benchmark,
+                    folder=place,
+                    places=self.context.places,
+                    report=self.report,
+                )
+                made = current_workers().awaited_from_rank0(score)
+            figures |= made.metrics
+        self.spans.end(f"select after step {step}")
+        return Point(step=step, figures=figures)
+
+    def _whole(self, step: int, end: int) -> Any:
+        """Return the model after a step, on the device; 0: the untrained one."""
+        model, _ = loading.load(
+            self.config.model,
+            attention=self.config.engine.attention,
+            trained=self._kept_folder(step, end),
+        )
+        return model.to(self.device)
+
+    def _kept_folder(self, step: int, end: int) -> Path | None:
+        """Return where the model after a step lies, of those still to be picked from."""
+        if step == 0:
+            return None
+        place = self.context.folder / MODEL
+        return place if step == end else place / step_name(step)

@@ -34,8 +34,6 @@ STYLES = (
 )
 """The question decides the wording, so that wording tells nothing about the picture."""
 
-QUESTIONS = tuple(style.question for style in STYLES)
-
 
 @dataclass(frozen=True)
 class Mention:

@@ -11,7 +11,6 @@ strategy, goes on from either. The folder gets its name last, when all of it is 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import shutil
@@ -41,7 +40,14 @@ from chip_core.utils.errors import (
     UnfitError,
     printable,
 )
-from chip_core.utils.files import read_json, room_for, sync_files, sync_folder, write_json
+from chip_core.utils.files import (
+    hash_file,
+    read_json,
+    room_for,
+    sync_files,
+    sync_folder,
+    write_json,
+)
 from chip_core.utils.workers import Workers
 
 MANIFEST, MODEL, SHARDS, STATE = "manifest.json", "model", "shards", "state.pt"
@@ -324,7 +330,7 @@ def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
             size = path.stat().st_size
             if size != expected["bytes"]:
                 return f"{name} is cut off: {size} of {expected['bytes']} bytes"
-            if _sha256(path) != expected["sha256"]:
+            if hash_file(path) != expected["sha256"]:
                 return f"{name} is corrupt: its sha256 is not the manifest's"
         for path in (checkpoint / SHARDS).glob("*"):  # all that lie there are read
             if f"{SHARDS}/{path.name}" not in manifest["files"]:
@@ -392,9 +398,4 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch
-from chip_core.models.layers.compiled import compiled_layers
+from chip_core.models.layers import compiled_layers
 from chip_core.models.packing import can_fuse, packed_attention
 from chip_core.models.precision import dtype_of, in_fp32
 from chip_core.models.shards import has_weights
-from chip_core.training.layout import lying, pad
 from chip_core.training.policy import Policy
-from chip_core.training.states import response_states
+from chip_core.training.states import lying, pad, response_states
 from chip_core.utils.errors import TrialError, brief
 from chip_core.utils.workers import Workers
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 
-from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
 from chip_core.data.formats.further import Asks, asks_of
@@ -74,13 +73,3 @@ def device_of(config: TrialConfig) -> torch.device:
         )
     # Of several, the one that was set for this process.
     return torch.device(wanted, torch.cuda.current_device())
-
-
-def check_requirements(config: TrialConfig) -> None:
-    """Check that what a training is to be done with is installed.
-
-    Raises:
-        TrialError: it is not.
-    """
-    for problem in unmet_requirements(config):
-        raise TrialError(problem)

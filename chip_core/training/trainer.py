@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import Encodings
-from chip_core.data.loader import Loader
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
-from chip_core.models.layers.recompute import keep_activations, recompute_layers
+from chip_core.models.layers import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
 from chip_core.objectives.global_batch import Facts
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.results import CURVES
-from chip_core.training.batches import Share, TrainingBatches
+from chip_core.training.batches import Loader, Share, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
 from chip_core.training.exactness import compile_exactly, share_prefixes
 from chip_core.training.optimizer.adamw import encoder_only_steps, learning_rates, make_optimizer

@@ -1,4 +1,4 @@
-"""Files: paths as users write them, and writing that survives a crash."""
+"""Files: paths as users write them, writing that survives a crash, and what nobody else reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -81,8 +81,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    _put(content, path, path.with_name(f".{path.name}.{os.getpid()}.partial"))
+
+
+def _put(
+    content: bytes, path: Path, partial: Path, opener: Callable[[str, int], int] | None = None
+) -> None:
+    """Write a file under another name, durably, and give it its own."""
+    with open(partial, "wb", opener=opener) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -167,8 +173,17 @@ def sha256_of(path: Path) -> str:
     return _hashed(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-@lru_cache(maxsize=16384)
+@cache
 def _hashed(path: Path, *unchanged: int) -> str:
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's sha256, in hex, as it is now.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -380,3 +395,37 @@ def _drop_cut_record(file: BinaryIO) -> None:
         tail, end = file.read(end - start) + tail, start
     if tail and not tail.endswith(b"\n"):
         file.truncate(end + tail.rfind(b"\n") + 1)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that its owner alone may enter; one that is there keeps its permissions.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a text file that its owner alone may read, whole or not at all.
+
+    It is never there with wider permissions, not even for a moment. Its folder is made private
+    where it is not there yet.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    make_private(path.parent)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    _put(text.encode(), path, partial, _private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def write_private_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, as `write_private`; NaN and infinities are refused."""
+    write_private(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -4,14 +4,20 @@ The method, its rules and its known weaknesses are in docs/statistics.md.
 """
 
 from orchestrator.analysis.contrast import Contrast, contrast
-from orchestrator.analysis.corrections import benjamini_hochberg, holm
-from orchestrator.analysis.effects import Comparison, Verdict, interactions, main_effects, verdicts
-from orchestrator.analysis.pool import report_pool
+from orchestrator.analysis.effects import (
+    Comparison,
+    Verdict,
+    benjamini_hochberg,
+    holm,
+    interactions,
+    main_effects,
+    verdicts,
+)
 from orchestrator.analysis.power import SeedsNeeded, detectable_difference, seeds_needed
 from orchestrator.analysis.prediction_powered import PredictionPowered, prediction_powered_mean
 from orchestrator.analysis.results import MetricResults, StudyArm, StudyResults
 from orchestrator.analysis.values import pseudo_values
-from orchestrator.analysis.variance import seed_correlation
+from orchestrator.analysis.variance import report_pool, seed_correlation
 
 __all__ = [
     "Comparison",

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.commands.common.options import Override, each_once, places_of, places_options
-from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.output import Told, json_option, print_json
 from orchestrator.commands.common.param_types import Location, Text, Whole
-from orchestrator.commands.common.progress import Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -83,8 +83,7 @@ def export_sheets(
 ) -> None:
     """Write one blinded HTML sheet for each annotator, and the key that stays with you."""
     from chip_core.utils.errors import UserError
-    from chip_core.utils.files import write_atomically
-    from chip_core.utils.private import write_private_json
+    from chip_core.utils.files import write_atomically, write_private_json
     from orchestrator.human_eval.assignment import draw_sheets
     from orchestrator.human_eval.pairs import answer_pool, item_images
     from orchestrator.human_eval.sheet import sheet_page

@@ -44,7 +44,7 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     Whatever it has already stays as it is.
     """
     from chip_core.utils.errors import ConfigError, UserError
-    from orchestrator.report.writers.next_steps import tracking_lines
+    from orchestrator.report.writers.terminal import tracking_lines
     from orchestrator.runner.sync import find_snapshots, sync_study
     from orchestrator.tracking.attachments import reattach_files
     from orchestrator.tracking.projection import MlflowTracker

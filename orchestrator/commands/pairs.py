@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from orchestrator.commands.common.options import Override, each_once, places_of, places_options
-from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.output import Told, json_option, print_json
 from orchestrator.commands.common.param_types import Location, Real, Text, Whole
-from orchestrator.commands.common.progress import Told
 
 
 @click.command(epilog="Example: chip-ablate pairs shapes --prompts shapes --limit 200 --out pairs")

@@ -13,7 +13,7 @@ from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Location, Text
 
 if TYPE_CHECKING:
-    from chip_core.config.paths import DataPaths
+    from chip_core.config.benchmark import DataPaths
 
 
 @click.group(epilog="Example: chip-ablate plugin check my_lab.terms:my_term")
@@ -47,7 +47,7 @@ def check(
     """
     from chip_core.utils import plugins
     from chip_core.utils.errors import UserError
-    from orchestrator.report.writers.mlflow_names import mlflow_name_lines
+    from orchestrator.report.writers.plan import mlflow_name_lines
     from orchestrator.tracking.names import respelled
 
     given = each_once("--set", parameters)
@@ -98,7 +98,7 @@ def _kind(loaded: Any) -> str:
 def _benchmark(name: str, places: DataPaths) -> dict[str, str | None]:
     from chip_core.evaluation.conformance import conformance
     from chip_core.evaluation.items import find_benchmark
-    from chip_core.evaluation.judge.replay import ReplayJudge
+    from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.evaluation.scorer import Resources
 
     benchmark = find_benchmark(name)

@@ -64,7 +64,7 @@ def score(
     as_json: bool,
 ) -> None:
     """Score answers to BENCHMARK that exist already, of whatever model."""
-    from chip_core.evaluation.judge.replay import ReplayJudge
+    from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.evaluation.scorer import SCORERS, refuse_protocol
     from chip_core.utils.errors import TrialError, UserError
 

@@ -87,8 +87,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
 
     from orchestrator.executors.base import ExecutorSettings
     from orchestrator.jobs.stopping import Stop
-    from orchestrator.report.writers.next_steps import same_command, sync_command
-    from orchestrator.report.writers.terminal import result_lines, show
+    from orchestrator.report.writers.terminal import result_lines, same_command, show, sync_command
     from orchestrator.run import check_rows, check_startable, run_study
     from orchestrator.storage.binding import bind_storage
     from orchestrator.storage.remote import checked_uri
@@ -217,7 +216,7 @@ def _print_plan(
 def _outcome_json(
     outcome: Outcome, command: str, again: str, tracking: str | None
 ) -> dict[str, Any]:
-    from orchestrator.report.writers.next_steps import untracked_json
+    from orchestrator.report.writers.terminal import untracked_json
 
     return {
         **outcome.results.data,
@@ -251,8 +250,13 @@ def plan(
 
     from orchestrator.cost.render import cost_json, cost_lines
     from orchestrator.plan.snapshot import require_same_file
-    from orchestrator.report.writers.plan import cache_lines, plan_json, plan_lines, trial_table
-    from orchestrator.report.writers.plan_evaluation import readiness_lines
+    from orchestrator.report.writers.plan import (
+        cache_lines,
+        plan_json,
+        plan_lines,
+        readiness_lines,
+        trial_table,
+    )
 
     _check_inline(executor, max_concurrent=max_concurrent)
     asked = {name: changes.pop(name) for name in _OF_COST}

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from chip_core.config.benchmark import BenchmarkConfig, JudgeConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths, JudgeConfig
 from chip_core.evaluation.items import decoding_of, find_benchmark, select_items
 from chip_core.evaluation.judge.limits import CHARACTERS, sent_tokens
 from chip_core.evaluation.resources import open_resources

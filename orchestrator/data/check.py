@@ -17,11 +17,10 @@ from chip_core.data import problem
 from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows, threads_for
 from chip_core.data.formats.further import Asks, asks_of
 from chip_core.data.rows import BadRow
-from chip_core.data.source import SHAPES, open_source
+from chip_core.data.source import SHAPES, open_source, unreachable
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
-from chip_core.utils import hub
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.utils.progress import progress
 
@@ -223,7 +222,7 @@ def _away(model: ModelConfig) -> str | None:
 
     if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
         return None
-    away = hub.unreachable("model", model.path, model.revision)
+    away = unreachable("model", model.path, model.revision)
     if away is None:
         return None
     return (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Side

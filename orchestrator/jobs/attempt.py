@@ -40,8 +40,8 @@ def execute(
     began, began_cpu = time.perf_counter(), cpu_seconds()
     # They take torch and more, which only a worker needs.
     if job.shard is not None:
-        from chip_core.phases import stop_on_request
         from chip_core.reference_cache.build import run_shard
+        from chip_core.trial_context import stop_on_request
 
         told = stop_on_request(stop, report)
         return run_shard(job.shard, job.config, folder=job.folder, report=told)

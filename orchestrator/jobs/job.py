@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.spec import AvailableCaches, BuildShard
 

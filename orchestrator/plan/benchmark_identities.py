@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
-from chip_core.data.files import digest
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation import items as benchmark_items
 from chip_core.evaluation.readiness import sides
 from chip_core.utils.errors import UserError, warn_once
-from chip_core.utils.files import read_checksummed, write_checksummed
+from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
@@ -75,7 +73,7 @@ def ranker_names(places: DataPaths, seen: Identities) -> Mapping[str, Any]:
     file = None if folder is None else folder / "synonyms.txt"
     if file is None or not file.is_file():
         return seen.get(RANKER, {})
-    return {"names": digest(file)}
+    return {"names": sha256_of(file)}
 
 
 def _identity(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chip_core import data as preference_data
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import (
     evaluation_identity,
     fingerprint,
@@ -16,14 +17,17 @@ from chip_core.config.identity import (
     training_identity,
     untrained_identity,
 )
-from chip_core.config.paths import DataPaths
-from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.generators.sharing import sharing_problems
-from chip_core.evaluation.readiness import ranker_problems, replay_problems, sides
+from chip_core.evaluation.readiness import (
+    ranker_problems,
+    replay_problems,
+    sides,
+    unmet_requirements,
+)
 from chip_core.models import loading
 from chip_core.selection.rule import selection_problems
 from chip_core.utils.errors import ConfigError

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core import recipes
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan

@@ -19,7 +19,7 @@ from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.data import asks_of
 from chip_core.data.checks import bad_rows_line, check_rows, threads_for
-from chip_core.data.files import digest, is_hub_name
+from chip_core.data.files import is_hub_name
 from chip_core.data.formats.further import Asks
 from chip_core.data.image_files import READER
 from chip_core.data.rejected_images import strategy_class
@@ -27,7 +27,7 @@ from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, DataSource, is_local, open_source
 from chip_core.pairs.prompts import check_prompts, open_prompts
 from chip_core.utils.errors import ConfigError, warn_once
-from chip_core.utils.files import read_checksummed, write_checksummed
+from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.utils.progress import progress
 
@@ -174,7 +174,7 @@ def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
             for file in table.files
             for state in [os.stat(file)]
         ]
-        images = {path: file and digest(file) for path, file in source.image_files()}
+        images = {path: file and sha256_of(file) for path, file in source.image_files()}
         decided_by["images"] = sorted(images.items())
     return fingerprint(decided_by)[:32]
 

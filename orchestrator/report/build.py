@@ -20,8 +20,7 @@ from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.arms import benchmark_tables, effect_table, verdict_table
 from orchestrator.report.sections.changes import largest_changes
 from orchestrator.report.sections.costs import arm_costs, cost_table
-from orchestrator.report.sections.footnotes import footnotes
-from orchestrator.report.sections.notes import notes
+from orchestrator.report.sections.notes import footnotes, notes
 from orchestrator.report.sections.power import power_blocks
 from orchestrator.report.sections.provenance import last_ended, provenance, provenance_blocks, when
 from orchestrator.report.sections.search import search_blocks

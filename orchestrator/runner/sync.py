@@ -13,8 +13,8 @@ from chip_core.utils.registry import join_names
 from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
-from orchestrator.report.arm_views import arm_views
 from orchestrator.report.outcomes import load_scores
+from orchestrator.report.results import arm_views
 from orchestrator.report.sections.provenance import last_ended
 from orchestrator.report.summary import summarise
 from orchestrator.report.writers.files import report_folder

@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chip_core.utils.errors import StorageError, UserError
-from chip_core.utils.files import parse_json, read_json, write_json
-from chip_core.utils.private import make_private
+from chip_core.utils.files import make_private, parse_json, read_json, write_json
 from orchestrator.storage.remote import Remote, checked_uri
 
 #: In a work directory: which storage it has, where that is not itself.

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from chip_core.config.fields import Shorthand
 from chip_core.config.trial import BenchmarksConfig
 from chip_core.evaluation.items import find_benchmark, settings_problems
-from chip_core.evaluation.leakage import declared_overlaps
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import declared_overlaps, sides
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.registry import suggestion
 from orchestrator.study.model import DeclaredMetric, PublishedFigures

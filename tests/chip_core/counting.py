@@ -116,7 +116,7 @@ def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     """Count within the context; `chip_core.data.tensors.sent` is what sends to the device."""
     from chip_core.data import tensors
     from chip_core.reference_cache import reader
-    from chip_core.training import layout
+    from chip_core.training import states
 
     there, counted = _OnDevice(), Counted()
     for weight in [*model.parameters(), *model.buffers()]:
@@ -133,7 +133,7 @@ def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
         if not weight.requires_grad
     }
     with monkeypatch.context() as patched, ExitStack() as stack:
-        for module in (tensors, reader, layout):
+        for module in (tensors, reader, states):
             patched.setattr(module, "sent", sent)
         stack.enter_context(_Methods(counted, there))
         stack.enter_context(_Operators(counted, there, frozen))

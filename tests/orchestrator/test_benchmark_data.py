@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.task import Response
 from chip_core.utils.errors import ConfigError
@@ -22,7 +22,7 @@ from orchestrator.plan.contamination import Overlap, count_overlaps, read_overla
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, summarise
-from orchestrator.report.writers.plan_evaluation import evaluation_lines, readiness_lines
+from orchestrator.report.writers.plan import evaluation_lines, readiness_lines
 from orchestrator.run import Outcome, check_startable, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
@@ -378,7 +378,7 @@ def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_package_that_a_training_lacks_is_said_before_anything_is_written(
     plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chip_core.config.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     plan = plan_of(overrides={"optimizer.states": "int8"})
     said = (
         "optimizer.states is int8, and torchao is not installed here: "

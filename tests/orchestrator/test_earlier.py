@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.generators.answering import InferenceContext, answer
 from chip_core.models import loading

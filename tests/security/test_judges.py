@@ -19,7 +19,7 @@ from chip_core.evaluation.benchmarks.mmmu.score import _listed
 from chip_core.evaluation.benchmarks.objhal import judge as objhal_judge
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge import endpoint as endpoints
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.reading import read_json, read_objects
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.evaluation.text import reply_numbers

@@ -7,11 +7,8 @@ from chip_core.data.formats.base import (
     Kinds,
     Raw,
     first_image,
-    own_id,
-    prompt_text,
-    text_cell,
 )
-from chip_core.data.formats.trl import holds_messages, texts_of_messages
+from chip_core.data.formats.trl import texts_of_columns
 from chip_core.data.rows import ImageRef, PreferenceTexts
 
 IMAGE_COLUMNS = ("image", "images", "image_path")
@@ -29,14 +26,7 @@ def _fits(kinds: Kinds) -> bool:
 
 
 def _texts(raw: Raw) -> PreferenceTexts:
-    if holds_messages(raw.get("chosen")):
-        return texts_of_messages(raw)
-    return PreferenceTexts(
-        id=own_id(raw),
-        prompt=prompt_text(text_cell(raw, "prompt", "question")),
-        chosen=text_cell(raw, "chosen"),
-        rejected=text_cell(raw, "rejected"),
-    )
+    return texts_of_columns(raw, "prompt", "question")
 
 
 def _image(raw: Raw) -> ImageRef:

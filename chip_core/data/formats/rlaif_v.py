@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from chip_core.data.formats.base import Format, Kinds, Raw, own_id, prompt_text, text_cell
+from chip_core.data.formats.base import Format, Kinds, Raw
 from chip_core.data.formats.rlhf_v import IMAGE_COLUMNS, image
-from chip_core.data.formats.trl import holds_messages, texts_of_messages
+from chip_core.data.formats.trl import texts_of_columns
 from chip_core.data.rows import PreferenceTexts
 
 
@@ -14,14 +14,7 @@ def _fits(kinds: Kinds) -> bool:
 
 
 def _texts(raw: Raw) -> PreferenceTexts:
-    if holds_messages(raw.get("chosen")):
-        return texts_of_messages(raw)
-    return PreferenceTexts(
-        id=own_id(raw),
-        prompt=prompt_text(text_cell(raw, "question")),
-        chosen=text_cell(raw, "chosen"),
-        rejected=text_cell(raw, "rejected"),
-    )
+    return texts_of_columns(raw, "question")
 
 
 FORMAT = Format(

@@ -19,6 +19,7 @@ from chip_core.data.formats.base import (
     json_value,
     own_id,
     prompt_text,
+    text_cell,
     time_error,
 )
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError
@@ -35,6 +36,23 @@ def _fits(kinds: Kinds) -> bool:
     if not {"chosen", "rejected"} <= kinds.keys() or not kinds.keys() & {"images", "image"}:
         return False
     return bool(kinds.keys() & {"prompt", "question"}) or kinds["chosen"] == "list"
+
+
+def texts_of_columns(raw: Raw, *prompt: str) -> PreferenceTexts:
+    """Return what a row's columns say, texts or messages.
+
+    Args:
+        raw: the row.
+        prompt: columns of the prompt as text; the first that is there is it.
+    """
+    if holds_messages(raw.get("chosen")):
+        return texts_of_messages(raw)
+    return PreferenceTexts(
+        id=own_id(raw),
+        prompt=prompt_text(text_cell(raw, *prompt)),
+        chosen=text_cell(raw, "chosen"),
+        rejected=text_cell(raw, "rejected"),
+    )
 
 
 def texts_of_messages(raw: Raw) -> PreferenceTexts:

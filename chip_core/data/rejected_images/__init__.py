@@ -7,28 +7,30 @@ others act on the RGB image before the processor.
 from __future__ import annotations
 
 from chip_core.data.rejected_images.base import (
+    REJECTED_IMAGES,
     ImageSample,
     ImageStrategy,
     PixelStrategy,
     Source,
     Strategy,
     Traits,
+    strategy_class,
 )
-from chip_core.data.rejected_images.diffusion import Diffusion, diffusion_coefficients
-from chip_core.data.rejected_images.inpaint import Inpaint
 from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
-from chip_core.data.rejected_images.registry import REJECTED_IMAGES, strategy_class
 from chip_core.data.rejected_images.strategies import (
     Black,
     Blur,
     Crop,
+    Diffusion,
     Given,
+    Inpaint,
     Lighting,
     Mean,
     Mixup,
     Occlusion,
     RandomImage,
     Rotate,
+    diffusion_coefficients,
 )
 
 __all__ = [

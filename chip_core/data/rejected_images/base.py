@@ -1,7 +1,8 @@
-"""What a rejected-image strategy is: its traits, its settings, what it is given."""
+"""What a rejected-image strategy is: its traits, its settings, what it is given, its name."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,9 +14,13 @@ from PIL import Image
 
 from chip_core.config.fields import Section
 from chip_core.config.strategies import NoParameters
+from chip_core.utils import plugins
+from chip_core.utils.errors import ConfigError
+from chip_core.utils.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 Colour = tuple[int, int, int]
 P = TypeVar("P", bound=Section)
@@ -101,3 +106,32 @@ class PixelStrategy(Strategy[P]):
     @abstractmethod
     def corrupt(self, pixel_values: Tensor, seed: int) -> Tensor:
         """Return pixel values of the same shape, in float32."""
+
+
+StrategyClass = type[Strategy[Any]]
+
+REJECTED_IMAGES: Registry[StrategyClass] = Registry("rejected-image strategy")
+
+
+def strategy_class(name: str) -> StrategyClass:
+    """Return the strategy of a name, shipped or `module:attr`.
+
+    Raises:
+        KeyError: there is none of that name.
+        ValueError: the user's own cannot be imported.
+        ConfigError: the user's own is no strategy.
+    """
+    if not plugins.is_plugin(name):
+        return REJECTED_IMAGES[name]
+    found = plugins.load(name)
+    if not (isinstance(found, type) and issubclass(found, (ImageStrategy, PixelStrategy))):
+        raise ConfigError(
+            [
+                f"'{name}' is no rejected-image strategy: make it a subclass of "
+                "chip_core.data.rejected_images.ImageStrategy or PixelStrategy"
+            ]
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ConfigError([f"'{name}' is not whole: it lacks {missing}()"])
+    return found

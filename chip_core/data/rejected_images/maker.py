@@ -19,9 +19,9 @@ from chip_core.data.rejected_images.base import (
     PixelStrategy,
     Source,
     Traits,
+    strategy_class,
 )
 from chip_core.data.rejected_images.images import as_rgb, bounded, same_pixels
-from chip_core.data.rejected_images.registry import strategy_class
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derived_seed
 

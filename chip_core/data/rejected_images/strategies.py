@@ -1,4 +1,7 @@
-"""The strategies that act on the RGB image and need no model: one class each.
+"""The strategies, one class each.
+
+They act on the RGB image, but for `diffusion`: noise of forward diffusion on the processor's pixel
+values (paper, section 3.1). All but `inpaint`, a counterfactual image, need no model.
 
 Where they differ from the released code: its `black` is the mean grey, here `mean`. It sets the
 normalised tensor to 0; here `mean` is an image of 8-bit values, so normalised values are within
@@ -9,23 +12,39 @@ image that is no larger than the window is left as it is there, too.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageFilter
 
 from chip_core.config.strategies import (
     BlurParameters,
     CropParameters,
+    DiffusionParameters,
+    InpaintParameters,
     LightingParameters,
     MixupParameters,
     NoParameters,
     OcclusionParameters,
     RotateParameters,
 )
-from chip_core.data.rejected_images.base import ImageStrategy, Source, Traits
+from chip_core.data.rejected_images.base import (
+    REJECTED_IMAGES,
+    ImageStrategy,
+    PixelStrategy,
+    Source,
+    Traits,
+)
 from chip_core.data.rejected_images.images import content_boxes, other_image
-from chip_core.data.rejected_images.registry import REJECTED_IMAGES
-from chip_core.utils.errors import TrialError
+from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.files import expand_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @REJECTED_IMAGES.register("black")
@@ -200,3 +219,170 @@ class Rotate(ImageStrategy[RotateParameters]):
         low, high = self.settings.low, self.settings.high
         angle = low + source.numbers().random() * (high - low)
         return source.image.rotate(angle, Image.Resampling.BICUBIC)
+
+
+#: Steps of every schedule.
+STEPS = 1000
+#: The first and the last beta: of the released CHiP code's sigmoid schedule, of DDPM's linear one,
+#: and of Stable Diffusion's scaled linear one. Improved DDPM's cosine one has none.
+BETAS = {"sigmoid": (1e-5, 5e-3), "linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
+
+
+def _betas(schedule: str) -> Tensor:
+    """Return each step's beta in float32, to the bit as diffusers' DDPMScheduler has them.
+
+    diffusers itself takes seconds to import, and a training needs no more of it than this.
+    """
+    import torch
+
+    if schedule == "cosine":
+
+        def kept(step: int) -> float:
+            return math.cos((step / STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        betas = [min(1 - kept(step + 1) / kept(step), 0.999) for step in range(STEPS)]
+        return torch.tensor(betas, dtype=torch.float32)
+    first, last = BETAS[schedule]
+    if schedule == "sigmoid":
+        return torch.sigmoid(torch.linspace(-6, 6, STEPS)) * (last - first) + first
+    if schedule == "scaled_linear":
+        return torch.linspace(first**0.5, last**0.5, STEPS, dtype=torch.float32) ** 2
+    return torch.linspace(first, last, STEPS, dtype=torch.float32)
+
+
+@functools.cache
+def signal_share(schedule: str) -> Tensor:
+    """Return ᾱ of each step, (1000,) in float32, as released."""
+    cumulative: Tensor = (1.0 - _betas(schedule)).cumprod(0)
+    return cumulative
+
+
+def diffusion_coefficients(timestep: int, schedule: str = "sigmoid") -> tuple[float, float]:
+    """Return (√ᾱ, √(1−ᾱ)) at a timestep of 1000, computed in float32.
+
+    Raises:
+        ValueError: the timestep is not from 0 to 999.
+    """
+    if not 0 <= timestep <= 999:
+        raise ValueError(f"timestep {timestep} is not from 0 to 999")
+    cumulative = signal_share(schedule)[timestep]
+    return float(cumulative.sqrt()), float((1 - cumulative).sqrt())
+
+
+@REJECTED_IMAGES.register("diffusion")
+class Diffusion(PixelStrategy[DiffusionParameters]):
+    """x_T = √ᾱ_T · x + √(1−ᾱ_T) · noise, with standard normal noise."""
+
+    parameters = DiffusionParameters
+    traits = Traits(random=True, keeps_size=True)
+
+    def key(self) -> tuple[object, ...]:
+        """Return timestep, and the schedule where it is not the released one."""
+        timestep, schedule = self.settings.timestep, self.settings.schedule
+        return (timestep,) if schedule == "sigmoid" else (timestep, schedule)
+
+    def corrupt(self, pixel_values: Tensor, seed: int) -> Tensor:
+        """Return the noisy pixel values in float32."""
+        import torch
+
+        draw = torch.Generator().manual_seed(seed)
+        noise = torch.randn(pixel_values.shape, generator=draw)
+        signal, spread = diffusion_coefficients(self.settings.timestep, self.settings.schedule)
+        return signal * pixel_values.float() + spread * noise
+
+
+#: Sides that every usual pipeline takes: 8 pixels a latent, 8 latents at the U-Net's bottom.
+MULTIPLE = 64
+
+
+@REJECTED_IMAGES.register("inpaint")
+class Inpaint(ImageStrategy[InpaintParameters]):
+    """Boxes over content, painted anew; the rest is left as it is."""
+
+    parameters = InpaintParameters
+    traits = Traits(
+        random=True,
+        keeps_size=True,
+        void_where="an image that the pipeline paints as it was",
+    )
+
+    @classmethod
+    def identity(cls, settings: InpaintParameters) -> dict[str, Any]:
+        """Return the settings with the pipeline's content in place of where it lies."""
+        values = settings.model_dump(mode="json")
+        values["pipeline"] = _content(str(_folder(values.pop("path"))))
+        return values
+
+    def reject(self, source: Source) -> Image.Image:
+        """Return the image with its boxes repainted, of the same size."""
+        import torch
+
+        settings, image = self.settings, source.image
+        mask = Image.new("L", image.size)
+        boxes = content_boxes(image, source.numbers(), count=settings.boxes, share=settings.share)
+        for box in boxes:
+            mask.paste(255, box)
+        size = _working_size(image.size, settings.side)
+        painted = _pipeline(str(_folder(settings.path)))(
+            prompt=settings.prompt,
+            image=image.resize(size, Image.Resampling.BICUBIC),
+            mask_image=mask.resize(size, Image.Resampling.NEAREST),
+            width=size[0],
+            height=size[1],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=torch.Generator().manual_seed(source.seed),
+        ).images[0]
+        painted = painted.convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
+        return Image.composite(painted, image, mask)
+
+
+def _working_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    scale = min(1.0, side / max(size))
+    width, height = (max(1, round(pixels * scale / MULTIPLE)) * MULTIPLE for pixels in size)
+    return width, height
+
+
+def _folder(path: str | None) -> Path:
+    """Return the pipeline's folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if path is None:
+        raise ValueError("rejected_image.inpaint.path is missing: name a folder with a pipeline")
+    folder = expand_path(path)
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"rejected_image.inpaint.path: no diffusers pipeline in {folder}")
+    return folder.absolute()
+
+
+@functools.cache
+def _content(folder: str) -> str:
+    """Return a hash of all that a pipeline's folder holds."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        with file.open("rb") as opened:
+            inner = hashlib.file_digest(opened, "sha256").digest()
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + inner)
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _pipeline(folder: str) -> Any:
+    """Return the pipeline, on the GPU where there is one. No code of the folder is run."""
+    import torch
+    from diffusers import AutoPipelineForInpainting
+
+    parts = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+    # A safety checker answers with black images; what is painted here is seen by no one.
+    checker = {"safety_checker": None} if "safety_checker" in parts else {}
+    try:
+        pipeline = AutoPipelineForInpainting.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, **checker
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = brief(error)
+        raise TrialError(f"rejected_image.inpaint.path: {folder}: {reason}") from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

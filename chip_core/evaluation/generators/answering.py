@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.generator import ParityConfig
-from chip_core.config.paths import DataPaths
 from chip_core.config.trial import ModelConfig
 from chip_core.data.encodings import Encodings
 from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace

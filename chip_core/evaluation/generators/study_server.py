@@ -24,8 +24,7 @@ from chip_core.evaluation.generators.delivery import arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.models import loading
 from chip_core.utils.errors import TrialError, warn_once
-from chip_core.utils.files import read_json
-from chip_core.utils.private import make_private, write_private_json
+from chip_core.utils.files import make_private, read_json, write_private_json
 
 ADDRESS = "server.json"  # in the study's folder of its server
 

@@ -21,10 +21,9 @@ from chip_core.evaluation.inference.continuous import (
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.kv_cache import growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, padded
-from chip_core.evaluation.inference.rows import Chosen
+from chip_core.evaluation.inference.rows import Chosen, Greedy
 from chip_core.evaluation.inference.sampling import Draws, Sampling
 from chip_core.evaluation.inference.shared import EXACT, share, sharing_inexactness
-from chip_core.evaluation.inference.ties import Greedy
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.models.precision import as_held, in_fp32
 from chip_core.utils.errors import TrialError

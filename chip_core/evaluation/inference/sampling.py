@@ -3,7 +3,7 @@
 A token is drawn by the Gumbel-max trick (Gumbel 1954): to each logit, divided by the temperature,
 a draw of the standard Gumbel distribution is added, and the largest sum is taken; that is a draw
 from the softmax. So drawing is an argmax, and what greedy decoding does about rounding serves here
-too (ties.py): where the batch's last digits could turn the largest sum, or a token's place in the
+too (rows.py): where the batch's last digits could turn the largest sum, or a token's place in the
 nucleus, the row is computed alone.
 
 Shapes: B rows, V vocabulary.
@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.evaluation.inference.rows import Row, next_logits
-from chip_core.evaluation.inference.ties import NEAR
+from chip_core.evaluation.inference.rows import NEAR, Row, next_logits
 from chip_core.utils.seeding import derived_seed
 
 

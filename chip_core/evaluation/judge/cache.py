@@ -3,6 +3,8 @@
 `replies.jsonl` is append-only and shared by all trials and processes of a work directory, under
 the hash of (model, parameters, messages). Who asks holds a lock meanwhile, one of a few thousand
 by the hash, so that two trials that ask the same at the same time pay once.
+
+A user's own file of replies that were collected elsewhere stands in for a judge (`ReplayJudge`).
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import fcntl
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.reading import first_of, read_objects
+from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import append_record, without_checksum
 
@@ -114,3 +119,42 @@ class ReplyCache:
         self._replies.setdefault(key, reply)
         calls, tokens = self._spent.get(model, (0, 0))
         self._spent[model] = (calls + 1, tokens + reply.tokens)
+
+
+#: What names the item of a row.
+ITEM_NAMES = ("item", "image_id", "question_id", "id")
+
+
+class ReplayJudge:
+    """Replies of a file; an item that is asked again gets its next reply, then its last again."""
+
+    model = "replay"
+
+    def __init__(self, replies: Sequence[tuple[str, str | None]]) -> None:
+        self._replies: dict[str, list[str | None]] = defaultdict(list)
+        for item, reply in replies:
+            self._replies[item].append(reply)
+
+    @classmethod
+    def from_file(cls, path: Path) -> ReplayJudge:
+        """Read rows of an item (`item`, `image_id`, `question_id` or `id`) and its `reply`.
+
+        Raises:
+            UserError: the file is not of that form.
+        """
+        replies = []
+        for number, row in enumerate(read_objects(path), start=1):
+            reply = first_of(row, ("reply",), path, number)
+            item = str(first_of(row, ITEM_NAMES, path, number))
+            replies.append((item, reply if isinstance(reply, str) else None))
+        return cls(replies)
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
+        """Return the reply kept for each request; None where there is none."""
+        asked: Counter[str] = Counter()
+        found: list[str | None] = []
+        for request in requests:
+            kept = self._replies.get(request.item, [])
+            found.append(kept[min(asked[request.item], len(kept) - 1)] if kept else None)
+            asked[request.item] += 1
+        return found

@@ -21,9 +21,15 @@ import torch
 from torch import Tensor
 
 from chip_core.models.muffin.configuration import MuffinConfig, MuffinVisionConfig
-from chip_core.models.muffin.names import IMAGE_POSITIONS, grid_side, renamed, resized_positions
 from chip_core.models.muffin.processing import END, PATCH, START, STOP
-from chip_core.models.muffin.released import shards, tensors
+from chip_core.models.muffin.released import (
+    IMAGE_POSITIONS,
+    grid_side,
+    renamed,
+    resized_positions,
+    shards,
+    tensors,
+)
 from chip_core.models.muffin.tokens import read_tokenizer
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_json

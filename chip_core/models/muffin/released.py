@@ -1,9 +1,11 @@
-"""A released checkpoint's files: which there are, what is in them, read one at a time."""
+"""A released checkpoint: its files, read one at a time, and our names for what they hold."""
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,3 +90,104 @@ def _unpickled(file: Path) -> Any:
             line.strip() for line in [*str(error).splitlines(), repr(error)] if line.strip()
         )
         raise UserError(f"{file} is no file of weights ({what}): nothing of it was run") from None
+
+
+#: Kept by no trained model: BEiT-3's own words, what stood for a hidden patch, and what a rotary
+#: embedding computes by itself.
+_DROPPED = re.compile(
+    r"model\.vision_tower\.beit3\.(text_embed\.weight|vision_embed\.mask_token)"
+    r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)
+
+_BRANCH = {"A": "image", "B": "query"}
+_PARTS = {
+    "self_attn_layer_norm": "attention_norm",
+    "self_attn.q_proj": "q_proj",
+    "self_attn.k_proj": "k_proj",
+    "self_attn.v_proj": "v_proj",
+    "self_attn.inner_attn_ln": "inner_attention_norm",
+    "self_attn.out_proj": "out_proj",
+    "final_layer_norm": "mlp_norm",
+    "ffn.fc1": "fc1",
+    "ffn.ffn_layernorm": "inner_mlp_norm",
+    "ffn.fc2": "fc2",
+}
+
+_BEIT = "model.vision_tower.beit3."
+_TOWER = "model.vision_tower."
+_WHOLE = {
+    "model.query": f"{_TOWER}query",
+    f"{_BEIT}vision_embed.cls_token": f"{_TOWER}cls_token",
+    f"{_BEIT}vision_embed.proj.weight": f"{_TOWER}patch_embedding.weight",
+    f"{_BEIT}vision_embed.proj.bias": f"{_TOWER}patch_embedding.bias",
+    f"{_BEIT}encoder.embed_positions.A.weight": f"{_TOWER}image_positions.weight",
+    f"{_BEIT}encoder.embed_positions.B.weight": f"{_TOWER}query_positions.weight",
+    "model.mm_projector.weight": "model.multi_modal_projector.weight",
+    "model.mm_projector.bias": "model.multi_modal_projector.bias",
+    "lm_head.weight": "lm_head.weight",
+}
+
+#: The table of the image's positions, in the released names; its size is the image's.
+IMAGE_POSITIONS = f"{_BEIT}encoder.embed_positions.A.weight"
+
+#: Its first rows: two that are never read, and the class token's.
+_BEFORE_GRID = 3
+
+
+def renamed(name: str) -> str | None:
+    """Return a released tensor's name here; None where it is dropped.
+
+    Raises:
+        KeyError: no tensor of a released checkpoint is called so.
+    """
+    if _DROPPED.fullmatch(name):
+        return None
+    if name in _WHOLE:
+        return _WHOLE[name]
+    if match := re.fullmatch(r"model\.((?:embed_tokens|norm|layers\.\d+)\..+)", name):
+        return f"model.language_model.{match[1]}"
+    encoder = re.escape(f"{_BEIT}encoder.")
+    if match := re.fullmatch(rf"{encoder}layer_norm\.([AB])\.(weight|bias)", name):
+        return f"{_TOWER}{_BRANCH[match[1]]}_norm.{match[2]}"
+    if match := re.fullmatch(rf"{encoder}(layers\.\d+)\.(.+)\.(weight|bias)", name):
+        layer, middle, kind = match.groups()
+        # The letter of the branch is the last part, or the second of `ffn.A.fc1`.
+        for letter, branch in _BRANCH.items():
+            part = re.sub(rf"\.{letter}(?=\.|$)", "", middle, count=1)
+            if part != middle and part in _PARTS:
+                return f"{_TOWER}{layer}.{branch}.{_PARTS[part]}.{kind}"
+    raise KeyError(name)
+
+
+def grid_side(rows: int) -> int:
+    """Return how many patches are on a side, by the rows of the table of the image's positions.
+
+    Raises:
+        ValueError: they are no square.
+    """
+    side = math.isqrt(max(rows - _BEFORE_GRID, 0))
+    if side < 1 or side**2 + _BEFORE_GRID != rows:
+        raise ValueError(f"{rows} rows are not {_BEFORE_GRID} and a square")
+    return side
+
+
+def resized_positions(table: Tensor, side: int) -> Tensor:
+    """Return the table of the image's positions for a grid of `side` x `side` patches.
+
+    As the released code does it: the first three rows stay, the others are a picture of the grid
+    that is resized bicubically, without antialiasing.
+
+    Args:
+        table: (rows, D).
+        side: patches on a side of the wanted grid.
+    """
+    before = grid_side(len(table))
+    if before == side:
+        return table
+    kept, grid = table[:_BEFORE_GRID], table[_BEFORE_GRID:].float()
+    pictured = grid.view(1, before, before, -1).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(
+        pictured, size=(side, side), mode="bicubic", align_corners=False
+    )
+    flat = resized.permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.cat([kept, flat.to(table.dtype)])

@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.layers.recompute import recompute_layers
+from chip_core.models.layers import recompute_layers
 from chip_core.models.packing import Packing, Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
 from chip_core.models.precision import as_held, quantized_weights
 from chip_core.objectives.head import OutputHead, chunk_size, head_scores
 from chip_core.objectives.parts import VIEWS, behind
-from chip_core.training.layout import lying
+from chip_core.training.states import lying
 
 FP32 = 4  # bytes
 

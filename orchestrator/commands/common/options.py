@@ -12,7 +12,7 @@ from orchestrator.commands.common.output import json_option
 from orchestrator.commands.common.param_types import Location, Text, whole_numbers
 
 if TYPE_CHECKING:
-    from chip_core.config.paths import DataPaths
+    from chip_core.config.benchmark import DataPaths
     from orchestrator.plan.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,7 +92,7 @@ def places_of(
     Raises:
         UserError: what is named is not there, whether or not it will be needed.
     """
-    from chip_core.config.paths import DataPaths
+    from chip_core.config.benchmark import DataPaths
     from chip_core.utils.errors import ConfigError
     from chip_core.utils.files import Kind, expand_path, path_problem
 

@@ -1,4 +1,4 @@
-"""Print JSON alone on standard output, and valid JSON whatever is in it."""
+"""Print JSON alone on standard output, valid whatever is in it; progress goes to the terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
-from typing import Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
+
+if TYPE_CHECKING:
+    from chip_core.results import Progress
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -106,3 +111,23 @@ def _descriptor(stream: TextIO) -> int | None:
         return stream.fileno()
     except (io.UnsupportedOperation, ValueError):
         return None
+
+
+class Told:
+    """Says now and then where it is."""
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._told = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Say it, where ten seconds are over or a phase is."""
+        now = time.monotonic()
+        if progress.done < progress.total and now - self._told < 10:
+            return
+        self._told = now
+        text = f"{progress.phase} {progress.done}/{progress.total}"
+        rate, left = (progress.figures.get(name) for name in ("items_per_second", "seconds_left"))
+        if rate is not None and left is not None:
+            text += f", {rate:.3g} a second, {left:.0f} s left"
+        self._console.print(text, markup=False, highlight=False)

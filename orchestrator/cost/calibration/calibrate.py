@@ -21,8 +21,8 @@ from queue import SimpleQueue
 from statistics import fmean
 from typing import Any, cast
 
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import fingerprint
-from chip_core.config.paths import DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.utils.files import read_checksummed, write_checksummed, write_json
 from chip_core.utils.machine import cpu_name, gpus

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.data import identity as data_identity
 from chip_core.data.files import is_hub_name

@@ -15,8 +15,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from chip_core.phases import throttled
 from chip_core.results import Progress
+from chip_core.trial_context import throttled
 from chip_core.utils.machine import cores, memory_share
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import LARGEST_SHARE, JobPayload, Outcome, run_job

@@ -17,8 +17,8 @@ from ray.exceptions import OutOfMemoryError
 from ray.util import get_current_placement_group
 from ray.util.queue import Empty, Queue
 
-from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
+from chip_core.trial_context import REPORT_EVERY, throttled
 from chip_core.utils.machine import free_memory, memory_share
 from chip_core.utils.workers import PATIENCE
 from orchestrator.executors.ray.job_process import (

@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.private import write_private
+from chip_core.utils.files import write_private
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.data.image_files import to_rgb
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Item, Picture, Side

@@ -11,7 +11,7 @@ from chip_core.config.trial import BEHAVIOUR
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import NOTHING
 from orchestrator.report.layout import Disclosure, Table, TextBlock, columns, text_row
-from orchestrator.report.sections.search_progress import search_json
+from orchestrator.report.sections.search import search_json
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
 from orchestrator.utils.version import CodeVersion

@@ -1,17 +1,165 @@
-"""Build the section on the arms' searches."""
+"""Show the arms' searches: their section, and their progress and cost as text and plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from orchestrator.plan.plan import Plan
+from rich.text import Text
+
+from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import NOTHING, counted, listed, plain
 from orchestrator.report.layout import Block, Cell, Table, TableRow, TextBlock, columns, text_row
-from orchestrator.report.sections.search_progress import NOTHING_SPENT, Spent, space_text, spent_on
-from orchestrator.state.ledger import Ledger
+from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import Search, SearchTrial, searches_of
 from orchestrator.study.model import level_text
-from orchestrator.study.search_space import Tune
+from orchestrator.study.search_space import Range, Tune, Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What some trials cost, failed attempts with them."""
+
+    trials: int  # that have been run
+    failed: int
+    reused: int  # of those run, executed for another study: in the seconds, paid there
+    seconds: float  # from start to end of every attempt
+    cpu_seconds: float  # those, of every CPU that was held
+    gpu_seconds: float
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            trials=self.trials + other.trials,
+            failed=self.failed + other.failed,
+            reused=self.reused + other.reused,
+            seconds=self.seconds + other.seconds,
+            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
+            gpu_seconds=self.gpu_seconds + other.gpu_seconds,
+        )
+
+
+NOTHING_SPENT = Spent(trials=0, failed=0, reused=0, seconds=0.0, cpu_seconds=0.0, gpu_seconds=0.0)
+
+
+def spent_on(trials: Iterable[Trial], ledger: Ledger, study: str) -> Spent:
+    """Return what trials of a study cost, as the ledger has it."""
+    whole = NOTHING_SPENT
+    for trial in trials:
+        record = ledger[trial.fingerprint]
+        if record.attempts == 0:
+            continue
+        seconds = _seconds(record)
+        engine = trial.config.engine
+        done = record.done(trial)
+        whole += Spent(
+            trials=1,
+            failed=int(not done and record.failure is not None),
+            reused=int(done and record.study != study),
+            seconds=seconds,
+            cpu_seconds=seconds * engine.workers_per_trial * engine.cpus_per_worker,
+            gpu_seconds=seconds * engine.workers_per_trial * engine.gpus_per_worker,
+        )
+    return whole
+
+
+def _seconds(record: TrialRecord) -> float:
+    """Return the time of a record's attempts; of one that left no times, that of its phases."""
+    return sum(
+        sum(attempt.seconds.values())
+        if attempt.started is None or attempt.ended is None
+        else attempt.ended - attempt.started
+        for attempt in record.history.values()
+    )
+
+
+def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
+    """Say what each arm is tried with, on what, and what it chose; nothing without a search."""
+    tune, searches = plan.study.tune, searches_of(plan)
+    if tune is None:
+        return
+    trials = {trial.fingerprint: trial for search in searches for trial in search.trials}
+    done = sum(ledger[fingerprint].done(trial) for fingerprint, trial in trials.items())
+    yield Text(
+        f"search: {tune.trials} {'draw' if tune.trials == 1 else 'draws'} for every arm, the same "
+        f"ones, with seed {tune.seed}, by {tune.metric.name} ({tune.metric.goal}): "
+        f"{len(trials)} trials, {done} done, {len(trials) - done} to run"
+    )
+    for key, space in tune.keys.items():
+        yield Text(f"  {key}: {space_text(space)}")
+    for search in searches:
+        if len(search.trials) < len(search.draws):
+            same = len(search.draws) - len(search.trials)
+            yield Text(f"  {search.arm.name}: {same} of its draws come to others: tried once")
+    waiting = sum(trial.blocked is not None for arm in plan.arms for trial in arm.trials)
+    if waiting:
+        yield Text(f"  {waiting} trials of the seeds wait for what their arms choose")
+    for search in searches:
+        if search.chosen is not None:
+            yield Text(f"  {chosen_text(search)}")
+        elif search.blocked is not None and search.blocked.failed:
+            yield Text(f"  {search.arm.name}: FAILED: {search.blocked.reason}", style="bold red")
+
+
+def chosen_text(search: Search) -> str:
+    """Return what an arm chose and for what figure, in a line."""
+    assert search.chosen is not None
+    values = ", ".join(f"{key}={value}" for key, value in search.chosen.text.items())
+    return f"{search.arm.name} chose {values} ({search.figures[search.chosen.fingerprint]:.2f})"
+
+
+def space_text(space: Values | Range) -> str:
+    """Return where a key's values come from, in words."""
+    if isinstance(space, Range):
+        kind = "logarithmic " if space.log else "whole numbers " if space.whole else ""
+        return f"{kind}{level_text(space.low)} to {level_text(space.high)}"
+    return ", ".join(map(level_text, space.options))
+
+
+def search_json(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
+    """Return a study's search as plain data; None where nothing is tuned."""
+    tune = plan.study.tune
+    if tune is None:
+        return None
+    return {
+        "metric": tune.metric.name,
+        "goal": tune.metric.goal,
+        "seed": tune.seed,
+        "draws": tune.trials,
+        "keys": {key: _space(space) for key, space in tune.keys.items()},
+        "chosen_on": [settings.name for settings in plan.study.benchmarks.select],
+        "quoted_from": [settings.name for settings in plan.study.benchmarks.report],
+        "arms": [_arm(search, plan, ledger, tune) for search in searches_of(plan)],
+    }
+
+
+def _arm(search: Search, plan: Plan, ledger: Ledger, tune: Tune) -> dict[str, Any]:
+    chosen = search.chosen
+    return {
+        "arm": search.arm.name,
+        "state": "chosen" if chosen else "failed" if search.ended else "searching",
+        "reason": None if search.blocked is None else search.blocked.reason,
+        "chosen": None if chosen is None else dict(chosen.values),
+        "figure": None if chosen is None else search.figures[chosen.fingerprint],
+        "cost": asdict(spent_on(search.trials, ledger, plan.study.name)),
+        "draws": [
+            {
+                "number": trial.number,
+                "values": dict(trial.values),
+                "fingerprint": trial.fingerprint,
+                "figure": search.figures.get(trial.fingerprint),
+                "failed": search.failed.get(trial.fingerprint),
+            }
+            for trial in search.draws
+        ],
+    }
+
+
+def _space(space: Values | Range) -> Mapping[str, Any]:
+    if isinstance(space, Values):
+        return {"values": list(space.options)}
+    return {"low": space.low, "high": space.high, "log": space.log}
+
 
 CAUTION = (
     "Intervals and p-values take the chosen settings as given: what another search, by other luck, "

@@ -1,8 +1,9 @@
-"""Print a study's plan and its progress."""
+"""Print a study's plan before it starts, what it costs, lacks and trusts, and its progress."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,26 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.data import asks_of
+from chip_core.evaluation.generators.sharing import is_servable, is_shared
+from chip_core.evaluation.items import find_benchmark, select_items
+from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import gigabytes
-from chip_core.selection.rule import selection_words
+from chip_core.selection.rule import selection_words, times_asked
+from chip_core.utils import plugins
+from chip_core.utils.errors import UserError, printable
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import metric_title, plain
-from orchestrator.report.sections.search_progress import search_json, search_lines
+from orchestrator.report.sections.search import search_json, search_lines
 from orchestrator.report.summary import study_metrics
 from orchestrator.report.units import shown, shown_scale
-from orchestrator.report.writers.mlflow_names import mlflow_name_lines, mlflow_names
-from orchestrator.report.writers.plan_evaluation import evaluation_lines
-from orchestrator.report.writers.trust_warnings import trust_warning_lines, trust_warnings_json
 from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
 from orchestrator.state.integrity import ledger_of
-from orchestrator.state.ledger import TrialRecord
+from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
 from orchestrator.study.design import layout_notes
+from orchestrator.tracking.names import EXPERIMENT, RUN, respelled
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -231,3 +236,198 @@ def _search(trial: Trial) -> dict[str, Any] | None:
     if not isinstance(trial, SearchTrial):
         return None
     return {"of": trial.of, "number": trial.number, "values": dict(trial.values)}
+
+
+def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
+    """Say how many questions each benchmark asks, how they are scored, and what it took so far."""
+    counted: dict[str, int | None] = {}
+    parts = []
+    for side, settings in sides(plan.study.benchmarks):
+        key = f"{side}/{settings.name}"
+        if isinstance(find_benchmark(settings.name), ExternalBenchmark):
+            counted[key] = None
+            parts.append(f"{key} its program's own")
+            continue
+        try:
+            asked, whole = select_items(side, settings, find_benchmark(settings.name), plan.places)
+        except UserError:
+            counted[key] = None
+            parts.append(f"{key} unknown")
+            continue
+        counted[key] = len(asked)
+        share = f" of {whole:,}" if len(asked) < whole else ""
+        parts.append(f"{key} {len(asked):,}{share}")
+    if not parts:
+        return
+    line = f"questions a trial: {', '.join(parts)}"
+    if plan.study.tune is not None:
+        line += " (`select` to a trial of a search, `report` to one of the seeds)"
+    held = [trial for arm in plan.arms for trial in arm.trials if _is_blocked(trial)]
+    left, made = 0, 0
+    for trial in (*plan.trials, *held):
+        record = ledger[trial.fingerprint]
+        trains = not trial.untrained and record.model is None
+        for key in record.missing(trial):
+            again = trains and key.startswith("select/")
+            if trial.evaluations[key] in record.answers:
+                made += counted[key] or 0
+            else:
+                left += (counted[key] or 0) * (times_asked(trial.config) if again else 1)
+    if left:
+        line += f"; {left:,} answers to make"
+    if made:
+        line += f"; {made:,} answers are there, to be scored"
+    yield Text(line)
+    if left and (who := _server(plan)) is not None:
+        yield Text(who)
+    if left or made:
+        yield Text("scoring: a step of its own, without a GPU, beside the next trials' training")
+    share_so_far = _share(plan, ledger)
+    if share_so_far is not None:
+        share_of_time, trials = share_so_far
+        yield Text(
+            f"answers and scoring took {share_of_time:.0%} of the time of the "
+            f"{'trial' if trials == 1 else f'{trials} trials'} done so far"
+        )
+
+
+def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
+    """Say what benchmarks and trainings lack, where anything is left to run."""
+    ledger = ledger_of(plan, workdir)
+    if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
+        return
+    for problem in problems(plan.study.benchmarks, plan.places) + plan.lacking:
+        yield Text(f"cannot run yet: {problem}", style="bold red")
+
+
+def _server(plan: Plan) -> str | None:
+    """Return who answers, where that is one server of the study."""
+    if not is_shared(plan.base.config):
+        return None
+    arms = [arm.trials[0].config for arm in plan.arms]
+    served = sum(map(is_servable, arms))
+    line = f"answers: one server for {served} {'arm' if served == 1 else 'arms'} and the untrained "
+    line += "model, which holds adapters side by side"
+    if any(config.engine.gpus_per_worker for config in arms):
+        line += f", on {plan.base.config.evaluation.generator.gpus} GPU of its own"
+    if others := len(arms) - served:
+        line += f"; {others} that train{'s' if others == 1 else ''} more start one for each trial"
+    return line
+
+
+def _is_blocked(trial: Trial) -> bool:
+    return trial.blocked is not None and not trial.blocked.failed
+
+
+def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
+    """Return what share of trainings' and scorings' time was scoring, and of how many trials."""
+    trained = scored = 0.0
+    trials = 0
+    for trial in plan.trials:
+        seconds = ledger[trial.fingerprint].seconds
+        if trial.untrained or "train" not in seconds:
+            continue
+        trials += 1
+        trained += seconds["train"]
+        scored += sum(
+            value
+            for phase, value in seconds.items()
+            if phase.startswith(("answer ", "score ", "select "))
+        )
+    return (scored / (trained + scored), trials) if trained + scored > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustWarning:
+    """One thing that a run relies on."""
+
+    kind: str  # "remote code", "plug-in", "judge" or "generator"
+    what: str  # the model, the code's name, the judge's or the engine's address
+    sentence: str
+
+
+def trust_warnings(plan: Plan) -> list[TrustWarning]:
+    """Return what a study trusts, each once."""
+    return list(dict.fromkeys(_trusted(plan)))
+
+
+def trust_warning_lines(plan: Plan) -> Iterator[Text]:
+    """Say in red what a study trusts."""
+    for one in trust_warnings(plan):
+        yield Text(one.sentence, style="bold red")
+
+
+def trust_warnings_json(plan: Plan) -> list[dict[str, Any]]:
+    """Return what a study trusts as plain data."""
+    return [{"kind": one.kind, "what": one.what} for one in trust_warnings(plan)]
+
+
+def _trusted(plan: Plan) -> Iterator[TrustWarning]:
+    configs = [plan.base.config, *(arm.trials[0].config for arm in plan.arms)]
+    for config in configs:
+        path = config.model.path
+        if config.model.trust_remote_code:
+            sentence = (
+                f"trusted: code that comes with the model {path} is run, with all your rights"
+            )
+            yield TrustWarning(kind="remote code", what=path, sentence=sentence)
+        own = [*config.objective.active_custom]
+        if config.objective.needs_rejected_image:
+            own.append(config.rejected_image.strategy)
+        own += [settings.name for _, settings in sides(plan.study.benchmarks)]
+        if config.pairs.rounds:
+            own.append(config.pairs.ranker)
+        for name in filter(plugins.is_plugin, own):
+            sentence = f"trusted: the code {name} is run, with all your rights"
+            yield TrustWarning(kind="plug-in", what=name, sentence=sentence)
+        ranks = config.pairs.judge if config.pairs.rounds else None
+        if ranks is not None and plan.places.judge_replies is None:
+            what = ranks.base_url or "OpenAI"
+            sentence = (
+                f"trusted: {what} is sent the data's prompts and pictures and the model's answers"
+                f"{_key(ranks.api_key_env)}"
+            )
+            yield TrustWarning(kind="judge", what=what, sentence=sentence)
+    for _, settings in sides(plan.study.benchmarks):
+        judge = settings.judge
+        if judge is not None and judge.base_url is not None and plan.places.judge_replies is None:
+            sentence = (
+                f"trusted: {judge.base_url} is sent the answers to {settings.name}"
+                f"{_key(judge.api_key_env)}"
+            )
+            yield TrustWarning(kind="judge", what=judge.base_url, sentence=sentence)
+    engine = plan.base.config.evaluation.generator
+    if engine.base_url is not None:
+        yield TrustWarning(
+            kind="generator",
+            what=engine.base_url,
+            sentence=f"trusted: {engine.base_url} is sent the benchmarks' questions and "
+            f"pictures{_key(engine.api_key_env)}",
+        )
+
+
+def _key(variable: str | None) -> str:
+    return f" and the key in {variable}" if variable else ""
+
+
+_SHOWN = 4  # names
+
+
+def mlflow_names(plan: Plan) -> dict[str, str]:
+    """Return how MLflow has to spell a study's names, those that it does not take as they are."""
+    params = dict.fromkeys(name for arm in plan.arms for name in (*arm.params, *arm.tuned))
+    runs = [*(arm.name for arm in plan.arms), *(trial.name for trial in plan.trials)]
+    return {
+        **respelled(study_metrics(plan)),
+        **respelled(params),
+        **respelled(runs, RUN),
+        **respelled([plan.study.name], EXPERIMENT),
+    }
+
+
+def mlflow_name_lines(names: Mapping[str, str]) -> Iterator[str]:
+    """Say how names are spelled in MLflow, the first of them."""
+    for name, other in list(names.items())[:_SHOWN]:
+        yield f"in MLflow '{printable(name)}' is called '{other}': it does not take that name"
+    if len(names) > _SHOWN:
+        yield f"and {len(names) - _SHOWN} more names are spelled otherwise there"

@@ -363,7 +363,7 @@ def test_a_hub_data_set_is_read_as_it_is_stored(
 @pytest.fixture
 def a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that answers."""
-    monkeypatch.setattr("chip_core.utils.hub.unreachable", lambda *asked: None)
+    monkeypatch.setattr("chip_core.data.source.unreachable", lambda *asked: None)
 
 
 @pytest.mark.usefixtures("a_hub")

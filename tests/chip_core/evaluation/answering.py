@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators.answering import InferenceContext

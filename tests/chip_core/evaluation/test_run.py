@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generators.answering import answer

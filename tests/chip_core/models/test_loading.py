@@ -21,7 +21,7 @@ from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.layers.recompute import keep_activations, recompute_layers
+from chip_core.models.layers import keep_activations, recompute_layers
 from chip_core.models.memory import bytes_needed, check_room
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.identity import fingerprint, untrained_identity
-from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.readiness import unmet_requirements
 from chip_core.export import export_model
 from chip_core.models import loading
 from chip_core.models.base_models import BASE_MODELS
@@ -201,7 +201,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
 
 def test_without_its_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     find: Callable[..., Any] = importlib.util.find_spec
-    for module in ("chip_core.config.requirements", "chip_core.models.precision"):
+    for module in ("chip_core.evaluation.readiness", "chip_core.models.precision"):
         monkeypatch.setattr(
             f"{module}.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
         )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.pairs import PairsConfig
-from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig
 from chip_core.data.preferences import load_pairs
 from chip_core.pairs.make import NARROW, ONE_ANSWER, TIE, UNRANKED, Made, choose

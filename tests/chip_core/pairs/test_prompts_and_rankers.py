@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from chip_core.config.benchmark import DataPaths
 from chip_core.config.pairs import PairsConfig
-from chip_core.config.paths import DataPaths
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.config.validation import trial_config
 from chip_core.evaluation import readiness

@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from chip_core.config.identity import inert_keys, training_identity
-from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.readiness import unmet_requirements
 from chip_core.reference_cache.spec import cache_specs
 from chip_core.results import Progress, TrialResult, read_result
 from chip_core.selection.kept_models import folder_of

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
-from chip_core.selection import kept_models, picking
+from chip_core.selection import kept_models
 from chip_core.selection.rule import Pick, Point, pick_point, selection_problems, selection_words
 from chip_core.trained import has_model, model_problem
 from chip_core.trial import run_trial
@@ -158,7 +158,9 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def picks_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "pick_point", lambda config, points: Pick(step=2, why="told so"))
+    monkeypatch.setattr(
+        kept_models, "pick_point", lambda config, points: Pick(step=2, why="told so")
+    )
 
 
 @pytest.mark.usefixtures("picks_the_second")
@@ -205,7 +207,7 @@ def test_a_training_that_was_killed_before_the_pick_is_not_made_again(
     rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 100}}
     config = several(shapes_config, training__pick=rule)
     with monkeypatch.context() as patch:
-        patch.setattr(picking, "pick_point", lambda config, points: 1 / 0)
+        patch.setattr(kept_models, "pick_point", lambda config, points: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_trial(config, folder=tmp_path / "first")
     steps: list[str] = []
@@ -232,7 +234,7 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = several(shapes_config)
-    monkeypatch.setattr(picking, "pick_point", lambda config, points: Pick(step=step, why="so"))
+    monkeypatch.setattr(kept_models, "pick_point", lambda config, points: Pick(step=step, why="so"))
     with monkeypatch.context() as patch:
         patch.setattr(kept_models, "leave_picked", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -8,7 +8,7 @@ import pytest
 
 from chip_core.objectives.segments import changed_positions
 from chip_core.shapes.captions import (
-    QUESTIONS,
+    STYLES,
     Mention,
     corpus_caption,
     faithful_caption,
@@ -122,5 +122,5 @@ def test_a_pair_is_a_function_of_split_and_index():
 
 def test_all_questions_are_asked():
     asked = Counter(question("train", index) for index in range(600))
-    assert set(asked) == set(QUESTIONS)
+    assert set(asked) == {style.question for style in STYLES}
     assert min(asked.values()) > 150  # a third of 600 is 200, four standard errors are 46

@@ -20,7 +20,7 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import packing
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.layers.recompute import recompute_layers
+from chip_core.models.layers import recompute_layers
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import hold

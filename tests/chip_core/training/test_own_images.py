@@ -15,8 +15,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.training.layout import pack
 from chip_core.training.policy import Policy
+from chip_core.training.states import pack
 
 from ..plain import plain_loss
 from .test_presets import PAIRS, built, gradient, moved

@@ -21,8 +21,8 @@ from chip_core.models.parts import set_trained
 from chip_core.objectives.methods import METHODS
 from chip_core.objectives.parts import VIEWS
 from chip_core.training import policy as policies
-from chip_core.training.layout import pack
 from chip_core.training.policy import Policy
+from chip_core.training.states import pack
 from chip_core.utils.files import read_records
 
 from .. import families

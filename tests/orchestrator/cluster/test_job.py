@@ -19,7 +19,7 @@ from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.cluster import job, session
 from orchestrator.cluster.head import Head, Unreachable
 from orchestrator.cluster.job import SubmittedJob
-from orchestrator.cluster.submission import bundle_submission
+from orchestrator.cluster.session import bundle_submission
 from orchestrator.commands.common import output
 
 HEAD = Head(user="u", address="10.0.0.1", key=Path("/k"), proxy=None, dashboard=8265)

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.benchmarks.mmhal.score import PROMPT
 from orchestrator.cli import main

@@ -148,7 +148,8 @@ def test_errors_of_the_user_are_one_line_and_code_2(
     arguments: list[str],
     expected: str,
 ) -> None:
-    monkeypatch.setattr("chip_core.utils.hub.unreachable", lambda *asked: "no route")
+    for module in ("chip_core.data.source", "orchestrator.data.check"):
+        monkeypatch.setattr(f"{module}.unreachable", lambda *asked: "no route")
     (data / "folder").mkdir()
     (data / "folder" / "a.json").write_text("[]")
     assert call(*arguments) == 2

@@ -15,8 +15,8 @@ from ray.tune.schedulers import TrialScheduler
 from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.models.base_models import BASE_MODELS
-from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
+from chip_core.trial_context import REPORT_EVERY, throttled
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StorageError
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray import slot

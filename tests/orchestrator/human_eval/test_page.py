@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets
 from orchestrator.human_eval.comparison import compare

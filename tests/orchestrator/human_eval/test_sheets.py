@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets, read_sheet_key

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.utils.errors import ConfigError
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.report.writers.trust_warnings import trust_warnings
+from orchestrator.report.writers.plan import trust_warnings
 from orchestrator.study.model import Study
 
 from ..conftest import STUDY

@@ -13,7 +13,7 @@ from chip_core.utils.errors import ConfigError
 from orchestrator.cost.workload import workload
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.plan_evaluation import evaluation_lines
+from orchestrator.report.writers.plan import evaluation_lines
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chip_core import recipes
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.evaluation.readiness import problems
 from orchestrator.plan.plan import make_plan
 from orchestrator.state.ledger import Ledger

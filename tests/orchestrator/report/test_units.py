@@ -14,7 +14,7 @@ from chip_core.evaluation.task import MetricInfo
 from chip_core.results import Evaluation, TrialResult
 from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Trial
-from orchestrator.report.arm_views import arm_views
+from orchestrator.report.results import arm_views
 from orchestrator.report.units import shown, shown_scale
 from orchestrator.report.writers.exports import arms_csv, as_json, values_csv
 from orchestrator.report.writers.markdown import markdown

@@ -20,7 +20,7 @@ from orchestrator.executors.base import Event, Job, Progressed
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.plan_evaluation import evaluation_lines
+from orchestrator.report.writers.plan import evaluation_lines
 from orchestrator.run import run_study
 from orchestrator.runner.engine import opened_engine
 from orchestrator.runner.jobs import jobs_for

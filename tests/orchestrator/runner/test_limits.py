@@ -15,8 +15,7 @@ from orchestrator.commands.studies import _limits
 from orchestrator.executors.base import Event, Failed, Job, Progressed, Started
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.next_steps import same_command
-from orchestrator.report.writers.terminal import result_lines
+from orchestrator.report.writers.terminal import result_lines, same_command
 from orchestrator.run import Outcome, run_study
 from orchestrator.runner.jobs import jobs_for
 from orchestrator.runner.limits import LimitedExecutor

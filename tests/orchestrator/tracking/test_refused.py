@@ -13,7 +13,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.next_steps import tracking_lines
+from orchestrator.report.writers.terminal import tracking_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import ArmView, Waiting

@@ -36,7 +36,11 @@ from chip_core.evaluation.benchmarks.amber.nouns import (
     word_lists,
 )
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import first_of, read_json, read_objects, refuse_repeats
+from chip_core.evaluation.reading import (
+    read_answers,
+    read_json,
+    refuse_repeats,
+)
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -82,9 +86,7 @@ class AmberScorer:
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `id` (or `item`) and `response`, as JSON or JSON lines."""
-        return [
-            _answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
-        ]
+        return read_answers(path, ("id", "item"), ("response",))
 
     def score(
         self,
@@ -178,19 +180,6 @@ class _Nouns:
 
     def _similar(self, one: str, other: str) -> bool:
         return self._similarity(one, other) > SIMILAR
-
-
-def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
-    item = first_of(row, ("id", "item"), path, number)
-    response = first_of(row, ("response",), path, number)
-    fields: dict[str, Any] = {}
-    if "id" in row and type(item) is not int:
-        fields["id"] = item
-    if not isinstance(response, str):
-        fields["response"] = response
-    return Answer(
-        item=str(item), response=response if isinstance(response, str) else "", fields=fields
-    )
 
 
 def _questions(file: Path) -> dict[str, _Question]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
@@ -24,7 +23,7 @@ from chip_core.evaluation.benchmarks.coco import (
 )
 from chip_core.evaluation.figures import as_printed, outcome, plain
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import first_of, read_objects, refuse_repeats
+from chip_core.evaluation.reading import read_answers, refuse_repeats
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -65,9 +64,7 @@ class ChairScorer:
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `image_id` (or `item`) and `caption` (or `response`)."""
-        return [
-            _answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
-        ]
+        return read_answers(path, ("image_id", "item"), ("caption", "response"))
 
     def score(
         self,
@@ -118,19 +115,6 @@ class ChairScorer:
             n=len(kept),
             missing=len(asked - {answer.item for answer in kept}),
         )
-
-
-def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
-    image = first_of(row, ("image_id", "item"), path, number)
-    caption = first_of(row, ("caption", "response"), path, number)
-    fields: dict[str, Any] = {}
-    if "image_id" in row and type(image) is not int:
-        fields["image_id"] = image
-    if not isinstance(caption, str):
-        fields["response"] = caption
-    return Answer(
-        item=str(image), response=caption if isinstance(caption, str) else "", fields=fields
-    )
 
 
 def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:

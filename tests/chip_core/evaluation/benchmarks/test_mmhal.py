@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip_core.evaluation.benchmarks.mmhal.score import KINDS, read_officially
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,

@@ -17,7 +17,7 @@ from chip_core.evaluation.benchmarks.objhal.judge import (
     read_reply,
     read_reply_as_script,
 )
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,

@@ -10,12 +10,11 @@ import torch
 
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.inference import Decoder, generate, make_batches, ties
+from chip_core.evaluation.inference import Decoder, generate, make_batches, rows
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.prompts import padded
-from chip_core.evaluation.inference.rows import next_logits
+from chip_core.evaluation.inference.rows import NEAR, next_logits
 from chip_core.evaluation.inference.shared import EXACT, sharing_inexactness
-from chip_core.evaluation.inference.ties import NEAR
 from chip_core.evaluation.task import Decoding, Item, Picture
 from chip_core.models import loading
 
@@ -145,7 +144,7 @@ def test_a_near_tie_is_decided_alike_whatever_the_batch(monkeypatch: pytest.Monk
         return generate(model, processor, items, max_new_tokens=6, batch_size=size)
 
     assert made(1) == made(7) == made(12)
-    monkeypatch.setattr(ties, "near_ties", lambda scores: torch.zeros(len(scores)))
+    monkeypatch.setattr(rows, "near_ties", lambda scores: torch.zeros(len(scores)))
     assert made(1) != made(12)  # so the tie is what was decided
 
 

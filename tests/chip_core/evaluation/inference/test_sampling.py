@@ -12,8 +12,8 @@ from torch import Tensor
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder, make_batches
+from chip_core.evaluation.inference.rows import NEAR
 from chip_core.evaluation.inference.sampling import Sampling, draw
-from chip_core.evaluation.inference.ties import NEAR
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
 

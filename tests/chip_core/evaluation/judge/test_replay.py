@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.evaluation.judge.replay import ReplayJudge
+from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import UserError
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.models.muffin.convert import convert, main
-from chip_core.models.muffin.names import renamed, resized_positions
+from chip_core.models.muffin.released import renamed, resized_positions
 from chip_core.utils.errors import UserError
 
 from . import made

@@ -18,7 +18,7 @@ from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.models.muffin import MuffinImageProcessor
 from chip_core.models.muffin.convert import convert
-from chip_core.models.muffin.names import resized_positions
+from chip_core.models.muffin.released import resized_positions
 
 from .made import of_oracles
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import DataPaths
 from chip_core.evaluation.task import BENCHMARKS
 from orchestrator.cost.calibration import calibrate as calibration
 from orchestrator.cost.calibration.calibrate import calibrate, kept

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chip_core.config.benchmark import BenchmarkConfig
-from chip_core.config.paths import DataPaths
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from orchestrator.report.figures.thumbnails import item_images
 from orchestrator.report.sections.changes import _benchmark
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.plan.plan import Trial
-from orchestrator.report.arm_views import arm_views
 from orchestrator.report.formatting import listed, plain, signed
 from orchestrator.report.layout import ChangedItems
+from orchestrator.report.results import arm_views
 from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.arms import verdict_table
 

@@ -13,8 +13,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.report.build import make_report
 from orchestrator.report.layout import Table, TextBlock
 from orchestrator.report.sections.notes import notes
-from orchestrator.report.sections.search import CAUTION, search_blocks
-from orchestrator.report.sections.search_progress import spent_on
+from orchestrator.report.sections.search import CAUTION, search_blocks, spent_on
 from orchestrator.report.writers.files import write_report
 from orchestrator.report.writers.plan import plan_json, plan_lines, status_lines, trial_table
 from orchestrator.state.ledger import Ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report.arm_views import arm_views
+from orchestrator.report.results import arm_views
 from orchestrator.report.writers.files import write_report
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.ledger import Ledger

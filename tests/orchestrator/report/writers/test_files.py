@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report.arm_views import arm_views
+from orchestrator.report.results import arm_views
 from orchestrator.report.writers.exports import arms_csv, as_json, effects_csv, values_csv
 from orchestrator.report.writers.files import write_report
 from orchestrator.report.writers.markdown import markdown

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.report.writers.plan import plan_json, plan_lines
-from orchestrator.report.writers.trust_warnings import trust_warning_lines
+from orchestrator.report.writers.plan import plan_json, plan_lines, trust_warning_lines
 from orchestrator.study.model import Study
 
 from ...conftest import STUDY

@@ -1,9 +1,9 @@
-"""Decoder layers compiled one by one (torch.compile): norms, products' neighbours and activations
-become a few kernels.
+"""How a model's layers are computed: again in the backward pass, or compiled.
 
-Sizes are symbols in the code, so one code serves every length of a row, and as layers are alike,
-every layer. What is compiled is a layer's own forward: the hooks of DDP and FSDP2 lie around it,
-and so does checkpointing, whose backward pass runs the compiled code again.
+Compiled one by one (torch.compile), norms, products' neighbours and activations become a few
+kernels. Sizes are symbols in the code, so one code serves every length of a row, and as layers are
+alike, every layer. What is compiled is a layer's own forward: the hooks of DDP and
+FSDP2 lie around it, and so does checkpointing, whose backward pass runs the compiled code again.
 
 Each way that layers are called has code of its own: with gradients and without, with adapters and
 without, with the encoder trained alone. Of one function torch makes so many codes and no more
@@ -24,6 +24,37 @@ from torch.utils.checkpoint import checkpoint
 
 from chip_core.models import packing
 from chip_core.utils.errors import TrialError
+
+
+def recompute_layers(model: Any) -> None:
+    """Let layers compute their activations again in the backward pass instead of keeping them.
+
+    transformers does so in training mode alone, which would turn dropout on as well: so only the
+    layers themselves are told that they train, and nothing within them.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # transformers before it had that name
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+            for name in ("dropout", "activation_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+
+
+def keep_activations(model: Any) -> None:
+    """Undo `recompute_layers`: generation keeps its keys and values."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
+    model.eval()
+
 
 #: What turns a graph into code: a name that torch.compile knows, or a function.
 Backend = str | Callable[..., Any]

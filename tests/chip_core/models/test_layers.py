@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chip_core.config.requirements import unmet_requirements
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import trial_config
 from chip_core.data.batches import PairEncoder
+from chip_core.evaluation.readiness import unmet_requirements
+from chip_core.models import layers
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.layers import compiled
-from chip_core.models.layers.compiled import compiled_layers
-from chip_core.models.layers.recompute import recompute_layers
+from chip_core.models.layers import compiled_layers, recompute_layers
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
@@ -27,8 +26,8 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_records
 
-from ... import families
-from ...training.test_exactness import PAIRS, config_of
+from .. import families
+from ..training.test_exactness import PAIRS, config_of
 
 
 class Counting:
@@ -282,7 +281,7 @@ def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     (line,) = unmet_requirements(wanted)
     assert re.match(r"engine.compile is layers, and there is no C\+\+ compiler here \(.*\): ", line)
-    monkeypatch.setattr("chip_core.config.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     (line,) = unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
     assert line.startswith("engine.compile is layers, and triton is not installed here")
 
@@ -314,6 +313,6 @@ def test_code_that_does_not_compute_what_the_layers_do_is_refused(
 
         return lambda *given: [off(part) for part in graph.forward(*given)]
 
-    monkeypatch.setattr(compiled, "INDUCTOR", wrong)
+    monkeypatch.setattr(layers, "INDUCTOR", wrong)
     with pytest.raises(TrialError, match="hidden states differ by .*write engine.compile: off"):
         run_trial(shapes_config(engine__compile="layers"), folder=tmp_path)

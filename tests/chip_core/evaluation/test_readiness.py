@@ -1,4 +1,4 @@
-"""What is tuned on is not quoted: halves, sides, and questions that stand on both."""
+"""What a trial lacks is said: of what is tuned on and quoted by halves, sides and questions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig
+from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.generator import EvaluationConfig
 from chip_core.config.identity import evaluation_identity, fingerprint
-from chip_core.config.paths import DataPaths
 from chip_core.evaluation.items import find_benchmark, select_half, select_items
-from chip_core.evaluation.leakage import declared_overlaps, shared_questions
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import declared_overlaps, problems, shared_questions
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture
 from chip_core.utils.errors import UserError
 
@@ -174,8 +172,7 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = {"a": SaysItSplits(), "b": SaysItSplits(), "c": OtherPictures()}
-    for module in ("leakage", "readiness"):
-        monkeypatch.setattr(f"chip_core.evaluation.{module}.find_benchmark", own.__getitem__)
+    monkeypatch.setattr("chip_core.evaluation.readiness.find_benchmark", own.__getitem__)
     said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
     assert said in shared_questions(both("a", "a"), DataPaths())[0]  # says of itself that it splits
     assert said in shared_questions(both("a", "b"), DataPaths())[0]  # under another name
