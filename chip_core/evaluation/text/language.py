@@ -94,11 +94,14 @@ def singular(word: str) -> str:
     """Return a word's singular form as `pattern.en.singularize` gives it.
 
     textblob has taken pattern's rules over; where it has gone on since, pattern's own result is
-    restored: "collies" stays as it is, "minibuses" becomes "minibus".
+    restored: "collies" and "border-collies" stay as they are, "minibuses" becomes "minibus" and
+    "mini-buses" "mini-bus".
     """
     from textblob.en import inflect
 
-    if word.endswith("s") and "-" not in word:
+    parts = word.split("-")
+    inflected_within = len(parts) > 1 and parts[1] in inflect.plural_prepositions  # sons-in-law
+    if word.endswith("s") and not inflected_within:
         lower = word.lower()
         if any(lower.endswith(f"{kept}s") for kept in inflect.singular_ie):
             return lower

@@ -57,7 +57,7 @@ class ChairScorer:
     """Rule CHAIR's scorer."""
 
     name = "chair"
-    version = "chair-1"
+    version = "chair-2"
     needs: frozenset[Need] = frozenset({"coco", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics = METRICS
