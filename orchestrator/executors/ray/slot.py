@@ -19,7 +19,7 @@ from ray.util.queue import Empty, Queue
 
 from chip_core.phases import REPORT_EVERY, throttled
 from chip_core.results import Progress
-from chip_core.utils.machine import free_memory, memory_share
+from chip_core.utils.machine import free_memory, import_frozen, memory_share
 from chip_core.utils.workers import PATIENCE
 from orchestrator.executors.ray.job_process import (
     LARGEST_SHARE,
@@ -75,6 +75,7 @@ def run_slot(config: dict[str, Any]) -> None:
 
 def run_here(payload: JobPayload) -> Outcome:
     """Run a job of one worker in this process, by Ray Train's local mode."""
+    import_frozen("ray.train.torch")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
