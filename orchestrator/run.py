@@ -6,7 +6,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ from orchestrator.tracking.shown_state import ShownRecord, ShownState
 from orchestrator.utils.cluster_address import check_address
 
 Jobs = list[tuple[Job, Trial, int]]
+Opened = AbstractContextManager[Executor]
 CACHE_RECORDS = "reference_passes.json"  # in a study's report folder
 
 
@@ -121,7 +123,7 @@ class StudyRun:
         self._passes: dict[str, dict[str, Any]] = {}  # what became of reference passes, by hash
         require_room_for_report(self._folder)  # now, and not after the trials
         lease = exclusive_lease(storage_of(self.workdir), self.workdir)
-        with study_lock(self.workdir, study), lease:
+        with study_lock(self.workdir, study), lease, ExitStack() as left:
             self._ledger = Ledger(self.workdir)
             jobs = self._prepare()
             there = None
@@ -131,8 +133,7 @@ class StudyRun:
                 before = self._shown_before(there)
                 if there is not None and before is not None:
                     return _nothing_anew(self.plan, self._ledger, self.workdir, there, before)
-            self._recorder.open(self.plan, jobs)
-            interrupted, limit = self._run_jobs(jobs)
+            interrupted, limit = self._run_jobs(jobs, left)
             self.plan = resolve_search(self.plan, self._ledger)
             if jobs and not interrupted:
                 _draw_gallery(self.plan, self._folder, self.console)
@@ -176,21 +177,31 @@ class StudyRun:
             return None
         return self.shown.shown(_shown_mark(there, failures_of(self.plan)))
 
-    def _run_jobs(self, jobs: Jobs) -> tuple[bool, str | None]:
+    def _run_jobs(self, jobs: Jobs, left: ExitStack) -> tuple[bool, str | None]:
         """Run all phases; return whether the user interrupted them, and the limit they stopped at.
 
         What fails otherwise is told the tracker, and raised.
+
+        Args:
+            jobs: what there is to run.
+            left: at its end the executor is closed; the report does not wait for that.
         """
+        executor = self.executor() if jobs else None
+        self._recorder.open(self.plan, jobs)  # the store opens while the executor does
+        if executor is None:
+            self.tracker.confirm()
+            return False, None
+        opening = _opened(executor, self.limits, self.stop, jobs)
         try:
-            if jobs:
-                with (
-                    self.stop.install_signal_handlers(),
-                    _opened(self.executor(), self.limits, self.stop, jobs) as executor,
-                    opened_engine(
-                        self.plan, [job for job, _, _ in jobs], executor, self._engines, self.stop
-                    ) as server,
-                ):
-                    self._run_phases(executor, server)
+            with (
+                self.stop.install_signal_handlers(),
+                _closed_beside(opening, left) as opened,
+                opened_engine(
+                    self.plan, [job for job, _, _ in jobs], opened, self._engines, self.stop
+                ) as server,
+            ):
+                self.tracker.confirm()
+                self._run_phases(opened, server)
         except KeyboardInterrupt:
             limit = self.stop.limit
             self._recorder.stop("stopped by the user" if limit is None else f"stopped at {limit}")
@@ -406,6 +417,16 @@ def _opened(
 ) -> Iterator[Executor]:
     with executor.opened([job for job, _, _ in jobs]):
         yield executor if limits is None else LimitedExecutor(executor, limits, stop)
+
+
+@contextmanager
+def _closed_beside(opening: Opened, left: ExitStack) -> Iterator[Executor]:
+    """Close an executor in a thread, as Ray takes seconds for it; `left` waits for its end."""
+    thread, stack = left.enter_context(ThreadPoolExecutor(1)), ExitStack()
+    try:
+        yield stack.enter_context(opening)
+    finally:
+        left.callback(thread.submit(stack.close).result)
 
 
 def _check_writable(workdir: Path) -> None:

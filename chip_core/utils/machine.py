@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib
 import os
 import platform
 import resource
@@ -78,6 +79,25 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
+
+
+def import_frozen(*names: str) -> None:
+    """Import modules that take large libraries along, unless they are there; before any model is.
+
+    The garbage collector stays out of it: it would look through all objects time and again (a
+    quarter of the time), and at what the libraries keep again in each later `free_memory`.
+    """
+    if all(name in sys.modules for name in names):
+        return
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        for name in names:
+            importlib.import_module(name)
+        gc.freeze()
+    finally:
+        if was:
+            gc.enable()
 
 
 def free_memory() -> None:

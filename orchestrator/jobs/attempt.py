@@ -17,7 +17,7 @@ from chip_core.utils.errors import (
     printable,
 )
 from chip_core.utils.files import is_full
-from chip_core.utils.machine import cpu_seconds
+from chip_core.utils.machine import cpu_seconds, import_frozen
 from orchestrator.jobs.job import Job
 
 #: Where a failed job's traceback is, in its folder.
@@ -38,13 +38,16 @@ def execute(
         (`Job.scoring`).
     """
     began, began_cpu = time.perf_counter(), cpu_seconds()
-    # They take torch and more, which only a worker needs.
+    # They take torch and more, which only a worker needs; one that builds caches trains later on.
+    if job.answers is None:
+        import_frozen("chip_core.reference_cache.build", "chip_core.trial")
     if job.shard is not None:
         from chip_core.reference_cache.build import run_shard
         from chip_core.trial_context import stop_on_request
 
         told = stop_on_request(stop, report)
         return run_shard(job.shard, job.config, folder=job.folder, report=told)
+    import_frozen("chip_core.trial_scoring")
     from chip_core.trial_context import TrialContext
     from chip_core.trial_scoring import score_trial
 

@@ -19,8 +19,8 @@ _LOG = logging.getLogger(__name__)
 class BackgroundTracker(Tracker):
     """Brings a store to what is to be seen of a study, in a thread, whenever that changes.
 
-    Nothing here blocks but `check` and `open`, for the first few seconds, and `close`, as long as
-    the store answers. A store that is away is said once, in a line, and asked again at growing
+    Nothing here blocks but `check` and `confirm`, for the first few seconds, and `close`, as long
+    as the store answers. A store that is away is said once, in a line, and asked again at growing
     intervals.
     """
 
@@ -38,7 +38,8 @@ class BackgroundTracker(Tracker):
 
         Args:
             tracker: what is asked.
-            begin_within: seconds that `check` and `open` wait for the store to say what is wrong.
+            begin_within: seconds that `check` and `confirm` wait for the store to say what is
+                wrong.
             patience: seconds that `close` waits for an answer of a store that does not give one.
             first_pause: seconds until a store that is away is asked again; then twice as many,
             longest_pause: up to so many.
@@ -52,6 +53,7 @@ class BackgroundTracker(Tracker):
         self._shown: object = object()  # the view that was brought; None: the store was checked
         self._trouble: Exception | None = None  # of what was asked last
         self._asked = 0  # how often something was tried
+        self._since = 0  # how often it had been when what is awaited was wanted
         self._busy = self._hurry = self._stopped = False
         self._awaited = False  # whether somebody waits for an answer, and raises what is wrong
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
@@ -63,22 +65,37 @@ class BackgroundTracker(Tracker):
             UserError: the store is not away but wrong: the address is to be mended.
         """
         with self._changed:
+            self._expect()
             self._thread.start()
-            self._await()
+            self.confirm()
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Begin to show a study, or go on with more of it.
-
-        Raises:
-            UserError: at the beginning: the store is not away but wrong.
-        """
+        """Begin to show a study, or go on with more of it."""
         with self._changed:
-            first = self.study is None
+            if self.study is None:
+                self._expect()
             super().open(plan, done, began)
             if not self._thread.is_alive() and not self._stopped:
                 self._thread.start()
-            if first:
-                self._await()
+
+    def confirm(self) -> None:
+        """Wait a while for whether the store can be used at all.
+
+        Raises:
+            UserError: the store is not away but wrong.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._asked > self._since, self._begin_within):
+                _LOG.warning(
+                    "the MLflow store %s has not answered in %.0f s; the study goes on, and its "
+                    "runs are shown when it does",
+                    self.address,
+                    self._begin_within,
+                )
+            self._awaited = False
+            if self._trouble is not None and _is_wrong(self._trouble):
+                self._stop()
+                raise self._trouble
 
     def bring(self, study: StudyView) -> None:
         """Let the thread bring the store to this, soon."""
@@ -99,7 +116,7 @@ class BackgroundTracker(Tracker):
             super().close(arms, status, report, ended)
             once_more, answers = self._asked + self._busy + 1, self._tracker.answers
             due = time.monotonic() + self._patience
-            while self._shown is not self.study and time.monotonic() < due:
+            while not (self._stopped or self._shown is self.study) and time.monotonic() < due:
                 self._changed.wait(1.0)
                 if self._trouble is not None and self._asked >= once_more:
                     break
@@ -130,20 +147,9 @@ class BackgroundTracker(Tracker):
         """Return MLflow's compare page of the arms; None where there is none yet."""
         return None if self.waiting() is not None else self._tracker.compare_address()
 
-    def _await(self) -> None:
-        """Wait a while for whether the store can be used at all."""
-        asked, self._awaited = self._asked + self._busy, True
-        if not self._changed.wait_for(lambda: self._asked > asked, self._begin_within):
-            _LOG.warning(
-                "the MLflow store %s has not answered in %.0f s; the study goes on, and its runs "
-                "are shown when it does",
-                self.address,
-                self._begin_within,
-            )
-        self._awaited = False
-        if self._trouble is not None and _is_wrong(self._trouble):
-            self._stop()
-            raise self._trouble
+    def _expect(self) -> None:
+        """Have what goes wrong from now on told by `confirm`."""
+        self._since, self._awaited = self._asked + self._busy, True
 
     def _stop(self) -> None:
         self._stopped = True

@@ -98,6 +98,14 @@ class Tracker(ABC):
         """Begin to show a study that began then, or go on with another plan of it."""
         self.bring(StudyView(plan=plan, began=began, trials={view.place: view for view in done}))
 
+    @abstractmethod
+    def confirm(self) -> None:
+        """Wait for a while until what `open` began is there.
+
+        Raises:
+            UserError: the store can never be used: its address is to be mended.
+        """
+
     def show(self, view: TrialView) -> None:
         """Show a trial as running, or as ended."""
         assert self.study is not None, "open() comes first"

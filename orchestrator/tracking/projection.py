@@ -107,6 +107,9 @@ class MlflowTracker(Tracker):
         """
         self._store.check()
 
+    def confirm(self) -> None:
+        """Nothing: `open` has waited for the store."""
+
     def bring(self, study: StudyView) -> None:
         """Bring MLflow from whatever it holds to what is to be seen of a study.
 

@@ -196,6 +196,9 @@ class FakeTracker:
     def refused(self) -> dict[str, str]:
         return {}
 
+    def confirm(self) -> None:
+        pass
+
     def waiting(self) -> Waiting | None:
         return None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from rich.console import Console
 from chip_core.results import write_answered
 from chip_core.trained import TrainedModel, write_trained
 from chip_core.utils.errors import UserError
+from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan
+from orchestrator.report.writers.files import PAGE, report_folder
 from orchestrator.run import Outcome, run_study
 from orchestrator.runner.jobs import jobs_for
 from orchestrator.state.ledger import Ledger, study_lock
@@ -55,6 +59,51 @@ def test_a_study_runs_once(plan_of: PlanOf, tmp_path: Path) -> None:
     assert executor.names == []
     assert len(tracker.opened) == 9
     assert again.summary.rows[1].figures == outcome.summary.rows[1].figures
+
+
+def test_the_report_is_written_while_the_executor_closes(plan_of: PlanOf, tmp_path: Path) -> None:
+    page, seen = report_folder(tmp_path / "runs", "small") / PAGE, list[bool]()
+
+    class Closing(FakeExecutor):
+        @contextmanager
+        def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
+            yield
+            due = time.monotonic() + 60
+            while not page.exists() and time.monotonic() < due:
+                time.sleep(0.01)
+            seen.append(page.exists())
+
+    run(plan_of(), tmp_path / "runs", Closing())
+    assert seen == [True]  # and it is closed when the run returns
+
+
+def test_what_closing_an_executor_raises_is_raised(plan_of: PlanOf, tmp_path: Path) -> None:
+    class Broken(FakeExecutor):
+        @contextmanager
+        def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
+            yield
+            raise RuntimeError("it does not close")
+
+    with pytest.raises(RuntimeError, match="it does not close"):
+        run(plan_of(), tmp_path / "runs", Broken())
+
+
+def test_no_job_begins_where_the_tracker_refuses(plan_of: PlanOf, tmp_path: Path) -> None:
+    class Wrong(FakeTracker):
+        def confirm(self) -> None:
+            raise UserError("mend it")
+
+    executor, tracker = FakeExecutor(), Wrong()
+    with pytest.raises(UserError, match="mend it"):
+        run_study(
+            plan_of(),
+            workdir=tmp_path / "runs",
+            executor=lambda: executor,
+            tracker=tracker,
+            console=Console(quiet=True),
+        )
+    assert executor.jobs == []
+    assert tracker.status == "FAILED"
 
 
 def test_figures_are_means_over_seeds_with_differences(plan_of: PlanOf, tmp_path: Path) -> None:

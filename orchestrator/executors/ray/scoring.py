@@ -24,6 +24,9 @@ from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
 
 #: Seconds between two looks at jobs that score, once no training is left.
 _EVERY = 0.1
+#: Seconds after which one more actor starts, where those that are there have not come to all jobs:
+#: it takes about as many to start, and rules score a trial in less.
+_ONE_MORE_AFTER = 3.0
 
 
 class Scorer:
@@ -76,6 +79,7 @@ class ScoringPool:
         self._left: deque[Job] = deque()
         self._running: list[_Scoring] = []
         self._idle: list[Any] = []
+        self._began = 0.0  # when the last one did
 
     def __enter__(self) -> ScoringPool:
         """Return itself."""
@@ -110,10 +114,18 @@ class ScoringPool:
             self._hear(each)
         if self._monitor.stop.asked:
             self._left.clear()
-        while self._left and len(self._running) < self._most:
+        while self._left and (self._idle or self._needs_another()):
             self._begin(self._left.popleft())
 
+    def _needs_another(self) -> bool:
+        """Return whether one more actor is worth its start."""
+        if not self._running:
+            return True
+        waited = time.monotonic() - self._began
+        return waited > _ONE_MORE_AFTER and len(self._running) < self._most
+
     def _begin(self, job: Job) -> None:
+        self._began = time.monotonic()
         actor = self._idle.pop() if self._idle else _actor()
         reports = actor.run.options(num_returns="streaming").remote(self._payload(job))
         self._running.append(_Scoring(job=job, actor=actor, reports=reports))

@@ -19,7 +19,7 @@ from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
 from chip_core.trial_context import REPORT_EVERY, throttled
-from chip_core.utils.machine import free_memory, memory_share
+from chip_core.utils.machine import free_memory, import_frozen, memory_share
 from chip_core.utils.workers import PATIENCE
 from orchestrator.executors.ray.job_process import (
     LARGEST_SHARE,
@@ -75,6 +75,7 @@ def run_slot(config: dict[str, Any]) -> None:
 
 def run_here(payload: JobPayload) -> Outcome:
     """Run a job of one worker in this process, by Ray Train's local mode."""
+    import_frozen("ray.train.torch")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -197,7 +198,11 @@ def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, WorkerGroupError):
-        failures = [_within(failure) for failure in error.worker_failures.values()]
+        # What a worker's health check found is wrapped.
+        failures = [
+            getattr(failure, "health_check_failure", failure)
+            for failure in error.worker_failures.values()
+        ]
         lost = [failure for failure in failures if not isinstance(failure, JobFailed)]
         if any(isinstance(failure, OutOfMemoryError) for failure in lost):
             reason = "the worker process died (its machine ran out of memory)"
@@ -211,9 +216,3 @@ def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
     lines = str(cause).strip().splitlines() or [""]
     reason = f"Train could not run its workers ({wanted} each): {type(cause).__name__}: {lines[0]}"
     return Outcome(cause="worker_lost", reason=reason, from_outside=True)
-
-
-def _within(failure: Exception) -> Exception:
-    """Return what a worker's health check found, where Train wraps it."""
-    found: Exception = getattr(failure, "health_check_failure", failure)
-    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import shutil
 import tempfile
 import time
 from collections import deque
@@ -98,12 +97,9 @@ class RayTuneExecutor:
         Raises:
             UserError: no such cluster, or a worker can never be placed.
         """
-        with (
-            session(self.address, [job for job in jobs if not job.scores]),
-            self._files() as folder,
-        ):
-            self._folder = folder
-            self._largest = [job for job in jobs if not job.scores]
+        largest = [job for job in jobs if not job.scores]
+        with session(self.address, largest), self._files() as folder:
+            self._folder, self._largest = folder, largest
             try:
                 yield
             finally:
@@ -234,11 +230,12 @@ class RayTuneExecutor:
         """A folder for Tune's and Train's own files, removed at the end."""
         above = self.workdir.absolute() / "ray"
         above.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix="run-", dir=above)
         try:
-            yield folder
+            with tempfile.TemporaryDirectory(
+                prefix="run-", dir=above, ignore_cleanup_errors=True
+            ) as folder:
+                yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another run's files may be there
                 above.rmdir()
 

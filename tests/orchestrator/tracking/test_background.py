@@ -133,6 +133,7 @@ def test_a_store_that_hangs_holds_up_nobody_but_the_end_for_a_while() -> None:
     tracker = BackgroundTracker(store, **{**QUICK, "begin_within": 0.05})
     began = time.monotonic()
     tracker.open(PLAN, [view("done before")])
+    tracker.confirm()
     run_through(tracker)
     assert time.monotonic() - began < 2  # 0.05 s for the first answer, on a busy machine
     tracker.close([], "FINISHED", None)
@@ -158,10 +159,31 @@ def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
     assert _ends(store.shown) == ALL
 
 
-def test_an_address_that_is_wrong_is_told_at_once() -> None:
-    tracker = BackgroundTracker(Store(trouble=UserError("mend it")), **QUICK)
+def test_an_address_that_is_wrong_is_told_before_anything_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracker = BackgroundTracker(Store(trouble=UserError("mend it")), **{**QUICK, "patience": 60.0})
+    tracker.open(PLAN, [])
     with pytest.raises(UserError, match="mend it"):
-        tracker.open(PLAN, [])
+        tracker.confirm()
+    began = time.monotonic()
+    tracker.close([], "FAILED", None)
+    assert time.monotonic() - began < 10  # nobody is left who could answer within the patience
+    assert not caplog.records  # it is raised, and not told beside
+
+
+def test_a_store_opens_while_something_else_starts() -> None:
+    released = threading.Event()
+    store = Store(hangs=released)
+    tracker = BackgroundTracker(store, **{**QUICK, "begin_within": 60.0})
+    began = time.monotonic()
+    tracker.open(PLAN, [])
+    assert time.monotonic() - began < 5
+    assert store.shown == []
+    released.set()
+    tracker.confirm()
+    assert store.shown == ["open"]
+    tracker.close([], "FINISHED", None)
 
 
 def test_what_goes_wrong_later_ends_no_study() -> None:
