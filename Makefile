@@ -48,10 +48,12 @@ test-slow: install
 		--ignore=tests/cluster
 
 # Clusters in namespaces of this machine: up, a study by job, down, and the figures; once with a shared
-# disk, once with an S3-compatible server in its place. Needs root, openssh-server, rsync and iproute2.
+# disk, once with an S3-compatible server in its place; and trials whose workers sit on two machines.
+# Needs root, openssh-server, rsync and iproute2.
 test-cluster: install
 	.venv/bin/python tests/cluster/loopback.py
 	.venv/bin/python tests/cluster/apart.py
+	.venv/bin/python tests/cluster/two_machines.py
 
 # The suite of executors on another release of Ray, in an environment of its own: make test-ray RAY=2.59.0
 test-ray:

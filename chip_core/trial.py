@@ -49,7 +49,14 @@ from chip_core.trained import (
     write_trained,
 )
 from chip_core.training.checkpoint import remove_all
-from chip_core.training.parallel import Compute, Parallelism, choose_parallelism
+from chip_core.training.parallel import (
+    SHARDED,
+    Compute,
+    Parallelism,
+    choose_parallelism,
+    equal_machines,
+    shards_of,
+)
 from chip_core.training.prepare import checked_pairs, device_of
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
@@ -187,7 +194,7 @@ class _Attempt:
     def _load(self, trained_model: Path | None, *, train: bool) -> _Model:
         """Load the model that is trained, or that answers, and take it to its device."""
         empty = self._empty() if train else None
-        if empty is None or empty.parallelism != "fsdp":
+        if empty is None or empty.parallelism not in SHARDED:
             loaded = self._whole(trained_model, empty, train=train)
         else:
             found: list[_Model] = []
@@ -204,7 +211,8 @@ class _Attempt:
     def _empty(self) -> _Model | None:
         """Return the model without its weights, where it may be spread; None where it is not."""
         config, device = self._config, self._device
-        may = {"fsdp": True, "ddp": False, "auto": device.type == "cuda"}[config.engine.parallel]
+        asked = config.engine.parallel
+        may = asked in SHARDED or (asked == "auto" and device.type == "cuda")
         if self._workers.alone or not may or config.model.quantize != "none":
             return None
         model, processor = loading.load_empty(config.model, attention=config.engine.attention)
@@ -233,7 +241,7 @@ class _Attempt:
             else:
                 parallelism = empty.parallelism
         # What is going to be spread is taken there whole too, if it can: checks are fast there.
-        if parallelism != "fsdp" or weights_fit(model, device):
+        if parallelism not in SHARDED or weights_fit(model, device):
             model.to(device)
         return _Model(model=model, processor=processor, parallelism=parallelism)
 
@@ -242,7 +250,7 @@ class _Attempt:
         config, device = self._config, self._device
         if device.type != "cuda":
             return
-        parts = self._workers.size if parallelism == "fsdp" else 1
+        parts = shards_of(parallelism, self._workers)
         caches = self._context.caches
         computed = caches is None or not caches.covers(config)
         needed = bytes_needed(model, config, reference=computed)
@@ -323,7 +331,7 @@ class _Attempt:
             remove_all(attempt)  # of the checkpoints: the model is there
             kept_models.remove_all(attempt)
         drop_models(folder)
-        if parallelism != "fsdp":
+        if parallelism not in SHARDED:
             return loaded, trained
         context.share()  # its weights are spread over the workers
         model, _ = loading.load(
@@ -467,6 +475,8 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
             f"engine.workers_per_trial is {asked}, and this trial has {workers.size}: run the "
             f"study on Ray, or `torchrun --nproc-per-node {asked} -m chip_core train`"
         )
+    if config.engine.parallel == "hsdp":
+        equal_machines(workers)  # before anything is read
 
 
 def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list[str]]:

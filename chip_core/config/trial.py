@@ -351,10 +351,11 @@ class EngineConfig(Section):
         doc="GPU each of them is given: one, or a share of one where a trial has one worker",
     )
     cpus_per_worker: int = engine(1, ge=1, doc="CPUs each of them is given")
-    parallel: Literal["auto", "ddp", "fsdp"] = engine(
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = engine(
         "auto",
         doc="how several workers share a model: 'ddp': each has it whole; 'fsdp': each has a "
-        "part; 'auto': 'fsdp' where it does not fit one GPU whole",
+        "part; 'hsdp': each has a part, and each machine all parts; 'auto': 'fsdp' where it does "
+        "not fit one GPU whole, or 'hsdp' where it then fits the GPUs of each of several machines",
     )
     bucket: bool = engine(
         True, doc="whether the pairs of a batch are computed with those of like length"
@@ -505,7 +506,7 @@ class TrialConfig(Section):
                 "model.quantize is nf4, which is for adapters (QLoRA), and language_model is "
                 f"{self.language_model}: write language_model: lora, or model.quantize: none"
             )
-        if self.engine.parallel == "fsdp":
+        if self.engine.parallel in ("fsdp", "hsdp"):
             raise ValueError(
                 "model.quantize is nf4, whose weights are not spread over workers: write "
                 "engine.parallel: ddp, or model.quantize: none"

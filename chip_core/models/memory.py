@@ -80,6 +80,8 @@ def check_room(needed: int, free: int, config: TrialConfig) -> None:
     if config.engine.workers_per_trial == 1 and config.model.quantize == "none":
         workers = max(2, -(-needed // max(free, 1)))
         advice.append(f"engine.workers_per_trial: {workers} with engine.parallel: fsdp")
+    if config.engine.parallel == "hsdp":
+        advice.append("engine.parallel: fsdp")
     advice.append("a GPU with more memory, or a smaller model")
     raise TrialError(
         f"no room on the GPU: weights, gradients, optimizer and reference take "

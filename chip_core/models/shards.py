@@ -164,6 +164,15 @@ def local_part(shard: Tensor) -> Tensor:
     return part
 
 
+def shard_group(shard: Tensor) -> Any:
+    """Return the process group of the workers that hold one another part of a weight each.
+
+    Not of all workers where several of them hold the same part: a mesh's last dimension.
+    """
+    mesh: Any = shard.device_mesh  # type: ignore[attr-defined]
+    return mesh.get_group(mesh.ndim - 1)
+
+
 def shard_like(value: Tensor, shard: Tensor) -> Tensor:
     """Return a whole tensor as it is spread in another; as it is where that is whole."""
     if not is_spread(shard):

@@ -1,4 +1,9 @@
-"""FSDP2: weights, gradients and the optimizer's state sharded over the workers."""
+"""FSDP2: weights, gradients and the optimizer's state sharded over the workers.
+
+Over all of them (`fsdp`), or over those of each machine (`hsdp`, hybrid sharding): then layers are
+gathered within a machine, and between machines pass gradients alone, of a worker's part, once an
+update.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -27,13 +32,15 @@ from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.optimizer.masters import Masters
-from chip_core.training.parallel import SingleProcessStrategy
+from chip_core.training.parallel import Compute, SingleProcessStrategy, equal_machines
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveSource, rounded
-from chip_core.utils.workers import Workers
 
 #: Share of the free memory that weights, gradients and states may take.
 _ROOM = 0.7
+
+#: The dimensions of a mesh by which weights are sharded within a machine.
+_HYBRID = ("replicate", "shard")
 
 
 class FSDPStrategy(SingleProcessStrategy):
@@ -41,15 +48,14 @@ class FSDPStrategy(SingleProcessStrategy):
 
     sharded = True
 
-    def __init__(
-        self, policy: Policy, config: TrialConfig, workers: Workers, device: torch.device
-    ) -> None:
+    def __init__(self, policy: Policy, config: TrialConfig, compute: Compute) -> None:
         """Shard a policy's weights, and take them to the device.
 
         Of workers that have not loaded them, those are given that rank 0 has.
         """
+        workers, device = compute.workers, compute.device
         super().__init__(policy, config, workers)
-        self._root = _shard(policy, device, workers)
+        self._root = _shard(policy, compute)
         short = not _room_for_gradients(self._root, device)
         # Alike for all: they meet as often.
         self._each_pass = workers.sums({"short": float(short)}, device)["short"] > 0
@@ -59,8 +65,12 @@ class FSDPStrategy(SingleProcessStrategy):
         return ShardedReference(self._root, self.config)
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Reduce gradients in the last pass alone, or in each where memory is short."""
+        """Reduce gradients in the last pass alone, or in each where memory is short.
+
+        Between machines that hold the same parts, in the last pass alone.
+        """
         self._root.set_requires_gradient_sync(last or self._each_pass)
+        self._root.set_requires_all_reduce(last)
         return nullcontext()
 
     def __call__(
@@ -181,6 +191,19 @@ class _Root(nn.Module):
         return self.policy.table_columns(batch, reference)
 
 
+def _mesh(compute: Compute) -> DeviceMesh:
+    """Return how a training's workers lie: in a row, or under `hsdp` a row for each machine.
+
+    Raises:
+        TrialError: it is to be `hsdp`, and the machines have not equally many workers.
+    """
+    kind = compute.device.type
+    if compute.parallelism != "hsdp":
+        return init_device_mesh(kind, (torch.distributed.get_world_size(),))
+    # Rank by rank: not all that start workers number them machine by machine.
+    return DeviceMesh(kind, equal_machines(compute.workers), mesh_dim_names=_HYBRID)
+
+
 def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
     """Return whether a worker can keep the whole gradient until the last pass of an update.
 
@@ -197,7 +220,7 @@ def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
     return whole_gradient + parts <= _ROOM * free
 
 
-def _shard(policy: Policy, device: torch.device, workers: Workers) -> Any:
+def _shard(policy: Policy, compute: Compute) -> Any:
     """Return a policy's root with every layer a unit of its own; the rest is the root's.
 
     Weights are brought together in what they are held in. Gradients of bf16 weights are added up
@@ -205,14 +228,14 @@ def _shard(policy: Policy, device: torch.device, workers: Workers) -> Any:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    mesh, workers = _mesh(compute), compute.workers
     bf16 = dtype_of(policy) == torch.bfloat16
     precision = MixedPrecisionPolicy(
         reduce_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False
     )
     root: Any = _Root(policy)
     everywhere = all(workers.each(lambda: has_weights(policy)))
-    given = None if everywhere else WeightsFromRank0(root, workers, device)
+    given = None if everywhere else WeightsFromRank0(root, workers, compute.device)
     # What is within a layer comes before it. A layer is spread as soon as it is given.
     layers = [each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer)]
     for module in [*reversed(layers), root]:

@@ -3,7 +3,8 @@
 `ddp`: every worker holds the whole model, and gradients are averaged (in bf16,
 those that are added up beside the masters, masters.py). `fsdp` (fsdp.py): weights, gradients and
 the optimizer's state are sharded over the workers, and a layer's weights are gathered while it is
-computed. Either way gradients are reduced once an update.
+computed. `hsdp` (fsdp.py too): they are sharded over the workers of one machine, and every machine
+holds all of them. Either way gradients are reduced once an update.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.optimizer.masters import Masters
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, LiveSource
+from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 
-Parallelism = Literal["single", "ddp", "fsdp"]
+Parallelism = Literal["single", "ddp", "fsdp", "hsdp"]
+#: Those by which each worker holds a part of every weight.
+SHARDED: frozenset[Parallelism] = frozenset({"fsdp", "hsdp"})
 
 #: Share of a GPU's free memory that may be taken before activations.
 _ROOM = 0.8
@@ -48,23 +52,65 @@ def choose_parallelism(
 ) -> Parallelism:
     """Return how the workers share a training; all come to the same.
 
-    `auto` is `fsdp` where weights, gradients, optimizer and reference do not fit one GPU.
+    `auto` shards where weights, gradients, optimizer and reference do not fit one GPU: as `hsdp`
+    where they fit the GPUs of each of several machines, else as `fsdp`. `hsdp` of one machine is
+    `fsdp`, and of machines with one worker each `ddp`.
 
     Args:
         config: the trial.
         model: the model with its adapters, on any device.
         device: where it is trained.
         workers: who share it.
+
+    Raises:
+        TrialError: it is to be `hsdp`, and the machines have not equally many workers.
     """
+    asked = config.engine.parallel
     if workers.alone:
         return "single"
-    if config.engine.parallel != "auto":
-        return config.engine.parallel
+    if asked == "hsdp":
+        machines = equal_machines(workers)
+        if len(machines) == 1:
+            return "fsdp"
+        return "ddp" if len(machines) == workers.size else "hsdp"
+    if asked != "auto":
+        return asked
     if device.type != "cuda" or config.model.quantize != "none":  # 4 bits are not spread
         return "ddp"
-    free = torch.cuda.mem_get_info(device)[0]
-    short = float(bytes_needed(model, config) > _ROOM * free)
-    return "fsdp" if workers.sums({"short": short}, device)["short"] else "ddp"
+    room, needed = _ROOM * torch.cuda.mem_get_info(device)[0], bytes_needed(model, config)
+    counts = [len(ranks) for ranks in workers.by_machine()]
+    equal = counts[0] if len(set(counts)) == 1 else 0
+    short = workers.sums(
+        {"gpu": float(needed > room), "machine": float(needed > equal * room)}, device
+    )
+    if not short["gpu"]:
+        return "ddp"
+    return "hsdp" if len(counts) > 1 and not short["machine"] else "fsdp"
+
+
+def equal_machines(workers: Workers) -> list[list[int]]:
+    """Return the ranks on each machine, equally many on each; all workers come here together.
+
+    Raises:
+        TrialError: they are not equally many.
+    """
+    machines = workers.by_machine()
+    counts = [len(ranks) for ranks in machines]
+    if len(set(counts)) > 1:
+        raise TrialError(
+            "engine.parallel is hsdp, which needs as many workers on each machine, and "
+            f"{workers.size} workers lie {' + '.join(map(str, counts))} on {len(counts)} machines: "
+            "write an engine.workers_per_trial that the machines hold evenly, or "
+            "engine.parallel: fsdp"
+        )
+    return machines
+
+
+def shards_of(parallelism: Parallelism, workers: Workers) -> int:
+    """Return over how many workers each weight is sharded; all workers come here together."""
+    if parallelism == "hsdp":
+        return len(equal_machines(workers)[0])
+    return workers.size if parallelism == "fsdp" else 1
 
 
 class SingleProcessStrategy:

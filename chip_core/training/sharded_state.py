@@ -1,7 +1,8 @@
 """Trained weights and AdamW's moments in shards, by torch's distributed checkpoint.
 
 Each worker writes what it holds, as safetensors (so no pickle is read), and reads what it is going
-to hold, on however many workers. Names: `model.PARAMETER` and `optimizer.PARAMETER.ENTRY`.
+to hold, on however many workers. What several hold (hybrid sharding) one of them writes.
+Names: `model.PARAMETER` and `optimizer.PARAMETER.ENTRY`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def save_shards(
 ) -> tuple[list[str], dict[str, Any]]:
     """Write what this worker holds of the trained weights and of the optimizer's state.
 
+    Where others hold the same, DCP has each part written once, and the workers share that.
+
     All workers come here together.
 
     Args:
@@ -57,7 +60,8 @@ def save_shards(
         optimizer: of `make_optimizer`.
 
     Returns:
-        the names of this worker's files, and what else the optimizer's state has: settings, counts.
+        the names of this worker's files, none where others write all of it; and what else the
+        optimizer's state has: settings, counts.
 
     Raises:
         Exception: what any worker failed by.

@@ -29,10 +29,12 @@ from chip_core.training.exactness import compile_exactly, share_prefixes
 from chip_core.training.optimizer.adamw import encoder_only_steps, learning_rates, make_optimizer
 from chip_core.training.optimizer.masters import Masters
 from chip_core.training.parallel import (
+    SHARDED,
     Compute,
     DDPStrategy,
     ReplicatedStrategy,
     SingleProcessStrategy,
+    shards_of,
 )
 from chip_core.training.policy import Policy, chunk_of
 from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
@@ -87,7 +89,7 @@ class Trainer:
 
         Args:
             config: the trial.
-            model: the policy, with its adapters; on the device, but that `fsdp` takes it there, and
+            model: the policy, with its adapters; on the device, but that FSDP takes it there, and
                 all workers but the first may have it without its weights.
             processor: its processor.
             pairs: the preference pairs.
@@ -126,6 +128,7 @@ class Trainer:
             if config.engine.compile == "layers":
                 stack.enter_context(compile_exactly(self.policy, small))
             self.strategy = make_strategy(self.policy, config, self.compute)
+            self._sharing = _sharing(config, self.compute)
             if opened is not None:
                 self.reference = opened.reference(self.strategy.reference)
             elif config.objective.reference_reads:
@@ -228,6 +231,7 @@ class Trainer:
                 "prefix_sharing": self._prefix_sharing,
                 **({"compile": "layers"} if config.engine.compile == "layers" else {}),
                 **_precision(config),
+                **self._sharing,
             },
         )
 
@@ -342,19 +346,36 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
     """Return the strategy by which a training's workers share it.
 
     Args:
-        policy: with what is ever trained marked so; on the training's device, but for `fsdp`,
+        policy: with what is ever trained marked so; on the training's device, but for FSDP,
             which takes it there.
         config: the trial.
         compute: where it is trained, by whom and how.
     """
-    if compute.parallelism == "fsdp":
+    if compute.parallelism in SHARDED:
         from chip_core.training.fsdp import FSDPStrategy
 
-        return FSDPStrategy(policy, config, compute.workers, compute.device)
+        return FSDPStrategy(policy, config, compute)
     if compute.parallelism != "ddp":
         return SingleProcessStrategy(policy, config, compute.workers)
     strategy = ReplicatedStrategy if config.model.dtype == "bf16" else DDPStrategy
     return strategy(policy, config, compute.workers)
+
+
+def _sharing(config: TrialConfig, compute: Compute) -> dict[str, str]:
+    """Return what became of hybrid sharding, asked for or chosen; all workers come here together.
+
+    It goes by where the workers lie, which no setting says.
+    """
+    found = compute.parallelism
+    if found == "hsdp":
+        return {"parallel": f"hsdp ({shards_of(found, compute.workers)} workers a machine)"}
+    if config.engine.parallel == "hsdp" and not compute.workers.alone:
+        return {"parallel": f"{found} (hsdp, and {_ALIKE[found]})"}
+    return {}
+
+
+#: What hybrid sharding is the same as, and where.
+_ALIKE = {"fsdp": "all workers are on one machine", "ddp": "each worker is alone on its machine"}
 
 
 def _precision(config: TrialConfig) -> dict[str, str]:

@@ -7,6 +7,7 @@ workers, `join_workers` does for torchrun's. One process needs neither.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,6 +45,13 @@ class Workers:
     def alone(self) -> bool:
         """Whether the trial has one process."""
         return self.size == 1
+
+    def by_machine(self) -> list[list[int]]:
+        """Return the ranks on each machine, in the order of their first ones, on every process."""
+        found: dict[str, list[int]] = {}
+        for rank, machine in enumerate(self.gathered(_machine())):
+            found.setdefault(machine, []).append(rank)
+        return list(found.values())
 
     def wait(self) -> None:
         """Wait until every process has come here."""
@@ -149,6 +157,18 @@ class Workers:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+
+def _machine() -> str:
+    """Return what tells this process's machine from the others'.
+
+    What started the processes numbers the machines: Ray Train and torchrun. A host's name alone may
+    be that of two containers.
+    """
+    for name in ("NODE_RANK", "GROUP_RANK"):
+        if name in os.environ:
+            return f"{name} {os.environ[name]}"
+    return socket.gethostname()
 
 
 def _gpu() -> int | None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chip_core.config.trial import TrialConfig
+from chip_core.config.trial import EngineConfig, TrialConfig
 from chip_core.config.validation import set_key, trial_config
 from chip_core.data.source import SHAPES
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import expand_path
+from chip_core.utils.machine import gpus
 from orchestrator.cost.machines import machine_of
+from orchestrator.cost.published.devices import GPUS_OF_A_MACHINE
 from orchestrator.cost.rates import Rates
 from orchestrator.cost.workload import TrialWork, Workload, prompts_of, steps_of
 
@@ -137,17 +139,28 @@ class MemoryEstimator:
         if not self._count:
             return None
         engine = config.engine
-        spread = engine.parallel == "fsdp" and engine.workers_per_trial > 1
-        found = self._kept(config, reference=reference, spread=spread)
-        if found is None or engine.workers_per_trial == 1:
+        workers, machine = engine.workers_per_trial, workers_of_a_machine(engine)
+        if engine.parallel in ("fsdp", "hsdp"):
+            parts = workers if engine.parallel == "fsdp" else machine
+            return self._spread(config, parts, reference=reference)
+        found = self._kept(config, reference=reference, spread=False)
+        may = engine.parallel == "auto" and config.model.quantize == "none" and workers > 1
+        if not may or not engine.gpus_per_worker or device is None:
             return found
-        may = engine.parallel == "auto" and config.model.quantize == "none"
-        if may and engine.gpus_per_worker and device is not None:
-            spread = found.footprint.total > device
-            found = self._kept(config, reference=reference, spread=spread) if spread else found
-        if not spread or found is None:
+        for parts in sorted({machine, workers} - {1}):  # as `hsdp`, else as `fsdp`
+            if found is not None and found.footprint.total > device:
+                found = self._spread(config, parts, reference=reference)
+        return found
+
+    def _spread(self, config: TrialConfig, parts: int, *, reference: bool) -> Estimated | None:
+        """Return what a worker's step takes where so many share each weight."""
+        found = self._kept(config, reference=reference, spread=parts > 1)
+        if found is None or parts == 1:
             return found
-        return replace(found, footprint=found.footprint.sharded(engine.workers_per_trial))
+        basis = found.basis
+        if parts < config.engine.workers_per_trial:
+            basis += f"; taken for {parts} workers a machine"
+        return replace(found, footprint=found.footprint.sharded(parts), basis=basis)
 
     def _kept(self, config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
         engine = config.engine
@@ -172,6 +185,18 @@ class MemoryEstimator:
 
 #: Of this process: what a plan shows is what its run is checked by.
 _KNOWN: dict[str, Estimated | None] = {}
+
+
+def workers_of_a_machine(engine: EngineConfig) -> int:
+    """Return how many of a trial's workers are taken to lie on one machine.
+
+    As many as are equal on all of them: of this machine's GPUs where it has several, else of a
+    published one's.
+    """
+    here = gpus() if engine.gpus_per_worker else 0
+    most = here if here > 1 else GPUS_OF_A_MACHINE
+    workers = engine.workers_per_trial
+    return max(count for count in range(1, most + 1) if workers % count == 0)
 
 
 def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
@@ -291,9 +316,9 @@ def changes_that_fit(
         if size is not None and size <= device:
             yield Change(settings=less, bytes=size, figures=True)
             break
-    if wants_gpu(config) and config.engine.workers_per_trial == 1:
-        for workers in _WORKERS:
-            more = {**kept, "engine.workers_per_trial": workers, "engine.parallel": "fsdp"}
+    if wants_gpu(config):
+        for spread in _more_spread(config.engine):
+            more = {**kept, **spread}
             changed = _with(config, more)
             size = None if changed is None else _size(changed, device, estimator, stored=True)
             if size is not None and size <= device:
@@ -305,6 +330,15 @@ def changes_that_fit(
         size = None if changed is None else _size(changed, device, estimator, stored=True)
         if size is not None and size <= device:
             yield Change(settings=adapted, bytes=size, figures=True)
+
+
+def _more_spread(engine: EngineConfig) -> list[dict[str, Any]]:
+    """Return settings by which each weight is spread over more workers, the fewest first."""
+    if engine.workers_per_trial == 1:
+        return [
+            {"engine.workers_per_trial": workers, "engine.parallel": "fsdp"} for workers in _WORKERS
+        ]
+    return [{"engine.parallel": "fsdp"}] if engine.parallel == "hsdp" else []
 
 
 def _size(

@@ -62,21 +62,31 @@ def test_two_runs_agree_to_the_bit(shapes_config: Configured, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("parallel", "rank", "loads"),
-    [("fsdp", 0, True), ("fsdp", 1, False), ("ddp", 1, True), ("auto", 1, True)],
+    [
+        ("fsdp", 0, True),
+        ("fsdp", 1, False),
+        ("hsdp", 0, True),
+        ("hsdp", 2, False),  # the first of its machine has the first worker's weights too
+        ("ddp", 1, True),
+        ("auto", 1, True),
+    ],
 )
 def test_of_workers_that_spread_a_model_the_first_alone_loads_it(
     shapes_config: Configured, tmp_path: Path, parallel: str, rank: int, loads: bool
 ) -> None:
     class Joined(Workers):
         def each(self, make: Callable[[], Any]) -> list[Any]:
-            return [make()] * 2
+            return [make()] * self.size
+
+        def gathered(self, value: Any) -> list[Any]:
+            return ["one machine"] * 2 + ["another"] * 2
 
     config = shapes_config(engine__parallel=parallel, language_model="lora")
     attempt = _Attempt(config, TrialContext(folder=tmp_path))
-    attempt._workers, attempt._device = Joined(rank=rank, size=2), torch.device("cpu")
+    attempt._workers, attempt._device = Joined(rank=rank, size=4), torch.device("cpu")
     loaded = attempt._load(None, train=True)
     assert has_weights(loaded.model) == loads
-    assert loaded.parallelism == ("fsdp" if parallel == "fsdp" else "ddp")
+    assert loaded.parallelism == ("ddp" if parallel == "auto" else parallel)
     assert any(".lora_A." in name for name, _ in loaded.model.named_parameters())
     assert has_weights(attempt._load(None, train=False).model)  # who answers has it whole
 

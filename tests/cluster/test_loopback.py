@@ -57,6 +57,25 @@ def test_machines_that_share_no_disk_and_one_is_taken_away() -> None:
     assert figures["models in the storage"] == 2
 
 
+@pytest.mark.timeout(2400)
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_a_trial_on_two_machines_of_which_one_is_taken_away() -> None:
+    figures = figures_of("two_machines.py")
+    for kind, reference, became in (
+        ("fsdp", "stored", None),
+        ("hsdp", "live", "fsdp (hsdp, and all workers are on one machine)"),
+    ):
+        found = figures[kind]
+        assert found["workers on the lost machine"] == 2
+        assert found["checkpoint"]["written by"] == 4
+        assert found["resumed"] == [f"resumed after step {found['checkpoint']['after step']}"]
+        assert found["engine"]["reference"] == reference
+        assert found["engine"].get("parallel") == became
+        assert found["largest relative difference of the loss"] < 1e-4
+
+
 def test_what_is_let_in_is_read_from_the_answers() -> None:
     sys.path.insert(0, str(HERE))
     try:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import trained_parts
-from chip_core.models.shards import local_weight, shard_like
+from chip_core.models.shards import local_weight, shard_group, shard_like
 from chip_core.utils.errors import UnfitError
 from chip_core.utils.workers import Workers
 
@@ -101,7 +101,7 @@ class Masters:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         if sharded:
             squared = norm.square()
-            torch.distributed.all_reduce(squared)
+            torch.distributed.all_reduce(squared, group=shard_group(trained[0]))
             norm = squared.sqrt()
         return norm
 

@@ -14,6 +14,9 @@ GIB = 2**30
 #: GiB of a device that driver, context and libraries hold: an allowance, not a measurement.
 RESERVED = 2.0
 
+#: GPUs of one machine: NVIDIA's DGX and HGX datasheets of H100, H200 and A100.
+GPUS_OF_A_MACHINE = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:

@@ -268,3 +268,6 @@ def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialC
         "engine.workers_per_trial: 3 with engine.parallel: fsdp, or a GPU with more memory, or a "
         "smaller model"
     )
+    hybrid = shapes_config(engine__parallel="hsdp", engine__workers_per_trial=4)
+    with pytest.raises(TrialError, match="choose engine.parallel: fsdp, or a GPU with more"):
+        check_room(3 * 2**30, 2**30, hybrid.model_copy(update={"language_model": "lora"}))

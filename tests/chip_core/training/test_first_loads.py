@@ -30,6 +30,12 @@ CASES = [
     Case("fsdp", "full", "float32", steps=3, family="qwen2_5_vl", loads="all"),
     Case("fsdp", "bf16", "bfloat16", steps=3, family="qwen2_5_vl", loads="all"),
 ]
+#: On two machines of two workers each.
+HYBRID = [
+    Case("hsdp", "full", "float32", steps=3, loads="all"),
+    Case("hsdp", "bf16_lora", "bfloat16", steps=3, loads="all"),
+    Case("hsdp", "full", "float32", steps=3, family="qwen2_5_vl", loads="all"),
+]
 
 
 def first_alone(case: Any) -> Any:
@@ -38,7 +44,20 @@ def first_alone(case: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("first")
+    folder = with_files(tmp_path_factory.mktemp("first"))
+    helper.launch(folder, (2, [*CASES, *map(first_alone, CASES)]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = with_files(tmp_path_factory.mktemp("first-hybrid"))
+    helper.launch(folder, (4, [*HYBRID, *map(first_alone, HYBRID)]))
+    return folder
+
+
+def with_files(folder: Path) -> Path:
+    """Write the families' files."""
     for family in ("llava", "qwen2_5_vl"):
         config, processor = families.FAMILIES[family]()
         if family == "qwen2_5_vl":  # as the small ones of the family: the head is the embedding
@@ -47,12 +66,21 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         model.save_pretrained(folder / "files" / family)
         processor.save_pretrained(folder / "files" / family)
-    helper.launch(folder, (2, [*CASES, *map(first_alone, CASES)]))
     return folder
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_curves_and_weights_are_the_same_to_the_bit(out: Path, case: Any) -> None:
+    same_to_the_bit(out, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HYBRID, ids=lambda case: case.name)
+def test_of_all_machines_the_first_worker_alone_loads(hybrid: Path, case: Any) -> None:
+    same_to_the_bit(hybrid, case)
+
+
+def same_to_the_bit(out: Path, case: Any) -> None:
     curves = [helper.curve(out, each) for each in (case, first_alone(case))]
     assert len(curves[0]) == case.steps
     assert len({figures["loss"] for figures in curves[0]}) > 1  # it does train

@@ -110,10 +110,10 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def launched(out: Path, cases: list[Any], *more: tuple[int, list[Any]]) -> Path:
-    """Train every case by two workers and by one, and what is to be trained by more."""
+def launched(out: Path, cases: list[Any], *more: tuple[int, list[Any]], workers: int = 2) -> Path:
+    """Train every case by some workers and by one, and what is to be trained by others."""
     torch.set_num_threads(1)
-    helper.launch(out, (2, cases), *more)
+    helper.launch(out, (workers, cases), *more)
     for one in {alone(case) for case in cases}:
         helper.run(one, out, Workers())
     return out
@@ -231,7 +231,7 @@ def group(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "hsdp"])
 def test_gradients_are_reduced_in_the_last_pass_alone(group: None, kind: str) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
     strategy, batch = prepared(config, kind)
@@ -258,7 +258,7 @@ def test_gradients_are_reduced_in_the_last_pass_alone(group: None, kind: str) ->
         assert brought() is last
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "hsdp"])
 def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> None:
     """FSDP2's `clip_grad_norm_` returns what looks spread and is whole: nothing is added up again.
 
@@ -269,7 +269,7 @@ def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> N
     reference = strategy.reference()
     strategy(batch, reference.scores(batch), reference.head).loss.sum().backward()
     # of what is trained here; once spread, parameters are others than those of before
-    spread = strategy._root if kind == "fsdp" else strategy.policy  # type: ignore[attr-defined]
+    spread = strategy._root if kind != "ddp" else strategy.policy  # type: ignore[attr-defined]
     trained = [parameter for parameter in spread.parameters() if parameter.grad is not None]
     squares = sum(whole(parameter.grad).double().square().sum() for parameter in trained)
     norm = strategy.clip_grad_norm(trained, 1e-3)

@@ -55,12 +55,14 @@ class Case:
     apart: bool = False  # whether every worker has a disk of its own
     steps: int = 20
     loads: str = ""  # "all" or "first": which workers load the weights, from files
+    mixed: bool = False  # whether workers are numbered across machines, not machine by machine
 
     @property
     def name(self) -> str:
         more = [*(["resumed"] if self.resume else [])]
         more += [] if self.family == "llava" else [self.family]
         more += [f"{self.loads}_loads"] if self.loads else []
+        more += ["mixed"] if self.mixed else []
         return "-".join([self.kind, self.changes, self.dtype, *more])
 
 
@@ -240,7 +242,8 @@ def work(out: Path, cases: Sequence[Case], rank: int, workers: int, port: int) -
     )
     torch.set_num_threads(1)
     with join_workers() as joined:
-        for case in cases:
+        for case in cases:  # two on each machine
+            os.environ["GROUP_RANK"] = str(rank % 2 if case.mixed else rank // 2)
             run(case, out, joined)
 
 

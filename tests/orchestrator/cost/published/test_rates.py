@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from chip_core.training.footprint.estimate import operations
 from chip_core.training.footprint.published import config_of
 from orchestrator.cli import main
 from orchestrator.commands.common.remote_run import _options
-from orchestrator.cost.memory import MemoryEstimator, changes_that_fit
+from orchestrator.cost.memory import MemoryEstimator, changes_that_fit, workers_of_a_machine
 from orchestrator.cost.published.devices import DEVICES, RESERVED, UTILIZATION
 from orchestrator.cost.published.rates import published
 from orchestrator.cost.published.rows import rows_of_trial
@@ -133,6 +134,71 @@ def test_changes_that_fit_are_the_least_ones(on_gpu: Plan) -> None:
     found = list(changes_that_fit(config, small, estimator))
     assert all(change.bytes <= small for change in found)
     assert not list(changes_that_fit(config, 1000, estimator))
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"parallel": "hsdp", "workers_per_trial": 16}, 8),  # two machines of a published kind
+        ({"parallel": "hsdp", "workers_per_trial": 12}, 6),
+        ({"parallel": "fsdp", "workers_per_trial": 16}, 16),
+        ({"parallel": "hsdp", "workers_per_trial": 4}, 4),
+        ({"parallel": "hsdp", "workers_per_trial": 1}, 1),
+    ],
+)
+def test_hybrid_sharding_spreads_over_a_machine(
+    on_gpu: Plan, settings: dict[str, Any], parts: int
+) -> None:
+    config = on_gpu.trials[1].config
+    fsdp = {"parallel": "fsdp", "workers_per_trial": parts, "micro_batch": 1}
+    # As many passes as the other training has.
+    batch = config.training.model_copy(update={"batch_size": 64})
+    found, alike = (
+        MemoryEstimator(count=True).of(
+            config.model_copy(
+                update={"training": batch, "engine": config.engine.model_copy(update=engine)}
+            ),
+            reference=True,
+        )
+        for engine in ({**settings, "micro_batch": 1}, fsdp)
+    )
+    assert found is not None and alike is not None
+    assert found.footprint == alike.footprint
+    said = f"; taken for {parts} workers a machine"
+    hybrid_on_several = settings["parallel"] == "hsdp" and parts < settings["workers_per_trial"]
+    assert found.basis == alike.basis + said * hybrid_on_several
+
+
+def test_a_machine_of_several_gpus_is_taken_for_the_others(
+    on_gpu: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = on_gpu.trials[1].config.engine.model_copy(update={"workers_per_trial": 8})
+    for here, machine in ((0, 8), (1, 8), (2, 2), (3, 2), (4, 4)):
+        monkeypatch.setattr("orchestrator.cost.memory.gpus", lambda here=here: here)
+        assert workers_of_a_machine(engine) == machine
+
+
+def test_auto_spreads_over_a_machine_before_it_spreads_over_all(on_gpu: Plan) -> None:
+    config = on_gpu.trials[1].config
+    least = {"workers_per_trial": 16, "gradient_checkpointing": True, "micro_batch": 1}
+    many = config.engine.model_copy(update=least)
+    estimator = MemoryEstimator(count=True)
+
+    def of(parallel: str, device: int | None = None) -> int:
+        engine = many.model_copy(update={"parallel": parallel})
+        found = estimator.of(
+            config.model_copy(update={"engine": engine}), reference=True, device=device
+        )
+        assert found is not None
+        return found.footprint.total
+
+    sizes = [of("ddp"), of("hsdp"), of("fsdp")]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    assert [of("auto", size) for size in sizes] == sizes
+    # What hybrid sharding does not hold, the same workers do that share all of it.
+    hybrid = config.model_copy(update={"engine": many.model_copy(update={"parallel": "hsdp"})})
+    settings = [dict(found.settings) for found in changes_that_fit(hybrid, sizes[2], estimator)]
+    assert {"engine.parallel": "fsdp"} in settings
 
 
 @pytest.mark.parametrize(
