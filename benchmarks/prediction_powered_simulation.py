@@ -1,6 +1,6 @@
 """How often the interval of a judge's mean, corrected by human labels, holds the truth.
 
-    python -m benchmarks.prediction_powered_simulation --repeats 2000
+    python -m benchmarks.prediction_powered_simulation --repeats 2000 --rates 0.1 0.15 0.3 0.5
     python -m benchmarks.prediction_powered_simulation --json
 
 The world: of N items a judge says of each answer whether it is right, and is itself right with the
@@ -28,7 +28,11 @@ from benchmarks.machine import describe
 from orchestrator.analysis.prediction_powered import MeanEstimate, prediction_powered_mean
 
 ACCURACIES = (0.70, 0.85, 0.95)
-SIZES = ((200, 60, 1), (1000, 60, 1), (1000, 100, 1), (1000, 100, 3))
+RATES = (0.30,)
+#: items, labels and answers of an item
+SIZES = (
+    (200, 30, 1), (200, 60, 1), (1000, 30, 1), (1000, 60, 1), (1000, 100, 1), (1000, 100, 3)
+)  # fmt: skip
 DIFFERENCE = 0.05  # of the second arm's rate over the first's
 ALIKE = 0.5  # items whose two answers have one label for certain
 
@@ -49,12 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=200, help="benchmarks drawn in each setting")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
-    parser.add_argument("--rate", type=float, default=0.3, help="of what people call right")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=list(RATES), help="of what people call right"
+    )
     parser.add_argument("--accuracies", type=float, nargs="+", default=list(ACCURACIES))
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
-    if given.repeats < 1 or not 0 < given.rate < 1 - DIFFERENCE:
-        parser.error(f"at least one repeat, and a rate between 0 and {1 - DIFFERENCE}")
+    if given.repeats < 1 or not all(0 < rate < 1 - DIFFERENCE for rate in given.rates):
+        parser.error(f"at least one repeat, and rates between 0 and {1 - DIFFERENCE}")
     found = [
         simulate(
             Setting(
@@ -63,12 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 items=items,
                 labels=labels,
                 answers=answers,
-                rate=given.rate,
+                rate=rate,
             ),
             given.repeats,
             given.seed,
         )
         for kind in ("rate", "difference")
+        for rate in given.rates
         for items, labels, answers in SIZES
         for accuracy in given.accuracies
     ]
@@ -81,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{given.repeats} benchmarks a setting; percent and points; coverage ± Monte-Carlo error")
     for row in found:
         print(
-            f"{row['kind']:10}  N {row['items']:4}  n {row['labels']:3}  answers {row['answers']}  "
+            f"{row['kind']:10}  {100 * row['rate']:2.0f} %  N {row['items']:4}  "
+            f"n {row['labels']:3}  answers {row['answers']}  "
             f"judge {100 * row['accuracy']:.0f} %: coverage {row['coverage']:.1f} ± "
             f"{row['error']:.1f} (judge {row['raw_coverage']:.1f}, labels "
             f"{row['labels_coverage']:.1f})  width {row['width']:.1f} "
@@ -93,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def simulate(setting: Setting, repeats: int, seed: int) -> dict[str, Any]:
     """Return a setting's shares and means, in percent and points."""
     # Each setting draws benchmarks of its own: their errors are then independent.
-    own = [setting.items, setting.labels, setting.answers, round(1000 * setting.accuracy)]
+    own = [setting.items, setting.labels, setting.answers]
+    own += [round(1000 * share) for share in (setting.accuracy, setting.rate)]
     random = np.random.default_rng([seed, *own, setting.kind == "rate"])
     truth = setting.rate if setting.kind == "rate" else DIFFERENCE
     drawn = [_benchmark(setting, random) for _ in range(repeats)]
@@ -128,7 +137,11 @@ def _benchmark(setting: Setting, random: np.random.Generator) -> dict[str, MeanE
     shown = random.integers(setting.answers, size=setting.labels)
     places = np.arange(setting.labels)
     found = prediction_powered_mean(
-        judged.mean(axis=0), places, labels[shown, places], judged[shown, places]
+        judged.mean(axis=0),
+        places,
+        labels[shown, places],
+        judged[shown, places],
+        paired=setting.kind == "difference",
     )
     return {
         "corrected": found.corrected,

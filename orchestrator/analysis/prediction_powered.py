@@ -15,23 +15,32 @@ the judge's mean plus the mean error of the labelled. The terms of different ite
 
 Source: A. N. Angelopoulos, J. C. Duchi, T. Zrnic, PPI++: Efficient Prediction-Powered Inference,
 arXiv 2311.01453 (2023), the mean with power tuning; where f = f̄, λ here is (1 + n/(N − n)) times
-λ̂ there, which is the slope of y on f. Ours are the corrections for few labels: var_L has n − 2
-degrees of freedom, since λ was chosen, and counts `PSEUDO_LABELS` labels more of which the judge
-knows nothing, since a good judge's errors are so few that their variance is badly known; t with
-Satterthwaite's degrees of freedom. Coverage by simulation is in docs/statistics.md.
+λ̂ there, which is the slope of y on f. θ and λ are the paper's; the interval's V is corrected for
+few labels, of which a rare value or a good judge's errors are a handful, so that their variance is
+badly known, and is small just where θ is too:
+
+- m pseudo-labels are counted, of which the judge knows nothing: one at each end of the scale. Of a
+  difference of two answers, whose ends are rarer, one in all: a quarter at each end, half in the
+  middle. A. Agresti, B. A. Coull, The American Statistician 52 (1998), 119–126, add twice as many
+  for a proportion, A. Agresti, Y. Min, Statistics in Medicine 24 (2005), 729–740, for matched
+  pairs; both go by the normal distribution and move the figure, which stays here.
+- Residuals have n − 2 degrees of freedom, since λ was chosen: with e the n + m residuals,
+  Σ(e − ē)²/((n + m − 2)(n + m)) takes the place of var_L(y − λ·g)/n.
+- The quantile is t's, with Satterthwaite's degrees of freedom, of n − 2 and N − n − 1.
+
+Coverage by simulation is in docs/statistics.md.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from orchestrator.analysis.values import Array
 
-PSEUDO_LABELS = 3
 _ALPHA = 0.05
 
 
@@ -56,7 +65,12 @@ class PredictionPowered:
 
 
 def prediction_powered_mean(
-    items: ArrayLike, labelled: ArrayLike, labels: ArrayLike, judged: ArrayLike | None = None
+    items: ArrayLike,
+    labelled: ArrayLike,
+    labels: ArrayLike,
+    judged: ArrayLike | None = None,
+    *,
+    paired: bool = False,
 ) -> PredictionPowered:
     """Return the mean that people would give all items.
 
@@ -65,6 +79,7 @@ def prediction_powered_mean(
         labelled: (n,) which of them are labelled, each once: a random subset.
         labels: (n,) their human labels, on the judge's scale.
         judged: (n,) the judge's values of the labelled answers; None: those of the items.
+        paired: whether a value is a difference of two answers.
 
     Raises:
         ValueError: the arrays do not fit, are empty or not finite, or an item is named twice.
@@ -86,7 +101,11 @@ def prediction_powered_mean(
     power = _power(y, g, own, every)
     residual = y - power * g
     value = float(residual.mean() + power * rest.sum() / whole)
-    interval = _interval(value, y, residual, power * rest / whole) if n > 2 else None
+    interval = None
+    if n > 2 and y.min() < y.max():  # labels that are all alike tell of no spread
+        pseudo = _pseudo_labels(np.concatenate([every, f, y]), paired)
+        pseudo = replace(pseudo, mean=pseudo.mean - power * float(g.mean()))
+        interval = _interval(value, residual, pseudo, power * rest / whole)
     return PredictionPowered(
         corrected=MeanEstimate(value=value, interval=interval),
         raw=plain_mean(every),
@@ -121,16 +140,35 @@ def _power(y: Array, g: Array, own: Array, every: Array) -> float:
     return min(1.0, max(0.0, float(np.cov(y, g)[0, 1]) / spread))
 
 
-def _interval(value: float, y: Array, residual: Array, others: Array) -> tuple[float, float] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Pseudo:
+    """Labels that nobody gave, or what is left of them when the judge's part is taken off."""
+
+    count: float
+    mean: float
+    squares: float  # Σ(value − mean)²
+
+
+def _pseudo_labels(values: Array, paired: bool) -> _Pseudo:
+    """Return what is counted beside the labels, on the scale that people and judge used."""
+    low, high = float(values.min()), float(values.max())
+    at_ends = 0.5 if paired else 2.0  # the others lie in the middle
+    return _Pseudo(
+        count=1.0 if paired else 2.0,
+        mean=(low + high) / 2,
+        squares=at_ends * ((high - low) / 2) ** 2,
+    )
+
+
+def _interval(value: float, residual: Array, pseudo: _Pseudo, others: Array) -> tuple[float, float]:
     """Return the interval, of the labelled items' residuals and what the others add each."""
-    n, freedom = len(y), len(y) - 2
-    squares = float(((residual - residual.mean()) ** 2).sum())
-    spread = (squares + PSEUDO_LABELS * float(y.var(ddof=1))) / (freedom + PSEUDO_LABELS)
-    of_labelled = spread / n
+    n, m = len(residual), pseudo.count
+    mean, freedom = float(residual.mean()), n - 2
+    squares = float(((residual - mean) ** 2).sum()) + pseudo.squares
+    squares += n * m / (n + m) * (pseudo.mean - mean) ** 2
+    of_labelled = squares / ((freedom + m) * (n + m))
     of_others = len(others) * float(others.var(ddof=1)) if len(others) > 1 else 0.0
     variance = of_labelled + of_others
-    if variance == 0:
-        return None
     df = variance**2 / (
         of_labelled**2 / freedom + (of_others**2 / (len(others) - 1) if of_others else 0.0)
     )

@@ -54,12 +54,12 @@ class Trimmed:
 
 def amounts(found: Estimate, prices: Prices) -> dict[str, float | None]:
     """Return what an estimate comes to, by the names of a budget's bounds."""
-    known = not found.total.unknown
+    known, gpu = not found.total.unknown, found.gpu
     return {
         "hours": None if found.wall is None else found.wall / 3600,
         "cpu_hours": found.total.whole.cpu / 3600 if known else None,
-        "gpu_hours": found.total.gpu / 3600 if known else None,
-        "price": found.total.price(prices),
+        "gpu_hours": None if gpu is None else gpu / 3600,
+        "price": found.price(prices),
     }
 
 

@@ -102,9 +102,29 @@ class Estimate:
     wall: float | None  # seconds from start to end; None where not all is known
     at_once: int | None  # trials that run at a time; None: none can, as far as this machine knows
     ray: bool | None  # whether what Ray takes is counted; None: it is not used
+    #: what the study's own server holds from start to end, which is in the total where it is known
+    server: Cost | None = None
+
+    @property
+    def gpu(self) -> float | None:
+        """Seconds that GPUs are held; None where not all is known."""
+        if self.total.unknown or (self.server is not None and self.server.unknown):
+            return None
+        return self.total.gpu
+
+    def price(self, prices: Prices) -> float | None:
+        """Return what it costs; None where no price is given, or not all is known."""
+        return None if self.gpu is None else self.total.price(prices)
 
 
-def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "ray") -> Estimate:
+def estimate(
+    work: Workload,
+    rates: Rates,
+    *,
+    at_once: int | None,
+    way: Way = "ray",
+    server_gpus: int = 0,
+) -> Estimate:
     """Return what is left of a study, with the time that it takes from start to end.
 
     Args:
@@ -112,6 +132,7 @@ def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "r
         rates: how long each part takes.
         at_once: how many trials run at a time on Ray; None: not known.
         way: how they are run.
+        server_gpus: GPUs that the study's own server holds from start to end.
     """
     slots = 1 if way == "inline" else at_once
     imports = _Imports(way)
@@ -146,6 +167,14 @@ def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "r
         # On Ray the next trials are trained meanwhile: what is seen is the last one's.
         wall += sum(scoring) if way == "inline" else max(scoring, default=0.0)
         wall += 0.0 if session is None or not trials else session[0].wall
+    server = None
+    if server_gpus and trials:
+        server = Cost()
+        if wall is None:
+            server.unknown.add("how long the study's server runs")
+        else:
+            server.gpu = server_gpus * wall
+            total.add(server)
     return Estimate(
         trials=trials,
         passes=passes,
@@ -153,6 +182,7 @@ def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "r
         wall=wall,
         at_once=slots,
         ray=None if way == "inline" else session is not None and dispatch is not None,
+        server=server,
     )
 
 

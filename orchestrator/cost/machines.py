@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.generators.sharing import is_servable, is_shared
 from chip_core.utils.machine import cores, cpu_name, device_name, gpus
 from orchestrator.cost.workload import TrialWork
 
@@ -23,8 +24,26 @@ def machines_of(work: Sequence[TrialWork]) -> set[str] | None:
     return None if None in found else {name for name in found if name is not None}
 
 
-def places_for(work: Sequence[TrialWork]) -> int | None:
-    """Return how many of the largest trial this machine runs at a time; None: not one."""
+def server_gpus(work: Sequence[TrialWork]) -> int:
+    """Return how many GPUs the one server of a study holds, if it has one that is asked."""
+    held = any(each.config.engine.gpus_per_worker for each in work)
+    asks = [
+        each.config
+        for each in work
+        if not each.answered and (each.trial.untrained or is_servable(each.config))
+    ]
+    if not (held and asks and is_shared(asks[0])):
+        return 0
+    return asks[0].evaluation.generator.gpus
+
+
+def places_for(work: Sequence[TrialWork], held: int = 0) -> int | None:
+    """Return how many of the largest trial this machine runs at a time; None: not one.
+
+    Args:
+        work: the trials.
+        held: GPUs that something else holds.
+    """
     fewest: int | None = None
     for each in work:
         engine, slots = (
@@ -32,7 +51,8 @@ def places_for(work: Sequence[TrialWork]) -> int | None:
             cores() // (each.config.engine.cpus_per_worker * each.processes),
         )
         if engine.gpus_per_worker:
-            slots = min(slots, int(gpus() / (engine.gpus_per_worker * each.processes)))
+            free = max(0, gpus() - held)
+            slots = min(slots, int(free / (engine.gpus_per_worker * each.processes)))
         fewest = slots if fewest is None else min(fewest, slots)
     return fewest or None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from rich.console import RenderableType
@@ -156,17 +157,21 @@ def _range_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
     for title in ("", "training", "reference cache", "answers", "judges", "all"):
         table.add_column(title, justify="right" if title else "left")
 
-    def row(name: str, fast: Cost, slow: Cost) -> None:
+    def held(fast: Cost, slow: Cost) -> str:
+        return "?" if slow.unknown else _span(fast.gpu / 3600, slow.gpu / 3600)
+
+    def row(name: str, fast: Cost, slow: Cost, whole: str | None = None) -> None:
         cells = [_hours(getattr(fast, part), getattr(slow, part), fast, slow) for part in _OF_GPU]
-        whole = "?" if slow.unknown else _span(fast.gpu / 3600, slow.gpu / 3600)
-        table.add_row(Text(name), *cells[:3], "none", whole)
+        table.add_row(Text(name), *cells[:3], "none", whole or held(fast, slow))
 
     for name, cost in slowest.passes.items():
         row(f"reference pass {name}", fastest.passes[name], cost)
     quick = _by_arm(estimated, fastest)
     for name, (_, cost) in _by_arm(estimated).items():
         row(name, quick[name][1], cost)
-    row("all", fastest.total, slowest.total)
+    if fastest.server is not None and slowest.server is not None:
+        table.add_row(_SERVER, *["—"] * 3, "none", held(fastest.server, slowest.server))
+    row("all", _of_jobs(fastest), _of_jobs(slowest), held(fastest.total, slowest.total))
     yield table
     if fastest.wall is not None and slowest.wall is not None:
         yield Text(
@@ -182,8 +187,16 @@ def _range_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
     yield Text("recorded timings take their place as soon as there are some")
 
 
+_SERVER = "the study's server"
+
 #: The parts of a cost that GPUs are held for.
 _OF_GPU = ("train", "passes", "answer")
+
+
+def _of_jobs(found: Estimate) -> Cost:
+    """Return the total without what the study's server holds, in which no part has a share."""
+    held = 0.0 if found.server is None else found.server.gpu
+    return replace(found.total, gpu=found.total.gpu - held)
 
 
 def _hours(fast: Seconds, slow: Seconds, of_fast: Cost, of_slow: Cost) -> str:
@@ -234,6 +247,7 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
         **amounts(found, estimated.given.prices),
         "total": _cost_json(found.total, estimated),
         "arms": _arms_json(estimated, found),
+        "server": None if found.server is None else _cost_json(found.server, estimated),
         "passes": [
             {"passes": name, **_cost_json(cost, estimated)} for name, cost in found.passes.items()
         ],
@@ -253,6 +267,9 @@ def cost_json(estimated: CostEstimate) -> dict[str, Any]:
         else {
             "wall_seconds": estimated.fastest.wall,
             "total": _cost_json(estimated.fastest.total, estimated),
+            "server": None
+            if estimated.fastest.server is None
+            else _cost_json(estimated.fastest.server, estimated),
             "arms": _arms_json(estimated, estimated.fastest),
         },
         "budget_problem": estimated.budget_problem,
@@ -315,7 +332,7 @@ def _power_json(power: PowerEstimate) -> dict[str, Any]:
 def _table(estimated: CostEstimate) -> Table:
     found = estimated.estimate
     gpu = found.total.gpu > 0
-    priced = found.total.price(estimated.given.prices) is not None
+    priced = found.price(estimated.given.prices) is not None
     table = Table(box=None, pad_edge=False)
     for title in (
         "to be run",
@@ -354,6 +371,8 @@ def _table(estimated: CostEstimate) -> Table:
         row(f"reference pass {name}", "—", cost)
     for name, (trials, cost) in _by_arm(estimated).items():
         row(name, str(trials), cost)
+    if found.server is not None:
+        row(_SERVER, "—", found.server)
     row("all", str(len(estimated.work.trials)), found.total)
     return table
 
@@ -371,7 +390,9 @@ def _in_all(estimated: CostEstimate) -> str:
         parts.append(f"{duration(found.total.whole.cpu)} of CPU time")
         if found.total.gpu:
             parts.append(f"{found.total.gpu / 3600:.1f} GPU hours")
-        price = found.total.price(estimated.given.prices)
+        if found.gpu is None:
+            parts.append("those of the study's server, which runs as long, not counted")
+        price = found.price(estimated.given.prices)
         if price is not None:
             parts.append(f"price {money(price)}")
     if found.ray is False:

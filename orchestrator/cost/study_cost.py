@@ -10,7 +10,7 @@ from orchestrator.cost.budget import Trimmed, trim
 from orchestrator.cost.calibration.calibrate import Say, calibrate, kept
 from orchestrator.cost.estimate import Estimate, Way, estimate
 from orchestrator.cost.judges import JudgeCosts, judge_costs
-from orchestrator.cost.machines import machines_of, places_for, places_on
+from orchestrator.cost.machines import machines_of, places_for, places_on, server_gpus
 from orchestrator.cost.memory import Disk, Fit, MemoryEstimator, disk, fits
 from orchestrator.cost.power import PowerEstimate
 from orchestrator.cost.published.devices import GIB, Device
@@ -88,13 +88,17 @@ def estimate_study_cost(
     """
     whole = workload(plan, ledger, storage)
     at_once = _places(whole, request)
+    server = server_gpus(whole.trials)  # a part of the study has one too
     slots = 1 if request.way == "inline" else at_once
     found = _RateFinder(plan, ledger, storage, request, say, whole=whole, slots=slots)
+
+    def of_work(work: Workload, rates: Rates) -> Estimate:
+        return estimate(work, rates, at_once=at_once, way=request.way, server_gpus=server)
 
     def estimated(part: Plan) -> Estimate:
         # A part can have kinds of its own: with fewer trials a reference pass may not pay.
         work = whole if part is plan else workload(part, ledger, storage)
-        return estimate(work, found.rates(work), at_once=at_once, way=request.way)
+        return of_work(work, found.rates(work))
 
     budget = request.budget or plan.study.budget
     trimmed, budget_problem = None, None
@@ -109,10 +113,10 @@ def estimate_study_cost(
     if trimmed is not None and trimmed.plan is not plan:
         plan, work = trimmed.plan, workload(trimmed.plan, ledger, storage)
     rates = found.rates(work)
-    made = estimate(work, rates, at_once=at_once, way=request.way)
+    made = of_work(work, rates)
     fastest = None
     if NAME in made.total.sources:
-        fastest = estimate(work, found.rates(work, fast=True), at_once=at_once, way=request.way)
+        fastest = of_work(work, found.rates(work, fast=True))
     estimator = MemoryEstimator(count=request.counts)
     # without a device there is nothing long to tell of
     speaks = say if request.device is not None else _say_nothing
@@ -141,9 +145,9 @@ def _places(whole: Workload, request: CostRequest) -> int | None:
     """Return how many trials run at once; None: a cluster's to say."""
     at_once = request.max_concurrent or request.given.max_concurrent
     if at_once is None and request.device is not None:
-        return places_on(whole.trials, request.gpus)
+        return places_on(whole.trials, max(0, request.gpus - server_gpus(whole.trials)))
     if at_once is None and not request.elsewhere:
-        return places_for(whole.trials) if whole.trials else 1
+        return places_for(whole.trials, server_gpus(whole.trials)) if whole.trials else 1
     return at_once
 
 

@@ -152,12 +152,17 @@ def correct_preference(
             {item: fmean(of_seeds.values()) for item, of_seeds in verdicts.items()},
             {item: fmean(given) for item, given in labels.items()},
             {item: fmean(given) for item, given in judged.items()},
+            paired=True,
         ),
     )
 
 
 def correct(
-    every: Mapping[str, float], labels: Mapping[str, float], judged: Mapping[str, float]
+    every: Mapping[str, float],
+    labels: Mapping[str, float],
+    judged: Mapping[str, float],
+    *,
+    paired: bool,
 ) -> PredictionPowered:
     """Return a judge's mean over items, and as it is corrected by some items' labels.
 
@@ -165,6 +170,7 @@ def correct(
         every: item -> the judge's value, the mean over its answers.
         labels: item -> people's value of what was labelled of it.
         judged: item -> the judge's value of the same.
+        paired: whether these are differences of two answers.
     """
     places = {item: place for place, item in enumerate(sorted(every))}
     some = sorted(labels)
@@ -173,6 +179,7 @@ def correct(
         [places[item] for item in some],
         [labels[item] for item in some],
         [judged[item] for item in some],
+        paired=paired,
     )
 
 

@@ -187,7 +187,7 @@ def label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> LabelFigure
             LabelledArm(
                 arm=name,
                 agreement=judge_agreement(arm.pairs),
-                figures=correct(arm.every, arm.labels, arm.judged),
+                figures=correct(arm.every, arm.labels, arm.judged, paired=False),
                 difference=None if base is None or arm is base else _difference(arm, base),
             )
             for name, arm in arms.items()
@@ -273,6 +273,7 @@ def _difference(arm: _Arm, base: _Arm) -> PredictionPowered | None:
         {item: arm.every[item] - base.every[item] for item in arm.every.keys() & base.every.keys()},
         {item: arm.labels[item] - base.labels[item] for item in shared},
         {item: arm.judged[item] - base.judged[item] for item in shared},
+        paired=True,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from chip_core.utils.errors import UserError
 from orchestrator.executors.base import (
@@ -36,6 +36,10 @@ def check_limits(limits: Limits, plan: Plan) -> None:
         )
 
 
+#: What holds the GPUs of a study's own server, beside the ids of jobs.
+_SERVER = "the study's server"
+
+
 class LimitedExecutor:
     """An executor within limits.
 
@@ -60,7 +64,7 @@ class LimitedExecutor:
         self._executor, self._limits, self._stop, self._clock = executor, limits, stop, clock
         self._began: float | None = None
         self._running: dict[str, tuple[float, float]] = {}  # since when, with how many GPUs
-        self._gpu_seconds = 0.0  # of jobs that have ended
+        self._gpu_seconds = 0.0  # of what has ended
         self._failures = 0
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
@@ -71,9 +75,15 @@ class LimitedExecutor:
         """As the executor's."""
         return self._executor.slots(job)
 
-    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
-        """As the executor's."""
-        return self._executor.reserved(gpus)
+    @contextmanager
+    def reserved(self, gpus: int) -> Iterator[Sequence[str]]:
+        """As the executor's; they count as held, whatever runs."""
+        with self._executor.reserved(gpus) as devices:
+            self._running[_SERVER] = self._clock(), float(len(devices))
+            try:
+                yield devices
+            finally:
+                self._end(_SERVER, self._clock())
 
     def run(
         self,
@@ -101,12 +111,15 @@ class LimitedExecutor:
             self._began = now if self._began is None else self._began
             self._running[event.job.id] = now, event.job.gpus
         elif not isinstance(event, Progressed):
-            since, gpus = self._running.pop(event.job.id)
-            self._gpu_seconds += gpus * (now - since)
+            self._end(event.job.id, now)
             # What is tried again has not failed yet.
             self._failures += (
                 isinstance(event, Failed) and event.job.shard is None and event.retry is None
             )
+
+    def _end(self, holder: str, now: float) -> None:
+        since, gpus = self._running.pop(holder)
+        self._gpu_seconds += gpus * (now - since)
 
     def _check(self) -> None:
         now, limits = self._clock(), self._limits

@@ -11,8 +11,8 @@ import io
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,14 @@ class OpenAIGenerator(Generator):
         served = self._delivery.bring(model)
         extra = request_keys(self._settings.server, model, decoding)
         busy, failures = _Busy(), list[TrialError]()
+        pictures = _DataUrls(2 * self._settings.concurrency)
 
         def ask(item: Item) -> Response | None:
             if failures:
                 return None
-            messages: list[Mapping[str, Any]] = [{"role": "user", "content": _content(item)}]
+            messages: list[Mapping[str, Any]] = [
+                {"role": "user", "content": question_parts(item, pictures.of)}
+            ]
             try:
                 with busy:
                     return self._ask(item, served, messages, extra)
@@ -104,7 +107,7 @@ class OpenAIGenerator(Generator):
 
         pool = ThreadPoolExecutor(max_workers=self._settings.concurrency)
         try:
-            asked = {pool.submit(ask, item): item for item in items}
+            asked = {pool.submit(ask, item): item for item in _by_picture(items)}
             for future in as_completed(asked):
                 response = future.result()
                 if response is not None:  # also what was under way when another failed
@@ -263,12 +266,57 @@ class _Busy:
             self.seconds = self._since - self._began
 
 
-def _content(item: Item) -> list[dict[str, Any]]:
-    """Return a question's parts, its pictures first, as the trial's own process shows them."""
+def question_parts(item: Item, url: Callable[[Picture], str] | None = None) -> list[dict[str, Any]]:
+    """Return a question's parts, its pictures first, as the trial's own process shows them.
+
+    Args:
+        item: the question.
+        url: gives a picture's data URL; None: it is made.
+    """
+    url = url or _data_url
     pictures: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in item.pictures
+        {"type": "image_url", "image_url": {"url": url(picture)}} for picture in item.pictures
     ]
     return [*pictures, {"type": "text", "text": item.prompt}]
+
+
+def _by_picture(items: Sequence[Item]) -> list[Item]:
+    """Return items with those of the same pictures one after another, else in their order.
+
+    A picture is then encoded once, here and by a server that keeps what it has read.
+    """
+    groups: dict[tuple[str, ...], list[Item]] = {}
+    for item in items:
+        groups.setdefault(tuple(picture.key for picture in item.pictures), []).append(item)
+    return [item for group in groups.values() for item in group]
+
+
+class _DataUrls:
+    """Pictures as they are sent, each made once for the questions that are asked about it."""
+
+    def __init__(self, kept: int) -> None:
+        """Nothing is made.
+
+        Args:
+            kept: how many pictures, those that were asked for last.
+        """
+        self._kept, self._lock = kept, threading.Lock()
+        self._made: dict[str, Future[str]] = {}
+
+    def of(self, picture: Picture) -> str:
+        """Return a picture's data URL; who asks while it is made waits for it."""
+        with self._lock:
+            found = self._made.pop(picture.key, None)
+            future = found or Future[str]()
+            self._made[picture.key] = future
+            if len(self._made) > self._kept:
+                del self._made[next(iter(self._made))]
+        if found is None:
+            try:
+                future.set_result(_data_url(picture))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
 
 
 def _data_url(picture: Picture) -> str:

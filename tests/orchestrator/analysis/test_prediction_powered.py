@@ -18,7 +18,13 @@ from orchestrator.analysis import prediction_powered_mean
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def slow(items: list[float], labelled: list[int], labels: list[float], judged: list[float]) -> Any:
+def slow(
+    items: list[float],
+    labelled: list[int],
+    labels: list[float],
+    judged: list[float],
+    paired: bool,
+) -> Any:
     """The formulas of the module's head, a sum at a time. Returns λ, value and half width."""
 
     def mean(values: list[float]) -> float:
@@ -40,24 +46,34 @@ def slow(items: list[float], labelled: list[int], labels: list[float], judged: l
     power = min(1.0, max(0.0, covariance(labels, g) / below))
     rest = [y - power * x for y, x in zip(labels, g, strict=True)]
     value = mean(labels) - power * (mean(judged) - mean(items))
-    squares = (n - 1) * covariance(rest, rest) + 3 * covariance(labels, labels)
-    first = squares / (n - 2 + 3) / n
+    low, high = min(items + judged + labels), max(items + judged + labels)
+    # what nobody gave, with what each weighs: one at each end, or a quarter there and half between
+    pseudo = [(low, 0.25), ((low + high) / 2, 0.5), (high, 0.25)] if paired else (
+        [(low, 1.0), (high, 1.0)]
+    )  # fmt: skip
+    weighed = [(left, 1.0) for left in rest]
+    weighed += [(label - power * mean(g), weight) for label, weight in pseudo]
+    counted = math.fsum(weight for _, weight in weighed)
+    middle = math.fsum(weight * left for left, weight in weighed) / counted
+    squares = math.fsum(weight * (left - middle) ** 2 for left, weight in weighed)
+    first = squares / (counted - 2) / counted
     second = power**2 * (whole - n) / whole**2 * covariance(others, others)
     df = (first + second) ** 2 / (first**2 / (n - 2) + second**2 / (whole - n - 1))
     return power, value, t.ppf(0.975, df) * math.sqrt(first + second)
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("answers", [1, 3])
-def test_it_is_the_slow_reference(answers: int) -> None:
+def test_it_is_the_slow_reference(answers: int, paired: bool) -> None:
     random = np.random.default_rng(answers)
     of_answers = random.integers(0, 7, size=(answers, 40)).astype(float)
     items = of_answers.mean(axis=0)
     labelled = random.permutation(40)[:15]
     judged = of_answers[0, labelled]
     labels = np.clip(judged + random.integers(-1, 3, size=15), 0, 6)
-    found = prediction_powered_mean(items, labelled, labels, judged)
+    found = prediction_powered_mean(items, labelled, labels, judged, paired=paired)
     given_ = (items.tolist(), labelled.tolist(), labels.tolist(), judged.tolist())
-    power, value, half = slow(*given_)
+    power, value, half = slow(*given_, paired)
     assert 0.3 < power < 1
     assert found.power == pytest.approx(power, rel=1e-12)
     assert found.corrected.value == pytest.approx(value, rel=1e-12)
@@ -176,3 +192,12 @@ def test_the_simulation_covers_and_is_seeded(
     rate, difference = found
     assert rate["raw_bias"] == pytest.approx(6, abs=0.5)  # (1 − 2 · 0.3) · 0.15
     assert difference["raw_bias"] == pytest.approx(-1.5, abs=0.5)  # 5 · (2 · 0.85 − 1) − 5
+
+
+def test_few_rare_labels_are_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 % of 60 labels are 6, and a judge that is right on 95 % errs 3 times."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    script = importlib.import_module("benchmarks.prediction_powered_simulation")
+    setting = script.Setting(kind="rate", accuracy=0.95, items=1000, labels=60, answers=1, rate=0.1)
+    found = script.simulate(setting, 600, 0)
+    assert 93 <= found["coverage"] <= 97

@@ -25,6 +25,12 @@ benchmarks:
   report: [{name: shapes, limit: 20}]
 primary: {metric: shapes/chair_i, goal: minimize}
 """
+#: One server answers for all arms, which train adapters.
+SERVED = f"""{STUDY}
+evaluation:
+  generator: {{kind: vllm, serves: study, options: {{tensor_parallel_size: 2}}}}
+"""
+ADAPTERS = {"language_model": "lora", "vision_encoder": "frozen", "projector": "frozen"}
 SHORT = {"training.max_steps": 10, "engine.feature_cache": "off"}
 
 

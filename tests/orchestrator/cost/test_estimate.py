@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.cost import machines
+from orchestrator.cost.budget import amounts
 from orchestrator.cost.estimate import Prices, estimate
+from orchestrator.cost.machines import places_for, places_on, server_gpus
 from orchestrator.cost.rates import ANY, Rates, RateSource
 from orchestrator.cost.workload import Workload
 from orchestrator.plan.plan import Plan
 
-from .conftest import SHORT, STUDY, known, seconds
+from .conftest import ADAPTERS, SERVED, SHORT, STUDY, known, seconds
 
 WorkOf = Callable[[Plan], Workload]
 RATES = {"imports": 2, "model": 1, "row": 0.001, "setup": 3, "step": 0.5, "answer": 0.1,
@@ -99,6 +102,43 @@ def test_gpu_time_is_what_is_held(plan_of: Callable[..., Plan], work_of: WorkOf)
     price = found.total.price(Prices(gpu_hour=2.0, cpu_hour=0.1))
     assert price == pytest.approx((held / 2 * 2.0 + whole / 2 * 0.1) / 3600)
     assert found.total.price(Prices(cpu_hour=0.1)) is None  # what the GPUs cost is not known
+
+
+def test_a_studys_server_holds_its_gpus_from_start_to_end(
+    plan_of: Callable[..., Plan], work_of: WorkOf
+) -> None:
+    on_gpu = {**SHORT, "engine.gpus_per_worker": 1}
+    work = work_of(plan_of(SERVED, overrides={**ADAPTERS, **on_gpu}))
+    assert server_gpus(work.trials) == 2  # its tensor_parallel_size
+    found = estimate(work, known(**RATES), at_once=2, server_gpus=2)
+    wall = BASE_HELD + 6 * HELD + SCORED
+    assert (found.wall, found.server and found.server.gpu) == pytest.approx((wall, 2 * wall))
+    assert found.gpu == found.total.gpu == pytest.approx(12 * HELD + BASE_HELD + 2 * wall)
+    price = Prices(gpu_hour=3.0)
+    assert found.price(price) == pytest.approx(3 * found.total.gpu / 3600)
+
+    # How long it runs is not known: what it costs neither, and what trials compute is.
+    unknown = estimate(work, known(**RATES), at_once=None, server_gpus=2)
+    assert (unknown.gpu, unknown.price(price)) == (None, None)
+    assert unknown.total.gpu == pytest.approx(12 * HELD + BASE_HELD)
+    taken = amounts(unknown, price)
+    assert (taken["gpu_hours"], taken["price"]) == (None, None)
+    assert taken["cpu_hours"] == pytest.approx((12 * TRIAL + BASE) / 3600)
+
+
+def test_a_server_that_nothing_asks_or_that_has_no_gpus_holds_none(
+    plan_of: Callable[..., Plan], work_of: WorkOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = {**SHORT, "engine.gpus_per_worker": 1}
+    work = work_of(plan_of(SERVED, overrides={**ADAPTERS, **on_gpu})).trials
+    assert server_gpus([replace(each, answered=True) for each in work]) == 0
+    assert server_gpus(work_of(plan_of(SERVED, overrides={**ADAPTERS, **SHORT})).trials) == 0
+    assert server_gpus(work_of(plan_of(STUDY, overrides=on_gpu)).trials) == 0
+    # Of four GPUs the trials have those that it leaves them.
+    monkeypatch.setattr(machines, "gpus", lambda: 4)
+    monkeypatch.setattr(machines, "cores", lambda: 64)
+    assert (places_for(work), places_for(work, 2), places_for(work, 4)) == (4, 2, None)
+    assert (places_on(work, 4), places_on(work, 0)) == (4, None)
 
 
 def test_workers_share_a_training(plan_of: Callable[..., Plan], work_of: WorkOf) -> None:

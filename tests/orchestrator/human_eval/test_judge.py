@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -100,6 +101,7 @@ def test_choices_on_sheets_correct_the_judges_win_less_lose(
         [ITEMS.index(item) - 4 for item, _ in people],
         list(people.values()),
         [verdicts[at] for at in people],
+        paired=True,
     )
     assert found["items"] == 36 and found["labelled"] == 20
     assert found["raw"]["value"] == pytest.approx(100 * sum(every) / 36)
@@ -160,8 +162,29 @@ def test_labels_correct_each_arm_and_the_difference(
     assert chip["corrected"]["value"] > 25
     assert chip["labelled"] == len(some) and chip["items"] == 40
     assert chip["difference"]["raw"]["value"] == -25
-    low, high = chip["difference"]["corrected"]["interval"]
-    assert -100 <= low < chip["difference"]["corrected"]["value"] < high <= 100
+    assert expected.corrected.interval is not None
+    assert chip["corrected"]["interval"] == pytest.approx(
+        [100 * bound for bound in expected.corrected.interval]
+    )
+
+    def apart(of: Callable[[str, int, str], float]) -> list[float]:
+        return [of("chip", own[item], item) - of("dpo", own[item], item) for item in both]
+
+    both = [item for item in some if item in labels["dpo"]]
+    difference = prediction_powered_mean(
+        [
+            fmean(hal("chip", seed)[item] - hal("dpo", seed)[item] for seed in (0, 1))
+            for item in ITEMS
+        ],
+        [ITEMS.index(item) for item in both],
+        apart(lambda arm, seed, item: labels[arm][item][seed][0]),
+        apart(lambda arm, seed, item: hal(arm, seed)[item]),
+        paired=True,
+    )
+    assert difference.corrected.interval is not None
+    assert chip["difference"]["corrected"]["interval"] == pytest.approx(
+        [100 * bound for bound in difference.corrected.interval]
+    )
     # Named by item, arm and seed the same labels say the same; more of one answer are averaged.
     rows = [
         {"item": item, "arm": arm, "seed": seed, "label": label}

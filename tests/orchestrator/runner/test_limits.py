@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +123,34 @@ def test_gpu_hours_are_those_that_jobs_hold(plan_of: PlanOf, tmp_path: Path) -> 
     told, limit = limited(plan_of(), tmp_path, Limits(max_gpu_hours=5.0), gpus=2)
     assert limit == "max_gpu_hours 5"
     assert told[-2:] == [f"Progressed {SECOND}", f"Failed {SECOND}"]
+
+
+def test_gpu_hours_are_those_too_that_a_studys_server_holds(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    jobs = [job for job, _, _ in jobs_for(plan_of(), Ledger(tmp_path), tmp_path)]
+
+    class Serving(Working):
+        def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+            return nullcontext([str(number) for number in range(gpus)])
+
+    def until(limit: float, *, gpus: int, started: float) -> tuple[list[str], str | None]:
+        """The jobs hold none; the server takes so many seconds to start."""
+        executor, told = Serving(), list[str]()
+        executor.clock = Clock()
+        limits = Limits(max_gpu_hours=limit)
+        limited = LimitedExecutor(executor, limits, executor.stop, executor.clock)
+        with suppress(KeyboardInterrupt), limited.reserved(gpus) as devices:
+            assert len(devices) == gpus
+            executor.clock.seconds += started
+            limited.run(jobs, lambda event: told.append(f"{type(event).__name__} {event.job.name}"))
+        return told, executor.stop.limit
+
+    # Three GPUs for an hour until the base has begun, and half an hour more until it tells.
+    told, limit = until(4.5, gpus=3, started=3600)
+    assert (told[:2], limit) == (["Started base", "Progressed base"], "max_gpu_hours 4.5")
+    assert until(4.5, gpus=3, started=3000)[0][-1] == "Finished base"
+    assert until(4.5, gpus=0, started=3600)[1] is None
 
 
 def run_timed(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from chip_core.config.trial import EvaluationConfig, TrialConfig
 from chip_core.evaluate import evaluate
@@ -14,7 +17,7 @@ from chip_core.evaluation.generators.answering import measure
 from chip_core.evaluation.generators.base import ServerLostError
 from chip_core.evaluation.generators.delivery import SERVED
 from chip_core.evaluation.generators.openai import OpenAIGenerator
-from chip_core.evaluation.task import Decoding, Item
+from chip_core.evaluation.task import Decoding, Item, Picture
 from chip_core.results import Progress
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
@@ -136,6 +139,46 @@ def test_a_server_of_this_process_is_asked_past_the_environment_s_proxy(
         generator = OpenAIGenerator(settings(judge.url), tmp_path, {"base": "m"}, key="k")
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
             generator.answer([item], model, Decoding(max_new_tokens=2), print)
+
+
+def test_a_picture_is_encoded_once_for_its_questions(tmp_path: Path) -> None:
+    """Three pictures, five questions each in turn; each question has its own picture."""
+    read: list[str] = []
+
+    def picture(key: str) -> Picture:
+        def open_it() -> Image.Image:
+            read.append(key)
+            return Image.new("RGB", (4, 4), key)
+
+        return Picture(key=key, read=open_it)
+
+    def sees(handler: Any, number: int, body: Any) -> None:
+        shown, asked = body["messages"][0]["content"]
+        held = base64.b64decode(shown["image_url"]["url"].split(",")[1])
+        colour = Image.open(io.BytesIO(held)).getpixel((0, 0))
+        handler.say(f"{asked['text']} {colour}", model=body["model"])
+
+    colours = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
+    items = [
+        Item(id=f"{key} {number}", prompt=f"{number}?", pictures=(picture(key),))
+        for number in range(5)
+        for key in colours
+    ]
+    model, said = arm_context(tmp_path, None).answering_model, dict[str, str]()
+    with serving(sees) as server:
+        generator = OpenAIGenerator(settings(server.url, concurrency=8), tmp_path, {"base": "m"})
+        generator.answer(
+            items,
+            model,
+            Decoding(max_new_tokens=2),
+            lambda made: said.update((item.id, response.text) for item, response in made),
+        )
+    assert said == {
+        f"{key} {number}": f"{number}? {colour}"
+        for key, colour in colours.items()
+        for number in range(5)
+    }
+    assert sorted(read) == sorted(colours)
 
 
 def test_a_model_that_is_not_served_ends_it_with_what_to_do(tmp_path: Path, arms: Arms) -> None:

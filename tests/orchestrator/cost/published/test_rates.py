@@ -20,7 +20,7 @@ from orchestrator.cost.published.rows import rows_of_trial
 from orchestrator.cost.workload import Workload
 from orchestrator.plan.plan import Plan
 
-from ..conftest import SHORT, STUDY
+from ..conftest import ADAPTERS, SERVED, SHORT, STUDY
 
 H100 = DEVICES["h100-80gb"]
 ON_GPU = ["--set", "engine.gpus_per_worker=1", "--set", "training.max_steps=10"]
@@ -86,6 +86,32 @@ def test_a_plan_on_eight_gpus(call: Callable[..., tuple[int, str, str]]) -> None
     flat = " ".join(call("plan", "--device", "h100-80gb")[1].split())
     assert "GPU hours on h100-80gb, from published rates" in flat
     assert "NVIDIA H100 datasheet" in flat
+
+
+def test_a_studys_server_takes_some_of_the_gpus(
+    write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(*given: str) -> str:
+        device = ["--device", "h100-80gb", "--gpus", *given]
+        adapters = [part for name in ADAPTERS for part in ("--set", f"{name}={ADAPTERS[name]}")]
+        with pytest.raises(SystemExit):
+            main(["plan", str(write_study(SERVED)), *ON_GPU, *adapters, *device])
+        return capsys.readouterr().out
+
+    cost = json.loads(plan("5", "--json"))["cost"]
+    assert cost["at_once"] == 5 - 2
+    for found in (cost, cost["fastest"]):
+        assert found["server"]["gpu_seconds"] == pytest.approx(2 * found["wall_seconds"])
+        jobs = sum(arm["gpu_seconds"] for arm in [*found["arms"], *cost["passes"]])
+        whole = jobs + found["server"]["gpu_seconds"]
+        assert found["total"]["gpu_seconds"] == pytest.approx(whole)
+    assert cost["gpu_hours"] == pytest.approx(cost["total"]["gpu_seconds"] / 3600)
+    lines = plan("5").splitlines()
+    (row,) = [line for line in lines if line.startswith("the study's server")]
+    assert [*row.split()[3:6], row.split()[6]] == ["—", "—", "—", "none"]
+    # Nothing is left for the trials.
+    cost = json.loads(plan("2", "--json"))["cost"]
+    assert (cost["at_once"], cost["gpu_hours"], cost["cpu_hours"] is None) == (None, None, False)
 
 
 def test_what_is_given_takes_the_place_of_what_is_published(

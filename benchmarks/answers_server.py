@@ -1,0 +1,300 @@
+"""How fast a server on this machine answers, beside the generator of the trial's own process.
+
+    python -m benchmarks.answers_server [--items 64] [--rounds 3] [--concurrency 8] [--json]
+
+`transformers serve` on 127.0.0.1, in fp32 on the CPU, has the embedded world's model, and takes
+turns with ways of answering the same questions here. All have one thread:
+
+- `here`: as a trial does by default, in batches of 64;
+- `here, one at a time`: what a server's own computing takes that answers one request after another;
+- `bare`: its requests made ready beforehand, one after another on one connection: its own pace;
+- `server`: as a trial does with `evaluation.generator: {kind: openai, server: transformers}`.
+
+Then four arms' adapters, asked side by side, beside one arm that is asked four times the questions.
+Seconds are of the clock, CPU seconds those of this process and of the server's. `same answers`: how
+many are those of the first way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import torch
+
+from benchmarks.machine import describe
+from chip_core.config.generator import GeneratorConfig
+from chip_core.config.trial import LoraConfig, ModelConfig
+from chip_core.evaluation import BENCHMARKS
+from chip_core.evaluation.generators.base import AnsweringModel
+from chip_core.evaluation.generators.local_server import LocalServer
+from chip_core.evaluation.generators.openai import OpenAIGenerator
+from chip_core.evaluation.generators.transformers import TransformersGenerator
+from chip_core.evaluation.generators.vllm import free_port
+from chip_core.evaluation.task import Decoding, Item
+from chip_core.models import loading
+from chip_core.models.adapters import decoder_linears
+from chip_core.shapes import MODEL_FOLDER
+
+ARMS = 4
+LONGEST = Decoding(max_new_tokens=32)
+
+Answers = dict[str, str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--items", type=int, default=64, help="questions of a round, of each arm")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    machine = describe()
+    world = BENCHMARKS["shapes"].items("report", data=None, protocol="official")
+    with tempfile.TemporaryDirectory() as name, served(Path(name)) as (url, server):
+        found = {
+            "benchmark": "answers_server",
+            "machine": machine,
+            "items": options.items,
+            "concurrency": options.concurrency,
+            "one model": _one(world[: options.items], url, server, options),
+            "arms": _arms(world[: ARMS * options.items], url, server, options, Path(name)),
+        }
+    if options.json:
+        print(json.dumps(found))
+        return
+    for part in ("one model", "arms"):
+        for way, figures in found[part].items():
+            print(f"{part}: {way}: {figures}")
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Have transformers' server running; yield its URL and its process."""
+    port = free_port()
+    program = Path(sys.executable).with_name("transformers")
+    server = LocalServer(
+        [
+            *(str(program), "serve", "--host", "127.0.0.1", "--port", str(port)),
+            *("--device", "cpu", "--dtype", "float32", "--log-level", "error"),
+        ],
+        health=f"http://127.0.0.1:{port}/health",
+        log=folder / "serve.log",
+        environment={"OMP_NUM_THREADS": "1"},
+        patience=300,
+    )
+    try:
+        (process,) = [
+            each
+            for each in psutil.Process().children(recursive=True)
+            if str(port) in each.cmdline() and "-c" not in each.cmdline()
+        ]
+        yield f"http://127.0.0.1:{port}/v1", process
+    finally:
+        server.stop()
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of answering, which returns what was said."""
+
+    name: str
+    answer: Callable[[], Answers]
+
+
+def _one(
+    items: Sequence[Item], url: str, server: psutil.Process, options: argparse.Namespace
+) -> dict[str, Any]:
+    model = _base()
+    generator = _generator(url, options.concurrency)
+    requests = _requests(items, model)
+    ways = [
+        Way("here", lambda: _answered(TransformersGenerator(batch_size=64), items, model)),
+        Way(
+            "here, one at a time",
+            lambda: _answered(TransformersGenerator(batch_size=1), items, model),
+        ),
+        Way("bare", lambda: _bare(url, items, requests)),
+        Way("server", lambda: _answered(generator, items, model)),
+    ]
+    found = _rounds(ways, server, options.rounds, len(items))
+    generator.close()
+    own = found["server"]["seconds"]
+    found["compared"] = {
+        "server over here": round(found["here"]["seconds"] / own, 3),
+        "server over here, one at a time": round(found["here, one at a time"]["seconds"] / own, 3),
+        "server over bare": round(found["bare"]["seconds"] / own, 3),
+    }
+    return found
+
+
+def _arms(
+    items: Sequence[Item], url: str, server: psutil.Process, options: argparse.Namespace, at: Path
+) -> dict[str, Any]:
+    """Answer a quarter of the items by each arm, side by side, and all of them by one."""
+    models = [_arm(at / f"arm-{number}", number) for number in range(ARMS)]
+    generators = [_generator(url, options.concurrency // ARMS or 1) for _ in models]
+    alone = _generator(url, options.concurrency)
+    few = items[: options.items]
+
+    def together() -> Answers:
+        with ThreadPoolExecutor(ARMS) as pool:
+            said = pool.map(lambda pair: _answered(*pair), [
+                (generator, few, model) for generator, model in zip(generators, models, strict=True)
+            ])  # fmt: skip
+            return {
+                f"{model.weights} {item}": text
+                for model, answers in zip(models, said, strict=True)
+                for item, text in answers.items()
+            }
+
+    ways = [
+        Way("four arms", together),
+        Way("one arm, four times the items", lambda: _answered(alone, items, models[0])),
+    ]
+    for way in ways:  # the server loads the merged models
+        way.answer()
+    found = _rounds(ways, server, options.rounds, len(items))
+    four, one = (found[way.name]["seconds"] for way in ways)
+    found["compared"] = {"four arms over one": round(four / one, 3)}
+    for generator in (*generators, alone):
+        generator.close()
+    return found
+
+
+def _rounds(
+    ways: Sequence[Way], server: psutil.Process, rounds: int, items: int
+) -> dict[str, dict[str, Any]]:
+    """Let ways take turns; return each one's middle round."""
+    taken: dict[str, list[tuple[float, float, float]]] = {way.name: [] for way in ways}
+    said: dict[str, Answers] = {}
+    for number in range(rounds + 1):
+        for way in ways:
+            before = _clocks(server)
+            said[way.name] = way.answer()
+            if number:  # the first one warms up
+                after = _clocks(server)
+                taken[way.name].append(
+                    (after[0] - before[0], after[1] - before[1], after[2] - before[2])
+                )
+    found: dict[str, dict[str, Any]] = {}
+    for name, each in taken.items():
+        seconds, own, theirs = (statistics.median(part) for part in zip(*each, strict=True))
+        found[name] = {
+            "seconds": round(seconds, 3),
+            "items/s": round(items / seconds, 2),
+            "cpu here": round(own, 3),
+            "cpu of the server": round(theirs, 3),
+            "rounds": [round(one[0], 3) for one in each],
+        }
+        shared = said[name].keys() & said[ways[0].name].keys()
+        if shared:
+            found[name]["same answers"] = sum(
+                said[name][item] == said[ways[0].name][item] for item in shared
+            )
+    return found
+
+
+def _clocks(server: psutil.Process) -> tuple[float, float, float]:
+    theirs = server.cpu_times()
+    return time.perf_counter(), time.process_time(), theirs.user + theirs.system
+
+
+def _answered(generator: Any, items: Sequence[Item], model: AnsweringModel) -> Answers:
+    said: Answers = {}
+    generator.answer(
+        items, model, LONGEST, lambda made: said.update((item.id, a.text) for item, a in made)
+    )
+    return said
+
+
+def _generator(url: str, concurrency: int) -> OpenAIGenerator:
+    settings = GeneratorConfig.model_validate(
+        {
+            **{"kind": "openai", "server": "transformers", "version": "5", "base_url": url},
+            **{"concurrency": concurrency, "retries": 0},
+        }
+    )
+    return OpenAIGenerator(settings, Path(tempfile.mkdtemp()))
+
+
+def _base() -> AnsweringModel:
+    model, processor = loading.load(ModelConfig(path="shapes"))
+    return AnsweringModel(model=model, processor=processor, weights="base", base=str(MODEL_FOLDER))
+
+
+def _arm(folder: Path, seed: int) -> AnsweringModel:
+    """Return an arm with an adapter that changes what is said, as PEFT saves it."""
+    import peft
+
+    base = ModelConfig(path="shapes")
+    model, processor = loading.load(base)
+    targets = decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if ".lora_" in name:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=draw))
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    processor.save_pretrained(folder)
+    model, processor = loading.load(base, trained=folder)
+    return AnsweringModel(
+        model=model,
+        processor=processor,
+        weights=folder.name,
+        base=str(MODEL_FOLDER),
+        trained=folder,
+    )
+
+
+def _requests(items: Sequence[Item], model: AnsweringModel) -> list[bytes]:
+    """Return the bodies that the generator sends."""
+    from chip_core.evaluation.generators.openai import question_parts, request_keys
+
+    extra = request_keys("transformers", model, LONGEST)
+    return [
+        json.dumps(
+            {
+                "model": model.base,
+                "messages": [{"role": "user", "content": question_parts(item)}],
+                **extra,
+            }
+        ).encode()
+        for item in items
+    ]
+
+
+def _bare(url: str, items: Sequence[Item], requests: Sequence[bytes]) -> Answers:
+    place = urlsplit(url)
+    assert place.hostname is not None
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=600)
+    said: Answers = {}
+    for item, body in zip(items, requests, strict=True):
+        connection.request(
+            "POST", f"{place.path}/chat/completions", body, {"Content-Type": "application/json"}
+        )
+        answer = json.loads(connection.getresponse().read())
+        said[item.id] = answer["choices"][0]["message"]["content"].strip()
+    connection.close()
+    return said
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

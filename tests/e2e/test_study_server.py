@@ -1,0 +1,120 @@
+"""One server for all arms of a study on Ray: it ends with a study that is killed, which goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chip_core.evaluation.generators import vllm
+from chip_core.evaluation.generators.study_server import ADDRESS
+from chip_core.utils.files import read_records
+from orchestrator.state.ledger import Ledger
+
+from ..chip_core.evaluation.generators.standing_in import REAL, write_program
+
+PROGRAM = Path(sys.executable).parent / "chip-ablate"
+STUDY = """
+study: served
+question: Which?
+recipe: shapes
+factors:
+  objective: [dpo, chip]
+seeds: [0]
+baseline: {objective: dpo}
+benchmarks:
+  report: [{name: shapes, limit: 6, max_new_tokens: 20}]
+primary: {metric: shapes/chair_i, goal: minimize}
+evaluation:
+  generator: {kind: vllm, serves: study, retries: 1}
+  parity: {items: 2, share: 1.0}
+"""
+SET = [
+    *("vision_encoder=frozen", "projector=frozen", "language_model=lora", "optimizer.lr=3e-3"),
+    *("training.max_steps=2", "training.batch_size=2", "engine.threads=1"),
+]
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def arguments(executor: str) -> list[str]:
+    settings = [part for setting in SET for part in ("--set", setting)]
+    return ["run", "served.yaml", *settings, "--workdir", executor, "--executor", executor]
+
+
+def start(folder: Path, executor: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(PROGRAM), *arguments(executor)],
+        cwd=folder,
+        env={**os.environ, vllm.PROGRAM: str(folder / "vllm")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended_well(program: subprocess.Popen[str]) -> None:
+    told, _ = program.communicate(timeout=900)
+    assert program.returncode == 0, told
+
+
+def soon(what: Callable[[], bool], program: subprocess.Popen[str] | None = None) -> None:
+    until = time.monotonic() + 600
+    while not what():
+        assert program is None or program.poll() is None, program.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def figures(workdir: Path) -> dict[str, Mapping[str, float]]:
+    """What each trial came to, by its fingerprint."""
+    ledger = Ledger(workdir)
+    found = {}
+    for fingerprint in {str(entry["job"]) for entry in entries(workdir)}:
+        (scored,) = ledger[fingerprint].evaluations.values()
+        assert scored.evaluation.metadata["parity"]["equal"] == 2
+        found[fingerprint] = scored.evaluation.metrics
+    return found
+
+
+def entries(workdir: Path) -> list[dict[str, object]]:
+    made = read_records(workdir / "ledger" / "ledger.jsonl")
+    return [entry for entry in made if entry["event"] == "finished"]
+
+
+def test_arms_on_ray_share_a_server_which_ends_with_a_study_that_is_killed(
+    tmp_path: Path, with_store: Callable[[Path], Path]
+) -> None:
+    write_program(tmp_path, REAL)
+    (tmp_path / "served.yaml").write_text(STUDY)
+    for executor in ("ray", "inline"):
+        with_store(tmp_path / executor)
+    program = start(tmp_path, "ray")
+    folder = tmp_path / "ray" / "engines" / "served"
+
+    def answers_an_arm() -> bool:
+        log = folder / "vllm-1.log"
+        return log.exists() and "loaded chip-" in log.read_text()
+
+    soon(answers_an_arm, program)
+    begun = [psutil.Process(program.pid), *psutil.Process(program.pid).children(recursive=True)]
+    serving = [each for each in begun if "standing_in" in " ".join(each.cmdline())]
+    assert serving
+    program.kill()
+    program.communicate()
+    soon(lambda: not any(each.is_running() for each in begun))
+
+    again = start(tmp_path, "ray")
+    ended_well(again)
+    assert not (folder / ADDRESS).exists()
+    ended_well(start(tmp_path, "inline"))
+    on_ray, inline = figures(tmp_path / "ray"), figures(tmp_path / "inline")
+    assert len(on_ray) == 3
+    assert on_ray == inline
