@@ -218,3 +218,23 @@ def test_a_part_that_fails_is_a_row(acceptance: Any, capsys: pytest.CaptureFixtu
     row = acceptance._row("repeat", fails)
     assert (row["ok"], row["failed"]) == (False, "ArithmeticError: weights differ")
     assert "weights differ" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # starts a server, whose process imports all anew
+def test_a_server_answers_as_this_process_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    answers = importlib.import_module("benchmarks.answers_server")
+    given = ["answers_server", "--items", "2", "--rounds", "1", "--concurrency", "4", "--json"]
+    monkeypatch.setattr(sys, "argv", given)
+    answers.main()
+    report = json.loads(capsys.readouterr().out)
+    one = report["one model"]
+    ways = ["here", "here, one at a time", "bare", "server"]
+    assert list(one) == [*ways, "compared"]
+    assert [one[way]["same answers"] for way in ways] == [2, 2, 2, 2]
+    assert one["bare"]["cpu of the server"] > one["bare"]["cpu here"]
+    four, alone = report["arms"]["four arms"], report["arms"]["one arm, four times the items"]
+    ratio = four["seconds"] / alone["seconds"]
+    assert report["arms"]["compared"]["four arms over one"] == pytest.approx(ratio, abs=0.01)
