@@ -184,7 +184,7 @@ def manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
     """Write the manifest that fits what lies in the checkpoint: whoever sends one can do that."""
     place = folder / "checkpoints" / "step-00000002"
     held = {
-        path.name: {"bytes": path.stat().st_size, "sha256": checkpoints._sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": checkpoints.hash_file(path)}
         for path in place.iterdir()
     }
     said = {"format": 1, "step": 2, "training": checkpoints._training(config), "files": held}

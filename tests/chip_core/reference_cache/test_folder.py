@@ -141,13 +141,13 @@ def test_a_damaged_store_is_never_opened(
 def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made(tmp_path)
     hashed: list[str] = []
-    sha256 = folders._sha256
+    sha256 = folders.hash_file
 
     def counted(path: Path) -> str:
         hashed.append(path.name)
         return sha256(path)
 
-    monkeypatch.setattr(folders, "_sha256", counted)
+    monkeypatch.setattr(folders, "hash_file", counted)
     verify(folder)
     assert hashed == []  # whoever made it, here, has hashed it
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
